@@ -1,0 +1,16 @@
+"""The top floor as a Django app: its commands come before Django's own of the same name."""
+
+from django.apps import AppConfig
+
+
+class KvsiteConfig(AppConfig):
+    """Stands after ``auth``, whose signal it undoes, and before ``staticfiles``, whose ``runserver`` it replaces."""
+
+    name = "kvsite"
+    label = "kvsite"
+
+    def ready(self) -> None:
+        """Undo what would ask a database."""
+        from kvsite.dashboard.auth import forget_last_login  # noqa: PLC0415  # needs the app registry
+
+        forget_last_login()

@@ -1,0 +1,45 @@
+"""``python -m kvsite.healthcheck``: exit 0 when the replica of this environment is ready, for container runtimes.
+
+It asks over HTTP, as a client would, and loads no Django: it runs every few seconds.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import sys
+
+from kvsite.config import Config, current
+
+TIMEOUT_S = 2.0
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where to ask, if it listens everywhere
+
+
+def is_ready(config: Config) -> bool:
+    """Return whether the replica of ``config`` on this machine is ready."""
+    host, port = config.listen
+    return answers_ready(config.scheme, _LOOPBACK.get(host, host), port)
+
+
+def answers_ready(scheme: str, host: str, port: int) -> bool:
+    """Return whether GET /readyz answers 200 there."""
+    connection = _connect(scheme, host, port)
+    try:
+        connection.request("GET", "/readyz", headers={"Host": "localhost"})
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _connect(scheme: str, host: str, port: int) -> http.client.HTTPConnection:
+    if scheme == "http":
+        return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+    # What a certificate calls this machine does not matter to a question without secrets.
+    unverified = ssl._create_unverified_context()  # noqa: S323, SLF001
+    return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=unverified)
+
+
+if __name__ == "__main__":
+    sys.exit(0 if is_ready(current()) else 1)

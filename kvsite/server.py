@@ -1,0 +1,267 @@
+"""Puts one replica together, and serves it from one process.
+
+    Config -> settings of the floors below -> CausalStore -> Engine ─┐
+                                              Replica, Transport ────┴-> Node -> bound to the views -> HTTP
+
+Serving is granian's: one Rust thread takes connections, and a pool of Python threads runs requests, beside the
+replica's own threads, all in this one process. (granian's usual server forks: then kill -9 of the parent leaves a child
+that goes on serving, and the exit code is not the replica's.) Its server for threads is meant for Python without a GIL
+and refuses to run with one; everything works with one, so that check is overridden. These are private methods: the
+version is pinned, and tests/test_server.py starts the real thing.
+
+The end of a replica, within ``STOP_TIMEOUT_S`` of SIGTERM, SIGINT or SIGHUP:
+
+1. the gate closes: clients get 503, those that wait are woken, and no further update is issued here;
+2. the node hands over what only it has, and leaves. HTTP is still served meanwhile: a member that needs a snapshot
+   pulls it from here;
+3. connections are refused, requests in flight get a moment to end, and the process exits: 0, or 1 if updates died.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from granian._granian import SocketHolder
+from granian.constants import HTTPModes, Interfaces, RuntimeModes
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.mt import MTServer
+
+import replication.api.bound
+import store.api.bound
+from kvsite.config import Config
+from replication.address import join_address
+from replication.node import Node
+from replication.replica import Replica
+from replication.settings import ReplicationSettings
+from replication.transport import TransportSettings
+from store.api.bound import Limits
+from store.engine import Engine, read_clocks
+from store.settings import StoreSettings
+
+if TYPE_CHECKING:
+    from kvsite.wsgi import Application
+
+logger = logging.getLogger("causeway")
+
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+STOP_TIMEOUT_S = 9.0
+"""From the signal to the exit; SPEC 4 promises ten seconds."""
+
+HAND_OVER_S = 7.0
+"""Of these, how many the node has to find a member that takes what only this replica has."""
+
+MAX_CONNECTIONS = 8192
+"""Connections open at once, idle ones included. Each costs a file descriptor and little memory."""
+
+IDLE_TIMEOUT_MS = 75_000
+"""After so long without a request a connection is closed; above the minute that a pool or a proxy keeps one."""
+
+
+class StartError(Exception):
+    """The replica cannot start; one line for the operator."""
+
+
+class ReplicaServer(MTServer):
+    """granian's server for threads, listening on one socket that nobody else can listen on.
+
+    ``drain`` runs when a signal asks for the end, while requests are still answered.
+    """
+
+    def __init__(self, config: Config, drain: Callable[[], None]) -> None:
+        super().__init__(
+            "causeway",  # A name for messages; the application is handed to serve().
+            interface=Interfaces.WSGI,
+            runtime_mode=RuntimeModes.mt,
+            blocking_threads=config.threads,
+            http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(header_read_timeout=IDLE_TIMEOUT_MS),
+            websockets=False,
+            backpressure=MAX_CONNECTIONS,
+            log_level=LogLevels.error,  # a warning would say at each start that threads are experimental
+            log_dictconfig=settings.LOGGING,
+            ssl_cert=config.tls_cert,
+            ssl_key=config.tls_key,
+        )
+        self._listen = config.listen
+        self._drain = drain
+        self._deadline = 0.0
+        self.stuck = False
+
+    def _check_gil(self) -> None:
+        """Run with a GIL as well: see the module's text."""
+
+    def _init_shared_socket(self) -> None:
+        """Bind. granian's own way sets SO_REUSEPORT: a second replica on the same port would start and share it."""
+        descriptor, is_uds = bind(*self._listen).detach(), False
+        self._shd: Any = SocketHolder(descriptor, is_uds, self.backlog)  # type: ignore[call-arg]  # its stub has no __new__
+        self._ssp = None
+
+    def _serve_loop(self, *_: Any) -> None:
+        """Wait for the end, synchronously: a handler could run while a lock that it needs is held by what it stops."""
+        while signal.sigtimedwait(STOP_SIGNALS, 1.0) is None:
+            if self.interrupt_children:  # The worker ended by itself, which granian has logged.
+                return
+        self._deadline = time.monotonic() + STOP_TIMEOUT_S
+        self._drain()
+
+    def _stop_workers(self) -> None:
+        """Refuse connections and let requests in flight end, but do not wait for a client that never will."""
+        workers: list[Any] = self.wrks  # without annotations
+        for worker in workers:
+            worker.terminate()
+            worker.join(max(0.1, self._deadline - time.monotonic()))
+            self.stuck |= worker.inner.is_alive()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to ``host`` and ``port``. Raises ``StartError``, one line, where that cannot be."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and host == "::":
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # everywhere means IPv4 as well
+        bound.bind(address)
+    except OSError as exc:
+        raise StartError(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from exc
+    bound.setblocking(False)  # noqa: FBT003  # the standard library's
+    return bound
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One replica, put together."""
+
+    config: Config
+    engine: Engine
+    node: Node
+
+
+def build(config: Config, on_fatal: Callable[[str], None]) -> Runtime:
+    """Put one replica together and bind the views to it; nothing runs yet.
+
+    ``on_fatal``: called with a sentence when this process must not go on, such as a second one with its address.
+    """
+    replica = Replica(
+        config.address,
+        config.seeds,
+        now=read_clocks(),
+        rng=random.SystemRandom(),
+        settings=ReplicationSettings(sync_interval_s=config.sync_interval_s, down_after_s=config.down_after_s),
+        store_settings=StoreSettings(
+            max_log_bytes=config.max_log_bytes,
+            max_memory_bytes=config.max_memory_bytes,
+            max_pending=config.max_pending,
+            max_deferred=config.max_deferred,
+            max_watchers=config.max_watchers,
+            defer_timeout_s=config.defer_timeout_s,
+        ),
+    )
+    engine = Engine(replica.store)
+    transport = TransportSettings(
+        # One that hangs must not look alive for longer than one that is gone.
+        timeout_s=min(1.0, config.down_after_s / 2),
+        scheme=config.scheme,
+        verify=str(config.tls_ca) if config.tls_ca else True,
+    )
+    node = Node(replica, engine, transport, on_fatal=on_fatal, is_open=config.open)
+    limits = Limits(
+        max_body_bytes=config.max_body_bytes,
+        max_key_bytes=config.max_key_bytes,
+        max_value_bytes=config.max_value_bytes,
+        max_clock_entries=config.max_clock_entries,
+        max_batch=config.max_batch,
+    )
+    store.api.bound.bind(engine, limits)
+    replication.api.bound.bind(node)
+    return Runtime(config, engine, node)
+
+
+def run(config: Config, *, until_stdin_closes: bool = False) -> int:
+    """Serve one replica until a signal ends it. Returns the exit code; raises ``StartError`` before it serves.
+
+    ``until_stdin_closes``: end as well when nobody holds the other end of standard input any more.
+    """
+    # First of all, so that every thread inherits it: signals are taken by one call, where nothing can be interrupted.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    if until_stdin_closes:
+        threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
+    problems: list[str] = []
+
+    def stop_because(reason: str) -> None:
+        problems.append(reason)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def drain() -> None:
+        logger.info("stopping: no more requests are taken; handing over what only this replica has")
+        dying = runtime.node.stop(HAND_OVER_S)
+        if dying:
+            problems.append(f"{dying} updates die with this replica: no other member could be reached")
+
+    raise_file_limit(MAX_CONNECTIONS + 256)
+    server = ReplicaServer(config, drain)
+    runtime = build(config, stop_because)
+    server.on_startup(lambda: announce(config))
+    server.on_startup(runtime.node.start)
+    server.serve(target_loader=load_application, wrap_loader=False)
+    for problem in dict.fromkeys(problems):
+        print(problem, file=sys.stderr)  # noqa: T201  # the last word is for whoever started it, log or not
+    code = 1 if problems or server.interrupt_children else 0
+    logger.info("stopped")
+    if server.stuck:
+        # A request that nothing can wake holds its thread, and an exit in good order would wait for it for ever.
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+def announce(config: Config) -> None:
+    """Say in the log where this replica is, whom it asks, and whether anybody may come in."""
+    host, port = config.listen
+    logger.info("replica %s listens on %s://%s", config.address, config.scheme, join_address(host, port))
+    others = [seed for seed in config.seeds if seed != config.address]
+    logger.info("asking %s", ", ".join(others) if others else "nobody: VIEW names no other replica")
+    if config.open:
+        logger.warning("open: anybody who can reach it may read and write; see KV_CLUSTER_SECRET, KV_API_TOKENS")
+
+
+def load_application() -> Application:
+    """Return the WSGI application; imported late, for it sets Django up."""
+    from kvsite.wsgi import application  # noqa: PLC0415
+
+    # What is loaded by now stays: full collections need not look through it while requests wait.
+    gc.collect()
+    gc.freeze()
+    return application
+
+
+def raise_file_limit(wanted: int) -> None:
+    """Let this process have ``wanted`` files open, as far as the system allows: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _end_with_stdin() -> None:
+    """Ask this process to end, as SIGTERM does, once standard input is at its end."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

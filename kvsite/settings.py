@@ -1,0 +1,115 @@
+"""Django's settings. What an operator sets is in ``kvsite.config``; this is what follows from it.
+
+Django serves without a database here: data lives in the engine, sessions in signed cookies, and the admin site shows
+one page that is ours. Of the three settings that command flags of ``run_replica`` can override (address, bind, seeds)
+none is used in this module, so it may read the environment before the flags are known.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kvsite.config import current
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+_DASHBOARD = BASE_DIR / "kvsite" / "dashboard"
+_CONFIG = current()
+
+DEBUG = False
+SECRET_KEY = _CONFIG.django_secret_key()
+# Hosts are checked by kvsite.hosts, which knows the members and takes names with underscores.
+ALLOWED_HOSTS = ["*"]
+ROOT_URLCONF = "kvsite.urls"
+WSGI_APPLICATION = "kvsite.wsgi.application"
+APPEND_SLASH = False  # /kvs/a and /kvs/a/ are different keys
+USE_I18N = False
+USE_TZ = True
+LANGUAGE_CODE = "en"
+DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+
+# A dictionary with no database in it is not the same as none: Django then refuses every query with a clear error.
+DATABASES: dict[str, Any] = {}
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
+
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    "kvsite.apps.KvsiteConfig",
+    "django.contrib.admin.apps.SimpleAdminConfig",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "replication.apps.ReplicationConfig",
+    "store.apps.StoreConfig",
+]
+
+# The first is for everybody. The others step aside unless the path is the dashboard's: see their module.
+MIDDLEWARE = [
+    "kvsite.hosts.HostMiddleware",
+    "kvsite.dashboard.middleware.DashboardSecurity",
+    "kvsite.dashboard.middleware.DashboardSession",
+    "kvsite.dashboard.middleware.DashboardCsrf",
+    "kvsite.dashboard.middleware.DashboardUser",
+    "kvsite.dashboard.middleware.DashboardMessages",
+    "kvsite.dashboard.middleware.DashboardFrames",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [_DASHBOARD / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+STATIC_URL = "/static/"
+STATICFILES_DIRS = [_DASHBOARD / "static"]
+
+AUTHENTICATION_BACKENDS = ["kvsite.dashboard.auth.PasswordBackend"]
+SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+SESSION_COOKIE_AGE = 12 * 3600
+SESSION_COOKIE_SAMESITE = "Strict"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _CONFIG.scheme == "https"
+MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
+LOGIN_URL = "admin:login"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+
+# Who reads a body says how long it may be: the API (KV_MAX_BODY_BYTES), replicas among themselves, the login form
+# (kvsite.dashboard.middleware). Django's one limit for all would be wrong for two of the three.
+DATA_UPLOAD_MAX_MEMORY_SIZE = None
+
+REST_FRAMEWORK: dict[str, Any] = {
+    # Who may do what is checked by the API's own guards (SPEC 5), not by accounts, which do not exist.
+    "DEFAULT_AUTHENTICATION_CLASSES": [],
+    "DEFAULT_PERMISSION_CLASSES": [],
+    "UNAUTHENTICATED_USER": None,
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+}
+
+LOGGING_CONFIG = "logging.config.dictConfig"
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"}},
+    "filters": {"unusual": {"()": "kvsite.logs.Unusual"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "INFO"},
+    "loggers": {
+        # Replaces Django's default, which mails administrators.
+        "django": {"handlers": [], "level": "INFO", "propagate": True},
+        "django.request": {"filters": ["unusual"]},
+        "_granian": {"level": "ERROR"},  # granian's own
+    },
+}

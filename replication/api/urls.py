@@ -1,0 +1,23 @@
+"""Routes of the view, of the exchange between replicas, and of health checks."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from replication.api.views import (
+    ExchangeView,
+    HealthView,
+    ReadyView,
+    SnapshotView,
+    StatusView,
+    ViewView,
+)
+
+urlpatterns = [
+    path("view", ViewView.as_view(), name="view"),
+    path("replication/exchange", ExchangeView.as_view(), name="exchange"),
+    path("replication/snapshot", SnapshotView.as_view(), name="snapshot"),
+    path("replication/status", StatusView.as_view(), name="status"),
+    path("healthz", HealthView.as_view(), name="healthz"),
+    path("readyz", ReadyView.as_view(), name="readyz"),
+]

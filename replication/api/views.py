@@ -1,0 +1,128 @@
+"""The endpoints of the replica: its view, the exchange with peers, status and health. All call the node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import msgspec
+from django.http import HttpResponse
+from rest_framework.exceptions import NotFound, ParseError
+from rest_framework.request import Request
+
+from replication.address import parse_address
+from replication.api.bound import bound, node
+from replication.errors import BadMessage
+from store.api import parsing
+from store.api.base import ApiView
+from store.api.bound import limits
+from store.api.rendering import encoded, reply
+
+MSGPACK: Final = "application/msgpack"
+
+MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
+"""Far above what a correct peer sends (nodes bound their messages); stops one that is none from filling the memory."""
+
+
+class AddressBody(msgspec.Struct, rename="kebab", gc=False):
+    """The body of PUT and DELETE /view."""
+
+    socket_address: str
+
+
+_ADDRESS_BODY: Final = msgspec.json.Decoder(AddressBody)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn what the node refuses into a 400; nothing has changed then."""
+    try:
+        yield
+    except BadMessage as exc:
+        raise ParseError(str(exc)) from None
+
+
+class ViewView(ApiView):
+    """``/view``: who belongs, and changes of it (SPEC 3)."""
+
+    def get(self, request: Request) -> HttpResponse:
+        """Tell the live members."""
+        return reply(200, {"view": node().view()})
+
+    def put(self, request: Request) -> HttpResponse:
+        """Let an address belong."""
+        address = self.address()
+        with refusing():
+            added = node().add_member(address)
+        if added:
+            return reply(201, {"result": "added"})
+        return reply(200, {"result": "already present"})
+
+    def delete(self, request: Request) -> HttpResponse:
+        """Let an address belong no longer."""
+        if not node().remove_member(self.address()):
+            raise NotFound("View has no such replica")
+        return reply(200, {"result": "deleted"})
+
+    def address(self) -> str:
+        """Return the address that the body names, in its one spelling. Raises ``ParseError``."""
+        body = parsing.decode(self.body(limits().max_body_bytes), _ADDRESS_BODY)
+        try:
+            return parse_address(body.socket_address)
+        except ValueError as exc:
+            raise ParseError(f"socket-address: {exc}") from None
+
+
+class PeerView(ApiView):
+    """What the endpoints for peers share: MessagePack in, MessagePack out."""
+
+    def answer(self, receive: Callable[[bytes], bytes]) -> HttpResponse:
+        """Hand the body to ``receive`` and return its answer. Raises ``ParseError`` for what no peer says."""
+        body = self.body(MAX_MESSAGE_BYTES, MSGPACK)
+        with refusing():
+            return encoded(200, receive(body), MSGPACK)
+
+
+class ExchangeView(PeerView):
+    """``/replication/exchange``: one round trip between two replicas (DESIGN 4)."""
+
+    def post(self, request: Request) -> HttpResponse:
+        """Take in a peer's message and answer it."""
+        return self.answer(node().exchange)
+
+
+class SnapshotView(PeerView):
+    """``/replication/snapshot``: a piece of everything, for a peer that is too far behind for updates."""
+
+    def post(self, request: Request) -> HttpResponse:
+        """Answer a peer's question for a piece."""
+        return self.answer(node().snapshot)
+
+
+class StatusView(ApiView):
+    """``/replication/status``: this replica as it sees itself and its peers (SPEC 4)."""
+
+    def get(self, request: Request) -> HttpResponse:
+        """Tell all there is to tell."""
+        return reply(200, node().status())
+
+
+class HealthView(ApiView):
+    """``/healthz``: 200 while the process serves, whatever state the replica is in."""
+
+    def get(self, request: Request) -> HttpResponse:
+        """Say that the process serves."""
+        return reply(200, {"healthy": True})
+
+
+class ReadyView(ApiView):
+    """``/readyz``: 200 only while clients are served, else 503 with the reason."""
+
+    def get(self, request: Request) -> HttpResponse:
+        """Say whether clients are served."""
+        if not bound():
+            return reply(503, {"ready": False, "reason": "Replica is starting"})
+        if not node().ready:
+            return reply(503, {"ready": False, "reason": node().not_ready_reason})
+        return reply(200, {"ready": True})

@@ -1,0 +1,142 @@
+"""What replicas say to each other, and its wire form.
+
+There is one kind of round trip, the *exchange*: request and reply have the same form. It is broadcast,
+anti-entropy, health check and acknowledgement at once. Only a replica that is too far behind for the log
+pulls a *snapshot*, piece by piece, in round trips of its own.
+
+What would grow with the age of the cluster does not travel unless it is needed:
+
+* the register goes only to a peer whose digest of it differs;
+* a clock travels as the entries of present incarnations and a digest of the **rest** (entries of incarnations
+  that are over or out); the rest goes only where the digests differ.
+
+Wire form: MessagePack by field name, defaults left out, so that neighbouring protocol versions can read each
+other. Bounds are part of the types: what decodes is well-formed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from replication.errors import BadMessage
+from store.clock import MAX_INCARNATION
+from store.versions import Counter, ReplicaId, Timestamp, Update, Version, WireClock
+
+PROTOCOL = 1
+"""Version of the messages. A replica reads its own version and the one before it."""
+
+Address = Annotated[str, msgspec.Meta(min_length=3, max_length=300)]
+Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+Digest = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+State = Literal["joining", "serving", "removed", "leaving"]
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What the register says of one address. The entry with the higher ``rank`` wins everywhere.
+
+    ``incarnation``: of the process there, 0 where none is known yet. ``stamp``: hybrid time of the change,
+    microseconds. ``belongs``: whether the address is in or out.
+    """
+
+    incarnation: Annotated[int, msgspec.Meta(ge=0, lt=MAX_INCARNATION)]
+    stamp: Timestamp
+    belongs: bool
+
+    @property
+    def rank(self) -> tuple[int, int, bool]:
+        return (self.incarnation, self.stamp, self.belongs)
+
+
+class Heard(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """When the sender last heard of a replica: the replica's ``beat`` then, and how long ago, milliseconds."""
+
+    beat: Natural
+    age_ms: Natural
+
+
+class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One half of an exchange.
+
+    ``sender``: id of the replica that talks. ``beat``: rises with every message of that replica.
+    ``time``: its hybrid time, microseconds. ``clock``, ``rest_digest``, ``rest``: see the module. ``pending``:
+    of origins that are no present incarnation, the lowest counter that waits in the sender's pending queue.
+    ``want``: send everything you have that I lack, others' updates too. ``truncated``: my log does not reach
+    back to you, pull a snapshot. ``more``: a limit cut the updates. ``taken``: False when the request came
+    from an incarnation that is over, and nothing of it was used.
+    """
+
+    sender: ReplicaId
+    beat: Natural
+    time: Timestamp
+    register_digest: Digest
+    clock: WireClock
+    rest_digest: Digest
+    state: State
+    protocol: int = PROTOCOL
+    register: dict[Address, Entry] | None = None
+    rest: WireClock | None = None
+    heard: dict[ReplicaId, Heard] = {}
+    pending: WireClock = {}
+    updates: list[Update] = []
+    want: bool = False
+    truncated: bool = False
+    more: bool = False
+    taken: bool = True
+
+
+class SnapshotRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Ask for piece ``piece`` (from 0) of a snapshot; ``snapshot`` is empty for the first piece, then as told."""
+
+    sender: ReplicaId
+    snapshot: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    piece: Natural = 0
+    protocol: int = PROTOCOL
+
+
+class MarkerForm(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A marker as it travels with a snapshot (store/markers.py)."""
+
+    origin: ReplicaId
+    counter: Counter
+    past: WireClock
+
+
+class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One piece of a snapshot. The clocks come with the first piece, and are of the same moment as all versions.
+
+    ``snapshot``: what to ask the next piece under; empty when the giver has too many receivers now.
+    ``last``: no more pieces follow.
+    """
+
+    sender: ReplicaId
+    snapshot: Annotated[str, msgspec.Meta(max_length=64)]
+    piece: Natural
+    last: bool
+    time: Timestamp = 0
+    clock: WireClock = {}
+    delete_clock: WireClock = {}
+    markers: list[MarkerForm] = []
+    items: list[tuple[str, tuple[Version, ...]]] = []
+
+
+Message = TypeVar("Message", Exchange, SnapshotRequest, SnapshotPiece)
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: Exchange | SnapshotRequest | SnapshotPiece) -> bytes:
+    """Return the wire form of ``message``."""
+    return _encoder.encode(message)
+
+
+def decode(body: bytes, kind: type[Message]) -> Message:
+    """Return the message of ``kind`` in ``body``. Raises BadMessage for anything else, whatever it is."""
+    try:
+        message = msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise BadMessage(f"not a message of this protocol: {exc}") from exc
+    if not isinstance(message, SnapshotPiece) and abs(message.protocol - PROTOCOL) > 1:
+        raise BadMessage(f"protocol {message.protocol} is not next to {PROTOCOL}")
+    return message

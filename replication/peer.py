@@ -1,0 +1,87 @@
+"""What a replica knows of one peer, and when it talks to it next.
+
+``known`` is the peer's clock as it told it itself: exact at that time, and a lower bound ever after, because
+clocks of one incarnation only grow. It is the acknowledgement: what a peer lacks is what the log has above
+``known``. It dies with the incarnation, because a process that started again has lost its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from store.clock import Clock, merge_into
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a peer said of itself in answer to exchange number ``serial`` of this replica.
+
+    ``clock``: its exact clock; ``pending``: of origins that are no present incarnation, the lowest counter
+    waiting there; ``register_digest``: under which register it said so.
+    """
+
+    replica: str
+    serial: int
+    register_digest: int
+    clock: Clock
+    pending: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class Peer:
+    """One peer, by address. ``replica``: the incarnation that all else here is about; empty: none has talked yet.
+
+    ``offered``: own counter up to which updates have been sent, acknowledged or not.
+    ``in_flight``: serial of the exchange that is under way; 0 when none is.
+    ``next_sync_s``: when the timer calls for an exchange; ``told_s``: when it was last told who else was heard of
+    (monotonic seconds).
+    ``urgent``: somebody waits for what this peer may have. ``more``: a limit cut the last exchange.
+    ``cut_at``: what the peer was known to have when a limit cut what was sent to it; None when none did.
+    ``failed``: the last exchange failed, so only the timer calls for the next one.
+    ``offers_snapshot``: its log does not reach back to this replica. ``pulling``: the last thing asked of it was
+    a piece of a snapshot.
+    """
+
+    address: str
+    replica: str = ""
+    known: Clock = field(default_factory=dict)
+    rest_digest: int | None = None
+    register_digest: int = 0
+    report: Report | None = None
+    offered: int = 0
+    in_flight: int = 0
+    next_sync_s: float = 0.0
+    told_s: float = float("-inf")
+    urgent: bool = False
+    more: bool = False
+    cut_at: int | None = None
+    failed: bool = False
+    offers_snapshot: bool = False
+    pulling: bool = False
+
+    def become(self, replica: str) -> None:
+        """Forget what was known of the former incarnation: ``replica`` has none of it."""
+        self.replica = replica
+        self.known = {}
+        self.rest_digest = None
+        self.register_digest = 0
+        self.report = None
+        self.offered = 0
+        self.offers_snapshot = False
+
+    def seen(self) -> int:
+        """Return how many updates the peer is known to have."""
+        return sum(self.known.values())
+
+    def acknowledge(self, clock: Mapping[str, int]) -> None:
+        """Take in a clock that the peer told of itself; old ones, arriving late, change nothing."""
+        merge_into(self.known, clock)
+
+    def due_at(self, own_counter: int, now_s: float) -> float:
+        """Return when the next exchange should leave. ``own_counter``: how many updates this replica issued."""
+        if self.in_flight:
+            return float("inf")
+        if not self.failed and (self.urgent or self.more or own_counter > self.offered):
+            return now_s
+        return self.next_sync_s

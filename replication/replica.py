@@ -1,0 +1,611 @@
+"""The replica: the whole protocol of one process, as a state machine.
+
+Theory of operation
+-------------------
+Messages and the time come in, messages to send come out; nothing else does. The same code runs in a server
+and in a simulation. A shell drives it:
+
+* ``targets`` says with whom to exchange, ``due_at`` when, ``begin`` builds the request. Its outcome goes to
+  ``finish`` (a reply came) or ``failed`` (none did); there is at most one exchange under way with a peer.
+* ``receive`` answers a peer's request (``take``, ``deliver``, ``answer``, for a shell that wants to
+  release its lock in between).
+* ``tick`` does what time brings: expiry, trimming, markers, the end of joining, the dropping of what is lost.
+* Requests of clients go to ``store``; ``wrote``, ``ask``, ``lost`` and ``acks`` are what they need of peers.
+
+**What travels**: in each exchange both sides tell their clock and send what the other lacks, read from the log
+from the other's last acknowledged clock on. Updates of third replicas are relayed only once a peer has lacked
+them for a sync interval (their origin sends them itself), or when it asks for everything (``want``). So an
+update reaches everybody over any connected path, and is sent about once where all can talk.
+
+**Whose messages count**: replicas exchange whatever their state. Only a message of an incarnation that is
+over is not taken: it is answered with the register, from which its sender sees why.
+
+Rules with a page of their own: who belongs and who is reachable (view.py), when a joiner may serve
+(joining.py), when a dependency is lost (lost.py), snapshots (catchup.py), markers (store/markers.py).
+
+Source: anti-entropy and session guarantees as in Bayou (Petersen et al., SOSP 1997), delivery by vector clocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from replication.catchup import Giver, Pull
+from replication.errors import AddressTaken, BadMessage
+from replication.joining import Joining
+from replication.lost import Lost, lost, questioned, reports_since
+from replication.messages import Entry, Exchange, SnapshotPiece, SnapshotRequest, State
+from replication.peer import Peer, Report
+from replication.settings import ReplicationSettings
+from replication.view import View
+from store.causal import CausalStore
+from store.clock import (
+    INCARNATION_RANDOM_BITS,
+    Clock,
+    Dot,
+    Instant,
+    address_of,
+    covers,
+    incarnation_of,
+    missing,
+    replica_id,
+)
+from store.errors import BadUpdate
+from store.log import Delta
+from store.settings import StoreSettings
+from store.versions import Update
+
+CATCHING_UP = "Replica is catching up"
+NOT_IN_VIEW = "Replica is not in the view"
+
+
+class RandomBits(Protocol):
+    """The randomness that a replica is handed (``random.Random`` has this form)."""
+
+    def getrandbits(self, k: int, /) -> int: ...
+
+
+class Outgoing(NamedTuple):
+    """A request to hand to the peer at ``to``; ``serial`` comes back with its outcome."""
+
+    to: str
+    serial: int
+    message: Exchange | SnapshotRequest
+
+
+class Event(NamedTuple):
+    """Something that people want to know of. ``number``: from 1 on; ``wall_us``: when; ``kind``: one word."""
+
+    number: int
+    wall_us: int
+    kind: str
+    subject: str
+    detail: str
+
+
+class Replica:
+    """One replica at ``address`` (host:port). ``seeds``: addresses to ask at the start. Not thread-safe."""
+
+    def __init__(
+        self,
+        address: str,
+        seeds: Iterable[str],
+        *,
+        now: Instant,
+        rng: RandomBits,
+        settings: ReplicationSettings | None = None,
+        store_settings: StoreSettings | None = None,
+    ) -> None:
+        self.address = address
+        self.settings = settings or ReplicationSettings()
+        self.view = View(address, self.settings)
+        self.events: deque[Event] = deque(maxlen=500)
+        self.started_s = now.mono_s
+        self.leaving = False
+        self._rng = rng
+        self._unanswered = {seed: None for seed in seeds if seed != address}
+        self._aliases: dict[str, str] = {}
+        self._peers: dict[str, Peer] = {}
+        self._joining: Joining | None = Joining(now.mono_s)
+        self._giver = Giver(self.settings.max_snapshots, self.settings.snapshot_piece_bytes)
+        self._pull: Pull | None = None
+        self._serial = 0
+        self._beat = 0
+        self._last_marker_s = float("-inf")
+        self._questions: dict[Dot, int] = {}
+        self._rest: Clock = {}
+        self._rest_digest = 0
+        self._rest_key: tuple[int, int] | None = None
+        incarnation = self._new_incarnation(0, now)
+        self.store = CausalStore(replica_id(address, incarnation), store_settings)
+        self.view.start(incarnation, now.wall_us)
+        self._note("started", self.id, "", now)
+        self._follow_register(now)
+        self.tick(now)
+
+    @property
+    def id(self) -> str:
+        """The replica id: address and incarnation. It changes when a higher incarnation turns out to be known."""
+        return self.store.replica_id
+
+    @property
+    def state(self) -> State:
+        """``joining``, ``serving``, ``removed``, or ``leaving`` (removed by its own wish)."""
+        if not self.view.belongs(self.address):
+            return "leaving" if self.leaving else "removed"
+        return "joining" if self._joining else "serving"
+
+    # -- driving exchanges -----------------------------------------------------------------------------
+
+    def targets(self) -> list[str]:
+        """Return the addresses to exchange with: the members, down ones too, and seeds that never answered.
+
+        A replica that is out goes on until a member has all that it has; from then on it only answers.
+        """
+        if not self.view.belongs(self.address) and self.unshared() == 0:
+            return []
+        return sorted({*self.view.others(), *self._unanswered})
+
+    def due_at(self, address: str, now: Instant) -> float:
+        """Return when the next exchange with ``address`` should begin (monotonic seconds); infinity while one runs."""
+        peer = self._peer(address)
+        if self._wants_piece(peer) and not peer.in_flight and not peer.failed:
+            return now.mono_s
+        return peer.due_at(self.store.clock.get(self.id, 0), now.mono_s)
+
+    def begin(self, address: str, now: Instant) -> Outgoing | None:
+        """Return the request to send to ``address`` now, None when none is due."""
+        if self.due_at(address, now) > now.mono_s:
+            return None
+        peer = self._peer(address)
+        # Pieces of a snapshot take turns with exchanges that are due, so that neither holds the other up.
+        exchange_due = peer.due_at(self.store.clock.get(self.id, 0), now.mono_s) <= now.mono_s
+        piece_next = self._wants_piece(peer) and not (exchange_due and peer.pulling)
+        peer.pulling = piece_next
+        self._serial += 1
+        peer.in_flight = self._serial
+        if piece_next:
+            self._pull = self._pull or Pull(address)
+            return Outgoing(address, self._serial, self._pull.request(self.id))
+        # Of a peer that has never talked it is not known what it lacks: ask first, send then.
+        relay_before_s = now.mono_s - self.settings.sync_interval_s
+        delta = self._delta(peer, peer.known, relay_before_s) if peer.replica else Delta([], False, False)
+        message = self._message(peer, delta, now, want=peer.urgent or self._joining is not None)
+        peer.urgent = peer.more = False
+        peer.cut_at = peer.seen() if delta.more else None
+        peer.offered = self.store.clock.get(self.id, 0)
+        if now.mono_s >= peer.next_sync_s:
+            peer.next_sync_s = now.mono_s + self.settings.sync_interval_s
+        return Outgoing(address, self._serial, message)
+
+    def finish(self, address: str, serial: int, reply: Exchange | SnapshotPiece, now: Instant) -> None:
+        """Take in the reply to exchange ``serial`` with ``address``. Raises BadMessage, AddressTaken."""
+        peer = self._peer(address)
+        if isinstance(reply, SnapshotPiece):
+            self._landed(peer, serial)
+            self._finish_piece(peer, reply, now)
+            return
+        me = self.id
+        try:
+            talker = self.take(reply, now)
+        finally:
+            self._landed(peer, serial)
+        # Told that this incarnation is over, and started anew under a higher one: say so at once.
+        peer.urgent = peer.urgent or me != self.id
+        if address_of(reply.sender) != address:
+            self._meet_alias(address, reply.sender, now)
+        self._unanswered.pop(address, None)
+        if talker is None:
+            return
+        applied = self.deliver(reply.updates, now)
+        talker.offers_snapshot = reply.truncated
+        talker.more = (reply.more and applied > 0) or (talker.cut_at is not None and talker.seen() > talker.cut_at)
+        clock = self._exact_clock(reply)
+        if clock is not None:
+            if talker.report is None or talker.report.serial < serial:
+                talker.report = Report(reply.sender, serial, reply.register_digest, clock, reply.pending)
+            if self._joining is not None:
+                self._joining.note(address, reply.sender, clock)
+                self._joining.note(talker.address, reply.sender, clock)
+        self.tick(now)
+
+    def failed(self, address: str, serial: int, now: Instant) -> None:
+        """Note that exchange ``serial`` with ``address`` brought no reply. It may have arrived there all the same."""
+        peer = self._peer(address)
+        if peer.in_flight != serial:
+            return
+        self._landed(peer, serial)
+        peer.failed = True
+        peer.offered = peer.known.get(self.id, 0)
+        peer.next_sync_s = max(peer.next_sync_s, now.mono_s)
+        if self._pull is not None and self._pull.address == address:
+            self._pull = None
+
+    def _landed(self, peer: Peer, serial: int) -> None:
+        if peer.in_flight == serial:
+            peer.in_flight = 0
+            peer.failed = False
+
+    # -- answering -------------------------------------------------------------------------------------
+
+    def receive(self, message: Exchange, now: Instant) -> Exchange:
+        """Take in a peer's request and return the reply. Raises BadMessage, AddressTaken."""
+        peer = self.take(message, now)
+        if peer is not None:
+            self.deliver(message.updates, now)
+        return self.answer(peer, message, now)
+
+    def take(self, message: Exchange, now: Instant) -> Peer | None:
+        """Take in all of a message but its updates; None when its sender's incarnation is over (or its own)."""
+        if address_of(message.sender) == self.address:
+            self._meet_namesake(message.sender)
+            return None
+        if message.clock.get(self.id, 0) > self.store.clock.get(self.id, 0):
+            raise BadMessage("the clock names updates of this replica that it never issued")
+        if message.register is not None:
+            self._merge(message.register, now)
+        if self.view.is_over(message.sender) or not message.taken:
+            return None
+        peer = self._peer(address_of(message.sender))
+        if peer.replica != message.sender:
+            if incarnation_of(peer.replica) > incarnation_of(message.sender):
+                return None
+            peer.become(message.sender)
+        self.store.hybrid.observe(message.time, now)
+        self._hear(message, now)
+        peer.register_digest = message.register_digest
+        peer.rest_digest = message.rest_digest
+        peer.acknowledge(self._exact_clock(message) or message.clock)
+        return peer
+
+    def deliver(self, updates: Iterable[Update], now: Instant) -> int:
+        """Apply a peer's updates, or let them wait; return how many were applied. Raises BadMessage."""
+        try:
+            return self.store.receive(updates, now)
+        except BadUpdate as exc:
+            raise BadMessage(str(exc)) from exc
+
+    def answer(self, peer: Peer | None, request: Exchange, now: Instant) -> Exchange:
+        """Return the reply to ``request``; ``peer`` is what ``take`` returned for it."""
+        if peer is None:
+            return self._message(None, Delta([], False, False), now, taken=False)
+        known = peer.known
+        if peer.in_flight and not request.want:
+            # What an exchange of our own is carrying there right now need not go twice.
+            known = {**known, self.id: max(known.get(self.id, 0), peer.offered)}
+        relay_before_s = float("inf") if request.want else now.mono_s - self.settings.sync_interval_s
+        return self._message(peer, self._delta(peer, known, relay_before_s), now)
+
+    def give(self, request: SnapshotRequest, now: Instant) -> SnapshotPiece:
+        """Answer a request for a piece of a snapshot; an empty name says: not now, or start again."""
+        piece = None
+        if not request.snapshot and self._giver.has_room(request.sender):
+            piece = self._giver.open(self.id, request.sender, self.store.snapshot(now), now.mono_s)
+        elif request.snapshot:
+            piece = self._giver.piece(request, now.mono_s)
+        return piece or SnapshotPiece(self.id, "", request.piece, last=True)
+
+    # -- the parts of a message ------------------------------------------------------------------------
+
+    def _message(
+        self, peer: Peer | None, delta: Delta, now: Instant, *, want: bool = False, taken: bool = True
+    ) -> Exchange:
+        self._beat += 1
+        rest, rest_digest = self._rest_clock()
+        heard = {}
+        if peer is not None and now.mono_s - peer.told_s >= self.settings.sync_interval_s / 2:
+            peer.told_s = now.mono_s
+            heard = self.view.heard(now.mono_s)
+        return Exchange(
+            sender=self.id,
+            beat=self._beat,
+            time=self.store.hybrid.read(now),
+            register_digest=self.view.digest,
+            register=None if peer and peer.register_digest == self.view.digest else dict(self.view.register),
+            clock={id_: n for id_ in sorted(self.view.present) if (n := self.store.clock.get(id_, 0))},
+            rest_digest=rest_digest,
+            rest=None if peer and peer.rest_digest == rest_digest else rest,
+            state=self.state,
+            heard=heard,
+            pending=self._stranded(),
+            updates=delta.updates,
+            want=want,
+            truncated=delta.truncated,
+            more=delta.more,
+            taken=taken,
+        )
+
+    def _delta(self, peer: Peer, known: Mapping[str, int], relay_before_s: float) -> Delta:
+        rest, rest_digest = self._rest_clock()
+        clock: Mapping[str, int] = self.store.clock
+        if rest and peer.rest_digest == rest_digest:
+            clock = {id_: n for id_, n in clock.items() if id_ not in rest}
+        return self.store.log.delta(
+            known,
+            clock,
+            own=self.id,
+            relay_before_s=relay_before_s,
+            limit=self.settings.batch_updates,
+            limit_bytes=self.settings.batch_bytes,
+        )
+
+    def _rest_clock(self) -> tuple[Clock, int]:
+        """Return the clock's entries of ids that are no present incarnation, and their digest (0: none)."""
+        key = (self.view.digest, self.store.rest_changes)
+        if key != self._rest_key:
+            present = self.view.present
+            self._rest = {id_: n for id_, n in self.store.clock.items() if id_ not in present}
+            entries = msgspec.msgpack.encode(sorted(self._rest.items()))
+            digest = hashlib.blake2b(entries, digest_size=8).digest()
+            self._rest_digest = int.from_bytes(digest, "big") >> 1 if self._rest else 0
+            self._rest_key = key
+        return self._rest, self._rest_digest
+
+    def _exact_clock(self, message: Exchange) -> Clock | None:
+        """Return the sender's whole clock, None where its rest is not known here (it then comes next time)."""
+        if message.rest is not None:
+            return {**message.rest, **message.clock}
+        rest, rest_digest = self._rest_clock()
+        return {**rest, **message.clock} if message.rest_digest == rest_digest else None
+
+    def _stranded(self) -> dict[str, int]:
+        """Return the lowest pending counter of each origin that is no present incarnation."""
+        if not self.store.pending:
+            return {}
+        return {id_: n for id_, n in self.store.pending.lowest().items() if id_ not in self.view.present}
+
+    def _hear(self, message: Exchange, now: Instant) -> None:
+        self.view.hear(message.sender, message.beat, now.mono_s)
+        for replica, heard in message.heard.items():
+            at_s = now.mono_s - heard.age_ms / 1000
+            if address_of(replica) != self.address:
+                self.view.hear(replica, heard.beat, at_s)
+            elif at_s > self.started_s + self.settings.down_after_s:
+                # Not a sign of life of a predecessor: it talked long after this process had started.
+                self._meet_namesake(replica)
+
+    # -- snapshots -------------------------------------------------------------------------------------
+
+    def _wants_piece(self, peer: Peer) -> bool:
+        """Whether to ask ``peer`` for a piece: one snapshot is pulled at a time."""
+        if self._pull is not None:
+            return self._pull.address == peer.address
+        return peer.offers_snapshot and not covers(self.store.clock, peer.known)
+
+    def _finish_piece(self, peer: Peer, piece: SnapshotPiece, now: Instant) -> None:
+        pull = self._pull
+        if pull is None or pull.address != peer.address:
+            return
+        if not pull.stage(piece):
+            # Another incarnation, too many receivers, or given up there: forget it, the next exchange offers anew.
+            self._pull = None
+            peer.offers_snapshot = False
+            return
+        if not piece.last:
+            return
+        snapshot = pull.snapshot()
+        self._pull = None
+        peer.offers_snapshot = False
+        if snapshot.clock.get(self.id, 0) > self.store.clock.get(self.id, 0):
+            raise BadMessage("the snapshot names updates of this replica that it never issued")
+        self.store.join(snapshot, now)
+        self._note("snapshot", peer.replica, f"{len(snapshot.table)} keys taken over", now)
+        peer.urgent = True
+        self.tick(now)
+
+    # -- membership ------------------------------------------------------------------------------------
+
+    def add_replica_from_view(self, replica: str, now: Instant) -> bool:
+        """Let the address ``replica`` in (PUT /view); False when it is in already."""
+        address = self._aliases.get(replica, replica)
+        added = self.view.add_replica_from_view(address, self.store.hybrid.read(now), now.mono_s)
+        if added:
+            self._register_changed("added", address, now)
+        return added
+
+    def remove_replica_from_view(self, replica: str, now: Instant) -> bool:
+        """Put the address ``replica`` out (DELETE /view); False when it is not in."""
+        address = self._aliases.get(replica, replica)
+        removed = self.view.remove_replica_from_view(address, self.store.hybrid.read(now))
+        if removed:
+            self._register_changed("removed", address, now)
+        return removed
+
+    def leave(self, now: Instant) -> None:
+        """Go out by one's own wish, for good: the process is about to end. ``unshared`` says when it may."""
+        self.leaving = True
+        self.remove_replica_from_view(self.address, now)
+        self._follow_register(now)
+
+    def unshared(self) -> int:
+        """Return how many updates would die with this replica: what the member that has most of them lacks.
+
+        While the replica leaves, a member that does not know so yet does not count as having everything.
+        """
+        clock = self.store.clock
+        lacks = []
+        for peer in self._members():
+            if peer is not None and peer.replica:
+                knows = not self.leaving or peer.register_digest == self.view.digest
+                lack = sum(n - min(n, peer.known.get(id_, 0)) for id_, n in clock.items())
+                lacks.append(lack if knows else max(lack, 1))
+        if not lacks:
+            return sum(clock.values()) if self.view.others() else 0
+        return min(lacks)
+
+    def _register_changed(self, kind: str, address: str, now: Instant) -> None:
+        self._note(kind, address, "by command", now)
+        self._follow_register(now)
+        for target in [*self.view.others(), address]:
+            if target != self.address:
+                self._peer(target).urgent = True
+
+    def _merge(self, register: Mapping[str, Entry], now: Instant) -> None:
+        before = dict(self.view.register)
+        if self.view.merge(register):
+            for address, entry in self.view.register.items():
+                if before.get(address) != entry:
+                    self._note("joined" if entry.belongs else "left", address, f"{entry.incarnation:016x}", now)
+            self._follow_register(now)
+
+    def _follow_register(self, now: Instant) -> None:
+        """Bring all that depends on the register in line with it: own incarnation, present ids, the gate."""
+        known = self.view.register[self.address].incarnation
+        if known > incarnation_of(self.id):
+            # A predecessor had a clock that was ahead. Take a still higher one; data, clock and log stay.
+            incarnation = self._new_incarnation(known, now)
+            self.view.start(incarnation, self.store.hybrid.read(now))
+            self.store.replica_id = replica_id(self.address, incarnation)
+            for peer in self._peers.values():
+                peer.offered = 0
+            self._note("raised", self.id, "a higher incarnation of this address is known", now)
+        self.store.present = self.view.present
+        self._set_gate()
+
+    def _set_gate(self) -> None:
+        if not self.view.belongs(self.address):
+            self.store.closed = NOT_IN_VIEW
+        else:
+            self.store.closed = CATCHING_UP if self._joining else None
+
+    def _new_incarnation(self, known: int, now: Instant) -> int:
+        """Return an incarnation above ``known``: milliseconds, then bits that nobody else draws."""
+        milliseconds = max(now.wall_us // 1000, (known >> INCARNATION_RANDOM_BITS) + 1)
+        return milliseconds << INCARNATION_RANDOM_BITS | self._rng.getrandbits(INCARNATION_RANDOM_BITS)
+
+    def _meet_namesake(self, other: str) -> None:
+        """Somebody talks under this address. Of two processes the one with the lower incarnation has to stop."""
+        if incarnation_of(other) > incarnation_of(self.id):
+            raise AddressTaken(f"another process ({other}) uses the address {self.address}")
+
+    def _meet_alias(self, asked: str, sender: str, now: Instant) -> None:
+        """The replica asked as ``asked`` calls itself something else: that name is the one that counts."""
+        actual = address_of(sender)
+        self._aliases[asked] = actual
+        entry = self.view.register.get(asked)
+        if entry is None or not entry.belongs:
+            return
+        # An alias was PUT: put the name out again, and in what it stands for.
+        stamp = self.store.hybrid.read(now)
+        self.view.remove_replica_from_view(asked, stamp)
+        self.view.add_replica_from_view(actual, stamp, now.mono_s)
+        self._register_changed("alias", asked, now)
+
+    # -- time ------------------------------------------------------------------------------------------
+
+    def tick(self, now: Instant) -> None:
+        """Do what time brings. Called often, at least once a sync interval; costs little when there is nothing."""
+        self.store.expire(now)
+        self._giver.expire(now.mono_s)
+        self._finish_joining(now)
+        self._trim()
+        self._mark(now)
+        self._drop_lost(now)
+
+    def _finish_joining(self, now: Instant) -> None:
+        if self._joining is None:
+            return
+        asked = {*self._unanswered, *self._joining.answers, *self.view.others()} - self._own_names()
+        if self._joining.is_done(sorted(asked), self.store.clock, self.view, now.mono_s):
+            self._joining = None
+            self._set_gate()
+            self._note("serving", self.id, f"{len(self.store.table)} keys", now)
+
+    def _own_names(self) -> set[str]:
+        return {self.address, *(alias for alias, actual in self._aliases.items() if actual == self.address)}
+
+    def _members(self) -> list[Peer | None]:
+        """Return what is known of the other members' present incarnations, None where one has not talked yet."""
+        peers = []
+        for address in self.view.others():
+            peer = self._peers.get(address)
+            peers.append(peer if peer is not None and peer.replica == self.view.present_id(address) else None)
+        return peers
+
+    def _trim(self) -> None:
+        """Forget in the log what all members have, and use the markers that all members have."""
+        members = [peer.known if peer is not None else {} for peer in self._members()]
+
+        def everybody(origins: Iterable[str]) -> Clock:
+            return {o: min([self.store.clock.get(o, 0), *(known.get(o, 0) for known in members)]) for o in origins}
+
+        self.store.log.trim(everybody(self.store.log.origins()))
+        markers = self.store.markers
+        if markers.all():
+            markers.promote(everybody(marker.origin for marker in markers.all()), self.view.present)
+
+    def _mark(self, now: Instant) -> None:
+        """Issue a marker when the clock names ids that are over or out and that no marker of a member covers."""
+        if self.state != "serving" or now.mono_s - self._last_marker_s < self.settings.sync_interval_s:
+            return
+        rest, _ = self._rest_clock()
+        if rest and not self.store.markers.stand_for(rest, self.view.present):
+            self._last_marker_s = now.mono_s
+            self.store.issue_marker(now)
+
+    def _drop_lost(self, now: Instant) -> None:
+        """Drop the pending updates whose cause is lost for good."""
+        if not self.store.pending:
+            self._questions.clear()
+            return
+        waiting = {item.update.dot: item.waits_for for item in self.store.pending}
+        self._questions = {dot: self._questions.get(dot, self._serial) for dot in waiting}
+        for dot, (replica, counter) in waiting.items():
+            if replica not in self.view.present and self.lost({replica: counter}, self._questions[dot]):
+                self.store.drop_pending(dot)
+                self._note("dropped", dot[0], f"update {dot[1]} waits for a lost one of {replica}", now)
+
+    # -- what clients' requests need of peers ----------------------------------------------------------
+
+    def ask(self, past: Mapping[str, int]) -> int:
+        """A request waits for ``past``: exchange at once with whoever may have it. Returns a token for ``lost``."""
+        for replica, (_, needed) in missing(self.store.clock, past).items():
+            for address in self.view.others():
+                peer = self._peer(address)
+                # Of an incarnation that is over anybody may have it, and "lost" is to be known from everybody.
+                may_have = replica not in self.view.present or address == address_of(replica)
+                if may_have or peer.known.get(replica, 0) >= needed:
+                    peer.urgent = True
+        return self._serial
+
+    def lost(self, past: Mapping[str, int], token: int) -> Lost:
+        """Return replica id -> (first, last) counter of what of ``past`` is lost for good (replication/lost.py)."""
+        gaps = questioned(self.store.clock, past, self.view.present)
+        if not gaps:
+            return {}
+        ids = [self.view.present_id(address) for address in self.view.others()]
+        reports = reports_since(token, self._members(), ids, self.view.digest)
+        if reports is None:
+            return {}
+        return lost(gaps, reports, self.store.clock, self._stranded())
+
+    def acks(self, dot: Dot) -> int:
+        """Return how many members, this one included, are known to have applied ``dot``."""
+        origin, counter = dot
+        return 1 + sum(peer is not None and peer.known.get(origin, 0) >= counter for peer in self._members())
+
+    def acks_wanted(self, write_concern: str) -> int:
+        """Return how many members ``"all"`` are, or a ``"majority"``: of those that belong, reachable or not."""
+        members = len(self.view.others()) + 1
+        return members if write_concern == "all" else members // 2 + 1
+
+    # -- small things ----------------------------------------------------------------------------------
+
+    def peer(self, address: str) -> Peer | None:
+        """Return what is known of the peer at ``address``, for people to look at."""
+        return self._peers.get(address)
+
+    def _peer(self, address: str) -> Peer:
+        peer = self._peers.get(address)
+        if peer is None:
+            peer = self._peers[address] = Peer(address)
+        return peer
+
+    def _note(self, kind: str, subject: str, detail: str, now: Instant) -> None:
+        number = self.events[-1].number + 1 if self.events else 1
+        self.events.append(Event(number, now.wall_us, kind, subject, detail))

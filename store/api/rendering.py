@@ -1,0 +1,153 @@
+"""From the engine's answers to response bytes.
+
+A value is stored as encoded JSON and goes out as those bytes (``msgspec.Raw``): it is never parsed again. The
+metadata is encoded once, for the body and for the header.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from django.http import HttpResponse
+
+if TYPE_CHECKING:
+    from store.engine import Found, Listed, Transacted, Wrote
+
+MAX_METADATA_HEADER_BYTES: Final = 4096
+"""SPEC 2: longer metadata travels in the body alone; proxies commonly refuse headers from 8 KiB on."""
+
+JSON: Final = "application/json"
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def reply(status: int, content: Mapping[str, Any]) -> HttpResponse:
+    """Return ``content`` as a JSON response, keys in the order given."""
+    return encoded(status, _encode(content), JSON)
+
+
+def encoded(status: int, body: bytes, content_type: str) -> HttpResponse:
+    """Return ``body`` as a response that says how long it is, without which a server sends it in chunks."""
+    headers = {"Content-Type": content_type, "Content-Length": str(len(body))}
+    return HttpResponse(body, status=status, headers=headers)
+
+
+def found(answer: Found, *, siblings: bool) -> HttpResponse:
+    """Answer a GET of a key: the winner, how many conflict, and all of them where ``siblings`` were asked for."""
+    if not answer.versions:
+        return absent(answer)
+    winner = answer.versions[0]
+    tail: dict[str, Any] = {}
+    if len(answer.versions) > 1:
+        tail["conflicts"] = len(answer.versions)
+    if siblings:
+        tail["siblings"] = [
+            {"value": msgspec.Raw(each.value), "etag": each.etag, "origin": each.origin, "timestamp": each.timestamp}
+            for each in answer.versions
+        ]
+    return _answer(200, {"result": "found", "value": msgspec.Raw(winner.value)}, answer, tail, winner.etag)
+
+
+def not_modified(answer: Found) -> HttpResponse:
+    """Answer a conditional GET whose version is still the winner: the metadata goes in the header alone."""
+    response = HttpResponse(status=304)
+    del response.headers["Content-Type"]
+    _add_metadata_header(response, _encode(answer.metadata))
+    response.headers["ETag"] = answer.versions[0].etag
+    return response
+
+
+def absent(answer: Found | Wrote | Transacted) -> HttpResponse:
+    """Answer that the key does not exist; the metadata covers why (a delete that the replica has applied)."""
+    return _answer(404, {"error": "Key does not exist"}, answer)
+
+
+def written(answer: Wrote) -> HttpResponse:
+    """Answer a PUT."""
+    status, result = (201, "created") if answer.created else (200, "replaced")
+    return _answer(status, {"result": result}, answer, etag=_etag(answer))
+
+
+def deleted(answer: Wrote) -> HttpResponse:
+    """Answer a DELETE of a key that was there."""
+    return _answer(200, {"result": "deleted"}, answer, etag=_etag(answer))
+
+
+def listed(answer: Listed, *, values: bool) -> HttpResponse:
+    """Answer a listing; the items only where ``values`` were asked for."""
+    head: dict[str, Any] = {"keys": answer.keys, "next": answer.next}
+    if values:
+        head["items"] = _raw(answer.items)
+    return _answer(200, head, answer)
+
+
+def transacted(answer: Transacted) -> HttpResponse:
+    """Answer a transaction."""
+    return _answer(200, {"values": _raw(answer.values), "missing-keys": answer.missing_keys}, answer)
+
+
+def error(
+    status: int,
+    message: str,
+    *,
+    details: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, int] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> HttpResponse:
+    """Return a JSON error; ``metadata`` None leaves it out, in the body and in the header."""
+    content: dict[str, Any] = {"error": message, **(details or {})}
+    if metadata is not None:
+        content["causal-metadata"] = metadata
+    response = reply(status, content)
+    if metadata is not None:
+        _add_metadata_header(response, _encode(metadata))
+    for name, value in (headers or {}).items():
+        response.headers[name] = value
+    return response
+
+
+def _answer(
+    status: int,
+    head: dict[str, Any],
+    answer: Found | Wrote | Listed | Transacted,
+    tail: Mapping[str, Any] | None = None,
+    etag: str | None = None,
+) -> HttpResponse:
+    """Return ``head``, then the metadata, then ``tail``, then what was lost, in this order."""
+    told = _encode(answer.metadata)
+    head["causal-metadata"] = msgspec.Raw(told)
+    if tail:
+        head.update(tail)
+    if answer.lost:
+        head["lost"] = answer.lost
+    response = reply(status, head)
+    _add_metadata_header(response, told)
+    if etag is not None:
+        response.headers["ETag"] = etag
+    return response
+
+
+def _add_metadata_header(response: HttpResponse, metadata: bytes) -> None:
+    if len(metadata) > MAX_METADATA_HEADER_BYTES:
+        return
+    text = metadata.decode()
+    if not text.isascii() or "\x7f" in text:
+        # Ids are a client's text where a past is repeated. Headers hold visible ASCII: escape the rest, as JSON may.
+        text = json.dumps(json.loads(text), separators=(",", ":")).replace("\x7f", "\\u007f")
+        if len(text) > MAX_METADATA_HEADER_BYTES:
+            return
+    response.headers["X-Causal-Metadata"] = text
+
+
+def _etag(answer: Wrote) -> str | None:
+    """Return the tag of the update that the write became: of a PUT the new version's, of a DELETE its own."""
+    if answer.update is None:
+        return None
+    origin, counter = answer.update.dot
+    return f'"{origin}:{counter}"'
+
+
+def _raw(values: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:
+    return {key: msgspec.Raw(value) for key, value in values.items()}

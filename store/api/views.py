@@ -1,0 +1,125 @@
+"""The endpoints of /kvs: parse, call the engine, render. What they mean is in the engine and below.
+
+Handlers return finished responses; whatever they raise becomes one in ``errors.handle``.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+from django.http import HttpResponse
+from msgspec import UNSET
+from rest_framework.exceptions import APIException, ParseError
+from rest_framework.request import Request
+
+from store.api import parsing, rendering
+from store.api.base import ApiView
+from store.api.bound import engine, limits
+from store.api.conditions import ANY, if_match, if_none_match, known_versions
+from store.api.keys import key_from_path
+from store.api.query import flag, wait_s, whole
+from store.engine import Change
+
+DEFAULT_PAGE_KEYS = 100
+MAX_PAGE_KEYS = 1000
+"""SPEC 2.4: how many keys one page of a listing has where the client does not say, and at most."""
+
+AnyBody = TypeVar("AnyBody", bound=parsing.Body)
+
+
+class KvsView(ApiView):
+    """What the endpoints of /kvs share: the reading of requests, and errors that repeat the causal past."""
+
+    def ask(self, decoder: msgspec.json.Decoder[AnyBody]) -> parsing.Asked[AnyBody]:
+        """Read and parse the request. Raises DRF's ``APIException`` (400, 413, 415)."""
+        return parsing.ask(self.http, self.body(limits().max_body_bytes), decoder, limits())
+
+    def key(self, rest: str) -> str:
+        """Return the key that the path names. Raises ``ParseError``."""
+        return key_from_path(self.http, rest, limits().max_key_bytes)
+
+    def request_past(self) -> dict[str, int] | None:
+        """Return the request's causal past for an error to repeat; None where it cannot be read."""
+        try:
+            body = self.body(limits().max_body_bytes)
+        except APIException:
+            body = None
+        return parsing.readable_past(self.http, body, limits())
+
+
+class KeyView(KvsView):
+    """``/kvs/<key>``: one key (SPEC 2.1 to 2.3, 2.5)."""
+
+    def get(self, request: Request, rest: str) -> HttpResponse:
+        """Read; with ``If-None-Match`` and ``wait``, as soon as there is something new to read."""
+        key = self.key(rest)
+        asked = self.ask(parsing.BODY)
+        held_s = wait_s(asked.query)
+        if flag(asked.query, "siblings"):
+            # Unconditional: an entity tag names the winner, and siblings come and go under the same winner.
+            return rendering.found(engine().get(key, asked.past, wait_s=held_s, all_siblings=True), siblings=True)
+        known = known_versions(self.http)
+        if known and held_s is not None:
+            found = engine().watch(key, asked.past, known, held_s)
+        else:
+            found = engine().get(key, asked.past, wait_s=held_s)
+        if known and found.versions and (found.versions[0].etag in known or ANY in known):
+            return rendering.not_modified(found)
+        return rendering.found(found, siblings=False)
+
+    def put(self, request: Request, rest: str) -> HttpResponse:
+        """Write."""
+        key = self.key(rest)
+        asked = self.ask(parsing.PUT_BODY)
+        if asked.body.value is UNSET:
+            raise ParseError("PUT request does not specify a value")
+        value = parsing.encode_value(asked.body.value, limits().max_value_bytes)
+        wrote = engine().put(
+            key,
+            value,
+            asked.past,
+            wait_s=wait_s(asked.query),
+            ttl_s=asked.body.ttl,
+            if_match=if_match(self.http),
+            if_none_match=if_none_match(self.http),
+        )
+        return rendering.written(wrote)
+
+    post = put
+
+    def delete(self, request: Request, rest: str) -> HttpResponse:
+        """Delete what this replica holds of the key."""
+        key = self.key(rest)
+        asked = self.ask(parsing.BODY)
+        if if_none_match(self.http):
+            # Asks for nothing but that the key is absent already: 412 where it is there, in one step with looking.
+            absence = [Change(key, None, if_none_match=True)]
+            return rendering.absent(engine().transact([], absence, asked.past, wait_s=wait_s(asked.query)))
+        wrote = engine().delete(key, asked.past, wait_s=wait_s(asked.query), if_match=if_match(self.http))
+        return rendering.deleted(wrote) if wrote.deleted else rendering.absent(wrote)
+
+
+class KeysView(KvsView):
+    """``/kvs``: many keys at once (SPEC 2.4)."""
+
+    def get(self, request: Request) -> HttpResponse:
+        """List keys."""
+        asked = self.ask(parsing.BODY)
+        query = asked.query
+        values = flag(query, "values")
+        listed = engine().list(
+            asked.past,
+            prefix=query.get("prefix", ""),
+            after=query.get("after", ""),
+            limit=whole(query, "limit", default=DEFAULT_PAGE_KEYS, most=MAX_PAGE_KEYS),
+            conflicts=flag(query, "conflicts"),
+            wait_s=wait_s(query),
+        )
+        return rendering.listed(listed, values=values)
+
+    def post(self, request: Request) -> HttpResponse:
+        """Read, then write, as one transaction."""
+        asked = self.ask(parsing.TRANSACTION_BODY)
+        reads, writes = parsing.transaction(asked.body, limits())
+        return rendering.transacted(engine().transact(reads, writes, asked.past, wait_s=wait_s(asked.query)))

@@ -1,0 +1,354 @@
+"""CausalStore: the data of one replica, and every rule by which it changes.
+
+Theory of operation
+-------------------
+The **clock** is exact: entry n for id i means that the updates (i, 1..n) have been applied here, no more and
+no less, and it is causally closed: with an update, all of its past has been applied. Everything rests on that:
+
+* *Admission*: a client whose past the clock does not cover is not answered (``is_causal``). A client's clock
+  is never merged into this one: that would claim updates that are not here.
+* *Delivery*: an update from elsewhere is applied when its past is covered, else it waits (store/delivery.py).
+* *Local writes* take the next counter and are applied at once. Their past is the client's past, joined with
+  the pasts of the versions that they replace, and with the delete clock.
+* *Answers* tell the client's past joined with the pasts of what was shown, and with the delete clock.
+
+The **delete clock** holds, per origin, the highest applied update that deletes something. There are no
+tombstones; it stands for the cause of every absence. Without it, a client that reads "absent" here, or an
+older concurrent version beside a deleted one, could meet the deleted version again at another replica.
+
+After any refused call nothing has changed: validation comes before the dot is taken, because a dot without
+an update is a gap that no peer can pass.
+
+Sources: Ladin et al., TOCS 1992 (lazy replication); Petersen et al., SOSP 1997 (Bayou, session guarantees);
+Lloyd et al., SOSP 2011 (COPS, causal+).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from store.clock import Clock, Dot, HybridClock, Instant, covers, merge_into, missing
+from store.delivery import PendingQueue, first_missing
+from store.errors import BadUpdate, Mismatch, NotReached, OutOfMemory, Refused
+from store.log import UpdateLog
+from store.markers import Marker, Markers
+from store.settings import StoreSettings
+from store.snapshot import Snapshot, join_tables
+from store.table import KeyTable, cost
+from store.versions import Change, Update, Version, Versions, Write, settle, version_of
+
+Lost = dict[str, tuple[int, int]]
+"""Replica id -> (first, last) counter of updates that a client depended on and that no replica has any more."""
+
+
+class Found(NamedTuple):
+    """Answer to a read of one key: its versions, the winner first (empty: absent), and the metadata to tell."""
+
+    versions: Versions
+    metadata: Clock
+    lost: Lost = {}  # noqa: RUF012 - never changed: answers carry a dictionary of their own when it is not empty
+
+
+class Wrote(NamedTuple):
+    """Answer to a write of one key.
+
+    ``existed``: the key was there before. ``update``: what was issued; None when nothing had to be (the
+    delete of an absent key). ``versions``: what the key holds now.
+    """
+
+    existed: bool
+    update: Update | None
+    versions: Versions
+    metadata: Clock
+    lost: Lost = {}  # noqa: RUF012
+
+    @property
+    def created(self) -> bool:
+        """Whether a write found the key absent."""
+        return not self.existed
+
+    @property
+    def deleted(self) -> bool:
+        """Whether a delete found something to delete."""
+        return self.existed
+
+    @property
+    def etag(self) -> str | None:
+        """The entity tag of the key's winner now; None when the key is absent."""
+        return self.versions[0].etag if self.versions else None
+
+
+class Listed(NamedTuple):
+    """Answer to a listing. ``next``: the last key when there are more after it. ``items``: key -> encoded value."""
+
+    keys: list[str]
+    next: str | None
+    items: dict[str, bytes]
+    metadata: Clock
+    lost: Lost = {}  # noqa: RUF012
+
+
+class Transacted(NamedTuple):
+    """Answer to a transaction: encoded values read, keys that were absent, and the update issued, if any."""
+
+    values: dict[str, bytes]
+    missing_keys: list[str]
+    update: Update | None
+    metadata: Clock
+    lost: Lost = {}  # noqa: RUF012
+
+
+class CausalStore:
+    """All versions, the exact clock, the pending queue and the log of one replica. Not thread-safe.
+
+    ``closed``: why clients are not served now, None when they are; the replica sets it, every client
+    operation checks it in the same step in which it reads or writes.
+    """
+
+    def __init__(self, replica_id: str, settings: StoreSettings | None = None) -> None:
+        self.settings = settings or StoreSettings()
+        self.replica_id = replica_id
+        self.closed: str | None = None
+        self.clock: Clock = {}
+        self.delete_clock: Clock = {}
+        self.hybrid = HybridClock()
+        self.table = KeyTable()
+        self.pending = PendingQueue(self.settings.max_pending)
+        self.log = UpdateLog(self.settings.max_log_bytes)
+        self.markers = Markers()
+        self.changes = 0
+        """How often the clock moved; lets others see cheaply whether anything happened."""
+        self.present: Collection[str] = ()
+        """The ids of the members' present incarnations, kept up to date by the replica."""
+        self.rest_changes = 0
+        """How often clock entries of other ids moved: rarely."""
+        self.applied = 0
+        self._last_deps: dict[str, Clock] = {}
+
+    # -- admission -------------------------------------------------------------------------------------
+
+    def is_causal(self, meta_clock: Mapping[str, int]) -> bool:
+        """Return whether every update that ``meta_clock`` names has been applied here."""
+        return covers(self.clock, meta_clock)
+
+    def admit(self, past: Mapping[str, int], now: Instant) -> None:
+        """Let a client with this causal past in. Raises Refused when the gate is closed, NotReached when the
+        past is not here; after it, nothing that expired is in the table."""
+        if self.closed is not None:
+            raise Refused(self.closed)
+        if not covers(self.clock, past):
+            raise NotReached(missing(self.clock, past))
+        self.expire(now)
+
+    def expire(self, now: Instant) -> None:
+        """Take out what has expired. An expiry is the cause of an absence, so it enters the delete clock."""
+        for version in self.table.expire(now.wall_us):
+            merge_into(self.delete_clock, {version.origin: version.counter})
+
+    # -- clients ---------------------------------------------------------------------------------------
+
+    def get(self, key: str, past: Clock, now: Instant, *, all_siblings: bool = False) -> Found:
+        """Read one key. ``all_siblings``: the answer is to show all versions, so its metadata covers all."""
+        self.admit(past, now)
+        versions = self.table.get(key)
+        shown = versions if all_siblings else versions[:1]
+        return Found(versions, self._told(past, shown))
+
+    def put(self, change: Change, past: Clock, now: Instant) -> Wrote:
+        """Write or delete one key. Raises Mismatch, OutOfMemory, and what ``admit`` raises."""
+        self.admit(past, now)
+        held = self.table.get(change.key)
+        update = self._issue((change,), past, (), now)
+        metadata = update.past if update else self._told(past, ())
+        return Wrote(bool(held), update, self.table.get(change.key), metadata)
+
+    def list_keys(
+        self,
+        past: Clock,
+        now: Instant,
+        *,
+        prefix: str = "",
+        after: str = "",
+        limit: int = 100,
+        conflicts: bool = False,
+    ) -> Listed:
+        """List up to ``limit`` keys in code point order: one causal snapshot, as nothing changes meanwhile."""
+        self.admit(past, now)
+        found = (self.table.conflicting_keys if conflicts else self.table.keys)(prefix, after)
+        keys = list(islice(found, limit + 1))
+        more = len(keys) > limit
+        del keys[limit:]
+        winners = [self.table.get(key)[0] for key in keys]
+        items = {key: version.value for key, version in zip(keys, winners, strict=True)}
+        return Listed(keys, keys[-1] if more else None, items, self._told(past, winners))
+
+    def transact(self, reads: Sequence[str], changes: Sequence[Change], past: Clock, now: Instant) -> Transacted:
+        """Read keys, then write keys, in one step and as one update."""
+        self.admit(past, now)
+        shown = {key: versions[0] for key in reads if (versions := self.table.get(key))}
+        update = self._issue(changes, past, shown.values(), now)
+        metadata = update.past if update else self._told(past, shown.values())
+        values = {key: version.value for key, version in shown.items()}
+        return Transacted(values, [key for key in reads if key not in shown], update, metadata)
+
+    def _told(self, past: Clock, shown: Iterable[Version]) -> Clock:
+        """Return what an answer tells: the client's past, the pasts of what it is shown, the delete clock."""
+        told = self._joined_pasts(past, shown)
+        return self.markers.simplify(told)
+
+    def _joined_pasts(self, past: Clock, versions: Iterable[Version]) -> Clock:
+        joined = dict(past)
+        for version in versions:
+            merge_into(joined, version.deps)
+            if joined.get(version.origin, 0) < version.counter:
+                joined[version.origin] = version.counter
+        merge_into(joined, self.delete_clock)
+        return joined
+
+    # -- issuing updates -------------------------------------------------------------------------------
+
+    def _issue(self, changes: Sequence[Change], past: Clock, read: Iterable[Version], now: Instant) -> Update | None:
+        """Issue one update for all ``changes``; None when they change nothing. Of a key named twice the last counts."""
+        wanted = {change.key: change for change in changes}
+        held = {key: self.table.get(key) for key in wanted}
+        self._check_conditions(changes, held, past)
+        effective = [change for key, change in wanted.items() if change.value is not None or held[key]]
+        writes = [_write(change, held[change.key], now) for change in effective]
+        if not writes:
+            return None
+        self._check_memory(wanted, held)
+        replaced = [version for versions in held.values() for version in versions]
+        deps = self.markers.simplify(self._joined_pasts(past, [*read, *replaced]))
+        return self._take_dot(deps, tuple(writes), now)
+
+    def _take_dot(self, deps: Clock, writes: tuple[Write, ...], now: Instant) -> Update:
+        own = self.replica_id
+        if own in deps:
+            deps = {replica: counter for replica, counter in deps.items() if replica != own}
+        update = Update(own, self.clock.get(own, 0) + 1, self.hybrid.stamp(now), deps, writes)
+        self._apply(update, now)
+        return update
+
+    def _check_conditions(self, changes: Sequence[Change], held: Mapping[str, Versions], past: Clock) -> None:
+        for change in changes:
+            versions = held[change.key]
+            if not change.holds(versions[0].etag if versions else None):
+                etag = versions[0].etag if versions else None
+                raise Mismatch(self._told(past, versions[:1]), etag)
+
+    def _check_memory(self, wanted: Mapping[str, Change], held: Mapping[str, Versions]) -> None:
+        """Refuse what would grow the data beyond the limit; what frees memory is always let through."""
+        limit = self.settings.max_memory_bytes
+        if not limit:
+            return
+        growth = sum(
+            cost(key, ()) if change.value is None else cost(key, (_weightless,)) + len(change.value)
+            for key, change in wanted.items()
+        ) - sum(cost(key, versions) for key, versions in held.items())
+        if growth > 0 and self.table.bytes + growth > limit:
+            raise OutOfMemory(f"The data would take more than {limit} bytes (KV_MAX_MEMORY)")
+
+    def issue_marker(self, now: Instant) -> Update:
+        """Issue an update without writes whose past is the whole clock (store/markers.py)."""
+        return self._take_dot(dict(self.clock), (), now)
+
+    # -- updates from elsewhere ------------------------------------------------------------------------
+
+    def receive(self, updates: Iterable[Update], now: Instant) -> int:
+        """Apply what may be applied, let the rest wait, pass over what is known; return how many were applied.
+
+        Raises BadUpdate, before anything of that update was taken, for one that cannot be.
+        """
+        before = self.applied
+        for update in updates:
+            if self.clock.get(update.origin, 0) >= update.counter:
+                continue
+            self._check(update)
+            self._deliver(update, now)
+        return self.applied - before
+
+    def _check(self, update: Update) -> None:
+        if update.origin == self.replica_id:
+            raise BadUpdate(f"{update.dot} is mine and I never issued it")
+        if update.origin in update.deps:
+            raise BadUpdate(f"{update.dot} names its own origin among its dependencies")
+        if len(update.writes) > 1 and len({write.key for write in update.writes}) < len(update.writes):
+            raise BadUpdate(f"{update.dot} writes a key twice")
+
+    def _deliver(self, update: Update, now: Instant) -> None:
+        """Apply ``update`` and all that it wakes, or let it wait under its first missing dot."""
+        ready = [(update, now.mono_s)]
+        while ready:
+            candidate, since_s = ready.pop()
+            if self.clock.get(candidate.origin, 0) >= candidate.counter:
+                continue
+            waits_for = first_missing(self.clock, candidate)
+            if waits_for is not None:
+                self.pending.add(candidate, waits_for, since_s)
+                continue
+            self._apply(candidate, now)
+            ready += [(waiting.update, waiting.since_s) for waiting in self.pending.wake(candidate.dot)]
+
+    def _apply(self, update: Update, now: Instant) -> None:
+        """Make ``update`` visible: its writes and its dot in one step. Its past is covered."""
+        origin = update.origin
+        deps = self._shared(origin, update.deps)
+        for write in update.writes:
+            version = None if write.value is None else version_of(write, update, deps)
+            self.table.set(write.key, settle(self.table.get(write.key), write, version))
+            if version is None:
+                self.delete_clock[origin] = update.counter
+        if not update.writes:
+            self.markers.note(Marker(origin, update.counter, deps))
+        self.clock[origin] = update.counter
+        if origin not in self.present:
+            self.rest_changes += 1
+        self.hybrid.observe(update.timestamp, now)
+        self.log.append(update, now.mono_s)
+        self.changes += 1
+        self.applied += 1
+
+    def _shared(self, origin: str, deps: Clock) -> Clock:
+        """Return an equal clock that is already in memory where there is one: pasts repeat from update to update."""
+        last = self._last_deps.get(origin)
+        if last == deps:
+            return last
+        self._last_deps[origin] = deps
+        return deps
+
+    def drop_pending(self, dot: Dot) -> None:
+        """Forget a pending update: its cause is lost for good (replication/lost.py)."""
+        self.pending.drop(dot)
+
+    # -- snapshots -------------------------------------------------------------------------------------
+
+    def snapshot(self, now: Instant) -> Snapshot:
+        """Return everything at this one moment; costs a pointer a key."""
+        time = self.hybrid.read(now)
+        return Snapshot(time, dict(self.clock), dict(self.delete_clock), self.markers.all(), self.table.copy())
+
+    def join(self, snapshot: Snapshot, now: Instant) -> None:
+        """Take over another replica's snapshot in one step; sound whatever has happened here meanwhile."""
+        self.table.replace(join_tables(self.table.copy(), self.clock, snapshot.table, snapshot.clock))
+        merge_into(self.delete_clock, snapshot.delete_clock)
+        for marker in snapshot.markers:
+            self.markers.note(marker)
+        for origin in missing(self.clock, snapshot.clock):
+            # What the log held of this origin would have a gap after it now.
+            self.log.restart(origin)
+        merge_into(self.clock, snapshot.clock)
+        self.hybrid.observe(snapshot.timestamp, now)
+        self.changes += 1
+        self.rest_changes += 1
+        for waiting in self.pending.take_all():
+            self._deliver(waiting.update, now)
+
+
+def _write(change: Change, held: Versions, now: Instant) -> Write:
+    expires = None if change.ttl_us is None else now.wall_us + change.ttl_us
+    return Write(change.key, change.value, tuple(version.dot for version in held), expires)
+
+
+_weightless = Version(b"", "-", 1, 0, {})

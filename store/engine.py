@@ -1,0 +1,323 @@
+"""The engine: one CausalStore, one lock, and the requests that wait.
+
+Everything that a request does to the store happens under ``lock``, in one step; nothing else happens under
+it: no I/O, no encoding. Requests that cannot be answered yet wait, each on a condition of its own, and are
+woken only when what they wait for is there: for their causal past (*deferred*), for a change of a key
+(*watching*), or for acknowledgements. How many may wait at once is bounded, so they never starve the others.
+
+The store knows nothing of other replicas. What it needs of them comes through ``Dependencies``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from store.causal import CausalStore, Found, Listed, Lost, Transacted, Wrote
+from store.clock import Clock, Dot, Instant
+from store.errors import Busy, NotReached, TooManyWatchers
+from store.settings import StoreSettings
+from store.versions import Change, Update
+
+Answer = TypeVar("Answer", Found, Wrote, Listed, Transacted)
+
+
+class Dependencies(Protocol):
+    """What the engine asks of replication. All are called under the engine's lock and must not block."""
+
+    def wrote(self, update: Update) -> None:
+        """An update was issued here: peers lack it."""
+
+    def ask(self, past: Clock) -> int:
+        """A request waits for ``past``: ask whoever may have it. Returns a token that dates the request."""
+
+    def lost(self, past: Clock, token: int) -> Lost:
+        """Return what of ``past`` no replica has any more, as known from answers younger than ``token``."""
+
+    def acks(self, dot: Dot) -> int:
+        """Return how many members, this one included, are known to have applied ``dot``."""
+
+    def acks_wanted(self, write_concern: str) -> int:
+        """Return how many acks ``"majority"`` or ``"all"`` are, of the members that belong to the view."""
+
+
+class LoneReplica:
+    """Dependencies of a replica without peers: nobody to ask, nothing can be lost elsewhere."""
+
+    def wrote(self, update: Update) -> None:
+        pass
+
+    def ask(self, past: Clock) -> int:
+        return 0
+
+    def lost(self, past: Clock, token: int) -> Lost:
+        return {}
+
+    def acks(self, dot: Dot) -> int:
+        return 1
+
+    def acks_wanted(self, write_concern: str) -> int:
+        return 1
+
+
+def read_clocks() -> Instant:
+    """Read the machine's clocks for the protocol, which has none of its own."""
+    return Instant(time.monotonic(), time.time_ns() // 1000)
+
+
+class _Waiter:
+    """One waiting request: wakes when ``is_due`` says so. Both are used under the engine's lock only."""
+
+    __slots__ = ("condition", "is_due")
+
+    def __init__(self, lock: threading.RLock, is_due: Callable[[], bool]) -> None:
+        self.condition = threading.Condition(lock)
+        self.is_due = is_due
+
+
+class Engine:
+    """The way in for requests. Thread-safe; each call blocks at most for the time that it was given."""
+
+    def __init__(
+        self,
+        store: CausalStore,
+        dependencies: Dependencies | None = None,
+        *,
+        now: Callable[[], Instant] = read_clocks,
+        lock: threading.RLock | None = None,
+    ) -> None:
+        self.lock = lock or threading.RLock()
+        self.dependencies: Dependencies = dependencies or LoneReplica()
+        self.counts = dict.fromkeys(("reads", "writes", "deletes", "transactions", "lists", "deferred", "refused"), 0)
+        self.deferred = 0
+        self.watchers = 0
+        self._store = store
+        self._settings = store.settings
+        self._now = now
+        self._waiters: list[_Waiter] = []
+
+    # -- requests --------------------------------------------------------------------------------------
+
+    def get(self, key: str, past: Clock, *, wait_s: float | None = None, all_siblings: bool = False) -> Found:
+        """Read one key. ``past``: the client's causal past; ``wait_s``: how long to wait for it, seconds.
+
+        Raises Refused, NotReached.
+        """
+        self.counts["reads"] += 1
+        return self._serve(lambda past, now: self._store.get(key, past, now, all_siblings=all_siblings), past, wait_s)
+
+    def watch(self, key: str, past: Clock, etags: Sequence[str], wait_s: float, *, all_siblings: bool = False) -> Found:
+        """Read one key as soon as its winner has none of ``etags``, or after ``wait_s`` seconds as it is then.
+
+        Raises Refused, NotReached, TooManyWatchers.
+        """
+        deadline = time.monotonic() + wait_s
+
+        def unchanged(found: Found) -> bool:
+            return bool(found.versions) and found.versions[0].etag in etags
+
+        with self.lock:
+            found = self.get(key, past, wait_s=wait_s, all_siblings=all_siblings)
+            while unchanged(found) and (remaining := deadline - time.monotonic()) > 0:
+                if self.watchers >= self._settings.max_watchers:
+                    raise TooManyWatchers(f"{self.watchers} requests watch already")
+                self.watchers += 1
+                try:
+                    self._wait(lambda: self._changed(key, etags), self._until_expiry(found, remaining))
+                finally:
+                    self.watchers -= 1
+                found = self.get(key, past, wait_s=0, all_siblings=all_siblings)
+        return found
+
+    def put(
+        self,
+        key: str,
+        value: bytes,
+        past: Clock,
+        *,
+        wait_s: float | None = None,
+        ttl_s: float | None = None,
+        if_match: tuple[str, ...] | None = None,
+        if_none_match: bool = False,
+    ) -> Wrote:
+        """Write one key. ``value``: encoded JSON; ``ttl_s``: seconds after which it expires.
+
+        ``if_match``, ``if_none_match``: see ``Change``. Raises Refused, NotReached, Mismatch, OutOfMemory.
+        """
+        self.counts["writes"] += 1
+        ttl_us = None if ttl_s is None else round(ttl_s * 1_000_000)
+        return self._write(Change(key, value, ttl_us, if_match, if_none_match), past, wait_s)
+
+    def delete(
+        self, key: str, past: Clock, *, wait_s: float | None = None, if_match: tuple[str, ...] | None = None
+    ) -> Wrote:
+        """Delete what this replica holds of a key; ``deleted`` says whether it held anything."""
+        self.counts["deletes"] += 1
+        return self._write(Change(key, None, None, if_match), past, wait_s)
+
+    def list(
+        self,
+        past: Clock,
+        *,
+        prefix: str = "",
+        after: str = "",
+        limit: int = 100,
+        conflicts: bool = False,
+        wait_s: float | None = None,
+    ) -> Listed:
+        """List keys that start with ``prefix`` and come after ``after``: one causal snapshot."""
+        self.counts["lists"] += 1
+        return self._serve(
+            lambda past, now: self._store.list_keys(
+                past, now, prefix=prefix, after=after, limit=limit, conflicts=conflicts
+            ),
+            past,
+            wait_s,
+        )
+
+    def transact(
+        self, reads: Sequence[str], writes: Sequence[Change], past: Clock, *, wait_s: float | None = None
+    ) -> Transacted:
+        """Read keys from one snapshot, then write keys as one update."""
+        self.counts["transactions"] += 1
+        with self.lock:
+            done = self._serve(lambda past, now: self._store.transact(reads, writes, past, now), past, wait_s)
+            if done.update is not None:
+                self.dependencies.wrote(done.update)
+                self.wake()
+        return done
+
+    def _write(self, change: Change, past: Clock, wait_s: float | None) -> Wrote:
+        with self.lock:
+            wrote = self._serve(lambda past, now: self._store.put(change, past, now), past, wait_s)
+            if wrote.update is not None:
+                self.dependencies.wrote(wrote.update)
+                if self._waiters:
+                    self.wake()
+        return wrote
+
+    def wait_for_acks(self, dot: Dot, wanted: int | str, timeout_s: float) -> int:
+        """Wait until ``wanted`` members have applied ``dot``, at most ``timeout_s``; return how many have.
+
+        ``wanted``: a number, ``"majority"`` or ``"all"``, of the members that belong to the view.
+        """
+
+        def reached() -> bool:
+            need = wanted if isinstance(wanted, int) else self.dependencies.acks_wanted(wanted)
+            return self.dependencies.acks(dot) >= need
+
+        with self.lock:
+            if not reached():
+                self._wait(reached, timeout_s)
+            return self.dependencies.acks(dot)
+
+    # -- waiting ---------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Wake the requests whose wait is over; called under the lock whenever the replica has changed."""
+        for waiter in self._waiters:
+            if waiter.is_due():
+                waiter.condition.notify()
+
+    def _serve(self, operation: Callable[[Clock, Instant], Answer], past: Clock, wait_s: float | None) -> Answer:
+        with self.lock:
+            try:
+                return operation(past, self._now())
+            except NotReached as unreached:
+                timeout_s = self._settings.defer_timeout_s if wait_s is None else wait_s
+                if timeout_s <= 0:
+                    self.counts["refused"] += 1
+                    raise
+                return self._serve_later(operation, past, timeout_s, unreached)
+
+    def _serve_later(
+        self, operation: Callable[[Clock, Instant], Answer], past: Clock, timeout_s: float, unreached: NotReached
+    ) -> Answer:
+        """Answer when the causal past is here, or what is missing of it is lost for good; else raise NotReached."""
+        deadline = time.monotonic() + timeout_s
+        lost: Lost = {}
+        with self._deferral(unreached):
+            token = self.dependencies.ask(past)
+            while True:
+                for replica, (first, last) in self.dependencies.lost(past, token).items():
+                    lost[replica] = (first, last)
+                    past = {**past, replica: first - 1} if first > 1 else _without(past, replica)
+                try:
+                    answer = operation(past, self._now())
+                except NotReached:
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0:
+                        self.counts["refused"] += 1
+                        raise
+                    self._wait(self._is_served(past, token), remaining)
+                else:
+                    return answer._replace(lost=lost) if lost else answer
+
+    def _is_served(self, past: Clock, token: int) -> Callable[[], bool]:
+        return lambda: (
+            self._store.closed is not None or self._store.is_causal(past) or bool(self.dependencies.lost(past, token))
+        )
+
+    @contextmanager
+    def _deferral(self, unreached: NotReached) -> Iterator[None]:
+        if self.deferred >= self._settings.max_deferred:
+            self.counts["refused"] += 1
+            raise Busy(unreached.missing)
+        self.deferred += 1
+        self.counts["deferred"] += 1
+        try:
+            yield
+        finally:
+            self.deferred -= 1
+
+    def _wait(self, is_due: Callable[[], bool], timeout_s: float) -> None:
+        """Release the lock until ``is_due`` or the time is over."""
+        waiter = _Waiter(self.lock, is_due)
+        self._waiters.append(waiter)
+        try:
+            waiter.condition.wait_for(is_due, timeout_s)
+        finally:
+            self._waiters.remove(waiter)
+
+    def _changed(self, key: str, etags: Sequence[str]) -> bool:
+        if self._store.closed is not None:
+            return True
+        versions = self._store.table.get(key)
+        return not versions or versions[0].etag not in etags
+
+    def _until_expiry(self, found: Found, remaining_s: float) -> float:
+        """Nothing wakes a watcher when a version expires but the time itself."""
+        deadlines = [version.expires for version in found.versions if version.expires is not None]
+        if not deadlines:
+            return remaining_s
+        return min(remaining_s, max(0.001, (min(deadlines) - self._now().wall_us) / 1_000_000))
+
+    # -- for people ------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> StoreSettings:
+        return self._settings
+
+    def stats(self) -> dict[str, int]:
+        """Return counters and sizes, for the status page and the metrics."""
+        with self.lock:
+            store = self._store
+            return {
+                "keys": len(store.table),
+                "conflicts": store.table.conflicts,
+                "bytes": store.table.bytes,
+                "pending": len(store.pending),
+                "log_updates": store.log.count,
+                "log_bytes": store.log.bytes,
+                "applied": store.applied,
+                "deferred_now": self.deferred,
+                "watchers": self.watchers,
+                **self.counts,
+            }
+
+
+def _without(past: Clock, replica: str) -> Clock:
+    return {other: counter for other, counter in past.items() if other != replica}

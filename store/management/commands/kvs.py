@@ -1,0 +1,203 @@
+"""``kvs get|put|delete|list``: one request to one replica, for people and shell scripts.
+
+Exit codes: 0 done; 1 the key is absent; 2 refused or nobody answered, nothing was changed; 3 a write went out and its
+outcome is unknown. Values go in and come out as JSON; what does not parse as JSON is taken as text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from store.client import ClientError, Json, Session, Uncertain
+
+DEFAULT_ADDRESS = "127.0.0.1:8090"
+ABSENT, FAILED, UNKNOWN = 1, 2, 3
+
+
+class Command(BaseCommand):
+    """The command; each action is a method of its name."""
+
+    help = "Read, write, delete or list keys at a replica."
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the actions and their options."""
+        actions = parser.add_subparsers(dest="action", required=True)
+        get = actions.add_parser("get", help="print a value as JSON")
+        get.add_argument("key")
+        get.add_argument("--raw", action="store_true", help="print text without JSON's quotes")
+        get.add_argument("--siblings", action="store_true", help="print all concurrent values, the winner first")
+        get.add_argument("--etag", action="store_true", help="print the version's ETag instead of the value")
+        put = actions.add_parser("put", help="write a value: JSON if it parses as such, else text; - reads stdin")
+        put.add_argument("key")
+        put.add_argument("value")
+        put.add_argument("--ttl", type=float, metavar="SECONDS", help="delete it after so long")
+        put.add_argument("--if-none-match", action="store_true", help="only if the key is absent")
+        delete = actions.add_parser("delete", help="delete a key")
+        delete.add_argument("key")
+        for writing in (put, delete):
+            writing.add_argument("--if-match", metavar="ETAG", help="only over this version")
+            writing.add_argument("--w", metavar="N", help='acks to wait for: a number, "majority" or "all"')
+        listing = actions.add_parser("list", help="print keys in order, one a line")
+        listing.add_argument("--prefix", default="", help="only keys that begin so")
+        listing.add_argument("--after", default="", metavar="KEY", help="only keys after this one")
+        listing.add_argument("--limit", type=int, metavar="N", help="at most so many (default: all)")
+        listing.add_argument("--values", action="store_true", help="print key, tab, value as JSON")
+        listing.add_argument("--conflicts", action="store_true", help="only keys with concurrent values")
+        for action in (get, put, delete, listing):
+            add_common_arguments(action)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Ask the replica; turn the client's errors into exit codes."""
+        action = getattr(self, options["action"])
+        try:
+            with open_session(options) as session:
+                action(session, options)
+        except Uncertain as exc:
+            raise CommandError(str(exc), returncode=UNKNOWN) from exc
+        except (ClientError, ValueError, OSError) as exc:
+            raise CommandError(str(exc), returncode=FAILED) from exc
+
+    def get(self, session: Session, options: dict[str, Any]) -> None:
+        """Print a value, its siblings or its ETag."""
+        read = session.get(options["key"], siblings=options["siblings"], wait_s=options["wait"])
+        if not read.found:
+            raise CommandError("Key does not exist", returncode=ABSENT)
+        if options["etag"]:
+            self.stdout.write(read.etag or "")
+            return
+        for value in [sibling.value for sibling in read.siblings] or [read.value]:
+            self.stdout.write(value if options["raw"] and isinstance(value, str) else as_json(value))
+        if read.conflicts > 1 and not options["siblings"]:
+            self.stderr.write(f"in conflict: {read.conflicts} concurrent values, see --siblings", self.style.WARNING)
+
+    def put(self, session: Session, options: dict[str, Any]) -> None:
+        """Write a value; print what became of it."""
+        text = sys.stdin.read() if options["value"] == "-" else options["value"]
+        written = session.put(
+            options["key"],
+            from_text(text),
+            ttl_s=options["ttl"],
+            if_match=options["if_match"],
+            if_none_match=options["if_none_match"],
+            w=write_concern(options["w"]),
+            wait_s=options["wait"],
+        )
+        self._tell("created" if written.created else "replaced", written.acks, concern_met=written.concern_met)
+
+    def delete(self, session: Session, options: dict[str, Any]) -> None:
+        """Delete a key."""
+        written = session.delete(
+            options["key"], if_match=options["if_match"], w=write_concern(options["w"]), wait_s=options["wait"]
+        )
+        if not written.deleted:
+            raise CommandError("Key does not exist", returncode=ABSENT)
+        self._tell("deleted", written.acks, concern_met=written.concern_met)
+
+    def list(self, session: Session, options: dict[str, Any]) -> None:
+        """Print keys, page by page."""
+        left = options["limit"] if options["limit"] is not None else sys.maxsize
+        after: str | None = options["after"]
+        while after is not None and left > 0:
+            page = session.list(
+                prefix=options["prefix"],
+                after=after,
+                limit=min(left, 1000),
+                values=options["values"],
+                conflicts=options["conflicts"],
+                wait_s=options["wait"],
+            )
+            for key in page.keys:
+                self.stdout.write(as_line(key) + (f"\t{as_json(page.items[key])}" if options["values"] else ""))
+            left -= len(page.keys)
+            after = page.next
+
+    def _tell(self, result: str, acks: int | None, *, concern_met: bool) -> None:
+        self.stdout.write(result if acks is None else f"{result} acks={acks}")
+        if not concern_met:
+            self.stderr.write("fewer acks than asked for; the write stands and goes on spreading", self.style.WARNING)
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    """Add what every action takes."""
+    parser.add_argument(
+        "--at", metavar="HOST:PORT", help=f"the replica (default: SOCKET_ADDRESS, then {DEFAULT_ADDRESS})"
+    )
+    parser.add_argument(
+        "--metadata", type=Path, metavar="FILE", help="carry the causal metadata in this file from one call to the next"
+    )
+    parser.add_argument(
+        "--wait", type=float, metavar="SECONDS", help="how long the replica may wait for the causal past (at most 60)"
+    )
+
+
+@contextlib.contextmanager
+def open_session(options: dict[str, Any]) -> Iterator[Session]:
+    """A session with the credentials of the environment, and with the metadata of ``--metadata`` read and kept."""
+    path: Path | None = options["metadata"]
+    metadata = json.loads(path.read_text("utf-8")) if path is not None and path.exists() else {}
+    environ = os.environ
+    address = options["at"] or environ.get("SOCKET_ADDRESS") or DEFAULT_ADDRESS
+    if "://" not in address and environ.get("KV_TLS_CERT"):
+        address = f"https://{address}"
+    with Session(
+        [address], token=token(environ), metadata=metadata, verify=environ.get("KV_TLS_CA") or True
+    ) as session:
+        try:
+            yield session
+        finally:
+            # After a failure too: a refused precondition has shown something.
+            if path is not None and session.metadata != metadata:
+                replace_file(path, as_json(session.metadata) + "\n")
+
+
+def token(environ: os._Environ[str] | dict[str, str]) -> str | None:
+    """The API token to send: ``KV_TOKEN``, or else the first of ``KV_API_TOKENS`` that may write, or else the first."""
+    if own := environ.get("KV_TOKEN"):
+        return own
+    entries = [entry.strip().split(":") for entry in environ.get("KV_API_TOKENS", "").split(",")]
+    tokens = [(entry[-1] != "write", ":".join(entry[1:-1])) for entry in entries if len(entry) >= 3]
+    return min(tokens, key=lambda entry: entry[0])[1] if tokens else None
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` so that a reader sees the old or the new content, never half of it."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+    draft.write_text(text, "utf-8")
+    draft.replace(path)
+
+
+def from_text(text: str) -> Json:
+    """What ``text`` says as JSON, or else ``text`` itself. ``NaN`` and ``Infinity`` are no JSON."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+def as_json(value: Json) -> str:
+    """One line of JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def as_line(key: str) -> str:
+    """A key as one line: as it is, or as JSON where it would break the line or looks like JSON text."""
+    return key if key.isprintable() and not key.startswith('"') else as_json(key)
+
+
+def write_concern(text: str | None) -> int | str | None:
+    """``--w``: a number or a word."""
+    return int(text) if text and text.isascii() and text.isdigit() else text

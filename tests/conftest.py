@@ -1,0 +1,63 @@
+"""What tests of real processes share: clusters on free ports of loopback, gone when the test ends."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvsite.cluster import LocalCluster
+
+PORTS = range(21000, 22000)
+_next_port = itertools.cycle(PORTS)
+
+ClusterFactory = Callable[..., LocalCluster]
+
+
+def is_free(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(count: int) -> int:
+    """Return the first of ``count`` neighbouring ports that nobody listens on, and that no earlier call returned."""
+    run: list[int] = []
+    for port in itertools.islice(_next_port, 2 * len(PORTS)):
+        run = [*run, port] if is_free(port) and (not run or port == run[-1] + 1) else []
+        if len(run) == count:
+            return run[0]
+    raise RuntimeError(f"no {count} free ports in a row among {PORTS}")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[ClusterFactory]:
+    """Return ``make(replicas=3, start=True, **environment)``: a cluster that is ready, and ended after the test.
+
+    Logs lie in ``tmp_path``; pytest keeps them for a while.
+    """
+    with ExitStack() as stack:
+
+        def make(replicas: int = 3, *, start: bool = True, **environment: Any) -> LocalCluster:
+            base_port = free_ports(replicas)
+            made = LocalCluster(
+                replicas,
+                base_port,
+                environment={name: str(value) for name, value in environment.items()},
+                log_dir=tmp_path / f"cluster-{base_port}",
+            )
+            stack.callback(made.stop, 0)
+            if start:
+                made.start()
+                made.wait_ready()
+            return made
+
+        yield make

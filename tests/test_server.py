@@ -1,0 +1,284 @@
+"""One replica as a process: how it starts, serves, and ends. Real processes, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from kvsite.cluster import MANAGE, LocalCluster
+from tests.conftest import ClusterFactory, free_ports
+
+pytestmark = pytest.mark.processes
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture
+def lone(cluster: ClusterFactory) -> LocalCluster:
+    """One ready replica."""
+    return cluster(1)
+
+
+def exchange(port: int, request: bytes, timeout_s: float = 5) -> bytes:
+    """Send ``request`` byte by byte as it is, and return all that comes back until the connection is closed."""
+    with closing(socket.create_connection(("127.0.0.1", port), timeout_s)) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def port_of(made: LocalCluster, i: int = 0) -> int:
+    return int(made.addresses[i].rpartition(":")[2])
+
+
+def start_alone(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``run_replica`` to its end: for those that do not start."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("KV_", "VIEW", "SOCKET_"))}
+    return subprocess.run(
+        [sys.executable, str(MANAGE), "run_replica", *flags],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+def children(pid: int) -> list[int]:
+    task = Path(f"/proc/{pid}/task")
+    return [int(child) for thread in task.iterdir() for child in (thread / "children").read_text().split()]
+
+
+# -- starting ----------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_one_process_and_kill_9_leaves_nothing_behind(lone: LocalCluster) -> None:
+    assert children(lone.pid(0)) == []
+    lone.kill(0)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port_of(lone)))
+    lone.start_one(0)
+    lone.wait_ready()
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "line"),
+    [
+        ([], {"SOCKET_ADDRESS": "nonsense"}, "SOCKET_ADDRESS: 'nonsense' is not of the form host:port"),
+        ([], {"KV_DOWN_AFTER": "soon"}, "KV_DOWN_AFTER: must be a number of seconds"),
+        ([], {"KV_CLUSTER_SECERT": "x"}, "KV_CLUSTER_SECERT: there is no such setting; is KV_CLUSTER_SECRET meant?"),
+        (["--view", "a:1;b:2"], {}, "VIEW: 'a:1;b:2' has no"),
+        (["--address", "127.0.0.1:0"], {}, "SOCKET_ADDRESS: '127.0.0.1:0' has no port"),
+        (["--bind", "192.0.2.1:9"], {}, "cannot listen on 192.0.2.1 port 9:"),
+    ],
+)
+def test_what_cannot_start_says_why_in_one_line(flags: list[str], environment: dict[str, str], line: str) -> None:
+    ended = start_alone(*flags, **environment)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert line in ended.stderr
+
+
+def test_a_second_replica_on_the_same_port_does_not_start(lone: LocalCluster) -> None:
+    ended = start_alone("--address", lone.addresses[0])
+    assert ended.returncode == 2
+    assert ended.stderr == f"CommandError: cannot listen on 127.0.0.1 port {port_of(lone)}: Address already in use\n"
+    assert requests.get(f"{lone.url(0)}/readyz", timeout=5).status_code == 200
+
+
+def test_the_log_says_where_it_is_whom_it_asks_and_that_it_is_open(cluster: ClusterFactory) -> None:
+    made = cluster(2)
+    log = made.log(0)
+    assert f"listens on {made.url(0)}" in log
+    assert f"asking {made.addresses[1]}" in log
+    assert "open: anybody" in log
+    guarded = cluster(1, KV_CLUSTER_SECRET="do not log me", KV_ADMIN_PASSWORD="nor me!")
+    assert "open: anybody" not in guarded.log(0)
+    assert "log me" not in guarded.log(0)
+    assert "nor me" not in guarded.log(0)
+
+
+def test_it_listens_on_ipv6(cluster: ClusterFactory) -> None:
+    port = free_ports(1)
+    made = cluster(1, start=False, SOCKET_ADDRESS=f"[::1]:{port}", VIEW="")
+    made.start()
+    for _ in range(100):
+        try:
+            answer = requests.get(f"http://[::1]:{port}/view", timeout=5)
+            break
+        except requests.ConnectionError:
+            time.sleep(0.1)
+    assert answer.json() == {"view": [f"[::1]:{port}"]}
+
+
+def test_it_serves_tls(cluster: ClusterFactory, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*make.split(), "-out", str(cert), "-keyout", str(key)], check=True, capture_output=True)
+    made = cluster(2, KV_TLS_CERT=cert, KV_TLS_KEY=key, KV_TLS_CA=cert)
+    for _ in range(100):
+        view = requests.get(f"{made.url(0)}/view", verify=str(cert), timeout=5).json()["view"]
+        if len(view) == 2:
+            break
+        time.sleep(0.1)
+    assert view == made.addresses
+
+
+# -- ending ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_in_good_order(lone: LocalCluster, signum: signal.Signals) -> None:
+    os.kill(lone.pid(0), signum)
+    began = time.monotonic()
+    assert lone.wait(0) == 0
+    assert time.monotonic() - began < 5
+    assert "Traceback" not in lone.log(0)
+
+
+def test_it_ends_with_whoever_holds_its_standard_input(cluster: ClusterFactory) -> None:
+    port = free_ports(1)
+    command = [sys.executable, str(MANAGE), "run_replica", "--until-stdin-closes", "--address", f"127.0.0.1:{port}"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    with process:
+        assert process.stdin
+        assert process.stderr
+        while b"listens on" not in process.stderr.readline():
+            pass
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+def test_a_client_that_never_ends_its_request_does_not_hold_up_the_end(lone: LocalCluster) -> None:
+    with closing(socket.create_connection(("127.0.0.1", port_of(lone)))) as slow:
+        slow.sendall(b"PUT /kvs/slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n")
+        slow.sendall(b"Content-Type: application/json\r\n\r\n{")
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert lone.terminate(0) == 0
+        assert time.monotonic() - began < 10
+
+
+def test_what_only_the_leaver_has_is_handed_over(cluster: ClusterFactory) -> None:
+    made = cluster(2)
+    wait_for_view(made, 2)
+    for i in range(50):
+        put(made, 0, f"k{i}", i)
+    assert made.terminate(0) == 0
+    listed = requests.get(f"{made.url(1)}/kvs", params={"prefix": "k", "limit": "1000"}, timeout=5).json()
+    assert len(listed["keys"]) == 50
+
+
+def test_one_line_says_how_many_updates_die_where_nobody_can_take_them(cluster: ClusterFactory) -> None:
+    made = cluster(2)
+    wait_for_view(made, 2)
+    made.kill(1)
+    put(made, 0, "orphan", 1)
+    began = time.monotonic()
+    assert made.terminate(0) == 1
+    assert time.monotonic() - began < 10
+    assert "1 updates die with this replica" in made.log(0)
+
+
+# -- serving -----------------------------------------------------------------------------------------------------------
+
+
+def put(made: LocalCluster, i: int, key: str, value: Any) -> requests.Response:
+    answer = requests.put(f"{made.url(i)}/kvs/{key}", json={"value": value}, timeout=5)
+    assert answer.status_code in {200, 201}, answer.text
+    return answer
+
+
+def wait_for_view(made: LocalCluster, members: int, timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while any(
+        len(requests.get(f"{made.url(i)}/view", timeout=5).json()["view"]) != members
+        for i in range(len(made.addresses))
+        if made.is_running(i)
+    ):
+        assert time.monotonic() < deadline, "the view is not what it should be"
+        time.sleep(0.1)
+
+
+def pieces(*texts: bytes) -> Iterator[bytes]:
+    """Return a body that ``requests`` sends chunked: it does not know its length."""
+    yield from texts
+
+
+def test_a_chunked_body_is_read_whole(lone: LocalCluster) -> None:
+    url = f"{lone.url(0)}/kvs/chunked"
+    answer = requests.put(url, data=pieces(b'{"val', b'ue": "in ', b'pieces"}'), headers=JSON, timeout=5)
+    assert answer.status_code == 201
+    past = {"causal-metadata": answer.json()["causal-metadata"]}
+    found = requests.get(url, data=pieces(json.dumps(past).encode()), headers=JSON, timeout=5)
+    assert found.json()["value"] == "in pieces"
+
+
+def test_a_chunked_body_over_the_limit_is_refused(cluster: ClusterFactory) -> None:
+    made = cluster(1, KV_MAX_BODY_BYTES=4096, KV_MAX_VALUE_BYTES=1024)
+    big = pieces(b'{"value": "', *[b"x" * 1000] * 10, b'"}')
+    assert requests.put(f"{made.url(0)}/kvs/big", data=big, headers=JSON, timeout=5).status_code == 413
+    assert requests.get(f"{made.url(0)}/kvs/big", timeout=5).status_code == 404
+
+
+def test_a_key_may_hold_anything_that_is_utf_8_and_nothing_else(lone: LocalCluster) -> None:
+    port = port_of(lone)
+
+    def status(path: bytes, method: bytes = b"GET", body: bytes = b"") -> int:
+        head = b"%s %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" % (method, path)
+        head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        return int(exchange(port, head + body).split()[1])
+
+    for path in (b"/kvs/a%0Ab", b"/kvs/a%2Fb//c/", b"/kvs/%25FF", b"/kvs/%00", b"/kvs/../x", b"/kvs/%E2%98%83"):
+        assert status(path) == 404, path
+        assert status(path, b"PUT", b'{"value": 1}') == 201, path
+        assert status(path) == 200, path
+    assert status(b"/kvs/%FF") == 400
+    assert status(b"/kvs/") == 400
+
+
+def test_what_is_no_route_is_a_json_404(lone: LocalCluster) -> None:
+    for path in ("/nothing", "/kvss", "/admin/nothing", "/static/nothing.css"):
+        answer = requests.get(f"{lone.url(0)}{path}", timeout=5)
+        assert (answer.status_code, answer.json()) == (404, {"error": "Not found"}), path
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:80", "[::1]:8090", "kv_1.example:8090", "r9"])
+def test_a_host_header_that_names_a_member_is_answered(cluster: ClusterFactory, host: str) -> None:
+    made = cluster(1, KV_ALLOWED_HOSTS="kv_1.example", VIEW="r9:8090")
+    for path in ("/kvs", "/healthz", "/admin/"):
+        assert requests.get(f"{made.url(0)}{path}", headers={"Host": host}, timeout=5).status_code == 200, path
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8090", "10.9.8.7"])
+def test_a_host_header_that_names_nobody_here_is_refused(lone: LocalCluster, host: str) -> None:
+    for path in ("/kvs", "/admin/"):
+        answer = requests.get(f"{lone.url(0)}{path}", headers={"Host": host}, timeout=5)
+        assert answer.status_code == 400, path
+        assert "Host header" in answer.json()["error"]
+
+
+def test_the_dashboard_is_open_without_a_password_and_asks_for_it_with_one(cluster: ClusterFactory) -> None:
+    assert requests.get(f"{cluster(1).url(0)}/admin/", timeout=5).status_code == 200
+    made = cluster(2, KV_ADMIN_PASSWORD="open sesame")
+    browser = requests.Session()
+    login = browser.get(f"{made.url(0)}/admin/", timeout=5)
+    assert login.url.endswith("/admin/login/?next=/admin/")
+    form = {"username": "", "csrfmiddlewaretoken": browser.cookies["csrftoken"], "next": "/admin/"}
+    wrong = browser.post(login.url, data={**form, "password": "open says me"}, timeout=5)
+    assert wrong.url == login.url
+    right = browser.post(login.url, data={**form, "password": "open sesame"}, timeout=5)
+    assert right.url == f"{made.url(0)}/admin/"
+    # Cookies know no ports: a login at one replica holds at the other, which has the same password.
+    assert browser.get(f"{made.url(1)}/admin/", allow_redirects=False, timeout=5).status_code == 200
