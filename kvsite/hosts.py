@@ -28,7 +28,7 @@ MAX_REMEMBERED = 1024
 
 def host_of(header: str) -> str:
     """Return the host of a Host header, in lower case, without port, brackets or a trailing dot."""
-    if header.startswith("["):
+    if header.startswith("[") and "]" in header:
         return header[1:].partition("]")[0].lower()
     return header.partition(":")[0].lower().rstrip(".")
 

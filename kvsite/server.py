@@ -65,6 +65,9 @@ STOP_TIMEOUT_S = 9.0
 HAND_OVER_S = 7.0
 """Of these, how many the node has to find a member that takes what only this replica has."""
 
+IN_FLIGHT_S = 2.0
+"""How long, after that, requests may go on that were let in before: those that waited have been woken by then."""
+
 MAX_CONNECTIONS = 8192
 """Connections open at once, idle ones included. Each costs a file descriptor and little memory."""
 
@@ -124,7 +127,7 @@ class ReplicaServer(MTServer):
         workers: list[Any] = self.wrks  # without annotations
         for worker in workers:
             worker.terminate()
-            worker.join(max(0.1, self._deadline - time.monotonic()))
+            worker.join(max(0.1, min(IN_FLIGHT_S, self._deadline - time.monotonic())))
             self.stuck |= worker.inner.is_alive()
 
 
@@ -141,7 +144,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as exc:
         raise StartError(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from exc
-    bound.setblocking(False)  # noqa: FBT003  # the standard library's
+    bound.setblocking(False)
     return bound
 
 

@@ -28,8 +28,8 @@ PROTOCOL = 1
 """Version of the messages. A replica reads its own version and the one before it."""
 
 Address = Annotated[str, msgspec.Meta(min_length=3, max_length=300)]
-Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
-Digest = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Digest = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 State = Literal["joining", "serving", "removed", "leaving"]
 
 
@@ -40,7 +40,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
     microseconds. ``belongs``: whether the address is in or out.
     """
 
-    incarnation: Annotated[int, msgspec.Meta(ge=0, lt=MAX_INCARNATION)]
+    incarnation: Annotated[int, msgspec.Meta(ge=0, le=MAX_INCARNATION)]
     stamp: Timestamp
     belongs: bool
 

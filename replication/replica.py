@@ -143,13 +143,15 @@ class Replica:
     # -- driving exchanges -----------------------------------------------------------------------------
 
     def targets(self) -> list[str]:
-        """Return the addresses to exchange with: the members, down ones too, and seeds that never answered.
+        """Return the addresses to exchange with: the members, down ones too, seeds that never answered, and
+        whoever offers a snapshot that is wanted, even if it is out: it may be the last that has something.
 
         A replica that is out goes on until a member has all that it has; from then on it only answers.
         """
+        wanted = {peer.address for peer in self._peers.values() if self._wants_piece(peer)}
         if not self.view.belongs(self.address) and self.unshared() == 0:
-            return []
-        return sorted({*self.view.others(), *self._unanswered})
+            return sorted(wanted)
+        return sorted({*self.view.others(), *self._unanswered, *wanted})
 
     def due_at(self, address: str, now: Instant) -> float:
         """Return when the next exchange with ``address`` should begin (monotonic seconds); infinity while one runs."""
@@ -203,7 +205,6 @@ class Replica:
         if talker is None:
             return
         applied = self.deliver(reply.updates, now)
-        talker.offers_snapshot = reply.truncated
         talker.more = (reply.more and applied > 0) or (talker.cut_at is not None and talker.seen() > talker.cut_at)
         clock = self._exact_clock(reply)
         if clock is not None:
@@ -260,6 +261,7 @@ class Replica:
         self._hear(message, now)
         peer.register_digest = message.register_digest
         peer.rest_digest = message.rest_digest
+        peer.offers_snapshot = message.truncated
         peer.acknowledge(self._exact_clock(message) or message.clock)
         return peer
 
@@ -425,13 +427,14 @@ class Replica:
     def unshared(self) -> int:
         """Return how many updates would die with this replica: what the member that has most of them lacks.
 
-        While the replica leaves, a member that does not know so yet does not count as having everything.
+        When this replica is out, a member that does not know so yet does not count as having everything.
         """
         clock = self.store.clock
+        is_out = not self.view.belongs(self.address)
         lacks = []
         for peer in self._members():
             if peer is not None and peer.replica:
-                knows = not self.leaving or peer.register_digest == self.view.digest
+                knows = not is_out or peer.register_digest == self.view.digest
                 lack = sum(n - min(n, peer.known.get(id_, 0)) for id_, n in clock.items())
                 lacks.append(lack if knows else max(lack, 1))
         if not lacks:

@@ -33,8 +33,8 @@ MAX_COUNTER = 2**53
 INCARNATION_RANDOM_BITS = 21
 """Low bits of an incarnation that are random; the others are the start time in milliseconds."""
 
-MAX_INCARNATION = 2**63
-"""Incarnations stay below this: 42 bits of milliseconds (until the year 2109) and the random bits."""
+MAX_INCARNATION = 2**63 - 1
+"""No incarnation is above this: 42 bits of milliseconds (until the year 2109) and the random bits."""
 
 
 class Instant(NamedTuple):

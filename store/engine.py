@@ -22,6 +22,8 @@ from store.errors import Busy, NotReached, TooManyWatchers
 from store.settings import StoreSettings
 from store.versions import Change, Update
 
+__all__ = ["Change", "Dependencies", "Engine", "Found", "Listed", "LoneReplica", "Transacted", "Wrote", "read_clocks"]
+
 Answer = TypeVar("Answer", Found, Wrote, Listed, Transacted)
 
 

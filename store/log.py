@@ -11,7 +11,8 @@ Source: anti-entropy over a truncatable log, Petersen et al., SOSP 1997 (Bayou).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from store.versions import Update
@@ -84,28 +85,28 @@ class UpdateLog:
         ``own``: id of this replica, whose updates are always sent; those of other origins (*relayed*) only
         when they were applied here before ``relay_before_s``: until then their origin sends them itself.
         ``limit`` counts updates, ``limit_bytes`` estimated bytes (one update is sent whatever its size).
+
+        Updates of several origins are merged by timestamp, which follows causality: so whatever the limit cuts
+        off, no update is sent without its causes. (In any other order a batch may be full of updates that wait
+        for one that is never sent.)
         """
-        updates: list[Update] = []
-        size = 0
-        truncated = more = False
+        truncated = False
+        runs: list[list[Entry]] = []
         for origin, last in clock.items():
             first = known.get(origin, 0) + 1
             if first > last:
                 continue
             entries = self._entries.get(origin)
             base = entries[0].update.counter if entries else last + 1
-            if first < base:
+            if entries is None or first < base:
                 truncated = True
                 continue
-            assert entries is not None
-            for entry in entries[first - base : first - base + limit - len(updates) + 1]:
-                if origin != own and entry.applied_s > relay_before_s:
-                    break
-                if len(updates) >= limit or (updates and size + entry.size > limit_bytes):
-                    more = True
-                    break
-                updates.append(entry.update)
-                size += entry.size
+            run = entries[first - base : first - base + limit + 1]
+            if origin != own and run[-1].applied_s > relay_before_s:
+                run = [entry for entry in run if entry.applied_s <= relay_before_s]
+            if run:
+                runs.append(run)
+        updates, more = _batch(runs, limit, limit_bytes)
         return Delta(updates, truncated, more)
 
     def origins(self) -> list[str]:
@@ -133,3 +134,20 @@ class UpdateLog:
         del entries[:count]
         if not entries:
             del self._entries[origin]
+
+
+def _batch(runs: list[list[Entry]], limit: int, limit_bytes: int) -> tuple[list[Update], bool]:
+    """Return the first updates of all runs in the order of their timestamps, and whether a limit cut them."""
+    entries: Iterable[Entry] = runs[0] if len(runs) == 1 else heapq.merge(*runs, key=_timestamp)
+    updates: list[Update] = []
+    size = 0
+    for entry in entries:
+        size += entry.size
+        if len(updates) >= limit or (updates and size > limit_bytes):
+            return updates, True
+        updates.append(entry.update)
+    return updates, False
+
+
+def _timestamp(entry: Entry) -> int:
+    return entry.update.timestamp

@@ -632,6 +632,11 @@ def naive(  # noqa: C901, PLR0912 (to be read as one definition)
                 return True
         return False
 
+    def outdone(w: int, key: str, r: int) -> bool:
+        """Full knowledge of an impossible history contradicts itself: only the last write of a session is asked."""
+        later = [x for x in view[r] if x > w and ops[x].session == ops[w].session and ops[x].status == "ok"]
+        return exact and ops[w].status == "ok" and any(key in dict(ops[x].writes) for x in later)
+
     conflicts = set()
     for r, op in enumerate(ops):
         if op.status == "unknown":
@@ -650,7 +655,7 @@ def naive(  # noqa: C901, PLR0912 (to be read as one definition)
             if overtaken:
                 found.add("stale")
             for w in view[r]:
-                if w == source or ops[w].status == "lost" or key not in dict(ops[w].writes):
+                if w == source or ops[w].status == "lost" or key not in dict(ops[w].writes) or outdone(w, key, r):
                     continue
                 deletes = (key, None) in ops[w].writes
                 if source is None:

@@ -23,6 +23,8 @@ from tests.conftest import ClusterFactory, free_ports
 pytestmark = pytest.mark.processes
 
 JSON = {"Content-Type": "application/json"}
+QUICK = {"KV_DOWN_AFTER": "1", "KV_SYNC_INTERVAL": "0.3"}
+"""For tests that wait for replicas to find or to miss each other."""
 
 
 @pytest.fixture
@@ -126,13 +128,13 @@ def test_it_serves_tls(cluster: ClusterFactory, tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
     subprocess.run([*make.split(), "-out", str(cert), "-keyout", str(key)], check=True, capture_output=True)
-    made = cluster(2, KV_TLS_CERT=cert, KV_TLS_KEY=key, KV_TLS_CA=cert)
+    made = cluster(2, KV_TLS_CERT=cert, KV_TLS_KEY=key, KV_TLS_CA=cert, **QUICK)
     for _ in range(100):
         view = requests.get(f"{made.url(0)}/view", verify=str(cert), timeout=5).json()["view"]
         if len(view) == 2:
             break
         time.sleep(0.1)
-    assert view == made.addresses
+    assert view == made.addresses, made.log(0)
 
 
 # -- ending ------------------------------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ def test_a_client_that_never_ends_its_request_does_not_hold_up_the_end(lone: Loc
 
 
 def test_what_only_the_leaver_has_is_handed_over(cluster: ClusterFactory) -> None:
-    made = cluster(2)
+    made = cluster(2, **QUICK)
     wait_for_view(made, 2)
     for i in range(50):
         put(made, 0, f"k{i}", i)
@@ -181,7 +183,7 @@ def test_what_only_the_leaver_has_is_handed_over(cluster: ClusterFactory) -> Non
 
 
 def test_one_line_says_how_many_updates_die_where_nobody_can_take_them(cluster: ClusterFactory) -> None:
-    made = cluster(2)
+    made = cluster(2, **QUICK)
     wait_for_view(made, 2)
     made.kill(1)
     put(made, 0, "orphan", 1)
@@ -207,7 +209,7 @@ def wait_for_view(made: LocalCluster, members: int, timeout_s: float = 10) -> No
         for i in range(len(made.addresses))
         if made.is_running(i)
     ):
-        assert time.monotonic() < deadline, "the view is not what it should be"
+        assert time.monotonic() < deadline, [made.log(i) for i in range(len(made.addresses))]
         time.sleep(0.1)
 
 
@@ -254,19 +256,12 @@ def test_what_is_no_route_is_a_json_404(lone: LocalCluster) -> None:
         assert (answer.status_code, answer.json()) == (404, {"error": "Not found"}), path
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:80", "[::1]:8090", "kv_1.example:8090", "r9"])
-def test_a_host_header_that_names_a_member_is_answered(cluster: ClusterFactory, host: str) -> None:
-    made = cluster(1, KV_ALLOWED_HOSTS="kv_1.example", VIEW="r9:8090")
+def test_only_host_headers_that_name_a_member_are_answered(lone: LocalCluster) -> None:
     for path in ("/kvs", "/healthz", "/admin/"):
-        assert requests.get(f"{made.url(0)}{path}", headers={"Host": host}, timeout=5).status_code == 200, path
-
-
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8090", "10.9.8.7"])
-def test_a_host_header_that_names_nobody_here_is_refused(lone: LocalCluster, host: str) -> None:
-    for path in ("/kvs", "/admin/"):
-        answer = requests.get(f"{lone.url(0)}{path}", headers={"Host": host}, timeout=5)
-        assert answer.status_code == 400, path
-        assert "Host header" in answer.json()["error"]
+        for host, status in (("localhost:1", 200), (lone.addresses[0], 200), ("evil.example", 400)):
+            answer = requests.get(f"{lone.url(0)}{path}", headers={"Host": host}, timeout=5)
+            assert answer.status_code == status, (path, host)
+    assert "Host header" in answer.json()["error"]
 
 
 def test_the_dashboard_is_open_without_a_password_and_asks_for_it_with_one(cluster: ClusterFactory) -> None:

@@ -120,7 +120,8 @@ def _settle_refused(world: World, clients: Clients) -> list[str]:
 
 
 def _mark_lost(clients: Clients, oracle: Oracle) -> list[Operation]:
-    """Mark the writes whose last holder died: they happened, and nobody can be held to them any more."""
+    """Mark the writes that nobody can be held to any more: their last holder died, or clients were told so
+    (a replica that is out may bring such a write back when it is added again: SPEC 2.8)."""
     gone = {f"{origin}:{counter}" for origin, counter in oracle.updates if oracle.is_gone((origin, counter))}
     live = [host.replica.store.clock for host in clients.world.live() if host.replica is not None]
     alive = {
@@ -128,7 +129,12 @@ def _mark_lost(clients: Clients, oracle: Oracle) -> list[Operation]:
         for origin, counter in oracle.updates
         if any(clock.get(origin, 0) >= counter for clock in live)
     }
+    told = {
+        f"{origin}:{counter}"
+        for origin, (first, last) in clients.lost.items()
+        for counter in range(first, last + 1)
+    }
+    lost = (gone - alive) | told
     return [
-        replace(operation, status="lost") if operation.update in gone and operation.update not in alive else operation
-        for operation in clients.history
+        replace(operation, status="lost") if operation.update in lost else operation for operation in clients.history
     ]

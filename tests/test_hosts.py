@@ -1,0 +1,79 @@
+"""Which Host headers are answered, without a server around it."""
+
+from __future__ import annotations
+
+import pytest
+from django.http import HttpRequest, HttpResponse
+
+from kvsite.config import Config
+from kvsite.hosts import MAX_REMEMBERED, HostMiddleware
+
+CONFIG = Config(address="me.internal:8090", seeds=("seed_1:8090", "[fe80::1]:8090"), allowed_hosts=("kv.example",))
+
+
+def status(middleware: HostMiddleware, host: str | None) -> int:
+    request = HttpRequest()
+    if host is not None:
+        request.META["HTTP_HOST"] = host
+    return middleware(request).status_code
+
+
+def make(members: list[str]) -> HostMiddleware:
+    return HostMiddleware(lambda _: HttpResponse(), CONFIG, lambda: members)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "LocalHost:1", "kv.localhost", "127.0.0.1", "127.9.9.9:80", "[::1]", "[::1]:8090"),
+        *("me.internal", "ME.internal.:8090", "seed_1:8090", "[FE80::1]:8090", "10.0.0.7:8090", "10.0.0.7"),
+        *("kv.example", "KV.EXAMPLE:443"),
+        *("", None),  # no browser, and so no page that could have rebound anything
+    ],
+)
+def test_a_name_of_a_member_of_this_machine_or_of_the_operator_is_answered(host: str | None) -> None:
+    middleware = make(["me.internal:8090", "10.0.0.7:8090"])
+    assert [status(middleware, host) for _ in range(2)] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:8090",
+            "evil-localhost",
+            "me.internal.evil",
+        ),
+        *(
+            "10.0.0.7.evil",
+            "10.9.8.7",
+            "[::2]",
+            "[::1",
+            "kv.example.evil",
+            "@localhost",
+            "localhost@evil",
+            ":8090",
+            " ",
+        ),
+    ],
+)
+def test_any_other_name_is_refused(host: str) -> None:
+    middleware = make(["me.internal:8090", "10.0.0.7:8090"])
+    assert [status(middleware, host) for _ in range(2)] == [400, 400]
+
+
+def test_members_that_join_are_answered_from_then_on() -> None:
+    members: list[str] = []
+    middleware = make(members)
+    assert status(middleware, "new:8090") == 400
+    members.append("new:8090")
+    assert status(middleware, "new:8090") == 200
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    middleware = make([])
+    for port in range(2 * MAX_REMEMBERED):
+        assert status(middleware, f"localhost:{port}") == 200
+    assert len(middleware._remembered) <= MAX_REMEMBERED
