@@ -163,7 +163,7 @@ class Node:
     def members(self) -> list[str]:
         """Return the addresses of all members, down ones too."""
         with self._lock:
-            return self.replica.view.members()
+            return list(self.replica.view.members())
 
     def add_member(self, address: str) -> bool:
         """Let ``address`` in; False when it is in already. Raises BadMessage when the register is full."""

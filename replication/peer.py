@@ -79,9 +79,10 @@ class Peer:
         merge_into(self.known, clock)
 
     def due_at(self, own_counter: int, now_s: float) -> float:
-        """Return when the next exchange should leave. ``own_counter``: how many updates this replica issued."""
-        if self.in_flight:
-            return float("inf")
+        """Return when the next exchange should leave, none being under way (monotonic seconds).
+
+        ``own_counter``: how many updates this replica has issued.
+        """
         if not self.failed and (self.urgent or self.more or own_counter > self.offered):
             return now_s
         return self.next_sync_s

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -142,23 +142,26 @@ class Replica:
 
     # -- driving exchanges -----------------------------------------------------------------------------
 
-    def targets(self) -> list[str]:
+    def targets(self) -> Sequence[str]:
         """Return the addresses to exchange with: the members, down ones too, seeds that never answered, and
         whoever offers a snapshot that is wanted, even if it is out: it may be the last that has something.
 
-        A replica that is out goes on until a member has all that it has; from then on it only answers.
+        A replica that is out goes on exchanging too, as long as it lives: the member that had all that it has may die.
         """
-        wanted = {peer.address for peer in self._peers.values() if self._wants_piece(peer)}
-        if not self.view.belongs(self.address) and self.unshared() == 0:
-            return sorted(wanted)
-        return sorted({*self.view.others(), *self._unanswered, *wanted})
+        others = self.view.others()
+        wanted = [peer.address for peer in self._peers.values() if peer.offers_snapshot and self._wants_piece(peer)]
+        if not wanted and not self._unanswered:
+            return others
+        return sorted({*others, *self._unanswered, *wanted})
 
     def due_at(self, address: str, now: Instant) -> float:
         """Return when the next exchange with ``address`` should begin (monotonic seconds); infinity while one runs."""
         peer = self._peer(address)
-        if self._wants_piece(peer) and not peer.in_flight and not peer.failed:
+        if peer.in_flight:
+            return float("inf")
+        if not peer.failed and self._wants_piece(peer):
             return now.mono_s
-        return peer.due_at(self.store.clock.get(self.id, 0), now.mono_s)
+        return peer.due_at(self._issued(), now.mono_s)
 
     def begin(self, address: str, now: Instant) -> Outgoing | None:
         """Return the request to send to ``address`` now, None when none is due."""
@@ -166,7 +169,7 @@ class Replica:
             return None
         peer = self._peer(address)
         # Pieces of a snapshot take turns with exchanges that are due, so that neither holds the other up.
-        exchange_due = peer.due_at(self.store.clock.get(self.id, 0), now.mono_s) <= now.mono_s
+        exchange_due = peer.due_at(self._issued(), now.mono_s) <= now.mono_s
         piece_next = self._wants_piece(peer) and not (exchange_due and peer.pulling)
         peer.pulling = piece_next
         self._serial += 1
@@ -180,7 +183,7 @@ class Replica:
         message = self._message(peer, delta, now, want=peer.urgent or self._joining is not None)
         peer.urgent = peer.more = False
         peer.cut_at = peer.seen() if delta.more else None
-        peer.offered = self.store.clock.get(self.id, 0)
+        peer.offered = self._issued()
         if now.mono_s >= peer.next_sync_s:
             peer.next_sync_s = now.mono_s + self.settings.sync_interval_s
         return Outgoing(address, self._serial, message)
@@ -213,7 +216,7 @@ class Replica:
             if self._joining is not None:
                 self._joining.note(address, reply.sender, clock)
                 self._joining.note(talker.address, reply.sender, clock)
-        self.tick(now)
+        self._finish_joining(now)
 
     def failed(self, address: str, serial: int, now: Instant) -> None:
         """Note that exchange ``serial`` with ``address`` brought no reply. It may have arrived there all the same."""
@@ -246,7 +249,7 @@ class Replica:
         if address_of(message.sender) == self.address:
             self._meet_namesake(message.sender)
             return None
-        if message.clock.get(self.id, 0) > self.store.clock.get(self.id, 0):
+        if message.clock.get(self.id, 0) > self._issued():
             raise BadMessage("the clock names updates of this replica that it never issued")
         if message.register is not None:
             self._merge(message.register, now)
@@ -309,7 +312,7 @@ class Replica:
             time=self.store.hybrid.read(now),
             register_digest=self.view.digest,
             register=None if peer and peer.register_digest == self.view.digest else dict(self.view.register),
-            clock={id_: n for id_ in sorted(self.view.present) if (n := self.store.clock.get(id_, 0))},
+            clock={id_: n for id_ in self.view.present_ids if (n := self.store.clock.get(id_, 0))},
             rest_digest=rest_digest,
             rest=None if peer and peer.rest_digest == rest_digest else rest,
             state=self.state,
@@ -393,12 +396,12 @@ class Replica:
         snapshot = pull.snapshot()
         self._pull = None
         peer.offers_snapshot = False
-        if snapshot.clock.get(self.id, 0) > self.store.clock.get(self.id, 0):
+        if snapshot.clock.get(self.id, 0) > self._issued():
             raise BadMessage("the snapshot names updates of this replica that it never issued")
         self.store.join(snapshot, now)
         self._note("snapshot", peer.replica, f"{len(snapshot.table)} keys taken over", now)
         peer.urgent = True
-        self.tick(now)
+        self._finish_joining(now)
 
     # -- membership ------------------------------------------------------------------------------------
 
@@ -602,6 +605,10 @@ class Replica:
     def peer(self, address: str) -> Peer | None:
         """Return what is known of the peer at ``address``, for people to look at."""
         return self._peers.get(address)
+
+    def _issued(self) -> int:
+        """Return how many updates this incarnation has issued."""
+        return self.store.clock.get(self.store.replica_id, 0)
 
     def _peer(self, address: str) -> Peer:
         peer = self._peers.get(address)

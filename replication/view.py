@@ -48,9 +48,13 @@ class View:
         """Equal registers have equal digests."""
         self.present: frozenset[str] = frozenset()
         """The ids of the present incarnations of all addresses that are in."""
+        self.present_ids: tuple[str, ...] = ()
+        """The same in order."""
         self._settings = settings
         self._contacts: dict[str, Contact] = {}
         self._expected: dict[str, float] = {}
+        self._members: tuple[str, ...] = ()
+        self._others: tuple[str, ...] = ()
         self._changed()
 
     # -- who belongs -----------------------------------------------------------------------------------
@@ -97,13 +101,13 @@ class View:
             self._changed()
         return bool(newer)
 
-    def members(self) -> list[str]:
+    def members(self) -> tuple[str, ...]:
         """Return the addresses that are in, this one included if it is, in order."""
-        return sorted(address for address, entry in self.register.items() if entry.belongs)
+        return self._members
 
-    def others(self) -> list[str]:
+    def others(self) -> tuple[str, ...]:
         """Return the addresses that are in, without this one, in order."""
-        return [address for address in self.members() if address != self.address]
+        return self._others
 
     def belongs(self, address: str) -> bool:
         """Return whether ``address`` is in."""
@@ -181,6 +185,9 @@ class View:
             for address, entry in self.register.items()
             if entry.belongs and entry.incarnation
         )
+        self.present_ids = tuple(sorted(self.present))
+        self._members = tuple(sorted(address for address, entry in self.register.items() if entry.belongs))
+        self._others = tuple(address for address in self._members if address != self.address)
         # Signs of life of an incarnation that is over prove nothing any more, and would pile up.
         self._contacts = {id_: contact for id_, contact in self._contacts.items() if not self.is_over(id_)}
         self._expected = {address: at_s for address, at_s in self._expected.items() if self.belongs(address)}

@@ -100,7 +100,7 @@ class ClientError(Exception):
     replica: str = ""
 
 
-class Rejected(ClientError):  # noqa: N818  (a fact, as in store/errors.py)
+class Rejected(ClientError):
     """The replica refused the request (4xx, 507). Nothing was changed; the same request would be refused again.
 
     ``status``: the HTTP status. ``error``: the replica's words. ``body``: its whole answer.
@@ -127,7 +127,7 @@ class PreconditionFailed(Rejected):
         self.etag = etag
 
 
-class Unavailable(ClientError):  # noqa: N818
+class Unavailable(ClientError):
     """No replica answered before the deadline. Nothing was changed: trying again later is safe.
 
     ``attempts``: (replica, why) of each attempt, in order.
@@ -151,7 +151,7 @@ class NotReached(Unavailable):
         self.missing = dict(missing)
 
 
-class Uncertain(ClientError):  # noqa: N818
+class Uncertain(ClientError):
     """A write went out and its outcome is unknown: it may have been applied, or may be applied yet.
 
     The session's metadata does not cover it, so nothing is promised about when this session sees it. To find out, read
@@ -302,7 +302,7 @@ class _Reply:
         return {replica: (int(span[0]), int(span[1])) for replica, span in (self.body.get("lost") or {}).items()}
 
 
-class _Broken(Exception):  # noqa: N818
+class _Broken(Exception):
     """An attempt without a usable answer. ``sent``: the request may have reached the replica."""
 
     def __init__(self, why: str, *, sent: bool) -> None:

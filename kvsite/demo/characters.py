@@ -2,11 +2,8 @@
 
 One record a named character, under a key like ``U+0041``. Characters come in blocks of 256 code points, rising. A block
 is written as one transaction, every record at revision 1; then each character of it that has a decomposition is written
-once more, alone, at revision 2, which tells its parts. So whoever sees anything of a block must find
-
-- all of that block, as it was one update,
-- every block before it, each record at its last revision, as all that was written before it is its cause.
-
+once more, alone, at revision 2, which tells its parts. So every revision of every record has its place in one order
+(``place``), each is the cause of all that come after it, and whoever has seen one must find all that come before.
 The readers of load.py hold every replica to this. While a block is written, a key ``loading:<block>`` stands in the
 store; the next block's transaction deletes it.
 """
@@ -52,6 +49,16 @@ def block_of(key: str) -> int:
 def last_revision(key: str) -> int:
     """The revision at which the record of ``key`` ends."""
     return 2 if unicodedata.decomposition(chr(code_point_of(key))) else 1
+
+
+def place(key: str, revision: int) -> tuple[int, int]:
+    """Where this revision stands in the order of writing. All records of a block have one place at revision 1."""
+    return block_of(key), code_point_of(key) if revision == 2 else -1
+
+
+def revision_at(key: str, seen: tuple[int, int]) -> int:
+    """The revision (0: none) that ``key`` had when what has the place ``seen`` was written."""
+    return next((revision for revision in range(last_revision(key), 0, -1) if place(key, revision) <= seen), 0)
 
 
 def record(character: str, revision: int) -> Record:

@@ -11,17 +11,20 @@ What a reader finds wrong is a text in ``violations``; there must be none.
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kvsite.demo.characters import MARKER_PREFIX, Step, block_of, last_revision
+from kvsite.demo.characters import MARKER_PREFIX, Step, block_of, place, revision_at
 from store.client import Answer, ClientError, Delete, Put, Read, Session
 
-READ_PAUSE_S = 0.004
-"""Between two reads of a reader. The load is meant to be the writer's: client and replicas share the machine."""
+BURST = 3
+"""Reads in a row, hopping: what the first one shows, the next replica may not have yet."""
+BURST_PAUSE_S = 0.012
+"""After each burst. The load is meant to be the writer's: client and replicas share the machine."""
 PROBE_PAUSE_S = 0.05
 PROBE_KEY = "demo:probe"
 SNAPSHOT_KEYS = 8
@@ -57,31 +60,38 @@ class Worker(threading.Thread):
 
 @dataclass
 class Journal:
-    """What has been acknowledged. ``lock`` guards all; metadata and revisions change together."""
+    """What has been acknowledged. ``changed`` guards all, and is notified; metadata and revisions change together."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    changed: threading.Condition = field(default_factory=threading.Condition)
     metadata: dict[str, int] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)  # in the order of their first writing
     revision: dict[str, int] = field(default_factory=dict)
+    latest: list[str] = field(default_factory=list)  # the keys of the last write
     writes: int = 0  # keys written, second revisions included
 
     def enter(self, step: Step, metadata: dict[str, int]) -> None:
         """Note that ``step`` was acknowledged, and with which metadata."""
-        with self.lock:
+        with self.changed:
             self.metadata = metadata
             self.writes += len(step.records)
+            self.latest = list(step.records)
             for key, record in step.records.items():
                 if key not in self.revision:
                     self.keys.append(key)
                 self.revision[key] = record["revision"]
+            self.changed.notify_all()
+
+    def wait(self, writes: int, timeout_s: float) -> None:
+        """Wait until more than ``writes`` keys are written, or ``timeout_s`` is over."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.writes > writes, timeout_s)
 
     def pick(self, rng: random.Random) -> tuple[str, int, dict[str, int]] | None:
-        """A key, mostly a recent one, with its acknowledged revision and the metadata of the latest write."""
-        with self.lock:
+        """A key, mostly one of the last write, with its acknowledged revision and that write's metadata."""
+        with self.changed:
             if not self.keys:
                 return None
-            recent = max(0, len(self.keys) - 512) if rng.random() < 0.7 else 0
-            key = self.keys[rng.randrange(recent, len(self.keys))]
+            key = rng.choice(self.latest if rng.random() < 0.7 else self.keys)
             return key, self.revision[key], self.metadata
 
 
@@ -153,8 +163,15 @@ class Reader(Worker):
 
     def work(self) -> None:
         """Read on until asked to stop."""
-        while not self.stopping.wait(READ_PAUSE_S):
-            self.session.stick_to(self.rng.choice(self.session.replicas))
+        at = 0
+        for number in itertools.count():
+            if number % BURST == 0:
+                self.stopping.wait(BURST_PAUSE_S)
+            if self.stopping.is_set():
+                return
+            # Never twice in a row the same.
+            at = (at + self.rng.randrange(1, len(self.session.replicas))) % len(self.session.replicas)
+            self.session.stick_to(self.session.replicas[at])
             started = time.monotonic()
             try:
                 replica = self.read_once()
@@ -196,6 +213,8 @@ class Follower(Reader):
 
     def read_once(self) -> str | None:
         """Read one key: it has to be there, at the acknowledged revision or a later one."""
+        # As soon as something new is acknowledged: most replicas do not have it yet, and have to wait for it.
+        self.journal.wait(self.journal.writes, BURST_PAUSE_S)
         picked = self.journal.pick(self.rng)
         if picked is None:
             return None
@@ -212,14 +231,16 @@ class Observer(Reader):
 
     def __init__(self, name: str, replicas: Sequence[str], journal: Journal, seed: int) -> None:
         super().__init__(name, replicas, journal, seed)
-        self.frontier = -1  # the highest block of which anything was shown
+        self.asked = ""  # the key that was read last
+        self.frontier = (-1, -1)  # the last place of what was shown
 
     def read_once(self) -> str | None:
         """Read one key, or several of one block in one snapshot."""
         picked = self.journal.pick(self.rng)
         if picked is None:
             return None
-        key = picked[0]
+        # Half of the time what another replica has just shown: does this one have it, too?
+        key = self.asked = self.asked if self.asked and self.rng.random() < 0.5 else picked[0]
         # What was known before this read: its own answer may raise the frontier.
         frontier = self.frontier
         if self.rng.random() < 0.5:
@@ -227,9 +248,9 @@ class Observer(Reader):
             self.hear(read)
             self._judge(read.replica, key, _revision_of(read), frontier)
             return read.replica
-        with self.journal.lock:
-            siblings = [other for other in self.journal.keys[-512:] if block_of(other) == block_of(key)] or [key]
-        keys = self.rng.sample(siblings, min(SNAPSHOT_KEYS, len(siblings)))
+        with self.journal.changed:
+            siblings = [other for other in self.journal.keys[-512:] if block_of(other) == block_of(key)]
+        keys = list(dict.fromkeys([key, *self.rng.sample(siblings, min(SNAPSHOT_KEYS, len(siblings)))]))
         snapshot = self.session.transaction(reads=keys)
         self.hear(snapshot)
         shown = {key: snapshot.values[key]["revision"] if key in snapshot.values else 0 for key in keys}
@@ -239,17 +260,13 @@ class Observer(Reader):
             self._judge(snapshot.replica, key, revision, frontier)
         return snapshot.replica
 
-    def _judge(self, replica: str, key: str, shown: int, frontier: int) -> None:
-        block = block_of(key)
-        if block < frontier:
-            self.judge(
-                replica, key, shown, last_revision(key), f"block {frontier:04X}, written after it, was shown before"
-            )
-        else:
-            least = 1 if block == frontier else 0
-            self.judge(replica, key, shown, least, "another key of its transaction was shown before")
+    def _judge(self, replica: str, key: str, shown: int, frontier: tuple[int, int]) -> None:
+        why = (
+            f"what was written with it or after it, up to {frontier[0]:02X}:{max(0, frontier[1]):04X}, was shown before"
+        )
+        self.judge(replica, key, shown, revision_at(key, frontier), why)
         if shown:
-            self.frontier = max(self.frontier, block)
+            self.frontier = max(self.frontier, place(key, shown))
 
 
 class LagProbe(Worker):

@@ -93,13 +93,17 @@ class Faults:
         by, target = self._some_host(), self._some_host()
         if by.replica is None or world.now_s < by.paused_until_s:
             return
-        by.replica.remove_replica_from_view(target.address, world.clocks(by))
-        world.pump(by)
-        world.counts["removals"] += 1
+        if by.replica.remove_replica_from_view(target.address, world.clocks(by)):
+            world.pump(by)
+            world.counts["removals"] += 1
+            # A removal that does not know of the latest start is overruled by that start.
+            if target.replica is not None and by.replica.view.present_id(target.address) == target.replica.id:
+                world.removed[target.address] = target.replica.id
         world.at(world.now_s + rng.uniform(0.5, 5.0), rng.choice([self._add, self._crash_one, self._nothing]), target)
 
     def _add(self, target: Host) -> None:
         by = self._some_host()
+        self._world.removed.pop(target.address, None)
         if by.replica is not None and self._world.now_s >= by.paused_until_s:
             by.replica.add_replica_from_view(target.address, self._world.clocks(by))
             self._world.pump(by)

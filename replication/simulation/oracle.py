@@ -51,6 +51,9 @@ class Oracle:
         if not inside:
             return violations
         final = inside[0].store.clock
+        for address, removed in self.world.removed.items():
+            if any(r.view.belongs(address) and r.view.present_id(address) == removed for r in inside):
+                violations.append(f"Returned: {removed} was put out and came back by itself")
         for replica in inside:
             violations += self._judge_table(replica.id, replica.store.clock, replica.store.table.copy())
         for dot in acknowledged:

@@ -71,6 +71,7 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
     while world.now_s < end_s + 30.0 and (clients.budget > 0 or world.now_s < end_s):
         world.run_until(world.now_s + 0.5)
         _watch(world)
+    clients.budget = 0
     outcome = Outcome(seed, counts=world.counts)
     for host in world.hosts.values():
         faults.restart(host)

@@ -78,6 +78,8 @@ class World:
         self.cuts: set[tuple[str, str]] = set()
         self.aliases: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
+        self.removed: dict[str, str] = {}
+        """Address -> the id that was put out there by command and has neither been put in nor started again."""
         self.at_crash: Callable[[Host], None] = lambda host: None
         addresses = tuple(addresses)
         self.hosts = {address: Host(address, addresses) for address in addresses}
@@ -110,6 +112,7 @@ class World:
         host = self.hosts[address]
         assert host.replica is None
         host.boots += 1
+        self.removed.pop(address, None)
         host.replica = Replica(
             address,
             host.seeds if seeds is None else seeds,
@@ -161,11 +164,11 @@ class World:
         now = self.clocks(host)
         wake_at_s = float("inf")
         for address in replica.targets():
-            outgoing = replica.begin(address, now)
-            if outgoing is not None:
+            due_s = replica.due_at(address, now)
+            if due_s > now.mono_s:
+                wake_at_s = min(wake_at_s, due_s)
+            elif (outgoing := replica.begin(address, now)) is not None:
                 self._send(host, address, outgoing.serial, outgoing.message)
-            else:
-                wake_at_s = min(wake_at_s, replica.due_at(address, now))
         if wake_at_s < host.wake_at_s:
             host.wake_at_s = wake_at_s
             self.at(wake_at_s, self._wake, host, wake_at_s)

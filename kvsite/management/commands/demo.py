@@ -21,6 +21,7 @@ from kvsite.cluster import ClusterError, LocalCluster
 from kvsite.demo import report
 from kvsite.demo.characters import Step, steps
 from kvsite.demo.load import Follower, Journal, LagProbe, Observer, Reader, Writer
+from store.client import ClientError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 BASE_PORT = 8190
@@ -55,7 +56,7 @@ class Command(BaseCommand):
         try:
             with LocalCluster(3, options["base_port"], log_dir=options["log_dir"]) as cluster:
                 self._show(cluster, plan, keys, options)
-        except ClusterError as exc:
+        except (ClusterError, ClientError, requests.RequestException) as exc:
             raise CommandError(str(exc)) from exc
         except KeyboardInterrupt:
             raise CommandError("interrupted") from None

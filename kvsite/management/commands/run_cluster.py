@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import requests
+import urllib3
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from kvsite.cluster import ClusterError, LocalCluster
@@ -31,6 +32,7 @@ Causeway: {count} replicas, in memory, on this machine. Ctrl-C ends them all.
   Write       curl -X PUT  {url}/kvs/greeting -H 'Content-Type: application/json' -d '{{"value": "hello"}}'
   Read        curl {last}/kvs/greeting
   Crash one   kill -9 {pid}
+  Restart it  {python} manage.py run_replica --address {crashed} --view {seed}
 """
 
 
@@ -64,9 +66,17 @@ class Command(BaseCommand):
             raise CommandError(str(exc)) from exc
 
     def _welcome(self, cluster: LocalCluster) -> None:
-        last = len(cluster.addresses) - 1
+        first, last = cluster.addresses[0], len(cluster.addresses) - 1
         self.stdout.write(
-            WELCOME.format(count=last + 1, url=cluster.url(0), last=cluster.url(last), pid=cluster.pid(last))
+            WELCOME.format(
+                count=last + 1,
+                url=cluster.url(0),
+                last=cluster.url(last),
+                pid=cluster.pid(last),
+                crashed=cluster.addresses[last],
+                seed=first,
+                python=os.path.relpath(sys.executable),
+            )
         )
 
 
@@ -80,6 +90,7 @@ class Watch:
         self._told: dict[int, str] = {}
         self._drawn = 0
         tokens = current().api_tokens
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # see _row
         self._headers = {"Authorization": f"Bearer {tokens[0].token}"} if tokens else {}
 
     def run(self) -> None:
@@ -95,8 +106,6 @@ class Watch:
 
     def _row(self, i: int) -> tuple[str, ...]:
         """Return what the table says of replica ``i``: state first, numbers after it."""
-        if not self._cluster.is_running(i):
-            return ("ended", "", "", "", "", "")
         try:
             # Any certificate will do: the question goes to a child of this process.
             answer = requests.get(
@@ -117,7 +126,8 @@ class Watch:
                 f"{rates['writes_per_s']:.0f}",
             )
         except (requests.RequestException, KeyError, ValueError):
-            return ("no answer", "", "", "", "", "")
+            # Asked first all the same: one that was started anew by hand is no child of this process.
+            return ("no answer" if self._cluster.is_running(i) else "ended", "", "", "", "", "")
 
     def _draw(self, rows: list[tuple[str, ...]]) -> None:
         head = ("REPLICA", "STATE", "ALIVE", "KEYS", "PENDING", "READS/S", "WRITES/S")

@@ -147,7 +147,7 @@ def open_session(options: dict[str, Any]) -> Iterator[Session]:
     metadata = json.loads(path.read_text("utf-8")) if path is not None and path.exists() else {}
     environ = os.environ
     address = options["at"] or environ.get("SOCKET_ADDRESS") or DEFAULT_ADDRESS
-    if "://" not in address and environ.get("KV_TLS_CERT"):
+    if "://" not in address and (environ.get("KV_TLS_CERT") or environ.get("KV_TLS_CA")):
         address = f"https://{address}"
     with Session(
         [address], token=token(environ), metadata=metadata, verify=environ.get("KV_TLS_CA") or True

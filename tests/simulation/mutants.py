@@ -1,0 +1,266 @@
+"""Replicas with one mistake each. A simulation that does not catch them proves nothing.
+
+Each mutant is a context manager that breaks one rule everywhere. They stand for the mistakes that drafts of
+the protocol made, or that a later change is likely to make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import store.causal
+from replication.catchup import Pull
+from replication.messages import Entry, Exchange
+from replication.peer import Peer
+from replication.replica import Outgoing, Replica
+from replication.view import View
+from store.causal import CausalStore
+from store.clock import Instant, merge_into
+from store.errors import Refused
+from store.snapshot import Snapshot
+from store.versions import Update, Version, Versions, Write, settle
+
+Mutant = Callable[[], AbstractContextManager[None]]
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(function: Callable[[], Iterator[None]]) -> Mutant:
+    made = contextmanager(function)
+    MUTANTS[function.__name__] = made
+    return made
+
+
+def replaced(owner: Any, name: str, new: Any) -> Any:
+    return patch.object(owner, name, new)
+
+
+@mutant
+def skip_the_causality_check() -> Iterator[None]:
+    """Clients are answered whether or not their causal past is here."""
+
+    def admit(self: CausalStore, past: dict[str, int], now: Instant) -> None:
+        if self.closed is not None:
+            raise Refused(self.closed)
+
+    with replaced(CausalStore, "admit", admit):
+        yield
+
+
+@mutant
+def take_a_clients_clock_before_delivery() -> Iterator[None]:
+    """A client's metadata is merged into the replica's clock, as if the updates it names were here."""
+
+    def admit(self: CausalStore, past: dict[str, int], now: Instant) -> None:
+        if self.closed is not None:
+            raise Refused(self.closed)
+        merge_into(self.clock, past)
+
+    with replaced(CausalStore, "admit", admit):
+        yield
+
+
+@mutant
+def reuse_a_counter_after_restart() -> Iterator[None]:
+    """Every process at an address has the same incarnation, so it issues the same dots again."""
+
+    def new_incarnation(self: Replica, known: int, now: Instant) -> int:
+        return max(1 << 21, known + 1 if known else 0)
+
+    with replaced(Replica, "_new_incarnation", new_incarnation):
+        yield
+
+
+@mutant
+def deliver_out_of_order() -> Iterator[None]:
+    """Updates are applied as they come, whatever they depend on."""
+    with replaced(store.causal, "first_missing", lambda clock, update: None):
+        yield
+
+
+@mutant
+def acknowledge_what_was_not_applied() -> Iterator[None]:
+    """What was sent counts as received."""
+    begin = Replica.begin
+
+    def optimistic(self: Replica, address: str, now: Instant) -> Outgoing | None:
+        outgoing = begin(self, address, now)
+        peer = self.peer(address)
+        if outgoing is not None and peer is not None and isinstance(outgoing.message, Exchange):
+            peer.acknowledge({u.origin: u.counter for u in outgoing.message.updates})
+        return outgoing
+
+    with replaced(Replica, "begin", optimistic):
+        yield
+
+
+@mutant
+def count_acks_of_a_lost_memory() -> Iterator[None]:
+    """What a replica had acknowledged before it was restarted still counts."""
+
+    def become(self: Peer, replica: str) -> None:
+        self.replica = replica
+        self.report = None
+
+    with replaced(Peer, "become", become):
+        yield
+
+
+@mutant
+def take_over_half_a_snapshot() -> Iterator[None]:
+    """The receiver has the whole clock, but only every other key."""
+    whole = Pull.snapshot
+
+    def half(self: Pull) -> Snapshot:
+        snapshot = whole(self)
+        kept = {key: snapshot.table[key] for number, key in enumerate(snapshot.table) if number % 2 == 0}
+        return snapshot._replace(table=kept)
+
+    with replaced(Pull, "snapshot", half):
+        yield
+
+
+@mutant
+def snapshot_clock_read_later_than_its_versions() -> Iterator[None]:
+    """The versions are of an earlier moment than the clock."""
+    snapshot = CausalStore.snapshot
+    earlier: dict[int, dict[str, Versions]] = {}
+
+    def torn(self: CausalStore, now: Instant) -> Snapshot:
+        whole = snapshot(self, now)
+        table = earlier.get(id(self), whole.table)
+        earlier[id(self)] = dict(whole.table)
+        return whole._replace(table=table)
+
+    with replaced(CausalStore, "snapshot", torn):
+        yield
+
+
+@mutant
+def drop_a_sibling() -> Iterator[None]:
+    """Of concurrent versions only the winner is kept."""
+
+    def winner_only(held: Versions, write: Write, version: Version | None) -> Versions:
+        return settle(held, write, version)[:1]
+
+    with replaced(store.causal, "settle", winner_only):
+        yield
+
+
+@mutant
+def forget_the_past_of_a_replaced_version() -> Iterator[None]:
+    """A write depends on what its client had seen, but not on what it replaced."""
+    issue = CausalStore._issue
+    joined = CausalStore._joined_pasts
+
+    def forgetful(self: CausalStore, changes: Any, past: Any, read: Any, now: Instant) -> Update | None:
+        kept = list(read)
+
+        def only_read(self: CausalStore, past: Any, versions: Any) -> dict[str, int]:
+            return joined(self, past, kept)
+
+        with replaced(CausalStore, "_joined_pasts", only_read):
+            return issue(self, changes, past, kept, now)
+
+    with replaced(CausalStore, "_issue", forgetful):
+        yield
+
+
+@mutant
+def let_transactions_interleave() -> Iterator[None]:
+    """The first key of an update from elsewhere shows at once, the others when the next update comes."""
+    apply = CausalStore._apply
+    rest: dict[int, list[tuple[Update, Instant]]] = {}
+
+    def halved(self: CausalStore, update: Update, now: Instant) -> None:
+        for late, then in rest.pop(id(self), []):
+            for write in late.writes[1:]:
+                version = None
+                if write.value is not None:
+                    version = Version(write.value, late.origin, late.counter, late.timestamp, late.deps)
+                self.table.set(write.key, settle(self.table.get(write.key), write, version))
+        if update.origin == self.replica_id or len(update.writes) < 2:
+            apply(self, update, now)
+            return
+        whole = update
+        apply(self, Update(update.origin, update.counter, update.timestamp, update.deps, update.writes[:1]), now)
+        rest.setdefault(id(self), []).append((whole, now))
+
+    with replaced(CausalStore, "_apply", halved):
+        yield
+
+
+@mutant
+def bring_back_a_deleted_member() -> Iterator[None]:
+    """Whoever talks is in."""
+    take = Replica.take
+
+    def welcome(self: Replica, message: Exchange, now: Instant) -> Peer | None:
+        peer = take(self, message, now)
+        if peer is not None and not self.view.belongs(peer.address):
+            self.add_replica_from_view(peer.address, now)
+        return peer
+
+    with replaced(Replica, "take", welcome):
+        yield
+
+
+@mutant
+def answers_without_the_delete_clock() -> Iterator[None]:
+    """An absence has no cause."""
+
+    def told(self: CausalStore, past: dict[str, int], shown: Any) -> dict[str, int]:
+        kept, self.delete_clock = self.delete_clock, {}
+        try:
+            return self.markers.simplify(self._joined_pasts(past, shown))
+        finally:
+            self.delete_clock = kept
+
+    with replaced(CausalStore, "_told", told):
+        yield
+
+
+@mutant
+def a_gate_that_is_not_checked() -> Iterator[None]:
+    """Joining and removed replicas answer clients."""
+
+    def set_gate(self: Replica) -> None:
+        self.store.closed = None
+
+    with replaced(Replica, "_set_gate", set_gate):
+        yield
+
+
+@mutant
+def lost_without_asking() -> Iterator[None]:
+    """What is not here and comes from no present incarnation is lost."""
+
+    def lost(self: Replica, past: dict[str, int], token: int) -> dict[str, tuple[int, int]]:
+        return {
+            id_: (self.store.clock.get(id_, 0) + 1, n)
+            for id_, n in past.items()
+            if id_ not in self.view.present and self.store.clock.get(id_, 0) < n
+        }
+
+    with replaced(Replica, "lost", lost):
+        yield
+
+
+@mutant
+def a_higher_incarnation_is_ignored() -> Iterator[None]:
+    """A process that started under an old clock goes on under an incarnation that is over."""
+    follow = Replica._follow_register
+
+    def stubborn(self: Replica, now: Instant) -> None:
+        known = self.view.register[self.address]
+        own = int(self.id.rpartition("@")[2], 16)
+        if known.incarnation > own:
+            self.view.register[self.address] = Entry(own, known.stamp, True)
+            View._changed(self.view)
+        follow(self, now)
+
+    with replaced(Replica, "_follow_register", stubborn):
+        yield
