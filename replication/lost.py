@@ -4,8 +4,8 @@ A replica may die with updates that no living replica has, while a client, or an
 on them. Waiting would last for ever; giving up too early would show an effect before its cause. A dependency
 (i, n) beyond this replica's clock is lost when
 
-1. i is not the present incarnation of its address: over, out, or unknown. (The present one may be slow or
-   cut off, and come back with it.)
+1. i is an incarnation, and not the present one of its address: over, out, or unknown. (The present one may be slow or
+   cut off, and come back with it. What is no id of ours at all was never issued; such a request waits as any other.)
 2. Every member that is in, **down ones too**, has reported since the question came: in its present
    incarnation, under a register equal to this replica's. (An older report may be from before the member got
    it; under another register a member may still take it from i itself.)
@@ -20,14 +20,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from replication.peer import Peer, Report
-from store.clock import covers, missing
+from store.clock import covers, incarnation_of, missing
 
 Lost = dict[str, tuple[int, int]]
 
 
 def questioned(clock: Mapping[str, int], past: Mapping[str, int], present: Collection[str]) -> Lost:
     """Return replica id -> (counter here, counter needed) of what ``past`` needs from incarnations not present."""
-    return {replica: gap for replica, gap in missing(clock, past).items() if replica not in present}
+    gaps = missing(clock, past)
+    return {replica: gap for replica, gap in gaps.items() if replica not in present and incarnation_of(replica)}
 
 
 def reports_since(

@@ -201,7 +201,7 @@ class Node:
     def _after_change(self) -> None:
         """Start a thread for each new peer, end those of peers that are gone, and log what has happened."""
         with self._lock:
-            targets = set() if self._stopping else set(self.replica.targets())
+            targets = set() if self._stopping else set(self.replica.targets(read_clocks()))
             for address in targets - self._talkers.keys():
                 self._talkers[address] = _Talker(address, self.sync)
             for address in self._talkers.keys() - targets:

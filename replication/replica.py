@@ -142,17 +142,27 @@ class Replica:
 
     # -- driving exchanges -----------------------------------------------------------------------------
 
-    def targets(self) -> Sequence[str]:
-        """Return the addresses to exchange with: the members, down ones too, seeds that never answered, and
-        whoever offers a snapshot that is wanted, even if it is out: it may be the last that has something.
+    def targets(self, now: Instant) -> Sequence[str]:
+        """Return the addresses to exchange with.
 
-        A replica that is out goes on exchanging too, as long as it lives: the member that had all that it has may die.
+        These are the members, down ones too; seeds that never answered; whoever offers a snapshot that is
+        wanted, even if it is out (it may be the last that has something); and whoever was put out and does not
+        know yet. A replica that is out goes on exchanging as long as it lives: the member that had all that it
+        has may die.
         """
         others = self.view.others()
         wanted = [peer.address for peer in self._peers.values() if peer.offers_snapshot and self._wants_piece(peer)]
-        if not wanted and not self._unanswered:
+        unaware = [address for address in self.view.left() if self._is_unaware(address, now)]
+        if not wanted and not unaware and not self._unanswered:
             return others
-        return sorted({*others, *self._unanswered, *wanted})
+        return sorted({*others, *self._unanswered, *wanted, *unaware} - {self.address})
+
+    def _is_unaware(self, address: str, now: Instant) -> bool:
+        """Whether the replica at ``address``, which is out, is reachable and has another register."""
+        peer = self._peers.get(address)
+        if peer is None or not peer.replica or peer.register_digest == self.view.digest:
+            return False
+        return not self.view.is_over(peer.replica) and not self.view.is_silent(peer.replica, float("-inf"), now.mono_s)
 
     def due_at(self, address: str, now: Instant) -> float:
         """Return when the next exchange with ``address`` should begin (monotonic seconds); infinity while one runs."""

@@ -55,6 +55,7 @@ class View:
         self._expected: dict[str, float] = {}
         self._members: tuple[str, ...] = ()
         self._others: tuple[str, ...] = ()
+        self._left: tuple[str, ...] = ()
         self._changed()
 
     # -- who belongs -----------------------------------------------------------------------------------
@@ -108,6 +109,10 @@ class View:
     def others(self) -> tuple[str, ...]:
         """Return the addresses that are in, without this one, in order."""
         return self._others
+
+    def left(self) -> tuple[str, ...]:
+        """Return the addresses that are out, in order."""
+        return self._left
 
     def belongs(self, address: str) -> bool:
         """Return whether ``address`` is in."""
@@ -188,6 +193,7 @@ class View:
         self.present_ids = tuple(sorted(self.present))
         self._members = tuple(sorted(address for address, entry in self.register.items() if entry.belongs))
         self._others = tuple(address for address in self._members if address != self.address)
+        self._left = tuple(sorted(self.register.keys() - set(self._members)))
         # Signs of life of an incarnation that is over prove nothing any more, and would pile up.
         self._contacts = {id_: contact for id_, contact in self._contacts.items() if not self.is_over(id_)}
         self._expected = {address: at_s for address, at_s in self._expected.items() if self.belongs(address)}

@@ -163,7 +163,7 @@ class World:
             return
         now = self.clocks(host)
         wake_at_s = float("inf")
-        for address in replica.targets():
+        for address in replica.targets(now):
             due_s = replica.due_at(address, now)
             if due_s > now.mono_s:
                 wake_at_s = min(wake_at_s, due_s)

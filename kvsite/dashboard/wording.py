@@ -1,0 +1,73 @@
+"""How numbers, times and addresses read on the pages: the same words everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 update``, ``1,200 updates``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def span(seconds: float | None) -> str:
+    """Return a length of time in one or two units, ``unknown`` where there is none."""
+    if seconds is None:
+        return "unknown"
+    whole = int(seconds)
+    if seconds < 10:
+        return f"{max(seconds, 0.0):.1f} s"
+    if whole < MINUTE_S:
+        return f"{whole} s"
+    if whole < HOUR_S:
+        return f"{whole // MINUTE_S} min {whole % MINUTE_S} s"
+    if whole < DAY_S:
+        return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S} min"
+    return f"{whole // DAY_S} d {whole % DAY_S // HOUR_S} h"
+
+
+def ago(seconds: float | None) -> str:
+    """Return how long ago something was."""
+    return "never" if seconds is None else f"{span(seconds)} ago"
+
+
+def size(number: int | None) -> str:
+    """Return a number of bytes in the unit that keeps it short."""
+    if number is None:
+        return "unknown"
+    amount = float(number)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"
+
+
+def rate(per_second: float) -> str:
+    """Return a rate, without decimals where they say nothing."""
+    return f"{per_second:,.0f}/s" if per_second >= 10 or per_second == 0 else f"{per_second:.1f}/s"
+
+
+def listed(items: Sequence[str], limit: int = 3) -> str:
+    """Return ``a, b and c``, or the first of them and how many more there are."""
+    if len(items) > limit:
+        return f"{', '.join(items[:limit])} and {len(items) - limit:,} more"
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def address_of(replica_id: str) -> str:
+    """Return the ``host:port`` of a replica id."""
+    return replica_id.rpartition("@")[0] or replica_id
+
+
+def short_labels(addresses: Iterable[str]) -> dict[str, str]:
+    """Return address -> what tells it from the others: its port, its host, or where neither does, all of it."""
+    parts = {address: address.rpartition(":") for address in addresses}
+    hosts, ports = {host for host, _, _ in parts.values()}, {port for _, _, port in parts.values()}
+    if len(hosts) == 1:
+        return {address: f":{port}" for address, (_, _, port) in parts.items()}
+    if len(ports) == 1:
+        return {address: host for address, (host, _, _) in parts.items()}
+    return {address: address for address in parts}
