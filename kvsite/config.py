@@ -191,7 +191,8 @@ class Config:
     """Requests that may watch a key at once. Each holds a thread of the server while it waits (see ``threads``)."""
 
     max_deferred: int = _setting("KV_MAX_DEFERRED", _whole(0, 2048), 64)
-    """Requests that may wait for their causal past at once. Each holds a thread of the server while it waits."""
+    """Requests that may wait for their causal past at once, and as many writes for the acks of other members (``w``).
+    Each holds a thread of the server while it waits."""
 
     max_log_bytes: int = _setting("KV_MAX_LOG_BYTES", _whole(65536, 1 << 40), 64 << 20)
     """Recent updates kept for members that lack them. A member that was away for longer than this lasts pulls a
@@ -276,7 +277,8 @@ class Config:
     @property
     def threads(self) -> int:
         """Threads for requests: one for each that may be held, and as many again as keep everyone else served."""
-        return self.max_watchers + self.max_deferred + SPARE_THREADS
+        # As many writes may wait for acks as requests for their causal past (kvsite/server.py).
+        return self.max_watchers + 2 * self.max_deferred + SPARE_THREADS
 
     def django_secret_key(self) -> str:
         """Return the key that signs the dashboard's sessions: the same on all replicas that share their secrets.

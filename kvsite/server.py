@@ -42,7 +42,9 @@ from granian.server.mt import MTServer
 
 import replication.api.bound
 import store.api.bound
+from kvsite import signals
 from kvsite.config import Config
+from kvsite.signals import StopRequest
 from replication.address import join_address
 from replication.node import Node
 from replication.replica import Replica
@@ -56,8 +58,6 @@ if TYPE_CHECKING:
     from kvsite.wsgi import Application
 
 logger = logging.getLogger("causeway")
-
-STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 STOP_TIMEOUT_S = 9.0
 """From the signal to the exit; SPEC 4 promises ten seconds."""
@@ -115,8 +115,9 @@ class ReplicaServer(MTServer):
         self._ssp = None
 
     def _serve_loop(self, *_: Any) -> None:
-        """Wait for the end, synchronously: a handler could run while a lock that it needs is held by what it stops."""
-        while signal.sigtimedwait(STOP_SIGNALS, 1.0) is None:
+        """Wait for the end: until a signal asks for it."""
+        request = StopRequest()
+        while not request.wait(1.0):
             if self.interrupt_children:  # The worker ended by itself, which granian has logged.
                 return
         self._deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -173,6 +174,7 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> Runtime:
             max_memory_bytes=config.max_memory_bytes,
             max_pending=config.max_pending,
             max_deferred=config.max_deferred,
+            max_ack_waits=config.max_deferred,
             max_watchers=config.max_watchers,
             defer_timeout_s=config.defer_timeout_s,
         ),
@@ -203,7 +205,7 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
     ``until_stdin_closes``: end as well when nobody holds the other end of standard input any more.
     """
     # First of all, so that every thread inherits it: signals are taken by one call, where nothing can be interrupted.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    signals.block()
     if until_stdin_closes:
         threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     problems: list[str] = []

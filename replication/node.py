@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from replication.errors import AddressTaken, BadMessage, ReplicationError, Unreachable
+from replication.explain import explain
 from replication.messages import Exchange, SnapshotRequest, decode, encode
 from replication.replica import Outgoing, Replica
 from replication.status import Rates, describe
@@ -270,6 +271,11 @@ class Node:
         status["throughput"].update(self._rates.per_second())
         status["open"] = self.is_open
         return status
+
+    def explain(self, key: str) -> dict[str, Any]:
+        """Return what ``/replication/explain/<key>`` tells (replication/explain.py)."""
+        with self._lock:
+            return explain(self.replica, key, read_clocks())
 
     def cluster(self, timeout_s: float = 1.0) -> dict[str, dict[str, Any]]:
         """Return address -> {"status", "age_s", "reachable"} of all members, each asked now, for at most ``timeout_s``.

@@ -3,7 +3,8 @@
 Everything that a request does to the store happens under ``lock``, in one step; nothing else happens under
 it: no I/O, no encoding. Requests that cannot be answered yet wait, each on a condition of its own, and are
 woken only when what they wait for is there: for their causal past (*deferred*), for a change of a key
-(*watching*), or for acknowledgements. How many may wait at once is bounded, so they never starve the others.
+(*watching*), or for acknowledgements (*acks*). How many of each kind may wait at once is bounded, because each
+holds a thread of the server; one more is refused at once, and a write that is refused so has not been made.
 
 The store knows nothing of other replicas. What it needs of them comes through ``Dependencies``.
 """
@@ -14,17 +15,48 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from store.causal import CausalStore, Found, Listed, Lost, Transacted, Wrote
 from store.clock import Clock, Dot, Instant
-from store.errors import Busy, NotReached, TooManyWatchers
+from store.errors import Busy, NotReached, TooManyAckWaits, TooManyWatchers
 from store.settings import StoreSettings
 from store.versions import Change, Update
 
-__all__ = ["Change", "Dependencies", "Engine", "Found", "Listed", "LoneReplica", "Transacted", "Wrote", "read_clocks"]
+__all__ = [
+    "Acks",
+    "Change",
+    "Dependencies",
+    "Engine",
+    "Found",
+    "Listed",
+    "LoneReplica",
+    "Transacted",
+    "WriteConcern",
+    "Wrote",
+    "read_clocks",
+]
 
 Answer = TypeVar("Answer", Found, Wrote, Listed, Transacted)
+Issued = TypeVar("Issued", Wrote, Transacted)
+
+
+class WriteConcern(NamedTuple):
+    """How many members a client wants to have a write before it is answered (SPEC 2.7).
+
+    ``members``: a number, ``"majority"`` or ``"all"``, of those that belong to the view, reachable or not.
+    ``timeout_s``: how long to wait for them.
+    """
+
+    members: int | str
+    timeout_s: float
+
+
+class Acks(NamedTuple):
+    """How many members, this one included, are known to have a write, and whether they are as many as were wanted."""
+
+    members: int
+    enough: bool
 
 
 class Dependencies(Protocol):
@@ -96,6 +128,7 @@ class Engine:
         self.counts = dict.fromkeys(("reads", "writes", "deletes", "transactions", "lists", "deferred", "refused"), 0)
         self.deferred = 0
         self.watchers = 0
+        self.ack_waits = 0
         self._store = store
         self._settings = store.settings
         self._now = now
@@ -125,6 +158,7 @@ class Engine:
             found = self.get(key, past, wait_s=wait_s, all_siblings=all_siblings)
             while unchanged(found) and (remaining := deadline - time.monotonic()) > 0:
                 if self.watchers >= self._settings.max_watchers:
+                    self.counts["refused"] += 1
                     raise TooManyWatchers(f"{self.watchers} requests watch already")
                 self.watchers += 1
                 try:
@@ -201,20 +235,35 @@ class Engine:
                     self.wake()
         return wrote
 
-    def wait_for_acks(self, dot: Dot, wanted: int | str, timeout_s: float) -> int:
-        """Wait until ``wanted`` members have applied ``dot``, at most ``timeout_s``; return how many have.
+    def acknowledged(self, write: Callable[[], Issued], concern: WriteConcern | None) -> tuple[Issued, Acks | None]:
+        """Make a write, then wait until as many members have it as ``concern`` says.
 
-        ``wanted``: a number, ``"majority"`` or ``"all"``, of the members that belong to the view.
+        Returns the answer of ``write`` (one of the calls above) and the acks; None where none were asked for, or
+        nothing was issued that could be acknowledged. Raises TooManyAckWaits before anything was written, and
+        whatever ``write`` raises.
         """
+        if concern is None:
+            return write(), None
+        with self._ack_wait(concern):
+            done = write()
+            return done, None if done.update is None else self.wait_for_acks(done.update.dot, concern)
 
-        def reached() -> bool:
-            need = wanted if isinstance(wanted, int) else self.dependencies.acks_wanted(wanted)
-            return self.dependencies.acks(dot) >= need
+    def wait_for_acks(self, dot: Dot, concern: WriteConcern) -> Acks:
+        """Wait until as many members have applied ``dot`` as ``concern`` says, or its time is over.
+
+        Where this replica is put out meanwhile it ends at once: who is put out has nobody to count on.
+        """
+        members = concern.members
+
+        def acks() -> Acks:
+            wanted = members if isinstance(members, int) else self.dependencies.acks_wanted(members)
+            reached = self.dependencies.acks(dot)
+            return Acks(reached, reached >= wanted)
 
         with self.lock:
-            if not reached():
-                self._wait(reached, timeout_s)
-            return self.dependencies.acks(dot)
+            if not acks().enough and concern.timeout_s > 0:
+                self._wait(lambda: self._store.closed is not None or acks().enough, concern.timeout_s)
+            return acks()
 
     # -- waiting ---------------------------------------------------------------------------------------
 
@@ -275,6 +324,23 @@ class Engine:
         finally:
             self.deferred -= 1
 
+    @contextmanager
+    def _ack_wait(self, concern: WriteConcern) -> Iterator[None]:
+        """Keep room for one that may have to wait for acks; a write for this replica alone never has to."""
+        if concern.members == 1:
+            yield
+            return
+        with self.lock:
+            if self.ack_waits >= self._settings.max_ack_waits:
+                self.counts["refused"] += 1
+                raise TooManyAckWaits(f"{self.ack_waits} writes wait for acks already")
+            self.ack_waits += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.ack_waits -= 1
+
     def _wait(self, is_due: Callable[[], bool], timeout_s: float) -> None:
         """Release the lock until ``is_due`` or the time is over."""
         waiter = _Waiter(self.lock, is_due)
@@ -317,6 +383,7 @@ class Engine:
                 "applied": store.applied,
                 "deferred_now": self.deferred,
                 "watchers": self.watchers,
+                "ack_waits": self.ack_waits,
                 **self.counts,
             }
 

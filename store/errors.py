@@ -6,6 +6,7 @@
     ├── Mismatch       a precondition (If-Match, If-None-Match) does not hold
     ├── OutOfMemory    KV_MAX_MEMORY is reached; only what frees memory is still done
     ├── Busy           as many requests wait already as are allowed
+    ├── TooManyWatchers, TooManyAckWaits   the same of those that watch, and of writes that wait for acks
     └── BadUpdate      a peer sent an update that cannot be (the peer's fault)
 
 None of them leaves a trace: whatever raises one of these has changed nothing.
@@ -47,6 +48,10 @@ class Busy(NotReached):
 
 class TooManyWatchers(StoreError):
     """As many requests watch a key as may watch at once (KV_MAX_WATCHERS)."""
+
+
+class TooManyAckWaits(StoreError):
+    """As many writes wait for the acks of other members as may wait at once; this one was not made."""
 
 
 class Mismatch(StoreError):

@@ -24,5 +24,8 @@ class StoreSettings:
     max_watchers: int = 64
     """Requests that may watch a key at once; one more is refused at once."""
 
+    max_ack_waits: int = 64
+    """Writes that may wait for acks of other members at once; one more is refused before it is made."""
+
     defer_timeout_s: float = 1.0
     """How long a request waits for its causal past where it does not say itself; 0 means not at all."""

@@ -158,6 +158,22 @@ class Wire:
         """Let one round trip happen, whatever is next between the two: an exchange or a piece of a snapshot."""
         return self.carry(sender, self.begin(sender, receiver), lose)
 
+    def talk(self, sender: str, receiver: str) -> tuple[Exchange, Exchange]:
+        """Let one exchange happen and return both its halves."""
+        request, reply = self.exchange(sender, receiver)
+        assert isinstance(request, Exchange)
+        assert isinstance(reply, Exchange)
+        return request, reply
+
+    def pull(self, sender: str, receiver: str) -> tuple[SnapshotRequest, SnapshotPiece | None]:
+        """Let one piece of a snapshot be asked for, past an exchange that may be due before it."""
+        for _ in range(2):
+            request, reply = self.exchange(sender, receiver)
+            if isinstance(request, SnapshotRequest):
+                assert reply is None or isinstance(reply, SnapshotPiece)
+                return request, reply
+        raise AssertionError(f"{sender} asks {receiver} for no snapshot")
+
     def carry(self, sender: str, outgoing: Outgoing, lose: Loss = "") -> Trip:
         """Bring a request to whoever listens, and the reply back."""
         self.trips += 1

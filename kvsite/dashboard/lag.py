@@ -34,7 +34,8 @@ def highest_of(snapshot: Snapshot) -> Clock:
         note(replica.clock or {})
         if replica.status:
             for waiting in replica.status.pending:
-                note(dict((waiting.dot, waiting.waits_for)))
+                note(dict([waiting.dot]))
+                note(dict([waiting.waits_for]))
     return highest
 
 
@@ -42,14 +43,24 @@ class Lag:
     """Remembers the highest clocks of late. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._highest: deque[tuple[int, Clock]] = deque(maxlen=REMEMBERED)
+        self._highest: deque[tuple[float, Clock]] = deque(maxlen=REMEMBERED)
 
-    def behind_s(self, snapshot: Snapshot) -> dict[str, float]:
-        """Return address -> seconds for which it has been lacking something; 0 where that is not known to be old."""
-        self._highest.append((snapshot.wall_us, highest_of(snapshot)))
+    def behind_s(self, snapshot: Snapshot, now_s: float) -> dict[str, float]:
+        """Return address -> for how many seconds it has been lacking something, of the replicas that lack anything.
+
+        0 where what is lacking was not known before. ``now_s``: monotonic.
+        """
+        latest = highest_of(snapshot)
+        self._highest.append((now_s, latest))
         behind: dict[str, float] = {}
         for replica in snapshot.replicas:
             clock = replica.clock or {}
-            since_us = next((at_us for at_us, highest in self._highest if missing(clock, highest)), snapshot.wall_us)
-            behind[replica.address] = max(0.0, (snapshot.wall_us - since_us) / 1e6)
+            if missing(clock, latest):
+                since_s = (at_s for at_s, highest in self._highest if missing(clock, _meet(highest, latest)))
+                behind[replica.address] = now_s - next(since_s, now_s)
         return behind
+
+
+def _meet(highest: Clock, latest: Clock) -> Clock:
+    """Return what both reach: updates that died with their replica are lacking no more once nobody has them."""
+    return {id_: min(counter, latest[id_]) for id_, counter in highest.items() if id_ in latest}

@@ -1,4 +1,4 @@
-"""The admin site whose front page is the dashboard. The page itself is minimal here."""
+"""The admin site whose front page is the dashboard: where its pages are, and who may see them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 from django import forms
 from django.contrib.admin import AdminSite
 from django.contrib.admin.forms import AdminAuthenticationForm
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, URLResolver
+from django.urls import URLPattern, URLResolver, path, reverse
+from django.utils.safestring import mark_safe
+from django.views.decorators.cache import never_cache
 
 from kvsite.config import current
+from kvsite.dashboard.keeper import keeper
 
 ROUTES_WITHOUT_DATABASE = frozenset({"index", "login", "logout", "jsi18n"})
 """The admin's routes that need no model. ``r/<type>/<id>`` and the app lists would ask a database."""
@@ -45,14 +48,28 @@ class DashboardSite(AdminSite):
         return bool(request.user.is_active and request.user.is_staff)
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
-        """Return the admin's own routes that work without a database."""
-        return [url for url in super().get_urls() if getattr(url, "name", None) in ROUTES_WITHOUT_DATABASE]
+        """Return our pages, and the admin's own routes that work without a database."""
+        own = [path("overview/", never_cache(self.overview), name="overview")]
+        return [*own, *(url for url in super().get_urls() if getattr(url, "name", None) in ROUTES_WITHOUT_DATABASE)]
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         """Render the front page; Django's own asks the admin log, which is a table."""
-        context = {**self.each_context(request), "title": self.index_title, **(extra_context or {})}
+        look = keeper.look()
         request.current_app = self.name
+        context = {
+            **self.each_context(request),
+            "title": self.index_title,
+            "subtitle": look.snapshot.asked,
+            "overview_html": mark_safe(look.overview_html),  # noqa: S308  # rendered by a template, escaped there
+            **(extra_context or {}),
+        }
         return TemplateResponse(request, self.index_template, context)
+
+    def overview(self, request: HttpRequest) -> HttpResponse:
+        """Render the part of the front page that is refreshed; tell htmx to go to the login where one is due."""
+        if not self.has_permission(request):
+            return HttpResponse(status=403, headers={"HX-Redirect": reverse(f"{self.name}:login")})
+        return HttpResponse(keeper.look().overview_html)
 
 
 site = DashboardSite()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 
@@ -31,6 +32,16 @@ def span(seconds: float | None) -> str:
 def ago(seconds: float | None) -> str:
     """Return how long ago something was."""
     return "never" if seconds is None else f"{span(seconds)} ago"
+
+
+def iso(wall_us: int) -> str:
+    """Return a moment in UTC for machines."""
+    return datetime.fromtimestamp(wall_us / 1e6, UTC).isoformat(timespec="milliseconds")
+
+
+def time_of_day(wall_us: int) -> str:
+    """Return a moment's time in UTC."""
+    return f"{datetime.fromtimestamp(wall_us / 1e6, UTC):%H:%M:%S}"
 
 
 def size(number: int | None) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from django.urls import path
+from django.urls import path, re_path
 
 from replication.api.views import (
     ExchangeView,
+    ExplainView,
     HealthView,
     ReadyView,
     SnapshotView,
@@ -18,6 +19,7 @@ urlpatterns = [
     path("replication/exchange", ExchangeView.as_view(), name="exchange"),
     path("replication/snapshot", SnapshotView.as_view(), name="snapshot"),
     path("replication/status", StatusView.as_view(), name="status"),
+    re_path(r"^replication/explain/(?P<rest>(?s:.*))$", ExplainView.as_view(), name="explain"),
     path("healthz", HealthView.as_view(), name="healthz"),
     path("readyz", ReadyView.as_view(), name="readyz"),
 ]

@@ -17,6 +17,7 @@ from replication.errors import BadMessage
 from store.api import parsing
 from store.api.base import ApiView
 from store.api.bound import limits
+from store.api.keys import key_from_path
 from store.api.rendering import encoded, reply
 
 MSGPACK: Final = "application/msgpack"
@@ -106,6 +107,14 @@ class StatusView(ApiView):
     def get(self, request: Request) -> HttpResponse:
         """Tell all there is to tell."""
         return reply(200, node().status())
+
+
+class ExplainView(ApiView):
+    """``/replication/explain/<key>``: why a key reads as it does here (SPEC 4)."""
+
+    def get(self, request: Request, rest: str) -> HttpResponse:
+        """Tell the key's versions and which members have them; of an absent key as well, whatever the gate."""
+        return reply(200, node().explain(key_from_path(self.http, rest, limits().max_key_bytes)))
 
 
 class HealthView(ApiView):

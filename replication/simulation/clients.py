@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from replication.replica import Replica
 from replication.simulation.oracle import Oracle
 from replication.simulation.world import Host, World
 from store.causal import Lost
@@ -129,7 +130,7 @@ class Clients:
             self._rest(client)
             return
         if token is not None:
-            self._drop_lost(client, replica.lost(client.past, token))
+            self.drop_lost(client, replica, replica.lost(client.past, token))
         try:
             action(host)
         except Refused:
@@ -165,7 +166,9 @@ class Clients:
         host.retries.append(retry)
         self.world.at(deadline_s, retry)
 
-    def _drop_lost(self, client: Client, lost: Lost) -> None:
+    def drop_lost(self, client: Client, teller: Replica, lost: Lost) -> None:
+        """Let ``client`` go on without what ``teller`` says is lost."""
+        self.oracle.told_lost(teller, lost)
         for replica, (first, last) in lost.items():
             client.past = {other: n for other, n in client.past.items() if other != replica}
             if first > 1:
@@ -245,6 +248,8 @@ class Clients:
         status_unknown: bool = False,
     ) -> None:
         assert host.replica is not None
+        if host.replica.state != "serving":
+            self.oracle.violations.append(f"Gate: {host.replica.id} answered a client while it was {host.replica.state}")
         shown = {key: versions[0] if versions else None for key, versions in (reads or {}).items()}
         writes = update.writes if update is not None else ()
         self.history.append(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from replication.replica import Replica
 from replication.simulation.world import Host, World
+from store.causal import Lost
 from store.clock import Clock, Dot
 from store.versions import Update
 
@@ -37,6 +39,16 @@ class Oracle:
             held = max((clock.get(replica, 0) for clock in others), default=0)
             if held < counter:
                 self._gone_above[replica] = min(held, self._gone_above.get(replica, held))
+
+    def told_lost(self, teller: Replica, lost: Lost) -> None:
+        """Note that a client is told so: no member, down or cut off, may have any of it."""
+        for origin, (first, _) in lost.items():
+            for host in self.world.live():
+                holder = host.replica
+                if holder is None or holder.id not in teller.view.present:
+                    continue
+                if holder.store.clock.get(origin, 0) >= first:
+                    self.violations.append(f"FalseLost: {teller.id} says ({origin}, {first}) is lost, {holder.id} has it")
 
     def is_gone(self, dot: Dot) -> bool:
         """Return whether the last process that had applied ``dot`` has died."""

@@ -116,7 +116,7 @@ def _settle_refused(world: World, clients: Clients) -> list[str]:
             token = replica.ask(client.past)
             world.pump(host)
             world.run_until(world.now_s + 3.0)
-            clients._drop_lost(client, replica.lost(client.past, token))
+            clients.drop_lost(client, replica, replica.lost(client.past, token))
     return clients.read_everything()
 
 
@@ -131,9 +131,7 @@ def _mark_lost(clients: Clients, oracle: Oracle) -> list[Operation]:
         if any(clock.get(origin, 0) >= counter for clock in live)
     }
     told = {
-        f"{origin}:{counter}"
-        for origin, (first, last) in clients.lost.items()
-        for counter in range(first, last + 1)
+        f"{origin}:{counter}" for origin, (first, last) in clients.lost.items() for counter in range(first, last + 1)
     }
     lost = (gone - alive) | told
     return [

@@ -20,7 +20,7 @@ from django.http import HttpResponse
 from rest_framework.exceptions import APIException, MethodNotAllowed
 
 from store.api import rendering
-from store.errors import Mismatch, NotReached, OutOfMemory, Refused, StoreError, TooManyWatchers
+from store.errors import Mismatch, NotReached, OutOfMemory, Refused, StoreError, TooManyAckWaits, TooManyWatchers
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def _store_fault(exc: StoreError) -> Fault:
         return Fault(503, _NOT_REACHED, {"missing": missing}, {"Retry-After": str(exc.retry_after_s)})
     if isinstance(exc, Refused):
         return Fault(503, exc.reason)
-    if isinstance(exc, TooManyWatchers):
+    if isinstance(exc, (TooManyWatchers, TooManyAckWaits)):
         return Fault(503, "Too many requests wait already; try again later", headers={"Retry-After": "1"})
     if isinstance(exc, Mismatch):
         headers = {} if exc.etag is None else {"ETag": exc.etag}

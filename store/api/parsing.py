@@ -21,7 +21,7 @@ from store.api.bound import Limits
 from store.api.errors import TooLarge
 from store.api.keys import check_key
 from store.api.rendering import JSON
-from store.engine import Change
+from store.engine import Change, WriteConcern
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024 * 1024
 _PIECE_BYTES: Final = 64 * 1024
@@ -32,14 +32,34 @@ Past = dict[str, Counter] | None
 TtlSeconds = Annotated[float, msgspec.Meta(gt=0, le=1e10)]
 """At most some 300 years: the deadline, in microseconds, stays far inside 64 bits."""
 
+Members = Annotated[int, msgspec.Meta(ge=1, lt=2**53)] | Literal["majority", "all"]
+AckSeconds = Annotated[float, msgspec.Meta(ge=0, le=queries.MAX_WAIT_S)]
+
+DEFAULT_ACK_WAIT_S: Final = 1.0
+"""SPEC 2.7: how long a write waits for its acks where the client does not say."""
+
 
 class Body(msgspec.Struct, rename="kebab", gc=False):
-    """What every request of /kvs may carry; all there is for GET and DELETE."""
+    """What every request of /kvs may carry; all there is for GET."""
 
     causal_metadata: Past | UnsetType = UNSET
 
 
-class PutBody(Body):
+class WriteConcernBody(Body):
+    """What every request that writes may carry; all there is for DELETE."""
+
+    w: Members | None = None
+    w_timeout: AckSeconds | None = None
+
+    @property
+    def concern(self) -> WriteConcern | None:
+        """Return how many members are to have the write; None where the client did not ask."""
+        if self.w is None:
+            return None
+        return WriteConcern(self.w, DEFAULT_ACK_WAIT_S if self.w_timeout is None else self.w_timeout)
+
+
+class PutBody(WriteConcernBody):
     """The body of PUT and POST of one key."""
 
     value: Any = UNSET
@@ -57,7 +77,7 @@ class WriteBody(msgspec.Struct, rename="kebab", gc=False):
     if_none_match: Literal["*"] | None = None
 
 
-class TransactionBody(Body):
+class TransactionBody(WriteConcernBody):
     """The body of POST /kvs."""
 
     reads: list[str] | UnsetType = UNSET
@@ -67,6 +87,7 @@ class TransactionBody(Body):
 Shape = TypeVar("Shape")
 AnyBody = TypeVar("AnyBody", bound=Body)
 BODY: Final = msgspec.json.Decoder(Body)
+DELETE_BODY: Final = msgspec.json.Decoder(WriteConcernBody)
 PUT_BODY: Final = msgspec.json.Decoder(PutBody)
 TRANSACTION_BODY: Final = msgspec.json.Decoder(TransactionBody)
 

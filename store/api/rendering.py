@@ -14,7 +14,7 @@ import msgspec
 from django.http import HttpResponse
 
 if TYPE_CHECKING:
-    from store.engine import Found, Listed, Transacted, Wrote
+    from store.engine import Acks, Found, Listed, Transacted, Wrote
 
 MAX_METADATA_HEADER_BYTES: Final = 4096
 """SPEC 2: longer metadata travels in the body alone; proxies commonly refuse headers from 8 KiB on."""
@@ -64,15 +64,15 @@ def absent(answer: Found | Wrote | Transacted) -> HttpResponse:
     return _answer(404, {"error": "Key does not exist"}, answer)
 
 
-def written(answer: Wrote) -> HttpResponse:
+def written(answer: Wrote, acks: Acks | None) -> HttpResponse:
     """Answer a PUT."""
     status, result = (201, "created") if answer.created else (200, "replaced")
-    return _answer(status, {"result": result}, answer, etag=_etag(answer))
+    return _acknowledged(status, {"result": result}, answer, acks, _etag(answer))
 
 
-def deleted(answer: Wrote) -> HttpResponse:
+def deleted(answer: Wrote, acks: Acks | None) -> HttpResponse:
     """Answer a DELETE of a key that was there."""
-    return _answer(200, {"result": "deleted"}, answer, etag=_etag(answer))
+    return _acknowledged(200, {"result": "deleted"}, answer, acks, _etag(answer))
 
 
 def listed(answer: Listed, *, values: bool) -> HttpResponse:
@@ -83,9 +83,10 @@ def listed(answer: Listed, *, values: bool) -> HttpResponse:
     return _answer(200, head, answer)
 
 
-def transacted(answer: Transacted) -> HttpResponse:
+def transacted(answer: Transacted, acks: Acks | None) -> HttpResponse:
     """Answer a transaction."""
-    return _answer(200, {"values": _raw(answer.values), "missing-keys": answer.missing_keys}, answer)
+    head = {"values": _raw(answer.values), "missing-keys": answer.missing_keys}
+    return _acknowledged(200, head, answer, acks)
 
 
 def error(
@@ -106,6 +107,15 @@ def error(
     for name, value in (headers or {}).items():
         response.headers[name] = value
     return response
+
+
+def _acknowledged(
+    status: int, head: dict[str, Any], answer: Wrote | Transacted, acks: Acks | None, etag: str | None = None
+) -> HttpResponse:
+    """Answer a write, with its acks where they were asked for; too few of them make it a 202 (SPEC 2.7)."""
+    if acks is None:
+        return _answer(status, head, answer, etag=etag)
+    return _answer(status if acks.enough else 202, head, answer, {"acks": acks.members}, etag)
 
 
 def _answer(

@@ -5,6 +5,7 @@ Handlers return finished responses; whatever they raise becomes one in ``errors.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -75,7 +76,8 @@ class KeyView(KvsView):
         if asked.body.value is UNSET:
             raise ParseError("PUT request does not specify a value")
         value = parsing.encode_value(asked.body.value, limits().max_value_bytes)
-        wrote = engine().put(
+        put = partial(
+            engine().put,
             key,
             value,
             asked.past,
@@ -84,20 +86,23 @@ class KeyView(KvsView):
             if_match=if_match(self.http),
             if_none_match=if_none_match(self.http),
         )
-        return rendering.written(wrote)
+        return rendering.written(*engine().acknowledged(put, asked.body.concern))
 
     post = put
 
     def delete(self, request: Request, rest: str) -> HttpResponse:
         """Delete what this replica holds of the key."""
         key = self.key(rest)
-        asked = self.ask(parsing.BODY)
+        asked = self.ask(parsing.DELETE_BODY)
         if if_none_match(self.http):
             # Asks for nothing but that the key is absent already: 412 where it is there, in one step with looking.
             absence = [Change(key, None, if_none_match=True)]
             return rendering.absent(engine().transact([], absence, asked.past, wait_s=wait_s(asked.query)))
-        wrote = engine().delete(key, asked.past, wait_s=wait_s(asked.query), if_match=if_match(self.http))
-        return rendering.deleted(wrote) if wrote.deleted else rendering.absent(wrote)
+        delete = partial(
+            engine().delete, key, asked.past, wait_s=wait_s(asked.query), if_match=if_match(self.http)
+        )
+        wrote, acks = engine().acknowledged(delete, asked.body.concern)
+        return rendering.deleted(wrote, acks) if wrote.deleted else rendering.absent(wrote)
 
 
 class KeysView(KvsView):
@@ -122,4 +127,5 @@ class KeysView(KvsView):
         """Read, then write, as one transaction."""
         asked = self.ask(parsing.TRANSACTION_BODY)
         reads, writes = parsing.transaction(asked.body, limits())
-        return rendering.transacted(engine().transact(reads, writes, asked.past, wait_s=wait_s(asked.query)))
+        transact = partial(engine().transact, reads, writes, asked.past, wait_s=wait_s(asked.query))
+        return rendering.transacted(*engine().acknowledged(transact, asked.body.concern))

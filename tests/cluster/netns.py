@@ -71,9 +71,7 @@ def require_tools() -> None:
 def run(*command: str, stdin: str | None = None) -> str:
     """Run a command and return what it printed. Raises ``NetnsError`` with its words."""
     path = shutil.which(command[0], path=SYSTEM_PATH) or command[0]
-    done = subprocess.run(
-        [path, *command[1:]], input=stdin, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = subprocess.run([path, *command[1:]], input=stdin, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode:
         raise NetnsError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
     return done.stdout
@@ -155,7 +153,11 @@ class Network:
         for namespace in self.namespaces:
             run("ip", "netns", "add", namespace)
         hub = ["link add bridge type bridge", "link set bridge up", "link set lo up"]
-        hub += [f"link add uplink type veth peer name {self.prefix}", "link set uplink master bridge", "link set uplink up"]
+        hub += [
+            f"link add uplink type veth peer name {self.prefix}",
+            "link set uplink master bridge",
+            "link set uplink up",
+        ]
         for i, namespace in enumerate(self.namespaces):
             hub += [f"link add port{i} type veth peer name eth0 netns {namespace}"]
             hub += [f"link set port{i} master bridge", f"link set port{i} up"]
@@ -204,7 +206,11 @@ class Network:
         for (sender, to), what in self._cuts.items():
             if to == receiver:
                 # Requests go to the port, replies come from it: so only what the sender asks is dropped.
-                yield f"-s {self.hosts[sender]} -p tcp --dport {PORT}" if what == "requests" else f"-s {self.hosts[sender]}"
+                yield (
+                    f"-s {self.hosts[sender]} -p tcp --dport {PORT}"
+                    if what == "requests"
+                    else f"-s {self.hosts[sender]}"
+                )
         if share := self._loss.get(receiver):
             peers = f"10.77.{self.slot}.0/28"
             yield f"-i eth0 -s {peers} -m statistic --mode random --probability {share:.3f}"

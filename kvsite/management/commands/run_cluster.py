@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -14,9 +13,11 @@ import requests
 import urllib3
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from kvsite import signals
 from kvsite.cluster import ClusterError, LocalCluster
 from kvsite.config import current
-from kvsite.server import STOP_SIGNALS, StartError, bind
+from kvsite.server import StartError, bind
+from kvsite.signals import StopRequest
 
 HOST = "127.0.0.1"
 REFRESH_S = 1.0
@@ -53,7 +54,7 @@ class Command(BaseCommand):
         if not 1 <= replicas <= 64 or not 0 < base_port <= 65536 - replicas:
             raise CommandError("--replicas is from 1 to 64, and ports end at 65535", returncode=2)
         # Signals are taken where the watching waits, and nowhere else: no child can be left half-started.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        signals.block()
         environment = {k: v for k, v in os.environ.items() if k.startswith("KV_") and k not in PER_REPLICA}
         try:
             for port in range(base_port, base_port + replicas):
@@ -96,12 +97,13 @@ class Watch:
     def run(self) -> None:
         """Show and wait; returns when a signal asks for the end."""
         count = len(self._cluster.addresses)
+        stop = StopRequest()
         with ThreadPoolExecutor(count, "status") as pool:
             while True:
                 began = time.monotonic()
                 rows = list(pool.map(self._row, range(count)))
                 self._draw(rows) if self._live else self._tell(rows)
-                if signal.sigtimedwait(STOP_SIGNALS, max(0.0, began + REFRESH_S - time.monotonic())):
+                if stop.wait(max(0.0, began + REFRESH_S - time.monotonic())):
                     return
 
     def _row(self, i: int) -> tuple[str, ...]:

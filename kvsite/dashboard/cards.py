@@ -1,0 +1,135 @@
+"""A card and a pending queue per replica."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvsite.dashboard.lag import missing
+from kvsite.dashboard.snapshot import Clock, Pending, Replica, Snapshot, Status
+from kvsite.dashboard.wording import address_of, ago, listed, rate, short_labels, size, span
+
+MAX_QUEUED = 6
+"""Pending updates shown of one replica; how many more there are is told."""
+
+SHOWN_KEY = 40
+"""Characters shown of a key."""
+
+TONES = {"serving": "good", "joining": "busy", "leaving": "busy", "silent": "warn", "suspect": "warn"}
+WORDS = {"joining": "catching up", "silent": "no answer"}
+OPERATIONS = ("reads", "writes", "deletes", "transactions", "lists")
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One line of a card. ``more``: a detail for who points at it; ``wide``: it takes the width of two."""
+
+    name: str
+    value: str
+    more: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One replica. ``tone``: ``good``, ``busy``, ``warn`` or ``bad``; ``stale``: why its facts are greyed, if so."""
+
+    address: str
+    state: str
+    tone: str
+    is_asked: bool
+    facts: tuple[Fact, ...]
+    stale: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One pending update, in words."""
+
+    update: str
+    keys: str
+    waits_for: str
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The pending updates of one replica: the first of them, and how many ``more``."""
+
+    address: str
+    count: int
+    items: tuple[Waiting, ...]
+    more: int
+    stale: str = ""
+
+
+def card(replica: Replica, highest: Clock) -> Card:
+    """Return the card of ``replica``."""
+    return Card(
+        address=replica.address,
+        state=WORDS.get(replica.state, replica.state),
+        tone=TONES.get(replica.state, "bad"),
+        is_asked=replica.is_asked,
+        facts=(*_own_facts(replica.status), *_observed_facts(replica, highest)),
+        stale=_stale(replica),
+    )
+
+
+def _stale(replica: Replica) -> str:
+    if replica.problem:
+        return f"Its status cannot be read: {replica.problem}"
+    if replica.answers:
+        return ""
+    if replica.status is None:
+        return "It does not answer, and has not since this replica was first asked."
+    return f"Last known state, {span(replica.age_s)} old"
+
+
+def _own_facts(status: Status | None) -> tuple[Fact, ...]:
+    if status is None:
+        return ()
+    per_second = {name: status.throughput.get(f"{name}_per_s", 0.0) for name in OPERATIONS}
+    split = ", ".join(f"{name} {rate(value)}" for name, value in per_second.items())
+    applied = rate(status.throughput.get("applied_per_s", 0.0))
+    return (
+        Fact("Keys", f"{status.keys:,}", f"{status.conflicts:,} in conflict"),
+        Fact("Operations", rate(sum(per_second.values())), f"{split}; updates applied {applied}"),
+        Fact("Pending", f"{status.pending_count:,}", "updates that wait for their causal past"),
+    )
+
+
+def _observed_facts(replica: Replica, highest: Clock) -> tuple[Fact, ...]:
+    status, clock = replica.status, replica.clock
+    contact = "this replica" if replica.is_asked else ago(replica.seen.last_contact_s if replica.seen else None)
+    incarnation = (replica.replica_id or "").rpartition("@")[2]
+    facts = [Fact("Lacks", "unknown" if clock is None else f"{missing(clock, highest):,}", "updates known elsewhere")]
+    if status:
+        facts.append(Fact("Memory", size(status.memory_bytes), "of its process"))
+        facts.append(Fact("Uptime", span(status.uptime_s)))
+    facts.append(Fact("Last contact", contact, wide=True))
+    facts.append(Fact("Incarnation", incarnation or "unknown", wide=True))
+    return tuple(facts)
+
+
+def queues(snapshot: Snapshot) -> tuple[Queue, ...]:
+    """Return the queue of each replica whose status is known."""
+    labels = short_labels(replica.address for replica in snapshot.replicas)
+    return tuple(
+        Queue(
+            address=replica.address,
+            count=status.pending_count,
+            items=tuple(_waiting(waiting, labels) for waiting in status.pending[:MAX_QUEUED]),
+            more=max(0, status.pending_count - min(len(status.pending), MAX_QUEUED)),
+            stale="" if replica.answers else f"{span(replica.age_s)} old",
+        )
+        for replica in snapshot.replicas
+        if (status := replica.status)
+    )
+
+
+def _waiting(waiting: Pending, labels: dict[str, str]) -> Waiting:
+    def named(dot: tuple[str, int]) -> str:
+        address = address_of(dot[0])
+        return f"{labels.get(address, address)} #{dot[1]:,}"
+
+    keys = [key if len(key) <= SHOWN_KEY else f"{key[:SHOWN_KEY]}…" for key in waiting.keys]
+    return Waiting(named(waiting.dot), listed(keys) or "no keys", named(waiting.waits_for), span(waiting.since_s))

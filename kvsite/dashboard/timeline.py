@@ -1,0 +1,92 @@
+"""Recent events of all replicas, latest first. What several of them noted at about the same time is told once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kvsite.dashboard.snapshot import Event, Snapshot
+from kvsite.dashboard.wording import address_of, ago, iso, listed, short_labels, time_of_day
+
+MAX_SHOWN = 15
+TOGETHER_US = 10_000_000
+"""One event is noted by several replicas within a down time or so, each by its own wall clock."""
+
+# kind -> tone, sentence. {who}: the subject's address; {detail}: what the replica adds.
+KINDS = {
+    "started": ("busy", "{who} started"),
+    "serving": ("good", "{who} caught up and serves, holding {detail}"),
+    "joined": ("good", "{who} joined the view"),
+    "left": ("warn", "{who} left the view"),
+    "added": ("good", "{who} was added to the view {detail}"),
+    "removed": ("warn", "{who} was removed from the view {detail}"),
+    "snapshot": ("busy", "Snapshot taken over from {who}: {detail}"),
+    "raised": ("warn", "{who} took a higher incarnation: {detail}"),
+    "suspected": ("warn", "{who} is suspected to be down"),
+    "down": ("bad", "{who} is down"),
+    "healed": ("good", "{who} is reachable again"),
+    "over": ("busy", "An incarnation of {who} is over"),
+    "lost": ("bad", "Causal past lost with {who}: {detail}"),
+    "dropped": ("bad", "An update of {who} was dropped: {detail}"),
+    "drift": ("warn", "The clock of {who} is off: {detail}"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line. ``noted_by``: addresses; ``by``: the same in words."""
+
+    wall_us: int
+    time: str
+    iso: str
+    ago: str
+    tone: str
+    text: str
+    noted_by: tuple[str, ...]
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The latest events, and how many ``more`` replicas remember."""
+
+    entries: tuple[Entry, ...]
+    more: int
+
+
+def timeline(snapshot: Snapshot) -> Timeline:
+    """Return the events that the replicas remember, of those that do not answer the last known ones."""
+    noted = [
+        (replica.address, event) for replica in snapshot.replicas if replica.status for event in replica.status.events
+    ]
+    told: dict[tuple[str, str, str], int] = {}
+    entries: list[Entry] = []
+    for address, event in sorted(noted, key=lambda pair: pair[1].wall_us):
+        same = (event.kind, event.subject, event.detail)
+        at = told.get(same)
+        if at is not None and event.wall_us - entries[at].wall_us <= TOGETHER_US:
+            entries[at] = replace(entries[at], noted_by=(*entries[at].noted_by, address))
+        else:
+            told[same] = len(entries)
+            entries.append(_entry(event, address, snapshot.wall_us))
+    labels = short_labels(replica.address for replica in snapshot.replicas)
+    latest = [
+        replace(entry, by=listed([labels[address] for address in dict.fromkeys(entry.noted_by)]))
+        for entry in reversed(entries[-MAX_SHOWN:])
+    ]
+    return Timeline(tuple(latest), more=max(0, len(entries) - MAX_SHOWN))
+
+
+def _entry(event: Event, address: str, now_us: int) -> Entry:
+    tone, sentence = KINDS.get(
+        event.kind, ("busy", "{who}: " + event.kind.replace("{", "").replace("}", "") + " {detail}")
+    )
+    text = sentence.format(who=address_of(event.subject), detail=event.detail).strip()
+    return Entry(
+        wall_us=event.wall_us,
+        time=time_of_day(event.wall_us),
+        iso=iso(event.wall_us),
+        ago=ago(max(0.0, (now_us - event.wall_us) / 1e6)),
+        tone=tone,
+        text=text,
+        noted_by=(address,),
+    )

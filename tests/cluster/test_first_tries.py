@@ -1,0 +1,162 @@
+"""What people try first with such a store: writes seen everywhere, cut-off replicas, killed replicas."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import requests
+
+from tests.cluster.netns import NetnsCluster
+from tests.cluster.support import (
+    AT_ONCE_S,
+    DOWN_AFTER_S,
+    NOT_REACHED,
+    SLACK_S,
+    delete,
+    get,
+    put,
+    seen_everywhere,
+    soon,
+    soon_at,
+    view,
+)
+
+OTHERS = (1, 2)
+
+
+def test_what_is_created_and_replaced_is_seen_at_all_three_replicas(trio: NetnsCluster) -> None:
+    """SPEC 2.1, P2: with the writer's metadata at once, without it soon."""
+    created = put(trio, 0, "first/seen", "old")
+    assert (created.status, created.body["result"]) == (201, "created")
+    for i in OTHERS:
+        assert get(trio, i, "first/seen", created.past).value == "old"
+    replaced = put(trio, 1, "first/seen", "new", created.past)
+    assert (replaced.status, replaced.body["result"]) == (200, "replaced")
+    for i in range(3):
+        assert get(trio, i, "first/seen", replaced.past).value == "new"
+    put(trio, 2, "first/seen", "newest")
+    seen_everywhere(trio, "first/seen", "newest", within_s=1)
+
+
+def test_what_is_deleted_is_gone_at_all_three_replicas_and_can_be_created_again(trio: NetnsCluster) -> None:
+    """SPEC P3: a delete removes what it follows, and nothing that follows it."""
+    past = put(trio, 0, "first/deleted", 1).past
+    gone = delete(trio, 1, "first/deleted", past)
+    assert (gone.status, gone.body["result"]) == (200, "deleted")
+    for i in range(3):
+        absent = get(trio, i, "first/deleted", gone.past)
+        assert (absent.status, absent.body["error"]) == (404, "Key does not exist")
+    assert delete(trio, 2, "first/deleted", gone.past).status == 404
+    again = put(trio, 2, "first/deleted", 2, gone.past)
+    assert (again.status, again.body["result"]) == (201, "created")
+    for i in range(3):
+        assert get(trio, i, "first/deleted", again.past).value == 2
+
+
+@pytest.mark.parametrize("fault", ["cut", "paused", "killed"])
+def test_with_two_of_three_gone_the_third_still_reads_and_writes_at_once(trio: NetnsCluster, fault: str) -> None:
+    """SPEC P4: before and after the others have left its view."""
+    past = put(trio, 0, f"alone/{fault}", "before").past
+    if fault == "cut":
+        trio.partition([0], [1, 2])
+    for i in OTHERS if fault != "cut" else ():
+        trio.pause(i) if fault == "paused" else trio.kill(i)
+    deadline = time.monotonic() + DOWN_AFTER_S + SLACK_S
+    n = 0
+    while view(trio, 0) != {0}:
+        assert time.monotonic() < deadline, f"its view is still {view(trio, 0)}"
+        n += 1
+        wrote = put(trio, 0, f"alone/{fault}", n, past)
+        read = get(trio, 0, f"alone/{fault}", wrote.past)
+        past = read.past
+        assert read.value == n
+        assert max(wrote.seconds, read.seconds) < AT_ONCE_S
+        time.sleep(0.05)
+    assert n > 5
+    last = put(trio, 0, f"alone/{fault}", "alone", past)
+    assert last.seconds < AT_ONCE_S
+    assert get(trio, 0, f"alone/{fault}", last.past).value == "alone"
+
+
+def test_a_killed_replica_leaves_the_views_and_comes_back_with_all_data(trio: NetnsCluster) -> None:
+    """SPEC 3, P5, P6: within KV_DOWN_AFTER it is out; back, it has what it had and what was written meanwhile."""
+    kept = {f"killed/{n}": n for n in range(50)}
+    for key, value in kept.items():
+        past = put(trio, 2, key, value, w="all").past
+    trio.kill(2)
+    soon_at((0, 1), lambda i: view(trio, i) == {0, 1}, within_s=DOWN_AFTER_S + SLACK_S)
+    with pytest.raises(requests.ConnectionError):
+        view(trio, 2)
+    past = put(trio, 0, "killed/0", "meanwhile", past).past
+    trio.start_one(2)
+    trio.wait_ready_one(2)
+    for key, value in {**kept, "killed/0": "meanwhile"}.items():
+        # Without metadata, and at once: that it is ready means that it has everything.
+        assert get(trio, 2, key).value == value
+    soon_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, within_s=DOWN_AFTER_S)
+    assert get(trio, 2, "killed/0", past).value == "meanwhile"
+
+
+def test_a_cut_off_replica_refuses_newer_metadata_serves_older_metadata_and_catches_up(trio: NetnsCluster) -> None:
+    """SPEC P2, 2.1: 503 with ``missing`` after KV_DEFER_TIMEOUT, never an older answer; the old value to an old past."""
+    old = put(trio, 0, "cut/key", "old")
+    assert get(trio, 2, "cut/key", old.past).value == "old"
+    trio.isolate(2)
+    new = put(trio, 0, "cut/key", "new", old.past)
+    replica, counter = new.dot
+    refused = get(trio, 2, "cut/key", new.past)
+    assert (refused.status, refused.body["error"]) == (503, NOT_REACHED)
+    assert refused.body["missing"] == {replica: {"has": counter - 1, "needs": counter}}
+    assert refused.past == new.past
+    assert float(refused.headers["Retry-After"]) >= 0
+    assert 0.9 < refused.seconds < 2  # KV_DEFER_TIMEOUT is 1 s
+    assert put_status(trio, 2, "cut/other", new.past) == 503
+    assert get(trio, 2, "cut/other").status == 404, "a refused write was applied"
+    for past in (old.past, None):
+        assert get(trio, 2, "cut/key", past).value == "old"
+    assert put(trio, 2, "cut/mine", "cut off", old.past).seconds < AT_ONCE_S
+    soon(lambda: view(trio, 0) == {0, 1} and view(trio, 2) == {2}, within_s=DOWN_AFTER_S + SLACK_S)
+    trio.heal()
+    seen_everywhere(trio, "cut/key", "new", within_s=DOWN_AFTER_S)
+    seen_everywhere(trio, "cut/mine", "cut off", within_s=DOWN_AFTER_S)
+    assert get(trio, 2, "cut/key", new.past).value == "new"
+
+
+def put_status(cluster: NetnsCluster, i: int, key: str, past: object) -> int:
+    return requests.put(f"{cluster.url(i)}/kvs/{key}", json={"value": 1, "causal-metadata": past}, timeout=5).status_code
+
+
+def test_a_deferred_request_is_answered_as_soon_as_its_past_arrives(trio: NetnsCluster) -> None:
+    """SPEC 2.6: ``wait`` in place of KV_DEFER_TIMEOUT; the cut ends while it waits."""
+    put(trio, 0, "deferred", "old", w="all")
+    trio.isolate(2)
+    new = put(trio, 0, "deferred", "new")
+    later = threading.Timer(0.7, trio.heal)
+    later.start()
+    answer = get(trio, 2, "deferred", new.past, query="?wait=10", timeout_s=15)
+    later.join()
+    assert answer.value == "new"
+    assert 0.7 <= answer.seconds < 0.7 + DOWN_AFTER_S
+
+
+def test_concurrent_writes_on_both_sides_of_a_partition_are_siblings_everywhere(trio: NetnsCluster) -> None:
+    """SPEC P3, 2.3: every replica shows the same winner, and keeps the others until a write follows them."""
+    past = put(trio, 0, "both", "before", w="all").past
+    trio.partition([0], [1, 2])
+    left = put(trio, 0, "both", "left", past)
+    right = put(trio, 1, "both", "right", past)
+    trio.heal()
+
+    def siblings(i: int) -> list[str]:
+        return [each["value"] for each in get(trio, i, "both", query="?siblings=true").body.get("siblings", [])]
+
+    soon_at(range(3), lambda i: len(siblings(i)) == 2, within_s=DOWN_AFTER_S)
+    assert {tuple(siblings(i)) for i in range(3)} == {("right", "left")}, "the later one wins, the same everywhere"
+    both = {**left.past, **right.past}
+    settled = put(trio, 2, "both", "settled", both)
+    for i in range(3):
+        answer = get(trio, i, "both", settled.past, query="?siblings=true")
+        assert [each["value"] for each in answer.body["siblings"]] == ["settled"]
+    assert max(len(get(trio, i, "both").past) for i in range(3)) <= 3

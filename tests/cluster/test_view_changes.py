@@ -1,0 +1,142 @@
+"""The view API over real replicas: changes reach all, nothing is lost, and a deleted replica stays out until it is asked in."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cluster.netns import NetnsCluster
+from tests.cluster.support import (
+    DOWN_AFTER_S,
+    NOT_IN_VIEW,
+    SLACK_S,
+    ask,
+    change_view,
+    delete,
+    get,
+    put,
+    readiness,
+    seen_everywhere,
+    soon,
+    soon_at,
+    status,
+    view,
+)
+
+ALL = {0, 1, 2}
+
+
+def refuses(cluster: NetnsCluster, i: int) -> bool:
+    """Whether replica ``i`` refuses clients because it was removed."""
+    reply = get(cluster, i, "anything")
+    return reply.status == 503 and reply.body["error"] == NOT_IN_VIEW
+
+
+def test_a_deleted_replica_leaves_all_views_refuses_clients_and_comes_back_by_put(trio: NetnsCluster) -> None:
+    """SPEC 3, P5: what it had accepted is not lost, and what it missed is there when it serves again."""
+    put(trio, 2, "view/of-2", "before")
+    removed = change_view(trio, 0, "DELETE", 2)
+    assert (removed.status, removed.body["result"]) == (200, "deleted")
+    soon_at((0, 1), lambda i: view(trio, i) == {0, 1}, within_s=DOWN_AFTER_S)
+    soon(lambda: refuses(trio, 2), within_s=DOWN_AFTER_S)
+    for method, path in (("PUT", "/kvs/view/of-2"), ("DELETE", "/kvs/view/of-2"), ("GET", "/kvs"), ("POST", "/kvs")):
+        refused = ask(trio, 2, method, path, {"value": 1, "reads": ["view/of-2"], "writes": []})
+        assert (refused.status, refused.body["error"]) == (503, NOT_IN_VIEW), (method, path)
+    code, text = readiness(trio, 2)
+    assert code == 503
+    assert NOT_IN_VIEW in text
+    assert 2 not in view(trio, 2)
+    assert status(trio, 2)["state"] == "removed"
+    for i in (0, 1):
+        soon(lambda: get(trio, i, "view/of-2").value == "before", within_s=1)  # noqa: B023  # called in this turn
+    # Saying it twice, to whomever: there is no such replica any more.
+    again = change_view(trio, 1, "DELETE", 2)
+    assert (again.status, again.body["error"]) == (404, "View has no such replica")
+
+    meanwhile = put(trio, 1, "view/meanwhile", "missed").past
+    id_before = status(trio, 2)["replica_id"]
+    added = change_view(trio, 1, "PUT", 2)
+    assert (added.status, added.body["result"]) == (201, "added")
+    soon_at(range(3), lambda i: view(trio, i) == ALL, within_s=DOWN_AFTER_S)
+    soon(lambda: readiness(trio, 2)[0] == 200, within_s=DOWN_AFTER_S)
+    assert get(trio, 2, "view/meanwhile", meanwhile).value == "missed"
+    assert get(trio, 2, "view/of-2").value == "before"
+    assert status(trio, 2)["replica_id"] == id_before, "the same process goes on with its counters"
+    put(trio, 2, "view/after", "again one of all")
+    seen_everywhere(trio, "view/after", "again one of all", within_s=1)
+
+
+def test_a_member_that_is_present_or_down_is_already_present_and_an_unknown_one_cannot_be_deleted(
+    trio: NetnsCluster,
+) -> None:
+    """SPEC 3: a member that is down still belongs."""
+    assert change_view(trio, 0, "PUT", 1).body == {"result": "already present"}
+    trio.kill(1)
+    soon(lambda: view(trio, 0) == {0, 2}, within_s=DOWN_AFTER_S + SLACK_S)
+    down = change_view(trio, 0, "PUT", 1)
+    assert (down.status, down.body["result"]) == (200, "already present")
+    unknown = ask(trio, 0, "DELETE", "/view", {"socket-address": "10.77.255.77:8090"})
+    assert (unknown.status, unknown.body["error"]) == (404, "View has no such replica")
+    for bad in ("nonsense", "", 7, None):
+        assert ask(trio, 0, "PUT", "/view", {"socket-address": bad}).status == 400
+    assert view(trio, 0) == {0, 2}
+
+
+def test_a_replica_deleted_while_down_comes_back_by_starting(trio: NetnsCluster) -> None:
+    """SPEC 3: one that was deleted stays out until a PUT names it or it is started again."""
+    past = put(trio, 1, "view/started", 1, w="all").past
+    trio.kill(2)
+    assert change_view(trio, 0, "DELETE", 2).body["result"] == "deleted"
+    soon_at((0, 1), lambda i: view(trio, i) == {0, 1}, within_s=DOWN_AFTER_S)
+    trio.start_one(2)
+    trio.wait_ready_one(2)
+    soon_at(range(3), lambda i: view(trio, i) == ALL, within_s=DOWN_AFTER_S)
+    assert get(trio, 2, "view/started", past).value == 1
+
+
+def test_a_replica_that_was_deleted_and_is_restarted_comes_back_by_itself(trio: NetnsCluster) -> None:
+    """SPEC 3: the same where it was running and out. It had an update that only it has: that is handed over first."""
+    trio.isolate(2)
+    only = put(trio, 2, "view/only-2", "mine")
+    assert change_view(trio, 0, "DELETE", 2).body["result"] == "deleted"
+    assert get(trio, 2, "view/only-2").value == "mine", "cut off, it cannot know yet that it is out"
+    trio.heal()
+    soon(lambda: refuses(trio, 2), within_s=DOWN_AFTER_S)
+    for i in (0, 1):
+        assert get(trio, i, "view/only-2", only.past, query="?wait=5", timeout_s=8).value == "mine"
+    trio.restart(2)
+    soon_at(range(3), lambda i: view(trio, i) == ALL, within_s=DOWN_AFTER_S)
+    assert get(trio, 2, "view/only-2").value == "mine"
+
+
+def test_deletes_and_puts_at_two_sides_of_a_partition_end_the_same_everywhere(trio: NetnsCluster) -> None:
+    """DESIGN 5: of two entries the higher (incarnation, stamp) wins, in whatever order they arrive."""
+    trio.partition([0], [1, 2])
+    assert change_view(trio, 0, "DELETE", 2).status == 200
+    assert change_view(trio, 1, "DELETE", 2).status == 200
+    assert change_view(trio, 1, "PUT", 2).status == 201
+    trio.heal()
+    soon_at(range(3), lambda i: view(trio, i) == ALL, within_s=DOWN_AFTER_S * 2)
+
+
+def test_a_replica_can_be_told_to_leave_itself(trio: NetnsCluster) -> None:
+    """SPEC 3: DELETE /view at the replica that it names: it loses nothing, and a PUT there brings it back."""
+    put(trio, 2, "view/itself", "kept")
+    assert change_view(trio, 2, "DELETE", 2).body["result"] == "deleted"
+    assert refuses(trio, 2)
+    soon_at((0, 1), lambda i: view(trio, i) == {0, 1}, within_s=DOWN_AFTER_S)
+    delete(trio, 0, "view/itself")
+    assert change_view(trio, 2, "PUT", 2).body["result"] == "added"
+    soon_at(range(3), lambda i: view(trio, i) == ALL, within_s=DOWN_AFTER_S)
+    seen_everywhere(trio, "view/itself", None, within_s=DOWN_AFTER_S)
+
+
+@pytest.mark.parametrize("survivor", [0, 1])
+def test_deleting_everybody_else_leaves_one_that_serves(trio: NetnsCluster, survivor: int) -> None:
+    """SPEC 3, P4: a view of one."""
+    for other in ALL - {survivor}:
+        assert change_view(trio, survivor, "DELETE", other).status == 200
+    assert view(trio, survivor) == {survivor}
+    past = put(trio, survivor, "view/one", survivor).past
+    assert get(trio, survivor, "view/one", past).value == survivor
+    for other in ALL - {survivor}:
+        soon(lambda: refuses(trio, other), within_s=DOWN_AFTER_S)  # noqa: B023  # called in this turn
