@@ -48,9 +48,7 @@ def _known(replica: Replica, address: str) -> Clock | None:
     return peer.known if peer is not None and peer.replica == replica.view.present_id(address) else None
 
 
-def _version(
-    replica: Replica, version: Version, clocks: Mapping[str, Clock | None], now: Instant
-) -> dict[str, Any]:
+def _version(replica: Replica, version: Version, clocks: Mapping[str, Clock | None], now: Instant) -> dict[str, Any]:
     return {
         "dot": list(version.dot),
         "etag": version.etag,

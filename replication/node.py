@@ -15,7 +15,8 @@ from typing import Any
 
 from replication.errors import AddressTaken, BadMessage, ReplicationError, Unreachable
 from replication.explain import explain
-from replication.messages import Exchange, SnapshotRequest, decode, encode
+from replication.measures import Measures, first_new
+from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
 from replication.replica import Outgoing, Replica
 from replication.status import Rates, describe
 from replication.transport import Transport, TransportSettings
@@ -55,6 +56,7 @@ class Node:
         self._talkers: dict[str, _Talker] = {}
         self._ticker = threading.Thread(target=self._tick_for_ever, name="tick", daemon=True)
         self._counts = dict.fromkeys(("exchanges", "exchange_failures", "exchanges_answered", "messages_refused"), 0)
+        self._measures = Measures()
         self._events_logged = 0
         self._rates = Rates()
         self._seen: dict[str, tuple[float, Mapping[str, Any]]] = {}
@@ -105,7 +107,9 @@ class Node:
         message = decode(body, Exchange)
         try:
             with self._lock:
-                peer = self.replica.take(message, read_clocks())
+                now = read_clocks()
+                self._measures.heard(message.sender, message.time, self.replica.store, now)
+                peer = self.replica.take(message, now)
                 self.engine.wake()
             if peer is not None:
                 self._deliver(message)
@@ -115,12 +119,20 @@ class Node:
         except AddressTaken as exc:
             self._on_fatal(str(exc))
             raise BadMessage(str(exc)) from exc
-        return encode(reply)
+        encoded = encode(reply)
+        with self._lock:
+            self._measures.sent_and_received("answered", len(encoded), len(body))
+        return encoded
 
     def _deliver(self, message: Exchange) -> None:
+        store = self.replica.store
+        oldest = first_new(message.updates, store.clock)
         for start in range(0, len(message.updates), CHUNK_UPDATES):
             with self._lock:
                 self.replica.deliver(message.updates[start : start + CHUNK_UPDATES], read_clocks())
+                if oldest is not None:
+                    self._measures.became_visible(oldest, store, read_clocks())
+                    oldest = None
                 self.engine.wake()
 
     def snapshot(self, body: bytes) -> bytes:
@@ -238,10 +250,13 @@ class Node:
 
     def _exchange(self, transport: Transport, outgoing: Outgoing) -> None:
         try:
+            began_s = time.monotonic()
             reply = transport.send(outgoing.to, outgoing.message)
             with self._lock:
-                self.replica.finish(outgoing.to, outgoing.serial, reply, read_clocks())
+                self._finish(outgoing, reply)
                 self._counts["exchanges"] += 1
+                self._measures.exchange_s.observe(time.monotonic() - began_s)
+                self._measures.sent_and_received("asked", transport.sent_bytes, transport.received_bytes)
                 self.engine.wake()
         except AddressTaken as exc:
             self._on_fatal(str(exc))
@@ -250,6 +265,15 @@ class Node:
         except Exception as exc:  # This thread is the only one that talks to this peer: it must live on.
             logger.exception("exchange with %s failed", outgoing.to)
             self._fail(outgoing, exc)
+
+    def _finish(self, outgoing: Outgoing, reply: Exchange | SnapshotPiece) -> None:
+        """Take in a reply, under the lock, and note what it shows."""
+        now, store, oldest = read_clocks(), self.replica.store, None
+        if isinstance(reply, Exchange):
+            self._measures.heard(reply.sender, reply.time, store, now)
+            oldest = first_new(reply.updates, store.clock)
+        self.replica.finish(outgoing.to, outgoing.serial, reply, now)
+        self._measures.became_visible(oldest, store, now)
 
     def _fail(self, outgoing: Outgoing, exc: Exception) -> None:
         if not isinstance(exc, Unreachable):
@@ -271,6 +295,11 @@ class Node:
         status["throughput"].update(self._rates.per_second())
         status["open"] = self.is_open
         return status
+
+    def measures(self) -> Measures:
+        """Return what exchanges showed so far, of the addresses that the register knows."""
+        with self._lock:
+            return self._measures.copy(frozenset(self.replica.view.register))
 
     def explain(self, key: str) -> dict[str, Any]:
         """Return what ``/replication/explain/<key>`` tells (replication/explain.py)."""

@@ -38,6 +38,8 @@ class Transport:
     """One thread's connections to peers."""
 
     def __init__(self, settings: TransportSettings) -> None:
+        self.sent_bytes = self.received_bytes = 0
+        """Sizes of the bodies of the last message and of its reply."""
         self._settings = settings
         self._session = requests.Session()
         self._session.trust_env = False  # No proxy from the environment stands between replicas.
@@ -72,6 +74,7 @@ class Transport:
             )
             response.raise_for_status()
             content = response.content
+        self.sent_bytes, self.received_bytes = len(body), len(content)
         if len(content) > MAX_REPLY_BYTES:
             raise BadMessage(f"{address} replied with {len(content)} bytes")
         return content

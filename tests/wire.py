@@ -6,6 +6,7 @@ monotonic seconds from somewhere else, and may have a wall clock that is off.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 from typing import Literal, NamedTuple
@@ -72,6 +73,7 @@ class Wire:
     stopped: dict[str, str] = field(default_factory=dict)
     starts: int = 0
     trips: int = 0
+    traffic: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     # -- processes -------------------------------------------------------------------------------------
 
@@ -177,6 +179,7 @@ class Wire:
     def carry(self, sender: str, outgoing: Outgoing, lose: Loss = "") -> Trip:
         """Bring a request to whoever listens, and the reply back."""
         self.trips += 1
+        self.traffic[sender, outgoing.to.rpartition(":")[0]] += 1
         process = self.processes[sender]
         listener = self._listener(outgoing.to)
         reply = None

@@ -101,7 +101,7 @@ def _observed_facts(replica: Replica, highest: Clock) -> tuple[Fact, ...]:
     status, clock = replica.status, replica.clock
     contact = "this replica" if replica.is_asked else ago(replica.seen.last_contact_s if replica.seen else None)
     incarnation = (replica.replica_id or "").rpartition("@")[2]
-    facts = [Fact("Lacks", "unknown" if clock is None else f"{missing(clock, highest):,}", "updates known elsewhere")]
+    facts = [Fact("Lag", "unknown" if clock is None else f"{missing(clock, highest):,}", "updates that it lacks")]
     if status:
         facts.append(Fact("Memory", size(status.memory_bytes), "of its process"))
         facts.append(Fact("Uptime", span(status.uptime_s)))

@@ -53,10 +53,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class ClockRow(Row):
-    """A replica's clock. ``lacks``: in words."""
+    """A replica's clock. ``lag``: in words."""
 
     cells: tuple[ClockCell, ...] = ()
-    lacks: str = ""
+    lag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def clock_matrix(snapshot: Snapshot, highest: Clock) -> ClockMatrix:
             stale=staleness(replica),
             is_asked=replica.is_asked,
             cells=tuple(_clock_cell(replica, clocks[replica.address], id_, highest) for id_ in origins),
-            lacks=_lacks(clocks[replica.address], highest),
+            lag=_lag(clocks[replica.address], highest),
         )
         for replica in snapshot.replicas
     )
@@ -135,7 +135,7 @@ def _clock_cell(replica: Replica, clock: Clock | None, origin: str, highest: Clo
     return ClockCell(counter, max(0, highest.get(origin, 0) - counter), is_own=address_of(origin) == replica.address)
 
 
-def _lacks(clock: Clock | None, highest: Clock) -> str:
+def _lag(clock: Clock | None, highest: Clock) -> str:
     if clock is None:
         return "unknown"
     return f"{missing(clock, highest):,}"

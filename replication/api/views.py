@@ -47,6 +47,8 @@ def refusing() -> Iterator[None]:
 class ViewView(ApiView):
     """``/view``: who belongs, and changes of it (SPEC 3)."""
 
+    operations = {"GET": "view", "HEAD": "view", "PUT": "view add", "DELETE": "view remove"}
+
     def get(self, request: Request) -> HttpResponse:
         """Tell the live members."""
         return reply(200, {"view": node().view()})
@@ -88,6 +90,8 @@ class PeerView(ApiView):
 class ExchangeView(PeerView):
     """``/replication/exchange``: one round trip between two replicas (DESIGN 4)."""
 
+    operations = {"POST": "exchange"}
+
     def post(self, request: Request) -> HttpResponse:
         """Take in a peer's message and answer it."""
         return self.answer(node().exchange)
@@ -95,6 +99,8 @@ class ExchangeView(PeerView):
 
 class SnapshotView(PeerView):
     """``/replication/snapshot``: a piece of everything, for a peer that is too far behind for updates."""
+
+    operations = {"POST": "snapshot"}
 
     def post(self, request: Request) -> HttpResponse:
         """Answer a peer's question for a piece."""
@@ -104,6 +110,8 @@ class SnapshotView(PeerView):
 class StatusView(ApiView):
     """``/replication/status``: this replica as it sees itself and its peers (SPEC 4)."""
 
+    operations = {"GET": "status", "HEAD": "status"}
+
     def get(self, request: Request) -> HttpResponse:
         """Tell all there is to tell."""
         return reply(200, node().status())
@@ -111,6 +119,8 @@ class StatusView(ApiView):
 
 class ExplainView(ApiView):
     """``/replication/explain/<key>``: why a key reads as it does here (SPEC 4)."""
+
+    operations = {"GET": "explain", "HEAD": "explain"}
 
     def get(self, request: Request, rest: str) -> HttpResponse:
         """Tell the key's versions and which members have them; of an absent key as well, whatever the gate."""
@@ -120,6 +130,8 @@ class ExplainView(ApiView):
 class HealthView(ApiView):
     """``/healthz``: 200 while the process serves, whatever state the replica is in."""
 
+    operations = {"GET": "health", "HEAD": "health"}
+
     def get(self, request: Request) -> HttpResponse:
         """Say that the process serves."""
         return reply(200, {"healthy": True})
@@ -127,6 +139,8 @@ class HealthView(ApiView):
 
 class ReadyView(ApiView):
     """``/readyz``: 200 only while clients are served, else 503 with the reason."""
+
+    operations = {"GET": "ready", "HEAD": "ready"}
 
     def get(self, request: Request) -> HttpResponse:
         """Say whether clients are served."""

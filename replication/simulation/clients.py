@@ -151,7 +151,7 @@ class Clients:
         if token is None:
             self.world.counts["deferrals"] += 1
             token = host.replica.ask(client.past)
-            self.world.at(self.world.now_s, self.world.pump, host)
+            self.world.poke(host)
         boot = host.boots
         done = False
 
@@ -228,7 +228,7 @@ class Clients:
     ) -> None:
         self.oracle.issued(update)
         self.world.counts["updates"] += 1
-        self.world.pump(host)
+        self.world.poke(host)
         if self.world.rng.random() < self.habits.lose_answer:
             self._record(client, host, kind, client.past, update=update, status_unknown=True)
             return
@@ -249,7 +249,9 @@ class Clients:
     ) -> None:
         assert host.replica is not None
         if host.replica.state != "serving":
-            self.oracle.violations.append(f"Gate: {host.replica.id} answered a client while it was {host.replica.state}")
+            self.oracle.violations.append(
+                f"Gate: {host.replica.id} answered a client while it was {host.replica.state}"
+            )
         shown = {key: versions[0] if versions else None for key, versions in (reads or {}).items()}
         writes = update.writes if update is not None else ()
         self.history.append(
@@ -280,12 +282,10 @@ class Clients:
             for host in self.world.live():
                 if host.replica is None or host.replica.state != "serving":
                     continue
-                for key in self._keys:
-                    try:
-                        self._get(client, host, key, False)
-                    except NotReached as exc:
-                        refused.append(f"Refused: {client.session} at {host.replica.id} misses {exc.missing}")
-                        break
+                try:
+                    self._list(client, host)
+                except NotReached as exc:
+                    refused.append(f"Refused: {client.session} at {host.replica.id} misses {exc.missing}")
         return refused
 
 

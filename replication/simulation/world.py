@@ -28,6 +28,8 @@ EPOCH_US = 1_700_000_000_000_000
 
 TICK_S = 0.25
 TIMEOUT_S = 0.9
+REACTION_S = 0.0005
+"""What a thread needs to wake up."""
 
 
 @dataclass(slots=True)
@@ -55,6 +57,7 @@ class Host:
     boots: int = 0
     paused_until_s: float = 0.0
     wake_at_s: float = float("inf")
+    poked: bool = False
     retries: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -173,6 +176,16 @@ class World:
             host.wake_at_s = wake_at_s
             self.at(wake_at_s, self._wake, host, wake_at_s)
 
+    def poke(self, host: Host) -> None:
+        """Something may be due at ``host``: send it in a moment, with what else comes until then."""
+        if not host.poked:
+            host.poked = True
+            self.at(self.now_s + REACTION_S, self._poked, host)
+
+    def _poked(self, host: Host) -> None:
+        host.poked = False
+        self.pump(host)
+
     def _wake(self, host: Host, due_s: float) -> None:
         if host.wake_at_s == due_s:
             host.wake_at_s = float("inf")
@@ -215,7 +228,7 @@ class World:
             reply = receiver.replica.give(message, now)
             self.counts["pieces"] += 1
         self._settle(receiver)
-        self.pump(receiver)
+        self.poke(receiver)
         if self._passes(receiver.address, host.address):
             self.at(self.now_s + self._delay(), self._reply, host, boot, to, serial, reply)
 
@@ -230,7 +243,7 @@ class World:
             return  # It had been given up: the connection is closed, nobody reads the reply.
         host.replica.finish(to, serial, reply, self.clocks(host))
         self._settle(host)
-        self.pump(host)
+        self.poke(host)
 
     def _give_up(self, host: Host, boot: int, to: str, serial: int) -> None:
         if host.replica is None or host.boots != boot:

@@ -10,7 +10,8 @@ when there are any; they are DRF's and behave as its documentation says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
@@ -21,6 +22,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from store.api import errors, parsing
+from store.api.metering import METER
 from store.api.rendering import JSON
 
 _NEGOTIATOR = DefaultContentNegotiation()  # Stateless; handed over so that DRF does not make one a request.
@@ -35,6 +37,12 @@ class ApiView(APIView):
     parser_classes = ()
     renderer_classes = ()
 
+    operations: Mapping[str, str] = {}
+    """Method -> what it is called in ``/metrics``."""
+
+    operation: str | None = None
+    """The same of this request, where the method alone does not tell."""
+
     http: HttpRequest
     """The request as Django has it: what parsing reads."""
 
@@ -42,7 +50,15 @@ class ApiView(APIView):
     _body_asked = False
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        """Answer one request; as DRF's, without content negotiation and without touching the response again."""
+        """Answer one request, and count it."""
+        began_s = perf_counter()
+        response = self.respond(request, *args, **kwargs)
+        operation = self.operation or self.operations.get(request.method or "", "other")
+        METER.note(operation, response.status_code, perf_counter() - began_s)
+        return response
+
+    def respond(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Answer one request; as DRF's ``dispatch``, without content negotiation and without touching the response."""
         self.http = request
         self.headers = {}
         self.request = asked = self.initialize_request(request)

@@ -52,6 +52,8 @@ class KvsView(ApiView):
 class KeyView(KvsView):
     """``/kvs/<key>``: one key (SPEC 2.1 to 2.3, 2.5)."""
 
+    operations = {"GET": "get", "HEAD": "get", "PUT": "put", "POST": "put", "DELETE": "delete"}
+
     def get(self, request: Request, rest: str) -> HttpResponse:
         """Read; with ``If-None-Match`` and ``wait``, as soon as there is something new to read."""
         key = self.key(rest)
@@ -62,6 +64,7 @@ class KeyView(KvsView):
             return rendering.found(engine().get(key, asked.past, wait_s=held_s, all_siblings=True), siblings=True)
         known = known_versions(self.http)
         if known and held_s is not None:
+            self.operation = "watch"
             found = engine().watch(key, asked.past, known, held_s)
         else:
             found = engine().get(key, asked.past, wait_s=held_s)
@@ -98,15 +101,15 @@ class KeyView(KvsView):
             # Asks for nothing but that the key is absent already: 412 where it is there, in one step with looking.
             absence = [Change(key, None, if_none_match=True)]
             return rendering.absent(engine().transact([], absence, asked.past, wait_s=wait_s(asked.query)))
-        delete = partial(
-            engine().delete, key, asked.past, wait_s=wait_s(asked.query), if_match=if_match(self.http)
-        )
+        delete = partial(engine().delete, key, asked.past, wait_s=wait_s(asked.query), if_match=if_match(self.http))
         wrote, acks = engine().acknowledged(delete, asked.body.concern)
         return rendering.deleted(wrote, acks) if wrote.deleted else rendering.absent(wrote)
 
 
 class KeysView(KvsView):
     """``/kvs``: many keys at once (SPEC 2.4)."""
+
+    operations = {"GET": "list", "HEAD": "list", "POST": "transaction"}
 
     def get(self, request: Request) -> HttpResponse:
         """List keys."""
