@@ -11,6 +11,7 @@ class KvsiteConfig(AppConfig):
 
     def ready(self) -> None:
         """Undo what would ask a database."""
+        import kvsite.checks  # noqa: F401, PLC0415  # registers them
         from kvsite.dashboard.auth import forget_last_login  # noqa: PLC0415  # needs the app registry
 
         forget_last_login()

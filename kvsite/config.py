@@ -46,6 +46,10 @@ Access = Literal["read", "write"]
 ACCESS: Mapping[str, Access] = {"read": "read", "write": "write"}
 
 
+LogFormat = Literal["human", "json"]
+LOG_FORMATS: Mapping[str, LogFormat] = {"human": "human", "json": "json"}
+
+
 class ApiToken(NamedTuple):
     """One of ``KV_API_TOKENS``: who (for the log), the secret, and what it allows."""
 
@@ -134,6 +138,12 @@ def _origins(text: str) -> tuple[str, ...]:
     return tuple(origins)
 
 
+def _log_format(text: str) -> LogFormat:
+    if text.strip() not in LOG_FORMATS:
+        raise ValueError(f"must be one of {', '.join(LOG_FORMATS)}, not {text!r}")
+    return LOG_FORMATS[text.strip()]
+
+
 def _file(text: str) -> Path:
     path = Path(text)
     if not path.is_file() or not os.access(path, os.R_OK):
@@ -209,6 +219,10 @@ class Config:
     cluster_secret: str = _setting("KV_CLUSTER_SECRET", _secret(8), "", secret=True)
     """Shared by all replicas; replica-to-replica requests and view changes then carry proof of it. Empty: open."""
 
+    proof_window_s: float = _setting("KV_PROOF_WINDOW", _seconds(1, 3600), 30.0)
+    """How far the time in a replica's proof may be off, and how long proofs are remembered so that none is taken twice.
+    Clocks that differ by more cost a log line and one more request: replicas then learn the difference."""
+
     api_tokens: tuple[ApiToken, ...] = _setting("KV_API_TOKENS", _tokens, (), secret=True)
     """``name:token:read|write``, comma-separated: who may use the client API. Empty: everybody."""
 
@@ -230,6 +244,9 @@ class Config:
 
     tls_ca: Path | None = _setting("KV_TLS_CA", _file, None)
     """Certificates (PEM) to verify other replicas with; without it, those that the system trusts."""
+
+    log_format: LogFormat = _setting("KV_LOG_FORMAT", _log_format, "human")
+    """``human``: lines for people; ``json``: one object a line, for programs."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
@@ -255,9 +272,10 @@ class Config:
         return config
 
     @classmethod
-    def variables(cls) -> tuple[str, ...]:
-        """Return the names of all variables, in the order of the fields."""
-        return tuple(declared.metadata["variable"] for declared in dataclasses.fields(cls))
+    def variables(cls, *, secret: bool = False) -> tuple[str, ...]:
+        """Return the names of all variables, in the order of the fields; ``secret``: of those only that are secrets."""
+        declared = [each.metadata for each in dataclasses.fields(cls)]
+        return tuple(each["variable"] for each in declared if each["secret"] or not secret)
 
     @property
     def listen(self) -> tuple[str, int]:
@@ -273,6 +291,24 @@ class Config:
     def open(self) -> bool:
         """Whether nothing at all is asked of anybody: no secret, no token, no password."""
         return not (self.cluster_secret or self.api_tokens or self.admin_password)
+
+    @property
+    def own_token(self) -> str:
+        """The token that this replica presents to others where no cluster secret is set; empty where none may write."""
+        return next((token.token for token in self.api_tokens if token.access == "write"), "")
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """What is open although something else is closed, a sentence each: nobody should have to guess."""
+        gaps = {
+            "cluster_secret": "whoever holds a write token may change the view and pose as a replica: set KV_CLUSTER_SECRET"
+            if self.api_tokens
+            else "anybody may change the view and pose as a replica: set KV_CLUSTER_SECRET",
+            "api_tokens": "anybody who can reach it may read and write: set KV_API_TOKENS",
+            "admin_password": "anybody may see the dashboard: set KV_ADMIN_PASSWORD",
+            "tls_cert": "tokens, passwords and data can be read on the wire: set KV_TLS_CERT, or end TLS in front of it",
+        }
+        return tuple(sentence for name, sentence in gaps.items() if not getattr(self, name))
 
     @property
     def threads(self) -> int:
@@ -322,6 +358,8 @@ def _check_relations(config: Config) -> None:
     if (config.tls_cert is None) != (config.tls_key is None):
         absent, present = ("KV_TLS_CERT", "KV_TLS_KEY") if config.tls_key else ("KV_TLS_KEY", "KV_TLS_CERT")
         raise ConfigError(f"{absent}: is missing; it goes with {present}")
+    if config.api_tokens and not (config.own_token or config.cluster_secret):
+        raise ConfigError("KV_API_TOKENS: none may write, so replicas could not talk; add one, or KV_CLUSTER_SECRET")
     host = split_address(config.address)[0]
     if host in ("0.0.0.0", "::"):  # noqa: S104  # refused here, not bound
         raise ConfigError("SOCKET_ADDRESS: is what others reach this replica by; listen everywhere with KV_BIND")

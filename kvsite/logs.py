@@ -1,11 +1,37 @@
-"""What of the log is worth a line."""
+"""The log: what of it is worth a line, and how a line looks (``KV_LOG_FORMAT``).
+
+Times are UTC, with milliseconds. A line that is written while a request is answered carries the request's id, the one
+that ``X-Request-ID`` told or got. Never in a line: values, tokens, secrets, bodies, headers.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
+import re
+import secrets
+import time
+from contextvars import ContextVar
+from typing import Final
+
+import msgspec
 
 ORDINARY = frozenset({404, 412, 503})
 """Answers that say how the data is, not that somebody did wrong: absent, changed meanwhile, not here yet."""
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the request that this thread answers. Not reset after it: the thread's next request sets its own."""
+
+_GOOD_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
+_process = secrets.token_hex(6)
+_numbers = itertools.count(1)
+
+
+def name_request(told: str | None) -> str:
+    """Return the id of a request, and let log lines carry it: the one that the client told, if it is fit for a log."""
+    request_id = told if told is not None and _GOOD_ID.fullmatch(told) else f"{_process}-{next(_numbers):x}"
+    REQUEST_ID.set(request_id)
+    return request_id
 
 
 class Unusual(logging.Filter):
@@ -14,3 +40,63 @@ class Unusual(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to log."""
         return getattr(record, "status_code", None) not in ORDINARY
+
+
+class Human(logging.Formatter):
+    """One line for people; a traceback follows on lines of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("{asctime} {levelname:<7} {name}: {message}", style="{")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """Return the time as ISO 8601, in UTC."""
+        return utc(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Add the request's id where there is one; line ends of a message cannot fake a line."""
+        record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
+        line = super().formatMessage(record)
+        request_id = REQUEST_ID.get()
+        return f"{line} [{request_id}]" if request_id else line
+
+
+class Json(logging.Formatter):
+    """One JSON object a line, for programs that collect logs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line = {
+            "time": utc(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id := REQUEST_ID.get():
+            line["request_id"] = request_id
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+def utc(record: logging.LogRecord) -> str:
+    """Return when the record was made, as ``2030-01-31T23:59:59.123Z``."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+
+
+class Seldom:
+    """Says what of a stream of like events is worth a line: the first of each kind, and one every ``pause_s``."""
+
+    def __init__(self, pause_s: float = 60.0, max_kinds: int = 1024) -> None:
+        self._pause_s = pause_s
+        self._max_kinds = max_kinds
+        self._last_s: dict[str, float] = {}
+
+    def due(self, kind: str, now_s: float) -> bool:
+        """Return whether to log an event of this kind now."""
+        last_s = self._last_s.get(kind)
+        if last_s is not None and now_s - last_s < self._pause_s:
+            return False
+        if len(self._last_s) >= self._max_kinds:
+            self._last_s.clear()  # A flood of kinds costs lines, not memory.
+        self._last_s[kind] = now_s
+        return True

@@ -43,13 +43,14 @@ from granian.server.mt import MTServer
 import replication.api.bound
 import store.api.bound
 from kvsite import signals
-from kvsite.config import Config
+from kvsite.config import Config, current
 from kvsite.signals import StopRequest
 from replication.address import join_address
+from replication.calling import CallSettings
 from replication.node import Node
+from replication.proof import key_of
 from replication.replica import Replica
 from replication.settings import ReplicationSettings
-from replication.transport import TransportSettings
 from store.api.bound import Limits
 from store.engine import Engine, read_clocks
 from store.settings import StoreSettings
@@ -180,11 +181,13 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> Runtime:
         ),
     )
     engine = Engine(replica.store)
-    transport = TransportSettings(
+    transport = CallSettings(
         # One that hangs must not look alive for longer than one that is gone.
         timeout_s=min(1.0, config.down_after_s / 2),
         scheme=config.scheme,
         verify=str(config.tls_ca) if config.tls_ca else True,
+        key=key_of(config.cluster_secret) if config.cluster_secret else b"",
+        token="" if config.cluster_secret else config.own_token,
     )
     node = Node(replica, engine, transport, on_fatal=on_fatal, is_open=config.open)
     limits = Limits(
@@ -221,6 +224,7 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
             problems.append(f"{dying} updates die with this replica: no other member could be reached")
 
     raise_file_limit(MAX_CONNECTIONS + 256)
+    forget_secrets()
     server = ReplicaServer(config, drain)
     runtime = build(config, stop_because)
     server.on_startup(lambda: announce(config))
@@ -245,6 +249,16 @@ def announce(config: Config) -> None:
     logger.info("asking %s", ", ".join(others) if others else "nobody: VIEW names no other replica")
     if config.open:
         logger.warning("open: anybody who can reach it may read and write; see KV_CLUSTER_SECRET, KV_API_TOKENS")
+        return
+    for gap in config.gaps:
+        logger.warning("not secured: %s", gap)
+
+
+def forget_secrets() -> None:
+    """Take the secrets out of the environment, once they are read: granian puts all of it into every request."""
+    current()
+    for variable in Config.variables(secret=True):
+        os.environ.pop(variable, None)
 
 
 def load_application() -> Application:

@@ -12,9 +12,9 @@ urlpatterns = [
     path("", include("store.api.urls")),
     path("", include("replication.api.urls")),
     path("", RedirectView.as_view(url="/admin/")),
-    path("admin/", site.urls),
     # A handful of small files for one page: a server of its own for them is not worth its set-up.
-    re_path(r"^static/(?P<path>.+)$", serve, {"insecure": True}),
+    re_path(r"^admin/static/(?P<path>.+)$", serve, {"insecure": True}),
+    path("admin/", site.urls),
 ]
 
 handler400 = "kvsite.errors.bad_request"

@@ -7,6 +7,9 @@ as does ``%25zz``: there is nothing else that it could mean.)
 
 A chunked body has no Content-Length, and without one Django reads nothing: the body is read here and given its
 length. One byte above the limit is enough for the view to see that it is too long.
+
+Who may do what is decided here as well (guard.py, cors.py), so that nothing behind can forget it. Every answer says the
+request's id.
 """
 
 from __future__ import annotations
@@ -14,13 +17,20 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse
 
-from kvsite.config import current
+from kvsite.config import Config, current
+from kvsite.cors import ORIGIN, Cors
+from kvsite.guard import Guard
+from kvsite.logs import name_request
+from kvsite.turned import SignReply, Turned
+from replication.api.bound import own_id
+from replication.proof import HEADER
 from store.api.keys import RAW_PATH
 
 Environ = dict[str, Any]
@@ -29,19 +39,71 @@ Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 logger = logging.getLogger(__name__)
 
-REASONS = {411: "Length Required", 500: "Internal Server Error"}
+Headers = list[tuple[str, str]]
 
 
 class Edge:
-    """A WSGI application around Django's. ``max_body_bytes``: how much of a chunked body is read."""
+    """A WSGI application around Django's.
 
-    def __init__(self, application: Application, max_body_bytes: int) -> None:
+    ``max_body_bytes``: how much of a chunked body is read. ``guard``: who may come in, None for everybody; ``cors``:
+    which pages of other origins may.
+    """
+
+    def __init__(
+        self, application: Application, max_body_bytes: int, guard: Guard | None = None, cors: Cors | None = None
+    ) -> None:
         self._application = application
         self._max_body_bytes = max_body_bytes
+        self._guard = guard
+        self._cors = cors or Cors(())
+
+    @classmethod
+    def for_config(cls, application: Application, config: Config) -> Edge:
+        """Return the edge that ``config`` asks for."""
+        guard = Guard.for_config(config, own_id)
+        return cls(application, config.max_body_bytes, guard, Cors(config.cors_origins))
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request; whatever goes wrong in it, the replica goes on."""
         environ[RAW_PATH] = environ["PATH_INFO"]
+        extra = [("X-Request-ID", name_request(environ.get("HTTP_X_REQUEST_ID"))), *self._cors.always]
+
+        def respond(status: str, headers: Headers, *rest: Any) -> Any:
+            return start_response(status, headers + extra, *rest)
+
+        guard, page = self._guard, ORIGIN in environ
+        if guard is None and not page:
+            return self._serve(environ, respond)
+        try:
+            if page:
+                extra += self._cors.headers(environ)
+                if (preflight := self._cors.preflight(environ)) is not None:
+                    return answer(respond, 204, headers=preflight)
+                self._cors.check(environ)
+            if guard is None:
+                return self._serve(environ, respond)
+            admitted = guard.admit(environ)
+            if admitted.sign is None:
+                return self._serve(environ, respond)
+            guard.check_body(environ, admitted)
+            return self._serve_proven(environ, respond, admitted.sign)
+        except Turned as turned:
+            return answer(respond, turned.status, turned.error, turned.headers, turned.sign)
+
+    def _serve_proven(self, environ: Environ, respond: StartResponse, sign: SignReply) -> Iterable[bytes]:
+        """Serve a request with proof: the reply carries proof as well."""
+        told: list[Any] = []
+        answered = self._serve(environ, lambda *args: told.extend(args))
+        try:
+            body = b"".join(answered)
+        finally:
+            if close := getattr(answered, "close", None):
+                close()
+        status, headers = told[:2]
+        respond(status, [*headers, (HEADER, sign(int(status[:3]), body))])
+        return [body]
+
+    def _serve(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if "HTTP_TRANSFER_ENCODING" in environ and not environ.get("CONTENT_LENGTH"):
             if not environ.get("wsgi.input_terminated"):
                 # The development server cannot tell where such a body ends and would wait for ever.
@@ -77,13 +139,20 @@ def read_chunked(environ: Environ, limit: int) -> None:
     environ["CONTENT_LENGTH"] = str(len(body))
 
 
-def answer(start_response: StartResponse, status: int, error: str) -> list[bytes]:
-    """Answer with ``{"error": …}``."""
-    body = msgspec.json.encode({"error": error})
-    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-    start_response(f"{status} {REASONS[status]}", headers)
+def answer(
+    start_response: StartResponse,
+    status: int,
+    error: str = "",
+    headers: Iterable[tuple[str, str]] = (),
+    sign: SignReply | None = None,
+) -> list[bytes]:
+    """Answer with ``{"error": …}``, or with nothing; ``sign``: for a sender that has proven the secret."""
+    body = msgspec.json.encode({"error": error}) if error else b""
+    typed = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))] if error else []
+    proof = [] if sign is None else [(HEADER, sign(status, body))]
+    start_response(f"{status} {HTTPStatus(status).phrase}", [*typed, *headers, *proof])
     return [body]
 
 
 # Django's own handler. A leaner one for the routes of the API goes in its place here, inside the edge.
-application: Application = Edge(get_wsgi_application(), current().max_body_bytes)
+application: Application = Edge.for_config(get_wsgi_application(), current())

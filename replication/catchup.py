@@ -29,6 +29,11 @@ class _Handout:
     last_used_s: float
     current: SnapshotPiece | None = None
 
+    @property
+    def is_given(self) -> bool:
+        """Whether the last piece has been cut; it is kept only in case it has to be sent again."""
+        return self.current is not None and self.current.last
+
 
 class Giver:
     """The snapshots that this replica hands out, ``limit`` at once at most."""
@@ -41,8 +46,7 @@ class Giver:
 
     def open(self, me: str, receiver: str, snapshot: Snapshot, now_s: float) -> SnapshotPiece:
         """Start handing ``snapshot`` to ``receiver`` (in place of an earlier one); return the first piece."""
-        for name in [name for name, handout in self._handouts.items() if handout.receiver == receiver]:
-            del self._handouts[name]
+        self.forget(receiver)
         self._count += 1
         name = f"{me}/{self._count}"[-64:]
         handout = _Handout(receiver, cut(me, name, snapshot, self._piece_bytes), now_s)
@@ -50,8 +54,8 @@ class Giver:
         return self._next(name, handout)
 
     def has_room(self, receiver: str) -> bool:
-        """Return whether one more receiver may be served now."""
-        return sum(handout.receiver != receiver for handout in self._handouts.values()) < self._limit
+        """Return whether one more receiver may be served now: one that was given everything takes no room."""
+        return sum(h.receiver != receiver and not h.is_given for h in self._handouts.values()) < self._limit
 
     def piece(self, request: SnapshotRequest, now_s: float) -> SnapshotPiece | None:
         """Return the piece asked for, or None when that snapshot is no longer here: start again."""
@@ -61,14 +65,17 @@ class Giver:
         handout.last_used_s = now_s
         if request.piece == handout.current.piece:
             return handout.current
-        if request.piece != handout.current.piece + 1 or handout.current.last:
+        if request.piece != handout.current.piece + 1 or handout.is_given:
             return None
         return self._next(request.snapshot, handout)
 
+    def forget(self, receiver: str) -> None:
+        """Forget what is handed to ``receiver``: it starts again, or its incarnation is over."""
+        self._handouts = {name: h for name, h in self._handouts.items() if h.receiver != receiver}
+
     def expire(self, now_s: float) -> None:
         """Forget the snapshots that nobody asks for any more."""
-        for name in [n for n, handout in self._handouts.items() if now_s - handout.last_used_s > KEPT_S]:
-            del self._handouts[name]
+        self._handouts = {name: h for name, h in self._handouts.items() if now_s - h.last_used_s <= KEPT_S}
 
     def _next(self, name: str, handout: _Handout) -> SnapshotPiece:
         handout.current = next(handout.pieces)

@@ -3,6 +3,7 @@
 ReplicationError
 ├── BadMessage      what arrived is no message of ours (the peer's fault); nothing of it was taken
 ├── Unreachable     a peer did not answer in time, or not with a message of ours
+│   └── NotTrusted  it does not prove that it is of this cluster, or does not take us for one; nothing was taken
 └── AddressTaken    another live process uses this replica's address: this one has to stop
 """
 
@@ -19,6 +20,10 @@ class BadMessage(ReplicationError):
 
 class Unreachable(ReplicationError):
     """A peer could not be asked; it may or may not have got the message."""
+
+
+class NotTrusted(Unreachable):
+    """One of the two sides does not take the other for a replica of its cluster: secret, token, clock, certificate."""
 
 
 class AddressTaken(ReplicationError):

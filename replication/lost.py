@@ -4,11 +4,13 @@ A replica may die with updates that no living replica has, while a client, or an
 on them. Waiting would last for ever; giving up too early would show an effect before its cause. A dependency
 (i, n) beyond this replica's clock is lost when
 
-1. i is an incarnation, and not the present one of its address: over, out, or unknown. (The present one may be slow or
-   cut off, and come back with it. What is no id of ours at all was never issued; such a request waits as any other.)
+1. i is an incarnation, but not the present one of its address: over, out, or of an address unknown to
+   everybody. (The present one may be slow or cut off, and come back with it. Of an address that is out, one above
+   the register's may be alive, not heard of yet. What is no id of ours at all was never issued: it waits as any other.)
 2. Every member that is in, **down ones too**, has reported since the question came: in its present
    incarnation, under a register equal to this replica's. (An older report may be from before the member got
-   it; under another register a member may still take it from i itself.)
+   it; under another register a member may still take it from i itself.) A seed that was never reached counts as
+   a member: a replica that started cut off from all others does not know who belongs.
 3. This replica's own clock covers all the reported clocks. (Else a member has it, and it is on its way.)
 4. Nobody's pending queue, nor this one's, has it or anything of i before it.
 
@@ -17,18 +19,12 @@ Found in simulation: with any of these left out, a client is told "lost" of an u
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from replication.peer import Peer, Report
-from store.clock import covers, incarnation_of, missing
+from store.clock import covers
 
 Lost = dict[str, tuple[int, int]]
-
-
-def questioned(clock: Mapping[str, int], past: Mapping[str, int], present: Collection[str]) -> Lost:
-    """Return replica id -> (counter here, counter needed) of what ``past`` needs from incarnations not present."""
-    gaps = missing(clock, past)
-    return {replica: gap for replica, gap in gaps.items() if replica not in present and incarnation_of(replica)}
 
 
 def reports_since(
@@ -55,6 +51,7 @@ def lost(
 ) -> dict[str, tuple[int, int]]:
     """Return replica id -> (first, last) lost counter, for those of ``gaps`` to which rules 3 and 4 apply.
 
+    ``gaps``: replica id -> (counter here, counter needed), of incarnations that rule 1 names.
     ``clock``, ``pending``: this replica's own, in the form of a report.
     """
     reports = list(reports)

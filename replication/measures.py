@@ -13,7 +13,6 @@ from store.clock import Clock, Instant, address_of
 from store.histogram import BYTES, Histogram
 from store.versions import Update
 
-
 MAX_ADDRESSES = 1024
 """Who talks is not always who belongs: what strangers can make this remember is bounded."""
 
@@ -74,5 +73,5 @@ class Measures:
 
 
 def first_new(updates: Sequence[Update], clock: Clock) -> Update | None:
-    """Return the first of ``updates`` that ``clock`` does not cover: of a message the one that is the longest on its way."""
+    """Return the first of ``updates`` that ``clock`` does not cover: the one that is longest on its way."""
     return next((update for update in updates if clock.get(update.origin, 0) < update.counter), None)

@@ -13,19 +13,22 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from replication.errors import AddressTaken, BadMessage, ReplicationError, Unreachable
+from replication.calling import CallSettings
+from replication.errors import AddressTaken, BadMessage, NotTrusted, ReplicationError, Unreachable
 from replication.explain import explain
 from replication.measures import Measures, first_new
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
 from replication.replica import Outgoing, Replica
 from replication.status import Rates, describe
-from replication.transport import Transport, TransportSettings
+from replication.transport import Transport
 from store.engine import Engine, read_clocks
 
 logger = logging.getLogger("causeway.replication")
 
 CHUNK_UPDATES = 64
 """Updates applied per turn of the lock: clients' requests come in between."""
+
+DISTRUST_LOGGED_EVERY_S = 600.0
 
 TICK_S = 0.1
 """How often the replica is told the time; far below every interval that it reckons with."""
@@ -41,7 +44,7 @@ class Node:
         self,
         replica: Replica,
         engine: Engine,
-        transport: TransportSettings,
+        transport: CallSettings,
         *,
         on_fatal: Callable[[str], None],
         is_open: bool = True,
@@ -53,6 +56,7 @@ class Node:
         self._transport_settings = transport
         self._on_fatal = on_fatal
         self._stopping = False
+        self._distrusted: dict[str, float] = {}
         self._talkers: dict[str, _Talker] = {}
         self._ticker = threading.Thread(target=self._tick_for_ever, name="tick", daemon=True)
         self._counts = dict.fromkeys(("exchanges", "exchange_failures", "exchanges_answered", "messages_refused"), 0)
@@ -89,6 +93,11 @@ class Node:
     def _unshared(self) -> int:
         with self._lock:
             return self.replica.unshared()
+
+    @property
+    def id(self) -> str:
+        """The replica id, incarnation included."""
+        return self.replica.id
 
     @property
     def ready(self) -> bool:
@@ -254,6 +263,8 @@ class Node:
             reply = transport.send(outgoing.to, outgoing.message)
             with self._lock:
                 self._finish(outgoing, reply)
+                if self._distrusted:
+                    self._distrusted.pop(outgoing.to, None)
                 self._counts["exchanges"] += 1
                 self._measures.exchange_s.observe(time.monotonic() - began_s)
                 self._measures.sent_and_received("asked", transport.sent_bytes, transport.received_bytes)
@@ -276,11 +287,20 @@ class Node:
         self._measures.became_visible(oldest, store, now)
 
     def _fail(self, outgoing: Outgoing, exc: Exception) -> None:
-        if not isinstance(exc, Unreachable):
+        if isinstance(exc, NotTrusted):
+            self._distrust(outgoing.to, str(exc))
+        elif not isinstance(exc, Unreachable):
             logger.warning("exchange with %s: %s", outgoing.to, exc)
         with self._lock:
             self._counts["exchange_failures"] += 1
             self.replica.failed(outgoing.to, outgoing.serial, read_clocks())
+
+    def _distrust(self, address: str, reason: str) -> None:
+        """Log that a peer and this replica do not take each other for members of one cluster; not at every attempt."""
+        now_s, told_s = time.monotonic(), self._distrusted.get(address)
+        if told_s is None or now_s - told_s > DISTRUST_LOGGED_EVERY_S:
+            self._distrusted[address] = now_s
+            logger.warning("no exchange: %s", reason)
 
     # -- for people ------------------------------------------------------------------------------------
 
@@ -325,7 +345,7 @@ class Node:
         cluster: dict[str, dict[str, Any]] = {}
         for address in sorted({self.replica.address, *asked}):
             at_s, status = self._seen.get(address, (0.0, None))
-            reachable = status is not None and at_s >= began_s or address == self.replica.address
+            reachable = (status is not None and at_s >= began_s) or address == self.replica.address
             age_s = None if status is None else max(0.0, round(time.monotonic() - at_s, 3))
             cluster[address] = {"status": status, "age_s": age_s, "reachable": reachable}
         return cluster

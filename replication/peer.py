@@ -39,7 +39,8 @@ class Peer:
     ``urgent``: somebody waits for what this peer may have. ``more``: a limit cut the last exchange.
     ``cut_at``: what the peer was known to have when a limit cut what was sent to it; None when none did.
     ``failed``: the last exchange failed, so only the timer calls for the next one.
-    ``offers_snapshot``: its log does not reach back to this replica. ``pulling``: the last thing asked of it was
+    ``offers_snapshot``: its log does not reach back to this replica, as it said in a reply; ``may_offer``: as it
+    said in a request, built on what it believed then: worth asking. ``pulling``: the last thing asked of it was
     a piece of a snapshot.
     """
 
@@ -58,6 +59,7 @@ class Peer:
     cut_at: int | None = None
     failed: bool = False
     offers_snapshot: bool = False
+    may_offer: bool = False
     pulling: bool = False
 
     def become(self, replica: str) -> None:
@@ -69,6 +71,7 @@ class Peer:
         self.report = None
         self.offered = 0
         self.offers_snapshot = False
+        self.may_offer = False
 
     def seen(self) -> int:
         """Return how many updates the peer is known to have."""

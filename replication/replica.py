@@ -38,7 +38,7 @@ import msgspec
 from replication.catchup import Giver, Pull
 from replication.errors import AddressTaken, BadMessage
 from replication.joining import Joining
-from replication.lost import Lost, lost, questioned, reports_since
+from replication.lost import Lost, lost, reports_since
 from replication.messages import Entry, Exchange, SnapshotPiece, SnapshotRequest, State
 from replication.peer import Peer, Report
 from replication.settings import ReplicationSettings
@@ -148,14 +148,20 @@ class Replica:
         These are the members, down ones too; seeds that never answered; whoever offers a snapshot that is
         wanted, even if it is out (it may be the last that has something); and whoever was put out and does not
         know yet. A replica that is out goes on exchanging as long as it lives: the member that had all that it
-        has may die.
+        has may die. Where everybody is out, they talk to each other.
         """
-        others = self.view.others()
-        wanted = [peer.address for peer in self._peers.values() if peer.offers_snapshot and self._wants_piece(peer)]
+        others = self.view.others() if self.view.members() else self.view.left()
+        wanted = [peer.address for peer in self._peers.values() if self._may_have_more(peer)]
         unaware = [address for address in self.view.left() if self._is_unaware(address, now)]
-        if not wanted and not unaware and not self._unanswered:
+        if self.view.members() and not wanted and not unaware and not self._unanswered:
             return others
         return sorted({*others, *self._unanswered, *wanted, *unaware} - {self.address})
+
+    def _may_have_more(self, peer: Peer) -> bool:
+        offers = (
+            peer.offers_snapshot or peer.may_offer or (self._pull is not None and self._pull.address == peer.address)
+        )
+        return offers and not covers(self.store.clock, peer.known)
 
     def _is_unaware(self, address: str, now: Instant) -> bool:
         """Whether the replica at ``address``, which is out, is reachable and has another register."""
@@ -218,6 +224,8 @@ class Replica:
         if talker is None:
             return
         applied = self.deliver(reply.updates, now)
+        talker.offers_snapshot = reply.truncated
+        talker.may_offer = False
         talker.more = (reply.more and applied > 0) or (talker.cut_at is not None and talker.seen() > talker.cut_at)
         clock = self._exact_clock(reply)
         if clock is not None:
@@ -261,6 +269,7 @@ class Replica:
             return None
         if message.clock.get(self.id, 0) > self._issued():
             raise BadMessage("the clock names updates of this replica that it never issued")
+        self._look_for_namesakes(message, now)
         if message.register is not None:
             self._merge(message.register, now)
         if self.view.is_over(message.sender) or not message.taken:
@@ -269,12 +278,12 @@ class Replica:
         if peer.replica != message.sender:
             if incarnation_of(peer.replica) > incarnation_of(message.sender):
                 return None
+            self._giver.forget(peer.replica)
             peer.become(message.sender)
         self.store.hybrid.observe(message.time, now)
         self._hear(message, now)
         peer.register_digest = message.register_digest
         peer.rest_digest = message.rest_digest
-        peer.offers_snapshot = message.truncated
         peer.acknowledge(self._exact_clock(message) or message.clock)
         return peer
 
@@ -289,6 +298,8 @@ class Replica:
         """Return the reply to ``request``; ``peer`` is what ``take`` returned for it."""
         if peer is None:
             return self._message(None, Delta([], False, False), now, taken=False)
+        if request.truncated:
+            peer.may_offer = peer.urgent = True
         known = peer.known
         if peer.in_flight and not request.want:
             # What an exchange of our own is carrying there right now need not go twice.
@@ -312,7 +323,7 @@ class Replica:
     ) -> Exchange:
         self._beat += 1
         rest, rest_digest = self._rest_clock()
-        heard = {}
+        heard = self.view.heard(now.mono_s) if peer is None else {}
         if peer is not None and now.mono_s - peer.told_s >= self.settings.sync_interval_s / 2:
             peer.told_s = now.mono_s
             heard = self.view.heard(now.mono_s)
@@ -377,11 +388,14 @@ class Replica:
     def _hear(self, message: Exchange, now: Instant) -> None:
         self.view.hear(message.sender, message.beat, now.mono_s)
         for replica, heard in message.heard.items():
-            at_s = now.mono_s - heard.age_ms / 1000
             if address_of(replica) != self.address:
-                self.view.hear(replica, heard.beat, at_s)
-            elif at_s > self.started_s + self.settings.down_after_s:
-                # Not a sign of life of a predecessor: it talked long after this process had started.
+                self.view.hear(replica, heard.beat, now.mono_s - heard.age_ms / 1000)
+
+    def _look_for_namesakes(self, message: Exchange, now: Instant) -> None:
+        """Has another incarnation of this address talked, and not as a predecessor: long after this process started?"""
+        for replica, heard in message.heard.items():
+            at_s = now.mono_s - heard.age_ms / 1000
+            if address_of(replica) == self.address and at_s > self.started_s + self.settings.down_after_s:
                 self._meet_namesake(replica)
 
     # -- snapshots -------------------------------------------------------------------------------------
@@ -426,7 +440,11 @@ class Replica:
     def remove_replica_from_view(self, replica: str, now: Instant) -> bool:
         """Put the address ``replica`` out (DELETE /view); False when it is not in."""
         address = self._aliases.get(replica, replica)
-        removed = self.view.remove_replica_from_view(address, self.store.hybrid.read(now))
+        stamp = self.store.hybrid.read(now)
+        if self._unanswered.pop(address, self) is None and not self.view.belongs(address):
+            # A seed that was never reached: from now on it is known to be out, and nothing waits for it.
+            self.view.add_replica_from_view(address, stamp, now.mono_s)
+        removed = self.view.remove_replica_from_view(address, stamp)
         if removed:
             self._register_changed("removed", address, now)
         return removed
@@ -572,7 +590,7 @@ class Replica:
         waiting = {item.update.dot: item.waits_for for item in self.store.pending}
         self._questions = {dot: self._questions.get(dot, self._serial) for dot in waiting}
         for dot, (replica, counter) in waiting.items():
-            if replica not in self.view.present and self.lost({replica: counter}, self._questions[dot]):
+            if self._is_past(replica) and self.lost({replica: counter}, self._questions[dot]):
                 self.store.drop_pending(dot)
                 self._note("dropped", dot[0], f"update {dot[1]} waits for a lost one of {replica}", now)
 
@@ -591,14 +609,24 @@ class Replica:
 
     def lost(self, past: Mapping[str, int], token: int) -> Lost:
         """Return replica id -> (first, last) counter of what of ``past`` is lost for good (replication/lost.py)."""
-        gaps = questioned(self.store.clock, past, self.view.present)
-        if not gaps:
+        gaps = missing(self.store.clock, past)
+        gaps = {id_: gap for id_, gap in gaps.items() if self._is_past(id_)}
+        if not gaps or self._unanswered:
             return {}
         ids = [self.view.present_id(address) for address in self.view.others()]
         reports = reports_since(token, self._members(), ids, self.view.digest)
         if reports is None:
             return {}
         return lost(gaps, reports, self.store.clock, self._stranded())
+
+    def _is_past(self, replica: str) -> bool:
+        """Whether the id ``replica`` is an incarnation that will not speak again (lost.py, rule 1)."""
+        incarnation = incarnation_of(replica)
+        if not incarnation or replica in self.view.present:
+            return False
+        entry = self.view.register.get(address_of(replica))
+        # Where the address is in, its present incarnation has to report: then no other one is alive there.
+        return entry is None or entry.belongs or incarnation <= entry.incarnation
 
     def acks(self, dot: Dot) -> int:
         """Return how many members, this one included, are known to have applied ``dot``."""

@@ -115,6 +115,9 @@ class Wire:
     def __getitem__(self, name: str) -> Replica:
         return self.processes[name].replica
 
+    def state(self, name: str) -> str:
+        return self[name].state
+
     # -- clients ---------------------------------------------------------------------------------------
 
     def put(self, name: str, key: str, value: bytes | None, past: Clock | None = None) -> Wrote:

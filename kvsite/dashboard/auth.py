@@ -16,6 +16,7 @@ from django.contrib.auth.signals import user_logged_in
 from django.http import HttpRequest
 
 from kvsite.config import current
+from kvsite.dashboard.throttle import source_of, throttle
 
 USER_ID = 1
 
@@ -35,7 +36,11 @@ class PasswordBackend(BaseBackend):
         expected = current().admin_password
         if not expected or password is None:
             return None
-        return operator() if hmac.compare_digest(password.encode(), expected.encode()) else None
+        if not hmac.compare_digest(password.encode(), expected.encode()):
+            return None
+        if request is not None:
+            throttle.forgive(source_of(request))
+        return operator()
 
     def get_user(self, user_id: int) -> User | None:
         """Return the user of a session."""

@@ -21,12 +21,13 @@ OPERATIONS = ("reads", "writes", "deletes", "transactions", "lists")
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One line of a card. ``more``: a detail for who points at it; ``wide``: it takes the width of two."""
+    """One line of a card. ``more``: for who points at it; ``wide``: it is long; ``alert``: it stands out."""
 
     name: str
     value: str
     more: str = ""
     wide: bool = False
+    alert: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,12 @@ def _own_facts(status: Status | None) -> tuple[Fact, ...]:
     return (
         Fact("Keys", f"{status.keys:,}", f"{status.conflicts:,} in conflict"),
         Fact("Operations", rate(sum(per_second.values())), f"{split}; updates applied {applied}"),
-        Fact("Pending", f"{status.pending_count:,}", "updates that wait for their causal past"),
+        Fact(
+            "Pending",
+            f"{status.pending_count:,}",
+            "updates that wait for their causal past",
+            alert=status.pending_count > 0,
+        ),
     )
 
 
@@ -101,7 +107,9 @@ def _observed_facts(replica: Replica, highest: Clock) -> tuple[Fact, ...]:
     status, clock = replica.status, replica.clock
     contact = "this replica" if replica.is_asked else ago(replica.seen.last_contact_s if replica.seen else None)
     incarnation = (replica.replica_id or "").rpartition("@")[2]
-    facts = [Fact("Lag", "unknown" if clock is None else f"{missing(clock, highest):,}", "updates that it lacks")]
+    lag = 0 if clock is None else missing(clock, highest)
+    told = "unknown" if clock is None else f"{lag:,}"
+    facts = [Fact("Lag", told, "updates that it lacks", alert=lag > 0)]
     if status:
         facts.append(Fact("Memory", size(status.memory_bytes), "of its process"))
         facts.append(Fact("Uptime", span(status.uptime_s)))

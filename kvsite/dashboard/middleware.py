@@ -12,8 +12,7 @@ from typing import Any
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
-from django.http import HttpRequest, HttpResponseForbidden
-from django.http.response import HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
 from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.csrf import CsrfViewMiddleware
 from django.middleware.security import SecurityMiddleware
@@ -26,6 +25,12 @@ PREFIX = "/admin/"
 MAX_FORM_BYTES = 64 * 1024
 """The longest form is the login's: a password and a token."""
 
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+"""Everything from this replica, nothing inline: a key that is some script shows as its text, whatever goes wrong."""
+
 
 class OnlyDashboard(MiddlewareMixin):
     """Mixin, to stand first: skip the middleware for every other path."""
@@ -37,13 +42,6 @@ class OnlyDashboard(MiddlewareMixin):
         return self.get_response(request)
 
 
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-"""Everything from this replica, nothing inline: a key that is some script shows as its text, whatever goes wrong."""
-
-
 class DashboardSecurity(OnlyDashboard, SecurityMiddleware):
     """No sniffing of types, no referrers to elsewhere, no scripts but ours, no bodies beyond a login form's."""
 
@@ -53,7 +51,7 @@ class DashboardSecurity(OnlyDashboard, SecurityMiddleware):
             return json_error(413, "Form is too large")
         return super().process_request(request)
 
-    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         """Add the policy for content."""
         response["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
         return super().process_response(request, response)

@@ -12,6 +12,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
 from django.utils.safestring import mark_safe
 from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
 
 from kvsite.config import current
 from kvsite.dashboard.keeper import keeper
@@ -49,7 +50,7 @@ class DashboardSite(AdminSite):
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
         """Return our pages, and the admin's own routes that work without a database."""
-        own = [path("overview/", never_cache(self.overview), name="overview")]
+        own = [path("overview/", never_cache(require_safe(self.overview)), name="overview")]
         return [*own, *(url for url in super().get_urls() if getattr(url, "name", None) in ROUTES_WITHOUT_DATABASE)]
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:

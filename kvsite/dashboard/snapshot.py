@@ -6,6 +6,7 @@ answers on that port: here texts become typed values, once, and what cannot be u
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -145,8 +146,16 @@ def read(cluster: Mapping[str, Mapping[str, Any]], asked: str, wall_us: int) -> 
     return Snapshot(
         asked,
         wall_us,
-        tuple(_replica(address, known, asked, seen.get(address)) for address, known in sorted(cluster.items())),
+        tuple(
+            _replica(address, known, asked, seen.get(address))
+            for address, known in sorted(cluster.items(), key=_by_number)
+        ),
     )
+
+
+def _by_number(item: tuple[str, Any]) -> list[tuple[int, str]]:
+    """Sort 10.0.0.2 before 10.0.0.10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", item[0])]
 
 
 def _replica(address: str, known: Mapping[str, Any], asked: str, seen: Member | None) -> Replica:

@@ -23,6 +23,11 @@ def node() -> Node:
     return _node
 
 
+def own_id() -> str:
+    """Return this replica's id, incarnation included; empty before there is a node."""
+    return "" if _node is None else _node.id
+
+
 def bound() -> bool:
     """Return whether there is a node yet; health checks may come before."""
     return _node is not None

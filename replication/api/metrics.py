@@ -1,4 +1,4 @@
-"""``/metrics``: everything that a replica counts, as Prometheus reads it (docs/metrics.md says what to watch).
+"""``/metrics``: everything that a replica counts, as Prometheus reads it (docs/api.md says what to watch).
 
 Nothing here runs but when somebody asks: the numbers lie in the engine, the node and the views' meter anyway, and
 become metrics at scrape time. Names follow prometheus.io/docs/practices/naming.
@@ -106,7 +106,7 @@ def _clocks(status: Mapping[str, Any], measures: Measures) -> Iterator[Metric]:
         "From an update's issue to its being visible here; the oldest update of each exchange.",
         labels=["origin"],
     )
-    _add(lag, {(origin,): histogram for origin, histogram in measures.visibility_lag_s.items()})
+    _add(lag, (((origin,), histogram) for origin, histogram in sorted(measures.visibility_lag_s.items())))
     yield lag
     yield _gauge("causeway_clock_lead_seconds", "Hybrid clock less own wall clock.", status["clock_lead_s"])
     drift = GaugeMetricFamily(
@@ -153,7 +153,7 @@ def _exchanges(status: Mapping[str, Any], measures: Measures) -> Iterator[Metric
     seconds.add_metric([], measures.exchange_s.cumulative(), measures.exchange_s.sum)
     yield seconds
     sizes = HistogramMetricFamily("causeway_exchange_bytes", "Bodies of messages.", labels=["role", "direction"])
-    _add(sizes, measures.message_bytes)
+    _add(sizes, measures.message_bytes.items())
     yield sizes
 
 
@@ -169,6 +169,6 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, value)
 
 
-def _add(family: HistogramMetricFamily, histograms: Mapping[tuple[str, ...], Histogram]) -> None:
-    for labels, histogram in sorted(histograms.items()):
+def _add(family: HistogramMetricFamily, histograms: Iterable[tuple[tuple[str, ...], Histogram]]) -> None:
+    for labels, histogram in histograms:
         family.add_metric(labels, histogram.cumulative(), histogram.sum)

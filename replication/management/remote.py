@@ -7,16 +7,18 @@ from argparse import ArgumentParser
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
 import requests
 from django.core.management.base import CommandError
 
 from replication.address import parse_address
+from replication.calling import Caller, CallSettings
+from replication.errors import NotTrusted
+from replication.proof import key_of
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8090"
 TIMEOUT_S: Final = 10.0
 """How long a command waits for one answer; a replica that is well takes milliseconds."""
-
-_TOKEN_PARTS: Final = 3
 
 
 def add_at(parser: ArgumentParser) -> None:
@@ -43,31 +45,39 @@ class NoAnswer(CommandError):
 
 
 class Remote:
-    """One replica at ``at``. Credentials and TLS are those of the environment (SPEC 5), as the replicas' own are."""
+    """One replica at ``at``. Credentials and TLS are those of the environment (SPEC 5), as the replicas' own are.
+
+    ``KV_CLUSTER_SECRET``, where it is set, proves to the replica who asks, and to the command who answers.
+    """
 
     def __init__(self, at: str, environ: Mapping[str, str] = os.environ) -> None:
         self.at = address(at)
-        scheme = "https" if environ.get("KV_TLS_CERT") or environ.get("KV_TLS_CA") else "http"
-        self._base = f"{scheme}://{self.at}"
-        self._http = requests.Session()
-        self._http.trust_env = False  # No proxy stands between a command and its replica.
-        self._http.verify = environ.get("KV_TLS_CA") or True
-        if token := write_token(environ.get("KV_API_TOKENS", "")):
-            self._http.headers["Authorization"] = f"Bearer {token}"
+        secret = environ.get("KV_CLUSTER_SECRET", "")
+        settings = CallSettings(
+            timeout_s=TIMEOUT_S,
+            scheme="https" if environ.get("KV_TLS_CERT") or environ.get("KV_TLS_CA") else "http",
+            verify=environ.get("KV_TLS_CA") or True,
+            key=key_of(secret) if secret else b"",
+            token=environ.get("KV_TOKEN") or write_token(environ.get("KV_API_TOKENS", "")) or "",
+        )
+        self._caller = Caller(settings)
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the JSON of a successful answer. Raises ``NoAnswer``, and ``CommandError`` for an error answer."""
+        sent = b"" if body is None else msgspec.json.encode(body)
         try:
-            answer = self._http.request(method, self._base + path, json=body, timeout=TIMEOUT_S, allow_redirects=False)
-            content = answer.json()
-        except requests.JSONDecodeError:
-            raise NoAnswer(f"{self.at} answers, but is no replica of Causeway") from None
+            answer = self._caller.call(method, self.at, path, sent, "application/json" if sent else "")
+            content = msgspec.json.decode(answer.body)
+        except NotTrusted as exc:
+            raise CommandError(str(exc)) from None
         except requests.RequestException as exc:
             raise NoAnswer(f"{self.at} does not answer: {_reason(exc)}") from None
+        except (ValueError, RecursionError):
+            raise NoAnswer(f"{self.at} answers, but is no replica of Causeway") from None
         if not isinstance(content, dict):
             raise NoAnswer(f"{self.at} answers, but is no replica of Causeway")
-        if not answer.ok:
-            raise CommandError(f"{self.at} says {answer.status_code}: {content.get('error', 'no reason given')}")
+        if answer.status >= requests.codes.bad_request:
+            raise CommandError(f"{self.at} says {answer.status}: {content.get('error', 'no reason given')}")
         return content
 
     def status(self) -> dict[str, Any]:
@@ -78,9 +88,10 @@ class Remote:
 def write_token(tokens: str) -> str | None:
     """Return the first token of ``KV_API_TOKENS`` (``name:token:read|write``, comma-separated) that may write."""
     for item in tokens.split(","):
-        parts = item.strip().split(":")
-        if len(parts) == _TOKEN_PARTS and parts[2] == "write":
-            return parts[1]
+        _, _, rest = item.strip().partition(":")
+        token, _, access = rest.rpartition(":")
+        if token and access == "write":
+            return token
     return None
 
 

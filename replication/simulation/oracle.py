@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from replication.replica import Replica
 from replication.simulation.world import Host, World
 from store.causal import Lost
-from store.clock import Clock, Dot
+from store.clock import Clock, Dot, incarnation_of
 from store.versions import Update
 
 
@@ -46,12 +46,18 @@ class Oracle:
         for origin, (first, _) in lost.items():
             for host in self.world.live():
                 holder = host.replica
-                if holder is None or holder.id not in teller.view.present:
+                if holder is None or holder.id not in teller.view.present and not self._is_ignored(holder, teller):
                     continue
                 if holder.store.clock.get(origin, 0) >= first:
                     self.violations.append(
                         f"FalseLost: {teller.id} says ({origin}, {first}) is lost, {holder.id} has it"
                     )
+
+    @staticmethod
+    def _is_ignored(holder: Replica, teller: Replica) -> bool:
+        """Whether ``holder`` is alive and ``teller`` has never been told that it is out or over."""
+        entry = teller.view.register.get(holder.address)
+        return entry is not None and entry.incarnation < incarnation_of(holder.id)
 
     def is_gone(self, dot: Dot) -> bool:
         """Return whether the last process that had applied ``dot`` has died."""

@@ -15,6 +15,7 @@ from rest_framework.exceptions import APIException, ParseError
 from rest_framework.request import Request
 
 from store.api import parsing, rendering
+from store.api.access import refuse_read_only
 from store.api.base import ApiView
 from store.api.bound import engine, limits
 from store.api.conditions import ANY, if_match, if_none_match, known_versions
@@ -130,5 +131,7 @@ class KeysView(KvsView):
         """Read, then write, as one transaction."""
         asked = self.ask(parsing.TRANSACTION_BODY)
         reads, writes = parsing.transaction(asked.body, limits())
+        if writes:
+            refuse_read_only(self.http)
         transact = partial(engine().transact, reads, writes, asked.past, wait_s=wait_s(asked.query))
         return rendering.transacted(*engine().acknowledged(transact, asked.body.concern))

@@ -1,0 +1,119 @@
+"""How one replica's HTTP is called, by peers and by commands: with proof both ways, or with a token.
+
+With a key (``KV_CLUSTER_SECRET``), each request proves it and each reply has to (replication/proof.py). What changes
+anything is sent only to who has proven the secret before: a stranger who has taken over a member's address gets a
+greeting, and no data. Without one, replicas of a cluster that asks for tokens present a token of theirs.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+import requests
+
+from replication.errors import NotTrusted
+from replication.proof import HEADER, NOBODY, SAFE_METHODS, Known, check_reply, sign
+
+GREETING_PATH: Final = "/healthz"
+"""Costs nothing to answer, and is there whatever state a replica is in."""
+
+MAX_QUOTED: Final = 300
+"""How much of what a stranger says goes into an error, and so into the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallSettings:
+    """How to reach replicas. Times are seconds.
+
+    ``timeout_s``: for connecting, and again for each wait for bytes: short, because a peer that does not answer is asked
+    again at the next sync. ``scheme``: http or https; ``verify``: a CA bundle's path, or True for the system's.
+    ``key``: of the cluster's secret (``proof.key_of``), empty for none; ``token``: of the API, empty for none.
+    """
+
+    timeout_s: float = 1.0
+    scheme: str = "http"
+    verify: str | bool = True
+    key: bytes = field(default=b"", repr=False)
+    token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply; proven where there is a key."""
+
+    status: int
+    body: bytes
+
+
+class Caller:
+    """Connections of one thread to replicas.
+
+    Raises ``NotTrusted`` where a reply lacks its proof, or refuses ours; ``requests.RequestException`` as it comes.
+    """
+
+    def __init__(self, settings: CallSettings) -> None:
+        self._settings = settings
+        self._known: dict[str, tuple[str, int]] = {}  # Address -> its replica id, and its clock less ours in us.
+        self._http = requests.Session()
+        self._http.trust_env = False  # No proxy from the environment stands between replicas.
+        self._http.verify = settings.verify
+        self._http.headers["Accept-Encoding"] = "identity"  # Nothing that unpacks to more than was sent.
+        if settings.token:
+            self._http.headers["Authorization"] = f"Bearer {settings.token}"
+
+    def call(self, method: str, address: str, path: str, body: bytes = b"", media_type: str = "") -> Answer:
+        """Ask the replica at ``address`` and return what it answers, errors included."""
+        if not self._settings.key:
+            return self._send(method, address, path, body, {"Content-Type": media_type} if media_type else {})[0]
+        try:
+            if address not in self._known and method not in SAFE_METHODS:
+                self._prove("GET", address, GREETING_PATH, b"", "")
+            answer = self._prove(method, address, path, body, media_type)
+            if answer.status == requests.codes.forbidden:
+                # It has the secret, so believe it: it has a new incarnation, or the clocks differ. Now both are known.
+                answer = self._prove(method, address, path, body, media_type)
+        except BaseException:
+            # Whoever answers there next is to be greeted first.
+            self._known.pop(address, None)
+            raise
+        return answer
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _prove(self, method: str, address: str, path: str, body: bytes, media_type: str) -> Answer:
+        """Send a request with proof and check that of its reply, from which the sender's id and clock are learnt."""
+        to, offset_us = self._known.get(address, (NOBODY, 0))
+        key, nonce, now_us = self._settings.key, secrets.token_hex(16), time.time_ns() // 1000
+        headers = {HEADER: sign(key, method, path, body, to=to, now_us=now_us + offset_us, nonce=nonce)}
+        if media_type:
+            headers["Content-Type"] = media_type
+        answer, proof = self._send(method, address, path, body, headers)
+        known = check_reply(key, proof, nonce, answer.status, answer.body)
+        if known is None:
+            raise NotTrusted(f"{address} does not prove that it has our KV_CLUSTER_SECRET{_said(answer)}")
+        self._learn(address, known, now_us)
+        return answer
+
+    def _learn(self, address: str, known: Known, sent_us: int) -> None:
+        self._known[address] = (known.replica, known.time_us - sent_us)
+
+    def _send(self, method: str, address: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[Answer, str]:
+        response = self._http.request(
+            method,
+            f"{self._settings.scheme}://{address}{path}",
+            data=body or None,
+            headers=headers,
+            timeout=self._settings.timeout_s,
+            allow_redirects=False,
+        )
+        return Answer(response.status_code, response.content), response.headers.get(HEADER, "")
+
+
+def _said(answer: Answer) -> str:
+    text = answer.body.decode("utf-8", "replace")
+    return f"; it answers {answer.status}: {text[:MAX_QUOTED]!r}"

@@ -1,0 +1,108 @@
+"""Hand-made answers of ``Node.cluster()``, for states that a test cannot bring about in a moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NOW_US = 1_800_000_000_000_000
+Cluster = dict[str, dict[str, Any]]
+
+
+def id_of(address: str, incarnation: int = 1) -> str:
+    return f"{address}@{incarnation:016x}"
+
+
+def member(address: str, state: str = "alive", **more: Any) -> dict[str, Any]:
+    return {
+        "address": address,
+        "replica_id": id_of(address),
+        "incarnation": "1",
+        "state": state,
+        "self": False,
+        "last_contact_s": 0.3,
+        "clock": {},
+        "lacks_updates": 0,
+        **more,
+    }
+
+
+def status(address: str, view: list[dict[str, Any]], clock: dict[str, int], **more: Any) -> dict[str, Any]:
+    return {
+        "replica_id": id_of(address),
+        "address": address,
+        "incarnation": f"{1:016x}",
+        "uptime_s": 100.0,
+        "state": "serving",
+        "clock": clock,
+        "view": view,
+        "pending": [],
+        "pending_count": 0,
+        "deferred_requests": 0,
+        "watchers": 0,
+        "keys": 1234,
+        "conflicts": 0,
+        "clock_lead_s": 0.0,
+        "memory_bytes": 70_000_000,
+        "throughput": {"reads_per_s": 8.0, "writes_per_s": 4.0, "applied_per_s": 2.0},
+        "events": [],
+        "open": False,
+        **more,
+    }
+
+
+def answered(told: dict[str, Any]) -> dict[str, Any]:
+    return {"status": told, "age_s": 0.01, "reachable": True}
+
+
+def cluster_of(size: int, counter: int = 100, **of_each: Any) -> Cluster:
+    """A cluster of ``size`` replicas that are well: all of them have ``counter`` updates of each."""
+    addresses = [f"10.0.0.{i}:8090" for i in range(1, size + 1)]
+    clock = {id_of(address): counter for address in addresses}
+    return {
+        address: answered(
+            status(address, [member(other, self=other == address) for other in addresses], dict(clock), **of_each)
+        )
+        for address in addresses
+    }
+
+
+def pending(count: int, origin: str, waits_for: str, first: int = 101) -> list[dict[str, Any]]:
+    """``count`` updates of ``origin``, of which ``waits_for`` withholds the cause."""
+    return [
+        {
+            "dot": [id_of(origin), first + i],
+            "keys": [f"carts/{i}/items", f"carts/{i}/total"],
+            "waits_for": [id_of(waits_for), 101],
+            "since_s": 4.0,
+        }
+        for i in range(count)
+    ]
+
+
+def silent(known: dict[str, Any], age_s: float | None) -> dict[str, Any]:
+    """The same replica when it does not answer any more; ``age_s`` None: it never did."""
+    return {"status": known["status"] if age_s is not None else None, "age_s": age_s, "reachable": False}
+
+
+def in_trouble(size: int) -> Cluster:
+    """A cluster in which the second replica has 500 updates pending, the third lags, and the last is down."""
+    cluster = cluster_of(size, counter=2500)
+    addresses = list(cluster)
+    second, third, last = addresses[1], addresses[2], addresses[-1]
+    cluster[addresses[0]]["status"]["clock"][id_of(addresses[0])] = 3000
+    told = cluster[second]["status"]
+    told.update(pending=pending(500, addresses[0], third, 2501), pending_count=500)
+    lagging = cluster[third]["status"]
+    for steps, address in enumerate(addresses[:5]):
+        lagging["clock"][id_of(address)] -= min(2000, 10**steps // 2)
+    for told in (cluster[address]["status"] for address in addresses[:-1]):
+        told["view"] = [
+            member(address, "down", last_contact_s=42.0) if address == last else member(address)
+            for address in addresses
+        ]
+    cluster[last] = silent(cluster[last], 42.0)
+    cluster[addresses[0]]["status"]["events"] = [
+        {"number": 1, "wall_us": NOW_US - 50_000_000, "kind": "joined", "subject": third, "detail": "1"},
+        {"number": 2, "wall_us": NOW_US - 42_000_000, "kind": "down", "subject": last, "detail": ""},
+    ]
+    return cluster
