@@ -300,13 +300,12 @@ class Config:
     @property
     def gaps(self) -> tuple[str, ...]:
         """What is open although something else is closed, a sentence each: nobody should have to guess."""
+        who = "whoever holds a write token" if self.api_tokens else "anybody"
         gaps = {
-            "cluster_secret": "whoever holds a write token may change the view and pose as a replica: set KV_CLUSTER_SECRET"
-            if self.api_tokens
-            else "anybody may change the view and pose as a replica: set KV_CLUSTER_SECRET",
+            "cluster_secret": f"{who} may change the view and pose as a replica: set KV_CLUSTER_SECRET",
             "api_tokens": "anybody who can reach it may read and write: set KV_API_TOKENS",
             "admin_password": "anybody may see the dashboard: set KV_ADMIN_PASSWORD",
-            "tls_cert": "tokens, passwords and data can be read on the wire: set KV_TLS_CERT, or end TLS in front of it",
+            "tls_cert": "secrets and data can be read on the wire: set KV_TLS_CERT, or end TLS in front of it",
         }
         return tuple(sentence for name, sentence in gaps.items() if not getattr(self, name))
 

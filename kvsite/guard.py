@@ -81,7 +81,7 @@ class Guard:
             raise
 
     def check_body(self, environ: Environ, admitted: Admitted) -> None:
-        """Read the body of a request with proof, and hand it on where it is the one that was signed. Raises ``Turned``."""
+        """Read the body of a request with proof, and hand it on where it is what was signed. Raises ``Turned``."""
         length = environ.get("CONTENT_LENGTH") or "0"
         if not length.isdigit() or int(length) > MAX_PROVEN_BYTES:
             raise Turned(413, "Body is too large", sign=admitted.sign)

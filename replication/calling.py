@@ -28,8 +28,8 @@ MAX_QUOTED: Final = 300
 class CallSettings:
     """How to reach replicas. Times are seconds.
 
-    ``timeout_s``: for connecting, and again for each wait for bytes: short, because a peer that does not answer is asked
-    again at the next sync. ``scheme``: http or https; ``verify``: a CA bundle's path, or True for the system's.
+    ``timeout_s``: for connecting, and again for each wait for bytes: short, because a peer that does not answer is
+    asked again at the next sync. ``scheme``: http or https; ``verify``: a CA bundle's path, or True for the system's.
     ``key``: of the cluster's secret (``proof.key_of``), empty for none; ``token``: of the API, empty for none.
     """
 

@@ -13,13 +13,13 @@ What makes a recorded request worthless:
 
 * the nonce: a receiver takes each one once. It remembers them for as long as their time is acceptable;
 * the time: within ``window_s`` of the receiver's, which bounds what there is to remember;
-* ``to``: the receiver's replica id, incarnation included. A request that changes anything has to name it, so it is worth
-  nothing at another replica, nor at this one after a restart, when the nonces are forgotten. One that only reads may
-  name nobody (``-``): that is how a sender gets to know the id.
+* ``to``: the receiver's replica id, incarnation included. A request that changes anything has to name it, so it is
+  worth nothing at another replica, nor at this one after a restart, when the nonces are forgotten. One that only reads
+  may name nobody (``-``): that is how a sender gets to know the id.
 
-Clocks that are off, even by hours, cut nobody off. A request that is refused for its time, or because the receiver has a
-new incarnation, still proves the secret; so the refusal is a proven reply, it tells the receiver's id and time, and the
-sender reckons with those from then on. A stranger, whose MAC is wrong, gets a refusal without proof, which teaches nothing.
+Clocks that are off, even by hours, cut nobody off. A request that is refused for its time, or because the receiver has
+a new incarnation, still proves the secret; so the refusal is a proven reply, it tells the receiver's id and time, and
+the sender reckons with those from then on. A stranger, whose MAC is wrong, gets a refusal without proof.
 
 This is proof, not secrecy: whoever can read the wire reads the data. That is what TLS is for.
 """
@@ -96,7 +96,7 @@ def sign_reply(key: bytes, nonce: str, status: int, body: bytes, *, sender: str,
 
 
 def check_reply(key: bytes, header: str, nonce: str, status: int, body: bytes) -> Known | None:
-    """Return who replied and its time; None where the header does not prove that it has ``key`` and means this reply."""
+    """Return who replied and its time; None where the header does not prove that it has ``key`` and means this."""
     match = _REPLY.fullmatch(header)
     if match is None:
         return None

@@ -68,6 +68,7 @@ def test_a_fault_outside_of_a_view_is_a_logged_json_500(caplog: pytest.LogCaptur
 
     status, headers, body = call(broken)
     assert (status, json.loads(body)) == ("500 Internal Server Error", {"error": "Internal error"})
+    assert headers.pop("X-Request-ID")
     assert headers == {"Content-Type": "application/json", "Content-Length": str(len(body))}
     assert "no such thing" in caplog.text
 

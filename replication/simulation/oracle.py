@@ -46,7 +46,7 @@ class Oracle:
         for origin, (first, _) in lost.items():
             for host in self.world.live():
                 holder = host.replica
-                if holder is None or holder.id not in teller.view.present and not self._is_ignored(holder, teller):
+                if holder is None or (holder.id not in teller.view.present and not self._is_ignored(holder, teller)):
                     continue
                 if holder.store.clock.get(origin, 0) >= first:
                     self.violations.append(

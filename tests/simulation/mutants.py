@@ -11,15 +11,19 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import replication.replica
 import store.causal
 from replication.catchup import Pull
+from replication.joining import Joining
+from replication.lost import lost, reports_since
 from replication.messages import Entry, Exchange
-from replication.peer import Peer
+from replication.peer import Peer, Report
 from replication.replica import Outgoing, Replica
 from replication.view import View
 from store.causal import CausalStore
-from store.clock import Instant, merge_into
+from store.clock import INCARNATION_RANDOM_BITS, Instant, merge_into
 from store.errors import Refused
+from store.markers import Markers
 from store.snapshot import Snapshot
 from store.versions import Update, Version, Versions, Write, settle
 
@@ -263,4 +267,113 @@ def a_higher_incarnation_is_ignored() -> Iterator[None]:
         follow(self, now)
 
     with replaced(Replica, "_follow_register", stubborn):
+        yield
+
+
+# -- mistakes that random runs hardly ever meet: directed tests catch them (test_mutants.py) ----------------
+
+DIRECTED: dict[str, Mutant] = {}
+
+
+def directed(function: Callable[[], Iterator[None]]) -> Mutant:
+    made = contextmanager(function)
+    DIRECTED[function.__name__] = made
+    return made
+
+
+@directed
+def a_marker_whose_past_is_not_the_whole_clock() -> Iterator[None]:
+    """A marker leaves out what it was issued for: the entries of incarnations that are over."""
+
+    def issue_marker(self: CausalStore, now: Instant) -> Update:
+        return self._take_dot({id_: n for id_, n in self.clock.items() if id_ in self.present}, (), now)
+
+    with replaced(CausalStore, "issue_marker", issue_marker):
+        yield
+
+
+@directed
+def a_marker_used_before_every_member_has_it() -> Iterator[None]:
+    """A marker is used as soon as it is issued."""
+    promote = Markers.promote
+
+    def hasty(self: Markers, everybody: dict[str, int], present: Any) -> None:
+        promote(self, dict.fromkeys(everybody, 2**53), present)
+
+    with replaced(Markers, "promote", hasty):
+        yield
+
+
+@directed
+def lost_without_asking_members_that_are_down() -> Iterator[None]:
+    """Only members that have answered are asked whether they have it."""
+
+    def some_reports(token: int, peers: Any, ids: Any, digest: int) -> list[Report]:
+        reports = [peer.report for peer in peers if peer is not None and peer.report is not None]
+        return [report for report in reports if report.serial > token and report.register_digest == digest]
+
+    with replaced(replication.replica, "reports_since", some_reports):
+        yield
+
+
+@directed
+def lost_from_reports_older_than_the_request() -> Iterator[None]:
+    """Any report counts, however old."""
+    with replaced(
+        replication.replica,
+        "reports_since",
+        lambda token, peers, ids, digest: reports_since(-1, peers, ids, digest),
+    ):
+        yield
+
+
+@directed
+def lost_from_reports_made_under_another_register() -> Iterator[None]:
+    """A report counts under whichever register it was made."""
+
+    def any_register(token: int, peers: Any, ids: Any, digest: int) -> list[Report] | None:
+        reports = [peer.report if peer is not None else None for peer in peers]
+        fine = all(r is not None and r.serial > token and r.replica == i for r, i in zip(reports, ids, strict=True))
+        return reports if fine else None
+
+    with replaced(replication.replica, "reports_since", any_register):
+        yield
+
+
+@directed
+def lost_before_the_own_clock_covers_the_reports() -> Iterator[None]:
+    """What another member reports to have is "lost" because it is not here yet."""
+    with replaced(replication.replica, "lost", lambda gaps, reports, clock, pending: lost(gaps, [], clock, pending)):
+        yield
+
+
+@directed
+def pending_updates_kept_that_wait_for_what_is_lost() -> Iterator[None]:
+    """An update whose cause is lost waits for ever."""
+    with replaced(CausalStore, "drop_pending", lambda self, dot: None):
+        yield
+
+
+@directed
+def an_incarnation_without_random_bits() -> Iterator[None]:
+    """Two processes that start in the same millisecond are the same incarnation."""
+    new_incarnation = Replica._new_incarnation
+
+    def plain(self: Replica, known: int, now: Instant) -> int:
+        return new_incarnation(self, known, now) >> INCARNATION_RANDOM_BITS << INCARNATION_RANDOM_BITS
+
+    with replaced(Replica, "_new_incarnation", plain):
+        yield
+
+
+@directed
+def a_joiner_that_waits_for_a_dead_peer() -> Iterator[None]:
+    """A joining replica waits for everybody it has heard of, however long ago."""
+    is_done = Joining.is_done
+
+    def patient(self: Joining, asked: Any, clock: dict[str, int], view: View, now_s: float) -> bool:
+        with replaced(View, "is_silent", lambda self, replica, since_s, now_s: False):
+            return is_done(self, asked, clock, view, now_s)
+
+    with replaced(Joining, "is_done", patient):
         yield

@@ -16,6 +16,8 @@ from tests.simulation.mutants import MUTANTS
 ROOT = Path(__file__).parents[2]
 RUNS = 2000
 OPERATIONS = 200
+BY_SCENE = {"answers_without_the_delete_clock"}
+"""Random runs hardly ever meet it: see test_mutants.py."""
 
 
 def test_2000_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +82,7 @@ def test_the_same_seed_gives_the_same_history_whatever_the_hash_seed() -> None:
     assert histories("2") == first
 
 
-@pytest.mark.parametrize("name", sorted(MUTANTS))
+@pytest.mark.parametrize("name", sorted(MUTANTS.keys() - BY_SCENE))
 def test_a_mutant_is_caught(name: str) -> None:
     with MUTANTS[name]():
         assert any(attempt(seed, OPERATIONS).violations for seed in range(RUNS)), f"{name} survived {RUNS} runs"

@@ -19,7 +19,7 @@ BATCH = 200
 
 class Command(BaseCommand):
     help = "Simulate replicas under faults of every kind, from seeds; exit 1 when a promise is broken."
-    requires_system_checks: list[str] = []  # noqa: RUF012 - Django's way to say that none are needed
+    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--seed", type=int, default=0, help="the first seed (with --runs 1: the one to replay)")

@@ -1,0 +1,287 @@
+"""The front page in a browser, on real replicas."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+import requests
+from django.template.loader import render_to_string
+from playwright.sync_api import Page, Route, expect
+
+from kvsite.cluster import LocalCluster
+from kvsite.dashboard.overview import overview
+from kvsite.dashboard.snapshot import read
+from tests.browser.conftest import OpenPage
+from tests.browser.statuses import NOW_US, in_trouble
+
+pytestmark = [pytest.mark.browser, pytest.mark.processes]
+
+PORT, PORT_GUARDED = 25100, 25110
+QUICK = {"KV_DOWN_AFTER": "1.5", "KV_SYNC_INTERVAL": "0.3"}
+WELL = "3 of 3 replicas alive, in step, nothing pending"
+LIVE_MS = 2000
+"""Within this long, the page shows what is so (SPEC: within two seconds)."""
+
+Keep = Callable[[Page, str], None]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[LocalCluster]:
+    with LocalCluster(3, PORT, environment=QUICK) as started:
+        yield started
+
+
+@pytest.fixture
+def cluster(running: LocalCluster) -> LocalCluster:
+    """Three replicas that are ready, whatever the last test did to them."""
+    for i in range(3):
+        if not running.is_running(i):
+            running.start_one(i)
+    running.wait_ready()
+    return running
+
+
+def admin(cluster: LocalCluster, i: int = 0) -> str:
+    return f"{cluster.url(i)}/admin/"
+
+
+def part(page: Page, kind: str, address: str) -> Any:
+    return page.locator(f'[id="{kind}-{address}"]')
+
+
+def status(cluster: LocalCluster, i: int) -> dict[str, Any]:
+    told: dict[str, Any] = requests.get(f"{cluster.url(i)}/replication/status", timeout=5).json()
+    return told
+
+
+def write(cluster: LocalCluster, i: int, count: int = 1) -> None:
+    with closing(requests.Session()) as session:
+        for n in range(count):
+            session.put(f"{cluster.url(i)}/kvs/{i}-{n}", json={"value": n}, timeout=5).raise_for_status()
+
+
+def matrix(page: Page) -> dict[str, dict[str, int]]:
+    """Return address -> replica id -> counter as the page shows it, read in one step."""
+    shown: dict[str, dict[str, int]] = page.evaluate(
+        """() => {
+          const ids = [...document.querySelectorAll("#clocks thead abbr")].map((origin) => origin.title);
+          const rows = [...document.querySelectorAll("#clocks tbody tr")];
+          return Object.fromEntries(rows.map((row) => [row.id.slice("clock-".length),
+            Object.fromEntries(ids.map((id, i) => [id, parseInt(row.querySelectorAll("td")[i].textContent)]))]));
+        }"""
+    )
+    return shown
+
+
+def test_it_shows_three_replicas_and_a_verdict(cluster: LocalCluster, open_page: OpenPage, keep: Keep) -> None:
+    for i in range(3):
+        write(cluster, i, 20 + i)
+    page = open_page(admin(cluster)).page
+    expect(page).to_have_title(f"{cluster.addresses[0]} | Cluster | Causeway")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Cluster")
+    expect(page.get_by_role("status")).to_have_text(WELL)
+    expect(page.get_by_role("article").filter(has_text="serving")).to_have_count(3)
+    for address in cluster.addresses:
+        expect(page.get_by_role("heading", name=address, level=3).first).to_be_visible()
+    expect(page.get_by_text("This store is open.")).to_be_visible()
+    keep(page, "overview")
+    dark = open_page(admin(cluster), color_scheme="dark").page
+    expect(dark.get_by_role("status")).to_have_text(WELL)
+    keep(dark, "overview-dark")
+    phone = open_page(admin(cluster), 390, 844).page
+    expect(phone.get_by_role("status")).to_have_text(WELL)
+    keep(phone, "overview-phone")
+
+
+def test_every_cell_is_what_the_replica_says(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(admin(cluster)).page
+    write(cluster, 1, 30)
+    page.wait_for_timeout(LIVE_MS)
+    shown = matrix(page)
+    for i, address in enumerate(cluster.addresses):
+        told = status(cluster, i)
+        present = {member["replica_id"] for member in told["view"]}
+        assert shown[address] == {id_: told["clock"].get(id_, 0) for id_ in present}
+
+
+def test_a_key_that_is_written_elsewhere_changes_the_matrix(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(admin(cluster)).page
+    origin = status(cluster, 1)["replica_id"]
+    before = matrix(page)[cluster.addresses[2]][origin]
+    write(cluster, 1)
+    page.wait_for_function(
+        """([address, origin, wanted]) => {
+          const ids = [...document.querySelectorAll("#clocks thead abbr")].map((cell) => cell.title);
+          const row = document.getElementById("clock-" + address);
+          return parseInt(row.querySelectorAll("td")[ids.indexOf(origin)].textContent) === wanted;
+        }""",
+        arg=[cluster.addresses[2], origin, before + 1],
+        timeout=LIVE_MS,
+    )
+
+
+def test_a_killed_replica_is_greyed_with_its_age_and_recovers(
+    cluster: LocalCluster, open_page: OpenPage, keep: Keep
+) -> None:
+    watched = open_page(admin(cluster))
+    page, address = watched.page, cluster.addresses[2]
+    write(cluster, 2, 5)
+    card, row = part(page, "card", address), part(page, "clock", address)
+    expect(page.get_by_role("status")).to_have_text(WELL)
+    cluster.kill(2)
+    expect(card).to_contain_text("Last known state", timeout=LIVE_MS)
+    expect(card).to_contain_text("down", timeout=6000)
+    write(cluster, 0, 12)
+    expect(page.get_by_role("status")).to_have_text("2 of 3 replicas alive, in step, nothing pending")
+    expect(page.locator("#verdict li")).to_have_text([f"{address} is down."])
+    expect(row).to_contain_text("12 updates missing")
+    expect(part(page, "view", cluster.addresses[1])).to_contain_text("down")
+    for shown in (card, row):
+        assert "cw-is-stale" in shown.get_attribute("class")
+    ages = [card.locator(".cw-age").inner_text()]
+    page.wait_for_timeout(1500)
+    ages.append(card.locator(".cw-age").inner_text())
+    assert ages[0] != ages[1], "the age goes on"
+    keep(page, "overview-down")
+
+    # A replica that nobody had pointed a browser at knows of the dead one what the exchange told it.
+    other = open_page(admin(cluster, 1)).page
+    assert matrix(other)[address] == matrix(page)[address]
+    expect(part(other, "card", address)).to_contain_text("down")
+
+    cluster.start_one(2)
+    cluster.wait_ready()
+    for recovered in (page, other):
+        expect(recovered.get_by_role("status")).to_have_text(WELL, timeout=8000)
+        expect(part(recovered, "card", address)).to_contain_text("serving")
+        assert "cw-is-stale" not in part(recovered, "card", address).get_attribute("class")
+
+
+def test_the_page_says_when_its_own_replica_is_gone(cluster: LocalCluster, open_page: OpenPage) -> None:
+    watched = open_page(admin(cluster, 1))
+    warning = watched.page.locator("#stale")
+    expect(warning).to_be_hidden()
+    cluster.kill(1)
+    expect(warning).to_be_visible(timeout=3000)
+    expect(warning).to_contain_text("This replica has stopped answering")
+    cluster.start_one(1)
+    cluster.wait_ready()
+    expect(warning).to_be_hidden(timeout=8000)
+    expect(watched.page.get_by_role("status")).to_have_text(WELL, timeout=8000)
+    assert watched.problems, "the browser told of the refused connections"
+    watched.problems = [problem for problem in watched.problems if "ERR_CONNECTION" not in problem]
+    watched.problems = [problem for problem in watched.problems if "htmx:sendError" not in problem]
+
+
+def test_refreshing_keeps_focus_and_elements(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(admin(cluster)).page
+    page.locator("#views-scroll").focus()
+    page.evaluate("document.getElementById('headline').marked = true")
+    before = page.locator("#as-of").inner_text()
+    page.wait_for_function("before => document.getElementById('as-of').textContent !== before", arg=before)
+    page.wait_for_timeout(1500)
+    assert page.evaluate("document.activeElement.id") == "views-scroll"
+    # A live region is read out when its text changes, not when it is replaced by its like.
+    assert page.evaluate("document.getElementById('headline').marked") is True
+
+
+def test_it_works_without_scripts(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(admin(cluster), java_script_enabled=False).page
+    expect(page.get_by_role("status")).to_have_text(WELL)
+    before = page.locator("#as-of").inner_text()
+    expect(page.locator("#as-of")).not_to_have_text(before, timeout=6000)
+
+
+def test_a_hidden_tab_asks_for_nothing(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(admin(cluster)).page
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    page.evaluate("Object.defineProperty(document, 'hidden', {get: () => window.asleep, configurable: true})")
+    page.evaluate("window.asleep = true")
+    page.wait_for_timeout(300)
+    requested.clear()
+    page.wait_for_timeout(2500)
+    assert requested == []
+    page.evaluate("window.asleep = false; document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(500)
+    assert set(requested) == {f"{admin(cluster)}overview/"}
+
+
+def test_no_control_changes_anything(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(admin(cluster)).page
+    assert page.locator("form, input, select, textarea").count() == 0
+    buttons = page.get_by_role("button")
+    assert [buttons.nth(i).get_attribute("class") for i in range(buttons.count())] == ["theme-toggle"]
+    before = [status(cluster, i)["clock"] for i in range(3)]
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        for path in ("", "overview/"):
+            assert requests.request(method, admin(cluster) + path, timeout=5).status_code in {403, 405}
+    assert [status(cluster, i)["clock"] for i in range(3)] == before
+
+
+def test_the_theme_can_be_chosen(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(admin(cluster)).page
+    toggle = page.get_by_role("button")
+    colours = set()
+    for _ in range(3):
+        toggle.click()
+        colours.add(page.evaluate("getComputedStyle(document.querySelector('.cw-card')).backgroundColor"))
+    assert colours == {"rgb(255, 255, 255)", "rgb(26, 26, 26)"}
+
+
+@pytest.mark.parametrize(("width", "height"), [(1400, 1000), (390, 844)])
+def test_sixteen_replicas_in_trouble_fit_the_screen(
+    cluster: LocalCluster, open_page: OpenPage, width: int, height: int, keep: Keep
+) -> None:
+    made = in_trouble(16)
+    told = overview(read(made, "10.0.0.1:8090", NOW_US), {"10.0.0.3:8090": 12.0})
+    html = render_to_string("dashboard/_overview.html", {"overview": told})
+
+    def answer(route: Route) -> None:
+        route.fulfill(body=html, content_type="text/html")
+
+    page = open_page(width=width, height=height).page
+    page.route("**/admin/overview/", answer)
+    page.goto(admin(cluster))
+    expect(page.get_by_role("status")).to_have_text("15 of 16 replicas alive, not in step, updates pending")
+    expect(page.locator("#clocks tbody td")).to_have_count(16 * 17)
+    expect(page.locator("#queues")).to_contain_text("and 494 more")
+    assert page.evaluate("document.documentElement.scrollWidth") == width, "tables scroll by themselves"
+    keep(page, f"sixteen-{width}")
+
+
+def test_the_login_keeps_strangers_out(open_page: OpenPage) -> None:
+    with LocalCluster(1, PORT_GUARDED, environment={"KV_ADMIN_PASSWORD": "open sesame"}) as guarded:
+        page = open_page(admin(guarded)).page
+        assert page.url.endswith("/admin/login/?next=/admin/")
+        assert "replicas alive" not in page.content()
+        page.get_by_label("Password").fill("open says me")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.locator(".errornote")).to_be_visible()
+        page.get_by_label("Password").fill("open sesame")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("status")).to_have_text("1 of 1 replica alive, nothing pending")
+        expect(page.get_by_text("This store is open.")).to_have_count(0)
+
+        page.get_by_role("button", name="Log out").click()
+        deadline = time.monotonic() + 5
+        while page.context.cookies() and any(c["name"] == "sessionid" for c in page.context.cookies()):
+            assert time.monotonic() < deadline
+        page.goto(admin(guarded))
+        expect(page.get_by_label("Password")).to_be_visible()
+
+
+def test_a_page_whose_session_ends_goes_to_the_login(open_page: OpenPage) -> None:
+    with LocalCluster(1, PORT_GUARDED + 1, environment={"KV_ADMIN_PASSWORD": "open sesame"}) as guarded:
+        watched = open_page(admin(guarded))
+        page = watched.page
+        page.get_by_label("Password").fill("open sesame")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("status")).to_be_visible()
+        page.context.clear_cookies()
+        expect(page.get_by_label("Password")).to_be_visible(timeout=4000)
+        watched.problems = [problem for problem in watched.problems if "403" not in problem]

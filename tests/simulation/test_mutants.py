@@ -1,0 +1,88 @@
+"""Mistakes that random runs hardly ever meet, each caught by a directed scene (the random ones: test_simulation.py).
+
+A scene is a test of tests/test_replica.py or one of those below: with the mistake made, it must fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from store.errors import NotReached
+from tests import test_replica
+from tests.simulation.mutants import DIRECTED, MUTANTS
+from tests.wire import Wire, write
+
+Scene = Callable[[Wire], None]
+
+
+def what_a_member_reports_to_have_is_not_lost(wire: Wire) -> None:
+    """r2 alone has what r3 wrote before it died. Its log was cut, so r1 is told of it before it can have it."""
+    wire.cluster("r1", "r2", "r3")
+    wire.cut("r1", "r3")
+    update = wire.issue("r3", "x", b"1")
+    wire.exchange("r3", "r2")
+    wire["r2"].store.log.restart(update.origin)
+    wire.crash("r3")
+    wire.cuts.clear()
+    wire.cut("r2", "r3")
+    wire.start("r3", "r1")
+    for _ in range(3):
+        wire.exchange("r3", "r1")
+    wire["r2"].view.merge(wire["r1"].view.register)
+    token = wire["r1"].ask(update.past)
+    wire.exchange("r1", "r2")
+    wire.exchange("r1", "r3")
+    assert not wire.has("r1", update.dot)
+    assert wire["r1"].peer("r2:80").report is not None  # type: ignore[union-attr]
+    assert wire["r1"].lost(update.past, token) == {}
+
+
+def who_saw_an_absence_does_not_meet_what_was_deleted(wire: Wire) -> None:
+    """Carl reads x at r1 where it was deleted, and then at r2, which has not heard of that."""
+    r1, r2 = wire.cluster("r1", "r2")
+    write(r1.store, "x", b"1", {}, wire.now("r1"))
+    wire.flow(2.0)
+    write(r1.store, "x", None, {}, wire.now("r1"))
+    seen = r1.store.get("x", {}, wire.now("r1"))
+    assert not seen.versions
+    with pytest.raises(NotReached):
+        r2.store.get("x", seen.metadata, wire.now("r2"))
+
+
+SCENES: dict[str, Scene] = {
+    "a_marker_whose_past_is_not_the_whole_clock": test_replica.test_what_a_marker_does_not_cover_stays_in_the_metadata,
+    "a_marker_used_before_every_member_has_it": test_replica.test_a_marker_is_used_only_once_every_member_has_it,
+    "lost_without_asking_members_that_are_down": (
+        test_replica.test_rule_2_a_member_that_is_down_may_have_it_until_it_is_removed
+    ),
+    "lost_from_reports_older_than_the_request": (
+        test_replica.test_rule_2_reports_from_before_the_question_do_not_count
+    ),
+    "lost_from_reports_made_under_another_register": (
+        test_replica.test_rule_2_reports_under_another_register_do_not_count
+    ),
+    "lost_before_the_own_clock_covers_the_reports": what_a_member_reports_to_have_is_not_lost,
+    "pending_updates_kept_that_wait_for_what_is_lost": (
+        test_replica.test_a_pending_update_that_waits_for_a_lost_one_is_dropped
+    ),
+    "an_incarnation_without_random_bits": (
+        lambda wire: test_replica.test_two_processes_started_at_the_same_millisecond_have_different_incarnations()
+    ),
+    "a_joiner_that_waits_for_a_dead_peer": (
+        test_replica.test_a_joiner_does_not_wait_for_a_member_that_the_others_know_to_be_down
+    ),
+    "answers_without_the_delete_clock": who_saw_an_absence_does_not_meet_what_was_deleted,
+}
+
+
+def test_every_directed_mutant_has_a_scene() -> None:
+    assert DIRECTED.keys() <= SCENES.keys()
+
+
+@pytest.mark.parametrize("name", sorted(SCENES))
+def test_a_scene_passes_without_its_mistake_and_fails_with_it(name: str) -> None:
+    SCENES[name](Wire())
+    with {**MUTANTS, **DIRECTED}[name](), pytest.raises((AssertionError, pytest.fail.Exception)):
+        SCENES[name](Wire())
