@@ -357,8 +357,6 @@ def _check_relations(config: Config) -> None:
     if (config.tls_cert is None) != (config.tls_key is None):
         absent, present = ("KV_TLS_CERT", "KV_TLS_KEY") if config.tls_key else ("KV_TLS_KEY", "KV_TLS_CERT")
         raise ConfigError(f"{absent}: is missing; it goes with {present}")
-    if config.api_tokens and not (config.own_token or config.cluster_secret):
-        raise ConfigError("KV_API_TOKENS: none may write, so replicas could not talk; add one, or KV_CLUSTER_SECRET")
     host = split_address(config.address)[0]
     if host in ("0.0.0.0", "::"):  # noqa: S104  # refused here, not bound
         raise ConfigError("SOCKET_ADDRESS: is what others reach this replica by; listen everywhere with KV_BIND")

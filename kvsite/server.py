@@ -250,6 +250,8 @@ def announce(config: Config) -> None:
     if config.open:
         logger.warning("open: anybody who can reach it may read and write; see KV_CLUSTER_SECRET, KV_API_TOKENS")
         return
+    if config.api_tokens and not (config.own_token or config.cluster_secret):
+        logger.warning("alone: no token of KV_API_TOKENS may write, so replicas cannot talk; set KV_CLUSTER_SECRET")
     for gap in config.gaps:
         logger.warning("not secured: %s", gap)
 

@@ -42,6 +42,8 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",  # assets of /docs/
     "replication.apps.ReplicationConfig",
     "store.apps.StoreConfig",
 ]
@@ -105,6 +107,16 @@ REST_FRAMEWORK: dict[str, Any] = {
     "UNAUTHENTICATED_USER": None,
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+}
+
+SPECTACULAR_SETTINGS: dict[str, Any] = {
+    "TITLE": "Causeway",
+    "DESCRIPTION": "A replicated, causally consistent, in-memory key-value store.",
+    "VERSION": "0.1.0",
+    "OAS_VERSION": "3.1.1",
+    "PREPROCESSING_HOOKS": ["kvsite.schema.name_keys"],
+    "DISABLE_ERRORS_AND_WARNINGS": True,  # what it cannot guess is written out
 }
 
 LOGGING_CONFIG = "logging.config.dictConfig"

@@ -7,10 +7,13 @@ from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 
 from kvsite.dashboard.site import site
+from kvsite.schema import SchemaView, docs
 
 urlpatterns = [
     path("", include("store.api.urls")),
     path("", include("replication.api.urls")),
+    path("schema/", SchemaView.as_view(), name="schema"),
+    path("docs/", docs, name="docs"),
     path("", RedirectView.as_view(url="/admin/")),
     # A handful of small files for one page: a server of its own for them is not worth its set-up.
     re_path(r"^admin/static/(?P<path>.+)$", serve, {"insecure": True}),

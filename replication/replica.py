@@ -301,8 +301,9 @@ class Replica:
         if request.truncated:
             peer.may_offer = peer.urgent = True
         known = peer.known
-        if peer.in_flight and not request.want:
-            # What an exchange of our own is carrying there right now need not go twice.
+        if peer.in_flight and not peer.failed and not request.want:
+            # What an exchange of our own is carrying there right now need not go twice. (Where the last one failed,
+            # this one may too, and the reply may be the only way there.)
             known = {**known, self.id: max(known.get(self.id, 0), peer.offered)}
         relay_before_s = float("inf") if request.want else now.mono_s - self.settings.sync_interval_s
         return self._message(peer, self._delta(peer, known, relay_before_s), now)
@@ -392,7 +393,7 @@ class Replica:
                 self.view.hear(replica, heard.beat, now.mono_s - heard.age_ms / 1000)
 
     def _look_for_namesakes(self, message: Exchange, now: Instant) -> None:
-        """Has another incarnation of this address talked, and not as a predecessor: long after this process started?"""
+        """Stop when another incarnation of this address has talked, and not as a predecessor of this process."""
         for replica, heard in message.heard.items():
             at_s = now.mono_s - heard.age_ms / 1000
             if address_of(replica) == self.address and at_s > self.started_s + self.settings.down_after_s:
@@ -419,7 +420,9 @@ class Replica:
             return
         snapshot = pull.snapshot()
         self._pull = None
-        peer.offers_snapshot = False
+        for other in self._peers.values():
+            # Offered to what this replica was before; whoever still has more offers again.
+            other.offers_snapshot = other.may_offer = False
         if snapshot.clock.get(self.id, 0) > self._issued():
             raise BadMessage("the snapshot names updates of this replica that it never issued")
         self.store.join(snapshot, now)

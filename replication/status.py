@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from replication.replica import Replica
@@ -93,8 +94,7 @@ def _pending(replica: Replica, now: Instant) -> list[dict[str, Any]]:
 def resident_bytes() -> int | None:
     """Return the memory of this process (resident set), None where the system does not tell it."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[1]) * _PAGE_BYTES
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
     except OSError:
         return None
 

@@ -48,7 +48,7 @@ class Found(NamedTuple):
 
     versions: Versions
     metadata: Clock
-    lost: Lost = {}  # noqa: RUF012 - never changed: answers carry a dictionary of their own when it is not empty
+    lost: Lost = {}
 
 
 class Wrote(NamedTuple):
@@ -62,7 +62,7 @@ class Wrote(NamedTuple):
     update: Update | None
     versions: Versions
     metadata: Clock
-    lost: Lost = {}  # noqa: RUF012
+    lost: Lost = {}
 
     @property
     def created(self) -> bool:
@@ -87,7 +87,7 @@ class Listed(NamedTuple):
     next: str | None
     items: dict[str, bytes]
     metadata: Clock
-    lost: Lost = {}  # noqa: RUF012
+    lost: Lost = {}
 
 
 class Transacted(NamedTuple):
@@ -97,7 +97,7 @@ class Transacted(NamedTuple):
     missing_keys: list[str]
     update: Update | None
     metadata: Clock
-    lost: Lost = {}  # noqa: RUF012
+    lost: Lost = {}
 
 
 class CausalStore:

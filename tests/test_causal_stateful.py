@@ -25,7 +25,8 @@ from store.snapshot import Snapshot
 from store.versions import Change, Update, Version
 
 STORES = 3
-KEYS = ("a", "b", "c")
+CLIENTS = 2
+KEYS = ("a", "b")
 SETTINGS = StoreSettings(max_log_bytes=2_500, max_pending=4)
 """A log of about six updates and a short queue: cutting and turning away happen all the time."""
 
@@ -83,7 +84,7 @@ class Stores(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.model = Model()
-        self.clients = [Client() for _ in range(3)]
+        self.clients = [Client() for _ in range(CLIENTS)]
         self.snapshots: list[Snapshot] = []
         self.stores: list[CausalStore] = []
         self.boots = 0
@@ -147,7 +148,12 @@ class Stores(RuleBasedStateMachine):
             made_of = join(made_of, self.model.pasts[dot])
         return made_of
 
-    @rule(who=st.integers(0, 2), at=st.integers(0, STORES - 1), key=st.sampled_from(KEYS), siblings=st.booleans())
+    @rule(
+        who=st.integers(0, CLIENTS - 1),
+        at=st.integers(0, STORES - 1),
+        key=st.sampled_from(KEYS),
+        siblings=st.booleans(),
+    )
     def get(self, who: int, at: int, key: str, siblings: bool) -> None:
         client = self.clients[who]
         if self.admitted(client, at):
@@ -156,7 +162,9 @@ class Stores(RuleBasedStateMachine):
             made_of = self.read(client, at, key, found.versions if siblings else found.versions[:1])
             self.told(client, at, found.metadata, made_of)
 
-    @rule(who=st.integers(0, 2), at=st.integers(0, STORES - 1), limit=st.integers(1, 4), conflicts=st.booleans())
+    @rule(
+        who=st.integers(0, CLIENTS - 1), at=st.integers(0, STORES - 1), limit=st.integers(1, 4), conflicts=st.booleans()
+    )
     def list_keys(self, who: int, at: int, limit: int, conflicts: bool) -> None:
         client, store = self.clients[who], self.stores[at]
         if self.admitted(client, at):
@@ -171,10 +179,10 @@ class Stores(RuleBasedStateMachine):
                 made_of = join(made_of, self.read(client, at, key, store.table.get(key)[:1]))
             self.told(client, at, listed.metadata, made_of)
 
-    changes = st.dictionaries(st.sampled_from(KEYS), st.one_of(st.none(), st.binary(max_size=3)), max_size=3)
+    changes = st.dictionaries(st.sampled_from(KEYS), st.one_of(st.none(), st.binary(max_size=3)), max_size=2)
 
     @rule(
-        who=st.integers(0, 2),
+        who=st.integers(0, CLIENTS - 1),
         at=st.integers(0, STORES - 1),
         reads=st.lists(st.sampled_from(KEYS), unique=True, max_size=2),
         writes=changes,
@@ -194,7 +202,7 @@ class Stores(RuleBasedStateMachine):
         self.told(client, at, done.metadata, join(made_of, own))
 
     @rule(
-        who=st.integers(0, 2),
+        who=st.integers(0, CLIENTS - 1),
         at=st.integers(0, STORES - 1),
         key=st.sampled_from(KEYS),
         value=st.one_of(st.none(), st.binary(max_size=3)),
@@ -206,7 +214,9 @@ class Stores(RuleBasedStateMachine):
             return
         held = {key: self.model.visible(store.clock, key)}
         etag = store.table.get(key)[0].etag if held[key] else None
-        asked: tuple[str, ...] | None = {"matches": (etag or '"none"',), "other": ('"none"',), "any": ("*",)}.get(condition)
+        asked: tuple[str, ...] | None = {"matches": (etag or '"none"',), "other": ('"none"',), "any": ("*",)}.get(
+            condition
+        )
         change = Change(key, value, None, asked, condition == "absent")
         holds = {"matches": bool(held[key]), "other": False, "any": bool(held[key]), "absent": not held[key], "": True}
         if not holds[condition]:
@@ -223,6 +233,10 @@ class Stores(RuleBasedStateMachine):
         self.told(client, at, wrote.metadata, wrote.update.past if wrote.update else {})
         if wrote.update is None:
             self.read(client, at, key, ())
+
+    @rule(who=st.integers(0, CLIENTS - 1), at=st.integers(0, STORES - 1), key=st.sampled_from(KEYS))
+    def delete(self, who: int, at: int, key: str) -> None:
+        self.write(who, at, key, None, "")
 
     def issued(
         self,
@@ -274,6 +288,15 @@ class Stores(RuleBasedStateMachine):
             assert taker.applied - before >= len(delta.updates)
             assert delta.more or covers(taker.clock, giver.clock)
 
+    @rule(source=st.integers(0, STORES - 1), at=st.integers(0, STORES - 1), whole=st.booleans())
+    def sync(self, source: int, at: int, whole: bool) -> None:
+        """One store takes over all that another has."""
+        assume(source != at)
+        if whole:
+            self.stores[at].join(self.stores[source].snapshot(self.now(source)), self.now(at))
+        else:
+            self.receive_delta(source, at, 1000)
+
     @rule(source=st.integers(0, STORES - 1))
     def take_snapshot(self, source: int) -> None:
         self.snapshots = [*self.snapshots[-3:], self.stores[source].snapshot(self.now(source))]
@@ -309,13 +332,15 @@ class Stores(RuleBasedStateMachine):
         assert not update.writes
         self.model.add(update, past)
 
-    @rule(at=st.integers(0, STORES - 1))
-    def promote_markers(self, at: int) -> None:
+    @rule(knows=st.lists(st.booleans(), min_size=STORES, max_size=STORES))
+    def promote_markers(self, knows: list[bool]) -> None:
         clocks = [store.clock for store in self.stores]
-        everybody = {id_: min(clock.get(id_, 0) for clock in clocks) for id_ in self.stores[at].clock}
-        self.stores[at].markers.promote(everybody, self.stores[at].present)
+        for at, store in enumerate(self.stores):
+            if knows[at]:
+                everybody = {id_: min(clock.get(id_, 0) for clock in clocks) for id_ in store.clock}
+                store.markers.promote(everybody, store.present)
 
-    @rule(at=st.integers(0, STORES - 1), who=st.integers(0, 2))
+    @rule(at=st.integers(0, STORES - 1), who=st.integers(0, CLIENTS - 1))
     def simplify(self, at: int, who: int) -> None:
         """Simple metadata demands the same of every member as the metadata in full."""
         past = self.clients[who].past
@@ -406,5 +431,5 @@ def over_the_wire(snapshot: Snapshot) -> Snapshot:
 
 TestStores = Stores.TestCase
 TestStores.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=250, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )

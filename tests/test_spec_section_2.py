@@ -223,7 +223,10 @@ def test_2_metadata_comes_from_body_else_header_else_query(api: Client, key: str
     assert api.ask(0, method, f"{key}?wait=0", headers={"X-Causal-Metadata": text}).status == 503
     assert api.ask(0, method, f"{key}?wait=0&causal-metadata=%7B%22nobody%22:1%7D").status == 503
     assert api.ask(0, method, key, {"causal-metadata": {}}, headers={"X-Causal-Metadata": text}).status == 404
-    assert api.ask(0, method, f"{key}?causal-metadata=%7B%22nobody%22:1%7D", headers={"X-Causal-Metadata": "{}"}).status == 404
+    assert (
+        api.ask(0, method, f"{key}?causal-metadata=%7B%22nobody%22:1%7D", headers={"X-Causal-Metadata": "{}"}).status
+        == 404
+    )
 
 
 def test_2_the_header_is_left_out_above_4_kib(api: Client, key: str) -> None:

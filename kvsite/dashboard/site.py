@@ -41,7 +41,6 @@ class DashboardSite(AdminSite):
     enable_nav_sidebar = False
     login_form = PasswordForm
     index_template = "dashboard/index.html"
-    login_template = "dashboard/login.html"
 
     def has_permission(self, request: HttpRequest) -> bool:
         """Return whether this request may see the pages."""

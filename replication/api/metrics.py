@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from rest_framework.request import Request
 
+from replication.api import schema
 from replication.api.bound import node
 from replication.measures import Measures
 from store.api.base import ApiView
@@ -56,6 +57,7 @@ class MetricsView(ApiView):
 
     operations = {"GET": "metrics", "HEAD": "metrics"}
 
+    @schema.described(schema.METRICS)
     def get(self, request: Request) -> HttpResponse:
         """Tell all metrics, as Prometheus text or OpenMetrics."""
         encode, content_type = choose_encoder(self.http.META.get("HTTP_ACCEPT", ""))

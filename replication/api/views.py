@@ -12,6 +12,7 @@ from rest_framework.exceptions import NotFound, ParseError
 from rest_framework.request import Request
 
 from replication.address import parse_address
+from replication.api import schema
 from replication.api.bound import bound, node
 from replication.errors import BadMessage
 from store.api import parsing
@@ -49,10 +50,12 @@ class ViewView(ApiView):
 
     operations = {"GET": "view", "HEAD": "view", "PUT": "view add", "DELETE": "view remove"}
 
+    @schema.described(schema.GET_VIEW)
     def get(self, request: Request) -> HttpResponse:
         """Tell the live members."""
         return reply(200, {"view": node().view()})
 
+    @schema.described(schema.PUT_VIEW)
     def put(self, request: Request) -> HttpResponse:
         """Let an address belong."""
         address = self.address()
@@ -62,6 +65,7 @@ class ViewView(ApiView):
             return reply(201, {"result": "added"})
         return reply(200, {"result": "already present"})
 
+    @schema.described(schema.DELETE_VIEW)
     def delete(self, request: Request) -> HttpResponse:
         """Let an address belong no longer."""
         if not node().remove_member(self.address()):
@@ -87,6 +91,7 @@ class PeerView(ApiView):
             return encoded(200, receive(body), MSGPACK)
 
 
+@schema.hidden
 class ExchangeView(PeerView):
     """``/replication/exchange``: one round trip between two replicas (DESIGN 4)."""
 
@@ -97,6 +102,7 @@ class ExchangeView(PeerView):
         return self.answer(node().exchange)
 
 
+@schema.hidden
 class SnapshotView(PeerView):
     """``/replication/snapshot``: a piece of everything, for a peer that is too far behind for updates."""
 
@@ -112,6 +118,7 @@ class StatusView(ApiView):
 
     operations = {"GET": "status", "HEAD": "status"}
 
+    @schema.described(schema.STATUS)
     def get(self, request: Request) -> HttpResponse:
         """Tell all there is to tell."""
         return reply(200, node().status())
@@ -122,6 +129,7 @@ class ExplainView(ApiView):
 
     operations = {"GET": "explain", "HEAD": "explain"}
 
+    @schema.described(schema.EXPLAIN)
     def get(self, request: Request, rest: str) -> HttpResponse:
         """Tell the key's versions and which members have them; of an absent key as well, whatever the gate."""
         return reply(200, node().explain(key_from_path(self.http, rest, limits().max_key_bytes)))
@@ -132,6 +140,7 @@ class HealthView(ApiView):
 
     operations = {"GET": "health", "HEAD": "health"}
 
+    @schema.described(schema.HEALTHZ)
     def get(self, request: Request) -> HttpResponse:
         """Say that the process serves."""
         return reply(200, {"healthy": True})
@@ -142,6 +151,7 @@ class ReadyView(ApiView):
 
     operations = {"GET": "ready", "HEAD": "ready"}
 
+    @schema.described(schema.READYZ)
     def get(self, request: Request) -> HttpResponse:
         """Say whether clients are served."""
         if not bound():

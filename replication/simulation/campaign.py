@@ -16,7 +16,7 @@ def attempt(seed: int, operations: int) -> Outcome:
     """Run one seed; an exception out of the protocol is a violation as well."""
     try:
         return simulate(seed, operations)
-    except Exception as exc:  # Whatever breaks in a run is a finding, and the next seed must still run.
+    except Exception as exc:  # noqa: BLE001  Whatever breaks in a run is a finding, and the next seed must still run.
         frames = traceback.extract_tb(exc.__traceback__)
         where = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
         return Outcome(seed, violations=[f"Crash: {type(exc).__name__} at {where}: {exc}"])

@@ -40,7 +40,7 @@ class Habits:
 
 @dataclass(slots=True)
 class Client:
-    """One session. ``past``: the metadata that it carries; ``count``: operations recorded; ``busy``: one is under way."""
+    """One session. ``past``: the metadata that it carries; ``count``: operations recorded."""
 
     name: str
     at: str
@@ -118,7 +118,7 @@ class Clients:
         if dice < habits.listing:
             return lambda host: self._list(client, host)
         siblings = rng.random() < 0.1
-        return lambda host: self._get(client, host, key, siblings)
+        return lambda host: self._get(client, host, key, all_siblings=siblings)
 
     def _attempt(self, client: Client, action: Callable[[Host], None], deadline_s: float, token: int | None) -> None:
         """Try; where the causal past is not there, wait for it at that replica as its engine would."""
@@ -192,7 +192,7 @@ class Clients:
 
     # -- operations ------------------------------------------------------------------------------------
 
-    def _get(self, client: Client, host: Host, key: str, all_siblings: bool) -> None:
+    def _get(self, client: Client, host: Host, key: str, *, all_siblings: bool) -> None:
         assert host.replica is not None
         found = host.replica.store.get(key, client.past, self.world.clocks(host), all_siblings=all_siblings)
         others = found.versions[1:] if all_siblings else ()

@@ -35,11 +35,16 @@ class Oracle:
     def _at_crash(self, host: Host) -> None:
         """What no other live process has applied may be lost from now on; anything else may not."""
         assert host.replica is not None
-        others = [other.replica.store.clock for other in self.world.live() if other is not host and other.replica]
+        others = [other for other in self.world.live() if other is not host]
+        clocks = [other.replica.store.clock for other in others if other.replica]
         for replica, counter in host.replica.store.clock.items():
-            held = max((clock.get(replica, 0) for clock in others), default=0)
+            held = max((clock.get(replica, 0) for clock in clocks), default=0)
             if held < counter:
                 self._gone_above[replica] = min(held, self._gone_above.get(replica, held))
+        for address in list(self.world.removed):
+            # A removal that only the dead process knew of died with it.
+            if all(other.replica.view.belongs(address) for other in others if other.replica):
+                del self.world.removed[address]
 
     def told_lost(self, teller: Replica, lost: Lost) -> None:
         """Note that a client is told so: no member, down or cut off, may have any of it."""

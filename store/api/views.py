@@ -14,7 +14,7 @@ from msgspec import UNSET
 from rest_framework.exceptions import APIException, ParseError
 from rest_framework.request import Request
 
-from store.api import parsing, rendering
+from store.api import parsing, rendering, schema
 from store.api.access import refuse_read_only
 from store.api.base import ApiView
 from store.api.bound import engine, limits
@@ -55,6 +55,7 @@ class KeyView(KvsView):
 
     operations = {"GET": "get", "HEAD": "get", "PUT": "put", "POST": "put", "DELETE": "delete"}
 
+    @schema.described(schema.GET_KEY)
     def get(self, request: Request, rest: str) -> HttpResponse:
         """Read; with ``If-None-Match`` and ``wait``, as soon as there is something new to read."""
         key = self.key(rest)
@@ -73,6 +74,7 @@ class KeyView(KvsView):
             return rendering.not_modified(found)
         return rendering.found(found, siblings=False)
 
+    @schema.described(schema.PUT_KEY)
     def put(self, request: Request, rest: str) -> HttpResponse:
         """Write."""
         key = self.key(rest)
@@ -92,8 +94,12 @@ class KeyView(KvsView):
         )
         return rendering.written(*engine().acknowledged(put, asked.body.concern))
 
-    post = put
+    @schema.described(schema.POST_KEY)
+    def post(self, request: Request, rest: str) -> HttpResponse:
+        """Write, as PUT does."""
+        return self.put(request, rest)
 
+    @schema.described(schema.DELETE_KEY)
     def delete(self, request: Request, rest: str) -> HttpResponse:
         """Delete what this replica holds of the key."""
         key = self.key(rest)
@@ -112,6 +118,7 @@ class KeysView(KvsView):
 
     operations = {"GET": "list", "HEAD": "list", "POST": "transaction"}
 
+    @schema.described(schema.LIST_KEYS)
     def get(self, request: Request) -> HttpResponse:
         """List keys."""
         asked = self.ask(parsing.BODY)
@@ -127,6 +134,7 @@ class KeysView(KvsView):
         )
         return rendering.listed(listed, values=values)
 
+    @schema.described(schema.TRANSACT)
     def post(self, request: Request) -> HttpResponse:
         """Read, then write, as one transaction."""
         asked = self.ask(parsing.TRANSACTION_BODY)

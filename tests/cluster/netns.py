@@ -326,7 +326,7 @@ class NetnsCluster(LocalCluster):
         """Return the cuts that leave a ring."""
         count = len(self.addresses)
         pairs = [(a, b) for a in range(count) for b in range(count) if (a - b) % count not in (0, 1, count - 1)]
-        return {pair: "packets" for pair in pairs}
+        return dict.fromkeys(pairs, "packets")
 
     def random_groups(self, rng: random.Random) -> list[list[int]]:
         """Return all replicas in two groups, none of them empty."""

@@ -125,7 +125,9 @@ def test_a_cut_off_replica_refuses_newer_metadata_serves_older_metadata_and_catc
 
 
 def put_status(cluster: NetnsCluster, i: int, key: str, past: object) -> int:
-    return requests.put(f"{cluster.url(i)}/kvs/{key}", json={"value": 1, "causal-metadata": past}, timeout=5).status_code
+    return requests.put(
+        f"{cluster.url(i)}/kvs/{key}", json={"value": 1, "causal-metadata": past}, timeout=5
+    ).status_code
 
 
 def test_a_deferred_request_is_answered_as_soon_as_its_past_arrives(trio: NetnsCluster) -> None:

@@ -180,7 +180,7 @@ def let_transactions_interleave() -> Iterator[None]:
     rest: dict[int, list[tuple[Update, Instant]]] = {}
 
     def halved(self: CausalStore, update: Update, now: Instant) -> None:
-        for late, then in rest.pop(id(self), []):
+        for late, _then in rest.pop(id(self), []):
             for write in late.writes[1:]:
                 version = None
                 if write.value is not None:

@@ -18,10 +18,13 @@ BATCH = 200
 
 
 class Command(BaseCommand):
+    """Run one seed, many, or shrink one that fails."""
+
     help = "Simulate replicas under faults of every kind, from seeds; exit 1 when a promise is broken."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the flags."""
         parser.add_argument("--seed", type=int, default=0, help="the first seed (with --runs 1: the one to replay)")
         parser.add_argument("--runs", type=int, help="how many seeds to run, one after the other")
         parser.add_argument("--minutes", type=float, help="run seeds for so long instead")
@@ -32,6 +35,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Do what the flags say; CommandError (exit 1) when a promise is broken."""
         seed, operations = options["seed"], options["operations"]
         if options["shrink"]:
             self._shrink(seed, operations)
