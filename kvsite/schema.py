@@ -31,7 +31,7 @@ YAML: Final = "application/yaml"
 @functools.cache
 def document() -> Schema:
     """Return the OpenAPI document; it is the same for everybody and for as long as the process lives."""
-    schema: Schema = SchemaGenerator().get_schema(request=None, public=True)
+    schema: Schema = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
     schema["components"] = {
         "schemas": {**store.api.schema.SCHEMAS, **replication.api.schema.SCHEMAS},
         "securitySchemes": {
@@ -50,7 +50,7 @@ def as_json() -> bytes:
 @functools.cache
 def as_yaml() -> bytes:
     """Return the document in YAML."""
-    text: bytes = OpenApiYamlRenderer().render(document())
+    text: bytes = OpenApiYamlRenderer().render(document())  # type: ignore[no-untyped-call]
     return text
 
 

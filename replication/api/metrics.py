@@ -24,6 +24,7 @@ from store.api.base import ApiView
 from store.api.bound import engine
 from store.api.metering import METER
 from store.api.rendering import encoded
+from store.api.schema import described
 from store.histogram import Histogram
 
 STATES: Final = ("alive", "suspect", "down", "left")
@@ -57,7 +58,7 @@ class MetricsView(ApiView):
 
     operations = {"GET": "metrics", "HEAD": "metrics"}
 
-    @schema.described(schema.METRICS)
+    @described(schema.METRICS)
     def get(self, request: Request) -> HttpResponse:
         """Tell all metrics, as Prometheus text or OpenMetrics."""
         encode, content_type = choose_encoder(self.http.META.get("HTTP_ACCEPT", ""))

@@ -29,9 +29,9 @@ SCHEMAS: Final[dict[str, Operation]] = {
             }
         },
     },
-    "View": one(view={"type": "array", "items": {"type": "string"}}),
-    "Changed": one(result={"enum": ["added", "already present", "deleted"]}),
-    "Health": one(healthy={"const": True}),
+    "View": one({"view": {"type": "array", "items": {"type": "string"}}}),
+    "Changed": one({"result": {"enum": ["added", "already present", "deleted"]}}),
+    "Health": one({"healthy": {"const": True}}),
     "Ready": {
         "type": "object",
         "required": ["ready"],
@@ -39,25 +39,23 @@ SCHEMAS: Final[dict[str, Operation]] = {
     },
     "Status": {"type": "object", "required": ["replica_id", "address", "state", "clock", "view", "pending"]},
     "Explanation": one(
-        key={"type": "string"},
-        replica_id={"type": "string"},
-        versions={
-            "type": "array",
-            "items": one(
-                dot={"type": "array"},
-                past=ref("CausalMetadata"),
-                timestamp={"type": "integer"},
-                members={"type": "array", "items": {"type": "object"}},
-            ),
-        },
+        {
+            "key": {"type": "string"},
+            "replica_id": {"type": "string"},
+            "versions": {
+                "type": "array",
+                "items": one(
+                    {
+                        "dot": {"type": "array"},
+                        "past": ref("CausalMetadata"),
+                        "timestamp": {"type": "integer"},
+                        "members": {"type": "array", "items": {"type": "object"}},
+                    }
+                ),
+            },
+        }
     ),
 }
-# These are fields of Python's, not of the client API: as they are.
-SCHEMAS["Explanation"]["required"] = ["key", "replica_id", "versions"]
-SCHEMAS["Explanation"]["properties"] = {
-    name.replace("-", "_"): schema for name, schema in SCHEMAS["Explanation"]["properties"].items()
-}
-
 hidden = extend_schema(exclude=True)
 """For what only replicas of this version say to each other: no client is to build on it."""
 
@@ -109,8 +107,12 @@ GET_VIEW: Final = operate(
     "view",
     "getView",
     "Who belongs and can be reached",
-    {"200": answer("The live members.", ref("View"), {"Three": {"view": ["10.0.0.1:8090", "10.0.0.2:8090", "10.0.0.3:8090"]}})},
-)  # fmt: skip
+    {
+        "200": answer(
+            "The live members.", ref("View"), {"Three": {"view": ["10.0.0.1:8090", "10.0.0.2:8090", "10.0.0.3:8090"]}}
+        )
+    },
+)
 PUT_VIEW: Final = operate(
     "view",
     "addToView",
@@ -191,8 +193,20 @@ EXPLAIN: Final = operate(
                             "expires": None,
                             "expires_in_s": None,
                             "members": [
-                                {"address": "10.0.0.1:8090", "state": "alive", "self": True, "has": True, "last_contact_s": 0.0},
-                                {"address": "10.0.0.2:8090", "state": "suspect", "self": False, "has": False, "last_contact_s": 1.8},
+                                {
+                                    "address": "10.0.0.1:8090",
+                                    "state": "alive",
+                                    "self": True,
+                                    "has": True,
+                                    "last_contact_s": 0.0,
+                                },
+                                {
+                                    "address": "10.0.0.2:8090",
+                                    "state": "suspect",
+                                    "self": False,
+                                    "has": False,
+                                    "last_contact_s": 1.8,
+                                },
                             ],
                         }
                     ],
@@ -205,7 +219,7 @@ EXPLAIN: Final = operate(
         "400": error("The key is none.", "Key is too long"),
     },
     parameters=[KEY],
-)  # fmt: skip
+)
 METRICS: Final = operate(
     "operating",
     "getMetrics",

@@ -20,6 +20,7 @@ from store.api.base import ApiView
 from store.api.bound import limits
 from store.api.keys import key_from_path
 from store.api.rendering import encoded, reply
+from store.api.schema import described
 
 MSGPACK: Final = "application/msgpack"
 
@@ -50,12 +51,12 @@ class ViewView(ApiView):
 
     operations = {"GET": "view", "HEAD": "view", "PUT": "view add", "DELETE": "view remove"}
 
-    @schema.described(schema.GET_VIEW)
+    @described(schema.GET_VIEW)
     def get(self, request: Request) -> HttpResponse:
         """Tell the live members."""
         return reply(200, {"view": node().view()})
 
-    @schema.described(schema.PUT_VIEW)
+    @described(schema.PUT_VIEW)
     def put(self, request: Request) -> HttpResponse:
         """Let an address belong."""
         address = self.address()
@@ -65,7 +66,7 @@ class ViewView(ApiView):
             return reply(201, {"result": "added"})
         return reply(200, {"result": "already present"})
 
-    @schema.described(schema.DELETE_VIEW)
+    @described(schema.DELETE_VIEW)
     def delete(self, request: Request) -> HttpResponse:
         """Let an address belong no longer."""
         if not node().remove_member(self.address()):
@@ -118,7 +119,7 @@ class StatusView(ApiView):
 
     operations = {"GET": "status", "HEAD": "status"}
 
-    @schema.described(schema.STATUS)
+    @described(schema.STATUS)
     def get(self, request: Request) -> HttpResponse:
         """Tell all there is to tell."""
         return reply(200, node().status())
@@ -129,7 +130,7 @@ class ExplainView(ApiView):
 
     operations = {"GET": "explain", "HEAD": "explain"}
 
-    @schema.described(schema.EXPLAIN)
+    @described(schema.EXPLAIN)
     def get(self, request: Request, rest: str) -> HttpResponse:
         """Tell the key's versions and which members have them; of an absent key as well, whatever the gate."""
         return reply(200, node().explain(key_from_path(self.http, rest, limits().max_key_bytes)))
@@ -140,7 +141,7 @@ class HealthView(ApiView):
 
     operations = {"GET": "health", "HEAD": "health"}
 
-    @schema.described(schema.HEALTHZ)
+    @described(schema.HEALTHZ)
     def get(self, request: Request) -> HttpResponse:
         """Say that the process serves."""
         return reply(200, {"healthy": True})
@@ -151,7 +152,7 @@ class ReadyView(ApiView):
 
     operations = {"GET": "ready", "HEAD": "ready"}
 
-    @schema.described(schema.READYZ)
+    @described(schema.READYZ)
     def get(self, request: Request) -> HttpResponse:
         """Say whether clients are served."""
         if not bound():

@@ -86,12 +86,12 @@ class World:
         self.at_crash: Callable[[Host], None] = lambda host: None
         addresses = tuple(addresses)
         self.hosts = {address: Host(address, addresses) for address in addresses}
-        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._events: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
 
     # -- time ------------------------------------------------------------------------------------------
 
-    def at(self, time_s: float, action: Callable[..., None], *args: Any) -> None:
+    def at(self, time_s: float, action: Callable[..., object], *args: Any) -> None:
         """Let ``action`` happen at ``time_s`` (simulated seconds)."""
         self._sequence += 1
         heapq.heappush(self._events, (time_s, self._sequence, action, args))

@@ -36,10 +36,9 @@ def ref(name: str) -> Operation:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def one(**properties: Json) -> Operation:
-    """Return the schema of an object that has all of ``properties`` (``_`` in a name stands for ``-``)."""
-    named = {name.replace("_", "-"): schema for name, schema in properties.items()}
-    return {"type": "object", "required": list(named), "properties": named}
+def one(properties: Mapping[str, Json]) -> Operation:
+    """Return the schema of an object that has all of ``properties``."""
+    return {"type": "object", "required": list(properties), "properties": dict(properties)}
 
 
 def answer(
@@ -81,7 +80,7 @@ HEADERS: Final[dict[str, Operation]] = {
 SCHEMAS: Final[dict[str, Operation]] = {
     "CausalMetadata": {
         "type": "object",
-        "description": "A vector clock: replica id to highest counter. Opaque: send back the latest that you were told.",
+        "description": "A vector clock: replica id to highest counter. Opaque: send back the latest one.",
         "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 2**53 - 1},
         "maxProperties": 1024,
         "example": PAST,
@@ -180,20 +179,24 @@ SCHEMAS: Final[dict[str, Operation]] = {
         "additionalProperties": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
     },
     "Found": {
-        **one(result={"const": "found"}, value=ref("Value"), causal_metadata=ref("CausalMetadata")),
+        **one({"result": {"const": "found"}, "value": ref("Value"), "causal-metadata": ref("CausalMetadata")}),
         "description": "conflicts: how many versions there are, where there is more than one.",
     },
-    "Written": one(result={"enum": ["created", "replaced"]}, causal_metadata=ref("CausalMetadata")),
-    "Deleted": one(result={"const": "deleted"}, causal_metadata=ref("CausalMetadata")),
+    "Written": one({"result": {"enum": ["created", "replaced"]}, "causal-metadata": ref("CausalMetadata")}),
+    "Deleted": one({"result": {"const": "deleted"}, "causal-metadata": ref("CausalMetadata")}),
     "Listed": one(
-        keys={"type": "array", "items": {"type": "string"}},
-        next={"type": ["string", "null"]},
-        causal_metadata=ref("CausalMetadata"),
+        {
+            "keys": {"type": "array", "items": {"type": "string"}},
+            "next": {"type": ["string", "null"]},
+            "causal-metadata": ref("CausalMetadata"),
+        }
     ),
     "Transacted": one(
-        values={"type": "object"},
-        missing_keys={"type": "array", "items": {"type": "string"}},
-        causal_metadata=ref("CausalMetadata"),
+        {
+            "values": {"type": "object"},
+            "missing-keys": {"type": "array", "items": {"type": "string"}},
+            "causal-metadata": ref("CausalMetadata"),
+        }
     ),
     "Error": {
         "type": "object",
@@ -205,21 +208,26 @@ SCHEMAS: Final[dict[str, Operation]] = {
         "required": ["error"],
         "properties": {
             "error": {"type": "string"},
-            "missing": {"type": "object", "additionalProperties": one(has={"type": "integer"}, needs={"type": "integer"})},
+            "missing": {
+                "type": "object",
+                "additionalProperties": one({"has": {"type": "integer"}, "needs": {"type": "integer"}}),
+            },
             "causal-metadata": ref("CausalMetadata"),
         },
     },
-}  # fmt: skip
+}
 
 SCHEMAS["Found"]["properties"] |= {
     "conflicts": {"type": "integer", "minimum": 2},
     "siblings": {
         "type": "array",
         "items": one(
-            value=ref("Value"),
-            etag={"type": "string"},
-            origin={"type": "string"},
-            timestamp={"type": "integer", "description": "Hybrid time, microseconds."},
+            {
+                "value": ref("Value"),
+                "etag": {"type": "string"},
+                "origin": {"type": "string"},
+                "timestamp": {"type": "integer", "description": "Hybrid time, microseconds."},
+            }
         ),
     },
     "lost": ref("Lost"),
@@ -285,10 +293,22 @@ def refusals(bad: str) -> Operation:
     """Return the responses that every operation of /kvs may give. ``bad``: an example of what a 400 says."""
     return {
         "400": answer("Bad input; nothing has changed.", ref("Error"), {"Bad input": {"error": bad}}),
-        "401": answer("Needs a token (KV_API_TOKENS).", ref("Error"), {"No token": {"error": "Needs an API token: Authorization: Bearer …"}}),
+        "401": answer(
+            "Needs a token (KV_API_TOKENS).",
+            ref("Error"),
+            {"No token": {"error": "Needs an API token: Authorization: Bearer …"}},
+        ),
         "403": answer("The token may only read.", ref("Error"), {"Read-only": {"error": "Token 'web' may only read"}}),
-        "413": answer("Body or value is too large.", ref("Error"), {"Value": {"error": "Value is too large: at most 1048576 bytes"}}),
-        "415": answer("The body is not JSON.", ref("Error"), {"Form": {"error": 'Unsupported media type "text/plain" in request.'}}),
+        "413": answer(
+            "Body or value is too large.",
+            ref("Error"),
+            {"Value": {"error": "Value is too large: at most 1048576 bytes"}},
+        ),
+        "415": answer(
+            "The body is not JSON.",
+            ref("Error"),
+            {"Form": {"error": 'Unsupported media type "text/plain" in request.'}},
+        ),
         "503": answer(
             "The client's causal past is not here yet, too many requests wait, or the replica serves nobody now.",
             ref("Unavailable"),
@@ -303,7 +323,7 @@ def refusals(bad: str) -> Operation:
             },
             headers=("Retry-After",),
         ),
-    }  # fmt: skip
+    }
 
 
 def kvs(
@@ -330,7 +350,11 @@ def kvs(
 
 
 _VERSION_HEADERS: Final = ("ETag", "X-Causal-Metadata")
-_FULL: Final = answer("KV_MAX_MEMORY is reached.", ref("Error"), {"Full": {"error": "Out of memory: delete something, or ask for a higher KV_MAX_MEMORY"}})  # fmt: skip
+_FULL: Final = answer(
+    "KV_MAX_MEMORY is reached.",
+    ref("Error"),
+    {"Full": {"error": "Out of memory: delete something, or ask for a higher KV_MAX_MEMORY"}},
+)
 _MISMATCH: Final = answer(
     "A precondition does not hold; tells what is there.",
     ref("Error"),
@@ -377,7 +401,7 @@ GET_KEY: Final = kvs(
     },
     parameters=[KEY, SIBLINGS, KNOWN],
     bad="Key is too long",
-)  # fmt: skip
+)
 
 PUT_EXAMPLES: Final = {
     "plain": {"value": {"name": "Ada"}, "causal-metadata": PAST},
@@ -459,13 +483,15 @@ LIST_KEYS: Final = kvs(
     },
     parameters=[
         parameter("prefix", "query", "Only keys that start with this.", {"type": "string"}, "user/"),
-        parameter("after", "query", "Only keys after this one: `next` of the page before.", {"type": "string"}, "user/1"),
+        parameter(
+            "after", "query", "Only keys after this one: `next` of the page before.", {"type": "string"}, "user/1"
+        ),
         parameter("limit", "query", "Keys of a page.", {"type": "integer", "minimum": 1, "maximum": 1000}, 100),
         parameter("values", "query", "Values as well, as `items`.", {"type": "boolean"}, True),
         parameter("conflicts", "query", "Only keys in conflict.", {"type": "boolean"}, False),
     ],
     bad="limit has to be a whole number from 1 to 1000",
-)  # fmt: skip
+)
 
 TRANSACT: Final = kvs(
     "transact",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.cluster.netns import NetnsCluster
-from tests.cluster.support import DOWN_AFTER_S, get, put, seen_everywhere, soon_at, status, view
+from tests.cluster.support import DOWN_AFTER_S, change_view, get, put, seen_everywhere, soon_at, status, view
 
 MINUTE_S = 60.0
 
@@ -50,8 +50,6 @@ def test_a_step_of_the_wall_clock_takes_nobody_out_of_the_view(trio: NetnsCluste
 
 def test_a_view_change_by_a_replica_whose_clock_is_behind_still_counts(trio: NetnsCluster) -> None:
     """DESIGN 5: stamps are hybrid and rise above the one that they follow."""
-    from tests.cluster.support import change_view
-
     trio.skew(0, 10 * MINUTE_S)
     trio.skew(1, -10 * MINUTE_S)
     assert change_view(trio, 0, "DELETE", 2).status == 200

@@ -16,6 +16,7 @@ from tests.cluster.support import (
     SLACK_S,
     SYNC_INTERVAL_S,
     at_once,
+    change_view,
     get,
     put,
     readiness,
@@ -84,8 +85,6 @@ def test_sigterm_exits_1_with_the_number_of_updates_that_die_when_no_peer_can_be
 
 def test_a_replica_whose_peers_are_all_removed_ends_with_0(trio: NetnsCluster) -> None:
     """SPEC 4: exit 1 is for where other members belong. The others are out here, and hand over nothing of theirs."""
-    from tests.cluster.support import change_view
-
     put(trio, 0, "drain/last", 1, w="all")
     for other in (1, 2):
         change_view(trio, 0, "DELETE", other)

@@ -14,6 +14,7 @@ from tests.cluster.support import (
     SLACK_S,
     SYNC_INTERVAL_S,
     calm,
+    change_view,
     get,
     put,
     seen_everywhere,
@@ -72,8 +73,6 @@ def test_a_broken_ring_still_replicates_from_end_to_end(five: NetnsCluster) -> N
 
 def test_members_cut_from_each_other_settle_a_view_change_through_a_third(five: NetnsCluster) -> None:
     """SPEC 3: view changes reach every replica, on any path."""
-    from tests.cluster.support import change_view
-
     five.ring()
     assert change_view(five, 0, "DELETE", 2).status == 200
     soon_at((1, 3, 4, 0), lambda i: view(five, i) == EVERYBODY - {2}, within_s=hops(2))

@@ -31,6 +31,10 @@ def refuses(cluster: NetnsCluster, i: int) -> bool:
     return reply.status == 503 and reply.body["error"] == NOT_IN_VIEW
 
 
+def seen_everywhere_but(cluster: NetnsCluster, out: int, key: str, value: str) -> None:
+    soon_at(ALL - {out}, lambda i: get(cluster, i, key).value == value, within_s=DOWN_AFTER_S)
+
+
 def test_a_deleted_replica_leaves_all_views_refuses_clients_and_comes_back_by_put(trio: NetnsCluster) -> None:
     """SPEC 3, P5: what it had accepted is not lost, and what it missed is there when it serves again."""
     put(trio, 2, "view/of-2", "before")
@@ -46,8 +50,7 @@ def test_a_deleted_replica_leaves_all_views_refuses_clients_and_comes_back_by_pu
     assert NOT_IN_VIEW in text
     assert 2 not in view(trio, 2)
     assert status(trio, 2)["state"] == "removed"
-    for i in (0, 1):
-        soon(lambda: get(trio, i, "view/of-2").value == "before", within_s=1)  # noqa: B023  # called in this turn
+    seen_everywhere_but(trio, 2, "view/of-2", "before")
     # Saying it twice, to whomever: there is no such replica any more.
     again = change_view(trio, 1, "DELETE", 2)
     assert (again.status, again.body["error"]) == (404, "View has no such replica")
@@ -101,8 +104,9 @@ def test_a_replica_that_was_deleted_and_is_restarted_comes_back_by_itself(trio: 
     assert get(trio, 2, "view/only-2").value == "mine", "cut off, it cannot know yet that it is out"
     trio.heal()
     soon(lambda: refuses(trio, 2), within_s=DOWN_AFTER_S)
-    for i in (0, 1):
-        assert get(trio, i, "view/only-2", only.past, query="?wait=5", timeout_s=8).value == "mine"
+    # Without metadata: with it, "lost" is a right answer in the moment between the removal and the handing over (2.8).
+    seen_everywhere_but(trio, 2, "view/only-2", "mine")
+    assert get(trio, 0, "view/only-2", only.past).value == "mine"
     trio.restart(2)
     soon_at(range(3), lambda i: view(trio, i) == ALL, within_s=DOWN_AFTER_S)
     assert get(trio, 2, "view/only-2").value == "mine"
@@ -138,5 +142,4 @@ def test_deleting_everybody_else_leaves_one_that_serves(trio: NetnsCluster, surv
     assert view(trio, survivor) == {survivor}
     past = put(trio, survivor, "view/one", survivor).past
     assert get(trio, survivor, "view/one", past).value == survivor
-    for other in ALL - {survivor}:
-        soon(lambda: refuses(trio, other), within_s=DOWN_AFTER_S)  # noqa: B023  # called in this turn
+    soon_at(ALL - {survivor}, lambda i: refuses(trio, i), within_s=DOWN_AFTER_S)

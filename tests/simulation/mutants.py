@@ -332,9 +332,13 @@ def lost_from_reports_made_under_another_register() -> Iterator[None]:
     """A report counts under whichever register it was made."""
 
     def any_register(token: int, peers: Any, ids: Any, digest: int) -> list[Report] | None:
-        reports = [peer.report if peer is not None else None for peer in peers]
-        fine = all(r is not None and r.serial > token and r.replica == i for r, i in zip(reports, ids, strict=True))
-        return reports if fine else None
+        reports: list[Report] = []
+        for peer, replica in zip(peers, ids, strict=True):
+            report = peer.report if peer is not None else None
+            if report is None or report.serial <= token or report.replica != replica:
+                return None
+            reports.append(report)
+        return reports
 
     with replaced(replication.replica, "reports_since", any_register):
         yield

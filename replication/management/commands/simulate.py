@@ -94,8 +94,8 @@ class Command(BaseCommand):
         self.stdout.write(
             f"fails with {count} operations: python manage.py simulate --seed {seed} --operations {count}"
         )
-        for violation in outcome.violations[:5]:
-            self.stdout.write(f"  {violation}")
+        for words in outcome.violations[:5]:
+            self.stdout.write(f"  {words}")
         if not judge(outcome.history, served_in_order=True):
             self.stdout.write("the smallest part of the history that shows it:")
             for violation in judge(smallest(outcome.history, served_in_order=True), served_in_order=True).violations[
