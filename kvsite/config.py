@@ -221,7 +221,7 @@ class Config:
 
     proof_window_s: float = _setting("KV_PROOF_WINDOW", _seconds(1, 3600), 30.0)
     """How far the time in a replica's proof may be off, and how long proofs are remembered so that none is taken twice.
-    Clocks that differ by more cost a log line and one more request: replicas then learn the difference."""
+    Clocks that differ by more cost a log line and at most one more request: replicas then learn the difference."""
 
     api_tokens: tuple[ApiToken, ...] = _setting("KV_API_TOKENS", _tokens, (), secret=True)
     """``name:token:read|write``, comma-separated: who may use the client API. Empty: everybody."""

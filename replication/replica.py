@@ -272,7 +272,14 @@ class Replica:
         self._look_for_namesakes(message, now)
         if message.register is not None:
             self._merge(message.register, now)
-        if self.view.is_over(message.sender) or not message.taken:
+        if self.view.is_over(message.sender):
+            return None
+        if not message.taken:
+            # Not taken there for what its register says; so tell it ours, whatever it had known before.
+            self._peer(address_of(message.sender)).register_digest = 0
+            return None
+        if address_of(message.sender) not in self.view.register:
+            # Whoever starts writes itself in, and tells its register to whoever has another one.
             return None
         peer = self._peer(address_of(message.sender))
         if peer.replica != message.sender:
@@ -501,7 +508,7 @@ class Replica:
             for peer in self._peers.values():
                 peer.offered = 0
             self._note("raised", self.id, "a higher incarnation of this address is known", now)
-        self.store.present = self.view.present
+        self.store.know_present(self.view.present)
         self._set_gate()
 
     def _set_gate(self) -> None:

@@ -121,11 +121,16 @@ class CausalStore:
         self.changes = 0
         """How often the clock moved; lets others see cheaply whether anything happened."""
         self.present: Collection[str] = ()
-        """The ids of the members' present incarnations, kept up to date by the replica."""
+        """The ids of the members' present incarnations; the replica tells them by ``know_present``."""
         self.rest_changes = 0
         """How often clock entries of other ids moved: rarely."""
         self.applied = 0
         self._last_deps: dict[str, Clock] = {}
+
+    def know_present(self, present: Collection[str]) -> None:
+        """Take in which ids are the members' present incarnations."""
+        self.present = present
+        self._last_deps = {origin: deps for origin, deps in self._last_deps.items() if origin in present}
 
     # -- admission -------------------------------------------------------------------------------------
 

@@ -18,6 +18,10 @@ KEY_COST_BYTES = 420
 """Estimated bytes of a key with one version, beyond the text of the key and the value (docs/memory.md)."""
 
 
+DEADLINES_KEPT = 1000
+"""Deadlines of versions that are gone already which are kept before they are sorted out."""
+
+
 class KeyTable:
     """Key -> versions, the winner first. ``bytes``: estimated size of all that is held."""
 
@@ -55,6 +59,9 @@ class KeyTable:
         for version in versions:
             if version.expires is not None and version not in held:
                 heapq.heappush(self._deadlines, (version.expires, key, version.origin, version.counter))
+                if len(self._deadlines) > 2 * len(self._table) + DEADLINES_KEPT:
+                    # Most are of versions that were replaced long before their time.
+                    self._collect_deadlines()
 
     def expire(self, wall_us: int) -> list[Version]:
         """Take out the versions whose deadline is not after ``wall_us`` and return them."""
@@ -95,6 +102,10 @@ class KeyTable:
         self._table = dict(table)
         self._keys = SortedList(self._table)
         self._conflicts = {key for key, versions in self._table.items() if len(versions) > 1}
+        self._collect_deadlines()
+        self.bytes = sum(cost(key, versions) for key, versions in self._table.items())
+
+    def _collect_deadlines(self) -> None:
         self._deadlines = [
             (version.expires, key, version.origin, version.counter)
             for key, versions in self._table.items()
@@ -102,7 +113,6 @@ class KeyTable:
             if version.expires is not None
         ]
         heapq.heapify(self._deadlines)
-        self.bytes = sum(cost(key, versions) for key, versions in self._table.items())
 
 
 def cost(key: str, versions: Versions) -> int:

@@ -80,7 +80,7 @@ class LoginThrottle(MiddlewareMixin):
 
     def process_request(self, request: HttpRequest) -> HttpResponse | None:
         """Refuse, or let the attempt be made."""
-        if request.method != "POST" or request.path_info != LOGIN_PATH:
+        if request.path_info != LOGIN_PATH or request.method in {"GET", "HEAD", "OPTIONS"}:
             return None
         wait_s = throttle.attempt(source_of(request), time.monotonic())
         if not wait_s:

@@ -248,7 +248,11 @@ def parameter(name: str, place: str, description: str, schema: Operation, exampl
     return told if example is None else {**told, "example": example}
 
 
-_TAGS: Final = r'(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*'
+_TAG: Final[Operation] = {
+    "description": "An entity tag, several with commas between them, or *.",
+    "type": "string",
+    "pattern": r'^(\*|"[!#-~]*"(, *"[!#-~]*")*)$',
+}
 
 KEY: Final = parameter("key", "path", "Percent-encoded; may contain / as it is.", ref("Key"), "user/1")
 WAIT: Final = parameter(
@@ -272,12 +276,8 @@ IN_QUERY: Final[Operation] = {
     "content": {JSON: {"schema": ref("CausalMetadata"), "example": {}}},
 }
 SIBLINGS: Final = parameter("siblings", "query", "Show all concurrent versions.", {"type": "boolean"}, False)
-KNOWN: Final = parameter(
-    "If-None-Match", "header", "Versions that the client knows.", {"type": "string", "pattern": rf"^(\*|{_TAGS})$"}
-)
-IF_MATCH: Final = parameter(
-    "If-Match", "header", "Write only over this version.", {"type": "string", "pattern": rf"^(\*|{_TAGS})$"}
-)
+KNOWN: Final = parameter("If-None-Match", "header", "Versions that the client knows.", _TAG, ETAG)
+IF_MATCH: Final = parameter("If-Match", "header", "Write only over this version.", _TAG, ETAG)
 IF_ABSENT: Final = parameter(
     "If-None-Match", "header", "*: only if the key is absent.", {"type": "string", "enum": ["*"]}
 )

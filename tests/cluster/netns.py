@@ -89,10 +89,14 @@ def _namespaces() -> list[str]:
     return [line.split()[0] for line in run("ip", "netns", "list").splitlines() if line.strip()]
 
 
+def _interfaces() -> list[str]:
+    return [path.name for path in Path("/sys/class/net").iterdir()]
+
+
 def _taken() -> dict[str, tuple[int, int]]:
     """Return prefix -> (slot, pid of its run) of all networks of this harness on this machine."""
     found = {}
-    for name in [*_namespaces(), *os.listdir("/sys/class/net")]:
+    for name in [*_namespaces(), *_interfaces()]:
         if match := _NAME.fullmatch(name):
             found[match[1]] = (int(match[2]), int(match[3]))
     return found
@@ -110,7 +114,7 @@ def remove_network(prefix: str) -> None:
         with contextlib.suppress(NetnsError):
             run("ip", "netns", "del", namespace)
     # It went with the hub, unless the run died before it had been moved there.
-    if prefix in os.listdir("/sys/class/net"):
+    if prefix in _interfaces():
         with contextlib.suppress(NetnsError):
             run("ip", "link", "del", prefix)
 

@@ -5,9 +5,9 @@
 ``OFFSET_FILE`` holds one signed 64-bit number: microseconds to add to the machine's wall clock. It is mapped, so that
 another process moves the clock of this one by writing there (``Offset``).
 
-Only Python's wall clock is moved, which is the only one that a replica reads (``store.engine.read_clocks``); the monotonic
-clock stays right, as on a machine whose wall clock is set. libfaketime would do the same one floor lower, but it breaks
-``time.sleep`` of Python 3.11 (EINVAL from clock_nanosleep), and would have to be installed.
+Only Python's wall clock is moved, which is the only one that a replica reads (``store.engine.read_clocks``); the
+monotonic clock stays right, as on a machine whose wall clock is set. libfaketime would do the same one floor lower, but
+it breaks ``time.sleep`` of Python 3.11 (EINVAL from clock_nanosleep), and would have to be installed.
 """
 
 from __future__ import annotations

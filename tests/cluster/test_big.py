@@ -21,7 +21,7 @@ VALUE = "x" * 200
 def test_an_empty_replica_with_20000_keys_to_take_serves_only_when_it_has_them(
     log_bytes: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """SPEC P6: /readyz 503 and clients refused before; then everything that was there when it asked is there at once."""
+    """SPEC P6: /readyz 503 and clients refused before; then everything is there at once."""
     settings = {**QUICK, "KV_MAX_LOG_BYTES": str(log_bytes)}
     with NetnsCluster(2, settings, tmp_path_factory.mktemp("big")) as cluster:
         for start in range(0, KEYS, BATCH):

@@ -1,4 +1,4 @@
-"""Networks that are broken in part: one way, in a ring, with loss. Replication finds its way as long as there is one."""
+"""Networks that are broken in part: one way, in a ring, with loss. Replication finds its way where there is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The view API over real replicas: changes reach all, nothing is lost, and a deleted replica stays out until it is asked in."""
+"""The view API over real replicas: changes reach all, lose nothing, and one that was deleted stays out until asked in."""
 
 from __future__ import annotations
 
