@@ -275,8 +275,10 @@ class Replica:
         if self.view.is_over(message.sender):
             return None
         if not message.taken:
-            # Not taken there for what its register says; so tell it ours, whatever it had known before.
-            self._peer(address_of(message.sender)).register_digest = 0
+            # Not taken there, for what its register says or does not say: tell it ours, once at once.
+            teller = self._peer(address_of(message.sender))
+            teller.urgent = teller.urgent or teller.register_digest != 0
+            teller.register_digest = 0
             return None
         if address_of(message.sender) not in self.view.register:
             # Whoever starts writes itself in, and tells its register to whoever has another one.

@@ -123,7 +123,9 @@ def test_who_has_no_secret_gets_nothing_from_who_has_one(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("skew_s", [-100_000.0, -60.0, 60.0, 100_000.0])
-def test_a_wrong_clock_cuts_nobody_off_and_the_greeting_tells_of_it(serve: Serve, caller: Caller, skew_s: float) -> None:
+def test_a_wrong_clock_cuts_nobody_off_and_the_greeting_tells_of_it(
+    serve: Serve, caller: Caller, skew_s: float
+) -> None:
     peer = Peer()
     peer.skew_s = skew_s
     address = serve(peer)

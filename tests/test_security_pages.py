@@ -91,7 +91,9 @@ def test_answers_to_a_named_origin_can_be_read_refusals_too() -> None:
     assert site.ask("GET")[1]["Vary"] == "Origin"  # or a cache gives an answer without to who needs it
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", APP + ".evil", APP + ":444", "http://app.example.org"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", APP + ".evil", APP + ":444", "http://app.example.org"]
+)
 def test_others_get_nothing_and_cannot_write_blindly(origin: str) -> None:
     site = Site(cors_origins=(APP,))
     assert not cors(site.ask("GET", origin=origin)[1])
@@ -223,7 +225,9 @@ def test_pages_say_what_a_browser_may_do_with_them_and_hold_nothing_inline(brows
 
 def check_deploy(**environment: str) -> str:
     command = [sys.executable, str(MANAGE), "check", "--deploy", "--fail-level", "WARNING"]
-    done = subprocess.run(command, env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True, text=True, check=False
+    )
     return f"{done.returncode} {done.stdout}{done.stderr}"
 
 

@@ -250,8 +250,10 @@ def parameter(name: str, place: str, description: str, schema: Operation, exampl
 
 _TAG: Final[Operation] = {
     "description": "An entity tag, several with commas between them, or *.",
-    "type": "string",
-    "pattern": r'^(\*|"[!#-~]*"(, *"[!#-~]*")*)$',
+    "anyOf": [
+        {"type": "string", "const": "*"},
+        {"type": "string", "pattern": r'^"[!#-~]*"(, *"[!#-~]*")*$'},
+    ],
 }
 
 KEY: Final = parameter("key", "path", "Percent-encoded; may contain / as it is.", ref("Key"), "user/1")

@@ -1,4 +1,4 @@
-"""The view API over real replicas: changes reach all, lose nothing, and one that was deleted stays out until asked in."""
+"""The view API over real replicas: changes reach all, lose nothing, and who was deleted stays out until asked in."""
 
 from __future__ import annotations
 

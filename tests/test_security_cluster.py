@@ -1,0 +1,190 @@
+"""Secured replicas as processes: what two clusters that are pointed at each other exchange (nothing), and TLS."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from kvsite.cluster import MANAGE, LocalCluster
+from tests.conftest import ClusterFactory
+
+pytestmark = pytest.mark.processes
+
+SECRET, OTHER = "the secret of this cluster", "the secret of another cluster"
+WRITE, READ = "token-that-writes", "token-that-reads"
+TOKENS = f"app:{WRITE}:write,look:{READ}:read"
+PASSWORD = "password-of-the-dashboard"
+QUICK = {"KV_DOWN_AFTER": "1", "KV_SYNC_INTERVAL": "0.2"}
+
+
+def ask(made: LocalCluster, i: int, method: str, path: str, body: Any = None, **options: Any) -> requests.Response:
+    return requests.request(method, made.url(i) + path, json=body, timeout=5, **options)
+
+
+def holds(made: LocalCluster, i: int, key: str, **options: Any) -> bool:
+    return ask(made, i, "GET", f"/kvs/{key}", **options).status_code == 200
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 10) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: text for name, text in os.environ.items() if not name.startswith(("KV_", "VIEW", "SOCKET_"))}
+    return subprocess.run(
+        [sys.executable, str(MANAGE), *arguments],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("others", [{"KV_CLUSTER_SECRET": OTHER}, {}], ids=["another secret", "no secret"])
+def test_two_clusters_pointed_at_each_other_never_exchange(cluster: ClusterFactory, others: dict[str, str]) -> None:
+    made = cluster(4, start=False, **QUICK)
+    for i in range(4):
+        made.start_one(i, {"KV_CLUSTER_SECRET": SECRET} if i < 2 else others)
+    made.wait_ready()
+    for i in range(4):
+        assert ask(made, i, "PUT", f"/kvs/of-{i}", {"value": i}).status_code == 201
+    assert eventually(lambda: all(holds(made, i, f"of-{i ^ 1}") for i in range(4)))
+    time.sleep(2)  # Ten sync intervals: as good a "never" as a test can wait for.
+    for i in range(4):
+        mine, theirs = ((0, 1), (2, 3)) if i < 2 else ((2, 3), (0, 1))
+        assert ask(made, i, "GET", "/kvs").json()["keys"] == [f"of-{j}" for j in mine]
+        assert sorted(ask(made, i, "GET", "/view").json()["view"]) == sorted(made.addresses[j] for j in mine)
+        status = ask(made, i, "GET", "/replication/status").json()
+        assert all(made.addresses[j] not in f"{status['clock']}{status['view']}" for j in theirs)
+        assert status["open"] is (i >= 2 and not others)
+        assert "no exchange" in made.log(i)
+        assert made.log(i).count("no exchange") <= 8
+        assert SECRET not in made.log(i)
+        assert OTHER not in made.log(i)
+
+
+def test_a_secured_cluster_works_as_any_other(cluster: ClusterFactory) -> None:
+    """Exchange, restart, snapshots of status, commands; and no secret where anybody may look."""
+    environment = {"KV_CLUSTER_SECRET": SECRET, "KV_API_TOKENS": TOKENS, "KV_ADMIN_PASSWORD": PASSWORD, **QUICK}
+    made = cluster(3, KV_LOG_FORMAT="json", **environment)
+    token = {"headers": {"Authorization": f"Bearer {WRITE}"}}
+    look = {"headers": {"Authorization": f"Bearer {READ}"}}
+    assert ask(made, 0, "PUT", "/kvs/a", {"value": "not for the log"}, **token).status_code == 201
+    assert eventually(lambda: all(holds(made, i, "a", **look) for i in range(3)))
+    made.kill(1)
+    made.start_one(1)
+    made.wait_ready()
+    assert holds(made, 1, "a", **look)
+
+    at = made.addresses[0]
+    for credentials, says in [
+        ({}, "401"),
+        ({"KV_TOKEN": WRITE}, "403: Refused: needs proof of KV_CLUSTER_SECRET"),
+        ({"KV_CLUSTER_SECRET": OTHER}, "does not prove that it has our KV_CLUSTER_SECRET"),
+    ]:
+        if says != "401":
+            refused = command("join_view", "127.0.0.1:1", "--at", at, **credentials)
+            assert refused.returncode == 1
+            assert says in refused.stderr
+        else:
+            assert says in command("show_view", "--at", at, **credentials).stderr
+    assert command("join_view", made.addresses[2], "--at", at, KV_CLUSTER_SECRET=SECRET).stdout.endswith("present\n")
+    left = command("leave_view", "--at", made.addresses[2], KV_CLUSTER_SECRET=SECRET)
+    assert left.stdout == f"{made.addresses[2]} left; all that it had is elsewhere\n", left
+    assert made.terminate(2) == 0
+
+    pages = [
+        ask(made, 0, "GET", path, **look) for path in ("/replication/status", "/view", "/kvs", "/metrics", "/schema/")
+    ]
+    seen = "".join(f"{page.headers}{page.text}" for page in pages) + "".join(made.log(i) for i in range(3))
+    for hidden in (SECRET, WRITE, READ, PASSWORD, "not for the log"):
+        assert hidden not in seen
+    assert pages[0].json()["open"] is False
+    lines = [line for line in made.log(0).splitlines() if line]
+    assert all(line.startswith('{"time":"') for line in lines), lines
+
+
+def test_with_tokens_alone_replicas_use_the_first_that_may_write(cluster: ClusterFactory) -> None:
+    made = cluster(2, KV_API_TOKENS=TOKENS, **QUICK)
+    token = {"headers": {"Authorization": f"Bearer {WRITE}"}}
+    assert ask(made, 0, "PUT", "/kvs/a", {"value": 1}, **token).status_code == 201
+    assert eventually(lambda: holds(made, 1, "a", **token))
+    assert ask(made, 0, "PUT", "/view", {"socket-address": "127.0.0.1:1"}).status_code == 401
+    assert "whoever holds a write token may change the view" in made.log(0)
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------
+
+
+def openssl(directory: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True, timeout=30)
+
+
+def authority(directory: Path, name: str) -> Path:
+    """Make a CA, and a certificate of it for 127.0.0.1; returns the CA's certificate."""
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    ca = ("-x509", "-days", "2", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem")
+    openssl(directory, "req", *curve, *ca, "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    openssl(directory, "req", *curve, "-subj", "/CN=replica", "-keyout", f"{name}-leaf.key", "-out", f"{name}-leaf.csr")
+    (directory / "ext").write_text(
+        "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n"
+    )
+    signed = ("-CA", f"{name}.pem", "-CAkey", f"{name}.key", "-CAcreateserial", "-days", "2", "-extfile", "ext")
+    openssl(directory, "x509", "-req", "-in", f"{name}-leaf.csr", *signed, "-out", f"{name}-leaf.pem")
+    return directory / f"{name}.pem"
+
+
+def served_by(ca: Path, trusted: Path) -> dict[str, str]:
+    stem = str(ca).removesuffix(".pem")
+    return {"KV_TLS_CERT": f"{stem}-leaf.pem", "KV_TLS_KEY": f"{stem}-leaf.key", "KV_TLS_CA": str(trusted)}
+
+
+def test_replicas_talk_tls_and_verify_each_other(cluster: ClusterFactory, tmp_path: Path) -> None:
+    ours, theirs = authority(tmp_path, "ours"), authority(tmp_path, "theirs")
+    made = cluster(
+        3, start=False, KV_CLUSTER_SECRET=SECRET, KV_ADMIN_PASSWORD=PASSWORD, **QUICK, **served_by(ours, ours)
+    )
+    for i in range(2):
+        made.start_one(i)
+    made.start_one(2, served_by(theirs, theirs))  # has the secret, but not the certificate
+    made.wait_ready()
+    verify = {"verify": str(ours)}
+    assert ask(made, 0, "PUT", "/kvs/a", {"value": 1}, **verify).status_code == 201
+    assert eventually(lambda: holds(made, 1, "a", **verify))
+    time.sleep(1)
+    assert not holds(made, 2, "a", verify=str(theirs))
+    assert "TLS failed" in made.log(0)
+    with pytest.raises(requests.exceptions.SSLError):
+        ask(made, 0, "GET", "/view", verify=str(theirs))
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://{made.addresses[0]}/view", timeout=5)
+
+    shown = command("show_view", "--at", made.addresses[0], KV_CLUSTER_SECRET=SECRET, KV_TLS_CA=str(ours))
+    assert sorted(shown.stdout.split()) == sorted(made.addresses[:2]), shown
+
+    browser = requests.Session()
+    browser.verify = str(ours)
+    page = browser.get(f"{made.url(0)}/admin/login/", timeout=5)
+    form = {
+        "username": "admin",
+        "password": PASSWORD,
+        "next": "/admin/",
+        "csrfmiddlewaretoken": browser.cookies["csrftoken"],
+    }
+    own = {"Referer": page.url, "Origin": made.url(0)}
+    assert browser.post(page.url, data=form, headers=own, timeout=5).url.endswith("/admin/")
+    assert all(cookie.secure for cookie in browser.cookies)
