@@ -4,9 +4,10 @@ A replica may die with updates that no living replica has, while a client, or an
 on them. Waiting would last for ever; giving up too early would show an effect before its cause. A dependency
 (i, n) beyond this replica's clock is lost when
 
-1. i is an incarnation, but not the present one of its address: over, out, or of an address unknown to
-   everybody. (The present one may be slow or cut off, and come back with it. Of an address that is out, one above
-   the register's may be alive, not heard of yet. What is no id of ours at all was never issued: it waits as any other.)
+1. i is known to be over: an incarnation other than the present one of an address that is in, or of one that is
+   out. (The present one may be slow or cut off, and come back with it. Of an address that is out, one above the
+   register's may be alive, not heard of yet. So may one of an address that nobody here knows: it waits as any other,
+   and so does what is no id of ours at all.)
 2. Every member that is in, **down ones too**, has reported since the question came: in its present
    incarnation, under a register equal to this replica's. (An older report may be from before the member got
    it; under another register a member may still take it from i itself.) A seed that was never reached counts as

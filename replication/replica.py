@@ -638,7 +638,7 @@ class Replica:
             return False
         entry = self.view.register.get(address_of(replica))
         # Where the address is in, its present incarnation has to report: then no other one is alive there.
-        return entry is None or entry.belongs or incarnation <= entry.incarnation
+        return entry is not None and (entry.belongs or incarnation <= entry.incarnation)
 
     def acks(self, dot: Dot) -> int:
         """Return how many members, this one included, are known to have applied ``dot``."""

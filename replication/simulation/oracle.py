@@ -62,7 +62,7 @@ class Oracle:
     def _is_ignored(holder: Replica, teller: Replica) -> bool:
         """Whether ``holder`` is alive and ``teller`` has never been told that it is out or over."""
         entry = teller.view.register.get(holder.address)
-        return entry is not None and entry.incarnation < incarnation_of(holder.id)
+        return entry is None or entry.incarnation < incarnation_of(holder.id)
 
     def is_gone(self, dot: Dot) -> bool:
         """Return whether the last process that had applied ``dot`` has died."""

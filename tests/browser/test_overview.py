@@ -234,7 +234,7 @@ def test_the_theme_can_be_chosen(cluster: LocalCluster, open_page: OpenPage) -> 
 
 @pytest.mark.parametrize(("width", "height"), [(1400, 1000), (390, 844)])
 def test_sixteen_replicas_in_trouble_fit_the_screen(
-    cluster: LocalCluster, open_page: OpenPage, width: int, height: int, keep: Keep
+    cluster: LocalCluster, open_page: OpenPage, width: int, height: int
 ) -> None:
     made = in_trouble(16)
     told = overview(read(made, "10.0.0.1:8090", NOW_US), {"10.0.0.3:8090": 12.0})
@@ -250,7 +250,6 @@ def test_sixteen_replicas_in_trouble_fit_the_screen(
     expect(page.locator("#clocks tbody td")).to_have_count(16 * 17)
     expect(page.locator("#queues")).to_contain_text("and 494 more")
     assert page.evaluate("document.documentElement.scrollWidth") == width, "tables scroll by themselves"
-    keep(page, f"sixteen-{width}")
 
 
 def test_the_login_keeps_strangers_out(open_page: OpenPage) -> None:

@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,9 @@ SPREAD_S = 1.0
 OPERATIONS_PER_S = 40.0
 """Of one client at most: faults are what is tested here, not speed."""
 
+CLIENTS = 10
 KEYS = 30
-STUCK_AFTER = 3
+STUCK_AFTER = 2
 """A client whose causal past cannot be reached tries so often, then leaves its session aside until the heal."""
 
 
@@ -121,6 +122,7 @@ class CountingSession(Session):
     """A session whose every single request is counted, and whose transactions are recorded with their update's id."""
 
     tally: Tally
+    note: Callable[[str], None]
     indexes: Mapping[str, int]
     last_certain = ""
     _last_metadata: Mapping[str, int] = {}
@@ -149,6 +151,8 @@ class CountingSession(Session):
             self.tally.requests[outcome if fine else f"{outcome}, replica in trouble"] += 1
             if why and fine:
                 self.tally.errors[f"replica {i}: {why[:160]}"] += 1
+        if why and fine:
+            self.note(f"error at serving replica {i} after {time.monotonic() - began_s:.2f} s: {why[:300]}")
 
     def _take_in(self, base: Any, reply: Any) -> None:
         super()._take_in(base, reply)
@@ -195,6 +199,7 @@ class Client:
         session = CountingSession(
             run.cluster.addresses, timeout_s=3.0, attempt_timeout_s=1.6, recorder=run.recorder, name=name
         )
+        session.note = run.note
         session.tally, session.indexes = run.tally, {url: i for i, url in enumerate(session.replicas)}
         return session
 
@@ -237,11 +242,12 @@ class Client:
         elif chance < 0.72:
             session.get(key, siblings=rng.random() < 0.3)
         elif chance < 0.92:
-            reads, writes = {self._key() for _ in range(3)}, {self._key() for _ in range(rng.randrange(3))}
-            session.transaction(
-                sorted(reads),
-                [Delete(each) if rng.random() < 0.15 else Put(each, self._value()) for each in sorted(writes)],
-            )
+            reads, keys = {self._key() for _ in range(3)}, {self._key() for _ in range(rng.randrange(4))}
+            # A put first: a transaction that only deletes what is not there is no update, and has no id.
+            writes: list[Put | Delete] = [Put(each, self._value()) for each in sorted(keys)]
+            if len(writes) > 1 and rng.random() < 0.5:
+                writes[-1] = Delete(writes[-1].key)
+            session.transaction(sorted(reads), writes)
         else:
             session.list(prefix=f"{self._run.prefix}{rng.randrange(3)}", values=True)
 
@@ -275,7 +281,9 @@ class Nemesis:
         # (when, name, what to do then)
         self._due: list[tuple[float, str, Callable[[], None]]] = []
         self._down: set[int] = set()
-        """In trouble of this nemesis's making; one is always left alone."""
+        """In trouble of this nemesis's making, until they are ready again; half of all are always left alone."""
+        self._held: set[int] = set()
+        """Those of them that are still to be started, resumed, or put back."""
         self._cuts: list[Mapping[tuple[int, int], What]] = []
         self._losses = 0
 
@@ -396,10 +404,16 @@ class Nemesis:
             self._tally.faults[kind] += 1
             self._run.note(f"{kind} {i}")
             self._down.add(i)
+            self._held.add(i)
         return i
 
     def _start(self, i: int) -> None:
         self._cluster.start_one(i)
+        self._held.discard(i)
+
+    def _resume(self, i: int) -> None:
+        self._cluster.resume(i)
+        self._held.discard(i)
 
     def _kill(self) -> None:
         if (i := self._take_down("kill")) is None:
@@ -431,7 +445,7 @@ class Nemesis:
             return
         self._cluster.pause(i)
         span_s = self._rng.choice([0.3, 0.8 * DOWN_AFTER_S, 1.5 * DOWN_AFTER_S])
-        self._later(span_s, f"resume {i}", lambda: self._cluster.resume(i))
+        self._later(span_s, f"resume {i}", lambda: self._resume(i))
 
     def _remove(self) -> None:
         if (i := self._take_down("removal")) is None:
@@ -440,6 +454,7 @@ class Nemesis:
 
         def end() -> None:
             self._change_view("PUT", i)
+            self._held.discard(i)
 
         self._later(self._rng.uniform(0.3, 2 * DOWN_AFTER_S), f"put {i} back", end)
 
@@ -461,15 +476,10 @@ class Nemesis:
 
     def _watch_recovery(self) -> None:
         """End a trouble when its replica is ready again."""
-        waiting = {int(name.split()[-1 if name[0] in "rs" else 1]) for _, name, _ in self._due if _is_revival(name)}
-        for i in list(self._down - waiting):
+        for i in self._down - self._held:
             if self._cluster.is_running(i) and i not in self._cluster.paused and is_serving(self._cluster, i):
                 self._tally.trouble_ends(i)
                 self._down.discard(i)
-
-
-def _is_revival(name: str) -> bool:
-    return name.startswith(("start ", "resume ", "put "))
 
 
 def is_serving(cluster: NetnsCluster, i: int) -> bool:
@@ -725,7 +735,7 @@ def soak(
     seconds: float,
     *,
     replicas: int = 5,
-    clients: int = 6,
+    clients: int = CLIENTS,
     seed: int | None = None,
     round_s: float = 60.0,
     directory: Path | None = None,
@@ -748,16 +758,11 @@ def soak(
     return run
 
 
-@contextlib.contextmanager
-def _log_requests() -> Iterator[None]:
-    yield
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.cluster.soak", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="how long to run (10)")
     parser.add_argument("--replicas", type=int, default=5)
-    parser.add_argument("--clients", type=int, default=6)
+    parser.add_argument("--clients", type=int, default=CLIENTS)
     parser.add_argument("--seed", type=int, help="of the choice of faults and operations")
     parser.add_argument("--directory", type=Path, help="where records and logs go (default: a temporary one)")
     parser.add_argument("--judge", type=Path, metavar="DIRECTORY", help="judge the records of an earlier run again")
