@@ -219,6 +219,9 @@ class Config:
     cluster_secret: str = _setting("KV_CLUSTER_SECRET", _secret(8), "", secret=True)
     """Shared by all replicas; replica-to-replica requests and view changes then carry proof of it. Empty: open."""
 
+    cluster_secret_also: str = _setting("KV_CLUSTER_SECRET_ALSO", _secret(8), "", secret=True)
+    """A second secret whose proof is accepted, to change ``cluster_secret`` without an interruption; never sent."""
+
     proof_window_s: float = _setting("KV_PROOF_WINDOW", _seconds(1, 3600), 30.0)
     """How far the time in a replica's proof may be off, and how long proofs are remembered so that none is taken twice.
     Clocks that differ by more cost a log line and at most one more request: replicas then learn the difference."""
@@ -357,6 +360,8 @@ def _check_relations(config: Config) -> None:
     if (config.tls_cert is None) != (config.tls_key is None):
         absent, present = ("KV_TLS_CERT", "KV_TLS_KEY") if config.tls_key else ("KV_TLS_KEY", "KV_TLS_CERT")
         raise ConfigError(f"{absent}: is missing; it goes with {present}")
+    if config.cluster_secret_also and not config.cluster_secret:
+        raise ConfigError("KV_CLUSTER_SECRET_ALSO: is for changing KV_CLUSTER_SECRET, which is not set")
     host = split_address(config.address)[0]
     if host in ("0.0.0.0", "::"):  # noqa: S104  # refused here, not bound
         raise ConfigError("SOCKET_ADDRESS: is what others reach this replica by; listen everywhere with KV_BIND")

@@ -1,9 +1,9 @@
 """Requests of web pages (SPEC 5): which other origins may use the API from a browser, and that the rest may not.
 
 A page may read an answer from elsewhere only if the answer names its origin, and may send PUT, DELETE or a JSON body
-only after a preflight has allowed it: naming no origin is all it takes to forbid both. What a page may always send is a
-POST without a type, blindly; on a laptop without secrets that would be a write by whatever page is open. So a write that
-a browser says comes from a page of another origin (it always says so: ``Origin``) is refused unless that one is named.
+only after a preflight has allowed it: naming no origin is all it takes to forbid both. What a page may always send is
+a POST without a type, blindly; on a laptop without secrets that would be a write by whatever page is open. So a write
+that a browser says comes from a page of another origin (it always does say: ``Origin``) is refused unless it is named.
 """
 
 from __future__ import annotations

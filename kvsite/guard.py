@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 from kvsite.config import ApiToken, Config
 from kvsite.logs import Seldom
 from kvsite.turned import SignReply, Turned
-from replication.proof import HEADER, SAFE_METHODS, Judge, key_of
+from replication.proof import HEADER, SAFE_METHODS, Judge, key_of, sign_reply
 from store.api.access import READ_ONLY
 
 Environ = dict[str, Any]
@@ -61,7 +61,8 @@ class Guard:
     def __init__(self, config: Config, own_id: Callable[[], str], now_us: Callable[[], int] | None = None) -> None:
         self._own_id = own_id
         self._now_us = now_us or steady_clock()
-        self._judge = Judge(key_of(config.cluster_secret), config.proof_window_s) if config.cluster_secret else None
+        keys = [key_of(secret) for secret in (config.cluster_secret, config.cluster_secret_also) if secret]
+        self._judge = Judge(keys, config.proof_window_s) if keys else None
         self._lock = threading.Lock()  # The judge remembers nonces.
         # By digest, so that the time of a look-up tells nothing of a token; the comparison after it is for the rest.
         self._tokens = {_digest(token.token.encode()): token for token in config.api_tokens}
@@ -111,7 +112,8 @@ class Guard:
             verdict = judge.judge(header, environ["REQUEST_METHOD"], target, own_id=own_id, now_us=now_us)
 
         def sign(status: int, body: bytes) -> str:
-            return judge.sign_reply(verdict.nonce, status, body, own_id=self._own_id(), now_us=self._now_us())
+            now_us = self._now_us()
+            return sign_reply(verdict.key, verdict.nonce, status, body, sender=self._own_id(), now_us=now_us)
 
         if verdict.refusal:
             raise Turned(403, f"Refused: {verdict.refusal}", sign=sign if verdict.nonce else None)

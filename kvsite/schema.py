@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.views.decorators.http import require_safe
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.renderers import OpenApiYamlRenderer
 from drf_spectacular.utils import extend_schema
@@ -76,6 +77,7 @@ class SchemaView(ApiView):
         return encoded(200, as_json(), JSON)
 
 
+@require_safe
 def docs(request: HttpRequest) -> HttpResponse:
     """``/docs/``: Swagger UI over ``/schema/``."""
     return TemplateResponse(request, "docs.html")

@@ -34,7 +34,7 @@ class Peer:
 
     ``offered``: own counter up to which updates have been sent, acknowledged or not.
     ``in_flight``: serial of the exchange that is under way; 0 when none is.
-    ``next_sync_s``: when the timer calls for an exchange; ``told_s``: when it was last told who else was heard of
+    ``paced_until_s``: before that, new writes wait for company. ``next_sync_s``: when the timer calls for an exchange; ``told_s``: when it was last told who else was heard of
     (monotonic seconds).
     ``urgent``: somebody waits for what this peer may have. ``more``: a limit cut the last exchange.
     ``cut_at``: what the peer was known to have when a limit cut what was sent to it; None when none did.
@@ -52,6 +52,7 @@ class Peer:
     report: Report | None = None
     offered: int = 0
     in_flight: int = 0
+    paced_until_s: float = 0.0
     next_sync_s: float = 0.0
     told_s: float = float("-inf")
     urgent: bool = False
@@ -86,6 +87,10 @@ class Peer:
 
         ``own_counter``: how many updates this replica has issued.
         """
-        if not self.failed and (self.urgent or self.more or own_counter > self.offered):
+        if self.failed:
+            return self.next_sync_s
+        if self.urgent or self.more:
             return now_s
+        if own_counter > self.offered:
+            return min(max(now_s, self.paced_until_s), self.next_sync_s)
         return self.next_sync_s

@@ -108,19 +108,24 @@ def check_reply(key: bytes, header: str, nonce: str, status: int, body: bytes) -
 class Verdict(NamedTuple):
     """What to make of a request. ``refusal``: why not, empty where it may come in.
 
-    ``nonce`` is empty where the secret is not proven: then the reply must not be signed.
+    ``nonce`` is empty where no secret is proven: then the reply must not be signed. ``key``: the one to sign it with.
     """
 
     refusal: str
     nonce: str = ""
     digest: str = ""
+    key: bytes = b""
 
 
 class Judge:
-    """Judges requests at one replica. Not thread-safe. ``window_s``: how far a request's time may be off."""
+    """Judges requests at one replica. Not thread-safe.
 
-    def __init__(self, key: bytes, window_s: float, max_nonces: int = MAX_NONCES) -> None:
-        self._key = key
+    ``keys``: any of them will do, so that a secret can be changed while the cluster runs; ``window_s``: how far a
+    request's time may be off.
+    """
+
+    def __init__(self, keys: Iterable[bytes], window_s: float, max_nonces: int = MAX_NONCES) -> None:
+        self._keys = tuple(keys)
         self._window_us = round(window_s * 1_000_000)
         self._max_nonces = max_nonces
         # A nonce's time is acceptable for at most two windows. Two generations, each as long, remember it through.
@@ -133,13 +138,10 @@ class Judge:
         claim = read(header)
         if claim is None:
             return Verdict("the proof is none of version 1")
-        if not is_signed(self._key, claim, method, target):
-            return Verdict("the proof is of another KV_CLUSTER_SECRET, or of another request")
-        return Verdict(self._refusal(claim, method, own_id, now_us), claim.nonce, claim.digest)
-
-    def sign_reply(self, nonce: str, status: int, body: bytes, *, own_id: str, now_us: int) -> str:
-        """Return the header for the reply to a request that proved the secret."""
-        return sign_reply(self._key, nonce, status, body, sender=own_id, now_us=now_us)
+        for key in self._keys:
+            if is_signed(key, claim, method, target):
+                return Verdict(self._refusal(claim, method, own_id, now_us), claim.nonce, claim.digest, key)
+        return Verdict("the proof is of another KV_CLUSTER_SECRET, or of another request")
 
     def _refusal(self, claim: Claim, method: str, own_id: str, now_us: int) -> str:
         ahead_us = claim.time_us - now_us

@@ -60,6 +60,9 @@ from store.log import Delta
 from store.settings import StoreSettings
 from store.versions import Update
 
+DRIFT_US = 1_000_000
+"""A lead of hybrid time over the own wall clock that grew by so much is worth telling."""
+
 CATCHING_UP = "Replica is catching up"
 NOT_IN_VIEW = "Replica is not in the view"
 
@@ -117,6 +120,9 @@ class Replica:
         self._serial = 0
         self._beat = 0
         self._last_marker_s = float("-inf")
+        self._states: dict[str, str] = {}
+        self._lost_told: Lost = {}
+        self._drift_noted_us = 0
         self._questions: dict[Dot, int] = {}
         self._rest: Clock = {}
         self._rest_digest = 0
@@ -200,6 +206,7 @@ class Replica:
         peer.urgent = peer.more = False
         peer.cut_at = peer.seen() if delta.more else None
         peer.offered = self._issued()
+        peer.paced_until_s = now.mono_s + self.settings.pace_s
         if now.mono_s >= peer.next_sync_s:
             peer.next_sync_s = now.mono_s + self.settings.sync_interval_s
         return Outgoing(address, self._serial, message)
@@ -287,7 +294,9 @@ class Replica:
         if peer.replica != message.sender:
             if incarnation_of(peer.replica) > incarnation_of(message.sender):
                 return None
-            self._giver.forget(peer.replica)
+            if peer.replica:
+                self._giver.forget(peer.replica)
+                self._note("over", peer.replica, f"{message.sender} talks", now)
             peer.become(message.sender)
         self.store.hybrid.observe(message.time, now)
         self._hear(message, now)
@@ -552,6 +561,22 @@ class Replica:
         self._trim()
         self._mark(now)
         self._drop_lost(now)
+        self._watch(now)
+
+    def _watch(self, now: Instant) -> None:
+        """Note for people what has become of the members, of clients' pasts and of the clocks since the last tick."""
+        states = {address: self.view.state(address, now.mono_s) for address in self.view.others()}
+        for address, state in states.items():
+            before = self._states.get(address, "alive")
+            if state != before:
+                self._note({"alive": "healed", "suspect": "suspected", "down": "down"}[state], address, "", now)
+        self._states = states
+        for replica, (first, last) in self._lost_told.items():
+            self._note("lost", replica, f"updates {first} to {last}", now)
+        self._lost_told = {}
+        if self.store.hybrid.lead_us > self._drift_noted_us + DRIFT_US:
+            self._drift_noted_us = self.store.hybrid.lead_us
+            self._note("drift", self.id, f"{self.store.hybrid.lead_us / 1e6:.1f} s behind the fastest heard", now)
 
     def _finish_joining(self, now: Instant) -> None:
         if self._joining is None:
@@ -629,7 +654,9 @@ class Replica:
         reports = reports_since(token, self._members(), ids, self.view.digest)
         if reports is None:
             return {}
-        return lost(gaps, reports, self.store.clock, self._stranded())
+        gone = lost(gaps, reports, self.store.clock, self._stranded())
+        self._lost_told.update(gone)
+        return gone
 
     def _is_past(self, replica: str) -> bool:
         """Whether the id ``replica`` is an incarnation that will not speak again (lost.py, rule 1)."""

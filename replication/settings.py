@@ -15,6 +15,10 @@ class ReplicationSettings:
     down_after_s: float = 3.0
     """A replica that was not heard of for so long is out of everybody's view; at least twice ``sync_interval_s``."""
 
+    pace_s: float = 0.004
+    """Least time between two exchanges with a peer that carry new writes there. A write after a pause leaves at once;
+    under load many share one exchange. Longer saves work and adds to the replication lag."""
+
     batch_updates: int = 1000
     """Updates in one message at most; more go with the next exchange, at once."""
 

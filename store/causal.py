@@ -149,6 +149,8 @@ class CausalStore:
 
     def expire(self, now: Instant) -> None:
         """Take out what has expired. An expiry is the cause of an absence, so it enters the delete clock."""
+        if now.wall_us < self.table.next_deadline:
+            return
         for version in self.table.expire(now.wall_us):
             merge_into(self.delete_clock, {version.origin: version.counter})
 
@@ -165,9 +167,13 @@ class CausalStore:
         """Write or delete one key. Raises Mismatch, OutOfMemory, and what ``admit`` raises."""
         self.admit(past, now)
         held = self.table.get(change.key)
-        update = self._issue((change,), past, (), now)
-        metadata = update.past if update else self._told(past, ())
-        return Wrote(bool(held), update, self.table.get(change.key), metadata)
+        self._check_condition(change, held, past)
+        if change.value is None and not held:
+            return Wrote(existed=False, update=None, versions=(), metadata=self._told(past, ()))
+        self._check_memory({change.key: change}, {change.key: held})
+        deps = self.markers.simplify(self._joined_pasts(past, held))
+        update = self._take_dot(deps, (_write(change, held, now),), now)
+        return Wrote(bool(held), update, self.table.get(change.key), update.past)
 
     def list_keys(
         self,
@@ -218,7 +224,8 @@ class CausalStore:
         """Issue one update for all ``changes``; None when they change nothing. Of a key named twice the last counts."""
         wanted = {change.key: change for change in changes}
         held = {key: self.table.get(key) for key in wanted}
-        self._check_conditions(changes, held, past)
+        for change in changes:
+            self._check_condition(change, held[change.key], past)
         effective = [change for key, change in wanted.items() if change.value is not None or held[key]]
         writes = [_write(change, held[change.key], now) for change in effective]
         if not writes:
@@ -236,12 +243,12 @@ class CausalStore:
         self._apply(update, now)
         return update
 
-    def _check_conditions(self, changes: Sequence[Change], held: Mapping[str, Versions], past: Clock) -> None:
-        for change in changes:
-            versions = held[change.key]
-            if not change.holds(versions[0].etag if versions else None):
-                etag = versions[0].etag if versions else None
-                raise Mismatch(self._told(past, versions[:1]), etag)
+    def _check_condition(self, change: Change, versions: Versions, past: Clock) -> None:
+        if change.if_match is None and not change.if_none_match:
+            return
+        etag = versions[0].etag if versions else None
+        if not change.holds(etag):
+            raise Mismatch(self._told(past, versions[:1]), etag)
 
     def _check_memory(self, wanted: Mapping[str, Change], held: Mapping[str, Versions]) -> None:
         """Refuse what would grow the data beyond the limit; what frees memory is always let through."""
@@ -353,7 +360,7 @@ class CausalStore:
 
 def _write(change: Change, held: Versions, now: Instant) -> Write:
     expires = None if change.ttl_us is None else now.wall_us + change.ttl_us
-    return Write(change.key, change.value, tuple(version.dot for version in held), expires)
+    return Write(change.key, change.value, tuple([(version.origin, version.counter) for version in held]), expires)
 
 
 _weightless = Version(b"", "-", 1, 0, {})

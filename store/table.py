@@ -44,7 +44,7 @@ class KeyTable:
     def set(self, key: str, versions: Versions) -> None:
         """Let ``key`` hold exactly ``versions``, the winner first; none of them makes it absent."""
         held = self._table.get(key, ())
-        self.bytes += cost(key, versions) - cost(key, held)
+        self.bytes += cost(key, versions) - (cost(key, held) if held else 0)
         if versions:
             self._table[key] = versions
             if not held:
@@ -62,6 +62,11 @@ class KeyTable:
                 if len(self._deadlines) > 2 * len(self._table) + DEADLINES_KEPT:
                     # Most are of versions that were replaced long before their time.
                     self._collect_deadlines()
+
+    @property
+    def next_deadline(self) -> float:
+        """The earliest deadline, wall microseconds; infinity when nothing expires."""
+        return self._deadlines[0][0] if self._deadlines else float("inf")
 
     def expire(self, wall_us: int) -> list[Version]:
         """Take out the versions whose deadline is not after ``wall_us`` and return them."""
@@ -119,4 +124,7 @@ def cost(key: str, versions: Versions) -> int:
     """Return the estimated bytes that ``key`` costs with these versions; 0 without any."""
     if not versions:
         return 0
-    return len(key) + sum(KEY_COST_BYTES + len(version.value) for version in versions)
+    size = len(key)
+    for version in versions:
+        size += KEY_COST_BYTES + len(version.value)
+    return size

@@ -86,8 +86,10 @@ class Update(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     def size(self) -> int:
         """Return the bytes that keeping this update costs, estimated: what KV_MAX_LOG_BYTES counts."""
-        data = sum(len(write.key) + len(write.value or b"") for write in self.writes)
-        return 300 + 100 * len(self.writes) + data
+        size = 300
+        for write in self.writes:
+            size += 100 + len(write.key) + (len(write.value) if write.value is not None else 0)
+        return size
 
 
 class Version(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -142,7 +144,7 @@ def settle(held: Versions, write: Write, version: Version | None) -> Versions:
     """
     if held:
         replaced = write.replaces
-        held = tuple(kept for kept in held if (kept.origin, kept.counter) not in replaced)
+        held = tuple([kept for kept in held if (kept.origin, kept.counter) not in replaced])
     if version is None:
         return held
     if not held:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import random
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
+from replication.api import bound as replication_bound
+from replication.calling import CallSettings
+from replication.node import Node
+from replication.replica import Replica
+from store.api import bound
+from store.engine import Engine, read_clocks
 from tests.api_support import LIMITS, OWN_ID, Api, api
 
 __all__ = ["api"]
@@ -273,3 +282,207 @@ def test_a_client_that_hangs_up(api: Api) -> None:
     answer = api._client.generic("PUT", "/kvs/k", b"-", "application/json", **gone)
     assert answer.status_code == 400
     assert api.state() == before
+
+
+# --- the same of everything else that a replica serves, with a whole replica behind it -------------------------------
+
+MSGPACK = "application/msgpack"
+SENDER_ADDRESS = "127.0.0.1:21502"
+SENDER = f"{SENDER_ADDRESS}@0000000000abcdef"
+
+GOOD_EXCHANGE: dict[str, Any] = {
+    "sender": SENDER,
+    "beat": 1,
+    "time": 1,
+    "register_digest": 1,
+    "clock": {},
+    "rest_digest": 0,
+    "state": "serving",
+}
+GOOD_UPDATE: list[Any] = [SENDER, 1, 5, {}, [["k", b"1"]]]
+
+
+class Served(NamedTuple):
+    """A whole replica, not started: nothing in it moves but by a request."""
+
+    api: Api
+    node: Node
+    fatal: list[str]
+
+    def state(self) -> tuple[Any, ...]:
+        replica = self.node.replica
+        return (*self.api.state(), dict(replica.view.register), replica.view.members(), len(replica.store.pending))
+
+
+@pytest.fixture
+def served(api: Api) -> Iterator[Served]:
+    fatal: list[str] = []
+    replica = Replica("127.0.0.1:21503", [], now=read_clocks(), rng=random.Random(1))
+    replica.store.closed = None
+    node = Node(replica, Engine(replica.store), CallSettings(), on_fatal=fatal.append)
+    unbound = replication_bound._node
+    # Only who is in the register is listened to.
+    node.exchange(msgspec.msgpack.encode({**GOOD_EXCHANGE, "register": {SENDER_ADDRESS: [0xABCDEF, 1, True]}}))
+    bound.bind(node.engine, LIMITS)
+    replication_bound.bind(node)
+    yield Served(Api(replica.store), node, fatal)
+    replication_bound._node = unbound
+
+
+def exchange(name: str, error: str = "not a message", **fields: Any) -> Case:
+    """An exchange that is right but for ``fields``; None takes one out."""
+    message = {field: value for field, value in {**GOOD_EXCHANGE, **fields}.items() if value is not None}
+    raw = msgspec.msgpack.encode(message)
+    return Case(f"exchange: {name}", "POST", "/replication/exchange", 400, error, raw=raw, content_type=MSGPACK)
+
+
+def update(name: str, *fields: Any, error: str = "not a message") -> Case:
+    """An exchange with one bad update: ``fields`` take the place of the first of a good one's."""
+    return exchange(f"update: {name}", error, updates=[[*fields, *GOOD_UPDATE[len(fields) :]]])
+
+
+def peers(name: str, raw: bytes, status: int = 400, error: str = "", content_type: str | None = MSGPACK) -> list[Case]:
+    return [
+        Case(f"{path}: {name}", "POST", f"/replication/{path}", status, error, raw=raw, content_type=content_type)
+        for path in ("exchange", "snapshot")
+    ]
+
+
+DEEP_MSGPACK = b"\x81\xa6sender" + b"\x91" * DEEP
+
+EXCHANGES = [
+    *peers("no body", b""),
+    *peers("JSON", json.dumps(GOOD_EXCHANGE).encode()),
+    *peers("JSON that says so", json.dumps(GOOD_EXCHANGE).encode(), 415, content_type="application/json"),
+    *peers("a form", b"a=b", 415, content_type="application/x-www-form-urlencoded"),
+    *peers("null", b"\xc0"),
+    *peers("array", b"\x93\x01\x02\x03"),
+    *peers("empty object", b"\x80"),
+    *peers("deep", DEEP_MSGPACK),
+    *peers("cut off", msgspec.msgpack.encode(GOOD_EXCHANGE)[:-3]),
+    *peers("two messages", msgspec.msgpack.encode(GOOD_EXCHANGE) * 2),
+    *peers("a length of 4 GiB", b"\xdf\xff\xff\xff\xff"),
+    *peers("invalid UTF-8", b"\x81\xa6sender\xa2\xff\xff"),
+    *peers("random bytes", bytes(range(256))),
+    *(exchange(f"no {field}", **{field: None}) for field in GOOD_EXCHANGE),
+    exchange("sender is a number", sender=7),
+    exchange("sender is empty", sender=""),
+    exchange("sender is long", sender="x" * 400),
+    exchange("beat is negative", beat=-1),
+    exchange("beat is a float", beat=1.5),
+    exchange("beat is giant", beat=2**64 - 1),
+    exchange("time is giant", time=2**62),
+    exchange("state is none", state="asleep"),
+    exchange("protocol of the future", "protocol 9", protocol=9),
+    exchange("protocol of the past", "protocol -9", protocol=-9),
+    exchange("clock is a list", clock=[1]),
+    exchange("clock with 0", clock={"a": 0}),
+    exchange("clock with a float", clock={"a": 1.0}),
+    exchange("clock with a giant", clock={"a": 2**63}),
+    exchange("clock with an empty id", clock={"": 1}),
+    exchange("register of a number", register={"a:1": 5}),
+    exchange("register with a negative stamp", register={"a:1": [1, -1, True]}),
+    exchange("register with text for a flag", register={"a:1": [1, 1, "yes"]}),
+    exchange("too large a register", "addresses", register={f"a:{n}": [1, 1, True] for n in range(2000)}),
+    exchange("updates is an object", updates={}),
+    exchange("want is text", want="yes"),
+    update("number", 1),
+    update("counter 0", SENDER, 0),
+    update("negative counter", SENDER, -1),
+    update("giant counter", SENDER, 2**63),
+    update("negative timestamp", SENDER, 1, -5),
+    update("deps is a list", SENDER, 1, 5, []),
+    update("deps with 0", SENDER, 1, 5, {"a": 0}),
+    update("own origin among deps", SENDER, 1, 5, {SENDER: 1}, error="own origin"),
+    update("writes is text", SENDER, 1, 5, {}, "k"),
+    update("write without a value", SENDER, 1, 5, {}, [["k"]]),
+    update("value is a number", SENDER, 1, 5, {}, [["k", 1]]),
+    update("key is a number", SENDER, 1, 5, {}, [[1, b"1"]]),
+    update("a key twice", SENDER, 1, 5, {}, [["k", b"1"], ["k", b"2"]], error="twice"),
+    update("replaces a number", SENDER, 1, 5, {}, [["k", b"1", 5]]),
+    update("expires before 1970", SENDER, 1, 5, {}, [["k", b"1", [], -1]]),
+    Case("snapshot: piece is negative", "POST", "/replication/snapshot", 400, "not a message",
+         raw=msgspec.msgpack.encode({"sender": SENDER, "piece": -1}), content_type=MSGPACK),
+    Case("snapshot: name is long", "POST", "/replication/snapshot", 400, "not a message",
+         raw=msgspec.msgpack.encode({"sender": SENDER, "snapshot": "x" * 65}), content_type=MSGPACK),
+]  # fmt: skip
+
+
+def view(name: str, raw: bytes, status: int = 400, error: str = "") -> list[Case]:
+    return [Case(f"view: {method} {name}", method, "/view", status, error, raw=raw) for method in ("PUT", "DELETE")]
+
+
+VIEWS = [
+    *view("no body", b"", error="socket-address"),
+    *view("empty object", b"{}", error="socket-address"),
+    *view("array", b"[]"),
+    *view("cut off", b'{"socket-address": "a:1"', error="not valid JSON"),
+    *view("deep", b"[" * DEEP),
+    *view("null", b'{"socket-address": null}'),
+    *view("number", b'{"socket-address": 8090}'),
+    *view("UTF-8", b'{"socket-address": "\xff:1"}', error="UTF-8"),
+    *view("surrogate", b'{"socket-address": "\\ud800:1"}'),
+    *view("too large", b'{"socket-address": "a:1"}' + b" " * LIMITS.max_body_bytes, 413),
+    *(case for text in ("", "a", "a:0", "a:65536", "::1:1", "a b:1", "a\\n:1", "http://a:1", "x" * 300 + ":1")
+      for case in view(f"address {text[:9]!r}", b'{"socket-address": "' + text.encode() + b'"}', error="socket-address")),
+]  # fmt: skip
+
+REST = [
+    Case("explain: empty key", "GET", "/replication/explain/", error="Key is empty"),
+    Case("explain: long key", "GET", "/replication/explain/" + "x" * 513, error="Key is too long"),
+    *(Case(f"explain: no UTF-8 {path}", "GET", f"/replication/explain/{path}", error="UTF-8") for path in
+      ("%FF", "a%80b", "%ED%A0%80", "%25FF%FF")),
+    *(Case(f"method: {method} {path}", method, path, 405, "not allowed") for method, path in
+      [("POST", "/view"), ("PATCH", "/view"), ("GET", "/replication/exchange"), ("PUT", "/replication/snapshot"),
+       ("POST", "/replication/status"), ("DELETE", "/replication/explain/a"), ("PUT", "/metrics"), ("POST", "/healthz"),
+       ("DELETE", "/readyz"), ("POST", "/schema/"), ("BREW", "/metrics")]),
+    Case("path: /replication", "GET", "/replication", 404, "Not found"),
+    Case("path: /replication/none", "POST", "/replication/none", 404, "Not found"),
+    Case("path: /views", "GET", "/views", 404, "Not found"),
+    Case("path: /metrics/", "GET", "/metrics/", 404, "Not found"),
+    Case("schema: format", "GET", "/schema/?format=xml", error="format"),
+    Case("host: another's", "GET", "/view", 400, "Host", headers={"Host": "evil.example"}),
+    Case("host: another's, and a port", "PUT", "/kvs/k", 400, "Host", {"value": 1}, headers={"Host": "evil.example:80"}),
+    Case("host: broken", "GET", "/kvs", 400, "Host", headers={"Host": "a b/c"}),
+]  # fmt: skip
+
+CONCERNS = [
+    *(Case(f"w of {method} {path}: {w!r}", method, path, 400, "`$.w`", {"value": 1, "w": w, "writes": []})
+      for method, path in (("PUT", "/kvs/k"), ("POST", "/kvs/k"), ("DELETE", "/kvs/here"), ("POST", "/kvs"))
+      for w in (0, -1, 1.5, True, "2", "ALL", [], {}, 2**53, 2**64)),
+    *(Case(f"w-timeout of {method} {path}: {s!r}", method, path, 400, "`$.w-timeout`", {"value": 1, "w": 1, "w-timeout": s})
+      for method, path in (("PUT", "/kvs/k"), ("DELETE", "/kvs/here"), ("POST", "/kvs"))
+      for s in (-1, 60.5, True, "1", [])),
+    Case("w-timeout: 1e400", "PUT", "/kvs/k", 400, raw=b'{"value": 1, "w": 1, "w-timeout": 1e400}'),
+]  # fmt: skip
+
+OTHERS = [*EXCHANGES, *VIEWS, *REST, *CONCERNS]
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name[:60])
+def test_bad_input_elsewhere_is_a_clear_4xx_that_changes_nothing(served: Served, case: Case) -> None:
+    api = served.api
+    api.put("/kvs/here", "before")
+    before = served.state()
+    answer = api.ask(
+        case.method, case.path, case.body, raw=case.raw, content_type=case.content_type, headers=case.headers
+    )
+    assert answer.status == case.status
+    assert answer.headers["Content-Type"] == "application/json"
+    assert case.error in answer.body["error"]
+    assert 0 < len(answer.body["error"]) < 300
+    assert served.state() == before
+    assert not served.fatal
+    assert api.get("/kvs/here").body["value"] == "before"
+    assert api.ask("GET", "/view").body == {"view": [SENDER_ADDRESS, "127.0.0.1:21503"]}
+
+
+def test_there_are_enough_of_those() -> None:
+    assert len({case.name for case in OTHERS}) == len(OTHERS) >= 100
+
+
+def test_the_exchange_that_the_bad_ones_are_made_of_is_good(served: Served) -> None:
+    message = {**GOOD_EXCHANGE, "updates": [GOOD_UPDATE]}
+    reply = served.api._client.generic("POST", "/replication/exchange", msgspec.msgpack.encode(message), MSGPACK)
+    assert reply.status_code == 200
+    assert served.api.get("/kvs/k").body["value"] == 1

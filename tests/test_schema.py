@@ -14,8 +14,8 @@ import pytest
 import schemathesis
 from django.test import Client
 from hypothesis import settings
-from jsonschema import Draft202012Validator
-from referencing import Registry, Resource
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # of drf-spectacular
+from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 from schemathesis.config import SchemathesisConfig
 
@@ -73,7 +73,7 @@ def test_every_route_of_the_api_is_told(browser: Client) -> None:
 
 def test_every_operation_has_a_summary_and_examples() -> None:
     ids = [operation["operationId"] for _, _, operation in operations()]
-    assert len(set(ids)) == len(ids) == 15
+    assert len(set(ids)) == len(ids) == 14
     for method, path, operation in operations():
         where = f"{method} {path}"
         assert operation["summary"], where
@@ -85,8 +85,7 @@ def test_every_operation_has_a_summary_and_examples() -> None:
 
 
 def test_every_example_is_what_the_schema_says() -> None:
-    resource = Resource(contents=document(), specification=DRAFT202012)
-    registry: Registry[Any] = Registry().with_resource("urn:api", resource)
+    registry: Registry[Any] = Registry().with_resource("urn:api", DRAFT202012.create_resource(document()))
     checked = 0
     for method, path, operation in operations():
         for body in [*operation["responses"].values(), operation.get("requestBody", {})]:
@@ -133,7 +132,7 @@ def test_schemathesis_finds_nothing_against_a_real_replica(tmp_path: Path) -> No
     with LocalCluster(1, free_ports(1), environment=nobody_waits) as cluster:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG)),
-            *("run", f"{cluster.url(0)}/schema/", "--max-examples", "40"),
+            *("run", f"{cluster.url(0)}/schema/", "--max-examples", "20"),
             *("--exclude-operation-id", "addToView", "--exclude-operation-id", "removeFromView"),
         ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
@@ -150,7 +149,7 @@ of_view.app = application
 
 @of_view.parametrize()
 @settings(max_examples=60, deadline=None)
-def test_schemathesis_finds_nothing_in_changes_of_the_view(case: schemathesis.Case) -> None:
+def test_schemathesis_finds_nothing_in_changes_of_the_view(case: schemathesis.Case[Any]) -> None:
     """Here a node that only writes the addresses down."""
     unbound = bound._node
     bound.bind(cast("Node", WrittenDown()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ class Quiet(WSGIRequestHandler):
 class Peer:
     """A replica's edge with an application that writes down what got through. ``skew_s``: of its clock."""
 
-    def __init__(self, secret: str = SECRET, tokens: tuple[ApiToken, ...] = ()) -> None:
+    def __init__(self, secret: str = SECRET, tokens: tuple[ApiToken, ...] = (), also: str = "") -> None:
         self.id = "a:1@0000000000000001"
         self.skew_s = 0.0
         self.bodies: list[bytes] = []
@@ -40,7 +41,7 @@ class Peer:
         self.status = "200 OK"
         self.replay: Callable[[list[tuple[str, str]]], list[tuple[str, str]]] = lambda headers: headers
         self.swap: Callable[[bytes], bytes] = lambda body: body
-        config = Config(cluster_secret=secret, api_tokens=tokens)
+        config = Config(cluster_secret=secret, api_tokens=tokens, cluster_secret_also=also)
         guard = Guard(config, lambda: self.id, lambda: time.time_ns() // 1000 + round(self.skew_s * 1e6))
         self._edge = Edge(self._serve, 1000, guard if secret or tokens else None)
 
@@ -206,6 +207,15 @@ def test_a_recorded_request_is_worth_nothing(serve: Serve, caller: Caller) -> No
     thief.close()
     assert peer.bodies.count(b"data") == 1
     assert other.bodies == []
+
+
+def test_a_secret_changes_in_three_rolls_and_each_can_talk_to_the_one_before(serve: Serve) -> None:
+    rolls = [(SECRET, ""), (SECRET, OTHER), (OTHER, SECRET), (OTHER, "")]
+    for old, new in itertools.pairwise(rolls):
+        for asking, asked in ((old, new), (new, old)):
+            caller = Caller(CallSettings(key=key_of(asking[0])))
+            assert post(caller, serve(Peer(asked[0], also=asked[1])))[0] == 200
+            caller.close()
 
 
 def test_with_tokens_alone_replicas_present_theirs(serve: Serve) -> None:

@@ -33,7 +33,7 @@ def signed(
 
 @pytest.fixture
 def judge() -> Judge:
-    return Judge(KEY, WINDOW_S)
+    return Judge([KEY], WINDOW_S)
 
 
 def judged(judge: Judge, header: str, method: str = "PUT", target: str = "/view", now_us: int = NOW_US) -> Verdict:
@@ -49,7 +49,13 @@ def test_one_secret_is_one_key_and_the_key_does_not_show_it() -> None:
 def test_what_was_signed_comes_in_with_the_digest_of_its_body(judge: Judge) -> None:
     claim = read(signed())
     assert claim is not None
-    assert judged(judge, signed()) == Verdict("", nonce(), claim.digest)
+    assert judged(judge, signed()) == Verdict("", nonce(), claim.digest, KEY)
+
+
+def test_any_of_several_secrets_will_do_and_the_reply_is_of_the_same() -> None:
+    judge = Judge([KEY, OTHER], WINDOW_S)
+    assert [judged(judge, signed(key, n=n)).key for n, key in enumerate((KEY, OTHER))] == [KEY, OTHER]
+    assert judged(judge, signed(key_of("a third one"), n=2)).refusal
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,7 @@ def test_what_was_signed_comes_in_with_the_digest_of_its_body(judge: Judge) -> N
     ],
 )
 def test_anything_else_proves_nothing_and_its_refusal_is_not_signed(header: str, method: str, target: str) -> None:
-    verdict = judged(Judge(KEY, WINDOW_S), header, method, target)
+    verdict = judged(Judge([KEY], WINDOW_S), header, method, target)
     assert verdict.refusal
     assert not verdict.nonce
 
@@ -91,7 +97,7 @@ def test_a_nonce_is_remembered_for_as_long_as_its_time_is_acceptable(judge: Judg
 
 
 def test_what_is_remembered_is_bounded_in_time_and_number() -> None:
-    judge = Judge(KEY, WINDOW_S, max_nonces=10)
+    judge = Judge([KEY], WINDOW_S, max_nonces=10)
     for n in range(10):
         assert not judged(judge, signed(n=n)).refusal
     assert "too many" in judged(judge, signed(n=10)).refusal

@@ -24,10 +24,14 @@ DEFER_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """What clients do. Probabilities of each operation (the rest are reads of one key); times in seconds."""
+    """What clients do. Probabilities of each operation (the rest are reads of one key); times in seconds.
+
+    ``burst``: how many operations a client does at one replica, one right after the other, before it pauses.
+    """
 
     keys: int = 8
     pause_s: float = 0.01
+    burst: int = 1
     put: float = 0.36
     delete: float = 0.08
     transaction: float = 0.06
@@ -83,9 +87,6 @@ class Clients:
     # -- acting ----------------------------------------------------------------------------------------
 
     def _act(self, client: Client) -> None:
-        if self.budget <= 0:
-            return
-        self.budget -= 1
         rng, habits = self.world.rng, self.habits
         if rng.random() < habits.hop:
             client.at = rng.choice(self._addresses)
@@ -93,8 +94,18 @@ class Clients:
             self._hear_from(client, rng.choice(self.all))
         if rng.random() < habits.forget:
             client.generation, client.count, client.past, client.after = client.generation + 1, 0, {}, ()
-        self.world.counts["operations"] += 1
-        self._attempt(client, self._choose(client), self.world.now_s + DEFER_S, None)
+        self._continue(client, habits.burst)
+
+    def _continue(self, client: Client, left: int) -> None:
+        """Do the rest of a burst, until one operation has to wait or is refused."""
+        while left and self.budget > 0:
+            left -= 1
+            self.budget -= 1
+            self.world.counts["operations"] += 1
+            if not self._attempt(client, self._choose(client), self.world.now_s + DEFER_S, None):
+                return
+        if self.budget > 0:
+            self._rest(client)
 
     def _choose(self, client: Client) -> Callable[[Host], None]:
         rng, habits = self.world.rng, self.habits
@@ -120,29 +131,32 @@ class Clients:
         siblings = rng.random() < 0.1
         return lambda host: self._get(client, host, key, all_siblings=siblings)
 
-    def _attempt(self, client: Client, action: Callable[[Host], None], deadline_s: float, token: int | None) -> None:
-        """Try; where the causal past is not there, wait for it at that replica as its engine would."""
+    def _attempt(self, client: Client, action: Callable[[Host], None], deadline_s: float, token: int | None) -> bool:
+        """Try; where the causal past is not there, wait for it at that replica as its engine would.
+
+        Returns True when it was answered; else the client goes on by itself, later.
+        """
         host = self.world.hosts[client.at]
         replica = host.replica
         if replica is None or self.world.now_s < host.paused_until_s:
             self.world.counts["unreachable"] += 1
-            client.at = self.world.rng.choice(self._addresses)
-            self._rest(client)
-            return
-        if token is not None:
-            self.drop_lost(client, replica, replica.lost(client.past, token))
-        try:
-            action(host)
-        except Refused:
-            self.world.counts["refused"] += 1
-            client.at = self.world.rng.choice(self._addresses)
-        except NotReached:
-            if self.world.now_s < deadline_s:
-                self._defer(client, host, action, deadline_s, token)
-                return
-            self.world.counts["gave_up"] += 1
-            client.at = self.world.rng.choice(self._addresses)
+        else:
+            if token is not None:
+                self.drop_lost(client, replica, replica.lost(client.past, token))
+            try:
+                action(host)
+            except Refused:
+                self.world.counts["refused"] += 1
+            except NotReached:
+                if self.world.now_s < deadline_s:
+                    self._defer(client, host, action, deadline_s, token)
+                    return False
+                self.world.counts["gave_up"] += 1
+            else:
+                return True
+        client.at = self.world.rng.choice(self._addresses)
         self._rest(client)
+        return False
 
     def _defer(
         self, client: Client, host: Host, action: Callable[[Host], None], deadline_s: float, token: int | None
@@ -157,14 +171,25 @@ class Clients:
 
         def retry() -> None:
             nonlocal done
-            if not done:
-                done = True
-                # A process that died while the request waited has not answered it: the client goes elsewhere.
-                same = host.boots == boot and host.replica is not None
-                self._attempt(client, action, deadline_s if same else 0.0, token if same else None)
+            if done:
+                return
+            replica = host.replica if host.boots == boot else None
+            if replica is not None and self.world.now_s < deadline_s and not self._is_due(replica, client.past, token):
+                host.retries.append(retry)
+                return
+            done = True
+            # A process that died while the request waited has not answered it: the client goes elsewhere.
+            if self._attempt(client, action, deadline_s if replica else 0.0, token if replica else None):
+                self._rest(client)
 
         host.retries.append(retry)
         self.world.at(deadline_s, retry)
+
+    @staticmethod
+    def _is_due(replica: Replica, past: Clock, token: int) -> bool:
+        """Whether an engine would wake a request that waits for ``past``."""
+        store = replica.store
+        return store.closed is not None or store.is_causal(past) or bool(replica.lost(past, token))
 
     def drop_lost(self, client: Client, teller: Replica, lost: Lost) -> None:
         """Let ``client`` go on without what ``teller`` says is lost."""

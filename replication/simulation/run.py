@@ -32,7 +32,7 @@ class Outcome:
 
 def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSettings, StoreSettings, Conditions]:
     """Draw how the run goes: sizes small enough that every limit is met."""
-    duration_s = rng.choice([2.0, 6.0, 12.0])
+    duration_s = rng.choice([1.0, 4.0, 8.0])
     clients = 6
     plan = Plan(
         replicas=rng.choice([3, 3, 3, 4, 5]),
@@ -40,9 +40,13 @@ def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSetting
         duration_s=duration_s,
         membership=rng.random() < 0.4,
     )
-    habits = Habits(keys=rng.choice([3, 8, 8, 20]), pause_s=duration_s * clients / max(operations, 1))
+    burst = rng.choice([1, 1, 4, 10])
+    habits = Habits(
+        keys=rng.choice([3, 8, 8, 20]), burst=burst, pause_s=duration_s * clients * burst / max(operations, 1)
+    )
     settings = ReplicationSettings(
-        sync_interval_s=rng.choice([0.3, 1.0]),
+        sync_interval_s=rng.choice([0.4, 1.0]),
+        pace_s=rng.choice([0.0, 0.004, 0.02]),
         batch_updates=rng.choice([3, 20, 1000]),
         snapshot_piece_bytes=rng.choice([600, 100_000]),
     )
@@ -63,7 +67,7 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
     for host in world.hosts.values():
         host.skew_us = round(rng.uniform(-2e6, 2e6))
         world.at(world.now_s + rng.random() * 0.2, world.start, host.address)
-    world.run_until(world.now_s + rng.choice([0.3, 4.0]))
+    world.run_until(world.now_s + rng.choice([0.3, 3.0]))
     faults = Faults(world, plan)
     clients.begin()
     faults.begin()

@@ -257,6 +257,11 @@ class NetnsCluster(LocalCluster):
                 start_new_session=True,
             )
 
+    def exit_code(self, i: int) -> int | None:
+        """Return how replica ``i`` ended by itself (a signal is negative); None where it runs or was ended."""
+        process = self._processes[i]
+        return None if process is None else process.poll()
+
     def kill(self, i: int) -> None:
         """End replica ``i`` as a crash would (SIGKILL), paused or not, and wait until it is gone."""
         super().kill(i)

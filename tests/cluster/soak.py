@@ -9,12 +9,14 @@ served everywhere. The recorded history, and the final state as a read by somebo
 ``store/history.py``. Replicas live on from round to round, with what the faults made of their clocks and logs.
 
 What may be lost. An update that only a killed replica had is gone (SPEC P5), and clients are told (2.8). So the judge
-has to know which were: those that no replica's clock covers in the end. Lest that excuses a bug, each of them must
-be one that could have been lost:
+has to know which were: those that no replica's clock covers in the end, and those that a client was told are lost (one
+of a replica that was cut off and removed may come back when that is put back). Lest that excuses a bug, each of them
+must be one that could have been lost:
 
-* its replica was killed (not asked to end), and the kill was less than ``SPREAD_S`` after the answer, unless the replica
-  could not reach everybody in between, or others could not be reached;
-* nobody read it from another replica that has lived ever since.
+* its replica was killed (not asked to end), less than ``SPREAD_S`` after the answer, unless not everybody could be
+  reached in between;
+* nobody read it from another replica that has lived ever since;
+* one that a client was told of: its replica was killed or removed before.
 
 Success. Of the requests sent to a replica that was running, ready and in the view from before the request until after
 it, how many were answered without an error. A 503 that names what of the client's causal past is missing is the
@@ -44,7 +46,7 @@ import requests
 from store import history
 from store.client import ClientError, Delete, NotReached, Put, Rejected, Session, Unavailable, Uncertain
 from tests.cluster.netns import NetnsCluster, What
-from tests.cluster.support import ask, change_view, get, in_step, readiness, status
+from tests.cluster.support import change_view, get, in_step, readiness, status
 
 SETTINGS = {"KV_DOWN_AFTER": "2", "KV_SYNC_INTERVAL": "0.4"}
 DOWN_AFTER_S = 2.0
@@ -75,12 +77,16 @@ class Tally:
     errors: Counter[str] = field(default_factory=Counter)
     acknowledged: int = 0
     told_lost: int = 0
+    # (replica id, first, last counter, when a client was told that these are lost).
+    told: list[tuple[str, int, int, float]] = field(default_factory=list)
     per_second: Counter[int] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
     # Replica -> [from, until] in monotonic seconds, while it was down, paused, removed, or not ready yet.
     troubles: dict[int, list[list[float]]] = field(default_factory=dict)
-    # Replica -> when it was killed. Links are whole where no interval covers a moment.
+    # Replica -> when it was killed; when it was removed from the view.
     kills: dict[int, list[float]] = field(default_factory=dict)
+    removals: dict[int, list[float]] = field(default_factory=dict)
+    # Moments in which not all links were whole.
     broken_links: list[list[float]] = field(default_factory=list)
 
     def trouble_begins(self, i: int) -> None:
@@ -160,6 +166,8 @@ class CountingSession(Session):
         if reply.lost:
             with self.tally.lock:
                 self.tally.told_lost += 1
+                for replica, span in reply.lost.items():
+                    self.tally.told.append((replica, *span, time.monotonic()))
 
     def _tell(self, kind: str, operation: Mapping[str, Any]) -> None:
         told = dict(operation)
@@ -450,6 +458,7 @@ class Nemesis:
     def _remove(self) -> None:
         if (i := self._take_down("removal")) is None:
             return
+        self._tally.removals.setdefault(i, []).append(time.monotonic())
         self._change_view("DELETE", i)
 
         def end() -> None:
@@ -567,7 +576,8 @@ class Run:
         deadline = healed_s + STEP_LIMIT_S
         dead = [i for i in range(len(self.cluster.addresses)) if not self.cluster.is_running(i)]
         for i in dead:
-            self.problem(f"replica {i} has ended by itself:\n{self.cluster.log(i)[-2000:]}")
+            code = self.cluster.exit_code(i)
+            self.problem(f"replica {i} has ended by itself, exit code {code}:\n{self.cluster.log(i)[-2000:]}")
             self.cluster.start_one(i)
         while not self._in_step():
             if time.monotonic() > deadline:
@@ -641,9 +651,7 @@ class Run:
                 state[key] = [each["value"] for each in body["siblings"]]
         return state
 
-    def _mark_lost(
-        self, operations: Sequence[history.Operation], clock: Mapping[str, int]
-    ) -> list[history.Operation]:
+    def _mark_lost(self, operations: Sequence[history.Operation], clock: Mapping[str, int]) -> list[history.Operation]:
         """Return the operations, those marked "lost" whose update no replica has; a problem where none could be."""
         readers: dict[str, list[tuple[int, float]]] = {}  # update -> (replica that showed it, when)
         for operation in operations:
@@ -656,12 +664,23 @@ class Run:
         for operation in operations:
             if operation.status == "ok" and operation.writes and operation.update:
                 replica, _, counter = operation.update.rpartition(":")
-                if int(counter) > clock.get(replica, 0):
+                is_gone = int(counter) > clock.get(replica, 0)
+                if is_gone:
                     self.lost_updates += 1
                     self._must_be_losable(operation, readers.get(operation.update, ()))
+                if is_gone or self._was_told(replica, int(counter), operation):
                     operation = msgspec.structs.replace(operation, status="lost")
             marked.append(operation)
         return marked
+
+    def _was_told(self, replica: str, counter: int, operation: history.Operation) -> bool:
+        """Whether a client was told that this update is lost; a problem where its replica was fine."""
+        told_s = [at_s for told, first, last, at_s in self.tally.told if told == replica and first <= counter <= last]
+        i = self._index(operation.replica or "")
+        ends = [*self.tally.kills.get(i, ()), *self.tally.removals.get(i, ())]
+        if told_s and not any(end_s <= told_s[0] for end_s in ends):
+            self.problem(f"told as lost: {operation.update}, but replica {i} was neither killed nor removed before")
+        return bool(told_s)
 
     def _must_be_losable(self, operation: history.Operation, readers: Iterable[tuple[int, float]]) -> None:
         i = self._index(operation.replica or "")
@@ -688,24 +707,29 @@ class Run:
         fine = sum(counts[name] for name in ("answered", "deferred too long", "error"))
         without_refusals = counts["answered"] + counts["error"]
         slow = sorted(tally.per_second.values())[1:-1]  # the first and last second are parts of one
+        elsewhere = ((name.split(",")[0], n) for name, n in sorted(counts.items()) if "trouble" in name)
+        judged = [sum(getattr(each, what) for each in self.judged) for what in ("judged", "reads", "conflicts")]
         lines = [
             f"rounds                {self.round}, {self.load_s:.0f} s under load",
-            "faults                " + ", ".join(f"{name} {n}" for name, n in sorted(tally.faults.items())),
-            f"acknowledged          {tally.acknowledged} operations, {tally.acknowledged / max(1.0, self.load_s):.0f}/s"
-            f" (lowest second {slow[0] if slow else 0})",
-            f"at serving replicas   {fine} requests: {counts['answered']} answered,"
-            f" {counts['deferred too long']} refused for a past that cannot be reached, {counts['error']} errors",
-            f"success               {counts['answered'] / max(1, without_refusals):.2%}"
-            f" ({counts['answered'] / max(1, fine):.2%} with those refusals counted)",
-            "elsewhere             "
-            + ", ".join(f"{name.split(',')[0]} {n}" for name, n in sorted(counts.items()) if "trouble" in name),
+            f"faults                {_listed(tally.faults.items())}",
+            f"acknowledged          {tally.acknowledged} operations",
+            f"  a second            {tally.acknowledged / max(1.0, self.load_s):.0f}; {slow[0] if slow else 0} in the worst one",
+            f"at serving replicas   {fine} requests, {counts['answered']} of them answered",
+            f"  refused             {counts['deferred too long']}, as their past could not be reached",
+            f"  errors              {counts['error']}",
+            f"success               {counts['answered'] / max(1, without_refusals):.2%}",
+            f"  refusals counted    {counts['answered'] / max(1, fine):.2%}",
+            f"at replicas in trouble {_listed(elsewhere)}",
             f"lost with a crash     {self.lost_updates} updates; told to clients {tally.told_lost} times",
             f"in step after a heal  {self.slowest_step_s:.1f} s at most",
-            f"judged                {sum(each.judged for each in self.judged)} operations,"
-            f" {sum(each.reads for each in self.judged)} reads, {sum(each.conflicts for each in self.judged)} conflicts",
+            f"judged                {judged[0]} operations, {judged[1]} reads, {judged[2]} conflicts",
         ]
         lines += [f"error                 {n} x {why}" for why, n in tally.errors.most_common(8)]
         return "\n".join(lines)
+
+
+def _listed(counts: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in sorted(counts)) or "none"
 
 
 def judge_records(
