@@ -16,7 +16,7 @@ other. Bounds are part of the types: what decodes is well-formed.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -124,6 +124,11 @@ class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
 Message = TypeVar("Message", Exchange, SnapshotRequest, SnapshotPiece)
 
 _encoder = msgspec.msgpack.Encoder()
+# Made here, by the one thread that imports: msgspec builds what it knows of a type at its first use, and a second
+# thread that came upon it half-built crashed the process (msgspec 0.22).
+_decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {
+    kind: msgspec.msgpack.Decoder(kind) for kind in (Exchange, SnapshotRequest, SnapshotPiece)
+}
 
 
 def encode(message: Exchange | SnapshotRequest | SnapshotPiece) -> bytes:
@@ -134,7 +139,7 @@ def encode(message: Exchange | SnapshotRequest | SnapshotPiece) -> bytes:
 def decode(body: bytes, kind: type[Message]) -> Message:
     """Return the message of ``kind`` in ``body``. Raises BadMessage for anything else, whatever it is."""
     try:
-        message = msgspec.msgpack.decode(body, type=kind)
+        message: Message = _decoders[kind].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise BadMessage(f"not a message of this protocol: {exc}") from exc
     if not isinstance(message, SnapshotPiece) and abs(message.protocol - PROTOCOL) > 1:

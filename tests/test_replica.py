@@ -19,7 +19,7 @@ from tests.wire import NOW, Wire, address
 SMALL_LOG = StoreSettings(max_log_bytes=4_000)
 """Holds about nine updates of one key."""
 
-SMALL_PIECES = ReplicationSettings(snapshot_piece_bytes=1_500)
+SMALL_PIECES = ReplicationSettings(pace_s=0.0, snapshot_piece_bytes=1_500)
 """About three keys a piece."""
 
 
@@ -149,7 +149,7 @@ def test_a_failed_peer_is_asked_again_only_by_the_timer(wire: Wire) -> None:
 
 
 def test_what_a_limit_cuts_off_follows_at_once(wire: Wire) -> None:
-    wire.settings = ReplicationSettings(batch_updates=2)
+    wire.settings = ReplicationSettings(pace_s=0.0, batch_updates=2)
     wire.cluster("r1", "r2")
     wire.cut("r1", "r2")
     for number in range(7):
@@ -164,7 +164,7 @@ def test_what_a_limit_cuts_off_follows_at_once(wire: Wire) -> None:
 
 def test_a_cut_batch_that_brings_nothing_forward_does_not_make_two_replicas_talk_without_end(wire: Wire) -> None:
     """What r1 sends waits at r2 for something that r1 does not have: sending it again at once would not help."""
-    wire.settings = ReplicationSettings(batch_updates=2)
+    wire.settings = ReplicationSettings(pace_s=0.0, batch_updates=2)
     r1, _ = wire.cluster("r1", "r2")
     wire.cut("r1", "r2")
     ghost = {address("r9") + "@" + "0" * 15 + "1": 1}
@@ -176,7 +176,7 @@ def test_a_cut_batch_that_brings_nothing_forward_does_not_make_two_replicas_talk
 
 
 def test_updates_arrive_with_their_causes_whatever_the_limit(wire: Wire) -> None:
-    wire.settings = ReplicationSettings(batch_updates=1)
+    wire.settings = ReplicationSettings(pace_s=0.0, batch_updates=1)
     wire.cluster("r1", "r2", "r3")
     wire.isolate("r3")
     past: Clock = {}
@@ -365,7 +365,7 @@ def test_a_giver_that_comes_back_empty_half_way_is_not_believed_to_continue(wire
 
 
 def test_a_snapshot_whose_giver_has_too_many_receivers_is_asked_for_again(wire: Wire) -> None:
-    wire.settings = ReplicationSettings(snapshot_piece_bytes=1_500, max_snapshots=1)
+    wire.settings = ReplicationSettings(pace_s=0.0, snapshot_piece_bytes=1_500, max_snapshots=1)
     wire.store_settings = SMALL_LOG
     wire.cluster("r1", "r2", "r3")
     wire.isolate("r1")
@@ -384,7 +384,7 @@ def test_a_snapshot_whose_giver_has_too_many_receivers_is_asked_for_again(wire: 
 
 
 def test_a_snapshot_that_was_handed_out_whole_leaves_room_for_the_next_receiver(wire: Wire) -> None:
-    wire.settings = ReplicationSettings(max_snapshots=1)
+    wire.settings = ReplicationSettings(pace_s=0.0, max_snapshots=1)
     wire.start("r1")
     wire.issue("r1", "x", b"1")
     wire.flow(1.5)
@@ -608,7 +608,7 @@ def test_a_joiner_waits_for_everything_that_each_one_who_answered_had_when_asked
 
 
 def test_a_joiner_waits_for_what_comes_in_several_batches(wire: Wire) -> None:
-    wire.settings = ReplicationSettings(batch_updates=2)
+    wire.settings = ReplicationSettings(pace_s=0.0, batch_updates=2)
     wire.cluster("r1", "r2")
     wire.isolate("r2")
     for number in range(5):
@@ -1291,7 +1291,7 @@ def test_an_own_update_that_was_never_issued_is_refused_and_leaves_no_trace(wire
 
 
 def test_a_register_beyond_the_limit_is_refused_whole(wire: Wire) -> None:
-    wire.settings = ReplicationSettings(max_members=4)
+    wire.settings = ReplicationSettings(pace_s=0.0, max_members=4)
     r1, _ = wire.cluster("r1", "r2")
     before = dict(r1.view.register)
     with pytest.raises(BadMessage):

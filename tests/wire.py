@@ -63,7 +63,7 @@ class Process:
 class Wire:
     """Processes by name, the cuts between them (one-way), and the time, which is the test's."""
 
-    settings: ReplicationSettings = field(default_factory=ReplicationSettings)
+    settings: ReplicationSettings = field(default_factory=lambda: ReplicationSettings(pace_s=0.0))
     store_settings: StoreSettings = field(default_factory=StoreSettings)
     now_s: float = 0.0
     rng: Random = field(default_factory=lambda: Random(1))

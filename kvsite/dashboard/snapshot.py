@@ -171,6 +171,11 @@ def _replica(address: str, known: Mapping[str, Any], asked: str, seen: Member | 
     )
 
 
+# msgspec builds what it knows of a type at its first use, and two threads doing so at once crash the process: here,
+# where modules are imported, there is one.
+msgspec.json.Decoder(Status)
+
+
 def _status(told: Any) -> tuple[Status | None, str]:
     if told is None:
         return None, ""
