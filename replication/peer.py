@@ -34,8 +34,8 @@ class Peer:
 
     ``offered``: own counter up to which updates have been sent, acknowledged or not.
     ``in_flight``: serial of the exchange that is under way; 0 when none is.
-    ``paced_until_s``: before that, new writes wait for company. ``next_sync_s``: when the timer calls for an exchange; ``told_s``: when it was last told who else was heard of
-    (monotonic seconds).
+    ``paced_until_s``: before that, new writes wait for company. ``next_sync_s``: when the timer calls for an
+    exchange; ``told_s``: when it was last told who else was heard of (all monotonic seconds).
     ``urgent``: somebody waits for what this peer may have. ``more``: a limit cut the last exchange.
     ``cut_at``: what the peer was known to have when a limit cut what was sent to it; None when none did.
     ``failed``: the last exchange failed, so only the timer calls for the next one.

@@ -32,10 +32,14 @@ texts = st.one_of(st.text(max_size=20), st.sampled_from(["k", "here", "all", "ma
 numbers = st.one_of(
     st.integers(), st.floats(), st.sampled_from([0, -1, 1, 2**53, 2**63, 2**64, 10**400, 1e308, 0.5, 1.0])
 )
+
+
+def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4))
+
+
 json_values: st.SearchStrategy[Any] = st.recursive(
-    st.one_of(st.none(), st.booleans(), numbers, texts),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)),
-    max_leaves=12,
+    st.one_of(st.none(), st.booleans(), numbers, texts), nested, max_leaves=12
 )
 FIELDS = ["value", "causal-metadata", "ttl", "w", "w-timeout", "reads", "writes", "key", "delete", "if-match", "x"]
 pasts: st.SearchStrategy[Any] = st.one_of(
@@ -163,6 +167,10 @@ def peer(api: Api) -> Any:
     replication_bound._node = unbound
 
 
+def nested_plain(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=8), inner, max_size=4))
+
+
 plain: st.SearchStrategy[Any] = st.recursive(
     st.one_of(
         st.none(),
@@ -173,7 +181,7 @@ plain: st.SearchStrategy[Any] = st.recursive(
         st.binary(max_size=8),
         st.sampled_from([SENDER, "127.0.0.1:21504@0000000000000001", "a:1", 1, 2]),
     ),
-    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
+    nested_plain,
     max_leaves=20,
 )
 ids = st.sampled_from([SENDER, "127.0.0.1:21506@0000000000000002", "a:1@0000000000000003", "x"])

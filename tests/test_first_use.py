@@ -1,4 +1,4 @@
-"""msgspec (0.22) crashes the process when two threads use a type for the first time at once: so no type may be left to that."""
+"""msgspec (0.22) crashes the process when two threads use a type for the first time at once: none is left to that."""
 
 from __future__ import annotations
 
