@@ -156,18 +156,19 @@ class Replica:
         know yet. A replica that is out goes on exchanging as long as it lives: the member that had all that it
         has may die. Where everybody is out, they talk to each other.
         """
-        others = self.view.others() if self.view.members() else self.view.left()
-        wanted = [peer.address for peer in self._peers.values() if self._may_have_more(peer)]
-        unaware = [address for address in self.view.left() if self._is_unaware(address, now)]
-        if self.view.members() and not wanted and not unaware and not self._unanswered:
+        view = self.view
+        others = view.others() if view.members() else view.left()
+        wanted = [address for address, peer in self._peers.items() if self._may_have_more(peer)]
+        unaware = [address for address in view.left() if self._is_unaware(address, now)]
+        if view.members() and not wanted and not unaware and not self._unanswered:
             return others
         return sorted({*others, *self._unanswered, *wanted, *unaware} - {self.address})
 
     def _may_have_more(self, peer: Peer) -> bool:
-        offers = (
-            peer.offers_snapshot or peer.may_offer or (self._pull is not None and self._pull.address == peer.address)
-        )
-        return offers and not covers(self.store.clock, peer.known)
+        is_giver = self._pull is not None and self._pull.address == peer.address
+        if not (peer.offers_snapshot or peer.may_offer or is_giver):
+            return False
+        return not covers(self.store.clock, peer.known)
 
     def _is_unaware(self, address: str, now: Instant) -> bool:
         """Whether the replica at ``address``, which is out, is reachable and has another register."""

@@ -17,7 +17,7 @@ from store.causal import Lost
 from store.clock import Clock, Dot, join
 from store.errors import NotReached, Refused
 from store.history import Kind, Operation
-from store.versions import Change, Update, Version, Versions
+from store.versions import Change, Update, Versions
 
 DEFER_S = 1.0
 
@@ -220,8 +220,8 @@ class Clients:
     def _get(self, client: Client, host: Host, key: str, *, all_siblings: bool) -> None:
         assert host.replica is not None
         found = host.replica.store.get(key, client.past, self.world.clocks(host), all_siblings=all_siblings)
-        others = found.versions[1:] if all_siblings else ()
-        self._record(client, host, "get", found.metadata, reads={key: found.versions[:1]}, siblings={key: others})
+        siblings = {key: found.versions[1:]} if all_siblings else None
+        self._record(client, host, "get", found.metadata, reads={key: found.versions}, siblings=siblings)
 
     def _list(self, client: Client, host: Host) -> None:
         assert host.replica is not None
@@ -277,23 +277,30 @@ class Clients:
             self.oracle.violations.append(
                 f"Gate: {host.replica.id} answered a client while it was {host.replica.state}"
             )
-        shown = {key: versions[0] if versions else None for key, versions in (reads or {}).items()}
-        writes = update.writes if update is not None else ()
-        self.history.append(
-            Operation(
-                session=client.session,
-                kind=kind,
-                reads=tuple((key, _value(version)) for key, version in shown.items()),
-                writes=tuple((write.key, int(write.value) if write.value else None) for write in writes),
-                siblings=tuple((key, int(v.value)) for key, versions in (siblings or {}).items() for v in versions),
-                status="unknown" if status_unknown else "ok",
-                after=client.after,
-                update=None if update is None else _name(update.dot),
-                versions=tuple(None if version is None else _name(version.dot) for version in shown.values()),
-                replaces=tuple((write.key, _name(dot)) for write in writes for dot in write.replaces),
-                replica=host.replica.id,
-            )
+        values: list[tuple[str, int | None]] = []
+        names: list[str | None] = []
+        for key, versions in reads.items() if reads else ():
+            version = versions[0] if versions else None
+            values.append((key, None if version is None else int(version.value)))
+            names.append(None if version is None else f"{version.origin}:{version.counter}")
+        operation = Operation(
+            client.session,
+            kind,
+            tuple(values),
+            after=client.after,
+            versions=tuple(names),
+            replica=host.replica.id,
         )
+        if siblings:
+            operation.siblings = tuple([(key, int(v.value)) for key, versions in siblings.items() for v in versions])
+        if update is not None:
+            operation.status = "unknown" if status_unknown else "ok"
+            operation.update = _name(update.dot)
+            operation.writes = tuple(
+                [(write.key, int(write.value) if write.value else None) for write in update.writes]
+            )
+            operation.replaces = tuple([(w.key, _name(dot)) for w in update.writes for dot in w.replaces])
+        self.history.append(operation)
         client.count += 1
         client.after = ()
         client.past = metadata
@@ -312,10 +319,6 @@ class Clients:
                 except NotReached as exc:
                     refused.append(f"Refused: {client.session} at {host.replica.id} misses {exc.missing}")
         return refused
-
-
-def _value(version: Version | None) -> int | None:
-    return None if version is None else int(version.value)
 
 
 def _name(dot: Dot) -> str:

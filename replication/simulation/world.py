@@ -58,6 +58,7 @@ class Host:
     paused_until_s: float = 0.0
     wake_at_s: float = float("inf")
     poked: bool = False
+    clocks: Instant = Instant(0.0, 0)
     retries: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -106,7 +107,10 @@ class World:
 
     def clocks(self, host: Host) -> Instant:
         """Return what the clocks of ``host`` say now."""
-        return Instant(self.now_s, EPOCH_US + round(self.now_s * 1e6) + host.skew_us)
+        wall_us = EPOCH_US + int(self.now_s * 1e6) + host.skew_us
+        if host.clocks.mono_s != self.now_s or host.clocks.wall_us != wall_us:
+            host.clocks = Instant(self.now_s, wall_us)
+        return host.clocks
 
     # -- processes -------------------------------------------------------------------------------------
 

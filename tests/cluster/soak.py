@@ -13,9 +13,10 @@ has to know which were: those that no replica's clock covers in the end, and tho
 of a replica that was cut off and removed may come back when that is put back). Lest that excuses a bug, each of them
 must be one that could have been lost:
 
-* its replica was killed (not asked to end), less than ``SPREAD_S`` after the answer, unless not everybody could be
-  reached in between;
-* nobody read it from another replica that has lived ever since;
+* its replica was killed less than ``SPREAD_S`` after the answer, or later and not everybody could be reached until
+  then; or it was asked to end, and one that it may have handed everything over to was killed before everybody could
+  be reached;
+* nobody read it from a replica that has lived ever since;
 * one that a client was told of: its replica was killed or removed before.
 
 Success. Of the requests sent to a replica that was running, ready and in the view from before the request until after
@@ -84,8 +85,9 @@ class Tally:
     lock: threading.Lock = field(default_factory=threading.Lock)
     # Replica -> [from, until] in monotonic seconds, while it was down, paused, removed, or not ready yet.
     troubles: dict[int, list[list[float]]] = field(default_factory=dict)
-    # Replica -> when it was killed; when it was removed from the view.
+    # Replica -> when it was killed; asked to end, and did so after handing everything over; removed from the view.
     kills: dict[int, list[float]] = field(default_factory=dict)
+    drains: dict[int, list[float]] = field(default_factory=dict)
     removals: dict[int, list[float]] = field(default_factory=dict)
     # Moments in which not all links were whole.
     broken_links: list[list[float]] = field(default_factory=list)
@@ -441,11 +443,12 @@ class Nemesis:
         asked_s = time.monotonic()
 
         def end() -> None:
-            code = self._cluster.terminate(i, 12)
-            if code:
+            if self._cluster.terminate(i, 12):
                 # It says that it could hand over to nobody: then it is as good as killed.
                 self._tally.kills.setdefault(i, []).append(asked_s)
                 self._tally.faults["terminate, nobody reached"] += 1
+            else:
+                self._tally.drains.setdefault(i, []).append(asked_s)
             self._start(i)
 
         # In a thread of its own: draining takes seconds where nobody can be reached.
@@ -688,17 +691,23 @@ class Run:
         return bool(told_s)
 
     def _must_be_losable(self, operation: history.Operation, readers: Iterable[tuple[int, float]]) -> None:
-        i = self._index(operation.replica or "")
-        ended_s = self.recorder.ended_s[operation.id]
-        killed_s = min((at_s for at_s in self.tally.kills.get(i, ()) if at_s >= ended_s - SPREAD_S), default=None)
+        tally, i = self.tally, self._index(operation.replica or "")
+        answered_s = self.recorder.ended_s[operation.id]
         what = f"lost: {operation.update} ({operation.id})"
-        if killed_s is None:
-            self.problem(f"{what}, but replica {i} was never killed after it")
-        elif killed_s - ended_s > SPREAD_S and not self.tally.somebody_unreachable(ended_s, killed_s, besides=i):
-            self.problem(f"{what}, but it had {killed_s - ended_s:.1f} s to spread and nobody was unreachable")
-        for holder, at_s in readers:
-            if not any(killed_s >= at_s - SPREAD_S for killed_s in self.tally.kills.get(holder, ())):
-                self.problem(f"{what}, but replica {holder} showed it and was not killed since")
+        for holder, at_s in [(i, answered_s), *readers]:
+            if not _after(at_s, tally.kills.get(holder), tally.drains.get(holder)):
+                self.problem(f"{what}, but replica {holder} had it, and has lived ever since")
+                return
+        # The last one that had it was killed; by then it would have been everywhere, had everybody been reachable.
+        killed = _after(answered_s, tally.kills.get(i))
+        drained = _after(answered_s, tally.drains.get(i))
+        if drained and (not killed or drained[0] < killed[0]):
+            killed = _after(answered_s, *(kills for j, kills in tally.kills.items() if j != i))
+        if not any(
+            killed_s - answered_s < SPREAD_S or tally.somebody_unreachable(answered_s, killed_s, besides=i)
+            for killed_s in killed
+        ):
+            self.problem(f"{what}, but it could have spread to everybody; kills after it: {len(killed)}")
 
     def _index(self, url: str) -> int:
         return [self.cluster.url(i) for i in range(len(self.cluster.addresses))].index(url)
@@ -732,6 +741,11 @@ class Run:
         ]
         lines += [f"error                 {n} x {why}" for why, n in tally.errors.most_common(8)]
         return "\n".join(lines)
+
+
+def _after(at_s: float, *times: Sequence[float] | None) -> list[float]:
+    """Return those of ``times`` that are not well before ``at_s``, the first one first."""
+    return sorted(each for some in times if some for each in some if each >= at_s - SPREAD_S)
 
 
 def _listed(counts: Iterable[tuple[str, int]]) -> str:

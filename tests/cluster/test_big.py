@@ -14,7 +14,7 @@ from tests.cluster.support import CATCHING_UP, QUICK, ask, get, readiness, soon,
 
 KEYS = 20_000
 BATCH = 500
-VALUE = "x" * 200
+VALUE = "x" * 1000
 
 
 @pytest.mark.parametrize("log_bytes", [1 << 18, 64 << 20], ids=["by snapshot", "by log"])
