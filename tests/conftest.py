@@ -13,6 +13,8 @@ import pytest
 
 from kvsite.cluster import LocalCluster
 
+pytest_plugins = ["tests.scenarios_plugin"]
+
 PORTS = range(21000, 22000)
 _next_port = itertools.cycle(PORTS)
 

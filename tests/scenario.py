@@ -24,6 +24,7 @@ Processes and time:
 Messages:
 
     exchange r1 r2 [losing request | losing reply]      one round trip: whatever r1 has to ask r2 next
+    pull r2 r1                      the next piece of the snapshot that r1 has offered r2
     deliver r2:1 … to r3                                updates, alone
     keep snapshot of r1 as old | join old at r2         a snapshot, alone
 
@@ -276,6 +277,11 @@ class Scenario:
             said += ", more to come"
         return said if message.taken else "your incarnation is over"
 
+    @command(r"pull (\w+) (\w+)")
+    def pull(self, receiver: str, giver: str) -> list[str]:
+        _, piece = self.wire.pull(receiver, giver)
+        return [f"{giver} -> {receiver} {self._message(piece)}" if piece else f"{giver} does not answer"]
+
     @command(r"deliver (.+) to (\w+)")
     def deliver(self, dots: str, at: str) -> list[str]:
         store = self.wire[at].store
@@ -458,7 +464,7 @@ class Scenario:
     def stopped(self) -> list[str]:
         said = []
         for name, why in self.wire.stopped.items():
-            text = re.sub(r"\S+:80@[0-9a-f]{16}", lambda match: self.names.short(match.group()), why)
+            text = re.sub(r"\w+:80@[0-9a-f]{16}", lambda match: self.names.short(match.group()), why)
             said.append(f"{name}: {text}")
         return said or ["nobody"]
 

@@ -301,6 +301,59 @@ def test_ttl(api: Api) -> None:
     assert [api.get(f"/kvs/{key}").status for key in "abc"] == [200, 404, 200]
 
 
+# --- write concern ---------------------------------------------------------------------------------------------------
+
+
+def test_acks_are_told_where_they_are_asked_for(api: Api) -> None:
+    for w in (1, "majority", "all"):
+        put = api.ask("PUT", "/kvs/a", {"value": 1, "w": w})
+        assert list(put.body) == ["result", "causal-metadata", "acks"]
+        assert (put.status < 202, put.body["acks"]) == (True, 1)
+    assert api.ask("POST", "/kvs", {"writes": [{"key": "b", "value": 1}], "w": "all"}).body["acks"] == 1
+    assert api.ask("DELETE", "/kvs/b", {"w": "all"}).body["acks"] == 1
+    assert "acks" not in api.ask("PUT", "/kvs/a", {"value": 1, "w": None}).body
+
+
+def test_too_few_acks_are_a_202_with_the_same_body(api: Api) -> None:
+    late = api.ask("PUT", "/kvs/a", {"value": 1, "w": 2, "w-timeout": 0.01})
+    assert (late.status, late.body) == (202, {"result": "created", "causal-metadata": {OWN_ID: 1}, "acks": 1})
+    assert api.ask("DELETE", "/kvs/a", {"w": 2, "w-timeout": 0}).status == 202
+    assert api.ask("POST", "/kvs", {"writes": [{"key": "a", "value": 1}], "w": 2, "w-timeout": 0}).status == 202
+
+
+def test_nothing_written_is_nothing_to_acknowledge(api: Api) -> None:
+    assert api.ask("DELETE", "/kvs/a", {"w": 2}).status == 404
+    reads = api.ask("POST", "/kvs", {"reads": ["a"], "w": 2})
+    assert (reads.status, "acks" in reads.body) == (200, False)
+
+
+def test_a_write_for_which_there_is_no_room_to_wait_is_not_made(api: Api) -> None:
+    full = Api(make_store(max_ack_waits=0))
+    before = full.state()
+    refused = full.ask("PUT", "/kvs/a", {"value": 1, "w": 2, "causal-metadata": {OWN_ID: 0}})
+    assert (refused.status, refused.metadata) == (503, {})
+    assert refused.headers["Retry-After"] == "1"
+    assert full.state() == before
+    assert full.ask("PUT", "/kvs/a", {"value": 1, "w": 1}).body["acks"] == 1
+
+
+def test_who_waits_for_acks_does_not_hold_others_up_and_is_let_go_when_the_gate_closes(api: Api) -> None:
+    held: list[Answer] = []
+    body = {"value": 1, "w": 2, "w-timeout": 30}
+    waiting = threading.Thread(target=lambda: held.append(api.ask("PUT", "/kvs/a", body)))
+    waiting.start()
+    engine = bound.engine()
+    while not engine.ack_waits or api.get("/kvs/a").status == 404:
+        time.sleep(0.001)
+    assert api.put("/kvs/b", 1).status == 201
+    with engine.lock:
+        api.store.closed = "Replica is not in the view"
+        engine.wake()
+    waiting.join(10)
+    assert (held[0].status, held[0].body["acks"]) == (202, 1)
+    assert engine.ack_waits == 0
+
+
 # --- conflicts -------------------------------------------------------------------------------------------------------
 
 

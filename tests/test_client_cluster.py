@@ -198,3 +198,48 @@ def test_a_past_that_nobody_has_is_told_as_lost_or_waited_for(cluster: LocalClus
             return
         assert set(read.lost) == set(stranger)
         assert session.metadata.keys() & stranger.keys() == set()
+
+
+@pytest.mark.slow
+def test_any_two_of_three_replicas_are_killed_and_restarted_in_turn_and_nobody_notices(tmp_path: Path) -> None:
+    """Issue 4: the client raises nothing, and its recorded history is clean.
+
+    Each write waits for a second replica (w=2): what only a crashed process had is gone. A write whose replica died
+    before it answered is sent again: each key has one writer, so no other's write can come in between.
+    """
+    path, stop = tmp_path / "history.jsonl", threading.Event()
+    failures: list[BaseException] = []
+    counts = dict.fromkeys(range(6), 0)
+    with LocalCluster(3, PORT + 10) as cluster, JsonLines(path) as recorder:
+
+        def work(number: int) -> None:
+            hopping = [*cluster.addresses[number % 3 :], *cluster.addresses[: number % 3]]
+            options = {"retry_writes": True, "timeout_s": 30.0, "recorder": recorder, "name": f"s{number}"}
+            try:
+                with Session(hopping, **options) as session:  # type: ignore[arg-type]
+                    while not stop.is_set():
+                        counts[number] += 1
+                        session.put(f"h/{number}", f"{number}-{counts[number]}", w=2, w_timeout_s=10)
+                        session.get(f"h/{(number + counts[number]) % 6}")
+                        session.transaction([f"h/{n}" for n in range(6)])
+                        session.stick_to(session.replicas[counts[number] % 3])
+            except BaseException as exc:  # noqa: BLE001  (told below)
+                failures.append(exc)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for victim in (1, 2, 0, 1):
+            time.sleep(0.5)
+            cluster.kill(victim)
+            time.sleep(0.5)
+            cluster.start_one(victim)
+            cluster.wait_ready()
+        time.sleep(0.5)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert min(counts.values()) > 20
+    verdict = history.judge(history.load(path.read_bytes()))
+    assert verdict, str(verdict)

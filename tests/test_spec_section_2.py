@@ -280,7 +280,7 @@ def test_2_1_the_limit_of_keys_is_a_setting(small: Client) -> None:
     assert small.put(0, "/kvs/123456789", 1).status == 400
 
 
-VALUES = [
+VALUES: list[Any] = [
     None,
     True,
     0,

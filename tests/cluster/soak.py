@@ -58,11 +58,14 @@ STEP_LIMIT_S = 10.0
 SPREAD_S = 1.0
 """An update that was answered so long before its replica was killed has reached every replica that could be reached."""
 
-OPERATIONS_PER_S = 40.0
+OPERATIONS_PER_S = 20.0
 """Of one client at most: faults are what is tested here, not speed."""
 
-CLIENTS = 10
+CLIENTS = 16
 KEYS = 30
+WINDOW_S = 5
+"""Over how many seconds the lowest throughput is told."""
+
 STUCK_AFTER = 2
 """A client whose causal past cannot be reached tries so often, then leaves its session aside until the heal."""
 
@@ -212,7 +215,7 @@ class Client:
         run = self._run
         name = f"r{run.round}c{self._number}.{next(self._sessions)}"
         session = CountingSession(
-            run.cluster.addresses, timeout_s=3.0, attempt_timeout_s=1.6, recorder=run.recorder, name=name
+            run.cluster.addresses, timeout_s=2.0, attempt_timeout_s=1.6, recorder=run.recorder, name=name
         )
         session.note = run.note
         session.tally, session.indexes = run.tally, {url: i for i, url in enumerate(session.replicas)}
@@ -241,30 +244,31 @@ class Client:
     def step(self) -> None:
         """One operation; before it sometimes a hop, or metadata handed over by another client."""
         rng, session = self._rng, self.session
-        if rng.random() < 0.25:
+        if rng.random() < 0.1:
             session.stick_to(self._likely_replica())
-        if rng.random() < 0.05:
+        if rng.random() < 0.03:
             other = rng.choice(self._run.clients).session
             # In this order: the metadata is then at least as new as the operation that stands for it.
             last = other.last_certain
             if last:
                 session.follow(other.metadata, after=last)
         key, chance = self._key(), rng.random()
+        wait_s = 0.2 if rng.random() < 0.7 else None
         if chance < 0.35:
-            session.put(key, self._value())
+            session.put(key, self._value(), wait_s=wait_s)
         elif chance < 0.42:
-            session.delete(key)
+            session.delete(key, wait_s=wait_s)
         elif chance < 0.72:
-            session.get(key, siblings=rng.random() < 0.3)
+            session.get(key, siblings=rng.random() < 0.3, wait_s=wait_s)
         elif chance < 0.92:
             reads, keys = {self._key() for _ in range(3)}, {self._key() for _ in range(rng.randrange(4))}
             # A put first: a transaction that only deletes what is not there is no update, and has no id.
             writes: list[Put | Delete] = [Put(each, self._value()) for each in sorted(keys)]
             if len(writes) > 1 and rng.random() < 0.5:
                 writes[-1] = Delete(writes[-1].key)
-            session.transaction(sorted(reads), writes)
+            session.transaction(sorted(reads), writes, wait_s=wait_s)
         else:
-            session.list(prefix=f"{self._run.prefix}{rng.randrange(3)}", values=True)
+            session.list(prefix=f"{self._run.prefix}{rng.randrange(3)}", values=True, wait_s=wait_s)
 
     def _likely_replica(self) -> str:
         """A replica at random; one that is in trouble less often, as a load balancer would have it."""
@@ -526,6 +530,7 @@ class Run:
         self.judged: list[history.Verdict] = []
         self.slowest_step_s = 0.0
         self.load_s = 0.0
+        self.loads: list[tuple[float, float]] = []
         self.lost_updates = 0
         self._client_count = clients
         self._rng = random.Random(seed)
@@ -561,6 +566,7 @@ class Run:
         for thread in threads:
             thread.join(30)
         self.load_s += time.monotonic() - began_s
+        self.loads.append((began_s, began_s + seconds))
         nemesis.heal()
         self.note("healed")
         self._quiesce()
@@ -714,20 +720,29 @@ class Run:
 
     # -- telling ---------------------------------------------------------------------------------------
 
+    def _windows(self) -> list[int]:
+        """Return how many operations were acknowledged in each ``WINDOW_S`` seconds under load, sliding."""
+        ends = [(began_s, ended_s - WINDOW_S) for began_s, ended_s in self.loads]
+        return [
+            sum(self.tally.per_second[at_s + n] for n in range(WINDOW_S))
+            for first, last in ends
+            for at_s in range(int(first) + 1, int(last))
+        ]
+
     def report(self) -> str:
         """Return what happened, for people."""
         tally = self.tally
         counts = tally.requests
         fine = sum(counts[name] for name in ("answered", "deferred too long", "given up", "error"))
         without_refusals = counts["answered"] + counts["error"]
-        slow = sorted(tally.per_second.values())[1:-1]  # the first and last second are parts of one
+        mean, worst = tally.acknowledged / max(1.0, self.load_s), min(self._windows(), default=0) / WINDOW_S
         elsewhere = ((name.split(",")[0], n) for name, n in sorted(counts.items()) if "trouble" in name)
         judged = [sum(getattr(each, what) for each in self.judged) for what in ("judged", "reads", "conflicts")]
         lines = [
             f"rounds                {self.round}, {self.load_s:.0f} s under load",
             f"faults                {_listed(tally.faults.items())}",
             f"acknowledged          {tally.acknowledged} operations",
-            f"  a second            {tally.acknowledged / max(1.0, self.load_s):.0f}; worst {slow[0] if slow else 0}",
+            f"  a second            {mean:.0f}; {worst:.0f} in the worst {WINDOW_S} s",
             f"at serving replicas   {fine} requests, {counts['answered']} of them answered",
             f"  refused             {counts['deferred too long']}, as their past could not be reached",
             f"  given up            {counts['given up']}, by the client, while the replica could still wait for that",

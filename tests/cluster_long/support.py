@@ -1,0 +1,125 @@
+"""What the tests of long life and of bounds share: clusters on ports of their own, one request, and waiting."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from typing import Any, NamedTuple, TypeVar
+
+from kvsite.cluster import LocalCluster
+from replication.address import split_address
+from tests.conftest import is_free
+
+PORTS = range(23000, 24000)
+_next_port = itertools.cycle(PORTS)
+
+Past = dict[str, int]
+T = TypeVar("T")
+
+
+class Reply(NamedTuple):
+    """One answer; header names are in lower case."""
+
+    status: int
+    body: Any
+    headers: Mapping[str, str]
+    seconds: float
+
+    @property
+    def past(self) -> Past:
+        past: Past = self.body["causal-metadata"]
+        return past
+
+
+def free_ports(count: int) -> int:
+    """Return the first of ``count`` neighbouring free ports that no earlier call returned."""
+    run: list[int] = []
+    for port in itertools.islice(_next_port, 2 * len(PORTS)):
+        run = [*run, port] if is_free(port) and (not run or port == run[-1] + 1) else []
+        if len(run) == count:
+            return run[0]
+    raise RuntimeError(f"no {count} free ports in a row among {PORTS}")
+
+
+@contextmanager
+def cluster_of(replicas: int, *, start: int | None = None, **environment: Any) -> Iterator[LocalCluster]:
+    """Yield a cluster that knows of ``replicas`` addresses, of which the first ``start`` (all) run and are ready."""
+    made = LocalCluster(
+        replicas, free_ports(replicas), environment={name: str(value) for name, value in environment.items()}
+    )
+    try:
+        for i in range(replicas if start is None else start):
+            made.start_one(i)
+        made.wait_ready()
+        yield made
+    finally:
+        made.stop(0)
+
+
+def ask(
+    cluster: LocalCluster,
+    i: int,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = 70,
+) -> Reply:
+    """Send one request to replica ``i``. ``body``: bytes go as they are, everything else but None as JSON."""
+    content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    began_s = time.monotonic()
+    with closing(HTTPConnection(*split_address(cluster.addresses[i]), timeout=timeout_s)) as connection:
+        sent = {**({"Content-Type": "application/json"} if content is not None else {}), **(headers or {})}
+        connection.request(method, path, content, sent)
+        response = connection.getresponse()
+        text = response.read()
+    told = {name.lower(): value for name, value in response.headers.items()}
+    is_json = told.get("content-type", "").startswith("application/json")
+    return Reply(response.status, json.loads(text) if is_json and text else None, told, time.monotonic() - began_s)
+
+
+def transact(cluster: LocalCluster, i: int, writes: Mapping[str, Any], **fields: Any) -> Reply:
+    """Write (None: delete) many keys as one update; anything but 200 fails. ``w_timeout`` is sent as it is spelt."""
+    changes = [{"key": key, "delete": True} if value is None else {"key": key, "value": value} for key, value in writes.items()]
+    reply = ask(cluster, i, "POST", "/kvs", {"writes": changes, **{n.replace("_", "-"): v for n, v in fields.items()}})
+    assert reply.status == 200, reply
+    return reply
+
+
+def status(cluster: LocalCluster, i: int) -> dict[str, Any]:
+    told: dict[str, Any] = ask(cluster, i, "GET", "/replication/status").body
+    return told
+
+
+def soon(what: Callable[[], T], *, within_s: float, every_s: float = 0.02) -> T:
+    """Return the first true result of ``what``; no answer is none yet. Fails after ``within_s`` seconds."""
+    deadline = time.monotonic() + within_s
+    while True:
+        last: Any
+        try:
+            last = what()
+        except OSError as exc:
+            last = None if time.monotonic() < deadline else exc
+        if last and not isinstance(last, OSError):
+            return last  # type: ignore[no-any-return]  # a T that is true
+        assert time.monotonic() < deadline, f"not within {within_s:g} s; the last answer was {last!r}"
+        time.sleep(every_s)
+
+
+def in_step(cluster: LocalCluster, replicas: int) -> bool:
+    """Whether the first ``replicas`` have the same updates, and no log to keep for each other."""
+    states = [status(cluster, i) for i in range(replicas)]
+    clocks = [state["clock"] for state in states]
+    return all(clock == clocks[0] for clock in clocks) and not any(
+        state["log"]["updates"] or state["pending_count"] for state in states
+    )
+
+
+def quantile(seconds: list[float], share: float) -> float:
+    """Return the value that ``share`` of ``seconds`` do not exceed."""
+    return sorted(seconds)[min(len(seconds) - 1, int(share * len(seconds)))]
