@@ -163,6 +163,12 @@ class Node:
         self._poke(self._talkers.values())
         return token
 
+    def ask_again(self, past: dict[str, int]) -> int:
+        """The same for a request that may not wait."""
+        token = self.replica.ask_again(past)
+        self._poke(self._talkers.values())
+        return token
+
     def lost(self, past: dict[str, int], token: int) -> dict[str, tuple[int, int]]:
         """What of ``past`` is lost for good."""
         return self.replica.lost(past, token)

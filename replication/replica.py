@@ -63,6 +63,12 @@ from store.versions import Update
 DRIFT_US = 1_000_000
 """A lead of hybrid time over the own wall clock that grew by so much is worth telling."""
 
+MAX_QUESTIONS = 1024
+"""Missing dependencies that are remembered at once."""
+
+QUESTION_KEPT_S = 10.0
+"""How long one is remembered after it was asked for."""
+
 CATCHING_UP = "Replica is catching up"
 NOT_IN_VIEW = "Replica is not in the view"
 
@@ -89,6 +95,14 @@ class Event(NamedTuple):
     kind: str
     subject: str
     detail: str
+
+
+class Question(NamedTuple):
+    """A missing dependency: the counter needed, the serial when it was asked for, and until when that is kept."""
+
+    needed: int
+    serial: int
+    expires_s: float = float("inf")
 
 
 class Replica:
@@ -124,6 +138,7 @@ class Replica:
         self._lost_told: Lost = {}
         self._drift_noted_us = 0
         self._questions: dict[Dot, int] = {}
+        self._asked: dict[str, Question] = {}
         self._rest: Clock = {}
         self._rest_digest = 0
         self._rest_key: tuple[int, int] | None = None
@@ -562,7 +577,14 @@ class Replica:
         self._trim()
         self._mark(now)
         self._drop_lost(now)
+        self._forget_questions(now)
         self._watch(now)
+
+    def _forget_questions(self, now: Instant) -> None:
+        if self._asked:
+            limit_s = now.mono_s + QUESTION_KEPT_S
+            dated = {id_: q._replace(expires_s=min(q.expires_s, limit_s)) for id_, q in self._asked.items()}
+            self._asked = {id_: question for id_, question in dated.items() if question.expires_s > now.mono_s}
 
     def _watch(self, now: Instant) -> None:
         """Note for people what has become of the members, of clients' pasts and of the clocks since the last tick."""
@@ -644,6 +666,23 @@ class Replica:
                 if may_have or peer.known.get(replica, 0) >= needed:
                     peer.urgent = True
         return self._serial
+
+    def ask_again(self, past: Mapping[str, int]) -> int:
+        """Like ``ask``, for a request that may not wait: dated by when the same was asked for first, lately.
+
+        Else such a client, coming again and again, would never be told that its past is lost. What existed at its
+        first question exists since then; that the answers are older than its last one is the price of not waiting.
+        """
+        self.ask(past)
+        token = 0
+        for replica, (_, needed) in missing(self.store.clock, past).items():
+            known = self._asked.get(replica)
+            if known is None or known.needed < needed:
+                known = Question(needed, self._serial)
+                if len(self._asked) < MAX_QUESTIONS:
+                    self._asked[replica] = known
+            token = max(token, known.serial)
+        return token
 
     def lost(self, past: Mapping[str, int], token: int) -> Lost:
         """Return replica id -> (first, last) counter of what of ``past`` is lost for good (replication/lost.py)."""

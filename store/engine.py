@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, Protocol, TypeVar
 
 from store.causal import CausalStore, Found, Listed, Lost, Transacted, Wrote
@@ -68,6 +68,9 @@ class Dependencies(Protocol):
     def ask(self, past: Clock) -> int:
         """A request waits for ``past``: ask whoever may have it. Returns a token that dates the request."""
 
+    def ask_again(self, past: Clock) -> int:
+        """The same for a request that may not wait: the token dates the first time that this was asked for."""
+
     def lost(self, past: Clock, token: int) -> Lost:
         """Return what of ``past`` no replica has any more, as known from answers younger than ``token``."""
 
@@ -85,6 +88,9 @@ class LoneReplica:
         pass
 
     def ask(self, past: Clock) -> int:
+        return 0
+
+    def ask_again(self, past: Clock) -> int:
         return 0
 
     def lost(self, past: Clock, token: int) -> Lost:
@@ -156,6 +162,8 @@ class Engine:
 
         with self.lock:
             found = self.get(key, past, wait_s=wait_s, all_siblings=all_siblings)
+            lost = found.lost
+            past = _reduced(past, lost)
             while unchanged(found) and (remaining := deadline - time.monotonic()) > 0:
                 if self.watchers >= self._settings.max_watchers:
                     self.counts["refused"] += 1
@@ -166,7 +174,7 @@ class Engine:
                 finally:
                     self.watchers -= 1
                 found = self.get(key, past, wait_s=0, all_siblings=all_siblings)
-        return found
+        return found._replace(lost=lost) if lost else found
 
     def put(
         self,
@@ -279,33 +287,29 @@ class Engine:
                 return operation(past, self._now())
             except NotReached as unreached:
                 timeout_s = self._settings.defer_timeout_s if wait_s is None else wait_s
-                if timeout_s <= 0:
-                    self.counts["refused"] += 1
-                    raise
-                return self._serve_later(operation, past, timeout_s, unreached)
+                # One that may not wait asks all the same, for itself when it comes again; but it takes no place.
+                with self._deferral(unreached) if timeout_s > 0 else nullcontext():
+                    return self._serve_later(operation, past, timeout_s)
 
-    def _serve_later(
-        self, operation: Callable[[Clock, Instant], Answer], past: Clock, timeout_s: float, unreached: NotReached
-    ) -> Answer:
+    def _serve_later(self, operation: Callable[[Clock, Instant], Answer], past: Clock, timeout_s: float) -> Answer:
         """Answer when the causal past is here, or what is missing of it is lost for good; else raise NotReached."""
         deadline = time.monotonic() + timeout_s
         lost: Lost = {}
-        with self._deferral(unreached):
-            token = self.dependencies.ask(past)
-            while True:
-                for replica, (first, last) in self.dependencies.lost(past, token).items():
-                    lost[replica] = (first, last)
-                    past = {**past, replica: first - 1} if first > 1 else _without(past, replica)
-                try:
-                    answer = operation(past, self._now())
-                except NotReached:
-                    remaining = deadline - time.monotonic()
-                    if remaining <= 0:
-                        self.counts["refused"] += 1
-                        raise
-                    self._wait(self._is_served(past, token), remaining)
-                else:
-                    return answer._replace(lost=lost) if lost else answer
+        token = self.dependencies.ask(past) if timeout_s > 0 else self.dependencies.ask_again(past)
+        while True:
+            gone = self.dependencies.lost(past, token)
+            lost.update(gone)
+            past = _reduced(past, gone)
+            try:
+                answer = operation(past, self._now())
+            except NotReached:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    self.counts["refused"] += 1
+                    raise
+                self._wait(self._is_served(past, token), remaining)
+            else:
+                return answer._replace(lost=lost) if lost else answer
 
     def _is_served(self, past: Clock, token: int) -> Callable[[], bool]:
         return lambda: (
@@ -388,5 +392,9 @@ class Engine:
             }
 
 
-def _without(past: Clock, replica: str) -> Clock:
-    return {other: counter for other, counter in past.items() if other != replica}
+def _reduced(past: Clock, lost: Lost) -> Clock:
+    """Return ``past`` without what is lost: of each origin up to the last update before it."""
+    if not lost:
+        return past
+    reduced = {replica: counter for replica, counter in past.items() if replica not in lost}
+    return reduced | {replica: first - 1 for replica, (first, _) in lost.items() if first > 1}

@@ -48,6 +48,7 @@ from pathlib import Path
 
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
 from store.clock import Clock, Dot, Instant, address_of, join
+from store.delivery import Waiting
 from store.errors import NotReached, Refused
 from store.snapshot import Snapshot
 from store.versions import Change, Update, Version
@@ -294,9 +295,7 @@ class Scenario:
             for counter in range(before.get(origin, 0) + 1, last + 1)
         ]
         said = [f"{at} applies {self.names.dots(sorted(applied))}"] if applied else []
-        for item in store.pending:
-            if item.update.dot not in waiting:
-                said.append(f"{at} pending {self.names.dot(item.update.dot)}, waits for {self.names.dot(item.waits_for)}")
+        said += [f"{at} {self._pending(item)}" for item in store.pending if item.update.dot not in waiting]
         return said or [f"{at} has it already"]
 
     @command(r"keep snapshot of (\w+) as (\w+)")
@@ -429,9 +428,11 @@ class Scenario:
         state = "serves" if replica.state == "serving" else f"is {replica.state}"
         said = [f"{at} as {self.names.short(replica.id)} {state}, clock {self.names.clock(replica.store.clock)}"]
         said += ["  " + self._shown(key, versions) for key, versions in sorted(replica.store.table.copy().items())]
-        for item in replica.store.pending:
-            said.append(f"  pending {self.names.dot(item.update.dot)}, waits for {self.names.dot(item.waits_for)}")
+        said += [f"  {self._pending(item)}" for item in replica.store.pending]
         return said
+
+    def _pending(self, item: Waiting) -> str:
+        return f"pending {self.names.dot(item.update.dot)}, waits for {self.names.dot(item.waits_for)}"
 
     def _shown(self, key: str, versions: tuple[Version, ...]) -> str:
         values = [version.value.decode() for version in versions]

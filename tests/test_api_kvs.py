@@ -219,6 +219,8 @@ def test_lost_past_is_told(api: Api) -> None:
         def ask(self, past: Any) -> int:
             return 0
 
+        ask_again = ask
+
         def lost(self, past: Any, token: int) -> dict[str, tuple[int, int]]:
             return {PEER_ID: (3, past[PEER_ID])} if past.get(PEER_ID, 0) > 2 else {}
 

@@ -58,7 +58,7 @@ class Host:
     paused_until_s: float = 0.0
     wake_at_s: float = float("inf")
     poked: bool = False
-    clocks: Instant = Instant(0.0, 0)
+    clocks: Instant = field(default_factory=lambda: Instant(0.0, 0))
     retries: list[Callable[[], None]] = field(default_factory=list)
 
 

@@ -85,7 +85,9 @@ def ask(
 
 def transact(cluster: LocalCluster, i: int, writes: Mapping[str, Any], **fields: Any) -> Reply:
     """Write (None: delete) many keys as one update; anything but 200 fails. ``w_timeout`` is sent as it is spelt."""
-    changes = [{"key": key, "delete": True} if value is None else {"key": key, "value": value} for key, value in writes.items()]
+    changes = [
+        {"key": key, "delete": True} if value is None else {"key": key, "value": value} for key, value in writes.items()
+    ]
     reply = ask(cluster, i, "POST", "/kvs", {"writes": changes, **{n.replace("_", "-"): v for n, v in fields.items()}})
     assert reply.status == 200, reply
     return reply
