@@ -632,6 +632,7 @@ class Replica:
         markers = self.store.markers
         if markers.all():
             markers.promote(everybody(marker.origin for marker in markers.all()), self.view.present)
+            self.store.simplify_delete_clock()
 
     def _mark(self, now: Instant) -> None:
         """Issue a marker when the clock names ids that are over or out and that no marker of a member covers."""

@@ -25,6 +25,7 @@ Lloyd et al., SOSP 2011 (COPS, causal+).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -305,10 +306,10 @@ class CausalStore:
 
     def _apply(self, update: Update, now: Instant) -> None:
         """Make ``update`` visible: its writes and its dot in one step. Its past is covered."""
-        origin = update.origin
+        origin = sys.intern(update.origin)
         deps = self._shared(origin, update.deps)
         for write in update.writes:
-            version = None if write.value is None else version_of(write, update, deps)
+            version = None if write.value is None else version_of(write, update, origin, deps)
             self.table.set(write.key, settle(self.table.get(write.key), write, version))
             if version is None:
                 self.delete_clock[origin] = update.counter
@@ -323,12 +324,19 @@ class CausalStore:
         self.applied += 1
 
     def _shared(self, origin: str, deps: Clock) -> Clock:
-        """Return an equal clock that is already in memory where there is one: pasts repeat from update to update."""
+        """Return an equal clock that is already in memory where there is one: pasts repeat from update to update.
+
+        The ids in it repeat even more; each message brings texts of its own, so one of each is kept.
+        """
         last = self._last_deps.get(origin)
         if last == deps:
             return last
-        self._last_deps[origin] = deps
-        return deps
+        shared = self._last_deps[origin] = {sys.intern(replica): counter for replica, counter in deps.items()}
+        return shared
+
+    def simplify_delete_clock(self) -> None:
+        """Let markers stand for what they may stand for: every answer merges the delete clock, so it must not grow."""
+        self.delete_clock = self.markers.simplify(self.delete_clock)
 
     def drop_pending(self, dot: Dot) -> None:
         """Forget a pending update: its cause is lost for good (replication/lost.py)."""

@@ -88,7 +88,7 @@ class Update(msgspec.Struct, frozen=True, gc=False, array_like=True):
         """Return the bytes that keeping this update costs, estimated: what KV_MAX_LOG_BYTES counts."""
         size = 300
         for write in self.writes:
-            size += 100 + len(write.key) + (len(write.value) if write.value is not None else 0)
+            size += 180 + 240 * len(write.replaces) + len(write.key) + len(write.value or b"")
         return size
 
 
@@ -130,10 +130,13 @@ Versions = tuple[Version, ...]
 """All versions of one key, the winner (highest rank) first; never empty in the key table."""
 
 
-def version_of(write: Write, update: Update, deps: Clock) -> Version:
-    """Return the version that ``write``, which has a value, leaves; ``deps`` may be a shared equal of the update's."""
+def version_of(write: Write, update: Update, origin: str, deps: Clock) -> Version:
+    """Return the version that ``write``, which has a value, leaves.
+
+    ``origin`` and ``deps`` equal those of the update, and may be shared with other versions.
+    """
     assert write.value is not None
-    return Version(write.value, update.origin, update.counter, update.timestamp, deps, write.expires)
+    return Version(write.value, origin, update.counter, update.timestamp, deps, write.expires)
 
 
 def settle(held: Versions, write: Write, version: Version | None) -> Versions:

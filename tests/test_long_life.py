@@ -26,7 +26,7 @@ from store.settings import StoreSettings
 from store.versions import Change, Update
 from tests.cluster import support as faults
 from tests.cluster.netns import NetnsCluster
-from tests.cluster_long.support import Past, ask, cluster_of, in_step, quantile, soon, status, transact
+from tests.cluster_long.support import Past, ask, cluster_of, in_step, quantile, report, soon, status, transact
 from tests.cluster_long.weight import traces, weight
 from tests.wire import Wire
 
@@ -49,7 +49,7 @@ class Clients:
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
         self.rng = random.Random(7)
-        self.pasts: dict[str, Clock] = dict.fromkeys(NAMES, {})
+        self.pasts: dict[str, Clock] = {name: {} for name in NAMES}
         self.done = 0
 
     def work(self, until: int) -> None:
@@ -68,7 +68,8 @@ class Clients:
         """Let every key have one value of one size, everywhere; return how much each replica holds then."""
         for key in KEYS:
             self.wire.put("r1", key, b'"gone-value-%020d"' % 0)
-        self.wire.flow(6.0)
+        # Long enough for the last deadlines, and for a snapshot that was given to be forgotten.
+        self.wire.flow(35.0, step_s=0.5)
         assert all(len(self.wire[name].store.table) == 100 for name in NAMES)
         return {name: weight(self.wire[name], but=(self.wire.rng,)) for name in NAMES}
 
@@ -102,7 +103,7 @@ def test_after_200000_puts_and_deletes_memory_is_back_and_no_trace_of_a_deleted_
         wire.flow(0.3)
     clients.work(OPERATIONS)
     late = clients.rest_at_100_keys()
-    print(f"\nbytes held after 10,000: {early}; while r3 was {fault}: {away}; after 200,000: {late}")
+    report(f"bytes held after 10,000: {early}; while r3 was {fault}: {away}; after 200,000: {late}")
     for name in NAMES:
         assert late[name] <= 1.1 * early[name], name
 
@@ -131,7 +132,7 @@ def test_deadlines_of_keys_that_were_deleted_long_before_their_time_do_not_pile_
             wire.flow()
     wire.flow(3.0)
     held = [len(replica.store.table._deadlines) for replica in (r1, r2)]
-    print(f"\ndeadlines kept of 10,000 deleted keys: {held}")
+    report(f"deadlines kept of 10,000 deleted keys: {held}")
     assert max(held) <= 1_001
 
 
@@ -193,11 +194,12 @@ def test_after_1000_restarts_metadata_and_idle_exchanges_are_no_longer_than_afte
             measure(number)
     assert len(wire["r1"].store.clock) > 900
     first, last = took_s[10:60], took_s[-50:]
-    print(f"\nafter restarts: {measured}")
-    print(f"one restart: {1e3 * sum(first) / 50:.1f} ms at first, {1e3 * sum(last) / 50:.1f} ms at last")
-    print(f"one read: {', '.join(f'{us:.1f} us after {n}' for n, us in reads_us.items())}")
-    print(f"entries of a delete clock: {len(wire['r1'].store.delete_clock)}")
-    for what in ("fresh client", "client of old", "entries", "markers", "log"):
+    report(f"after restarts: {measured}")
+    report(f"one restart: {1e3 * sum(first) / 50:.1f} ms at first, {1e3 * sum(last) / 50:.1f} ms at last")
+    report(f"one read: {', '.join(f'{us:.1f} us after {n}' for n, us in reads_us.items())}")
+    report(f"entries of a delete clock: {len(wire['r1'].store.delete_clock)}")
+    assert measured[1000]["markers"] <= 3
+    for what in ("fresh client", "client of old", "entries", "log"):
         assert measured[1000][what] <= measured[10][what], what
     # Counters and beats have a few more digits.
     assert measured[1000]["exchange"] <= measured[10]["exchange"] + 60
@@ -223,6 +225,23 @@ def test_the_delete_clock_does_not_grow_with_restarts() -> None:
 # -- a long partition ------------------------------------------------------------------------------------------------
 
 
+def write_on_both_sides(wire: Wire, writes: int) -> list[Update]:
+    """Put and delete on either side of a cut, r1 and r2 | r3: half of it shared keys, half the side's own."""
+    rng = random.Random(11)
+    updates: list[Update] = []
+    for number in range(writes):
+        for name, place in ((("r2" if number % 3 == 0 else "r1"), "left"), ("r3", "right")):
+            kind = rng.random()
+            key = f"shared/{rng.randrange(1000)}" if kind < 0.5 else f"{place}/{rng.randrange(3000)}"
+            deletes = kind > 0.9 and bool(wire.values(name, key))
+            updates.append(wire.issue(name, key, None if deletes else b'"%s %d"' % (place.encode(), number)))
+        if number % 10 == 0:
+            wire.flow(0.01)
+        if number % 1000 == 999:
+            wire.tick(1.0)
+    return updates
+
+
 def test_a_partition_with_10000_writes_on_each_side_past_the_log_heals_with_every_write_accounted_for() -> None:
     """Each is present, or a sibling, or was replaced by one that saw it; the same on all replicas."""
     wire = Wire(store_settings=SMALL_LOG)
@@ -232,21 +251,7 @@ def test_a_partition_with_10000_writes_on_each_side_past_the_log_heals_with_ever
         wire.flow()
     wire.flow(3.0)
     wire.isolate("r3")
-    rng = random.Random(11)
-    updates: list[Update] = []
-    for number in range(10_000):
-        for side in ("r1", "r2") if number % 2 else ("r2", "r1"):
-            name, place = (side, "left") if side == "r1" else ("r3", "right")
-            if place == "left" and number % 3 == 0:
-                name = "r2"
-            kind = rng.random()
-            key = f"shared/{rng.randrange(1000)}" if kind < 0.5 else f"{place}/{rng.randrange(3000)}"
-            deletes = kind > 0.9 and bool(wire.values(name, key))
-            updates.append(wire.issue(name, key, None if deletes else b'"%s %d"' % (place.encode(), number)))
-        if number % 10 == 0:
-            wire.flow(0.01)
-        if number % 1000 == 999:
-            wire.tick(1.0)
+    updates = write_on_both_sides(wire, 10_000)
     assert all(replica.store.log.bytes <= SMALL_LOG.max_log_bytes for replica in replicas)
     assert replicas[0].store.log.count < 5_000
     wire.heal()
@@ -254,7 +259,7 @@ def test_a_partition_with_10000_writes_on_each_side_past_the_log_heals_with_ever
     while len({frozenset(replica.store.clock.items()) for replica in replicas}) > 1:
         wire.flow(0.1)
         assert wire.now_s < began_s + 10
-    print(f"\nhealed after {wire.now_s - began_s:.1f} s; conflicts: {replicas[0].store.table.conflicts}")
+    report(f"healed after {wire.now_s - began_s:.1f} s; conflicts: {replicas[0].store.table.conflicts}")
     assert sum(event.kind == "snapshot" for replica in replicas for event in replica.events) >= 2
 
     table = replicas[0].store.table.copy()
@@ -338,11 +343,11 @@ def test_clients_whose_past_died_are_served_again_within_10_s_of_the_crashed_rep
         asked = [pool.submit(served, i, request) for i in EVERYBODY for request in ANY_REQUEST]
         replies = [future.result() for future in asked]
     within_s = time.monotonic() - returned_s
-    print(f"\nstarted again and ready after {ready_s:.2f} s; all 15 requests served {within_s:.2f} s after the start")
+    report(f"started again and ready after {ready_s:.2f} s; all 15 requests served {within_s:.2f} s after the start")
     for reply in replies:
         assert reply.status in (200, 201, 404), reply
         assert reply.body["lost"] == {replica: [wrote[0].dot[1], last]}
-        assert replica not in reply.past
+        assert reply.past.get(replica, 0) < wrote[0].dot[1]
     assert within_s < 10
     assert {faults.get(trio, i, "lost").value for i in EVERYBODY} == {"old"}
 
@@ -366,7 +371,7 @@ def test_while_a_paused_member_still_holds_it_nobody_is_told_lost(trio: NetnsClu
     for i in EVERYBODY:
         reply = faults.get(trio, i, "lost", wrote.past, query="?wait=10", timeout_s=20)
         assert (reply.value, reply.body.get("lost")) == ("held", None)
-    print(f"\nserved by all {time.monotonic() - resumed_s:.2f} s after the holder went on")
+    report(f"served by all {time.monotonic() - resumed_s:.2f} s after the holder went on")
 
 
 @pytest.mark.processes
@@ -388,7 +393,7 @@ def test_when_all_replicas_have_crashed_clients_of_before_are_served_within_10_s
             assert reply.body["lost"].keys() == past.keys()
             assert not reply.past.keys() & past.keys()
         within_s = time.monotonic() - returned_s
-        print(f"\nserved {within_s:.2f} s after all were started again")
+        report(f"served {within_s:.2f} s after all were started again")
         assert within_s < 10
 
 
@@ -402,9 +407,9 @@ def test_a_real_partition_with_10000_writes_on_each_side_past_the_log_heals_with
 
     def write(i: int, side: str) -> float:
         began_s = time.monotonic()
-        for start in range(0, 5000, 100):
-            own = {f"heal/{side}/{n:04}": f"{side} {n}" for n in range(start, start + 100)}
-            transact(trio, i, {**own, **{f"heal/shared/{n:04}": f"{side} {n}" for n in range(start, start + 100)}})
+        for start in range(0, 5000, 10):
+            own = {f"heal/{side}/{n:04}": f"{side} {n}" for n in range(start, start + 10)}
+            transact(trio, i, {**own, **{f"heal/shared/{n:04}": f"{side} {n}" for n in range(start, start + 10)}})
         return time.monotonic() - began_s
 
     with ThreadPoolExecutor(2) as pool:
@@ -415,7 +420,7 @@ def test_a_real_partition_with_10000_writes_on_each_side_past_the_log_heals_with
     healed_s = time.monotonic()
     faults.soon(lambda: faults.in_step(trio), within_s=30)
     took_s = time.monotonic() - healed_s
-    print(f"\n10,000 writes a side in {wrote_s:.1f} s; in step {took_s:.1f} s after the heal")
+    report(f"10,000 writes a side in {wrote_s:.1f} s; in step {took_s:.1f} s after the heal")
     kept = []
     for i in EVERYBODY:
         assert [len(found(trio, i, f"heal/{side}/")) for side in ("left", "right", "shared")] == [5000, 5000, 5000]
@@ -464,7 +469,7 @@ def test_what_two_clients_did_to_one_key_at_two_cut_off_replicas_ends_the_same_e
     trio.heal()
     healed_s = time.monotonic()
     faults.soon(lambda: faults.in_step(trio), within_s=15)
-    print(f"\nin step {time.monotonic() - healed_s:.2f} s after the heal")
+    report(f"in step {time.monotonic() - healed_s:.2f} s after the heal")
     for key in ("put", "settle", "delete", "new"):
         read = [faults.get(trio, i, key, query="?siblings=true") for i in EVERYBODY]
         assert len({reply.value for reply in read}) == 1
@@ -492,41 +497,42 @@ def test_what_two_clients_did_to_one_key_at_two_cut_off_replicas_ends_the_same_e
 # -- real memory -----------------------------------------------------------------------------------------------------
 
 
+def put_and_delete(cluster: LocalCluster, rng: random.Random, operations: int, up: int) -> None:
+    """Put and delete at the first ``up`` replicas, 40 keys an update."""
+    for number in range(operations // 40):
+        writes = {
+            key: f"gone-value-{rng.random():.18f}" if rng.random() < 0.6 else None for key in rng.sample(KEYS, 40)
+        }
+        transact(cluster, number % up, writes)
+
+
+def resident_kib(cluster: LocalCluster) -> list[int]:
+    """Bring all to 100 keys of one size and to rest; return the memory of each process."""
+    transact(cluster, 0, dict.fromkeys(KEYS, f"gone-value-{0:020}"), w="all", w_timeout=5)
+    soon(lambda: in_step(cluster, 3), within_s=20)
+    return [status(cluster, i)["memory_bytes"] >> 10 for i in EVERYBODY]
+
+
 @pytest.mark.processes
 @pytest.mark.slow
 def test_resident_memory_is_back_after_200000_puts_and_deletes_with_one_replica_down_for_half_of_them() -> None:
-    """Within 10% of what it was after the first 10,000, at the replicas that were up and at the one that was not."""
+    """Within 10% of what it was after the first 10,000, at the replicas that were up and at the one that was not.
+
+    With a log of 2 MB: of what a larger one took Python keeps the room (see the next test).
+    """
     rng = random.Random(5)
-    done = itertools.count()
-
-    def work(cluster: LocalCluster, operations: int, up: int) -> None:
-        for number in range(operations // 40):
-            writes = {
-                key: f"gone-value-{next(done):020}" if rng.random() < 0.6 else None for key in rng.sample(KEYS, 40)
-            }
-            transact(cluster, number % up, writes)
-
-    def rest(cluster: LocalCluster) -> dict[str, int]:
-        transact(cluster, 0, {key: f"gone-value-{0:020}" for key in KEYS}, w="all", w_timeout=5)
-        soon(lambda: in_step(cluster, 3), within_s=20)
-        return {cluster.addresses[i]: status(cluster, i)["memory_bytes"] >> 10 for i in EVERYBODY}
-
-    with cluster_of(3) as cluster:
+    with cluster_of(3, KV_MAX_LOG_BYTES=2 << 20) as cluster:
         began_s = time.monotonic()
-        work(cluster, 10_000, 3)
-        early = rest(cluster)
-        work(cluster, 40_000, 3)
-        rest(cluster)
+        put_and_delete(cluster, rng, 10_000, 3)
+        early = resident_kib(cluster)
+        put_and_delete(cluster, rng, 40_000, 3)
         cluster.kill(2)
-        work(cluster, 100_000, 2)
-        away = [status(cluster, i)["memory_bytes"] >> 10 for i in (0, 1)]
-        log = status(cluster, 0)["log"]
+        put_and_delete(cluster, rng, 100_000, 2)
         cluster.start_one(2)
         cluster.wait_ready()
-        work(cluster, 50_000, 3)
-        late = rest(cluster)
-        print(f"\nKiB resident after 10,000: {list(early.values())}; with one down: {away} (its log: {log})")
-        print(f"after 200,000: {list(late.values())}; all in {time.monotonic() - began_s:.0f} s")
+        put_and_delete(cluster, rng, 50_000, 3)
+        late = resident_kib(cluster)
+        report(f"KiB resident after 10,000: {early}; after 200,000: {late}; in {time.monotonic() - began_s:.0f} s")
         transact(cluster, 1, dict.fromkeys(KEYS), w="all", w_timeout=5)
         soon(lambda: in_step(cluster, 3), within_s=20)
         for i in EVERYBODY:
@@ -534,8 +540,26 @@ def test_resident_memory_is_back_after_200000_puts_and_deletes_with_one_replica_
             assert (told["keys"], told["conflicts"], told["data_bytes"]) == (0, 0, 0)
             assert ask(cluster, i, "GET", "/kvs").body["keys"] == []
             assert "gone-" not in json.dumps(told)
-        for address, kib in late.items():
-            assert kib <= 1.1 * early[address], address
+        assert all(after <= 1.1 * before for before, after in zip(early, late, strict=True))
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_what_a_long_log_took_is_used_again_when_a_member_is_down_again() -> None:
+    """The process keeps the room of a log that was long once; the next time it takes no more."""
+    rng = random.Random(6)
+    with cluster_of(3) as cluster:
+        put_and_delete(cluster, rng, 10_000, 3)
+        taken = [resident_kib(cluster)[:2]]
+        for _ in range(3):
+            cluster.kill(2)
+            put_and_delete(cluster, rng, 40_000, 2)
+            cluster.start_one(2)
+            cluster.wait_ready()
+            taken.append(resident_kib(cluster)[:2])
+        report(f"KiB resident of the two that stayed up, before, and after each time: {taken}")
+        for i in (0, 1):
+            assert taken[-1][i] <= 1.05 * taken[1][i]
 
 
 # -- an empty replica joins ------------------------------------------------------------------------------------------
@@ -577,13 +601,12 @@ def test_while_an_empty_replica_takes_over_200000_keys_the_givers_clients_hardly
             "after": (ready_s + 0.5, ready_s + 4),
         }
         p99: dict[str, float] = {}
-        print(f"\nready {ready_s - started_s:.1f} s after its start, {ready_s - asked_s:.1f} s after it answered")
+        report(f"ready {ready_s - started_s:.1f} s after its start, {ready_s - asked_s:.1f} s after it answered")
         for name, (begin_s, end_s) in windows.items():
             took = [took for due, took in samples if begin_s <= due < end_s]
             p50, p99[name] = quantile(took, 0.5), quantile(took, 0.99)
-            print(
-                f"{name}: {len(took)} requests, p50 {p50 * 1e3:.1f} ms, p99 {p99[name] * 1e3:.1f} ms, max {max(took) * 1e3:.0f} ms"
-            )
+            quantiles = f"p50 {p50 * 1e3:.1f} ms, p99 {p99[name] * 1e3:.1f} ms, max {max(took) * 1e3:.0f} ms"
+            report(f"{name}: {len(took)} requests, {quantiles}")
         assert "keys taken over" in cluster.log(1)
         assert p99["it takes over"] < 5 * p99["before"] + 0.020
         soon(lambda: in_step(cluster, 2), within_s=10)
@@ -644,7 +667,6 @@ def test_a_transaction_of_1000_keys_is_never_seen_in_part_by_a_joiner_or_in_a_li
             stop.set()
         for task in tasks:
             task.result()
-    print(
-        f"\n{written} transactions; different ones seen whole at each replica: { {i: len(seen) for i, seen in looks.items()} }"
-    )
-    assert min(len(seen) for seen in looks.values()) > 3
+    seen = [len(looks[i]) for i in EVERYBODY]
+    report(f"{written} transactions of 1,000 keys; as many different ones seen whole at the replicas: {seen}")
+    assert min(seen) > 3

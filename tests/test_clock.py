@@ -1,0 +1,145 @@
+"""Clocks, ids and hybrid time."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from store.clock import (
+    MAX_INCARNATION,
+    Clock,
+    HybridClock,
+    Instant,
+    address_of,
+    covers,
+    incarnation_of,
+    join,
+    merge_into,
+    missing,
+    replica_id,
+)
+
+clocks = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 5), max_size=4)
+
+
+@given(clocks, clocks, clocks)
+def test_join_is_commutative_associative_and_idempotent(a: Clock, b: Clock, c: Clock) -> None:
+    assert join(a, b) == join(b, a)
+    assert join(a, join(b, c)) == join(join(a, b), c)
+    assert join(a, a) == a
+
+
+@given(clocks, clocks)
+def test_join_is_the_least_clock_that_covers_both(a: Clock, b: Clock) -> None:
+    joined = join(a, b)
+    assert covers(joined, a)
+    assert covers(joined, b)
+    for replica, counter in joined.items():
+        less = {**joined, replica: counter - 1}
+        assert not (covers(less, a) and covers(less, b))
+
+
+@given(clocks, clocks)
+def test_a_clock_is_the_set_of_its_dots(a: Clock, b: Clock) -> None:
+    def dots(clock: Clock) -> set[tuple[str, int]]:
+        return {(replica, n) for replica, last in clock.items() for n in range(1, last + 1)}
+
+    assert covers(a, b) == (dots(a) >= dots(b))
+    assert dots(join(a, b)) == dots(a) | dots(b)
+
+
+@given(clocks, clocks)
+def test_missing_says_what_is_here_and_what_is_needed(a: Clock, b: Clock) -> None:
+    gaps = missing(a, b)
+    assert bool(gaps) != covers(a, b)
+    for replica, (have, need) in gaps.items():
+        assert (have, need) == (a.get(replica, 0), b[replica])
+        assert have < need
+
+
+@given(clocks, clocks)
+def test_join_leaves_both_as_they_were_and_merge_into_raises_only_the_first(a: Clock, b: Clock) -> None:
+    before_a, before_b = dict(a), dict(b)
+    joined = join(a, b)
+    assert (a, b) == (before_a, before_b)
+    merge_into(a, b)
+    assert a == joined
+    assert b == before_b
+
+
+def test_an_empty_clock_is_covered_by_all_and_covers_only_itself() -> None:
+    assert covers({}, {})
+    assert covers({"a": 1}, {})
+    assert not covers({}, {"a": 1})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8090", "[::1]:8090", "my_replica:1", "user@host:80"])
+@pytest.mark.parametrize("incarnation", [0, 1, 0xABCDEF, MAX_INCARNATION])
+def test_a_replica_id_names_its_address_and_incarnation(address: str, incarnation: int) -> None:
+    replica = replica_id(address, incarnation)
+    assert address_of(replica) == address
+    assert incarnation_of(replica) == incarnation
+    assert len(replica) == len(address) + 17
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "@", "host:80@", "host:80@12", "host:80@" + "g" * 16, "host:80@" + "1" * 17]
+)
+def test_what_is_no_replica_id_has_no_incarnation(text: str) -> None:
+    assert incarnation_of(text) == 0
+
+
+@given(st.text(max_size=40))
+def test_any_text_that_a_client_sends_can_be_taken_apart(text: str) -> None:
+    assert isinstance(address_of(text), str)
+    assert isinstance(incarnation_of(text), int)
+
+
+def at(wall_us: int) -> Instant:
+    return Instant(0.0, wall_us)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["stamp", "read", "observe"]), st.integers(0, 1000), st.integers(0, 2000)),
+        max_size=30,
+    )
+)
+def test_hybrid_time_never_goes_back_and_each_stamp_is_above_all_seen(steps: list[tuple[str, int, int]]) -> None:
+    """Whatever the wall clock does, and whatever others say that the time is."""
+    clock, highest = HybridClock(), 0
+    for step, wall_us, timestamp in steps:
+        if step == "stamp":
+            stamp = clock.stamp(at(wall_us))
+            assert stamp > highest
+            highest = stamp
+        elif step == "read":
+            time = clock.read(at(wall_us))
+            assert time >= highest
+            highest = time
+        else:
+            clock.observe(timestamp, at(wall_us))
+            highest = max(highest, timestamp)
+        assert clock.read(at(wall_us)) >= wall_us
+
+
+def test_hybrid_time_flows_at_the_pace_of_real_time_after_a_bad_clock() -> None:
+    clock = HybridClock()
+    clock.observe(10_000_000, at(1_000_000))
+    assert clock.lead_us == 9_000_000
+    assert clock.read(at(1_500_000)) == 10_500_000
+    assert clock.stamp(at(2_000_000)) == 11_000_000
+
+
+def test_a_wall_clock_that_goes_back_does_not_stop_hybrid_time() -> None:
+    clock = HybridClock()
+    first = clock.stamp(at(5_000_000))
+    second = clock.stamp(at(1_000_000))
+    assert second == first + 1
+    assert clock.read(at(2_000_000)) == second + 1_000_000
+
+
+def test_two_stamps_of_one_moment_differ() -> None:
+    clock = HybridClock()
+    assert len({clock.stamp(at(7)) for _ in range(100)}) == 100

@@ -1,0 +1,155 @@
+"""The key table against a dictionary: lookups, order, conflicts, expiry, bytes."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from store.table import DEADLINES_KEPT, KEY_COST_BYTES, KeyTable, cost
+from store.versions import Version, Versions
+
+keys = st.one_of(
+    st.sampled_from(["a", "ab", "abc", "b", "é", "\U0001f600", "a\uffff"]), st.text(min_size=1, max_size=3)
+)
+
+
+class Tables(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = KeyTable()
+        self.model: dict[str, Versions] = {}
+        self.counter = 0
+        self.wall_us = 0
+
+    def version(self, value: bytes, expires_in: int | None, origin: str) -> Version:
+        self.counter += 1
+        expires = None if expires_in is None else self.wall_us + expires_in
+        return Version(value, origin, self.counter, self.counter, {}, expires)
+
+    @rule(
+        key=keys,
+        drawn=st.lists(st.tuples(st.binary(max_size=9), st.one_of(st.none(), st.integers(1, 9))), max_size=3),
+        keep=st.booleans(),
+    )
+    def set(self, key: str, drawn: list[tuple[bytes, int | None]], keep: bool) -> None:
+        """A key holds some new versions, and perhaps those that it held before."""
+        new = [self.version(value, expires, f"r{number}") for number, (value, expires) in enumerate(drawn)]
+        versions = (*reversed(new), *(self.model.get(key, ()) if keep else ()))
+        self.table.set(key, versions)
+        self.model.pop(key, None)
+        if versions:
+            self.model[key] = versions
+
+    @rule(later=st.integers(0, 5))
+    def expire(self, later: int) -> None:
+        self.wall_us += later
+        gone = {version.dot for version in self.table.expire(self.wall_us)}
+        expected = set()
+        for key, versions in list(self.model.items()):
+            kept = tuple(v for v in versions if v.expires is None or v.expires > self.wall_us)
+            expected |= {version.dot for version in versions if version not in kept}
+            self.model.pop(key)
+            if kept:
+                self.model[key] = kept
+        assert gone == expected
+        assert self.table.next_deadline > self.wall_us
+
+    @rule(data=st.dictionaries(keys, st.binary(max_size=9), max_size=4))
+    def replace(self, data: dict[str, bytes]) -> None:
+        """As a snapshot does it: some keys stay, some come."""
+        stay = dict(list(self.model.items())[::2])
+        self.model = {**stay, **{key: (self.version(value, 3, "r1"),) for key, value in data.items()}}
+        self.table.replace(self.model)
+
+    @rule(prefix=st.one_of(st.just(""), keys), after=st.one_of(st.just(""), keys))
+    def list_keys(self, prefix: str, after: str) -> None:
+        expected = [key for key in sorted(self.model) if key.startswith(prefix) and (not after or key > after)]
+        assert list(self.table.keys(prefix, after)) == expected
+        conflicting = [key for key in expected if len(self.model[key]) > 1]
+        assert list(self.table.conflicting_keys(prefix, after)) == conflicting
+
+    @invariant()
+    def it_holds_what_the_dictionary_holds(self) -> None:
+        assert self.table.copy() == self.model
+        assert len(self.table) == len(self.model)
+        assert list(self.table.keys("", "")) == sorted(self.model)
+        assert self.table.conflicts == sum(len(versions) > 1 for versions in self.model.values())
+        assert self.table.bytes == sum(cost(key, versions) for key, versions in self.model.items())
+        assert self.table.get("absent key") == ()
+
+    @invariant()
+    def the_next_deadline_is_not_after_any(self) -> None:
+        deadlines = [v.expires for versions in self.model.values() for v in versions if v.expires is not None]
+        assert self.table.next_deadline <= min(deadlines, default=float("inf"))
+
+
+TestTables = Tables.TestCase
+TestTables.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def version(counter: int, expires: int | None = None, value: bytes = b"1") -> Version:
+    return Version(value, "r1", counter, counter, {}, expires)
+
+
+def test_a_version_expires_at_its_deadline_and_not_before() -> None:
+    table = KeyTable()
+    table.set("x", (version(1, 100),))
+    assert table.expire(99) == []
+    assert [gone.dot for gone in table.expire(100)] == [("r1", 1)]
+    assert table.get("x") == ()
+    assert table.expire(1000) == []
+
+
+def test_of_two_versions_only_the_one_whose_time_is_over_goes() -> None:
+    table = KeyTable()
+    table.set("x", (version(2), version(1, 100)))
+    assert table.conflicts == 1
+    table.expire(100)
+    assert table.get("x") == (version(2),)
+    assert table.conflicts == 0
+
+
+def test_a_version_that_was_replaced_before_its_time_does_not_take_its_successor_with_it() -> None:
+    table = KeyTable()
+    table.set("x", (version(1, 100),))
+    table.set("x", (version(2),))
+    assert table.expire(100) == []
+    assert table.get("x") == (version(2),)
+
+
+def test_deadlines_of_what_is_gone_do_not_pile_up() -> None:
+    table = KeyTable()
+    for counter in range(1, 10 * DEADLINES_KEPT):
+        table.set("x", (version(counter, 10**9 + counter),))
+    assert len(table._deadlines) <= DEADLINES_KEPT + 3
+    assert table.next_deadline <= 10**9 + 10 * DEADLINES_KEPT
+    assert len(table.expire(2 * 10**9)) == 1
+
+
+def test_a_copy_does_not_change_with_the_table() -> None:
+    table = KeyTable()
+    table.set("x", (version(1),))
+    copy = table.copy()
+    table.set("x", (version(2),))
+    table.set("y", (version(3),))
+    assert copy == {"x": (version(1),)}
+
+
+def test_a_key_costs_its_text_its_values_and_something_per_version() -> None:
+    assert cost("key", ()) == 0
+    assert cost("key", (version(1, value=b"12345"),)) == 3 + KEY_COST_BYTES + 5
+    assert cost("key", (version(1), version(2))) == 3 + 2 * (KEY_COST_BYTES + 1)
+
+
+def test_keys_are_listed_in_code_point_order() -> None:
+    table = KeyTable()
+    for counter, key in enumerate(["b", "a", "é", "B", "a/b", "\U0001f600", "\uffff"], 1):
+        table.set(key, (version(counter),))
+    assert list(table.keys("", "")) == ["B", "a", "a/b", "b", "é", "\uffff", "\U0001f600"]
+    assert list(table.keys("a", "a")) == ["a/b"]
+    assert list(table.keys("a", "")) == ["a", "a/b"]
+    assert list(table.keys("a", "zzz")) == []
+    assert list(table.keys("b", "a")) == ["b"]

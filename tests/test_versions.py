@@ -1,0 +1,176 @@
+"""The conflict rule, and the wire form of updates and versions."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from store.clock import MAX_COUNTER
+from store.versions import Change, Update, Version, Versions, Write, settle, version_of
+
+
+def version(origin: str, counter: int, timestamp: int = 0, value: bytes = b"1") -> Version:
+    return Version(value, origin, counter, timestamp or counter, {})
+
+
+# -- the conflict rule ---------------------------------------------------------------------------------------------
+
+
+def test_a_write_replaces_what_it_names_and_nothing_else() -> None:
+    held = (version("b", 1, 5), version("a", 1, 3))
+    new = version("c", 1, 9)
+    assert settle(held, Write("k", b"1", (("a", 1),)), new) == (new, held[0])
+    assert settle(held, Write("k", b"1", (("a", 1), ("b", 1))), new) == (new,)
+    assert settle(held, Write("k", b"1"), new) == (new, *held)
+
+
+def test_a_delete_takes_what_it_names_and_adds_nothing() -> None:
+    held = (version("b", 1, 5), version("a", 1, 3))
+    assert settle(held, Write("k", None, (("b", 1),)), None) == (held[1],)
+    assert settle(held, Write("k", None, (("a", 1), ("b", 1))), None) == ()
+    assert settle((), Write("k", None, (("a", 1),)), None) == ()
+
+
+def test_a_later_version_of_the_same_replica_is_not_the_one_that_was_replaced() -> None:
+    held = (version("a", 2),)
+    assert settle(held, Write("k", None, (("a", 1),)), None) == held
+
+
+def test_the_winner_has_the_highest_timestamp_and_then_the_highest_id() -> None:
+    one, other, late = version("a", 1, 5), version("b", 1, 5), version("c", 1, 4)
+    for order in permutations((one, other, late)):
+        held: Versions = ()
+        for each in order:
+            held = settle(held, Write("k", b"1"), each)
+        assert held == (other, one, late)
+
+
+writes = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(1, 9), st.booleans(), st.sets(st.integers(0, 5), max_size=3)),
+    max_size=6,
+)
+
+
+@given(writes, st.randoms(use_true_random=False))
+def test_the_order_of_concurrent_writes_does_not_matter(drawn: list[Any], rng: Any) -> None:
+    """Each write follows, by what it replaces, some of those before it; any order that keeps to that ends the same."""
+    steps: list[tuple[Write, Version | None, set[int]]] = []
+    for number, (origin, timestamp, is_delete, follows) in enumerate(drawn):
+        causes = {index for index in follows if index < number and steps[index][1] is not None}
+        replaced = tuple(v.dot for v in (steps[index][1] for index in sorted(causes)) if v is not None)
+        made = None if is_delete else version(f"{origin}{number}", 1, timestamp)
+        steps.append((Write("k", None if is_delete else b"1", replaced), made, causes))
+
+    def run(order: list[int]) -> Versions:
+        held: Versions = ()
+        for index in order:
+            held = settle(held, steps[index][0], steps[index][1])
+        return held
+
+    straight = run(list(range(len(steps))))
+    order: list[int] = []
+    while len(order) < len(steps):
+        order.append(rng.choice([i for i in range(len(steps)) if i not in order and steps[i][2] <= set(order)]))
+    assert run(order) == straight
+
+
+def test_settling_leaves_the_versions_that_were_held_as_they_were() -> None:
+    held = (version("a", 1),)
+    settle(held, Write("k", b"2", (("a", 1),)), version("b", 1))
+    assert held == (version("a", 1),)
+
+
+# -- what updates and versions say ---------------------------------------------------------------------------------
+
+
+def test_the_past_of_an_update_holds_its_own_dot() -> None:
+    update = Update("a", 3, 1, {"b": 2}, (Write("k", b"1"),))
+    assert update.dot == ("a", 3)
+    assert update.past == {"a": 3, "b": 2}
+    assert version_of(update.writes[0], update, update.origin, update.deps).past == update.past
+
+
+def test_an_etag_names_the_dot_in_quotes() -> None:
+    assert version("127.0.0.1:8090@0000000000000001", 7).etag == '"127.0.0.1:8090@0000000000000001:7"'
+
+
+def test_a_version_keeps_the_expiry_of_its_write() -> None:
+    update = Update("a", 1, 5, {}, (Write("k", b"1", (), 99),))
+    assert version_of(update.writes[0], update, update.origin, {}).expires == 99
+
+
+def test_the_size_of_an_update_grows_with_what_it_holds() -> None:
+    small = Update("a", 1, 1, {}, (Write("k", b"1"),))
+    large = Update("a", 1, 1, {}, (Write("k", b"1" * 1000), Write("l", None)))
+    assert large.size() > small.size() + 999
+    assert Update("a", 1, 1, {}, ()).size() > 0
+
+
+TAG = '"a:1"'
+CONDITIONS: list[tuple[dict[str, Any], bool, bool, bool]] = [
+    # the conditions; hold where the key is absent, where it has the tag, where it has another
+    ({}, True, True, True),
+    ({"if_none_match": True}, True, False, False),
+    ({"if_match": (TAG,)}, False, True, False),
+    ({"if_match": ('"b:2"', TAG)}, False, True, False),
+    ({"if_match": ("*",)}, False, True, True),
+    ({"if_match": ()}, False, False, False),
+    ({"if_match": ("*",), "if_none_match": True}, False, False, False),
+]
+
+
+@pytest.mark.parametrize(("conditions", "absent", "same", "other"), CONDITIONS)
+def test_conditions(conditions: dict[str, Any], absent: bool, same: bool, other: bool) -> None:
+    change = Change("k", b"1", **conditions)
+    assert [change.holds(None), change.holds(TAG), change.holds('"c:3"')] == [absent, same, other]
+
+
+# -- wire form -----------------------------------------------------------------------------------------------------
+
+texts = st.text(min_size=1, max_size=8)
+counters = st.integers(1, MAX_COUNTER - 1)
+stamps = st.integers(0, 2**62 - 1)
+clocks = st.dictionaries(texts, counters, max_size=3)
+wire_writes = st.builds(
+    Write,
+    st.text(max_size=8),
+    st.one_of(st.none(), st.binary(max_size=20)),
+    st.lists(st.tuples(texts, counters), max_size=2).map(tuple),
+    st.one_of(st.none(), stamps),
+)
+updates = st.builds(Update, texts, counters, stamps, clocks, st.lists(wire_writes, max_size=3).map(tuple))
+versions = st.builds(Version, st.binary(max_size=20), texts, counters, stamps, clocks, st.one_of(st.none(), stamps))
+
+
+@given(updates)
+def test_an_update_comes_back_as_it_went_out(update: Update) -> None:
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(update), type=Update) == update
+
+
+@given(versions)
+def test_a_version_comes_back_as_it_went_out(version: Version) -> None:
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(version), type=Version) == version
+
+
+@given(updates, st.data())
+def test_a_damaged_update_is_refused_or_well_formed(update: Update, data: st.DataObject) -> None:
+    body = bytearray(msgspec.msgpack.encode(update))
+    for _ in range(data.draw(st.integers(1, 3))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        decoded = msgspec.msgpack.decode(bytes(body), type=Update)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return
+    assert decoded.origin
+    assert 1 <= decoded.counter < MAX_COUNTER
+    assert 0 <= decoded.timestamp < 2**62
+    assert all(id_ and 1 <= counter < MAX_COUNTER for id_, counter in decoded.deps.items())
+    for write in decoded.writes:
+        assert write.value is None or type(write.value) is bytes
+        assert all(id_ and 1 <= counter < MAX_COUNTER for id_, counter in write.replaces)
+        assert write.expires is None or 0 <= write.expires < 2**62
