@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
 BIN := .venv/bin
 REPLICAS ?= 3
 BASE_PORT ?= 8090
-SOAK_MINUTES ?= 10
+MINUTES ?= 10
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10
@@ -47,8 +47,8 @@ run: setup ## Start a cluster of three replicas on 127.0.0.1:8090 and up
 demo: setup ## Show what the store promises, on a cluster of its own
 	@exec $(BIN)/python manage.py demo
 
-soak: setup ## Run random faults against real replicas for SOAK_MINUTES (10)
-	@exec $(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
+soak: setup ## Run random faults against real replicas for MINUTES (10)
+	@exec $(BIN)/python -m tests.cluster.soak --minutes $(MINUTES)
 
 # --- Checks -------------------------------------------------------------------------------------------------------
 

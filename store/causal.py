@@ -25,7 +25,6 @@ Lloyd et al., SOSP 2011 (COPS, causal+).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -126,7 +125,10 @@ class CausalStore:
         self.rest_changes = 0
         """How often clock entries of other ids moved: rarely."""
         self.applied = 0
+        self.latest: deque[Applied] = deque(maxlen=LATEST_KEPT)
+        """The updates applied last, for people to look at; those that came in a snapshot are not among them."""
         self._last_deps: dict[str, Clock] = {}
+        self._ids: dict[str, str] = {}
 
     def know_present(self, present: Collection[str]) -> None:
         """Take in which ids are the members' present incarnations."""
@@ -306,7 +308,7 @@ class CausalStore:
 
     def _apply(self, update: Update, now: Instant) -> None:
         """Make ``update`` visible: its writes and its dot in one step. Its past is covered."""
-        origin = sys.intern(update.origin)
+        origin = self._interned(update.origin)
         deps = self._shared(origin, update.deps)
         for write in update.writes:
             version = None if write.value is None else version_of(write, update, origin, deps)
@@ -322,6 +324,7 @@ class CausalStore:
         self.log.append(update, now.mono_s)
         self.changes += 1
         self.applied += 1
+        self.latest.append((now.wall_us, origin, update.counter, update.writes[0].key if update.writes else ""))
 
     def _shared(self, origin: str, deps: Clock) -> Clock:
         """Return an equal clock that is already in memory where there is one: pasts repeat from update to update.
@@ -331,8 +334,11 @@ class CausalStore:
         last = self._last_deps.get(origin)
         if last == deps:
             return last
-        shared = self._last_deps[origin] = {sys.intern(replica): counter for replica, counter in deps.items()}
+        shared = self._last_deps[origin] = {self._interned(replica): counter for replica, counter in deps.items()}
         return shared
+
+    def _interned(self, replica: str) -> str:
+        return self._ids.setdefault(replica, replica)
 
     def simplify_delete_clock(self) -> None:
         """Let markers stand for what they may stand for: every answer merges the delete clock, so it must not grow."""
