@@ -51,11 +51,11 @@ from store.clock import Clock, Dot, Instant, address_of, join
 from store.delivery import Waiting
 from store.errors import NotReached, Refused
 from store.snapshot import Snapshot
-from store.versions import Change, Update, Version
+from store.versions import Change, Update, Version, Write
 from tests.wire import Loss, Wire, address
 
-UPDATE_BYTES = 402
-"""What an update of one short key and value costs in the log."""
+UPDATE_BYTES = Update("r1", 1, 1, {}, (Write("x", b"1"),)).size()
+"""What an update costs in the log that writes a new key; one that replaces something costs more."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from store.versions import Change, Update, Write
 from tests.wire import NOW, Wire, address
 
 SMALL_LOG = StoreSettings(max_log_bytes=4_000)
-"""Holds about nine updates of one key."""
+"""Holds a few updates."""
 
 SMALL_PIECES = ReplicationSettings(pace_s=0.0, snapshot_piece_bytes=1_500)
 """About three keys a piece."""
