@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -10,6 +11,9 @@ import msgspec
 from replication.replica import Replica
 from store.clock import Clock, Dot, Instant
 from store.versions import Version
+
+LISTED_VALUE_BYTES = 400
+"""Of a value in a list of keys; it may end within a character."""
 
 LISTED_PENDING = 100
 """Pending updates of the key that are listed; who has more of them has another problem."""
@@ -35,6 +39,28 @@ def explain(replica: Replica, key: str, now: Instant) -> dict[str, Any]:
         "deletes": dict(store.delete_clock),
         "clock": dict(store.clock),
     }
+
+
+def list_keys(replica: Replica, prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]]:
+    """Return up to ``limit`` keys from ``prefix`` on, after ``after``, and their winners; called under the lock.
+
+    What is here, whatever the gate: no client asks, so there is no past to reach. ``conflicts``: only keys that hold
+    several versions.
+    """
+    table = replica.store.table
+    found = (table.conflicting_keys if conflicts else table.keys)(prefix, after)
+    held = ((key, table.get(key)) for key in islice(found, limit))
+    return [
+        {
+            "key": key,
+            "versions": len(versions),
+            "dot": versions[0].dot,
+            "timestamp": versions[0].timestamp,
+            "value": versions[0].value[:LISTED_VALUE_BYTES],
+            "value_bytes": len(versions[0].value),
+        }
+        for key, versions in held
+    ]
 
 
 def _known(replica: Replica, address: str) -> Clock | None:

@@ -15,11 +15,11 @@ from typing import Any
 
 from replication.calling import CallSettings
 from replication.errors import AddressTaken, BadMessage, NotTrusted, ReplicationError, Unreachable
-from replication.explain import explain
+from replication.explain import explain, list_keys
 from replication.measures import Measures, first_new
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
 from replication.replica import Outgoing, Replica
-from replication.status import Rates, describe
+from replication.status import Rates, describe, lacking, latest
 from replication.transport import Transport
 from store.engine import Engine, read_clocks
 
@@ -224,7 +224,7 @@ class Node:
             self.replica.tick(read_clocks())
             self.engine.wake()
         self._after_change()
-        self._rates.sample(time.monotonic(), self._counters)
+        self._rates.sample(time.monotonic(), self._sample)
 
     def _after_change(self) -> None:
         """Start a thread for each new peer, end those of peers that are gone, and log what has happened."""
@@ -313,11 +313,22 @@ class Node:
     def _counters(self) -> dict[str, int]:
         return {**self.engine.stats(), **self._counts}
 
-    def status(self) -> dict[str, Any]:
-        """Return what ``/replication/status`` tells (replication/status.py)."""
+    def _sample(self) -> dict[str, int]:
+        with self._lock:
+            return {**self._counters(), "lacking": lacking(self.replica)}
+
+    def status(self, *, history: bool = False, recent: int = 0) -> dict[str, Any]:
+        """Return what ``/replication/status`` tells (replication/status.py).
+
+        ``history``: the last ten minutes as well, a sample a second; ``recent``: so many of the updates applied last.
+        """
         counters = self._counters()
         with self._lock:
             status = describe(self.replica, counters, read_clocks())
+            if recent:
+                status["recent"] = latest(self.replica, recent)
+        if history:
+            status["history"] = self._rates.history(time.monotonic())
         status["throughput"].update(self._rates.per_second())
         status["open"] = self.is_open
         return status
@@ -331,6 +342,37 @@ class Node:
         """Return what ``/replication/explain/<key>`` tells (replication/explain.py)."""
         with self._lock:
             return explain(self.replica, key, read_clocks())
+
+    def keys(self, prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]]:
+        """Return up to ``limit`` keys for people to look at (replication/explain.py)."""
+        with self._lock:
+            return list_keys(self.replica, prefix, after, limit, conflicts=conflicts)
+
+    def statuses(
+        self, addresses: Iterable[str], timeout_s: float, *, history: bool = False, recent: int = 0
+    ) -> dict[str, Mapping[str, Any]]:
+        """Return address -> its status with more, of those of ``addresses`` that belong and answer in time."""
+        query = "&".join([*(["history=true"] if history else []), *([f"recent={recent}"] if recent else [])])
+        own, found = self.replica.address, dict[str, Mapping[str, Any]]()
+        asked = set(addresses)
+
+        def ask(address: str) -> None:
+            told = self._status_of(address, query)
+            if told is not None:
+                found[address] = told
+
+        askers = [
+            threading.Thread(target=ask, args=(address,), daemon=True)
+            for address in asked & set(self.members()) - {own}
+        ]
+        began_s = time.monotonic()
+        for asker in askers:
+            asker.start()
+        if own in asked:
+            found[own] = self.status(history=history, recent=recent)
+        for asker in askers:
+            asker.join(max(0.0, began_s + timeout_s - time.monotonic()))
+        return dict(found)
 
     def cluster(self, timeout_s: float = 1.0) -> dict[str, dict[str, Any]]:
         """Return address -> {"status", "age_s", "reachable"} of all members, each asked now, for at most ``timeout_s``.
@@ -357,11 +399,18 @@ class Node:
         return cluster
 
     def _ask_status(self, address: str, timeout_s: float) -> None:
+        asked_s, told = time.monotonic(), self._status_of(address)
+        if told is not None:
+            self._seen[address] = (asked_s, told)
+
+    def _status_of(self, address: str, query: str = "") -> Mapping[str, Any] | None:
+        """Return the status of the replica at ``address``; None where it does not answer."""
         transport = Transport(self._transport_settings)
         try:
-            self._seen[address] = (time.monotonic(), transport.status(address))
+            return transport.status(address, query)
         except Unreachable as exc:
             logger.debug("status of %s: %s", address, exc)
+            return None
         finally:
             transport.close()
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from replication.replica import Replica
+from store.causal import LATEST_KEPT
 from store.clock import Instant, incarnation_of
+
+MAX_RECENT = LATEST_KEPT
+"""Of the updates applied last, so many can be asked for."""
 
 LISTED_PENDING = 1000
 """Pending updates that the status lists; their number is told in full."""
@@ -101,6 +106,35 @@ def resident_bytes() -> int | None:
 
 _PAGE_BYTES = 4096
 
+HISTORY_RATES = ("reads", "writes", "deletes", "transactions", "lists", "applied")
+HISTORY_GAUGES = ("pending", "lacking")
+
+
+def latest(replica: Replica, limit: int) -> list[dict[str, Any]]:
+    """Return the ``limit`` updates that were applied last, oldest first; called under the lock.
+
+    ``key``: the first that it wrote; None for a marker, and once every member has the update and the log forgot it.
+    """
+    applied = list(replica.store.latest)[-limit:]
+    logged = (entry.update for entry in replica.store.log.recent(limit))
+    keys = {update.dot: update.writes[0].key for update in logged if update.writes}
+    return [
+        {"dot": [origin, counter], "wall_us": wall_us, "key": keys.get((origin, counter))}
+        for wall_us, origin, counter in applied
+    ]
+
+
+def lacking(replica: Replica) -> int:
+    """Return how many updates peers are known to have that ``replica`` lacks; called under the lock, once a second."""
+    clock = replica.store.clock
+    highest: dict[str, int] = {}
+    for address in replica.view.others():
+        peer = replica.peer(address)
+        for id_, counter in peer.known.items() if peer else ():
+            if counter > max(clock.get(id_, 0), highest.get(id_, 0)):
+                highest[id_] = counter
+    return sum(counter - clock.get(id_, 0) for id_, counter in highest.items())
+
 
 class Rates:
     """Counters sampled once a second, for rates and for charts of the last ten minutes."""
@@ -119,3 +153,14 @@ class Rates:
             return {f"{name}_per_s": 0.0 for name in _COUNTERS}
         (then_s, then), (now_s, now) = self.samples[-2], self.samples[-1]
         return {f"{name}_per_s": round((now[name] - then[name]) / (now_s - then_s), 1) for name in _COUNTERS}
+
+    def history(self, now_s: float) -> list[dict[str, float]]:
+        """Return a point per sample, oldest first: its age, the rates since the one before, and what waited then."""
+        points = []
+        samples = list(self.samples)
+        for (then_s, then), (at_s, now) in pairwise(samples):
+            passed_s = at_s - then_s
+            point = {name: round((now[name] - then[name]) / passed_s, 1) for name in HISTORY_RATES}
+            gauges = {name: float(now[name]) for name in HISTORY_GAUGES}
+            points.append({"age_s": round(now_s - at_s, 1), **point, **gauges})
+        return points

@@ -38,10 +38,11 @@ class Transport:
             return decode(self._post(address, "/replication/exchange", encode(message)), Exchange)
         return decode(self._post(address, "/replication/snapshot", encode(message)), SnapshotPiece)
 
-    def status(self, address: str) -> Mapping[str, Any]:
+    def status(self, address: str, query: str = "") -> Mapping[str, Any]:
         """Return ``/replication/status`` of the replica at ``address``. Raises Unreachable."""
+        path = f"{STATUS}?{query}" if query else STATUS
         with _ours(address):
-            status: Mapping[str, Any] = msgspec.json.decode(_good(address, self._caller.call("GET", address, STATUS)))
+            status: Mapping[str, Any] = msgspec.json.decode(_good(address, self._caller.call("GET", address, path)))
         return status
 
     def close(self) -> None:

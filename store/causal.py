@@ -25,6 +25,7 @@ Lloyd et al., SOSP 2011 (COPS, causal+).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -41,6 +42,13 @@ from store.versions import Change, Update, Version, Versions, Write, settle, ver
 
 Lost = dict[str, tuple[int, int]]
 """Replica id -> (first, last) counter of updates that a client depended on and that no replica has any more."""
+
+Applied = tuple[int, str, int]
+"""What is remembered of an applied update: wall microseconds at which it was, and its dot. No key: those are forgotten
+when they are deleted."""
+
+LATEST_KEPT = 200
+"""Applied updates that are remembered: a screenful of a picture, and next to no memory."""
 
 
 class Found(NamedTuple):
@@ -324,7 +332,7 @@ class CausalStore:
         self.log.append(update, now.mono_s)
         self.changes += 1
         self.applied += 1
-        self.latest.append((now.wall_us, origin, update.counter, update.writes[0].key if update.writes else ""))
+        self.latest.append((now.wall_us, origin, update.counter))
 
     def _shared(self, origin: str, deps: Clock) -> Clock:
         """Return an equal clock that is already in memory where there is one: pasts repeat from update to update.

@@ -7,7 +7,8 @@ from typing import Final
 
 from drf_spectacular.utils import extend_schema
 
-from store.api.schema import ETAG, KEY, NEXT, OTHER, PAST, REPLICA, Operation, answer, body, one, ref
+from replication.status import MAX_RECENT
+from store.api.schema import ETAG, KEY, NEXT, OTHER, PAST, REPLICA, Operation, answer, body, one, parameter, ref
 
 ADDRESS: Final = "10.0.0.4:8090"
 
@@ -165,8 +166,19 @@ STATUS: Final = operate(
                     "conflicts": 0,
                 }
             },
-        )
+        ),
+        "400": error("A parameter is none.", "recent has to be a whole number from 1 to 200"),
     },
+    parameters=[
+        parameter("history", "query", "The last ten minutes as well, a sample a second.", {"type": "boolean"}, False),
+        parameter(
+            "recent",
+            "query",
+            "So many of the updates applied last as well, with the wall time at which they were.",
+            {"type": "integer", "minimum": 1, "maximum": MAX_RECENT},
+            20,
+        ),
+    ],
 )
 EXPLAIN: Final = operate(
     "operating",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from django.http import HttpResponse
@@ -15,7 +15,9 @@ from replication.address import parse_address
 from replication.api import schema
 from replication.api.bound import bound, node
 from replication.errors import BadMessage
+from replication.status import MAX_RECENT
 from store.api import parsing
+from store.api import query as queries
 from store.api.base import ApiView
 from store.api.bound import limits
 from store.api.keys import key_from_path
@@ -121,8 +123,14 @@ class StatusView(ApiView):
 
     @described(schema.STATUS)
     def get(self, request: Request) -> HttpResponse:
-        """Tell all there is to tell."""
-        return reply(200, node().status())
+        """Tell all there is to tell; history and the latest updates only where they are asked for."""
+        query = queries.parameters(self.http)
+        asked: dict[str, Any] = {}
+        if queries.flag(query, "history"):
+            asked["history"] = True
+        if recent := queries.whole(query, "recent", default=0, most=MAX_RECENT):
+            asked["recent"] = recent
+        return reply(200, node().status(**asked))
 
 
 class ExplainView(ApiView):
