@@ -30,6 +30,8 @@ PROTOCOL = 1
 Address = Annotated[str, msgspec.Meta(min_length=3, max_length=300)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Held = Annotated[tuple[Version, ...], msgspec.Meta(min_length=1)]
+"""The versions of a key; one that has none is not in a table, so not in a snapshot of it."""
 State = Literal["joining", "serving", "removed", "leaving"]
 
 
@@ -118,7 +120,7 @@ class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     clock: WireClock = {}
     delete_clock: WireClock = {}
     markers: list[MarkerForm] = []
-    items: list[tuple[str, tuple[Version, ...]]] = []
+    items: list[tuple[str, Held]] = []
 
 
 Message = TypeVar("Message", Exchange, SnapshotRequest, SnapshotPiece)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kvsite.dashboard.lag import missing
 from kvsite.dashboard.snapshot import Clock, Pending, Replica, Snapshot, Status
-from kvsite.dashboard.wording import address_of, ago, listed, rate, short_labels, size, span
+from kvsite.dashboard.wording import ago, listed, named, rate, short_labels, size, span
 
 MAX_QUEUED = 6
 """Pending updates shown of one replica; how many more there are is told."""
@@ -121,23 +121,22 @@ def _observed_facts(replica: Replica, highest: Clock) -> tuple[Fact, ...]:
 def queues(snapshot: Snapshot) -> tuple[Queue, ...]:
     """Return the queue of each replica whose status is known."""
     labels = short_labels(replica.address for replica in snapshot.replicas)
-    return tuple(
-        Queue(
-            address=replica.address,
-            count=status.pending_count,
-            items=tuple(_waiting(waiting, labels) for waiting in status.pending[:MAX_QUEUED]),
-            more=max(0, status.pending_count - min(len(status.pending), MAX_QUEUED)),
-            stale="" if replica.answers else f"{span(replica.age_s)} old",
-        )
-        for replica in snapshot.replicas
-        if (status := replica.status)
+    return tuple(queue(replica, status, labels) for replica in snapshot.replicas if (status := replica.status))
+
+
+def queue(replica: Replica, status: Status, labels: dict[str, str], limit: int = MAX_QUEUED) -> Queue:
+    """Return the queue of ``replica``, of which ``status`` is; at most ``limit`` of it one by one."""
+    return Queue(
+        address=replica.address,
+        count=status.pending_count,
+        items=tuple(_waiting(waiting, labels) for waiting in status.pending[:limit]),
+        more=max(0, status.pending_count - min(len(status.pending), limit)),
+        stale="" if replica.answers else f"{span(replica.age_s)} old",
     )
 
 
 def _waiting(waiting: Pending, labels: dict[str, str]) -> Waiting:
-    def named(dot: tuple[str, int]) -> str:
-        address = address_of(dot[0])
-        return f"{labels.get(address, address)} #{dot[1]:,}"
-
     keys = [key if len(key) <= SHOWN_KEY else f"{key[:SHOWN_KEY]}…" for key in waiting.keys]
-    return Waiting(named(waiting.dot), listed(keys) or "no keys", named(waiting.waits_for), span(waiting.since_s))
+    return Waiting(
+        named(waiting.dot, labels), listed(keys) or "no keys", named(waiting.waits_for, labels), span(waiting.since_s)
+    )

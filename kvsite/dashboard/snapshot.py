@@ -26,6 +26,7 @@ class Member:
     replica_id: str | None = None
     last_contact_s: float | None = None
     clock: Clock = field(default_factory=dict)
+    lacks_updates: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,38 @@ class Event:
     kind: str
     subject: str = ""
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """An update that a replica applied. ``wall_us``: when, by its own clock; ``key``: its first; None: a marker."""
+
+    dot: Dot
+    wall_us: int
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A second of a replica's history: ``age_s`` ago; rates are per second, ``pending`` and ``lacking`` updates."""
+
+    age_s: float
+    reads: float = 0.0
+    writes: float = 0.0
+    deletes: float = 0.0
+    transactions: float = 0.0
+    lists: float = 0.0
+    applied: float = 0.0
+    pending: float = 0.0
+    lacking: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """How much a replica keeps for peers that lack it."""
+
+    updates: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +103,10 @@ class Status:
     memory_bytes: int | None = None
     open: bool = False
     events: list[Event] = field(default_factory=list)
+    log: Log = field(default_factory=Log)
+    data_bytes: int = 0
+    history: list[Point] = field(default_factory=list)
+    recent: list[Applied] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ def clock_matrix(snapshot: Snapshot, highest: Clock) -> ClockMatrix:
         id_ for id_ in over if any(clock is not None and clock.get(id_, 0) != highest[id_] for clock in clocks.values())
     ]
     origins = [id_ for id_ in (*present, *uneven) if id_ is not None]
-    columns = tuple(_origin(id_, labels, is_over=id_ not in present) for id_ in origins)
+    columns = tuple(origin_column(id_, labels, is_over=id_ not in present) for id_ in origins)
     rows = tuple(
         ClockRow(
             address=replica.address,
@@ -123,7 +123,8 @@ def clock_matrix(snapshot: Snapshot, highest: Clock) -> ClockMatrix:
     return ClockMatrix(columns, rows, left_out=len(over) - len(uneven))
 
 
-def _origin(id_: str, labels: Mapping[str, str], *, is_over: bool) -> Column:
+def origin_column(id_: str, labels: Mapping[str, str], *, is_over: bool) -> Column:
+    """Return an origin by its short label; ``is_over``: it is an earlier incarnation."""
     address, _, incarnation = id_.rpartition("@")
     return Column(id_, labels.get(address, address or id_), f"earlier, …{incarnation[-4:]}" if is_over else "")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
@@ -71,6 +71,12 @@ def listed(items: Sequence[str], limit: int = 3) -> str:
 def address_of(replica_id: str) -> str:
     """Return the ``host:port`` of a replica id."""
     return replica_id.rpartition("@")[0] or replica_id
+
+
+def named(dot: tuple[str, int], labels: Mapping[str, str]) -> str:
+    """Return how an update is called: its origin's short label and its number."""
+    address = address_of(dot[0])
+    return f"{labels.get(address, address)} #{dot[1]:,}"
 
 
 def short_labels(addresses: Iterable[str]) -> dict[str, str]:

@@ -1,0 +1,88 @@
+"""More than the overview asks for, when a page wants it: one replica's history, the updates applied last, keys.
+
+What is found out is kept for a moment, so that many browsers on one page cost as much as one (see ``keeper``).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from kvsite.dashboard.keeper import ASK_TIMEOUT_S, FRESH_S
+from kvsite.dashboard.snapshot import Replica, Snapshot, read
+from replication.api import bound
+
+RECENT = 60
+"""Updates asked of each replica for the picture: more than it shows, as replicas do not apply the same ones last."""
+
+
+class Kept:
+    """Keeps what ``ask(key)`` returned, by key, while it is fresh; one thread asks, the others wait for it."""
+
+    def __init__(self, ask: Callable[[str], Any], clock: Callable[[], float] = time.monotonic) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._locks: dict[str, threading.Lock] = {}
+        self._found: dict[str, tuple[float, Any]] = {}
+
+    def get(self, key: str) -> Any:
+        """Return what was found of ``key``, at most half a second ago."""
+        with self._locks.setdefault(key, threading.Lock()):
+            at_s, found = self._found.get(key, (float("-inf"), None))
+            if self._clock() - at_s >= FRESH_S:
+                found = self._ask(key)
+                self._found[key] = (self._clock(), found)
+            return found
+
+
+def _ask_history(address: str) -> Any:
+    if not bound.bound():
+        return None
+    return bound.node().statuses([address], ASK_TIMEOUT_S, history=True).get(address)
+
+
+def _ask_latest(_key: str) -> Snapshot:
+    wall_us = time.time_ns() // 1000
+    if not bound.bound():
+        return Snapshot("", wall_us)
+    node = bound.node()
+    own = node.replica.address
+    addresses = sorted({own, *node.members()})
+    told = node.statuses(addresses, ASK_TIMEOUT_S, recent=RECENT)
+    cluster = {
+        address: {"status": told.get(address), "age_s": 0.0 if address in told else None, "reachable": address in told}
+        for address in addresses
+    }
+    return read(cluster, own, wall_us)
+
+
+_histories = Kept(_ask_history)
+_latest = Kept(_ask_latest)
+
+
+def with_history(replica: Replica, snapshot: Snapshot) -> Replica:
+    """Return ``replica`` (of ``snapshot``) with its history, as of now where it answers; else as it is."""
+    told = _histories.get(replica.address)
+    if told is None:
+        return replica
+    fresh = read({replica.address: {"status": told, "age_s": 0.0, "reachable": True}}, snapshot.asked, 0).replicas[0]
+    return replace(fresh, seen=replica.seen)
+
+
+def latest() -> Snapshot:
+    """Return the cluster with the updates that each replica applied last."""
+    snapshot: Snapshot = _latest.get("")
+    return snapshot
+
+
+def keys(prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]] | None:
+    """Return keys of the replica of this process; None where there is none."""
+    return bound.node().keys(prefix, after, limit, conflicts=conflicts) if bound.bound() else None
+
+
+def explanation(key: str) -> dict[str, Any] | None:
+    """Return what the replica of this process knows of ``key``; None where there is none."""
+    return bound.node().explain(key) if bound.bound() else None
