@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
-from msgspec.structs import replace
+from msgspec import structs
 
 from replication.settings import ReplicationSettings
 from replication.simulation.clients import Clients, Habits
@@ -15,6 +15,9 @@ from replication.simulation.oracle import Oracle
 from replication.simulation.world import Conditions, World
 from store.history import Operation, judge
 from store.settings import StoreSettings
+
+LONG_RUN = 1000
+"""From so many operations on, a run is one for mass."""
 
 SETTLE_S = 30.0
 """Simulated seconds that everything may take to come to rest after the last fault."""
@@ -40,10 +43,15 @@ def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSetting
         duration_s=duration_s,
         membership=rng.random() < 0.4,
     )
-    burst = rng.choice([1, 1, 4, 10])
-    habits = Habits(
-        keys=rng.choice([3, 8, 8, 20]), burst=burst, pause_s=duration_s * clients * burst / max(operations, 1)
-    )
+    keys = rng.choice([3, 8, 8, 20])
+    if operations < LONG_RUN:
+        burst = rng.choice([1, 1, 4, 10])
+        habits = Habits(keys=keys, burst=burst)
+    else:
+        # Long runs are for mass: clients that read more than they write, and do much at a time.
+        burst = 20
+        habits = Habits(keys=keys, burst=burst, put=0.2, delete=0.05, transaction=0.04, listing=0.02)
+    habits = replace(habits, pause_s=duration_s * clients * burst / max(operations, 1))
     settings = ReplicationSettings(
         sync_interval_s=rng.choice([0.4, 1.0]),
         pace_s=rng.choice([0.0, 0.004, 0.02]),
@@ -139,5 +147,6 @@ def _mark_lost(clients: Clients, oracle: Oracle) -> list[Operation]:
     }
     lost = (gone - alive) | told
     return [
-        replace(operation, status="lost") if operation.update in lost else operation for operation in clients.history
+        structs.replace(operation, status="lost") if operation.update in lost else operation
+        for operation in clients.history
     ]
