@@ -815,11 +815,12 @@ def test_2_6_both_bounds_are_settings(small: Client) -> None:
 def test_2_7_acks(api: Client, key: str, w: int | str, least: int) -> None:
     """PUT, POST and DELETE take "w": 1, a number, "majority" or "all". The answer then has "acks": n."""
     writes = [{"key": key.removeprefix("/kvs/"), "value": 3}]
+    posted = api.ask(1, "POST", key + "b", {"value": 2, "w": w})
     for answer, status in (
         (api.put(0, key, 1, w=w), 201),
-        (api.ask(1, "POST", key + "b", {"value": 2, "w": w}), 201),
+        (posted, 201),
         (api.transact(2, writes=writes, w=w), 200),
-        (api.delete(0, key + "b", w=w), 200),
+        (api.delete(0, key + "b", posted.past, w=w), 200),
     ):
         assert answer.status == status
         assert least <= answer.body["acks"] <= 3
