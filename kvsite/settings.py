@@ -89,6 +89,8 @@ LOGIN_URL = "admin:login"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
+# Browsers heed it over TLS alone; without, they tell everybody who opens the console that they do not.
+SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin" if _CONFIG.scheme == "https" else None
 
 # `check --deploy` looks for Django's own middleware by name. Ours are subclasses that step aside for the API (W001 to
 # W003); tests/test_security_pages.py looks at what they do. What kvsite.checks adds is about KV_*.

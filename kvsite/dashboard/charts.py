@@ -41,7 +41,7 @@ class Chart:
 
 
 def charts(history: Sequence[Point], wall_us: int) -> tuple[Chart, Chart]:
-    """Return throughput and lag. ``wall_us``: now; it keeps the points of a curve in place from one look to the next."""
+    """Return throughput and lag. ``wall_us``: now; it keeps points in their place from one look to the next."""
     return (
         _chart(
             "throughput",

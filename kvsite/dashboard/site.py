@@ -9,7 +9,7 @@ from django import forms
 from django.contrib.admin import AdminSite
 from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.auth.views import redirect_to_login
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
@@ -183,10 +183,8 @@ def _members() -> list[str]:
 def _replica_html(address: str) -> str:
     snapshot = keeper.look().snapshot
     known = next((replica for replica in snapshot.replicas if replica.address == address), None)
-    if known is None:
-        raise Http404(f"{address} is not in the view")
-    page = replica_page(snapshot, details.with_history(known, snapshot))
-    return render_to_string("dashboard/_replica.html", {"page": page})
+    page = replica_page(snapshot, details.with_history(known, snapshot)) if known else None
+    return render_to_string("dashboard/_replica.html", {"page": page, "address": address})
 
 
 def _spacetime_html() -> str:

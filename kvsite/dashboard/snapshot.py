@@ -51,7 +51,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """An update that a replica applied. ``wall_us``: when, by its own clock; ``key``: its first; None: a marker."""
+    """An update that a replica applied. ``wall_us``: when, by its own clock; ``key``: its first, where it is kept."""
 
     dot: Dot
     wall_us: int

@@ -21,7 +21,7 @@ MAX_PENDING = 6
 
 LANE, TOP = 68, 40
 LEFT, RIGHT = 24, 110
-MIN_STEP, FULL_WIDTH = 30, 1080
+MIN_STEP, FULL_WIDTH = 30, 1172
 HEAD = 7
 HUES = 8
 
@@ -127,7 +127,8 @@ def diagram(snapshot: Snapshot) -> Diagram:
     places = _places(stories, {lane.address: lane for lane in lanes})
     width = max([x for x, _ in places.values()], default=0.0) + RIGHT
     by_address = {lane.address: lane for lane in lanes}
-    marks, arrows = [], []
+    marks: list[Mark] = []
+    arrows: list[Arrow] = []
     for story in stories:
         hue = by_address[story.origin].hue if story.origin in by_address else HUES - 1
         marks += _marks(story, places, by_address, labels, hue)
@@ -291,7 +292,7 @@ def _pending_marks(
 def _line(story: _Story, replicas: tuple[Replica, ...], labels: Mapping[str, str]) -> Line:
     return Line(
         update=named(story.dot, labels),
-        key="a marker, no key" if story.key is None else story.key,
+        key="not kept" if story.key is None else story.key,
         issued=_clock_time(story.issued_us) if story.issued_us is not None else "unknown",
         cells=tuple(_cell(story, replica, labels) for replica in replicas),
     )
@@ -318,7 +319,7 @@ def _after(seconds: float) -> str:
 
 
 def _of_key(key: str | None) -> str:
-    return " (marker)" if key is None else f" ({key[:60]})"
+    return "" if key is None else f" ({key[:60]})"
 
 
 def _clock_time(wall_us: int) -> str:

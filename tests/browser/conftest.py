@@ -29,8 +29,9 @@ SCREENSHOTS = Path(__file__).parents[2] / "docs" / "screenshots"
 class Watched:
     """A page, and the ``problems`` that it met; the test fails on any that it has not taken out."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, host: str) -> None:
         self.page = page
+        self._host = host
         self.problems: list[str] = []
         page.on("console", lambda told: self._note(told.text) if told.type in {"error", "warning"} else None)
         page.on("pageerror", lambda error: self._note(str(error)))
@@ -41,7 +42,7 @@ class Watched:
 
     def _check_host(self, url: str) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in {"data", "blob"} and parts.hostname != "127.0.0.1":
+        if parts.scheme not in {"data", "blob"} and parts.hostname != self._host:
             self._note(f"request to {url}")
 
 
@@ -64,10 +65,12 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     with ExitStack() as stack:
         opened: list[Watched] = []
 
-        def open_(url: str = "", width: int = 1400, height: int = 1000, **options: Any) -> Watched:
+        def open_(
+            url: str = "", width: int = 1400, height: int = 1000, host: str = "127.0.0.1", **options: Any
+        ) -> Watched:
             context = browser.new_context(viewport={"width": width, "height": height}, **options)
             stack.callback(context.close)
-            watched = Watched(context.new_page())
+            watched = Watched(context.new_page(), host)
             opened.append(watched)
             if url:
                 watched.page.goto(url)

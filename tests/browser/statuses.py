@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 NOW_US = 1_800_000_000_000_000
@@ -105,4 +106,37 @@ def in_trouble(size: int) -> Cluster:
         {"number": 1, "wall_us": NOW_US - 50_000_000, "kind": "joined", "subject": third, "detail": "1"},
         {"number": 2, "wall_us": NOW_US - 42_000_000, "kind": "down", "subject": last, "detail": ""},
     ]
+    return cluster
+
+
+def history(seconds: int = 600) -> list[dict[str, float]]:
+    """Ten minutes of a replica: steady reads, writes that swell, and a minute in which it was cut off."""
+    points = []
+    for age in range(seconds, 0, -1):
+        swell = 1 + math.sin(age / 70) + 0.3 * math.sin(age / 11)
+        is_cut = 200 < age < 260
+        late = max(0, age - 190) * 40 if 190 < age <= 200 else 40 * (260 - age) if is_cut else 0
+        points.append(
+            {
+                "age_s": float(age),
+                "reads": 420 + 60 * math.sin(age / 23),
+                "writes": 90 * swell + 60,
+                "applied": 0.0 if is_cut else 900.0 if 190 < age <= 200 else 230 * swell + 40,
+                "lacking": float(max(0, late)),
+                "pending": float(late // 9 if 190 < age < 215 else 0),
+            }
+        )
+    return points
+
+
+def recent(cluster: Cluster, count: int = 10) -> Cluster:
+    """Let all replicas of ``cluster`` have applied ``count`` updates, issued in turns, within half a second."""
+    addresses = list(cluster)
+    for n in range(count):
+        origin = addresses[n % len(addresses)]
+        for i, address in enumerate(addresses):
+            if (told := cluster[address]["status"]) is not None:
+                at_us = NOW_US - (count - n) * 50_000 + (0 if address == origin else 2_000 + 700 * i)
+                applied = {"dot": [id_of(origin), 90 + n], "wall_us": at_us, "key": f"carts/{n}"}
+                told.setdefault("recent", []).append(applied)
     return cluster

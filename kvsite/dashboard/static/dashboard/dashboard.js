@@ -1,7 +1,8 @@
-// Small things around htmx: no requests from a hidden tab, and a page that says so when it is not live any more.
+// Small things around htmx: no requests from a hidden tab, and a page that says so when it is not live any more,
+// and a diagram that shows its end, which is now, unless somebody has scrolled away from it.
 "use strict";
 
-const live = document.getElementById("overview");
+const live = document.getElementById("live");
 const stale = document.getElementById("stale");
 
 function setStale(isStale) {
@@ -22,4 +23,24 @@ if (live) {
     if (!document.hidden) htmx.trigger(live, "refresh");
   });
   document.body.addEventListener("htmx:afterRequest", (event) => setStale(!event.detail.successful));
+}
+
+let follows = true;
+
+function picture() {
+  return document.getElementById("picture-scroll");
+}
+
+function follow() {
+  const box = picture();
+  if (box && follows) box.scrollLeft = box.scrollWidth;
+}
+
+if (picture()) {
+  picture().addEventListener("scroll", (event) => {
+    const box = event.target;
+    follows = box.scrollLeft + box.clientWidth >= box.scrollWidth - 40;
+  });
+  document.body.addEventListener("htmx:afterSwap", follow);
+  follow();
 }

@@ -1,0 +1,267 @@
+"""The other pages in a browser: one replica, keys, the space-time diagram. Links between them, and barriers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+from django.template.loader import render_to_string
+from playwright.sync_api import Page, Route, expect
+
+from kvsite.cluster import LocalCluster
+from kvsite.dashboard.replica_page import replica_page
+from kvsite.dashboard.snapshot import read
+from kvsite.dashboard.spacetime import diagram
+from tests.browser.conftest import OpenPage
+from tests.browser.statuses import NOW_US, cluster_of, history, in_trouble, pending, recent
+from tests.browser.support import LIVE_MS, LOOKS, QUICK, admin, barriers, part, put, status, write
+
+pytestmark = [pytest.mark.browser, pytest.mark.processes]
+
+PORT = 25140
+Keep = Callable[[Page, str], None]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """Two replicas with some keys; one key was written at both at once."""
+    with LocalCluster(2, PORT, environment=QUICK) as started:
+        for i in range(60):
+            put(started, i % 2, f"carts/{i:03}", {"items": i, "note": "ten of these, please" * (i % 3)})
+        put(started, 0, "greeting", "<script>alert('hello')</script>")
+        put(started, 1, "long", "x" * 9000)
+        conflict(started)
+        yield started
+
+
+def conflict(cluster: LocalCluster) -> None:
+    """Write a key at both replicas at once; again with another key, until neither had heard of the other."""
+    with ThreadPoolExecutor(2) as pool:
+        for attempt in range(50):
+            meals = ["pizza", "pasta"]
+            list(pool.map(put, [cluster] * 2, range(2), [f"dinner{attempt}"] * 2, meals))
+            if status(cluster, 1)["conflicts"]:
+                return
+    raise AssertionError("no two writes were concurrent")
+
+
+def shows(page: Page, width: int) -> None:
+    """Nothing of the page is beyond the screen's right edge, and nothing is in anybody's way."""
+    assert page.evaluate("document.documentElement.scrollWidth") == width, "tables scroll by themselves"
+    if width > 400:  # What a narrow screen shows is the same in one column.
+        assert barriers(page) == []
+
+
+def stand_in(page: Page, url: str, template: str, context: dict[str, Any]) -> None:
+    """Let the part of the page that is refreshed be made of hand-made statuses."""
+    html = render_to_string(template, context)
+
+    def answer(route: Route) -> None:
+        route.fulfill(body=html, content_type="text/html")
+
+    page.route(url, answer)
+
+
+# --- one replica ------------------------------------------------------------------------------------------------------
+
+
+def test_three_clicks_from_the_front_page_to_a_key(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(admin(cluster)).page
+    page.get_by_role("heading", name=cluster.addresses[1]).first.get_by_role("link").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(cluster.addresses[1])
+    page.get_by_role("link", name="Keys", exact=True).click()
+    page.get_by_role("link", name="carts/007").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("carts/007")
+
+
+def test_a_replica_page_says_what_the_replica_says(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(f"{admin(cluster)}replica/{cluster.addresses[1]}/").page
+    write(cluster, 0, 7)
+    page.wait_for_timeout(LIVE_MS)
+    told = status(cluster, 1)
+    shown = page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll("#clock tbody tr")].map((row) =>
+          [row.querySelector("abbr").title, parseInt(row.querySelector("td").textContent)]))"""
+    )
+    assert shown == told["clock"]
+    facts = dict(
+        zip(
+            page.locator("#facts dt").all_inner_texts(),
+            page.locator("#facts dd").all_inner_texts(),
+            strict=True,
+        )
+    )
+    assert facts["Keys in conflict"] == str(told["conflicts"])
+    assert facts["Log"] == str(told["log"]["updates"])
+    expect(part(page, "member", cluster.addresses[0])).to_contain_text("alive")
+    expect(page.locator("#queues")).to_contain_text("nothing waits")
+
+
+def test_throughput_is_drawn_as_it_goes(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(f"{admin(cluster)}replica/{cluster.addresses[0]}/").page
+    page.locator("#chart-throughput svg").wait_for(timeout=15_000)
+    write(cluster, 0, 40)
+    expect(page.locator("#chart-throughput figcaption")).not_to_contain_text("writes 0 at most 0", timeout=5000)
+    assert status(cluster, 0).keys().isdisjoint({"history", "recent"}), "who does not ask gets the short status"
+    assert len(status(cluster, 0, "?history=true")["history"]) >= 2
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_ten_minutes_of_a_replica(cluster: LocalCluster, open_page: OpenPage, keep: Keep, look: str) -> None:
+    made = cluster_of(3, counter=4211)
+    address = "10.0.0.2:8090"
+    made[address]["status"].update(history=history(), pending=pending(2, "10.0.0.1:8090", "10.0.0.3:8090"))
+    made[address]["status"].update(
+        events=[
+            {"number": 1, "wall_us": NOW_US - 260_000_000, "kind": "suspected", "subject": "10.0.0.3:8090"},
+            {"number": 2, "wall_us": NOW_US - 259_000_000, "kind": "down", "subject": "10.0.0.3:8090"},
+            {"number": 3, "wall_us": NOW_US - 200_000_000, "kind": "healed", "subject": "10.0.0.3:8090"},
+        ],
+        throughput={"reads_per_s": 423.0, "writes_per_s": 145.0, "exchanges": 90_127, "exchange_failures": 41},
+        data_bytes=612_000,
+        uptime_s=8112.0,
+    )
+    made[address]["status"].update(pending_count=2, deferred_requests=3, log={"updates": 812, "bytes": 411_000})
+    snapshot = read(made, "10.0.0.1:8090", NOW_US)
+    page = open_page(**LOOKS[look]).page
+    told = replica_page(snapshot, snapshot.replicas[1])
+    stand_in(page, "**/now/", "dashboard/_replica.html", {"page": told, "address": address})
+    page.goto(f"{admin(cluster)}replica/{cluster.addresses[1]}/")
+    expect(page.locator("#chart-lag svg")).to_have_attribute("aria-label", told.charts[1].summary)
+    # The frame around what is made by hand names the replica that was asked.
+    page.evaluate(f"document.querySelector('#content h1').textContent = '{address}'")
+    page.evaluate(f"document.querySelector('.cw-nav [aria-current]').textContent = '{address}'")
+    shows(page, LOOKS[look].get("width", 1400))
+    keep(page, f"replica{look}")
+
+
+def test_sixteen_members_and_five_hundred_pending_fit_the_screen(cluster: LocalCluster, open_page: OpenPage) -> None:
+    snapshot = read(in_trouble(16), "10.0.0.1:8090", NOW_US)
+    page = open_page(width=390, height=844).page
+    told = replica_page(snapshot, snapshot.replicas[1])
+    stand_in(page, "**/now/", "dashboard/_replica.html", {"page": told, "address": told.address})
+    page.goto(f"{admin(cluster)}replica/{cluster.addresses[1]}/")
+    expect(page.locator("#queues")).to_contain_text("and 400 more")
+    expect(page.locator("#members tbody tr")).to_have_count(16)
+    shows(page, 390)
+
+
+def test_an_address_that_is_not_in_the_view(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(f"{admin(cluster)}replica/10.9.9.9:1/").page
+    expect(page.locator("#live")).to_contain_text("10.9.9.9:1 is not in the view")
+    assert barriers(page) == []
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_keys_are_listed_by_page(cluster: LocalCluster, open_page: OpenPage, keep: Keep, look: str) -> None:
+    page = open_page(f"{admin(cluster)}keys/", **LOOKS[look]).page
+    rows = page.locator("#keys tbody tr")
+    expect(rows).to_have_count(50)
+    shows(page, LOOKS[look].get("width", 1400))
+    keep(page, f"keys{look}")
+    page.get_by_role("link", name="Next page").click()
+    expect(page.get_by_role("link", name="First page")).to_be_visible()
+    page.get_by_label("Keys that start with").fill("gr")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("link", name="greeting")).to_be_visible()
+    expect(page.locator("#keys")).to_contain_text("<script>alert('hello')</script>")
+    expect(page.get_by_role("link", name="Next page")).to_have_count(0)
+
+
+def test_keys_are_searched_by_prefix_with_the_keyboard(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(f"{admin(cluster)}keys/").page
+    page.get_by_label("Keys that start with").fill("carts/00")
+    page.keyboard.press("Enter")
+    expect(page.locator("#keys tbody tr")).to_have_count(10)
+    page.get_by_label("Keys that start with").fill("nothing/")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("No key starts with nothing/.")).to_be_visible()
+    assert barriers(page) == []
+    page.get_by_label("Keys that start with").fill("")
+    page.get_by_label("conflicts only").check()
+    page.get_by_role("button", name="Search").click()
+    for name in page.locator("#keys tbody a").all_inner_texts():
+        assert name.startswith("dinner")
+    assert "conflicts=true" in page.url
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_key_in_conflict_shows_both_values_and_who_has_them(
+    cluster: LocalCluster, open_page: OpenPage, keep: Keep, look: str
+) -> None:
+    page = open_page(f"{admin(cluster)}keys/?conflicts=true", **LOOKS[look]).page
+    page.locator("#keys tbody a").first.click()
+    cards = page.locator(".cw-version")
+    expect(cards).to_have_count(2)
+    expect(cards.first).to_contain_text("winner")
+    expect(cards.last).to_contain_text("sibling")
+    assert sorted(page.locator("pre").all_inner_texts()) == ['"pasta"', '"pizza"']
+    name = page.get_by_role("heading", level=1).inner_text()
+    told = requests.get(f"{cluster.url(0)}/replication/explain/{name}", timeout=5).json()
+    shown = page.locator(".cw-version .cw-of .cw-mono").all_inner_texts()
+    assert shown == [f"{origin}:{counter}" for origin, counter in (version["dot"] for version in told["versions"])]
+    for address in cluster.addresses:
+        expect(cards.first.get_by_role("listitem").filter(has_text=address)).to_contain_text("has it")
+    shows(page, LOOKS[look].get("width", 1400))
+    keep(page, f"key{look}")
+
+
+def test_a_long_value_is_cut_and_an_absent_key_is_told(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(f"{admin(cluster)}keys/key/?key=long").page
+    expect(page.locator("pre")).to_have_text('"' + "x" * 3999 + "…")
+    expect(page.get_by_text("The first 4,000 characters of 9.0 kB.")).to_be_visible()
+    page.goto(f"{admin(cluster)}keys/key/?key=no%20such%3Ckey%3E")
+    expect(page.get_by_role("heading", level=1)).to_have_text("no such<key>")
+    expect(page.get_by_text("This key is absent here.")).to_be_visible()
+
+
+# --- the space-time diagram -------------------------------------------------------------------------------------------
+
+
+def test_an_update_appears_with_an_arrow_to_where_it_went(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(f"{admin(cluster)}spacetime/").page
+    write(cluster, 1)
+    told = status(cluster, 1)
+    counter = told["clock"][told["replica_id"]]
+    for did in ("issued at", f"applied at :{PORT}"):
+        pattern = re.compile(f":{PORT + 1} #{counter}( .1-0.)?: {did}")
+        page.locator("#picture circle", has_text=pattern).wait_for(state="attached", timeout=LIVE_MS)
+    expect(page.locator("#updates tbody tr").first).to_contain_text(f"#{counter:,}")
+    expect(page.locator("#updates tbody tr").first).to_contain_text("ms")
+    shows(page, 1400)
+    box = "document.getElementById('picture-scroll')"
+    assert page.evaluate(f"{box}.scrollLeft + {box}.clientWidth >= {box}.scrollWidth - 1"), "it shows now"
+
+
+def test_sixteen_lanes_fit_the_screen(cluster: LocalCluster, open_page: OpenPage) -> None:
+    page = open_page(width=390, height=844).page
+    told = diagram(read(recent(in_trouble(16), 20), "10.0.0.1:8090", NOW_US))
+    stand_in(page, "**/now/", "dashboard/_spacetime.html", {"diagram": told})
+    page.goto(f"{admin(cluster)}spacetime/")
+    expect(page.locator(".cw-lanes li")).to_have_count(16)
+    expect(page.locator(".cw-lanes")).to_contain_text("500 pending")
+    shows(page, 390)
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def test_no_page_changes_anything_and_each_works_without_scripts(cluster: LocalCluster, open_page: OpenPage) -> None:
+    paths = [f"replica/{cluster.addresses[0]}/", "keys/", "keys/key/?key=greeting", "spacetime/"]
+    for path in paths:
+        page = open_page(admin(cluster) + path, java_script_enabled=False).page
+        expect(page.get_by_role("navigation", name="Pages", exact=True)).to_be_visible()
+        assert page.locator("form:not([method='get'])").count() == 0
+        assert page.locator("[hx-post], [hx-put], [hx-patch], [hx-delete]").count() == 0
+        for method in ("POST", "PUT", "PATCH", "DELETE"):
+            assert requests.request(method, admin(cluster) + path, timeout=5).status_code in {403, 405}
+    page = open_page(f"{admin(cluster)}spacetime/", java_script_enabled=False).page
+    before = page.locator("#as-of").inner_text()
+    expect(page.locator("#as-of")).not_to_have_text(before, timeout=6000)
