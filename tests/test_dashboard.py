@@ -17,10 +17,13 @@ from django.test import Client
 
 from kvsite.config import Config
 from kvsite.dashboard import site as site_module
+from kvsite.dashboard.charts import charts
 from kvsite.dashboard.keeper import FRESH_S, USABLE_S, Keeper, ask_cluster
+from kvsite.dashboard.keys_page import PAGE, key_page, keys_page
 from kvsite.dashboard.lag import Lag, highest_of
 from kvsite.dashboard.overview import Overview, overview
-from kvsite.dashboard.snapshot import Snapshot, read
+from kvsite.dashboard.snapshot import Point, Snapshot, read
+from kvsite.dashboard.spacetime import diagram
 from kvsite.dashboard.timeline import MAX_SHOWN, timeline
 from kvsite.dashboard.wording import ago, listed, rate, short_labels, size, span
 from replication.api import bound
@@ -33,6 +36,7 @@ from tests.browser.statuses import (
     in_trouble,
     member,
     pending,
+    recent,
     silent,
     status,
 )
@@ -488,6 +492,86 @@ def test_vendored_scripts_are_what_their_table_says() -> None:
     assert sorted(sums) == [script.name for script in scripts]
     for script in scripts:
         assert hashlib.sha256(script.read_bytes()).hexdigest() == sums[script.name]
+
+
+# -- the other pages ---------------------------------------------------------------------------------------------------
+
+
+def points(*values: tuple[float, float]) -> list[Point]:
+    """Samples of (age, reads per second), oldest first."""
+    return [Point(age_s=age_s, reads=reads) for age_s, reads in values]
+
+
+def test_a_chart_has_a_gap_where_the_replica_took_no_samples() -> None:
+    chart, lag = charts(points((500, 4), (494, 8), (300, 2), (294, 12)), NOW_US)
+    reads = chart.lines[0]
+    assert [step[0] for step in reads.path.split() if step[0] in "ML"] == ["M", "L", "M", "L"]
+    assert (reads.now, reads.most, chart.top) == ("12", "12", "20")
+    assert "reads now 12, at most 12" in chart.summary
+    assert lag.top == "1", "a flat line has a scale all the same"
+
+
+def test_a_chart_of_a_replica_that_just_started_says_so() -> None:
+    assert [chart.is_empty for chart in charts([], NOW_US)] == [True, True]
+
+
+@pytest.mark.parametrize("cluster", [{}, cluster_of(1), recent(cluster_of(3)), recent(in_trouble(16), 40)])
+def test_a_diagram_holds_what_its_table_does(cluster: Cluster) -> None:
+    told = diagram(snapshot_of(cluster))
+    issued = [mark for mark in told.marks if mark.kind == "issued"]
+    assert len(issued) == sum("issued" in line.cells for line in told.table)
+    assert len(told.lanes) == len(cluster)
+    for mark in told.marks:
+        assert 0 <= mark.x <= told.width
+        assert 0 <= mark.y <= told.height
+    for arrow in told.arrows:
+        assert arrow.x2 > arrow.x1, "nothing arrives before it was sent"
+
+
+def test_a_clock_that_is_behind_draws_no_arrow_into_the_past() -> None:
+    cluster = recent(cluster_of(2), 1)
+    cluster[B]["status"]["recent"][0]["wall_us"] -= 5_000_000
+    told = diagram(snapshot_of(cluster))
+    [arrow] = told.arrows
+    assert arrow.x2 > arrow.x1
+    assert told.table[0].cells == ("issued", "−4,997 ms"), "the table tells what the clocks said"
+
+
+def test_what_is_pending_is_hollow_and_named_in_the_table() -> None:
+    cluster = recent(cluster_of(3), 3)
+    cluster[B]["status"].update(pending=pending(1, A, C), pending_count=1)
+    told = diagram(snapshot_of(cluster))
+    [mark] = [mark for mark in told.marks if mark.kind == "pending"]
+    assert mark.title == "10.0.0.1 #101 (carts/0/items): pending at 10.0.0.2, waits for 10.0.0.3 #101 since 4.0 s"
+    assert "pending, waits for 10.0.0.3 #101" in {cell for line in told.table for cell in line.cells}
+
+
+def test_a_page_of_keys_and_of_a_key() -> None:
+    found = [
+        {"key": f"k/{n}", "versions": 1, "dot": (id_of(A), n), "timestamp": NOW_US, "value": b"1", "value_bytes": 1}
+        for n in range(1, PAGE + 2)
+    ]
+    page = keys_page(found, [A, B], prefix="k/", after="", conflicts=False)
+    assert (len(page.rows), page.more) == (PAGE, f"prefix=k%2F&after=k%2F{PAGE}")
+    assert page.rows[0].written == "10.0.0.1 #1"
+    assert keys_page(found[:1], [A, B], prefix="k/", after="", conflicts=True).more == ""
+    assert key_page(None, "k", []).is_running is False
+
+
+def test_every_page_works_without_a_replica_and_with_a_stranger(shown: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bound, "bound", lambda: False)
+    shown(cluster_of(2))
+    paths = [f"/admin/replica/{B}/", "/admin/keys/", "/admin/keys/key/?key=a", "/admin/spacetime/"]
+    parts = [f"/admin/replica/{B}/now/", "/admin/spacetime/now/"]
+    for path in (*paths, *parts):
+        assert Client().get(path).status_code == 200, path
+        assert Client().post(path).status_code == 405, path
+    assert "is not in the view" in Client().get("/admin/replica/10.9.9.9:1/").content.decode()
+    monkeypatch.setattr(site_module, "current", lambda: Config(admin_password="sesame"))
+    for path in paths:
+        assert Client().get(path)["Location"].startswith("/admin/login/?next=/admin/"), path
+    for path in parts:
+        assert (Client().get(path).status_code, Client().get(path).content) == (403, b""), path
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

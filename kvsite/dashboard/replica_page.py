@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvsite.dashboard.cards import Card, Fact, Queue, card, queue
 from kvsite.dashboard.charts import Chart, charts
@@ -71,8 +71,14 @@ def replica_page(snapshot: Snapshot, replica: Replica) -> ReplicaPage:
         view=tuple(_seen(member, replica) for member in status.view) if status else (),
         queue=queue(replica, status, labels, MAX_QUEUED) if status else None,
         charts=charts(status.history, snapshot.wall_us) if status and replica.answers else (),
-        events=timeline(Snapshot(snapshot.asked, snapshot.wall_us, (replica,))),
+        events=_events(snapshot, replica),
     )
+
+
+def _events(snapshot: Snapshot, replica: Replica) -> Timeline:
+    """Return what it noted itself: that need not be said at each event."""
+    told = timeline(Snapshot(snapshot.asked, snapshot.wall_us, (replica,)))
+    return replace(told, entries=tuple(replace(entry, by="") for entry in told.entries))
 
 
 def _facts(status: Status) -> tuple[Fact, ...]:

@@ -227,7 +227,7 @@ def _spread(places: Places) -> Places:
     """Fill the width of a screen where there is little to show."""
     most = max((x for x, _ in places.values()), default=0.0)
     wanted = FULL_WIDTH - RIGHT
-    factor = min(2.0, (wanted - LEFT) / (most - LEFT)) if LEFT < most < wanted else 1.0
+    factor = min(3.0, (wanted - LEFT) / (most - LEFT)) if LEFT < most < wanted else 1.0
     return {place: (round(LEFT + (x - LEFT) * factor, 1), y) for place, (x, y) in places.items()}
 
 

@@ -121,7 +121,7 @@ def history(seconds: int = 600) -> list[dict[str, float]]:
                 "age_s": float(age),
                 "reads": 420 + 60 * math.sin(age / 23),
                 "writes": 90 * swell + 60,
-                "applied": 0.0 if is_cut else 900.0 if 190 < age <= 200 else 230 * swell + 40,
+                "applied": 0.0 if is_cut else 900.0 if 190 < age <= 200 else max(0.0, 160 * swell + 90),
                 "lacking": float(max(0, late)),
                 "pending": float(late // 9 if 190 < age < 215 else 0),
             }

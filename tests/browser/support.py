@@ -60,7 +60,8 @@ def barriers(page: Page) -> list[str]:
     """Return what axe finds grave on the page: for who cannot see it, or uses the keyboard alone."""
     page.evaluate(_axe())
     found = page.evaluate(
-        "async () => (await axe.run({resultTypes: ['violations'], runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa']})).violations"
+        """async () => (await axe.run(
+          {resultTypes: ["violations"], runOnly: ["wcag2a", "wcag2aa", "wcag21aa"]})).violations"""
     )
     return [
         f"{page.url} {each['id']}: {each['help']}: {[node['html'][:200] for node in each['nodes'][:3]]}"
