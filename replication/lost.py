@@ -23,9 +23,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from replication.peer import Peer, Report
+from store.causal import Lost
 from store.clock import covers
-
-Lost = dict[str, tuple[int, int]]
 
 
 def reports_since(
@@ -47,9 +46,7 @@ def reports_since(
     return reports
 
 
-def lost(
-    gaps: Lost, reports: Iterable[Report], clock: Mapping[str, int], pending: Mapping[str, int]
-) -> dict[str, tuple[int, int]]:
+def lost(gaps: Lost, reports: Iterable[Report], clock: Mapping[str, int], pending: Mapping[str, int]) -> Lost:
     """Return replica id -> (first, last) lost counter, for those of ``gaps`` to which rules 3 and 4 apply.
 
     ``gaps``: replica id -> (counter here, counter needed), of incarnations that rule 1 names.

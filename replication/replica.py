@@ -38,12 +38,12 @@ import msgspec
 from replication.catchup import Giver, Pull
 from replication.errors import AddressTaken, BadMessage
 from replication.joining import Joining
-from replication.lost import Lost, lost, reports_since
+from replication.lost import lost, reports_since
 from replication.messages import Entry, Exchange, SnapshotPiece, SnapshotRequest, State
 from replication.peer import Peer, Report
 from replication.settings import ReplicationSettings
 from replication.view import View
-from store.causal import CausalStore
+from store.causal import CausalStore, Lost
 from store.clock import (
     INCARNATION_RANDOM_BITS,
     Clock,
