@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test demo soak lint fmt lock system clean
+.PHONY: help setup run test demo soak lint fmt lock system clean image matrix audit
 
 # The first Python that is new enough. Set PYTHON=… to choose another.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
@@ -52,11 +52,12 @@ soak: setup ## Run random faults against real replicas for MINUTES (10)
 
 # --- Checks -------------------------------------------------------------------------------------------------------
 
-lint: setup ## Format, rules, types, and who imports whom
+lint: setup ## Format, rules, types, who imports whom, and the Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 fmt: setup ## Format, and mend what can be mended
 	$(BIN)/ruff format .
@@ -65,8 +66,21 @@ fmt: setup ## Format, and mend what can be mended
 test: setup system lint ## All checks, then all tests (PYTEST_ARGS=… to choose)
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-# Programs that tests drive: a browser for the dashboard, network namespaces for partitions.
-SYSTEM := chromium:chromium chromedriver:chromium-driver ip:iproute2 iptables:iptables
+matrix: setup ## The tests under each Python of 3.11 to 3.13 that is here (MATRIX=3.13 PYTEST_ARGS=… to choose)
+	@exec $(BIN)/python -m tests.matrix $(MATRIX) -- $(PYTEST_ARGS)
+
+# Containers are mounted and unmounted: in a mount namespace of its own nobody else sees that, and nothing is left.
+image: SYSTEM := podman:podman crun:crun debootstrap:debootstrap ip:iproute2 iptables:iptables
+image: setup system ## Build the image and try three replicas of it (Debian and root; see docs/container.md)
+	unshare --mount $(BIN)/pytest tests/image/image_checks.py $(PYTEST_ARGS)
+
+audit: setup ## Known vulnerabilities of what is locked; asks the package index, fails where that cannot tell
+	@[ -x .venv/audit/bin/pip-audit ] || { $(BIN)/python -m venv .venv/audit && .venv/audit/bin/pip install --quiet pip-audit==2.10.1; }
+	.venv/audit/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off \
+		--requirement requirements.txt --requirement requirements-dev.txt
+
+# Programs that tests drive: a browser for the dashboard, network namespaces for partitions, wrk for the benchmark.
+SYSTEM := chromium:chromium chromedriver:chromium-driver ip:iproute2 iptables:iptables wrk:wrk
 system:
 	@missing=(); for pair in $(SYSTEM); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair##*:}"); done; \

@@ -4,9 +4,15 @@
 import os
 import sys
 
+from kvsite import signals
+
 
 def main() -> int:
     """Run one command; a wrong variable of the environment is one line, not a traceback."""
+    if sys.argv[1:2] == ["run_replica"]:
+        # Until its server takes them, signals have to wait: the first process of a container has no default action for
+        # them, so SIGTERM would be lost while Django is being loaded.
+        signals.block()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "kvsite.settings")
     from django.core.management import execute_from_command_line  # noqa: PLC0415  # after the variable
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -38,7 +38,8 @@ class LocalCluster:
 
     ``environment`` is added to this process's own, less its ``KV_*``, ``VIEW`` and ``SOCKET_ADDRESS``: what a shell
     happens to have set must not change a test. ``log_dir`` keeps each replica's stderr as ``replica-<port>.log``,
-    over restarts; without it they go to a temporary directory that is removed by ``stop``.
+    over restarts; without it they go to a temporary directory that is removed by ``stop``. ``program``: run in place of
+    manage.py, with its arguments.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class LocalCluster:
         host: str = "127.0.0.1",
         environment: Mapping[str, str] | None = None,
         log_dir: Path | None = None,
+        program: Sequence[str] | None = None,
     ) -> None:
         self.addresses = [join_address(host, base_port + i) for i in range(replicas)]
         self._environment = dict(environment or {})
+        self._program = list(program or [sys.executable, str(MANAGE)])
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * replicas
         self._temporary = None if log_dir else tempfile.TemporaryDirectory(prefix="causeway-")
         self.log_dir = log_dir or Path(self._temporary.name if self._temporary else "")
@@ -97,7 +100,7 @@ class LocalCluster:
             raise ClusterError(f"{self.addresses[i]} runs already")
         with self._log_path(i).open("ab") as log:
             self._processes[i] = subprocess.Popen(  # noqa: S603  # our own program
-                [sys.executable, str(MANAGE), "run_replica", "--until-stdin-closes"],
+                [*self._program, "run_replica", "--until-stdin-closes"],
                 env=self._env_of(i, environment or {}),
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -146,6 +149,14 @@ class LocalCluster:
                 if time.monotonic() > deadline:
                     raise ClusterError(f"{self.addresses[i]} is not ready after {timeout_s:g} s:\n{self._log_end(i)}")
                 time.sleep(POLL_S)
+
+    def wait_logged(self, i: int, text: str, timeout_s: float = 10) -> None:
+        """Wait until replica ``i`` has logged ``text``, a moment after what it tells of. Raises ClusterError."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.log(i):
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{self.addresses[i]} has not logged {text!r}:\n{self._log_end(i)}")
+            time.sleep(POLL_S)
 
     def stop(self, timeout_s: float = 3) -> None:
         """End all replicas: together and so without handing anything over, at once where ``timeout_s`` is 0."""

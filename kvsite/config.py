@@ -73,6 +73,14 @@ def _addresses(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parse_address(item) for item in _items(text)))
 
 
+def _name_and_port(text: str) -> str:
+    address = parse_address(text)
+    host = split_address(address)[0]
+    if ":" in host or host.replace(".", "").isdigit():
+        raise ValueError(f"{text!r} is an IP address, not name:port of something to look up; VIEW takes addresses")
+    return address
+
+
 def _seconds(low: float, high: float) -> Parse[float]:
     def parse(text: str) -> float:
         try:
@@ -171,6 +179,10 @@ class Config:
     seeds: tuple[str, ...] = _setting("VIEW", _addresses, ())
     """Addresses to ask at the start. Not who belongs: a replica belongs once it has started or was PUT to /view."""
 
+    view_dns: str = _setting("KV_VIEW_DNS", _name_and_port, "")
+    """``name:port``: each address that DNS has for the name is asked as those of ``seeds`` are. It is looked up again
+    every ``sync_interval_s``, so replicas that come later are found without a restart. Empty: nothing is looked up."""
+
     down_after_s: float = _setting("KV_DOWN_AFTER", _seconds(0.1, 3600), 3.0)
     """Silence after which a member counts as down and leaves the view. Shorter finds failures sooner and calls slow
     replicas dead more often. At least twice ``sync_interval_s``: that is how often a healthy member is heard."""
@@ -250,6 +262,10 @@ class Config:
 
     log_format: LogFormat = _setting("KV_LOG_FORMAT", _log_format, "human")
     """``human``: lines for people; ``json``: one object a line, for programs."""
+
+    slow_request_s: float = _setting("KV_SLOW_REQUEST", _seconds(0, 3600), 1.0)
+    """A request that takes longer is logged; 0 means none is. Time that it was held because it asked to be (``wait``,
+    ``w``, its causal past) does not count."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:

@@ -2,8 +2,9 @@
 
 A web page cannot read from another origin, but it can let its own name resolve to 127.0.0.1 and then *is* the same
 origin. What it cannot do is change the Host header, which goes on naming the page's host. So only requests are
-answered whose Host names a member, localhost, a loopback address, or what ``KV_ALLOWED_HOSTS`` adds. The port is
-not looked at: it says nothing about who resolves the name, and port mappings change it.
+answered whose Host names a member, the name that leads to all of them (``KV_VIEW_DNS``), localhost, a loopback address,
+or what ``KV_ALLOWED_HOSTS`` adds. The port is not looked at: it says nothing about who resolves the name, and port
+mappings change it.
 
 Django's own check (ALLOWED_HOSTS, CommonMiddleware) is not used: it refuses names with an underscore, which
 container networks hand out, and knows no members that come and go.
@@ -55,7 +56,7 @@ class HostMiddleware:
         self._fixed = frozenset(
             {
                 *config.allowed_hosts,
-                *(split_address(address)[0] for address in (config.address, *config.seeds)),
+                *(split_address(address)[0] for address in (config.address, *config.seeds, config.view_dns) if address),
             }
         )
         self._remembered: set[str] = {""}

@@ -61,7 +61,7 @@ class Human(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """One JSON object a line, for programs that collect logs."""
+    """One JSON object a line, for programs that collect logs. ``extra={"fields": …}`` of a record stands in it too."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -71,6 +71,7 @@ class Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        line |= getattr(record, "fields", {})
         if request_id := REQUEST_ID.get():
             line["request_id"] = request_id
         if record.exc_info:

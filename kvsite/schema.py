@@ -17,7 +17,6 @@ from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.renderers import OpenApiYamlRenderer
 from drf_spectacular.utils import extend_schema
 from rest_framework.exceptions import ParseError
-from rest_framework.request import Request
 
 import replication.api.schema
 import store.api.schema
@@ -66,7 +65,7 @@ class SchemaView(ApiView):
 
     operations = {"GET": "schema", "HEAD": "schema"}
 
-    def get(self, request: Request) -> HttpResponse:
+    def get(self, request: HttpRequest) -> HttpResponse:
         """Tell the document."""
         wanted = parameters(self.http).get("format")
         if wanted not in (None, "json", "yaml"):

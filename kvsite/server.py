@@ -14,11 +14,14 @@ The end of a replica, within ``STOP_TIMEOUT_S`` of SIGTERM, SIGINT or SIGHUP:
 1. the gate closes: clients get 503, those that wait are woken, and no further update is issued here;
 2. the node hands over what only it has, and leaves. HTTP is still served meanwhile: a member that needs a snapshot
    pulls it from here;
-3. connections are refused, requests in flight get a moment to end, and the process exits: 0, or 1 if updates died.
+3. new connections are refused, and those that are open end with their next answer, which says so: a connection that
+   ends otherwise leaves its client in doubt whether its write was applied;
+4. requests in flight get a moment to end, and the process exits: 0, or 1 if updates died.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -47,6 +50,7 @@ from kvsite.config import Config, current
 from kvsite.signals import StopRequest
 from replication.address import join_address
 from replication.calling import CallSettings
+from replication.discovery import Discovery
 from replication.node import Node
 from replication.proof import key_of
 from replication.replica import Replica
@@ -56,7 +60,7 @@ from store.engine import Engine, read_clocks
 from store.settings import StoreSettings
 
 if TYPE_CHECKING:
-    from kvsite.wsgi import Application
+    from kvsite.wsgi import Edge
 
 logger = logging.getLogger("causeway")
 
@@ -65,6 +69,9 @@ STOP_TIMEOUT_S = 9.0
 
 HAND_OVER_S = 7.0
 """Of these, how many the node has to find a member that takes what only this replica has."""
+
+LINGER_S = 0.5
+"""How long, after that, open connections are still answered. A client that asks less often may find its own closed."""
 
 IN_FLIGHT_S = 2.0
 """How long, after that, requests may go on that were let in before: those that waited have been woken by then."""
@@ -111,8 +118,8 @@ class ReplicaServer(MTServer):
 
     def _init_shared_socket(self) -> None:
         """Bind. granian's own way sets SO_REUSEPORT: a second replica on the same port would start and share it."""
-        descriptor, is_uds = bind(*self._listen).detach(), False
-        self._shd: Any = SocketHolder(descriptor, is_uds, self.backlog)  # type: ignore[call-arg]  # its stub has no __new__
+        self._descriptor, is_uds = bind(*self._listen).detach(), False
+        self._shd: Any = SocketHolder(self._descriptor, is_uds, self.backlog)  # type: ignore[call-arg]  # its stub has no __new__
         self._ssp = None
 
     def _serve_loop(self, *_: Any) -> None:
@@ -123,6 +130,17 @@ class ReplicaServer(MTServer):
                 return
         self._deadline = time.monotonic() + STOP_TIMEOUT_S
         self._drain()
+        self._refuse_connections()
+        time.sleep(LINGER_S)
+
+    def _refuse_connections(self) -> None:
+        """Stop listening, and go on with the connections that are open.
+
+        granian can only do both at once, and closes a connection whose request is on its way. So a socket that listens
+        nowhere takes the place of the one that it accepts from (which closes that), and granian goes on waiting.
+        """
+        with socket.socket() as deaf:
+            os.dup2(deaf.fileno(), self._descriptor, inheritable=False)
 
     def _stop_workers(self) -> None:
         """Refuse connections and let requests in flight end, but do not wait for a client that never will."""
@@ -167,6 +185,7 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> Runtime:
     replica = Replica(
         config.address,
         config.seeds,
+        discovers=bool(config.view_dns),
         now=read_clocks(),
         rng=random.SystemRandom(),
         settings=ReplicationSettings(sync_interval_s=config.sync_interval_s, down_after_s=config.down_after_s),
@@ -189,7 +208,8 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> Runtime:
         key=key_of(config.cluster_secret) if config.cluster_secret else b"",
         token="" if config.cluster_secret else config.own_token,
     )
-    node = Node(replica, engine, transport, on_fatal=on_fatal, is_open=config.open)
+    discovery = Discovery(config.view_dns, config.sync_interval_s) if config.view_dns else None
+    node = Node(replica, engine, transport, on_fatal=on_fatal, is_open=config.open, discovery=discovery)
     limits = Limits(
         max_body_bytes=config.max_body_bytes,
         max_key_bytes=config.max_key_bytes,
@@ -222,6 +242,7 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
         dying = runtime.node.stop(HAND_OVER_S)
         if dying:
             problems.append(f"{dying} updates die with this replica: no other member could be reached")
+        application().close_connections()
 
     raise_file_limit(MAX_CONNECTIONS + 256)
     forget_secrets()
@@ -246,7 +267,8 @@ def announce(config: Config) -> None:
     host, port = config.listen
     logger.info("replica %s listens on %s://%s", config.address, config.scheme, join_address(host, port))
     others = [seed for seed in config.seeds if seed != config.address]
-    logger.info("asking %s", ", ".join(others) if others else "nobody: VIEW names no other replica")
+    asked = [*others, *([f"whoever {config.view_dns} leads to"] if config.view_dns else [])]
+    logger.info("asking %s", ", ".join(asked) if asked else "nobody: VIEW names no other replica")
     if config.open:
         logger.warning("open: anybody who can reach it may read and write; see KV_CLUSTER_SECRET, KV_API_TOKENS")
         return
@@ -263,14 +285,20 @@ def forget_secrets() -> None:
         os.environ.pop(variable, None)
 
 
-def load_application() -> Application:
+def application() -> Edge:
     """Return the WSGI application; imported late, for it sets Django up."""
     from kvsite.wsgi import application  # noqa: PLC0415
 
+    return application
+
+
+def load_application() -> Edge:
+    """Load the WSGI application and return it."""
+    loaded = application()
     # What is loaded by now stays: full collections need not look through it while requests wait.
     gc.collect()
     gc.freeze()
-    return application
+    return loaded
 
 
 def raise_file_limit(wanted: int) -> None:
@@ -278,7 +306,9 @@ def raise_file_limit(wanted: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        # macOS names no limit and refuses one above a limit of its kernel's.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _end_with_stdin() -> None:

@@ -48,9 +48,12 @@ INSTALLED_APPS = [
     "store.apps.StoreConfig",
 ]
 
-# The first is for everybody. The others step aside unless the path is the dashboard's: see their module.
+# What a request of the API passes through; kvsite.lean knows no other middleware.
+API_MIDDLEWARE = ["kvsite.hosts.HostMiddleware"]
+
+# The rest steps aside unless the path is the dashboard's: see their module.
 MIDDLEWARE = [
-    "kvsite.hosts.HostMiddleware",
+    *API_MIDDLEWARE,
     "kvsite.dashboard.middleware.DashboardSecurity",
     "kvsite.dashboard.throttle.LoginThrottle",
     "kvsite.dashboard.middleware.DashboardSession",

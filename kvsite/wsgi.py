@@ -9,21 +9,24 @@ A chunked body has no Content-Length, and without one Django reads nothing: the 
 length. One byte above the limit is enough for the view to see that it is too long.
 
 Who may do what is decided here as well (guard.py, cors.py), so that nothing behind can forget it. Every answer says the
-request's id.
+request's id, and the log which requests were slow (slow.py).
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any
 
 import msgspec
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse
 
+from kvsite import slow
 from kvsite.config import Config, current
 from kvsite.cors import ORIGIN, Cors
 from kvsite.guard import Guard
@@ -32,6 +35,7 @@ from kvsite.turned import SignReply, Turned
 from replication.api.bound import own_id
 from replication.proof import HEADER
 from store.api.keys import RAW_PATH
+from store.held import HELD
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -46,29 +50,51 @@ class Edge:
     """A WSGI application around Django's.
 
     ``max_body_bytes``: how much of a chunked body is read. ``guard``: who may come in, None for everybody; ``cors``:
-    which pages of other origins may.
+    which pages of other origins may; ``slow_s``: requests that take longer are logged (slow.py).
     """
 
     def __init__(
-        self, application: Application, max_body_bytes: int, guard: Guard | None = None, cors: Cors | None = None
+        self,
+        application: Application,
+        max_body_bytes: int,
+        guard: Guard | None = None,
+        cors: Cors | None = None,
+        slow_s: float = math.inf,
     ) -> None:
         self._application = application
         self._max_body_bytes = max_body_bytes
         self._guard = guard
         self._cors = cors or Cors(())
+        self._slow_s = slow_s
+        self._always: Headers = self._cors.always
 
     @classmethod
     def for_config(cls, application: Application, config: Config) -> Edge:
         """Return the edge that ``config`` asks for."""
         guard = Guard.for_config(config, own_id)
-        return cls(application, config.max_body_bytes, guard, Cors(config.cors_origins))
+        slow_s = config.slow_request_s or math.inf
+        return cls(application, config.max_body_bytes, guard, Cors(config.cors_origins), slow_s)
+
+    def close_connections(self) -> None:
+        """Say with each answer from now on that its connection ends: the replica is about to."""
+        self._always = [*self._cors.always, ("Connection", "close")]
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request; whatever goes wrong in it, the replica goes on."""
+        began_s = perf_counter()
+        HELD.seconds = 0.0
+        answered = self._answer(environ, start_response)
+        took_s = perf_counter() - began_s
+        if took_s > self._slow_s and took_s - HELD.seconds > self._slow_s:
+            slow.note(environ, took_s, HELD.seconds)
+        return answered
+
+    def _answer(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         environ[RAW_PATH] = environ["PATH_INFO"]
-        extra = [("X-Request-ID", name_request(environ.get("HTTP_X_REQUEST_ID"))), *self._cors.always]
+        extra = [("X-Request-ID", name_request(environ.get("HTTP_X_REQUEST_ID"))), *self._always]
 
         def respond(status: str, headers: Headers, *rest: Any) -> Any:
+            environ[slow.STATUS] = status
             return start_response(status, headers + extra, *rest)
 
         guard, page = self._guard, ORIGIN in environ
@@ -154,5 +180,12 @@ def answer(
     return [body]
 
 
-# Django's own handler. A leaner one for the routes of the API goes in its place here, inside the edge.
-application: Application = Edge.for_config(get_wsgi_application(), current())
+def load() -> Edge:
+    """Return the whole application: the edge, in it the short way for the API, and Django for the rest."""
+    others = get_wsgi_application()
+    from kvsite.lean import LeanEntry  # noqa: PLC0415  # finds views, for which Django has to be set up
+
+    return Edge.for_config(LeanEntry(others), current())
+
+
+application: Edge = load()

@@ -10,10 +10,12 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import requests
+from requests.adapters import HTTPAdapter
 
+from replication.address import split_address
 from replication.errors import NotTrusted
 from replication.proof import HEADER, NOBODY, SAFE_METHODS, Known, check_reply, sign
 
@@ -31,6 +33,8 @@ class CallSettings:
     ``timeout_s``: for connecting, and again for each wait for bytes: short, because a peer that does not answer is
     asked again at the next sync. ``scheme``: http or https; ``verify``: a CA bundle's path, or True for the system's.
     ``key``: of the cluster's secret (``proof.key_of``), empty for none; ``token``: of the API, empty for none.
+    ``called``: ``name:port`` that stands in the Host header, and that certificates are verified for, in place of the
+    address: for one that a name service told. Empty: the address itself.
     """
 
     timeout_s: float = 1.0
@@ -38,6 +42,7 @@ class CallSettings:
     verify: str | bool = True
     key: bytes = field(default=b"", repr=False)
     token: str = field(default="", repr=False)
+    called: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,18 @@ class Answer:
 
     status: int
     body: bytes
+
+
+class _Named(HTTPAdapter):
+    """Connections of which the certificate has to be for ``host``, whatever address they go to."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        """Hand the name to urllib3, which sends it (SNI) and checks the certificate against it."""
+        super().init_poolmanager(*args, **options, server_hostname=self._host)
 
 
 class Caller:
@@ -63,6 +80,9 @@ class Caller:
         self._http.headers["Accept-Encoding"] = "identity"  # Nothing that unpacks to more than was sent.
         if settings.token:
             self._http.headers["Authorization"] = f"Bearer {settings.token}"
+        if settings.called:
+            self._http.headers["Host"] = settings.called
+            self._http.mount("https://", _Named(split_address(settings.called)[0]))
 
     def call(self, method: str, address: str, path: str, body: bytes = b"", media_type: str = "") -> Answer:
         """Ask the replica at ``address`` and return what it answers, errors included."""

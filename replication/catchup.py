@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from replication.messages import MarkerForm, SnapshotPiece, SnapshotRequest
+from replication.messages import PROTOCOL, MarkerForm, SnapshotPiece, SnapshotRequest
 from store.markers import Marker
 from store.snapshot import Snapshot
 from store.table import cost
@@ -118,7 +118,7 @@ class Pull:
 
     def request(self, me: str) -> SnapshotRequest:
         """Return what to ask the giver next."""
-        return SnapshotRequest(me, self.name, self.next_piece)
+        return SnapshotRequest(me, self.name, self.next_piece, PROTOCOL)
 
     def stage(self, piece: SnapshotPiece) -> bool:
         """Put a piece aside; return False when it does not continue what is here: start again."""

@@ -2,8 +2,11 @@
 
 It asks every seed and every member that those name. It serves once everything is here that each one who
 answered had when it was asked. It does not wait for one that has since fallen silent or whose incarnation is
-over, nor for one that has not answered within ``down_after``; where nobody answers, it serves alone. Those
-that start at the same time answer each other too (with empty clocks), so nobody waits for ever.
+over, nor for one that has not answered within ``down_after`` of being asked first; where nobody answers, it
+serves alone. Those that start at the same time answer each other too (with empty clocks), so nobody waits for ever.
+
+One that does not answer here may be alive all the same, as others tell: the way to it is cut, or it is of a protocol
+version too far away. It gets three times as long, for it may only be slow; what it has comes by the others.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ from dataclasses import dataclass, field
 
 from replication.view import View
 from store.clock import Clock, covers
+
+UNANSWERED_TIMES = 3
+"""By how much longer one is waited for that others hear of and that does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +31,13 @@ class Answer:
 
 @dataclass(slots=True)
 class Joining:
-    """What a joining replica has heard so far. ``started_s``: monotonic seconds."""
+    """What a joining replica has heard so far. Times are monotonic seconds.
+
+    ``started_s``: since when it asks; ``asked_s``: address -> the same of one that was found later.
+    """
 
     started_s: float
+    asked_s: dict[str, float] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
 
     def note(self, address: str, replica: str, clock: Clock) -> None:
@@ -46,6 +56,9 @@ class Joining:
             # It came back empty: what it had then is to be had from others, or not at all.
             return False
         replica = answer.replica if answer is not None else view.present_id(address)
-        if view.is_silent(replica or "", self.started_s, now_s):
+        asked_s = max(self.started_s, self.asked_s.get(address, self.started_s))
+        if view.is_silent(replica or "", asked_s, now_s):
             return False
-        return answer is None or not covers(clock, answer.clock)
+        if answer is None:
+            return now_s - asked_s < UNANSWERED_TIMES * view.silent_after_s
+        return not covers(clock, answer.clock)

@@ -11,7 +11,8 @@ on them. Waiting would last for ever; giving up too early would show an effect b
 2. Every member that is in, **down ones too**, has reported since the question came: in its present
    incarnation, under a register equal to this replica's. (An older report may be from before the member got
    it; under another register a member may still take it from i itself.) A seed that was never reached counts as
-   a member: a replica that started cut off from all others does not know who belongs.
+   a member: a replica that started cut off from all others does not know who belongs. So does a lookup of peers that
+   has not found anybody yet (seeds.py).
 3. This replica's own clock covers all the reported clocks. (Else a member has it, and it is on its way.)
 4. Nobody's pending queue, nor this one's, has it or anything of i before it.
 

@@ -10,22 +10,31 @@ What would grow with the age of the cluster does not travel unless it is needed:
 * a clock travels as the entries of present incarnations and a digest of the **rest** (entries of incarnations
   that are over or out); the rest goes only where the digests differ.
 
-Wire form: MessagePack by field name, defaults left out, so that neighbouring protocol versions can read each
-other. Bounds are part of the types: what decodes is well-formed.
+Wire form: MessagePack by field name, defaults left out. Bounds are part of the types: what decodes is well-formed.
+
+Versions: a replica understands its own version of the protocol and the ones next to it, so that a cluster can be
+upgraded one replica at a time (docs/operations.md). A message says its version; one that says none is of version 1.
+So a new version may add fields that have a default, at the end where they go by position (``Update``, ``Entry``, …);
+what it cannot say without one, such as a new ``State``, it has to keep to itself until the version before it is two
+behind. It must not give a field another meaning, nor rely on others to hand on what it has added: a replica of the
+version before drops it. tests/data/ keeps messages as earlier versions sent them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from replication.errors import BadMessage
 from store.clock import MAX_INCARNATION
-from store.versions import Counter, ReplicaId, Timestamp, Update, Version, WireClock
+from store.versions import Counter, ReplicaId, Timestamp, Update, Version, WireClock, decode_update
 
 PROTOCOL = 1
-"""Version of the messages. A replica reads its own version and the one before it."""
+"""Version of the messages that this replica sends."""
+
+UNSAID = 1
+"""Version of a message that says none. It stays 1 in every version, or neighbours take each other for themselves."""
 
 Address = Annotated[str, msgspec.Meta(min_length=3, max_length=300)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -58,6 +67,9 @@ class Heard(msgspec.Struct, frozen=True, gc=False, array_like=True):
     age_ms: Natural
 
 
+Updates: TypeAlias = list[Update]
+
+
 class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
     """One half of an exchange.
 
@@ -66,7 +78,8 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
     of origins that are no present incarnation, the lowest counter that waits in the sender's pending queue.
     ``want``: send everything you have that I lack, others' updates too. ``truncated``: my log does not reach
     back to you, pull a snapshot. ``more``: a limit cut the updates. ``taken``: False when the request came
-    from an incarnation that is over, and nothing of it was used.
+    from an incarnation that is over, and nothing of it was used. ``batch``: updates, each encoded: the sender's
+    log holds them so, and encodes each only once for all peers.
     """
 
     sender: ReplicaId
@@ -76,16 +89,24 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
     clock: WireClock
     rest_digest: Digest
     state: State
-    protocol: int = PROTOCOL
+    protocol: int = UNSAID
     register: dict[Address, Entry] | None = None
     rest: WireClock | None = None
     heard: dict[ReplicaId, Heard] = {}
     pending: WireClock = {}
-    updates: list[Update] = []
+    batch: list[msgspec.Raw] = msgspec.field(name="updates", default_factory=list)
     want: bool = False
     truncated: bool = False
     more: bool = False
     taken: bool = True
+
+    @property
+    def updates(self) -> Updates:
+        """The updates of the batch, decoded anew at each call. Raises BadMessage."""
+        try:
+            return [decode_update(encoded) for encoded in self.batch]
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise BadMessage(f"not an update of this protocol: {exc}") from exc
 
 
 class SnapshotRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -94,7 +115,7 @@ class SnapshotRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     sender: ReplicaId
     snapshot: Annotated[str, msgspec.Meta(max_length=64)] = ""
     piece: Natural = 0
-    protocol: int = PROTOCOL
+    protocol: int = UNSAID
 
 
 class MarkerForm(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -108,6 +129,7 @@ class MarkerForm(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     """One piece of a snapshot. The clocks come with the first piece, and are of the same moment as all versions.
 
+    It says no version: a giver sends it to nobody whose request was of a version too far from its own.
     ``snapshot``: what to ask the next piece under; empty when the giver has too many receivers now.
     ``last``: no more pieces follow.
     """
@@ -123,13 +145,20 @@ class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     items: list[tuple[str, Held]] = []
 
 
+class Spoken(msgspec.Struct, frozen=True):
+    """What can be read of any request, and of any reply to an exchange, whatever its version."""
+
+    sender: ReplicaId = "nobody"
+    protocol: int = UNSAID
+
+
 Message = TypeVar("Message", Exchange, SnapshotRequest, SnapshotPiece)
 
 _encoder = msgspec.msgpack.Encoder()
 # Made here, by the one thread that imports: msgspec builds what it knows of a type at its first use, and a second
 # thread that came upon it half-built crashed the process (msgspec 0.22).
 _decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Exchange, SnapshotRequest, SnapshotPiece)
+    kind: msgspec.msgpack.Decoder(kind) for kind in (Exchange, SnapshotRequest, SnapshotPiece, Spoken)
 }
 
 
@@ -143,7 +172,24 @@ def decode(body: bytes, kind: type[Message]) -> Message:
     try:
         message: Message = _decoders[kind].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        if kind is not SnapshotPiece and (spoken := _spoken(body)) is not None:
+            _check_version(spoken)
         raise BadMessage(f"not a message of this protocol: {exc}") from exc
-    if not isinstance(message, SnapshotPiece) and abs(message.protocol - PROTOCOL) > 1:
-        raise BadMessage(f"protocol {message.protocol} is not next to {PROTOCOL}")
+    if not isinstance(message, SnapshotPiece):
+        _check_version(message)
     return message
+
+
+def _spoken(body: bytes) -> Spoken | None:
+    """Return who says what in a body that is no message of this version; None where not even that can be told."""
+    try:
+        spoken: Spoken = _decoders[Spoken].decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return spoken
+
+
+def _check_version(message: Exchange | SnapshotRequest | Spoken) -> None:
+    """Raise BadMessage where the sender's version is not next to this one."""
+    if abs(message.protocol - PROTOCOL) > 1:
+        raise BadMessage(f"{message.sender} speaks protocol {message.protocol}, which is not next to {PROTOCOL}")

@@ -10,14 +10,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from replication.calling import CallSettings
-from replication.errors import AddressTaken, BadMessage, NotTrusted, ReplicationError, Unreachable
+from replication.discovery import Discovery
+from replication.errors import AddressTaken, BadMessage, NotTrusted, Refused, ReplicationError, Unreachable
 from replication.explain import explain, list_keys
 from replication.measures import Measures, first_new
-from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
+from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, Updates, decode, encode
 from replication.replica import Outgoing, Replica
 from replication.status import Rates, describe, lacking, latest
 from replication.transport import Transport
@@ -26,9 +29,10 @@ from store.engine import Engine, read_clocks
 logger = logging.getLogger("causeway.replication")
 
 CHUNK_UPDATES = 64
-"""Updates applied per turn of the lock: clients' requests come in between."""
+"""Updates applied per turn of the lock."""
 
-DISTRUST_LOGGED_EVERY_S = 600.0
+WARNED_EVERY_S = 600.0
+MAX_WARNED = 1024
 
 TICK_S = 0.1
 """How often the replica is told the time; far below every interval that it reckons with."""
@@ -38,6 +42,7 @@ class Node:
     """Replica + engine + threads + transport.
 
     ``on_fatal`` is called, from a thread of the node, with the reason when this process has to stop.
+    ``discovery``: where further seeds come from, None where from nowhere; the replica has to be one that ``discovers``.
     """
 
     def __init__(
@@ -48,29 +53,34 @@ class Node:
         *,
         on_fatal: Callable[[str], None],
         is_open: bool = True,
+        discovery: Discovery | None = None,
     ) -> None:
         self.replica = replica
         self.engine = engine
         self.is_open = is_open
         self._lock = engine.lock
         self._transport_settings = transport
+        self._discovery = discovery
         self._on_fatal = on_fatal
         self._stopping = False
-        self._distrusted: dict[str, float] = {}
+        self._warned: dict[str, float] = {}
         self._talkers: dict[str, _Talker] = {}
         self._ticker = threading.Thread(target=self._tick_for_ever, name="tick", daemon=True)
         self._counts = dict.fromkeys(("exchanges", "exchange_failures", "exchanges_answered", "messages_refused"), 0)
         self._measures = Measures()
         self._events_logged = 0
         self._rates = Rates()
-        self._seen: dict[str, tuple[float, Mapping[str, Any]]] = {}
         engine.dependencies = self
 
     # -- life ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start exchanging."""
+        with self._lock:
+            self.replica.go(read_clocks())
         self._ticker.start()
+        if self._discovery is not None:
+            self._discovery.start(self.discovered)
 
     def stop(self, timeout_s: float) -> int:
         """Leave: refuse clients, hand all updates to a member, then end the threads.
@@ -78,6 +88,8 @@ class Node:
         Returns how many updates die with this process because no member could be given them in ``timeout_s``.
         """
         deadline = time.monotonic() + timeout_s
+        if self._discovery is not None:
+            self._discovery.stop()
         with self._lock:
             self.replica.leave(read_clocks())
             self.engine.wake()
@@ -113,15 +125,19 @@ class Node:
 
     def exchange(self, body: bytes) -> bytes:
         """Answer a peer's exchange (wire form in and out). Raises BadMessage."""
-        message = decode(body, Exchange)
+        with self._noting_bad():
+            return self._answer(decode(body, Exchange), len(body))
+
+    def _answer(self, message: Exchange, size: int) -> bytes:
         try:
+            updates = message.updates
             with self._lock:
                 now = read_clocks()
                 self._measures.heard(message.sender, message.time, self.replica.store, now)
                 peer = self.replica.take(message, now)
                 self.engine.wake()
             if peer is not None:
-                self._deliver(message)
+                self._deliver(updates)
             with self._lock:
                 reply = self.replica.answer(peer, message, read_clocks())
                 self._counts["exchanges_answered"] += 1
@@ -130,26 +146,40 @@ class Node:
             raise BadMessage(str(exc)) from exc
         encoded = encode(reply)
         with self._lock:
-            self._measures.sent_and_received("answered", len(encoded), len(body))
+            self._measures.sent_and_received("answered", len(encoded), size)
         return encoded
 
-    def _deliver(self, message: Exchange) -> None:
-        store = self.replica.store
-        oldest = first_new(message.updates, store.clock)
-        for start in range(0, len(message.updates), CHUNK_UPDATES):
+    def _deliver(self, updates: Updates) -> int:
+        """Apply updates in turns, between which clients' requests come in; return how many were applied."""
+        store, applied = self.replica.store, 0
+        oldest = first_new(updates, store.clock)
+        for start in range(0, len(updates), CHUNK_UPDATES):
             with self._lock:
-                self.replica.deliver(message.updates[start : start + CHUNK_UPDATES], read_clocks())
+                applied += self.replica.deliver(updates[start : start + CHUNK_UPDATES], read_clocks())
                 if oldest is not None:
                     self._measures.became_visible(oldest, store, read_clocks())
                     oldest = None
                 self.engine.wake()
+        return applied
 
     def snapshot(self, body: bytes) -> bytes:
         """Answer a peer's request for a piece of a snapshot (wire form in and out). Raises BadMessage."""
-        request = decode(body, SnapshotRequest)
-        with self._lock:
-            piece = self.replica.give(request, read_clocks())
-        return encode(piece)
+        with self._noting_bad():
+            request = decode(body, SnapshotRequest)
+            with self._lock:
+                piece = self.replica.give(request, read_clocks())
+            return encode(piece)
+
+    @contextmanager
+    def _noting_bad(self) -> Iterator[None]:
+        """Count a message that is none, and log it: not every one, whoever sends it goes on doing so."""
+        try:
+            yield
+        except BadMessage as exc:
+            with self._lock:
+                self._counts["messages_refused"] += 1
+            self._warn_seldom(str(exc)[:80], f"refused a message: {exc}")
+            raise
 
     # -- what the engine needs of peers (store.engine.Dependencies) -----------------------------------
 
@@ -208,6 +238,13 @@ class Node:
         self._after_change()
         return removed
 
+    def discovered(self, addresses: Iterable[str]) -> None:
+        """Ask whoever is at ``addresses``: all that a lookup of peers has found (replication/discovery.py)."""
+        with self._lock:
+            self.replica.discovered(addresses, read_clocks())
+            self.engine.wake()
+        self._after_change()
+
     # -- threads ---------------------------------------------------------------------------------------
 
     def _tick_for_ever(self) -> None:
@@ -248,7 +285,7 @@ class Node:
 
     def sync(self, talker: _Talker) -> None:
         """Talk to one peer for as long as it is one: whenever an exchange is due, until the node stops."""
-        transport = Transport(self._transport_settings)
+        transport = Transport(self._settings_for(talker.address))
         try:
             while not (talker.ended or self._stopping):
                 talker.wakeup.clear()
@@ -263,14 +300,20 @@ class Node:
         finally:
             transport.close()
 
+    def _settings_for(self, address: str) -> CallSettings:
+        """Return how to call ``address``: one that was found under a name is called by that name."""
+        if self._discovery is None or address not in self._discovery.found:
+            return self._transport_settings
+        return replace(self._transport_settings, called=self._discovery.address)
+
     def _exchange(self, transport: Transport, outgoing: Outgoing) -> None:
         try:
             began_s = time.monotonic()
             reply = transport.send(outgoing.to, outgoing.message)
+            self._finish(outgoing, reply)
             with self._lock:
-                self._finish(outgoing, reply)
-                if self._distrusted:
-                    self._distrusted.pop(outgoing.to, None)
+                if self._warned:
+                    self._warned.pop(outgoing.to, None)
                 self._counts["exchanges"] += 1
                 self._measures.exchange_s.observe(time.monotonic() - began_s)
                 self._measures.sent_and_received("asked", transport.sent_bytes, transport.received_bytes)
@@ -284,29 +327,42 @@ class Node:
             self._fail(outgoing, exc)
 
     def _finish(self, outgoing: Outgoing, reply: Exchange | SnapshotPiece) -> None:
-        """Take in a reply, under the lock, and note what it shows."""
-        now, store, oldest = read_clocks(), self.replica.store, None
-        if isinstance(reply, Exchange):
-            self._measures.heard(reply.sender, reply.time, store, now)
-            oldest = first_new(reply.updates, store.clock)
-        self.replica.finish(outgoing.to, outgoing.serial, reply, now)
-        self._measures.became_visible(oldest, store, now)
+        """Take in a reply, and note what it shows."""
+        if not isinstance(reply, Exchange):
+            with self._lock:
+                self.replica.finish(outgoing.to, outgoing.serial, reply, read_clocks())
+            return
+        updates = reply.updates
+        with self._lock:
+            now = read_clocks()
+            self._measures.heard(reply.sender, reply.time, self.replica.store, now)
+            talker = self.replica.take_reply(outgoing.to, outgoing.serial, reply, now)
+        if talker is None:
+            return
+        applied = self._deliver(updates)
+        with self._lock:
+            self.replica.conclude(outgoing.to, outgoing.serial, talker, reply, applied, read_clocks())
 
     def _fail(self, outgoing: Outgoing, exc: Exception) -> None:
-        if isinstance(exc, NotTrusted):
-            self._distrust(outgoing.to, str(exc))
+        if isinstance(exc, NotTrusted | Refused):
+            self._warn_seldom(outgoing.to, f"no exchange: {exc}")
+        elif isinstance(exc, BadMessage):
+            self._warn_seldom(outgoing.to, f"no exchange with {outgoing.to}: {exc}")
         elif not isinstance(exc, Unreachable):
             logger.warning("exchange with %s: %s", outgoing.to, exc)
         with self._lock:
             self._counts["exchange_failures"] += 1
+            self._counts["messages_refused"] += isinstance(exc, BadMessage)
             self.replica.failed(outgoing.to, outgoing.serial, read_clocks())
 
-    def _distrust(self, address: str, reason: str) -> None:
-        """Log that a peer and this replica do not take each other for members of one cluster; not at every attempt."""
-        now_s, told_s = time.monotonic(), self._distrusted.get(address)
-        if told_s is None or now_s - told_s > DISTRUST_LOGGED_EVERY_S:
-            self._distrusted[address] = now_s
-            logger.warning("no exchange: %s", reason)
+    def _warn_seldom(self, about: str, text: str) -> None:
+        """Log that a peer and this replica do not take or understand each other; not at every attempt."""
+        now_s, told_s = time.monotonic(), self._warned.get(about)
+        if told_s is None or now_s - told_s > WARNED_EVERY_S:
+            if len(self._warned) >= MAX_WARNED:
+                self._warned.clear()  # A flood of kinds costs lines, not memory.
+            self._warned[about] = now_s
+            logger.warning("%s", text)
 
     # -- for people ------------------------------------------------------------------------------------
 
@@ -348,63 +404,8 @@ class Node:
         with self._lock:
             return list_keys(self.replica, prefix, after, limit, conflicts=conflicts)
 
-    def statuses(
-        self, addresses: Iterable[str], timeout_s: float, *, history: bool = False, recent: int = 0
-    ) -> dict[str, Mapping[str, Any]]:
-        """Return address -> its status with more, of those of ``addresses`` that belong and answer in time."""
-        query = "&".join([*(["history=true"] if history else []), *([f"recent={recent}"] if recent else [])])
-        own, found = self.replica.address, dict[str, Mapping[str, Any]]()
-        asked = set(addresses)
-
-        def ask(address: str) -> None:
-            told = self._status_of(address, query)
-            if told is not None:
-                found[address] = told
-
-        askers = [
-            threading.Thread(target=ask, args=(address,), daemon=True)
-            for address in asked & set(self.members()) - {own}
-        ]
-        began_s = time.monotonic()
-        for asker in askers:
-            asker.start()
-        if own in asked:
-            found[own] = self.status(history=history, recent=recent)
-        for asker in askers:
-            asker.join(max(0.0, began_s + timeout_s - time.monotonic()))
-        return dict(found)
-
-    def cluster(self, timeout_s: float = 1.0) -> dict[str, dict[str, Any]]:
-        """Return address -> {"status", "age_s", "reachable"} of all members, each asked now, for at most ``timeout_s``.
-
-        Of one that does not answer the last known status is told, with its age; ``status`` is None where none is known.
-        """
-        own = self.status()
-        self._seen[self.replica.address] = (time.monotonic(), own)
-        asked = [address for address in self.members() if address != self.replica.address]
-        askers = [
-            threading.Thread(target=self._ask_status, args=(address, timeout_s), daemon=True) for address in asked
-        ]
-        began_s = time.monotonic()
-        for asker in askers:
-            asker.start()
-        for asker in askers:
-            asker.join(max(0.0, began_s + timeout_s - time.monotonic()))
-        cluster: dict[str, dict[str, Any]] = {}
-        for address in sorted({self.replica.address, *asked}):
-            at_s, status = self._seen.get(address, (0.0, None))
-            reachable = (status is not None and at_s >= began_s) or address == self.replica.address
-            age_s = None if status is None else max(0.0, round(time.monotonic() - at_s, 3))
-            cluster[address] = {"status": status, "age_s": age_s, "reachable": reachable}
-        return cluster
-
-    def _ask_status(self, address: str, timeout_s: float) -> None:
-        asked_s, told = time.monotonic(), self._status_of(address)
-        if told is not None:
-            self._seen[address] = (asked_s, told)
-
-    def _status_of(self, address: str, query: str = "") -> Mapping[str, Any] | None:
-        """Return the status of the replica at ``address``; None where it does not answer."""
+    def status_of(self, address: str, query: str = "") -> Mapping[str, Any] | None:
+        """Ask the replica at ``address`` for its status; None where it does not answer."""
         transport = Transport(self._transport_settings)
         try:
             return transport.status(address, query)

@@ -7,8 +7,8 @@ and in a simulation. A shell drives it:
 
 * ``targets`` says with whom to exchange, ``due_at`` when, ``begin`` builds the request. Its outcome goes to
   ``finish`` (a reply came) or ``failed`` (none did); there is at most one exchange under way with a peer.
-* ``receive`` answers a peer's request (``take``, ``deliver``, ``answer``, for a shell that wants to
-  release its lock in between).
+* ``receive`` answers a peer's request. For a shell that wants to release its lock in between there are the parts:
+  of ``receive``, ``take``, ``deliver`` and ``answer``; of ``finish``, ``take_reply``, ``deliver`` and ``conclude``.
 * ``tick`` does what time brings: expiry, trimming, markers, the end of joining, the dropping of what is lost.
 * Requests of clients go to ``store``; ``wrote``, ``ask``, ``lost`` and ``acks`` are what they need of peers.
 
@@ -39,8 +39,9 @@ from replication.catchup import Giver, Pull
 from replication.errors import AddressTaken, BadMessage
 from replication.joining import Joining
 from replication.lost import lost, reports_since
-from replication.messages import Entry, Exchange, SnapshotPiece, SnapshotRequest, State
+from replication.messages import PROTOCOL, Entry, Exchange, SnapshotPiece, SnapshotRequest, State
 from replication.peer import Peer, Report
+from replication.seeds import Seeds
 from replication.settings import ReplicationSettings
 from replication.view import View
 from store.causal import CausalStore, Lost
@@ -56,7 +57,7 @@ from store.clock import (
     replica_id,
 )
 from store.errors import BadUpdate
-from store.log import Delta
+from store.log import NOTHING, Delta
 from store.settings import StoreSettings
 from store.versions import Update
 
@@ -106,7 +107,10 @@ class Question(NamedTuple):
 
 
 class Replica:
-    """One replica at ``address`` (host:port). ``seeds``: addresses to ask at the start. Not thread-safe."""
+    """One replica at ``address`` (host:port). Not thread-safe.
+
+    ``seeds``: addresses to ask at the start. ``discovers``: ``discovered`` will tell further ones.
+    """
 
     def __init__(
         self,
@@ -117,6 +121,7 @@ class Replica:
         rng: RandomBits,
         settings: ReplicationSettings | None = None,
         store_settings: StoreSettings | None = None,
+        discovers: bool = False,
     ) -> None:
         self.address = address
         self.settings = settings or ReplicationSettings()
@@ -125,7 +130,7 @@ class Replica:
         self.started_s = now.mono_s
         self.leaving = False
         self._rng = rng
-        self._unanswered = {seed: None for seed in seeds if seed != address}
+        self._seeds = Seeds(address, seeds, discovers=discovers, now_s=now.mono_s)
         self._aliases: dict[str, str] = {}
         self._peers: dict[str, Peer] = {}
         self._joining: Joining | None = Joining(now.mono_s)
@@ -175,9 +180,9 @@ class Replica:
         others = view.others() if view.members() else view.left()
         wanted = [address for address, peer in self._peers.items() if self._may_have_more(peer)]
         unaware = [address for address in view.left() if self._is_unaware(address, now)]
-        if view.members() and not wanted and not unaware and not self._unanswered:
+        if view.members() and not wanted and not unaware and not self._seeds.unanswered:
             return others
-        return sorted({*others, *self._unanswered, *wanted, *unaware} - {self.address})
+        return sorted({*others, *self._seeds.unanswered, *wanted, *unaware} - {self.address})
 
     def _may_have_more(self, peer: Peer) -> bool:
         is_giver = self._pull is not None and self._pull.address == peer.address
@@ -217,7 +222,7 @@ class Replica:
             return Outgoing(address, self._serial, self._pull.request(self.id))
         # Of a peer that has never talked it is not known what it lacks: ask first, send then.
         relay_before_s = now.mono_s - self.settings.sync_interval_s
-        delta = self._delta(peer, peer.known, relay_before_s) if peer.replica else Delta([], False, False)
+        delta = self._delta(peer, peer.known, relay_before_s) if peer.replica else NOTHING
         message = self._message(peer, delta, now, want=peer.urgent or self._joining is not None)
         peer.urgent = peer.more = False
         peer.cut_at = peer.seen() if delta.more else None
@@ -229,11 +234,18 @@ class Replica:
 
     def finish(self, address: str, serial: int, reply: Exchange | SnapshotPiece, now: Instant) -> None:
         """Take in the reply to exchange ``serial`` with ``address``. Raises BadMessage, AddressTaken."""
-        peer = self._peer(address)
         if isinstance(reply, SnapshotPiece):
+            peer = self._peer(address)
             self._landed(peer, serial)
             self._finish_piece(peer, reply, now)
             return
+        talker = self.take_reply(address, serial, reply, now)
+        if talker is not None:
+            self.conclude(address, serial, talker, reply, self.deliver(reply.updates, now), now)
+
+    def take_reply(self, address: str, serial: int, reply: Exchange, now: Instant) -> Peer | None:
+        """Take in all of a reply but its updates. None: nothing of it counts, and there is nothing to conclude."""
+        peer = self._peer(address)
         me = self.id
         try:
             talker = self.take(reply, now)
@@ -243,10 +255,11 @@ class Replica:
         peer.urgent = peer.urgent or me != self.id
         if address_of(reply.sender) != address:
             self._meet_alias(address, reply.sender, now)
-        self._unanswered.pop(address, None)
-        if talker is None:
-            return
-        applied = self.deliver(reply.updates, now)
+        self._seeds.drop(address)
+        return talker
+
+    def conclude(self, address: str, serial: int, talker: Peer, reply: Exchange, applied: int, now: Instant) -> None:
+        """End the exchange that ``take_reply`` began: of the reply's updates ``applied`` were applied."""
         talker.offers_snapshot = reply.truncated
         talker.may_offer = False
         talker.more = (reply.more and applied > 0) or (talker.cut_at is not None and talker.seen() > talker.cut_at)
@@ -331,7 +344,7 @@ class Replica:
     def answer(self, peer: Peer | None, request: Exchange, now: Instant) -> Exchange:
         """Return the reply to ``request``; ``peer`` is what ``take`` returned for it."""
         if peer is None:
-            return self._message(None, Delta([], False, False), now, taken=False)
+            return self._message(None, NOTHING, now, taken=False)
         if request.truncated:
             peer.may_offer = peer.urgent = True
         known = peer.known
@@ -365,6 +378,7 @@ class Replica:
         return Exchange(
             sender=self.id,
             beat=self._beat,
+            protocol=PROTOCOL,
             time=self.store.hybrid.read(now),
             register_digest=self.view.digest,
             register=None if peer and peer.register_digest == self.view.digest else dict(self.view.register),
@@ -374,7 +388,7 @@ class Replica:
             state=self.state,
             heard=heard,
             pending=self._stranded(),
-            updates=delta.updates,
+            batch=[msgspec.Raw(encoded) for encoded in delta.batch],
             want=want,
             truncated=delta.truncated,
             more=delta.more,
@@ -436,7 +450,13 @@ class Replica:
     # -- snapshots -------------------------------------------------------------------------------------
 
     def _wants_piece(self, peer: Peer) -> bool:
-        """Whether to ask ``peer`` for a piece: one snapshot is pulled at a time."""
+        """Whether to ask ``peer`` for a piece: one snapshot is pulled at a time.
+
+        Not by a replica that is out while others are in: nobody asks it for data, and as members trim their logs
+        without regard to it, it would pull one snapshot after another.
+        """
+        if not self.view.belongs(self.address) and self.view.members():
+            return False
         if self._pull is not None:
             return self._pull.address == peer.address
         return peer.offers_snapshot and not covers(self.store.clock, peer.known)
@@ -478,13 +498,32 @@ class Replica:
         """Put the address ``replica`` out (DELETE /view); False when it is not in."""
         address = self._aliases.get(replica, replica)
         stamp = self.store.hybrid.read(now)
-        if self._unanswered.pop(address, self) is None and not self.view.belongs(address):
+        if self._seeds.drop(address) and not self.view.belongs(address):
             # A seed that was never reached: from now on it is known to be out, and nothing waits for it.
             self.view.add_replica_from_view(address, stamp, now.mono_s)
         removed = self.view.remove_replica_from_view(address, stamp)
         if removed:
             self._register_changed("removed", address, now)
         return removed
+
+    def go(self, now: Instant) -> None:
+        """Count the silence of those to ask from now on: a server may take seconds from here to its first exchange."""
+        if self._joining is not None:
+            self._joining.started_s = now.mono_s
+
+    def discovered(self, addresses: Iterable[str], now: Instant) -> None:
+        """Take in what a lookup of peers found: all addresses under which replicas are said to be (seeds.py).
+
+        To be called with each lookup that found somebody; one that failed or found nobody says nothing.
+        """
+        for gone in self._seeds.found(addresses, now.mono_s):
+            # Whoever answers there next may be somebody else.
+            self._aliases.pop(gone, None)
+            if gone not in self.view.register:
+                self._peers.pop(gone, None)
+        if self._joining is not None:
+            self._joining.asked_s.update(self._seeds.unanswered)
+            self._finish_joining(now)
 
     def leave(self, now: Instant) -> None:
         """Go out by one's own wish, for good: the process is about to end. ``unshared`` says when it may."""
@@ -573,6 +612,9 @@ class Replica:
         """Do what time brings. Called often, at least once a sync interval; costs little when there is nothing."""
         self.store.expire(now)
         self._giver.expire(now.mono_s)
+        if self._pull is not None and not self._may_have_more(self._peer(self._pull.address)):
+            # What the giver has came in other ways meanwhile; and one that is out would not be asked again.
+            self._pull = None
         self._finish_joining(now)
         self._trim()
         self._mark(now)
@@ -604,7 +646,9 @@ class Replica:
     def _finish_joining(self, now: Instant) -> None:
         if self._joining is None:
             return
-        asked = {*self._unanswered, *self._joining.answers, *self.view.others()} - self._own_names()
+        if self._seeds.is_blind and not self.view.is_silent("", self._joining.started_s, now.mono_s):
+            return
+        asked = {*self._seeds.unanswered, *self._joining.answers, *self.view.others()} - self._own_names()
         if self._joining.is_done(sorted(asked), self.store.clock, self.view, now.mono_s):
             self._joining = None
             self._set_gate()
@@ -689,7 +733,7 @@ class Replica:
         """Return replica id -> (first, last) counter of what of ``past`` is lost for good (replication/lost.py)."""
         gaps = missing(self.store.clock, past)
         gaps = {id_: gap for id_, gap in gaps.items() if self._is_past(id_)}
-        if not gaps or self._unanswered:
+        if not gaps or self._seeds.unanswered or self._seeds.is_blind:
             return {}
         ids = [self.view.present_id(address) for address in self.view.others()]
         reports = reports_since(token, self._members(), ids, self.view.digest)

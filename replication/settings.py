@@ -22,7 +22,7 @@ class ReplicationSettings:
     batch_updates: int = 1000
     """Updates in one message at most; more go with the next exchange, at once."""
 
-    batch_bytes: int = 1024 * 1024
+    batch_bytes: int = 256 * 1024
     """Estimated bytes of updates in one message at most (a single update is sent whatever its size)."""
 
     snapshot_piece_bytes: int = 262144

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -58,6 +59,7 @@ _COUNTERS = (
     "exchanges",
     "exchanges_answered",
     "exchange_failures",
+    "messages_refused",
 )
 
 
@@ -97,14 +99,12 @@ def _pending(replica: Replica, now: Instant) -> list[dict[str, Any]]:
 
 
 def resident_bytes() -> int | None:
-    """Return the memory of this process (resident set), None where the system does not tell it."""
+    """Return the memory of this process (resident set), None where the system does not tell it: macOS has no /proc."""
     try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     except OSError:
         return None
 
-
-_PAGE_BYTES = 4096
 
 HISTORY_RATES = ("reads", "writes", "deletes", "transactions", "lists", "applied")
 HISTORY_GAUGES = ("pending", "lacking")
@@ -115,13 +115,12 @@ def latest(replica: Replica, limit: int) -> list[dict[str, Any]]:
 
     ``key``: the first that it wrote; None for a marker, and once every member has the update and the log forgot it.
     """
-    applied = list(replica.store.latest)[-limit:]
-    logged = (entry.update for entry in replica.store.log.recent(limit))
-    keys = {update.dot: update.writes[0].key for update in logged if update.writes}
-    return [
-        {"dot": [origin, counter], "wall_us": wall_us, "key": keys.get((origin, counter))}
-        for wall_us, origin, counter in applied
-    ]
+    log, told = replica.store.log, []
+    for wall_us, origin, counter in list(replica.store.latest)[-limit:]:
+        update = log.get((origin, counter))
+        key = update.writes[0].key if update and update.writes else None
+        told.append({"dot": [origin, counter], "wall_us": wall_us, "key": key})
+    return told
 
 
 def lacking(replica: Replica) -> int:

@@ -1,7 +1,8 @@
 """How messages get to a peer: HTTP POST over kept-alive connections, with short timeouts.
 
-``requests`` is wrapped once here: whatever goes wrong in it comes out as ``Unreachable``, and as its kind
-``NotTrusted`` where the two sides do not take each other for replicas of one cluster (replication/calling.py). A
+``requests`` is wrapped once here: whatever goes wrong in it comes out as ``Unreachable``, and as its kinds
+``NotTrusted`` where the two sides do not take each other for replicas of one cluster (replication/calling.py) and
+``Refused`` where the peer does not understand us. A
 transport is used by one thread (a ``requests.Session`` is not made for more), so each exchange thread has its own.
 """
 
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from traceback import clear_frames
 from typing import Any
 
 import msgspec
 import requests
 
 from replication.calling import MAX_QUOTED, Answer, Caller, CallSettings
-from replication.errors import BadMessage, NotTrusted, Unreachable
+from replication.errors import BadMessage, NotTrusted, Refused, Unreachable
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
 
 MEDIA_TYPE = "application/msgpack"
@@ -41,7 +43,7 @@ class Transport:
     def status(self, address: str, query: str = "") -> Mapping[str, Any]:
         """Return ``/replication/status`` of the replica at ``address``. Raises Unreachable."""
         path = f"{STATUS}?{query}" if query else STATUS
-        with _ours(address):
+        with reaching(address):
             status: Mapping[str, Any] = msgspec.json.decode(_good(address, self._caller.call("GET", address, path)))
         return status
 
@@ -50,7 +52,7 @@ class Transport:
         self._caller.close()
 
     def _post(self, address: str, path: str, body: bytes) -> bytes:
-        with _ours(address):
+        with reaching(address):
             content = _good(address, self._caller.call("POST", address, path, body, MEDIA_TYPE))
         self.sent_bytes, self.received_bytes = len(body), len(content)
         if len(content) > MAX_REPLY_BYTES:
@@ -59,21 +61,35 @@ class Transport:
 
 
 def _good(address: str, answer: Answer) -> bytes:
-    """Return the body of a successful answer. Raises ``NotTrusted``, ``Unreachable``."""
+    """Return the body of a successful answer. Raises ``NotTrusted``, ``Refused``, ``Unreachable``."""
     if answer.status == requests.codes.ok:
         return answer.body
     text = answer.body[:MAX_QUOTED].decode("utf-8", "replace")
     if answer.status in {requests.codes.unauthorized, requests.codes.forbidden}:
         raise NotTrusted(f"{address} refuses us: {answer.status} {text!r}")
+    if answer.status == requests.codes.bad_request:
+        raise Refused(f"{address} does not understand us: {answer.status} {text!r}")
     raise Unreachable(f"{address} answers {answer.status}: {text!r}")
 
 
 @contextmanager
-def _ours(address: str) -> Iterator[None]:
-    """Turn the library's errors into ours."""
+def reaching(address: str) -> Iterator[None]:
+    """Turn the errors of the library into ours while the replica at ``address`` is called."""
     try:
         yield
     except requests.exceptions.SSLError as exc:
+        _let_go(exc)
         raise NotTrusted(f"{address}: TLS failed, see KV_TLS_CA: {exc}") from exc
     except (requests.RequestException, ValueError, RecursionError) as exc:
+        _let_go(exc)
         raise Unreachable(f"{address}: {exc}") from exc
+
+
+def _let_go(exc: BaseException | None) -> None:
+    """Clear the frames that an error went through: urllib3's refer to the error, and the error to them.
+
+    So each message that could not be sent would stay in memory until the next full collection, and those are rare.
+    """
+    while exc is not None:
+        clear_frames(exc.__traceback__)
+        exc = exc.__context__

@@ -159,6 +159,11 @@ class View:
         contact = self._contacts.get(replica)
         return now_s - (contact.at_s if contact else since_s) >= self._settings.silent_after_s
 
+    @property
+    def silent_after_s(self) -> float:
+        """Silence after which a replica counts as down."""
+        return self._settings.silent_after_s
+
     def state(self, address: str, now_s: float) -> str:
         """Return ``alive``, ``suspect``, ``down`` or ``left``."""
         if not self.belongs(address):

@@ -124,7 +124,7 @@ class CausalStore:
         self.hybrid = HybridClock()
         self.table = KeyTable()
         self.pending = PendingQueue(self.settings.max_pending)
-        self.log = UpdateLog(self.settings.max_log_bytes)
+        self.log = UpdateLog(self.settings.max_log_bytes, self.settings.log_segment_bytes)
         self.markers = Markers()
         self.changes = 0
         """How often the clock moved; lets others see cheaply whether anything happened."""

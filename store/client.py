@@ -9,9 +9,10 @@ This module needs ``requests`` and nothing of ours: copy it into any project.
 Theory of operation. A session is one causal history. Every request carries the metadata of all that the session has
 seen before it, every answer adds to it: so read your writes, monotonic reads, monotonic writes and writes follow
 reads hold whichever replica answers. A session sticks to one replica (the first given) and moves on when that one
-cannot be reached, breaks off, or answers 503; it stays where it was answered. A call goes on, round and round over
-the replicas, until it is answered or its deadline (``timeout_s``) is over. ``Retry-After`` keeps a replica that sent
-it from being asked again too soon; it does not delay the next replica.
+cannot be reached, breaks off, or answers 503: first to the one that answered it last, which has all that the session
+has seen, then round. It stays where it was answered. A call goes on, round and round over the replicas, until it is
+answered or its deadline (``timeout_s``) is over. ``Retry-After`` keeps a replica that sent it from being asked again
+too soon; it does not delay the next replica.
 
 What is sent again, and what is not:
 
@@ -34,7 +35,7 @@ What is sent again, and what is not:
 Threads may share a session (one lock; no I/O under it). They then share one history: what one thread has seen, every
 request that any thread starts afterwards follows. ``fork()`` gives a thread a history of its own instead.
 
-A ``recorder`` is told every call that ended, as an operation of ``store/history.py``'s format, to be judged later:
+A ``recorder`` is told every call that ended, as an operation of ``store/history``'s format, to be judged later:
 
     with JsonLines("run.jsonl") as recorder, Session(replicas, recorder=recorder) as session: ...
 
@@ -282,6 +283,7 @@ class _Request:
     writes: Sequence[tuple[str, Json]]  # for the recorder: (key, value or _ABSENT)
     base: Metadata  # the metadata that the body carries
     first: int  # index of the replica to ask first
+    home: int  # index of the replica to ask next
     hold_s: float  # how long the replica was asked to hold the request
 
 
@@ -361,7 +363,8 @@ class Session:
         self._lock = threading.Lock()
         self._metadata: Metadata = dict(metadata or {})  # replaced, never changed in place
         self._lost: dict[str, tuple[int, int]] = {}
-        self._current = 0  # index of the replica that answered last
+        self._current = 0  # index of the replica to ask first
+        self._home = 0  # index of the replica that answered last: its clock covers the metadata
         self._http = requests.Session()
         self._http.trust_env = False  # no proxies, no .netrc: replicas are named outright
         adapter = HTTPAdapter(pool_connections=len(self.replicas), pool_maxsize=pool_size, max_retries=0)
@@ -589,7 +592,7 @@ class Session:
         """Ask replicas until one answers; merge what it tells into the history."""
         fields, query, headers = fields or {}, dict(query or {}), headers or {}
         with self._lock:
-            base, first = self._metadata, self._current
+            base, first, home = self._metadata, self._current, self._home
         if wait_s is not None:
             query["wait"] = f"{wait_s:g}"
         ack_wait_s = fields.get("w-timeout", _DEFAULT_ACK_WAIT_S) if "w" in fields else 0.0
@@ -601,6 +604,7 @@ class Session:
             writes=writes,
             base=base,
             first=first,
+            home=home,
             hold_s=(wait_s or 0.0) + ack_wait_s,
         )
         invoked = time.time()
@@ -621,7 +625,7 @@ class Session:
     def _ask_until_answered(self, request: _Request) -> _Reply:
         """Go over the replicas until one answers. Raises ``Unavailable`` or ``Uncertain`` at the deadline."""
         deadline = time.monotonic() + self._timeout_s + request.hold_s
-        tour = _Tour(len(self.replicas), request.first)
+        tour = _Tour(len(self.replicas), request.first, request.home)
         while True:
             pause_s = tour.pause_s()
             left_s = deadline - time.monotonic() - pause_s
@@ -648,7 +652,7 @@ class Session:
                 raise tour.verdict()  # it may be our own first attempt that stands in the way
             _raise_for_status(replica, response.status_code, body)
             with self._lock:
-                self._current = tour.index
+                self._current = self._home = tour.index
             return _reply(replica, response, body, maybe_twice=tour.maybe_applied)
 
     def _attempt(
@@ -784,8 +788,9 @@ class JsonLines:
 class _Tour:
     """One call's way over the replicas: who is next, who may not be asked yet, and what was heard so far."""
 
-    def __init__(self, count: int, first: int) -> None:
+    def __init__(self, count: int, first: int, home: int) -> None:
         self.index = first
+        self._home = home
         self._not_before = [0.0] * count  # monotonic seconds
         self._failures = [0] * count
         self._stayed = False
@@ -836,9 +841,9 @@ class _Tour:
 
     def _move_on(self, pause_s: float) -> None:
         self._not_before[self.index] = time.monotonic() + pause_s
-        # The one that may be asked first; of several that may be asked at once, the next in order.
+        # The one that may be asked first; of several that may be asked at once, home, else the next in order.
         count = len(self._not_before)
-        order = [(self.index + step) % count for step in range(1, count + 1)]
+        order = [self._home, *((self.index + step) % count for step in range(1, count + 1))]
         now = time.monotonic()
         self.index = min(order, key=lambda index: max(now, self._not_before[index]))
 

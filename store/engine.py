@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from store.causal import CausalStore, Found, Listed, Lost, Transacted, Wrote
 from store.clock import Clock, Dot, Instant
 from store.errors import Busy, NotReached, TooManyAckWaits, TooManyWatchers
+from store.held import HELD
 from store.settings import StoreSettings
 from store.versions import Change, Update
 
@@ -349,9 +350,11 @@ class Engine:
         """Release the lock until ``is_due`` or the time is over."""
         waiter = _Waiter(self.lock, is_due)
         self._waiters.append(waiter)
+        began_s = time.monotonic()
         try:
             waiter.condition.wait_for(is_due, timeout_s)
         finally:
+            HELD.seconds += time.monotonic() - began_s
             self._waiters.remove(waiter)
 
     def _changed(self, key: str, etags: Sequence[str]) -> bool:

@@ -12,6 +12,9 @@ class StoreSettings:
     max_log_bytes: int = 64 * 1024 * 1024
     """Estimated size of the updates kept for peers that lack them; a peer that needs more pulls a snapshot."""
 
+    log_segment_bytes: int = 256 * 1024
+    """Encoded updates of one origin that are put together in one piece of memory when they are so many."""
+
     max_memory_bytes: int = 0
     """Estimated size of keys and versions beyond which clients' writes are refused; 0 means no limit."""
 

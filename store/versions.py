@@ -84,12 +84,20 @@ class Update(msgspec.Struct, frozen=True, gc=False, array_like=True):
         """The causal past, own dot included."""
         return {**self.deps, self.origin: self.counter}
 
-    def size(self) -> int:
-        """Return the bytes that keeping this update costs, estimated: what KV_MAX_LOG_BYTES counts."""
-        size = 300
-        for write in self.writes:
-            size += 180 + 240 * len(write.replaces) + len(write.key) + len(write.value or b"")
-        return size
+
+_encoder = msgspec.msgpack.Encoder()
+# Made by the one thread that imports: see replication/messages.py.
+_decoder = msgspec.msgpack.Decoder(Update)
+
+
+def encode_update(update: Update) -> bytes:
+    """Return the wire form of ``update``."""
+    return _encoder.encode(update)
+
+
+def decode_update(encoded: bytes | msgspec.Raw) -> Update:
+    """Return the update in ``encoded``. Raises msgspec.DecodeError or UnicodeDecodeError for anything else."""
+    return _decoder.decode(encoded)
 
 
 class Version(msgspec.Struct, frozen=True, gc=False, array_like=True):

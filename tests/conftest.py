@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from kvsite.cluster import LocalCluster
 
 pytest_plugins = ["tests.scenarios_plugin"]
+
+# How long one example takes is the machine's matter, and no sign of a fault.
+settings.register_profile("causeway", deadline=None)
+settings.load_profile("causeway")
 
 PORTS = range(21000, 22000)
 _next_port = itertools.cycle(PORTS)

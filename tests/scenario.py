@@ -50,11 +50,13 @@ from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
 from store.clock import Clock, Dot, Instant, address_of, join
 from store.delivery import Waiting
 from store.errors import NotReached, Refused
+from store.log import ENTRY_BYTES
 from store.snapshot import Snapshot
-from store.versions import Change, Update, Version, Write
+from store.versions import Change, Update, Version, Write, encode_update
 from tests.wire import Loss, Wire, address
 
-UPDATE_BYTES = Update("r1", 1, 1, {}, (Write("x", b"1"),)).size()
+FIRST = Update("r1:80@0123456789abcdef", 1, 10**15, {}, (Write("x", b"1"),))
+UPDATE_BYTES = len(encode_update(FIRST)) + ENTRY_BYTES
 """What an update costs in the log that writes a new key; one that replaces something costs more."""
 
 
@@ -188,8 +190,8 @@ class Scenario:
             self.names.meet(process.replica.id)
             log = process.replica.store.log
             for origin in log.origins():
-                for entry in log._entries[origin]:
-                    self.updates.setdefault(entry.update.dot, entry.update)
+                for update in log.updates(origin):
+                    self.updates.setdefault(update.dot, update)
 
     def now(self, at: str) -> Instant:
         return self.wire.now(at)
@@ -441,7 +443,7 @@ class Scenario:
     @command(r"log at (\w+)")
     def log(self, at: str) -> list[str]:
         log = self.wire[at].store.log
-        runs = [(log._entries[origin][0].update, log._entries[origin][-1].update) for origin in sorted(log.origins())]
+        runs = [(updates[0], updates[-1]) for origin in sorted(log.origins()) if (updates := log.updates(origin))]
         said = [f"{self.names.dot(first.dot)}..{last.counter}" for first, last in runs]
         return [f"log of {at}: {' '.join(said) or 'empty'}"]
 

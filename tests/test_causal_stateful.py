@@ -20,14 +20,15 @@ from replication.messages import SnapshotPiece, decode, encode
 from store.causal import CausalStore
 from store.clock import Clock, Dot, Instant, covers, join, missing, replica_id
 from store.errors import Mismatch, NotReached
+from store.log import ENTRY_BYTES
 from store.settings import StoreSettings
 from store.snapshot import Snapshot
-from store.versions import Change, Update, Version
+from store.versions import Change, Update, Version, decode_update, encode_update
 
 STORES = 3
 CLIENTS = 2
 KEYS = ("a", "b")
-SETTINGS = StoreSettings(max_log_bytes=2_500, max_pending=4)
+SETTINGS = StoreSettings(max_log_bytes=700, log_segment_bytes=150, max_pending=4)
 """A log of about six updates and a short queue: cutting and turning away happen all the time."""
 
 
@@ -302,9 +303,9 @@ class Stores(RuleBasedStateMachine):
             taker.clock, giver.clock, own=giver.replica_id, relay_before_s=float("inf"), limit=limit, limit_bytes=10**6
         )
         before = taker.applied
-        taker.receive(delta.updates, self.now(at))
+        taker.receive([decode_update(encoded) for encoded in delta.batch], self.now(at))
         if not delta.truncated:
-            assert taker.applied - before >= len(delta.updates)
+            assert taker.applied - before >= len(delta.batch)
             assert delta.more or covers(taker.clock, giver.clock)
 
     @rule(source=st.integers(0, STORES - 1), at=st.integers(0, STORES - 1), whole=st.booleans())
@@ -434,12 +435,12 @@ class Stores(RuleBasedStateMachine):
         for store in self.stores:
             sizes = 0
             for origin in store.log.origins():
-                entries = store.log._entries[origin]
+                updates = store.log.updates(origin)
                 last = store.clock[origin]
-                counters = [entry.update.counter for entry in entries]
-                assert counters == list(range(last - len(entries) + 1, last + 1))
-                assert all(self.model.updates[entry.update.dot] == entry.update for entry in entries)
-                sizes += sum(entry.size for entry in entries)
+                counters = [update.counter for update in updates]
+                assert counters == list(range(last - len(updates) + 1, last + 1))
+                assert all(self.model.updates[update.dot] == update for update in updates)
+                sizes += sum(len(encode_update(update)) + ENTRY_BYTES for update in updates)
             assert store.log.bytes == sizes <= SETTINGS.max_log_bytes
 
     def teardown(self) -> None:

@@ -296,6 +296,18 @@ def test_moves_on_from_503_at_once(replicas: list[FakeReplica], write: bool) -> 
     assert len(a.seen) == 1
 
 
+def test_who_hops_too_early_goes_back_to_where_it_was_answered(replicas: list[FakeReplica]) -> None:
+    a, b, c = replicas
+    c.will(stored({"c@1": 1}), found("v"))
+    a.will(busy(missing={"c@1": {"has": 0, "needs": 1}}))
+    with session(a, b, c) as s:
+        s.stick_to(c.url)
+        s.put("k", "v")
+        s.stick_to(a.url)
+        assert s.get("k").replica == c.url
+    assert [len(each.seen) for each in replicas] == [1, 0, 2], "b has not shown that it has what c has"
+
+
 def test_waits_as_long_as_retry_after_says(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
     a.will(busy("1"), found(1))

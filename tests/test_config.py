@@ -34,6 +34,8 @@ def test_nothing_set_is_an_open_replica_on_loopback() -> None:
         ("KV_BIND", "[::]:8090", "bind", "[::]:8090"),
         ("VIEW", "", "seeds", ()),
         ("VIEW", "a:1, B:2 ,,a:1", "seeds", ("a:1", "b:2")),
+        ("KV_VIEW_DNS", "", "view_dns", ""),
+        ("KV_VIEW_DNS", " Peers.kv.svc:8090 ", "view_dns", "peers.kv.svc:8090"),
         ("KV_DOWN_AFTER", "2.5", "down_after_s", 2.5),
         ("KV_SYNC_INTERVAL", ".5", "sync_interval_s", 0.5),
         ("KV_DEFER_TIMEOUT", "0", "defer_timeout_s", 0.0),
@@ -88,6 +90,10 @@ def test_a_right_value_is_taken(variable: str, text: str, field: str, value: Any
         *(("SOCKET_ADDRESS", bad) for bad in ("0.0.0.0:8090", "[::]:8090", "h:80\n90", "h:٣")),
         ("KV_BIND", "8090"),
         ("VIEW", "127.0.0.1:8090;127.0.0.1:8091"),
+        *(
+            ("KV_VIEW_DNS", bad)
+            for bad in ("peers", "peers:0", "peers:x", ":1", "a b:1", "a:1,b:1", "10.0.0.1:1", "[::1]:1")
+        ),
         *(("KV_DOWN_AFTER", bad) for bad in ("three", "nan", "inf", "-1", "0", "1e9", "3s")),
         ("KV_SYNC_INTERVAL", "0"),
         ("KV_DEFER_TIMEOUT", "-0.1"),

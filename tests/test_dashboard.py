@@ -6,10 +6,12 @@ import hashlib
 import itertools
 import re
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from django.contrib.staticfiles import finders
@@ -21,12 +23,14 @@ from kvsite.dashboard.charts import charts
 from kvsite.dashboard.keeper import FRESH_S, USABLE_S, Keeper, ask_cluster
 from kvsite.dashboard.keys_page import PAGE, key_page, keys_page
 from kvsite.dashboard.lag import Lag, highest_of
+from kvsite.dashboard.members import ASK_TIMEOUT_S, SILENT_TIMEOUT_S, Members
 from kvsite.dashboard.overview import Overview, overview
 from kvsite.dashboard.snapshot import Point, Snapshot, read
 from kvsite.dashboard.spacetime import diagram
 from kvsite.dashboard.timeline import MAX_SHOWN, timeline
 from kvsite.dashboard.wording import ago, listed, rate, short_labels, size, span
 from replication.api import bound
+from replication.node import Node
 from tests.browser.statuses import (
     NOW_US,
     Cluster,
@@ -282,7 +286,7 @@ def test_of_500_pending_updates_a_few_are_listed_and_the_rest_is_counted() -> No
     queue = page_of(in_trouble(16)).queues[1]
     assert (queue.count, len(queue.items), queue.more) == (500, 6, 494)
     first = queue.items[0]
-    assert (first.update, first.keys) == ("10.0.0.1 #2,501", "carts/0/items and carts/0/total")
+    assert (first.update, first.what) == ("10.0.0.1 #2,501", "carts/0/items and carts/0/total")
     assert (first.waits_for, first.since) == ("10.0.0.3 #101", "4.0 s")
 
 
@@ -290,7 +294,7 @@ def test_long_keys_are_cut() -> None:
     cluster = cluster_of(2)
     waiting = {"dot": [id_of(A), 101], "keys": ["k" * 500], "waits_for": [id_of(B), 101], "since_s": 1}
     cluster[B]["status"].update(pending=[waiting], pending_count=1)
-    assert page_of(cluster).queues[1].items[0].keys == "k" * 40 + "…"
+    assert page_of(cluster).queues[1].items[0].what == "k" * 40 + "…"
 
 
 def test_a_card_tells_what_the_replica_says_of_itself() -> None:
@@ -405,6 +409,82 @@ def test_one_asks_while_the_others_get_the_last_look_at_once() -> None:
         thread.join(10)
         assert not thread.is_alive()
     assert asked == 2, "those that waited took what the first one found"
+
+
+def test_a_look_is_as_old_as_its_question() -> None:
+    """Waiting for one that hangs must not make what the others said newer than it is."""
+    clock, asked = FakeClock(), itertools.count()
+
+    def ask() -> Snapshot:
+        clock.now_s += FRESH_S
+        return replace(snapshot_of(cluster_of(1)), wall_us=next(asked))
+
+    keeper = Keeper(ask, clock)
+    assert [keeper.look().snapshot.wall_us for _ in range(2)] == [0, 1]
+
+
+class FakeNode:
+    """A node of three, whose peers answer after ``late_s`` seconds; None: never."""
+
+    def __init__(self) -> None:
+        self.replica = SimpleNamespace(address=A)
+        self.late_s: dict[str, float | None] = {B: 0.0, C: 0.0}
+        self.ended = threading.Event()
+
+    def members(self) -> list[str]:
+        return [A, B, C]
+
+    def status(self, **_more: Any) -> dict[str, Any]:
+        return {"of": A}
+
+    def status_of(self, address: str, _query: str = "") -> dict[str, Any] | None:
+        late_s = self.late_s[address]
+        if late_s is None:
+            self.ended.wait(10)
+            return None
+        time.sleep(late_s)
+        return {"of": address, "late_s": late_s}
+
+
+@pytest.fixture
+def fake_node() -> Iterator[FakeNode]:
+    node = FakeNode()
+    yield node
+    node.ended.set()
+
+
+def took_s(what: Callable[[], object]) -> float:
+    began_s = time.monotonic()
+    what()
+    return time.monotonic() - began_s
+
+
+def test_one_that_hangs_is_waited_for_at_length_once(fake_node: FakeNode) -> None:
+    members, node = Members(), cast("Node", fake_node)
+    known = members.cluster(node)
+    assert {address: each["reachable"] for address, each in known.items()} == {A: True, B: True, C: True}
+    fake_node.late_s[C] = None
+    first_s, second_s = took_s(lambda: members.cluster(node)), took_s(lambda: members.cluster(node))
+    assert first_s >= ASK_TIMEOUT_S
+    assert SILENT_TIMEOUT_S <= second_s < ASK_TIMEOUT_S
+    silent = members.cluster(node)
+    assert [each["reachable"] for each in silent.values()] == [True, True, False]
+    assert silent[C]["status"] == known[C]["status"]
+    assert silent[C]["age_s"] > first_s + second_s
+    assert silent[B]["age_s"] < SILENT_TIMEOUT_S + 0.2
+
+
+def test_one_that_is_slow_is_heard_again_when_it_answers_late(fake_node: FakeNode) -> None:
+    members, node = Members(), cast("Node", fake_node)
+    fake_node.late_s[C] = ASK_TIMEOUT_S + 0.05
+    assert not members.cluster(node)[C]["reachable"]
+    fake_node.late_s[C] = SILENT_TIMEOUT_S + 0.15
+    time.sleep(0.2)  # its late answer to the first question has come
+    assert members.cluster(node)[C]["reachable"], "it is given its time again"
+
+
+def test_nobody_but_members_is_asked(fake_node: FakeNode) -> None:
+    assert Members().statuses(cast("Node", fake_node), ["10.9.9.9:1", B]) == {B: {"of": B, "late_s": 0.0}}
 
 
 def test_a_failed_look_does_not_hold_up_the_next() -> None:

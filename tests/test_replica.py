@@ -5,18 +5,19 @@ from __future__ import annotations
 from random import Random
 
 import pytest
+from msgspec import Raw
 
 from replication.errors import AddressTaken, BadMessage
-from replication.messages import Entry, Exchange
+from replication.messages import Entry, Exchange, SnapshotPiece, SnapshotRequest
 from replication.replica import CATCHING_UP, NOT_IN_VIEW, Replica
 from replication.settings import ReplicationSettings
 from store.clock import Clock, address_of, covers, incarnation_of
 from store.errors import NotReached, Refused
 from store.settings import StoreSettings
-from store.versions import Change, Update, Write
+from store.versions import Change, Update, Write, encode_update
 from tests.wire import NOW, Wire, address
 
-SMALL_LOG = StoreSettings(max_log_bytes=4_000)
+SMALL_LOG = StoreSettings(max_log_bytes=800)
 """Holds a few updates."""
 
 SMALL_PIECES = ReplicationSettings(pace_s=0.0, snapshot_piece_bytes=1_500)
@@ -325,6 +326,69 @@ def test_a_snapshot_is_of_one_moment_although_both_sides_write_meanwhile(wire: W
         assert wire.values(name, "k11") == []
         assert wire.values(name, "mine") == [b"kept"]
     assert wire["r2"].store.clock == wire["r1"].store.clock
+
+
+def test_a_replica_that_is_out_pulls_no_snapshots_and_catches_up_when_it_is_back(wire: Wire) -> None:
+    """Members trim their logs without regard to it: it would pull one snapshot after another, for nobody."""
+    wire.cluster("r1", "r2", "r3")
+    wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
+    wire.flow(2.0)
+    assert wire.state("r3") == "removed"
+    pulled = spy(wire)
+    for number in range(20):
+        wire.issue("r1", f"k{number % 4}", b"%d" % number)
+        wire.flow(0.3)
+    assert not pulled
+    wire["r1"].add_replica_from_view(address("r3"), wire.now("r1"))
+    wire.flow(3.0)
+    assert wire.state("r3") == "serving"
+    assert wire["r3"].store.clock == wire["r1"].store.clock
+    assert wire.values("r3", "k3") == [b"19"]
+
+
+def test_a_pull_from_one_that_is_out_is_given_up_when_the_rest_comes_in_other_ways(wire: Wire) -> None:
+    """Nobody talks to it any more, so the pull would never end, and no other could begin (simulation, seed 129)."""
+    wire.settings = SMALL_PIECES
+    wire.cluster("r1", "r3")
+    wire.store_settings = SMALL_LOG
+    wire.start("r2", "r1")
+    wire.flow(2.0)
+    wire.isolate("r3")
+    for number in range(20):
+        wire.issue("r1", f"k{number:02}", b"%d" % number)
+    wire.flow(0.5)
+    wire["r1"].remove_replica_from_view(address("r2"), wire.now("r1"))
+    wire.flow(0.5)
+    wire.heal()
+    wire.cut("r1", "r3")
+    _, piece = wire.pull("r3", "r2")
+    assert piece is not None
+    assert not piece.last
+    wire.heal()
+    wire.exchange("r1", "r3")
+    assert wire["r3"].store.clock == wire["r2"].store.clock
+    wire.flow(1.0)
+
+    wire.isolate("r3")
+    last = wire.issue("r1", "later", b"1")
+    wire["r1"].store.log.restart(last.origin)
+    wire.heal()
+    wire.flow(3.0)
+    assert wire.has("r3", last.dot)
+
+
+def spy(wire: Wire) -> list[SnapshotRequest]:
+    """Return a list to which every request for a piece of a snapshot will be added."""
+    asked: list[SnapshotRequest] = []
+    answer = wire.answer
+
+    def noting(name: str, message: Exchange | SnapshotRequest) -> Exchange | SnapshotPiece | None:
+        if isinstance(message, SnapshotRequest):
+            asked.append(message)
+        return answer(name, message)
+
+    wire.answer = noting  # type: ignore[method-assign]  # of this one wire
+    return asked
 
 
 def test_a_giver_that_dies_half_way_costs_only_a_retry_with_another(wire: Wire) -> None:
@@ -1285,7 +1349,7 @@ def test_an_own_update_that_was_never_issued_is_refused_and_leaves_no_trace(wire
     r1, _ = wire.cluster("r1", "r2")
     forged = Update(r1.id, 1, 1, {}, (Write("x", b"1"),))
     with pytest.raises(BadMessage):
-        r1.receive(message(wire, updates=[forged]), wire.now("r1"))
+        r1.receive(message(wire, batch=[Raw(encode_update(forged))]), wire.now("r1"))
     assert r1.store.clock == {}
     assert wire.values("r1", "x") == []
 
@@ -1301,10 +1365,9 @@ def test_a_register_beyond_the_limit_is_refused_whole(wire: Wire) -> None:
 
 def test_two_writes_of_one_key_in_an_update_are_refused(wire: Wire) -> None:
     r1, r2 = wire.cluster("r1", "r2")
+    twice = Update(r2.id, 1, 1, {}, (Write("x", b"1"), Write("x", b"2")))
     with pytest.raises(BadMessage):
-        r1.receive(
-            message(wire, updates=[Update(r2.id, 1, 1, {}, (Write("x", b"1"), Write("x", b"2")))]), wire.now("r1")
-        )
+        r1.receive(message(wire, batch=[Raw(encode_update(twice))]), wire.now("r1"))
     assert r1.store.clock == {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 import time
@@ -18,7 +19,7 @@ from replication.calling import Caller, CallSettings
 from replication.errors import NotTrusted, Unreachable
 from replication.messages import SnapshotRequest
 from replication.proof import HEADER, key_of
-from replication.transport import Transport
+from replication.transport import Transport, reaching
 
 SECRET, OTHER = "the secret of this cluster", "the secret of another cluster"
 KEY = key_of(SECRET)
@@ -239,6 +240,21 @@ def test_other_errors_are_those_of_any_peer_that_cannot_be_asked(serve: Serve) -
             transport.status(address)
         assert not isinstance(caught.value, NotTrusted)
     transport.close()
+
+
+def test_a_message_that_could_not_be_sent_is_forgotten_at_once() -> None:
+    """urllib3's errors make circles with their frames: without care each keeps the message until a full collection."""
+    caller = Caller(CallSettings())
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            with pytest.raises(Unreachable), reaching("127.0.0.1:1"):
+                caller.call("POST", "127.0.0.1:1", "/replication/exchange", b"x" * 1000, "application/msgpack")
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+        caller.close()
 
 
 def test_settings_do_not_show_their_secrets() -> None:

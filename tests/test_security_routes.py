@@ -20,6 +20,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 
 from kvsite.config import ApiToken, Config
 from kvsite.guard import Guard
+from kvsite.lean import LeanEntry
 from kvsite.turned import Turned
 from kvsite.wsgi import Edge
 from replication.api import bound as replication_bound
@@ -130,7 +131,7 @@ class Site:
         self.config = Config(**config)
         guarded = self.config.cluster_secret or self.config.api_tokens
         guard = Guard(self.config, replication_bound.own_id, lambda: NOW_US) if guarded else None
-        self.edge = Edge(WSGIHandler(), 100_000, guard, Edge.for_config(lambda *_: [], self.config)._cors)
+        self.edge = Edge(LeanEntry(WSGIHandler()), 100_000, guard, Edge.for_config(lambda *_: [], self.config)._cors)
 
     def ask(self, method: str, target: str, body: bytes = b"", /, **headers: str) -> Reply:
         path, _, query = target.partition("?")

@@ -77,7 +77,7 @@ class Wire:
 
     # -- processes -------------------------------------------------------------------------------------
 
-    def start(self, name: str, *seeds: str, skew_s: float = 0.0, at: str = "") -> Replica:
+    def start(self, name: str, *seeds: str, skew_s: float = 0.0, at: str = "", discovers: bool = False) -> Replica:
         """Start an empty process; ``seeds`` are names. ``at``: the address that it is told, where not its own."""
         assert name not in self.processes
         self.starts += 1
@@ -89,6 +89,7 @@ class Wire:
             rng=self.rng,
             settings=self.settings,
             store_settings=self.store_settings,
+            discovers=discovers,
         )
         self.processes[name] = Process(name, replica, offset_s, skew_s)
         return replica

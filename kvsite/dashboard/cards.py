@@ -44,10 +44,10 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """One pending update, in words."""
+    """One pending update, in words. ``what``: which keys it changes, or what it does to the key that is shown."""
 
     update: str
-    keys: str
+    what: str
     waits_for: str
     since: str
 

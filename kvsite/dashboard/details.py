@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kvsite.dashboard.keeper import ASK_TIMEOUT_S, FRESH_S
+from kvsite.dashboard.keeper import FRESH_S
+from kvsite.dashboard.members import members
 from kvsite.dashboard.snapshot import Replica, Snapshot, read
 from replication.api import bound
 
@@ -33,15 +34,15 @@ class Kept:
         with self._locks.setdefault(key, threading.Lock()):
             at_s, found = self._found.get(key, (float("-inf"), None))
             if self._clock() - at_s >= FRESH_S:
-                found = self._ask(key)
-                self._found[key] = (self._clock(), found)
+                at_s, found = self._clock(), self._ask(key)
+                self._found[key] = (at_s, found)
             return found
 
 
 def _ask_history(address: str) -> Any:
     if not bound.bound():
         return None
-    return bound.node().statuses([address], ASK_TIMEOUT_S, history=True).get(address)
+    return members.statuses(bound.node(), [address], history=True).get(address)
 
 
 def _ask_latest(_key: str) -> Snapshot:
@@ -51,7 +52,7 @@ def _ask_latest(_key: str) -> Snapshot:
     node = bound.node()
     own = node.replica.address
     addresses = sorted({own, *node.members()})
-    told = node.statuses(addresses, ASK_TIMEOUT_S, recent=RECENT)
+    told = members.statuses(node, addresses, recent=RECENT)
     cluster = {
         address: {"status": told.get(address), "age_s": 0.0 if address in told else None, "reachable": address in told}
         for address in addresses
@@ -65,7 +66,7 @@ _latest = Kept(_ask_latest)
 
 def with_history(replica: Replica, snapshot: Snapshot) -> Replica:
     """Return ``replica`` (of ``snapshot``) with its history, as of now where it answers; else as it is."""
-    told = _histories.get(replica.address)
+    told = _histories.get(replica.address) if replica.answers else None
     if told is None:
         return replica
     fresh = read({replica.address: {"status": told, "age_s": 0.0, "reachable": True}}, snapshot.asked, 0).replicas[0]

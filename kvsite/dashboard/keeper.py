@@ -16,23 +16,22 @@ from functools import cached_property
 from django.template.loader import render_to_string
 
 from kvsite.dashboard.lag import Lag
+from kvsite.dashboard.members import members
 from kvsite.dashboard.overview import Overview, overview
 from kvsite.dashboard.snapshot import Snapshot, read
 from replication.api import bound
 
-ASK_TIMEOUT_S = 0.9
-"""How long members are waited for: a page takes a second at most, with what it costs to make it."""
-
 FRESH_S = 0.5
 """A look younger than this is handed out again."""
 
-USABLE_S = 2.5
-"""While somebody looks anew, others get the last look, up to this age, and do not wait."""
+USABLE_S = 0.7
+"""While somebody looks anew, others get the last look, up to this age, and do not wait. A page asks once a second:
+with this, and with what asking takes, it shows what was so at most two seconds ago."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """A snapshot, and the pages made from it: each made once."""
+    """A snapshot, asked for at ``at_s``, and the pages made from it: each made once."""
 
     at_s: float
     snapshot: Snapshot
@@ -68,10 +67,12 @@ class Keeper:
         if not self._looking.acquire(blocking=age_s >= USABLE_S) and last is not None:
             return last
         try:
+            is_found = self._last is not last  # by the thread that this one waited for
             last = self._last
-            if last is None or self._age_s(last) >= FRESH_S:  # somebody else may have looked while we waited
-                snapshot, now_s = self._ask(), self._clock()
-                last = self._last = Look(now_s, snapshot, self._lag.behind_s(snapshot, now_s))
+            if last is None or not is_found:
+                asked_s, snapshot = self._clock(), self._ask()
+                # Its age counts from when members were asked: waiting for one that hangs makes nothing newer.
+                last = self._last = Look(asked_s, snapshot, self._lag.behind_s(snapshot, asked_s))
             return last
         finally:
             self._looking.release()
@@ -86,7 +87,7 @@ def ask_cluster() -> Snapshot:
     if not bound.bound():
         return Snapshot("", wall_us)
     node = bound.node()
-    return read(node.cluster(ASK_TIMEOUT_S), node.replica.address, wall_us)
+    return read(members.cluster(node), node.replica.address, wall_us)
 
 
 keeper = Keeper(ask_cluster)

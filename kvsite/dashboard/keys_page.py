@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from kvsite.dashboard.cards import Waiting
 from kvsite.dashboard.wording import address_of, iso, named, short_labels, size, span
 
 PAGE = 50
@@ -83,22 +84,12 @@ class VersionCard:
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingUpdate:
-    """An update of the key that has arrived and waits."""
-
-    update: str
-    does: str
-    waits_for: str
-    since: str
-
-
-@dataclass(frozen=True, slots=True)
 class KeyPage:
     """All there is to tell of one key."""
 
     key: str
     versions: tuple[VersionCard, ...]
-    pending: tuple[WaitingUpdate, ...]
+    pending: tuple[Waiting, ...]
     is_running: bool = True
 
     @property
@@ -180,8 +171,8 @@ def _has(member: Mapping[str, Any]) -> Has:
     return Has(member["address"], word, tone, "" if member["self"] else member["state"])
 
 
-def _waiting(told: Mapping[str, Any], labels: Mapping[str, str]) -> WaitingUpdate:
-    return WaitingUpdate(
+def _waiting(told: Mapping[str, Any], labels: Mapping[str, str]) -> Waiting:
+    return Waiting(
         named(tuple(told["dot"]), labels),
         "deletes it" if told["deletes"] else "writes it",
         named(tuple(told["waits_for"]), labels),

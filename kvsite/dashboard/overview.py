@@ -7,20 +7,17 @@ from dataclasses import dataclass
 
 from kvsite.dashboard.cards import Card, Queue, card, queues
 from kvsite.dashboard.lag import highest_of
-from kvsite.dashboard.snapshot import Snapshot
+from kvsite.dashboard.snapshot import AsOf, Snapshot
 from kvsite.dashboard.tables import ClockMatrix, ViewMatrix, clock_matrix, view_matrix
 from kvsite.dashboard.timeline import Timeline, timeline
 from kvsite.dashboard.verdict import Verdict, judge
-from kvsite.dashboard.wording import iso, time_of_day
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """``asked``: the replica that serves this page; ``time``, ``iso``: when it asked the others, UTC."""
+    """``as_of``: by whom and when the replicas were asked."""
 
-    asked: str
-    time: str
-    iso: str
+    as_of: AsOf
     is_open: bool
     verdict: Verdict
     cards: tuple[Card, ...]
@@ -39,9 +36,7 @@ def overview(snapshot: Snapshot, behind_s: Mapping[str, float]) -> Overview:
     """Return the page of ``snapshot``. ``behind_s``: see ``Lag.behind_s``."""
     highest = highest_of(snapshot)
     return Overview(
-        asked=snapshot.asked,
-        time=time_of_day(snapshot.wall_us),
-        iso=iso(snapshot.wall_us),
+        as_of=snapshot.as_of,
         is_open=snapshot.is_open,
         verdict=judge(snapshot, highest, behind_s),
         cards=tuple(card(replica, highest) for replica in snapshot.replicas),

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from kvsite.dashboard.cards import Card, Fact, Queue, card, queue
 from kvsite.dashboard.charts import Chart, charts
 from kvsite.dashboard.lag import highest_of
-from kvsite.dashboard.snapshot import Clock, Member, Replica, Snapshot, Status
+from kvsite.dashboard.snapshot import AsOf, Clock, Member, Replica, Snapshot, Status
 from kvsite.dashboard.tables import Column, origin_column
 from kvsite.dashboard.timeline import Timeline, timeline
-from kvsite.dashboard.wording import ago, iso, short_labels, size, span, time_of_day
+from kvsite.dashboard.wording import ago, short_labels, size, span
 
 MAX_QUEUED = 100
 """Pending updates shown one by one."""
@@ -40,12 +40,10 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPage:
-    """``asked``: who serves the page; ``time``, ``iso``: of what is shown, UTC; ``facts``: what the card leaves out."""
+    """``as_of``: by whom and when it was asked; ``facts``: what the card leaves out."""
 
     address: str
-    asked: str
-    time: str
-    iso: str
+    as_of: AsOf
     card: Card
     facts: tuple[Fact, ...]
     clock: tuple[Entry, ...]
@@ -62,9 +60,7 @@ def replica_page(snapshot: Snapshot, replica: Replica) -> ReplicaPage:
     status = replica.status
     return ReplicaPage(
         address=replica.address,
-        asked=snapshot.asked,
-        time=time_of_day(snapshot.wall_us),
-        iso=iso(snapshot.wall_us),
+        as_of=snapshot.as_of,
         card=card(replica, highest),
         facts=_facts(status) if status else (),
         clock=_clock(replica, highest, labels),

@@ -1,6 +1,6 @@
 """The cluster at one moment, as one replica could find out: what every page of the dashboard is made from.
 
-``Node.cluster()`` asks each member for its status. Members may be of another version, or be something else that
+``Members.cluster`` asks each one for its status. Members may be of another version, or be something else that
 answers on that port: here texts become typed values, once, and what cannot be understood is told as such.
 """
 
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import msgspec
+
+from kvsite.dashboard.wording import iso, time_of_day
 
 Clock: TypeAlias = dict[str, int]
 Dot: TypeAlias = tuple[str, int]
@@ -163,6 +165,15 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class AsOf:
+    """Where and when a page was made. ``asked``: the replica that serves it; ``time``, ``iso``: UTC."""
+
+    asked: str
+    time: str
+    iso: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All members, in the order of their addresses. ``asked``: the replica that this page is served by."""
 
@@ -171,13 +182,18 @@ class Snapshot:
     replicas: tuple[Replica, ...] = ()
 
     @property
+    def as_of(self) -> AsOf:
+        """What every page says of itself."""
+        return AsOf(self.asked, time_of_day(self.wall_us), iso(self.wall_us))
+
+    @property
     def is_open(self) -> bool:
         """Whether the replica that was asked lets anybody in."""
         return any(replica.is_asked and replica.status and replica.status.open for replica in self.replicas)
 
 
 def read(cluster: Mapping[str, Mapping[str, Any]], asked: str, wall_us: int) -> Snapshot:
-    """Return what ``Node.cluster()`` found out. ``asked``: the address of the node; ``wall_us``: when, by its clock."""
+    """Return what ``Members.cluster`` found out. ``asked``: address of the node; ``wall_us``: when, by its clock."""
     own, _ = _status(cluster.get(asked, {}).get("status"))
     seen = {member.address: member for member in own.view} if own else {}
     return Snapshot(

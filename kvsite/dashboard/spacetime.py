@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from kvsite.dashboard.snapshot import Applied, Dot, Pending, Replica, Snapshot
-from kvsite.dashboard.wording import address_of, iso, named, short_labels, span, time_of_day
+from kvsite.dashboard.snapshot import Applied, AsOf, Dot, Pending, Replica, Snapshot
+from kvsite.dashboard.wording import address_of, iso, named, short_labels, span
 
 MAX_EVENTS = 110
 MIN_UPDATES, MAX_UPDATES = 7, 24
@@ -74,11 +74,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Diagram:
-    """The picture, and the same as a table. ``asked``, ``time``, ``iso``: as on the front page."""
+    """The picture, and the same as a table. ``as_of``: by whom and when the replicas were asked."""
 
-    asked: str
-    time: str
-    iso: str
+    as_of: AsOf
     width: float
     height: float
     lanes: tuple[Lane, ...]
@@ -137,9 +135,7 @@ def diagram(snapshot: Snapshot) -> Diagram:
     marks += [mark for mark, _ in pending]
     arrows += [arrow for _, arrow in pending if arrow is not None]
     return Diagram(
-        asked=snapshot.asked,
-        time=time_of_day(snapshot.wall_us),
-        iso=iso(snapshot.wall_us),
+        as_of=snapshot.as_of,
         width=round(width, 1),
         height=TOP + LANE * max(len(lanes), 1) - 8,
         lanes=lanes,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from kvsite.dashboard.snapshot import Event, Snapshot
 from kvsite.dashboard.wording import address_of, ago, iso, listed, short_labels, time_of_day
@@ -42,7 +43,7 @@ class Entry:
     tone: str
     text: str
     noted_by: tuple[str, ...]
-    by: str = ""
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +59,23 @@ def timeline(snapshot: Snapshot) -> Timeline:
     noted = [
         (replica.address, event) for replica in snapshot.replicas if replica.status for event in replica.status.events
     ]
-    told: dict[tuple[str, str, str], int] = {}
-    entries: list[Entry] = []
+    # In the order of their first noting: each event, and who noted it.
+    told: list[tuple[Event, list[str]]] = []
+    last_of: dict[tuple[str, str, str], int] = {}
     for address, event in sorted(noted, key=lambda pair: pair[1].wall_us):
         same = (event.kind, event.subject, event.detail)
-        at = told.get(same)
-        if at is not None and event.wall_us - entries[at].wall_us <= TOGETHER_US:
-            entries[at] = replace(entries[at], noted_by=(*entries[at].noted_by, address))
+        at = last_of.get(same)
+        if at is not None and event.wall_us - told[at][0].wall_us <= TOGETHER_US:
+            told[at][1].append(address)
         else:
-            told[same] = len(entries)
-            entries.append(_entry(event, address, snapshot.wall_us))
+            last_of[same] = len(told)
+            told.append((event, [address]))
     labels = short_labels(replica.address for replica in snapshot.replicas)
-    latest = [
-        replace(entry, by=listed([labels[address] for address in dict.fromkeys(entry.noted_by)]))
-        for entry in reversed(entries[-MAX_SHOWN:])
-    ]
-    return Timeline(tuple(latest), more=max(0, len(entries) - MAX_SHOWN))
+    latest = (_entry(event, noted_by, labels, snapshot.wall_us) for event, noted_by in reversed(told[-MAX_SHOWN:]))
+    return Timeline(tuple(latest), more=max(0, len(told) - MAX_SHOWN))
 
 
-def _entry(event: Event, address: str, now_us: int) -> Entry:
+def _entry(event: Event, noted_by: list[str], labels: Mapping[str, str], now_us: int) -> Entry:
     tone, sentence = KINDS.get(
         event.kind, ("busy", "{who}: " + event.kind.replace("{", "").replace("}", "") + " {detail}")
     )
@@ -88,5 +87,6 @@ def _entry(event: Event, address: str, now_us: int) -> Entry:
         ago=ago(max(0.0, (now_us - event.wall_us) / 1e6)),
         tone=tone,
         text=text,
-        noted_by=(address,),
+        noted_by=tuple(noted_by),
+        by=listed([labels[address] for address in dict.fromkeys(noted_by)]),
     )

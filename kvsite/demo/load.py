@@ -15,6 +15,7 @@ import itertools
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -31,7 +32,7 @@ SNAPSHOT_KEYS = 8
 MAX_VIOLATIONS = 20
 
 
-class Worker(threading.Thread):
+class Worker(threading.Thread, ABC):
     """A thread that ends when it is asked to and remembers what it died of."""
 
     def __init__(self, name: str) -> None:
@@ -46,9 +47,9 @@ class Worker(threading.Thread):
         except BaseException as exc:  # noqa: BLE001  (told by whoever joins this thread)
             self.failure = exc
 
+    @abstractmethod
     def work(self) -> None:
-        """What the thread does."""
-        raise NotImplementedError
+        """Do what the thread is for."""
 
     def stop(self) -> None:
         """Ask it to end, and wait. Raises what it died of."""
@@ -184,9 +185,9 @@ class Reader(Worker):
                 self.latencies_s.append(time.monotonic() - started)
                 self.answered_by[replica] += 1
 
+    @abstractmethod
     def read_once(self) -> str | None:
         """Make one request and judge it; returns the replica that answered."""
-        raise NotImplementedError
 
     def judge(self, replica: str, key: str, shown: int, least: int, why: str) -> None:
         """Revision ``shown`` (0: absent) of ``key`` was read; it has to be ``least`` or higher."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from rest_framework.request import Request
 
 from replication.api import schema
 from replication.api.bound import node
@@ -59,7 +58,7 @@ class MetricsView(ApiView):
     operations = {"GET": "metrics", "HEAD": "metrics"}
 
     @described(schema.METRICS)
-    def get(self, request: Request) -> HttpResponse:
+    def get(self, request: HttpRequest) -> HttpResponse:
         """Tell all metrics, as Prometheus text or OpenMetrics."""
         encode, content_type = choose_encoder(self.http.META.get("HTTP_ACCEPT", ""))
         return encoded(200, encode(REGISTRY), content_type)
@@ -151,6 +150,11 @@ def _exchanges(status: Mapping[str, Any], measures: Measures) -> Iterator[Metric
     yield exchanges
     yield CounterMetricFamily(
         "causeway_exchange_failures", "Exchanges begun here that brought no reply.", counts["exchange_failures"]
+    )
+    yield CounterMetricFamily(
+        "causeway_messages_refused",
+        "Peers' messages that were none of this protocol, or of a version too far away.",
+        counts["messages_refused"],
     )
     seconds = HistogramMetricFamily("causeway_exchange_seconds", "Round trips begun here.")
     seconds.add_metric([], measures.exchange_s.cumulative(), measures.exchange_s.sum)

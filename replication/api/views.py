@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from rest_framework.exceptions import NotFound, ParseError
-from rest_framework.request import Request
 
 from replication.address import parse_address
 from replication.api import schema
@@ -54,12 +53,12 @@ class ViewView(ApiView):
     operations = {"GET": "view", "HEAD": "view", "PUT": "view add", "DELETE": "view remove"}
 
     @described(schema.GET_VIEW)
-    def get(self, request: Request) -> HttpResponse:
+    def get(self, request: HttpRequest) -> HttpResponse:
         """Tell the live members."""
         return reply(200, {"view": node().view()})
 
     @described(schema.PUT_VIEW)
-    def put(self, request: Request) -> HttpResponse:
+    def put(self, request: HttpRequest) -> HttpResponse:
         """Let an address belong."""
         address = self.address()
         with refusing():
@@ -69,7 +68,7 @@ class ViewView(ApiView):
         return reply(200, {"result": "already present"})
 
     @described(schema.DELETE_VIEW)
-    def delete(self, request: Request) -> HttpResponse:
+    def delete(self, request: HttpRequest) -> HttpResponse:
         """Let an address belong no longer."""
         if not node().remove_member(self.address()):
             raise NotFound("View has no such replica")
@@ -100,7 +99,7 @@ class ExchangeView(PeerView):
 
     operations = {"POST": "exchange"}
 
-    def post(self, request: Request) -> HttpResponse:
+    def post(self, request: HttpRequest) -> HttpResponse:
         """Take in a peer's message and answer it."""
         return self.answer(node().exchange)
 
@@ -111,7 +110,7 @@ class SnapshotView(PeerView):
 
     operations = {"POST": "snapshot"}
 
-    def post(self, request: Request) -> HttpResponse:
+    def post(self, request: HttpRequest) -> HttpResponse:
         """Answer a peer's question for a piece."""
         return self.answer(node().snapshot)
 
@@ -122,7 +121,7 @@ class StatusView(ApiView):
     operations = {"GET": "status", "HEAD": "status"}
 
     @described(schema.STATUS)
-    def get(self, request: Request) -> HttpResponse:
+    def get(self, request: HttpRequest) -> HttpResponse:
         """Tell all there is to tell; history and the latest updates only where they are asked for."""
         query = queries.parameters(self.http)
         asked: dict[str, Any] = {}
@@ -139,7 +138,7 @@ class ExplainView(ApiView):
     operations = {"GET": "explain", "HEAD": "explain"}
 
     @described(schema.EXPLAIN)
-    def get(self, request: Request, rest: str) -> HttpResponse:
+    def get(self, request: HttpRequest, rest: str) -> HttpResponse:
         """Tell the key's versions and which members have them; of an absent key as well, whatever the gate."""
         return reply(200, node().explain(key_from_path(self.http, rest, limits().max_key_bytes)))
 
@@ -150,7 +149,7 @@ class HealthView(ApiView):
     operations = {"GET": "health", "HEAD": "health"}
 
     @described(schema.HEALTHZ)
-    def get(self, request: Request) -> HttpResponse:
+    def get(self, request: HttpRequest) -> HttpResponse:
         """Say that the process serves."""
         return reply(200, {"healthy": True})
 
@@ -161,7 +160,7 @@ class ReadyView(ApiView):
     operations = {"GET": "ready", "HEAD": "ready"}
 
     @described(schema.READYZ)
-    def get(self, request: Request) -> HttpResponse:
+    def get(self, request: HttpRequest) -> HttpResponse:
         """Say whether clients are served."""
         if not bound():
             return reply(503, {"ready": False, "reason": "Replica is starting"})

@@ -1,7 +1,7 @@
 """Clients that hop between replicas, and record what they saw.
 
 Each is a session: it carries its metadata from answer to request, and goes to another replica whenever it
-likes or is refused. What it does is recorded for the judge (store/history.py) and, with full knowledge, for
+likes or is refused. What it does is recorded for the judge (store/history) and, with full knowledge, for
 the oracle. Every written value is unique.
 """
 

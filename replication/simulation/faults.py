@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from replication.simulation.world import Conditions, Host, World
@@ -24,6 +25,8 @@ class Faults:
         self._world = world
         self._plan = plan
         self._addresses = list(world.hosts)
+        self.over_s = 0.0
+        """Until when something may still happen that ``World.heal`` does not call off."""
 
     def begin(self) -> None:
         """Schedule everything."""
@@ -99,7 +102,7 @@ class Faults:
             # A removal that does not know of the latest start is overruled by that start.
             if target.replica is not None and by.replica.view.present_id(target.address) == target.replica.id:
                 world.removed[target.address] = target.replica.id
-        world.at(world.now_s + rng.uniform(0.5, 5.0), rng.choice([self._add, self._crash_one, self._nothing]), target)
+        self._later(rng.uniform(0.5, 5.0), rng.choice([self._add, self._crash_one, self._nothing]), target)
 
     def _add(self, target: Host) -> None:
         by = self._some_host()
@@ -111,7 +114,12 @@ class Faults:
 
     def _crash_one(self, target: Host) -> None:
         self._world.crash(target.address)
-        self._world.at(self._world.now_s + 1.0, self.restart, target)
+        self._later(1.0, self.restart, target)
+
+    def _later(self, seconds: float, action: Callable[[Host], None], target: Host) -> None:
+        at_s = self._world.now_s + seconds
+        self.over_s = max(self.over_s, at_s)
+        self._world.at(at_s, action, target)
 
     def _nothing(self, target: Host) -> None:
         """Left out: it stays so to the end."""

@@ -58,8 +58,9 @@ def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSetting
         batch_updates=rng.choice([3, 20, 1000]),
         snapshot_piece_bytes=rng.choice([600, 100_000]),
     )
+    log_bytes = rng.choice([700, 10_000, 10_000_000])
     store_settings = StoreSettings(
-        max_log_bytes=rng.choice([2_000, 30_000, 10_000_000]), max_pending=rng.choice([5, 1000])
+        max_log_bytes=log_bytes, log_segment_bytes=min(log_bytes // 4, 5_000), max_pending=rng.choice([5, 1000])
     )
     return plan, habits, settings, store_settings, Conditions(delay_s=rng.choice([0.004, 0.05]))
 
@@ -69,7 +70,15 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
     rng = Random(seed)
     plan, habits, settings, store_settings, conditions = draw(rng, operations)
     addresses = [f"r{number}:1" for number in range(plan.replicas)]
-    world = World(rng, addresses, conditions=conditions, settings=settings, store_settings=store_settings)
+    world = World(
+        rng,
+        addresses,
+        conditions=conditions,
+        settings=settings,
+        store_settings=store_settings,
+        # No draw: the other seeds stay the runs that they were before there was discovery.
+        discovers=seed % 4 == 3,
+    )
     oracle = Oracle(world)
     clients = Clients(world, oracle, 6, habits, operations)
     for host in world.hosts.values():
@@ -84,6 +93,8 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
         world.run_until(world.now_s + 0.5)
         _watch(world)
     clients.budget = 0
+    while world.now_s < faults.over_s:
+        world.run_until(faults.over_s)
     outcome = Outcome(seed, counts=world.counts)
     for host in world.hosts.values():
         faults.restart(host)

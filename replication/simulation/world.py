@@ -6,6 +6,10 @@ so a seed names a run: same seed, same history.
 The network delays, loses, duplicates and reorders requests; replies are delayed and lost. A cut is one-way:
 ``(from, to)`` in ``cuts`` swallows what goes that way. A host may be down (its process was killed and all its
 memory is gone), paused (nothing is processed until it goes on), and its wall clock may be off and may jump.
+
+Where replicas *discover* each other, none is told an address at its start. Each process gets one of a few IP addresses
+besides its name, as a pod does, and lookups of a name service tell those of all. What it says is late, both ways, so it
+names addresses where nobody is or where somebody else is by now; and at times it does not answer.
 """
 
 from __future__ import annotations
@@ -28,6 +32,9 @@ EPOCH_US = 1_700_000_000_000_000
 
 TICK_S = 0.25
 TIMEOUT_S = 0.9
+PUBLISHED_WITHIN_S = 2.0
+"""What the name service says of a start or an end is right after so long at most."""
+
 REACTION_S = 0.0005
 """What a thread needs to wake up."""
 
@@ -52,6 +59,7 @@ class Host:
 
     address: str
     seeds: tuple[str, ...]
+    ip: str = ""
     replica: Replica | None = None
     skew_us: int = 0
     boots: int = 0
@@ -73,8 +81,13 @@ class World:
         conditions: Conditions | None = None,
         settings: ReplicationSettings | None = None,
         store_settings: StoreSettings | None = None,
+        discovers: bool = False,
     ) -> None:
         self.rng = rng
+        self.discovers = discovers
+        self.lookup_loss = 0.2
+        self.published: set[str] = set()
+        """The addresses that lookups tell."""
         self.now_s = 1000.0
         self.conditions = conditions or Conditions()
         self.settings = settings or ReplicationSettings()
@@ -120,6 +133,9 @@ class World:
         assert host.replica is None
         host.boots += 1
         self.removed.pop(address, None)
+        if self.discovers:
+            seeds = ()
+            self._move_in(host)
         host.replica = Replica(
             address,
             host.seeds if seeds is None else seeds,
@@ -127,6 +143,7 @@ class World:
             rng=self.rng,
             settings=self.settings,
             store_settings=self.store_settings,
+            discovers=self.discovers,
         )
         self.counts["starts"] += 1
         self.at(self.now_s + TICK_S, self._tick, host, host.boots)
@@ -143,6 +160,9 @@ class World:
         host.paused_until_s = 0.0
         host.wake_at_s = float("inf")
         self.counts["crashes"] += 1
+        if self.discovers:
+            del self.aliases[host.ip]
+            self.at(self.now_s + self.rng.random() * PUBLISHED_WITHIN_S, self._publish, host.ip)
         self._settle(host)
 
     def pause(self, address: str, seconds: float) -> None:
@@ -153,6 +173,35 @@ class World:
     def live(self) -> list[Host]:
         """Return the hosts that have a process."""
         return [host for host in self.hosts.values() if host.replica is not None]
+
+    # -- discovery -------------------------------------------------------------------------------------
+
+    def _move_in(self, host: Host) -> None:
+        """Give a process that starts an IP address that nobody has now; often one that somebody had before."""
+        pool = [f"ip{n}:1" for n in range(len(self.hosts) + 2)]
+        host.ip = self.rng.choice([ip for ip in pool if ip not in self.aliases])
+        self.aliases[host.ip] = host.address
+        self.at(self.now_s + self.rng.random() * PUBLISHED_WITHIN_S, self._publish, host.ip)
+        self.at(self.now_s + REACTION_S, self._look_up, host, host.boots)
+
+    def _publish(self, ip: str) -> None:
+        """Let lookups tell whether somebody is at ``ip``."""
+        if ip in self.aliases:
+            self.published.add(ip)
+        else:
+            self.published.discard(ip)
+
+    def _look_up(self, host: Host, boot: int) -> None:
+        if host.replica is None or host.boots != boot:
+            return
+        if self.now_s >= host.paused_until_s and self.published and self.rng.random() >= self.lookup_loss:
+            self.counts["lookups"] += 1
+            host.replica.discovered(sorted(self.published), self.clocks(host))
+            self._settle(host)
+            self.pump(host)
+        self.at(self.now_s + self.settings.sync_interval_s, self._look_up, host, boot)
+
+    # -- time within a process -------------------------------------------------------------------------
 
     def _tick(self, host: Host, boot: int) -> None:
         if host.replica is None or host.boots != boot:
@@ -275,7 +324,7 @@ class World:
     def heal(self) -> None:
         """Mend the network and let paused processes go on."""
         self.cuts.clear()
-        self.conditions.loss = self.conditions.duplication = 0.0
+        self.conditions.loss = self.conditions.duplication = self.lookup_loss = 0.0
         for host in self.hosts.values():
             host.paused_until_s = min(host.paused_until_s, self.now_s)
 

@@ -1,11 +1,12 @@
 """The view that every endpoint of the JSON API is made of: DRF's, without what the API does not use.
 
-DRF's own ``dispatch`` builds parsers, renderers, a negotiator and response headers for every request; that costs more
-than the store itself. This one keeps what HTTP asks for (405 with ``Allow``, HEAD, OPTIONS), DRF's ``Request`` and
-``handle_exception``, and leaves media types to ``parsing`` and bytes to ``rendering``.
+DRF's own ``dispatch`` builds a second request around Django's, parsers, renderers, a negotiator and response headers,
+every time; that costs more than the store itself. This one keeps what HTTP asks for (405 with ``Allow``, HEAD, OPTIONS)
+and DRF's ``handle_exception``. It hands Django's request to the handler, and leaves media types to ``parsing`` and
+bytes to ``rendering``.
 
-Where tokens come in: set ``authentication_classes`` and ``permission_classes``. ``initial`` runs them, and only
-when there are any; they are DRF's and behave as its documentation says.
+``authentication_classes`` and ``permission_classes`` are empty, as who may come in is decided at the edge
+(kvsite/guard.py). A view that sets them has them run, with DRF's own request.
 """
 
 from __future__ import annotations
@@ -17,19 +18,15 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from rest_framework.exceptions import ParseError
-from rest_framework.negotiation import DefaultContentNegotiation
-from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from store.api import errors, parsing
 from store.api.metering import METER
 from store.api.rendering import JSON
 
-_NEGOTIATOR = DefaultContentNegotiation()  # Stateless; handed over so that DRF does not make one a request.
-
 
 class ApiView(APIView):
-    """A view whose handlers take DRF's ``Request`` and return a finished ``HttpResponse``."""
+    """A view whose handlers take Django's request and return a response that is finished: nothing renders it later."""
 
     authentication_classes: Sequence[Any] = ()
     permission_classes: Sequence[Any] = ()
@@ -49,36 +46,43 @@ class ApiView(APIView):
     _body: bytes | None = None
     _body_asked = False
 
+    def __init_subclass__(cls) -> None:
+        """Answer HEAD as GET. Django's ``setup`` would see to it in each view, which would then refer to itself, and
+        wait for a collection when it is done."""
+        super().__init_subclass__()
+        if hasattr(cls, "get"):
+            cls.head = cls.get  # type: ignore[attr-defined]  # looked up by name
+
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        """Answer one request, and count it."""
+        """Answer one request, and count it; as DRF's, without content negotiation and without touching the response."""
         began_s = perf_counter()
-        response = self.respond(request, *args, **kwargs)
-        operation = self.operation or self.operations.get(request.method or "", "other")
+        self.http = request
+        method = request.method or ""
+        try:
+            if self.permission_classes:
+                self.admit(request)
+            response: HttpResponseBase = self.handler(method)(request, *args, **kwargs)
+        except Exception as exc:  # noqa: BLE001 - whatever it is becomes a JSON answer, and is logged if it is our fault
+            response = self.handle_exception(exc)
+        operation = self.operation or self.operations.get(method, "other")
         METER.note(operation, response.status_code, perf_counter() - began_s)
         return response
 
-    def respond(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        """Answer one request; as DRF's ``dispatch``, without content negotiation and without touching the response."""
-        self.http = request
-        self.headers = {}
-        self.request = asked = self.initialize_request(request)
-        try:
-            self.initial(asked)
-            return self._handler(request.method)(asked, *args, **kwargs)
-        except Exception as exc:  # noqa: BLE001 - whatever it is becomes a JSON answer, and is logged if it is our fault
-            return self.handle_exception(exc)
+    def handler(self, method: str) -> Callable[..., HttpResponseBase]:
+        """Return what answers ``method``, or what raises that it is not allowed."""
+        name = method.lower()
+        if name not in self.http_method_names:
+            return self.http_method_not_allowed
+        handler: Callable[..., HttpResponseBase] = getattr(self, name, self.http_method_not_allowed)
+        return handler
 
-    def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
-        """Wrap the request for DRF's hooks; nothing is parsed."""
-        return Request(request, authenticators=self.get_authenticators(), negotiator=_NEGOTIATOR)
+    def admit(self, request: HttpRequest) -> None:
+        """Run DRF's authentication and permissions. Raises its ``NotAuthenticated`` or ``PermissionDenied``."""
+        self.request = self.initialize_request(request)
+        self.perform_authentication(self.request)
+        self.check_permissions(self.request)
 
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Decide whether the request may come in. Raises DRF's ``NotAuthenticated`` or ``PermissionDenied``."""
-        if self.permission_classes:
-            self.perform_authentication(request)
-            self.check_permissions(request)
-
-    def options(self, request: Request, *args: Any, **kwargs: Any) -> HttpResponse:  # type: ignore[override]
+    def options(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:  # type: ignore[override]
         """Say which methods there are, and nothing else: /schema/ describes the API."""
         response = HttpResponse(status=204, headers={"Allow": ", ".join(self.allowed_methods)})
         del response.headers["Content-Type"]
@@ -100,10 +104,3 @@ class ApiView(APIView):
     def request_past(self) -> dict[str, int] | None:
         """Return the causal past to repeat in an error's body; None where the endpoint or the request has none."""
         return None
-
-    def _handler(self, method: str | None) -> Callable[..., HttpResponseBase]:
-        name = (method or "").lower()
-        if name not in self.http_method_names:
-            return self.http_method_not_allowed
-        handler: Callable[..., HttpResponseBase] = getattr(self, name, self.http_method_not_allowed)
-        return handler

@@ -33,8 +33,8 @@ def if_none_match(request: HttpRequest) -> bool:
 
 def known_versions(request: HttpRequest) -> tuple[str, ...]:
     """Return the entity tags that a read has already (``If-None-Match``), compared weakly as a read may."""
-    tags = _tags(request.META.get("HTTP_IF_NONE_MATCH"), "If-None-Match") or ()
-    return tuple(tag.removeprefix("W/") for tag in tags)
+    tags = _tags(request.META.get("HTTP_IF_NONE_MATCH"), "If-None-Match")
+    return () if tags is None else tuple(tag.removeprefix("W/") for tag in tags)
 
 
 def _tags(header: str | None, name: str) -> tuple[str, ...] | None:

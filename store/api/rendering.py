@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from django.http import HttpResponse
 
+from store.api.response import Finished
+
 if TYPE_CHECKING:
     from store.engine import Acks, Found, Listed, Transacted, Wrote
 
@@ -23,15 +25,17 @@ JSON: Final = "application/json"
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def reply(status: int, content: Mapping[str, Any]) -> HttpResponse:
+def reply(status: int, content: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> HttpResponse:
     """Return ``content`` as a JSON response, keys in the order given."""
-    return encoded(status, _encode(content), JSON)
+    return encoded(status, _encode(content), JSON, headers)
 
 
-def encoded(status: int, body: bytes, content_type: str) -> HttpResponse:
+def encoded(status: int, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> HttpResponse:
     """Return ``body`` as a response that says how long it is, without which a server sends it in chunks."""
-    headers = {"Content-Type": content_type, "Content-Length": str(len(body))}
-    return HttpResponse(body, status=status, headers=headers)
+    all_headers = {"Content-Type": content_type, "Content-Length": str(len(body))}
+    if headers:
+        all_headers.update(headers)
+    return Finished(status, body, all_headers)
 
 
 def found(answer: Found, *, siblings: bool) -> HttpResponse:
@@ -52,11 +56,7 @@ def found(answer: Found, *, siblings: bool) -> HttpResponse:
 
 def not_modified(answer: Found) -> HttpResponse:
     """Answer a conditional GET whose version is still the winner: the metadata goes in the header alone."""
-    response = HttpResponse(status=304)
-    del response.headers["Content-Type"]
-    _add_metadata_header(response, _encode(answer.metadata))
-    response.headers["ETag"] = answer.versions[0].etag
-    return response
+    return Finished(304, b"", {**_metadata_header(_encode(answer.metadata)), "ETag": answer.versions[0].etag})
 
 
 def absent(answer: Found | Wrote | Transacted) -> HttpResponse:
@@ -99,14 +99,11 @@ def error(
 ) -> HttpResponse:
     """Return a JSON error; ``metadata`` None leaves it out, in the body and in the header."""
     content: dict[str, Any] = {"error": message, **(details or {})}
+    told: dict[str, str] = {}
     if metadata is not None:
         content["causal-metadata"] = metadata
-    response = reply(status, content)
-    if metadata is not None:
-        _add_metadata_header(response, _encode(metadata))
-    for name, value in (headers or {}).items():
-        response.headers[name] = value
-    return response
+        told = _metadata_header(_encode(metadata))
+    return reply(status, content, {**told, **(headers or {})})
 
 
 def _acknowledged(
@@ -132,23 +129,23 @@ def _answer(
         head.update(tail)
     if answer.lost:
         head["lost"] = answer.lost
-    response = reply(status, head)
-    _add_metadata_header(response, told)
+    headers = _metadata_header(told)
     if etag is not None:
-        response.headers["ETag"] = etag
-    return response
+        headers["ETag"] = etag
+    return reply(status, head, headers)
 
 
-def _add_metadata_header(response: HttpResponse, metadata: bytes) -> None:
+def _metadata_header(metadata: bytes) -> dict[str, str]:
+    """Return the header that repeats ``metadata``; none where it is too long."""
     if len(metadata) > MAX_METADATA_HEADER_BYTES:
-        return
+        return {}
     text = metadata.decode()
     if not text.isascii() or "\x7f" in text:
         # Ids are a client's text where a past is repeated. Headers hold visible ASCII: escape the rest, as JSON may.
         text = json.dumps(json.loads(text), separators=(",", ":")).replace("\x7f", "\\u007f")
         if len(text) > MAX_METADATA_HEADER_BYTES:
-            return
-    response.headers["X-Causal-Metadata"] = text
+            return {}
+    return {"X-Causal-Metadata": text}
 
 
 def _etag(answer: Wrote) -> str | None:

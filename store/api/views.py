@@ -9,10 +9,9 @@ from functools import partial
 from typing import TypeVar
 
 import msgspec
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET
 from rest_framework.exceptions import APIException, ParseError
-from rest_framework.request import Request
 
 from store.api import parsing, rendering, schema
 from store.api.access import refuse_read_only
@@ -56,7 +55,7 @@ class KeyView(KvsView):
     operations = {"GET": "get", "HEAD": "get", "PUT": "put", "POST": "put", "DELETE": "delete"}
 
     @schema.described(schema.GET_KEY)
-    def get(self, request: Request, rest: str) -> HttpResponse:
+    def get(self, request: HttpRequest, rest: str) -> HttpResponse:
         """Read; with ``If-None-Match`` and ``wait``, as soon as there is something new to read."""
         key = self.key(rest)
         asked = self.ask(parsing.BODY)
@@ -75,7 +74,7 @@ class KeyView(KvsView):
         return rendering.found(found, siblings=False)
 
     @schema.described(schema.PUT_KEY)
-    def put(self, request: Request, rest: str) -> HttpResponse:
+    def put(self, request: HttpRequest, rest: str) -> HttpResponse:
         """Write."""
         key = self.key(rest)
         asked = self.ask(parsing.PUT_BODY)
@@ -95,12 +94,12 @@ class KeyView(KvsView):
         return rendering.written(*engine().acknowledged(put, asked.body.concern))
 
     @schema.described(schema.POST_KEY)
-    def post(self, request: Request, rest: str) -> HttpResponse:
+    def post(self, request: HttpRequest, rest: str) -> HttpResponse:
         """Write, as PUT does."""
         return self.put(request, rest)
 
     @schema.described(schema.DELETE_KEY)
-    def delete(self, request: Request, rest: str) -> HttpResponse:
+    def delete(self, request: HttpRequest, rest: str) -> HttpResponse:
         """Delete what this replica holds of the key."""
         key = self.key(rest)
         asked = self.ask(parsing.DELETE_BODY)
@@ -119,7 +118,7 @@ class KeysView(KvsView):
     operations = {"GET": "list", "HEAD": "list", "POST": "transaction"}
 
     @schema.described(schema.LIST_KEYS)
-    def get(self, request: Request) -> HttpResponse:
+    def get(self, request: HttpRequest) -> HttpResponse:
         """List keys."""
         asked = self.ask(parsing.BODY)
         query = asked.query
@@ -135,7 +134,7 @@ class KeysView(KvsView):
         return rendering.listed(listed, values=values)
 
     @schema.described(schema.TRANSACT)
-    def post(self, request: Request) -> HttpResponse:
+    def post(self, request: HttpRequest) -> HttpResponse:
         """Read, then write, as one transaction."""
         asked = self.ask(parsing.TRANSACTION_BODY)
         reads, writes = parsing.transaction(asked.body, limits())

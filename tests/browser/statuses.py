@@ -1,4 +1,4 @@
-"""Hand-made answers of ``Node.cluster()``, for states that a test cannot bring about in a moment."""
+"""Hand-made answers of ``Members.cluster``, for states that a test cannot bring about in a moment."""
 
 from __future__ import annotations
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,89 @@ def write(cluster: LocalCluster, i: int, count: int = 1) -> None:
     with closing(requests.Session()) as session:
         for n in range(count):
             session.put(f"{cluster.url(i)}/kvs/{i}-{n}", json={"value": n}, timeout=5).raise_for_status()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a page shows of one replica: its card, its row of the clock matrix, its row of who sees whom."""
+
+    state: str
+    facts: dict[str, str]
+    clock: dict[str, int]
+    view: dict[str, str]
+    is_greyed: bool
+
+
+def shown(page: Page) -> dict[str, Shown]:
+    """Return address -> what the front page shows of it, read in one step."""
+    read: dict[str, dict[str, Any]] = page.evaluate(
+        """() => {
+          const text = (node) => node ? node.textContent.trim() : "";
+          const heads = (table) => [...document.querySelectorAll(`#${table} thead abbr`)].map((head) => head.title);
+          const row = (kind, table, address, tell) => {
+            const cells = document.getElementById(`${kind}-${address}`).querySelectorAll("td");
+            return Object.fromEntries(heads(table).map((name, i) => [name, tell(cells[i])]));
+          };
+          return Object.fromEntries([...document.querySelectorAll("#replicas .cw-card")].map((card) => {
+            const address = card.id.slice("card-".length);
+            return [address, {
+              state: text(card.querySelector(".cw-state")),
+              facts: Object.fromEntries([...card.querySelectorAll("dl > div")].map(
+                (fact) => [text(fact.querySelector("dt")), text(fact.querySelector("dd"))])),
+              clock: row("clock", "clocks", address, (cell) => parseInt(cell.textContent)),
+              view: row("view", "views", address, (cell) => cell.className.slice("cw-sees-".length)),
+              is_greyed: [`card-${address}`, `clock-${address}`].every(
+                (id) => document.getElementById(id).classList.contains("cw-is-stale")),
+            }];
+          }));
+        }"""
+    )
+    return {address: Shown(**each) for address, each in read.items()}
+
+
+def said(told: Mapping[str, Any], origins: Iterable[str]) -> dict[str, Any]:
+    """Return what a page has to show of a replica that answers ``/replication/status`` with ``told``."""
+    return {
+        "state": told["state"],
+        "Keys": f"{told['keys']:,}",
+        "Pending": f"{told['pending_count']:,}",
+        "Incarnation": told["incarnation"],
+        "clock": {origin: told["clock"].get(origin, 0) for origin in origins},
+        "view": {each["address"]: "itself" if each["self"] else each["state"] for each in told["view"]},
+    }
+
+
+def agree(check: Callable[[], bool | list[Any]]) -> None:
+    """Wait until ``check`` is true, or returns an empty list of differences: within the two seconds of the contract."""
+    deadline = time.monotonic() + LIVE_MS / 1000
+    while (result := check()) is False or (result is not True and result):
+        assert time.monotonic() < deadline, result
+        time.sleep(0.05)
+
+
+def live(pages: Iterable[Page], cluster: LocalCluster) -> None:
+    """Each page agrees, in time, with what each replica that runs says of itself when it is asked directly."""
+    running = [i for i in range(len(cluster.addresses)) if cluster.is_running(i)]
+
+    def differences(page: Page) -> list[Any]:
+        seen, found = shown(page), []
+        for i in running:
+            each = seen[cluster.addresses[i]]
+            facts = {name: each.facts.get(name) for name in ("Keys", "Pending", "Incarnation")}
+            on_page = {"state": each.state, **facts, "clock": each.clock, "view": each.view}
+            in_truth = said(status(cluster, i), each.clock)
+            found += [
+                (page.url, i, name, on_page[name], true) for name, true in in_truth.items() if on_page[name] != true
+            ]
+        return found
+
+    for page in pages:
+        agree(partial(differences, page))
+
+
+def unrefused(problems: Iterable[str]) -> list[str]:
+    """Leave out what the browser tells of connections that a replica that was killed refused."""
+    return [told for told in problems if "ERR_CONNECTION" not in told and "htmx:" not in told]
 
 
 @cache

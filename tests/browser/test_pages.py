@@ -18,7 +18,7 @@ from kvsite.dashboard.snapshot import read
 from kvsite.dashboard.spacetime import diagram
 from tests.browser.conftest import OpenPage
 from tests.browser.statuses import NOW_US, cluster_of, history, in_trouble, pending, recent
-from tests.browser.support import LIVE_MS, LOOKS, QUICK, admin, barriers, part, put, status, write
+from tests.browser.support import LIVE_MS, LOOKS, QUICK, admin, agree, barriers, part, put, status, write
 
 pytestmark = [pytest.mark.browser, pytest.mark.processes]
 
@@ -81,13 +81,10 @@ def test_three_clicks_from_the_front_page_to_a_key(cluster: LocalCluster, open_p
 def test_a_replica_page_says_what_the_replica_says(cluster: LocalCluster, open_page: OpenPage) -> None:
     page = open_page(f"{admin(cluster)}replica/{cluster.addresses[1]}/").page
     write(cluster, 0, 7)
-    page.wait_for_timeout(LIVE_MS)
+    clock = """() => Object.fromEntries([...document.querySelectorAll("#clock tbody tr")].map((row) =>
+      [row.querySelector("abbr").title, parseInt(row.querySelector("td").textContent)]))"""
+    agree(lambda: page.evaluate(clock) == status(cluster, 1)["clock"])
     told = status(cluster, 1)
-    shown = page.evaluate(
-        """() => Object.fromEntries([...document.querySelectorAll("#clock tbody tr")].map((row) =>
-          [row.querySelector("abbr").title, parseInt(row.querySelector("td").textContent)]))"""
-    )
-    assert shown == told["clock"]
     facts = dict(
         zip(
             page.locator("#facts dt").all_inner_texts(),

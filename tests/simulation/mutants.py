@@ -19,6 +19,7 @@ from replication.lost import lost, reports_since
 from replication.messages import Entry, Exchange
 from replication.peer import Peer, Report
 from replication.replica import Outgoing, Replica
+from replication.seeds import Seeds
 from replication.view import View
 from store.causal import CausalStore
 from store.clock import INCARNATION_RANDOM_BITS, Instant, merge_into
@@ -380,4 +381,59 @@ def a_joiner_that_waits_for_a_dead_peer() -> Iterator[None]:
             return is_done(self, asked, clock, view, now_s)
 
     with replaced(Joining, "is_done", patient):
+        yield
+
+
+@directed
+def a_replica_that_thinks_that_it_knows_everybody() -> Iterator[None]:
+    """One that is to discover the others goes by what it knows before any lookup has found somebody."""
+    make = Seeds.__init__
+
+    def knowing(self: Seeds, own: str, fixed: Any, *, discovers: bool, now_s: float) -> None:
+        make(self, own, fixed, discovers=False, now_s=now_s)
+
+    with replaced(Seeds, "__init__", knowing):
+        yield
+
+
+@directed
+def found_late_and_not_waited_for() -> Iterator[None]:
+    """A joiner gives those that a late lookup finds no time of their own to answer."""
+    discovered = Replica.discovered
+
+    def hasty(self: Replica, addresses: Any, now: Instant) -> None:
+        discovered(self, addresses, now)
+        if self._joining is not None:
+            self._joining.asked_s.clear()
+
+    with replaced(Replica, "discovered", hasty):
+        yield
+
+
+@directed
+def an_address_asked_once_in_a_life() -> Iterator[None]:
+    """An address that comes back is not asked again, although somebody else may answer there."""
+    found = Seeds.found
+
+    def once(self: Seeds, addresses: Any, now_s: float) -> list[str]:
+        before, known = dict(self.unanswered), self._found
+        gone = found(self, {*addresses, *known}, now_s)
+        self.unanswered = {
+            address: at_s for address, at_s in self.unanswered.items() if address in {*before, *addresses}
+        }
+        return gone
+
+    with replaced(Seeds, "found", once):
+        yield
+
+
+@directed
+def an_address_asked_for_ever() -> Iterator[None]:
+    """An address that never answered is asked on after it has left the name."""
+    found = Seeds.found
+
+    def stubborn(self: Seeds, addresses: Any, now_s: float) -> list[str]:
+        return found(self, {*addresses, *self._found}, now_s)
+
+    with replaced(Seeds, "found", stubborn):
         yield

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from store.errors import NotReached
-from tests import test_replica
+from tests import test_discovery, test_replica
 from tests.simulation.mutants import DIRECTED, MUTANTS
 from tests.wire import Wire, write
 
@@ -73,6 +73,16 @@ SCENES: dict[str, Scene] = {
     "a_joiner_that_waits_for_a_dead_peer": (
         test_replica.test_a_joiner_does_not_wait_for_a_member_that_the_others_know_to_be_down
     ),
+    "a_replica_that_thinks_that_it_knows_everybody": (
+        test_discovery.test_a_replica_that_never_found_anybody_gives_nothing_up_as_lost
+    ),
+    "found_late_and_not_waited_for": (
+        test_discovery.test_a_joiner_that_is_told_of_the_others_late_still_waits_for_their_answer
+    ),
+    "an_address_asked_once_in_a_life": (
+        test_discovery.test_an_address_that_comes_back_is_asked_anew_for_it_may_be_somebody_else
+    ),
+    "an_address_asked_for_ever": test_discovery.test_an_address_that_never_answered_is_asked_until_it_leaves_the_name,
     "answers_without_the_delete_clock": who_saw_an_absence_does_not_meet_what_was_deleted,
 }
 
@@ -83,6 +93,11 @@ def test_every_directed_mutant_has_a_scene() -> None:
 
 @pytest.mark.parametrize("name", sorted(SCENES))
 def test_a_scene_passes_without_its_mistake_and_fails_with_it(name: str) -> None:
-    SCENES[name](Wire())
+    SCENES[name](a_wire())
     with {**MUTANTS, **DIRECTED}[name](), pytest.raises((AssertionError, pytest.fail.Exception)):
-        SCENES[name](Wire())
+        SCENES[name](a_wire())
+
+
+def a_wire() -> Wire:
+    """Return a wire on which every replica is reached by an IP address too, as those of test_discovery.py are."""
+    return Wire(aliases={ip: name for name, ip in test_discovery.IPS.items()})

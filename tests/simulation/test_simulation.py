@@ -51,6 +51,7 @@ def test_2000_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFix
         "removals",
         "additions",
         "refused",
+        "lookups",
     ):
         assert counts[event] > 20, event
 

@@ -13,7 +13,7 @@ from store import history
 class Command(BaseCommand):
     """Exit 0: nothing wrong. 1: a violation, or a file that cannot be judged."""
 
-    help = "Judge a recorded history (JSON lines, see store/history.py) and print the smallest counterexample found."
+    help = "Judge a recorded history (JSON lines, see store/history) and print the smallest counterexample found."
     # A file is judged, no replica is touched.
     requires_system_checks: list[str] = []
 

@@ -1,0 +1,45 @@
+"""Seeds: addresses to ask until they have answered once. Pure.
+
+They come from two sources. Those of ``VIEW`` are fixed: each is asked until it answers. Those of lookups
+(``KV_VIEW_DNS``) come and go: what the latest lookup found replaces what the one before it found, so an address that
+was never reached and has left the name is asked no more, and one that comes back is asked anew (a name service hands
+out the address of a dead host again: who answers there now may be somebody else).
+
+A seed says whom to ask, not who belongs: the answer tells the replica's own name and its register (view.py). An
+address that leaves the name therefore takes nobody out of the view.
+
+Until the first lookup has found somebody, this replica is *blind*: it does not know whom it does not know. It then
+joins as if one more seed did not answer (joining.py), and gives nothing up as lost (lost.py, rule 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class Seeds:
+    """The seeds of the replica at ``own``. ``discovers``: lookups tell further ones as time goes on."""
+
+    def __init__(self, own: str, fixed: Iterable[str], *, discovers: bool, now_s: float) -> None:
+        self.unanswered: dict[str, float] = {seed: now_s for seed in fixed if seed != own}
+        """Address -> since when it is asked, monotonic seconds."""
+        self.is_blind = discovers
+        self._own = own
+        self._fixed = frozenset(self.unanswered)
+        self._found: frozenset[str] = frozenset()
+
+    def found(self, addresses: Iterable[str], now_s: float) -> list[str]:
+        """Take in what a lookup found; return the addresses of the one before it that are gone, in order."""
+        found = frozenset(addresses) - {self._own} - self._fixed
+        gone = sorted(self._found - found)
+        for address in gone:
+            self.unanswered.pop(address, None)
+        for address in sorted(found - self._found):
+            self.unanswered[address] = now_s
+        self._found = found
+        self.is_blind = False
+        return gone
+
+    def drop(self, address: str) -> bool:
+        """Ask ``address`` no more, because it has answered or nobody is to wait for it; False where it is not asked."""
+        return self.unanswered.pop(address, None) is not None
