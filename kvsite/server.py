@@ -46,6 +46,7 @@ from granian.server.mt import MTServer
 import replication.api.bound
 import store.api.bound
 from kvsite import signals
+from kvsite.closing import stop_listening
 from kvsite.config import Config, current
 from kvsite.signals import StopRequest
 from replication.address import join_address
@@ -69,6 +70,9 @@ STOP_TIMEOUT_S = 9.0
 
 HAND_OVER_S = 7.0
 """Of these, how many the node has to find a member that takes what only this replica has."""
+
+SETTLE_S = 0.2
+"""How long connections that have begun may take to be open, before the others are refused: some round trips."""
 
 LINGER_S = 0.5
 """How long, after that, open connections are still answered. A client that asks less often may find its own closed."""
@@ -130,17 +134,9 @@ class ReplicaServer(MTServer):
                 return
         self._deadline = time.monotonic() + STOP_TIMEOUT_S
         self._drain()
-        self._refuse_connections()
+        # granian can only stop listening and close its connections at once, those too whose request is on its way.
+        stop_listening(self._descriptor, SETTLE_S)
         time.sleep(LINGER_S)
-
-    def _refuse_connections(self) -> None:
-        """Stop listening, and go on with the connections that are open.
-
-        granian can only do both at once, and closes a connection whose request is on its way. So a socket that listens
-        nowhere takes the place of the one that it accepts from (which closes that), and granian goes on waiting.
-        """
-        with socket.socket() as deaf:
-            os.dup2(deaf.fileno(), self._descriptor, inheritable=False)
 
     def _stop_workers(self) -> None:
         """Refuse connections and let requests in flight end, but do not wait for a client that never will."""

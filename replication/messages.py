@@ -106,7 +106,7 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
         try:
             return [decode_update(encoded) for encoded in self.batch]
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise BadMessage(f"not an update of this protocol: {exc}") from exc
+            raise BadMessage(f"not a message of this protocol, for an update in it: {exc}") from exc
 
 
 class SnapshotRequest(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -34,6 +34,10 @@ CHUNK_UPDATES = 64
 WARNED_EVERY_S = 600.0
 MAX_WARNED = 1024
 
+LONGEST_SLEEP_S = 1.0
+AWAKE = float("-inf")
+"""Of a thread that is about to look what is due, or has been told to."""
+
 TICK_S = 0.1
 """How often the replica is told the time; far below every interval that it reckons with."""
 
@@ -93,11 +97,12 @@ class Node:
         with self._lock:
             self.replica.leave(read_clocks())
             self.engine.wake()
-        self._poke(self._talkers.values())
+            self._poke()
         while (unshared := self._unshared()) and time.monotonic() < deadline:
             time.sleep(0.02)
         self._stopping = True
-        self._poke(self._talkers.values())
+        for talker in list(self._talkers.values()):
+            talker.wakeup.set()
         for talker in list(self._talkers.values()):
             talker.thread.join(max(0.0, min(deadline - time.monotonic(), 1.0)))
         return unshared
@@ -185,18 +190,18 @@ class Node:
 
     def wrote(self, update: object) -> None:
         """An update was issued here: peers lack it."""
-        self._poke(self._talkers.values())
+        self._poke()
 
     def ask(self, past: dict[str, int]) -> int:
         """A request waits for ``past``: exchange at once with whoever may have it."""
         token = self.replica.ask(past)
-        self._poke(self._talkers.values())
+        self._poke()
         return token
 
     def ask_again(self, past: dict[str, int]) -> int:
         """The same for a request that may not wait."""
         token = self.replica.ask_again(past)
-        self._poke(self._talkers.values())
+        self._poke()
         return token
 
     def lost(self, past: dict[str, int], token: int) -> dict[str, tuple[int, int]]:
@@ -274,13 +279,19 @@ class Node:
             # Events are numbered by how many there ever were; the replica keeps the last of them only.
             new = [event for event in self.replica.events if event.number > self._events_logged]
             self._events_logged = new[-1].number if new else self._events_logged
-        self._poke(self._talkers.values())
+            self._poke()
         for event in new:
             logger.info("%s %s %s", event.kind, event.subject, event.detail)
 
-    def _poke(self, talkers: Iterable[_Talker]) -> None:
-        for talker in list(talkers):
-            if not talker.wakeup.is_set():
+    def _poke(self) -> None:
+        """Wake each thread that would sleep beyond the time of its next exchange; called under the lock.
+
+        No others: under load every write comes by here, and what waits for its time already is not to be disturbed.
+        """
+        now = read_clocks()
+        for talker in self._talkers.values():
+            if self.replica.due_at(talker.address, now) < talker.sleeps_until_s:
+                talker.sleeps_until_s = AWAKE
                 talker.wakeup.set()
 
     def sync(self, talker: _Talker) -> None:
@@ -288,15 +299,17 @@ class Node:
         transport = Transport(self._settings_for(talker.address))
         try:
             while not (talker.ended or self._stopping):
-                talker.wakeup.clear()
-                now = read_clocks()
                 with self._lock:
+                    talker.wakeup.clear()
+                    now = read_clocks()
                     outgoing = self.replica.begin(talker.address, now)
-                    due_at = self.replica.due_at(talker.address, now)
+                    if outgoing is None:
+                        due_at = self.replica.due_at(talker.address, now)
+                        talker.sleeps_until_s = min(due_at, now.mono_s + LONGEST_SLEEP_S)
                 if outgoing is not None:
                     self._exchange(transport, outgoing)
                 else:
-                    talker.wakeup.wait(min(1.0, max(0.0, due_at - now.mono_s)))
+                    talker.wakeup.wait(max(0.0, talker.sleeps_until_s - now.mono_s))
         finally:
             transport.close()
 
@@ -417,11 +430,16 @@ class Node:
 
 
 class _Talker:
-    """The thread that talks to one peer. ``wakeup``: something may be due; ``ended``: the peer is one no more."""
+    """The thread that talks to one peer.
+
+    ``wakeup``: something is due; ``sleeps_until_s``: when it looks by itself, monotonic seconds; ``ended``: the peer is
+    one no more.
+    """
 
     def __init__(self, address: str, talk: Callable[[_Talker], None]) -> None:
         self.address = address
         self.wakeup = threading.Event()
+        self.sleeps_until_s = AWAKE
         self.ended = False
         self.thread = threading.Thread(target=talk, args=(self,), name=f"exchange-{address}", daemon=True)
         self.thread.start()

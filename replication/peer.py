@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 from store.clock import Clock, merge_into
 
+SMOOTHING = 0.25
+"""Weight of the last round trip in their mean."""
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -34,6 +37,7 @@ class Peer:
 
     ``offered``: own counter up to which updates have been sent, acknowledged or not.
     ``in_flight``: serial of the exchange that is under way; 0 when none is.
+    ``begun_s``: when the exchange under way began; ``round_trip_s``: how long one takes, smoothed.
     ``paced_until_s``: before that, new writes wait for company. ``next_sync_s``: when the timer calls for an
     exchange; ``told_s``: when it was last told who else was heard of (all monotonic seconds).
     ``urgent``: somebody waits for what this peer may have. ``more``: a limit cut the last exchange.
@@ -52,6 +56,8 @@ class Peer:
     report: Report | None = None
     offered: int = 0
     in_flight: int = 0
+    begun_s: float = 0.0
+    round_trip_s: float = 0.0
     paced_until_s: float = 0.0
     next_sync_s: float = 0.0
     told_s: float = float("-inf")
@@ -81,6 +87,10 @@ class Peer:
     def acknowledge(self, clock: Mapping[str, int]) -> None:
         """Take in a clock that the peer told of itself; old ones, arriving late, change nothing."""
         merge_into(self.known, clock)
+
+    def took(self, now_s: float) -> None:
+        """Note that the exchange under way has had its reply."""
+        self.round_trip_s += (now_s - self.begun_s - self.round_trip_s) * SMOOTHING
 
     def due_at(self, own_counter: int, now_s: float) -> float:
         """Return when the next exchange should leave, none being under way (monotonic seconds).

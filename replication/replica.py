@@ -227,7 +227,8 @@ class Replica:
         peer.urgent = peer.more = False
         peer.cut_at = peer.seen() if delta.more else None
         peer.offered = self._issued()
-        peer.paced_until_s = now.mono_s + self.settings.pace_s
+        peer.begun_s = now.mono_s
+        peer.paced_until_s = now.mono_s + self._pace_s(peer)
         if now.mono_s >= peer.next_sync_s:
             peer.next_sync_s = now.mono_s + self.settings.sync_interval_s
         return Outgoing(address, self._serial, message)
@@ -247,6 +248,8 @@ class Replica:
         """Take in all of a reply but its updates. None: nothing of it counts, and there is nothing to conclude."""
         peer = self._peer(address)
         me = self.id
+        if peer.in_flight == serial:
+            peer.took(now.mono_s)
         try:
             talker = self.take(reply, now)
         finally:
@@ -283,6 +286,12 @@ class Replica:
         peer.next_sync_s = max(peer.next_sync_s, now.mono_s)
         if self._pull is not None and self._pull.address == address:
             self._pull = None
+
+    def _pace_s(self, peer: Peer) -> float:
+        """Return how long new writes wait for company after an exchange with ``peer`` began."""
+        settings = self.settings
+        adapted_s = min(settings.pace_round_trips * peer.round_trip_s, settings.max_pace_s)
+        return max(settings.pace_s, adapted_s)
 
     def _landed(self, peer: Peer, serial: int) -> None:
         if peer.in_flight == serial:

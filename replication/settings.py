@@ -19,6 +19,13 @@ class ReplicationSettings:
     """Least time between two exchanges with a peer that carry new writes there. A write after a pause leaves at once;
     under load many share one exchange. Longer saves work and adds to the replication lag."""
 
+    pace_round_trips: float = 3.0
+    """The same as a multiple of how long an exchange takes at present: where machines are busy it takes longer, and
+    exchanges are to leave them to their clients."""
+
+    max_pace_s: float = 0.02
+    """What pacing comes to at most, however long exchanges take."""
+
     batch_updates: int = 1000
     """Updates in one message at most; more go with the next exchange, at once."""
 

@@ -89,7 +89,11 @@ def _let_go(exc: BaseException | None) -> None:
     """Clear the frames that an error went through: urllib3's refer to the error, and the error to them.
 
     So each message that could not be sent would stay in memory until the next full collection, and those are rare.
+    From Python 3.12 on there is one more circle: ``reaching`` is the first of those frames, and the frame that it was
+    called from, contextlib's, has the error. It runs and cannot be cleared, so its entry goes.
     """
+    if exc is not None and exc.__traceback__ is not None:
+        exc.__traceback__ = exc.__traceback__.tb_next
     while exc is not None:
         clear_frames(exc.__traceback__)
         exc = exc.__context__

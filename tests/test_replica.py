@@ -37,6 +37,38 @@ def three(wire: Wire) -> tuple[Replica, Replica, Replica]:
 # -- broadcast, relay, batches -----------------------------------------------------------------------------------
 
 
+def test_a_write_after_a_pause_leaves_at_once_and_those_after_it_wait_for_company(wire: Wire) -> None:
+    wire.settings = ReplicationSettings(pace_s=0.004)
+    r1, _ = wire.cluster("r1", "r2")
+    wire.issue("r1", "x", b"1")
+    assert r1.due_at(address("r2"), wire.now("r1")) == wire.now("r1").mono_s
+    began_s = wire.now("r1").mono_s
+    wire.exchange("r1", "r2")
+    wire.tick(0.001)
+    wire.issue("r1", "x", b"2")
+    wire.issue("r1", "x", b"3")
+    assert r1.due_at(address("r2"), wire.now("r1")) == pytest.approx(began_s + 0.004)
+    wire.tick(0.1)
+    assert r1.due_at(address("r2"), wire.now("r1")) == wire.now("r1").mono_s
+
+
+@pytest.mark.parametrize(("takes_s", "pace_s"), [(0.001, 0.004), (0.003, 0.009), (0.5, 0.02)])
+def test_exchanges_are_the_further_apart_the_longer_they_take_within_bounds(
+    wire: Wire, takes_s: float, pace_s: float
+) -> None:
+    wire.settings = ReplicationSettings(pace_s=0.004, pace_round_trips=3.0, max_pace_s=0.02)
+    r1, _ = wire.cluster("r1", "r2")
+    for _ in range(40):
+        outgoing = wire.begin("r1", "r2")
+        begun_at_s, began_s = wire.now_s, wire.now("r1").mono_s
+        reply = wire.answer("r2", outgoing.message)
+        wire.now_s += takes_s
+        wire.land("r1", outgoing, reply)
+    wire.now_s = begun_at_s + 1e-6  # As if a write had come right after the last one began.
+    wire.issue("r1", "x", b"1")
+    assert r1.due_at(address("r2"), wire.now("r1")) - began_s == pytest.approx(pace_s, rel=0.01)
+
+
 def test_a_write_goes_to_every_live_peer_at_once(wire: Wire) -> None:
     three(wire)
     before = wire.trips

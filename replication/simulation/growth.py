@@ -149,7 +149,14 @@ def law(counted: Sequence[Growth]) -> str:
     laws = [
         ("a write's messages", [each.messages for each in counted]),
         ("its bytes", [each.bytes for each in counted]),
-        ("what flows without writes, in messages", [each.idle_messages_s for each in counted]),
-        ("and in bytes", [each.idle_bytes_s for each in counted]),
+        ("the messages that flow without writes", [each.idle_messages_s for each in counted]),
+        ("and their bytes", [each.idle_bytes_s for each in counted]),
     ]
-    return "with n replicas " + ", ".join(f"{name} ~ (n-1)^{exponent(sizes, costs):.1f}" for name, costs in laws)
+    return "with n replicas " + ", ".join(f"{name} grow {_in_words(exponent(sizes, costs))}" for name, costs in laws)
+
+
+def _in_words(k: float) -> str:
+    names = ((0.15, "not at all"), (0.85, "slower than linearly"), (1.15, "linearly"), (1.85, "slower than the square"))
+    more = ((2.15, "with the square"), (2.85, "slower than the cube"), (3.15, "with the cube"))
+    words = next((words for limit, words in (*names, *more) if k < limit), "faster than the cube")
+    return f"{words} ((n-1)^{k:.1f})"

@@ -1,0 +1,66 @@
+"""The node: which of its threads a write wakes."""
+
+from __future__ import annotations
+
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from replication.calling import CallSettings
+from replication.node import AWAKE, Node
+from replication.replica import Replica
+from store.engine import Engine, read_clocks
+
+OWN, PEER = "127.0.0.1:1", "127.0.0.1:2"
+
+
+class Wakeup:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def set(self) -> None:
+        self.calls += 1
+
+
+@pytest.fixture
+def node() -> Node:
+    """A node that was never started: it has a member, and no threads but those that a test says it has."""
+    replica = Replica(OWN, [], now=read_clocks(), rng=Random(1))
+    replica.add_replica_from_view(PEER, read_clocks())
+    replica.tick(read_clocks())
+
+    def failed(reason: str) -> None:
+        raise AssertionError(reason)
+
+    return Node(replica, Engine(replica.store), CallSettings(), on_fatal=failed)
+
+
+def sleeper(node: Node, sleeps_until_s: float) -> Any:
+    talker = SimpleNamespace(address=PEER, wakeup=Wakeup(), sleeps_until_s=sleeps_until_s, ended=False)
+    node._talkers[PEER] = talker  # type: ignore[assignment]
+    return talker
+
+
+def test_a_write_wakes_the_thread_that_would_sleep_too_long_once(node: Node) -> None:
+    now_s = read_clocks().mono_s
+    talker = sleeper(node, now_s + 60)
+    node.engine.put("x", b"1", {})
+    assert (talker.wakeup.calls, talker.sleeps_until_s) == (1, AWAKE)
+    node.engine.put("x", b"2", {})
+    assert talker.wakeup.calls == 1, "it has been told already"
+
+
+def test_a_write_leaves_a_thread_alone_whose_next_exchange_comes_soon_enough(node: Node) -> None:
+    outgoing = node.replica.begin(PEER, read_clocks())
+    assert outgoing is not None
+    talker = sleeper(node, read_clocks().mono_s + 60)
+    node.engine.put("x", b"1", {})
+    assert talker.wakeup.calls == 0, "an exchange is under way: what comes next is seen when it is over"
+    node.replica.failed(PEER, outgoing.serial, read_clocks())
+    peer = node.replica.peer(PEER)
+    assert peer is not None
+    talker.sleeps_until_s = peer.next_sync_s
+    node.engine.put("x", b"2", {})
+    assert talker.wakeup.calls == 0, "after a failure only the timer calls"
