@@ -27,6 +27,7 @@ setup: .venv/.ready ## Make .venv from the locked requirements (quick when nothi
 	@[ -x $(BIN)/python ] || "$(PYTHON)" -m venv .venv
 	@echo "Installing the locked requirements into .venv (once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(BIN)/python -m pip uninstall --quiet --yes setuptools 2>/dev/null # Python 3.11 puts an old one there; nothing here needs it
 	@touch $@
 
 lock: ## Write requirements*.txt from pyproject.toml (after changing a dependency)

@@ -290,7 +290,8 @@ class Node:
         """
         now = read_clocks()
         for talker in self._talkers.values():
-            if self.replica.due_at(talker.address, now) < talker.sleeps_until_s:
+            sleeps = talker.sleeps_until_s != AWAKE
+            if sleeps and self.replica.due_at(talker.address, now) < talker.sleeps_until_s:
                 talker.sleeps_until_s = AWAKE
                 talker.wakeup.set()
 
@@ -299,19 +300,26 @@ class Node:
         transport = Transport(self._settings_for(talker.address))
         try:
             while not (talker.ended or self._stopping):
-                with self._lock:
-                    talker.wakeup.clear()
-                    now = read_clocks()
-                    outgoing = self.replica.begin(talker.address, now)
-                    if outgoing is None:
-                        due_at = self.replica.due_at(talker.address, now)
-                        talker.sleeps_until_s = min(due_at, now.mono_s + LONGEST_SLEEP_S)
-                if outgoing is not None:
-                    self._exchange(transport, outgoing)
-                else:
-                    talker.wakeup.wait(max(0.0, talker.sleeps_until_s - now.mono_s))
+                try:
+                    self._exchange_or_sleep(talker, transport)
+                except Exception:  # This thread is the only one that talks to this peer: it must live on.
+                    logger.exception("turn of %s failed", talker.address)
+                    time.sleep(TICK_S)
         finally:
             transport.close()
+
+    def _exchange_or_sleep(self, talker: _Talker, transport: Transport) -> None:
+        with self._lock:
+            talker.wakeup.clear()
+            now = read_clocks()
+            outgoing = self.replica.begin(talker.address, now)
+            if outgoing is None:
+                due_at = self.replica.due_at(talker.address, now)
+                talker.sleeps_until_s = min(due_at, now.mono_s + LONGEST_SLEEP_S)
+        if outgoing is not None:
+            self._exchange(transport, outgoing)
+        else:
+            talker.wakeup.wait(max(0.0, talker.sleeps_until_s - now.mono_s))
 
     def _settings_for(self, address: str) -> CallSettings:
         """Return how to call ``address``: one that was found under a name is called by that name."""

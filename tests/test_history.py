@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from django.core.management import CommandError, call_command
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from store.history import (
@@ -914,6 +914,7 @@ def test_fast_and_naive_judge_agree(seed: int, steps: int, times: int, way: dict
 
 
 @given(seed=seeds, way=st.sampled_from(WAYS))
+@example(seed=5605783, way={"exact": True, "served_in_order": True})
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_counterexample_shows_a_fault_of_the_whole(seed: int, way: dict[str, bool]) -> None:
     history = change_reads(run_model(seed, 60).history, random.Random(seed), 2)
@@ -921,7 +922,8 @@ def test_a_counterexample_shows_a_fault_of_the_whole(seed: int, way: dict[str, b
     small = smallest(history, **way)
     assert bool(small) == (not whole.ok)
     if small:
-        assert kinds(judge(small, **way)) & kinds(whole)
+        shown = {violation.pattern for violation in judge(small, **way).violations}
+        assert shown & {violation.pattern for violation in whole.violations}
         known = {operation.id for operation in history}
         assert all(operation.id in known for operation in small)
         assert len({describe(operation) for operation in small}) == len(small)
@@ -933,9 +935,9 @@ def test_a_counterexample_shows_a_fault_of_the_whole(seed: int, way: dict[str, b
 def best_of(times: int, action: Callable[[], object]) -> float:
     spent = []
     for _ in range(times):
-        start = time.perf_counter()
+        start = time.process_time()
         action()
-        spent.append(time.perf_counter() - start)
+        spent.append(time.process_time() - start)
     return min(spent)
 
 

@@ -72,6 +72,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run it. CommandError: it cannot be run, or with --check a target is missed."""
+        if not Path("/proc/self/stat").exists():
+            raise CommandError("the benchmark needs Linux: it pins processes to cores and reads their times from /proc")
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ends like Ctrl-C: servers in order.
         affinity = os.sched_getaffinity(0)
         try:
