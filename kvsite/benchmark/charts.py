@@ -7,6 +7,7 @@ others become bars.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -49,6 +50,11 @@ class Drawn:
     text: str
 
 
+def file_name(chart: str) -> str:
+    """Return what the file of ``chart`` is called, without ``.svg``."""
+    return re.sub(r"[^a-z0-9]+", "-", chart.lower())
+
+
 TITLES: Final = {
     "get": "GET: requests a second",
     "put": "PUT: requests a second",
@@ -85,7 +91,7 @@ def draw(name: str, points: Sequence[Figure]) -> Drawn:
         f'role="img" aria-label="{escape(text)}">\n<style>{_STYLE}</style>\n'
         f'<text class="title" x="8" y="22">{escape(title)}</text>\n{body}\n</svg>\n'
     )
-    return Drawn(name.replace(" ", "-"), title, svg, text)
+    return Drawn(file_name(name), title, svg, text)
 
 
 def _label(point: Figure) -> str:

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-from kvsite.benchmark.charts import Drawn, draw_all
+from kvsite.benchmark.charts import Drawn, draw_all, file_name
 from kvsite.benchmark.figures import Figure, figure_from_json, markdown_table
 from kvsite.benchmark.processes import BenchmarkError
 
@@ -111,7 +111,7 @@ def results(how: Mapping[str, Any], figures: Sequence[Figure], charts: Sequence[
     for section, rows in groupby(figures, key=lambda figure: figure.section):
         each = list(rows)
         parts.append(f"### {HEADINGS.get(section, section)}")
-        names = dict.fromkeys(figure.chart.replace(" ", "-") for figure in each if figure.chart)
+        names = dict.fromkeys(file_name(figure.chart) for figure in each if figure.chart)
         parts += [f"![{drawn[name].text}]({name}.svg)" for name in names]
         parts.append(markdown_table(each))
     return "\n\n".join(parts)
