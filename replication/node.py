@@ -146,6 +146,7 @@ class Node:
             with self._lock:
                 reply = self.replica.answer(peer, message, read_clocks())
                 self._counts["exchanges_answered"] += 1
+                self._poke()  # The message may be a reason to talk to its sender, or to others, at once.
         except AddressTaken as exc:
             self._on_fatal(str(exc))
             raise BadMessage(str(exc)) from exc

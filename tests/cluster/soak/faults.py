@@ -136,7 +136,7 @@ class Nemesis:
     def _lose(self) -> None:
         if self._loss:
             return
-        share = self._rng.uniform(0.1, 0.4)
+        share = self._rng.uniform(0.1, 0.3)
         loss = self._loss = self._begin("loss", f"{share:.0%}")
         self._links_become(self._cluster.network.cuts)
         self._cluster.lose(share)

@@ -33,7 +33,7 @@ SPREAD_S = 1.0
 
 WATCH_EVERY_S = 0.5
 
-CLIENTS = 20
+CLIENTS = 28
 
 
 class Run:
