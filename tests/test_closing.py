@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -41,7 +40,7 @@ def test_who_was_let_in_before_is_served_and_who_comes_after_is_refused(listenin
     os.fstat(descriptor)  # still somebody's, so that no other file gets this number while granian has it
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a packet filter on a socket, which only Linux has")
+@pytest.mark.linux
 def test_who_knocks_while_the_door_closes_is_refused_and_never_reset(listening: socket.socket) -> None:
     """A connection that came about now would be reset when the socket is closed, with a request on it or not."""
     at = listening.getsockname()[:2]
@@ -55,7 +54,7 @@ def test_who_knocks_while_the_door_closes_is_refused_and_never_reset(listening: 
     closing.join()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a packet filter on a socket, which only Linux has")
+@pytest.mark.linux
 def test_what_is_in_the_queue_can_be_accepted_while_the_door_closes(listening: socket.socket) -> None:
     with socket.create_connection(listening.getsockname()[:2], 5) as came:
         came.sendall(b"asked")

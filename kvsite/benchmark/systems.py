@@ -8,6 +8,7 @@ import json
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,7 @@ def wait_until(what: str, is_so: Callable[[], bool], timeout_s: float = _SETTLE_
         time.sleep(every_s)
 
 
-class System:
+class System(ABC):
     """What can be measured: servers, and how a load for them looks. ``operations``: those that it knows."""
 
     name: str
@@ -108,17 +109,17 @@ class System:
     ) -> None:
         self._ending.close()
 
+    @abstractmethod
     def start(self) -> None:
         """Start the servers and fill them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pids(self) -> list[int]:
         """Return the processes whose CPU time counts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, operation: str) -> Load:
         """Return the load for one of ``operations``."""
-        raise NotImplementedError
 
     def cpu_s(self) -> float:
         """Return the CPU time that all servers together have taken so far."""
