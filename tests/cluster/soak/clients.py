@@ -19,8 +19,11 @@ CALL_TIMEOUT_S = 5.0
 ATTEMPT_TIMEOUT_S = 1.5
 """How long one replica may be silent: a little more than ``KV_DEFER_TIMEOUT``, as the client's documentation says."""
 
-OPERATIONS_PER_S = 20.0
-"""Of one client at most: faults are what is tested here, not speed."""
+OPERATIONS_PER_S = 6.0
+"""Of one client at most: faults are what is tested here, not speed. See ``run.CLIENTS``."""
+
+WAITS_AFTER_S = 0.3
+"""A call that takes longer waits: for a replica that is silent, or for one that has the session's causal past."""
 
 KEYS = 30
 
@@ -154,9 +157,16 @@ class Client:
         self._rng = rng
         self._values = itertools.count()
         self._sessions = itertools.count()
+        self._called_s: float | None = None  # when the call began that is under way
         self.session = self._new_session()
         self.aside: list[CountingSession] = []
         """Sessions whose causal past could not be reached: they must be served after the heal."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a call of this client has taken long already."""
+        called_s = self._called_s
+        return called_s is not None and time.monotonic() - called_s > WAITS_AFTER_S
 
     def _new_session(self) -> CountingSession:
         return CountingSession(self._setting, f"{self._name}.{next(self._sessions)}")
@@ -165,8 +175,10 @@ class Client:
         """Go on until the round's load is to end."""
         while not self._setting.is_over():
             began_s, session = time.monotonic(), self.session
+            self._called_s = began_s
             session.met.clear()
             self._count(self._step(), session.met)
+            self._called_s = None
             time.sleep(max(0.0, self._rng.uniform(0.5, 1.5) / OPERATIONS_PER_S - (time.monotonic() - began_s)))
 
     def _step(self) -> str:

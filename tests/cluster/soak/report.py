@@ -53,10 +53,11 @@ def _share(part: int, whole: int) -> float:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of ``WINDOW_S`` under load: operations acknowledged a second, and the faults that it met."""
+    """A stretch of ``WINDOW_S`` under load: operations acknowledged a second, how many clients waited, the faults."""
 
     per_s: float
     began_s: float
+    waiting: int
     faults: tuple[str, ...]
 
 
@@ -64,10 +65,11 @@ def slowest(run: Run) -> Window:
     """Return the stretch of whole seconds in which the fewest operations were acknowledged."""
     starts = [at_s for began_s, ended_s in run.loads for at_s in range(int(began_s) + 1, int(ended_s) - WINDOW_S + 1)]
     if not starts:
-        return Window(0.0, 0.0, ())
+        return Window(0.0, 0.0, 0, ())
     counts = {at_s: sum(run.tally.per_second[at_s + n] for n in range(WINDOW_S)) for at_s in starts}
     at_s = min(starts, key=lambda start_s: counts[start_s])
-    return Window(counts[at_s] / WINDOW_S, at_s, tuple(run.tally.active(at_s, at_s + WINDOW_S)))
+    waiting = max(run.tally.waiting.get(at_s + n, 0) for n in range(WINDOW_S))
+    return Window(counts[at_s] / WINDOW_S, at_s, waiting, tuple(run.tally.active(at_s, at_s + WINDOW_S)))
 
 
 def shortcomings(run: Run) -> list[str]:
@@ -97,7 +99,7 @@ def report(run: Run) -> str:
         f"faults                {_listed(sorted(faults.items()))}",
         f"acknowledged          {tally.acknowledged} operations",
         f"  a second            {tally.acknowledged / max(1.0, run.load_s):.0f}",
-        f"  in the worst {WINDOW_S} s    {worst.per_s:.0f}, with {', '.join(worst.faults) or 'no fault'}",
+        f"  in the worst {WINDOW_S} s    {worst.per_s:.0f}, {worst.waiting} clients wait, with {_named(worst.faults)}",
         f"at serving replicas   {sum(requests.values())} requests, {requests[ANSWERED]} of them answered",
         *(f"  refused             {n}: {reason}" for reason, n in refusals if n),
         f"  given up            {requests[GIVEN_UP]}, by the client, while the replica could still wait for the past",
@@ -123,6 +125,10 @@ def _late(late: list[float]) -> str:
         f"refusals came up to {late[-1]:.1f} s after a way was whole again (median {statistics.median(late):.1f} s, "
         f"{len(late)} of them)"
     )
+
+
+def _named(faults: Iterable[str]) -> str:
+    return ", ".join(faults) or "no fault"
 
 
 def _listed(counts: Iterable[tuple[str, int]]) -> str:

@@ -33,7 +33,10 @@ SPREAD_S = 1.0
 
 WATCH_EVERY_S = 0.5
 
-CLIENTS = 28
+CLIENTS = 96
+"""Many, each of them slow. A session whose causal past is out of reach has to wait, and each operation may be the one
+that makes it so: of a few fast clients nearly all wait within a second or two, and the machine is idle. More sessions
+make no more load, and show what others are served meanwhile."""
 
 
 class Run:
@@ -131,6 +134,7 @@ class Run:
     def _watch_clocks(self) -> None:
         """Ask the replicas now and then what they have, which need not be what clients were shown."""
         while not self._quiet.wait(WATCH_EVERY_S):
+            self.tally.waiting[int(time.monotonic())] = sum(client.is_waiting for client in self._clients)
             for i in range(len(self.cluster.addresses)):
                 if self.tally.is_serving(i, time.monotonic(), time.monotonic()):
                     life = self.reach.life(i)

@@ -77,6 +77,8 @@ class Tally:
     calls: Counter[str] = field(default_factory=Counter)
     acknowledged: int = 0
     per_second: Counter[int] = field(default_factory=Counter)
+    # Second -> how many clients waited in it, for silent replicas or for their causal past.
+    waiting: dict[int, int] = field(default_factory=dict)
     # (replica id, first, last counter, when a client was told that these are lost).
     told_lost: list[tuple[str, int, int, float]] = field(default_factory=list)
 
