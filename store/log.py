@@ -7,8 +7,8 @@ Invariant, for every origin o: the log holds exactly the updates base(o)+1 .. la
 clock's entry. The log may be cut anywhere: cutting raises the base. A peer below a base needs a snapshot.
 
 An update is kept as the bytes in which it travels: encoded once, whoever it is sent to and how often. What
-has been here for longer is kept in *segments*, many updates in one piece of memory. That is compact, and it
-comes back as a whole when a peer that was away for long has caught up (docs/memory.md).
+has been here for longer is kept in *segments*, many updates in one piece of memory. That is compact, and the
+system gets it back page by page as a peer that was away for long catches up (docs/memory.md).
 
 Source: anti-entropy over a truncatable log, Petersen et al., SOSP 1997 (Bayou).
 """
@@ -19,8 +19,9 @@ import heapq
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import accumulate, islice, takewhile
-from mmap import mmap
+from mmap import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from typing import NamedTuple
 
 from store.clock import Dot
@@ -28,6 +29,10 @@ from store.versions import Update, decode_update, encode_update
 
 ENTRY_BYTES = 40
 """What an update costs beyond its encoded form, estimated."""
+
+MAX_SEGMENTS = 16_384
+"""Full segments of a log at most, whatever its limit: each may be a mapping of its own, and Linux grants a process
+65,530 of them (vm.max_map_count)."""
 
 
 class Entry(NamedTuple):
@@ -52,13 +57,16 @@ NOTHING = Delta([], truncated=False, more=False)
 
 
 class UpdateLog:
-    """Updates by origin, bounded to an estimated ``limit_bytes``; ``segment_bytes`` of one origin make a segment."""
+    """Updates by origin, bounded to an estimated ``limit_bytes``.
+
+    ``segment_bytes`` of one origin make a segment; more where the log would come to more than ``MAX_SEGMENTS``.
+    """
 
     __slots__ = ("_limit", "_runs", "_segment_bytes", "bytes", "count")
 
     def __init__(self, limit_bytes: int, segment_bytes: int) -> None:
         self._limit = limit_bytes
-        self._segment_bytes = segment_bytes
+        self._segment_bytes = max(segment_bytes, limit_bytes // MAX_SEGMENTS)
         self._runs: dict[str, _Run] = {}
         self.bytes = 0
         self.count = 0
@@ -163,11 +171,11 @@ class UpdateLog:
 class _Run:
     """The updates ``first`` to ``next - 1`` of one origin: the older ones in segments, then one by one."""
 
-    __slots__ = ("_newest", "_newest_bytes", "_segment_bytes", "_segments", "first", "next")
+    __slots__ = ("_newest", "_newest_bytes", "_pack_at_bytes", "_segment_bytes", "_segments", "first", "next")
 
     def __init__(self, first: int, segment_bytes: int) -> None:
         self.first = self.next = first
-        self._segment_bytes = segment_bytes
+        self._segment_bytes = self._pack_at_bytes = segment_bytes
         self._segments: list[_Segment] = []
         self._newest: list[Entry] = []
         self._newest_bytes = 0
@@ -179,9 +187,20 @@ class _Run:
         self._newest.append(entry)
         self._newest_bytes += len(entry.encoded)
         self.next += 1
-        if self._newest_bytes >= self._segment_bytes:
-            self._segments.append(_Segment(self.next - len(self._newest), self._newest))
-            self._newest, self._newest_bytes = [], 0
+        if self._newest_bytes >= self._pack_at_bytes:
+            self._pack()
+
+    def _pack(self) -> None:
+        """Make a segment of what is kept one by one; leave it so where the system has no memory to map."""
+        try:
+            segment = _Segment(self.next - len(self._newest), self._newest)
+        except (OSError, MemoryError):
+            # The update that led here is applied already: nothing may fail for want of a better place. Each attempt
+            # looks at every entry, so the next one is when as much again has come.
+            self._pack_at_bytes = self._newest_bytes + self._segment_bytes
+            return
+        self._segments.append(segment)
+        self._newest, self._newest_bytes, self._pack_at_bytes = [], 0, self._segment_bytes
 
     def since(self, counter: int) -> Iterator[Entry]:
         """Yield the entries from ``counter`` on, which is not before ``first``."""
@@ -195,25 +214,30 @@ class _Run:
         """Forget the entries up to ``last``, which is not before ``first``; return how many encoded bytes that was."""
         freed = 0
         while self._segments and self._segments[0].first <= last:
-            segment = self._segments.pop(0)
-            kept = list(segment.since(last + 1))
-            freed += segment.bytes
-            if kept:
-                # Cut anew, so that nothing stays in memory of what was deleted and is everywhere.
-                self._segments.insert(0, _Segment(last + 1, kept))
-                freed -= self._segments[0].bytes
+            oldest = self._segments[0]
+            freed += oldest.bytes
+            if last + 1 < oldest.next:
+                oldest.erase(last)
+                freed -= oldest.bytes
+            else:
+                del self._segments[0]
         gone = max(0, last + 1 - (self.next - len(self._newest)))
         newest_bytes = sum([len(entry.encoded) for entry in self._newest[:gone]])
         del self._newest[:gone]
         self._newest_bytes -= newest_bytes
+        self._pack_at_bytes = max(self._segment_bytes, self._pack_at_bytes - newest_bytes)
         self.first = last + 1
         return freed + newest_bytes
 
 
 class _Segment:
-    """Consecutive updates of one origin from counter ``first`` on, in one piece of memory that never changes."""
+    """Consecutive updates of one origin from counter ``first`` on, in one piece of memory.
 
-    __slots__ = ("_applied_s", "_encoded", "_ends", "_timestamps", "first")
+    Raises ``OSError`` where the system grants none. Nothing is ever added; the oldest entries can be erased in place,
+    which maps nothing anew: what frees memory must not fail for want of it.
+    """
+
+    __slots__ = ("_applied_s", "_encoded", "_ends", "_memory", "_timestamps", "first")
 
     def __init__(self, first: int, entries: list[Entry]) -> None:
         ends = array("Q", accumulate([len(entry.encoded) for entry in entries], initial=0)).tobytes()
@@ -221,11 +245,13 @@ class _Segment:
         applied_s = array("d", [entry.applied_s for entry in entries]).tobytes()
         columns = [ends, timestamps, applied_s, *[entry.encoded for entry in entries]]
         # Memory of its own and of no file: it is the system's again as soon as it is forgotten here. What is handed
-        # back to Python's allocator stays with the process where anything else lives beside it.
-        whole = mmap(-1, sum(map(len, columns)))
-        whole.write(b"".join(columns))
-        view, at = memoryview(whole).toreadonly(), len(ends) + len(timestamps)
+        # back to Python's allocator stays with the process where anything else lives beside it. Private, since the
+        # kernel makes one mapping of private neighbours; shared ones, Python's default, count one by one.
+        self._memory = mmap(-1, sum(map(len, columns)), flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        self._memory.write(b"".join(columns))
+        view, at = memoryview(self._memory).toreadonly(), len(ends) + len(timestamps)
         self.first = first
+        # Where each entry begins in ``_encoded``, and at last where the last one ends.
         self._ends = view[: len(ends)].cast("Q")
         self._timestamps = view[len(ends) : at].cast("Q")
         self._applied_s = view[at : at + len(applied_s)].cast("d")
@@ -233,7 +259,28 @@ class _Segment:
 
     @property
     def bytes(self) -> int:
-        return len(self._encoded)
+        return self._ends[-1] - self._ends[0]
+
+    @property
+    def next(self) -> int:
+        return self.first + len(self._timestamps)
+
+    def erase(self, last: int) -> None:
+        """Forget the entries up to ``last``, which is not before ``first``, so that nothing of them stays in memory:
+        some may hold what was deleted and is gone everywhere."""
+        count = last + 1 - self.first
+        begin = len(self._memory) - len(self._encoded)
+        start, end = begin + self._ends[0], begin + self._ends[count]
+        self._memory[start:end] = bytes(end - start)
+        self.first = last + 1
+        self._ends = self._ends[count:]
+        self._timestamps = self._timestamps[count:]
+        self._applied_s = self._applied_s[count:]
+        # Whole pages of what is erased, by now or before, go back at once.
+        first_page, end_page = -(-begin // PAGESIZE), end // PAGESIZE
+        if first_page < end_page:
+            with suppress(OSError):  # Refused where memory is locked; it goes back with the segment then.
+                self._memory.madvise(MADV_DONTNEED, first_page * PAGESIZE, (end_page - first_page) * PAGESIZE)
 
     def since(self, counter: int) -> Iterator[Entry]:
         """Yield the entries from ``counter`` on; all of them where it is before ``first``."""

@@ -13,7 +13,8 @@ class StoreSettings:
     """Estimated size of the updates kept for peers that lack them; a peer that needs more pulls a snapshot."""
 
     log_segment_bytes: int = 256 * 1024
-    """Encoded updates of one origin that are put together in one piece of memory when they are so many."""
+    """Encoded updates of one origin that are put together in one piece of memory when they are so many. More of them
+    in a log of more than 1 GiB, which would come to too many pieces (``store.log.MAX_SEGMENTS``)."""
 
     max_memory_bytes: int = 0
     """Estimated size of keys and versions beyond which clients' writes are refused; 0 means no limit."""

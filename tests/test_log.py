@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import sys
+from mmap import PAGESIZE, mmap
+from pathlib import Path
+from typing import NoReturn
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from store.clock import Clock, covers
-from store.log import ENTRY_BYTES, NOTHING, Delta, UpdateLog
+from store.log import ENTRY_BYTES, MAX_SEGMENTS, NOTHING, Delta, UpdateLog
+from store.settings import StoreSettings
 from store.versions import Update, Write, decode_update, encode_update
 
 EVERYTHING = float("inf")
+MIB = 1 << 20
+NEEDS_PROC = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how memory is mapped on Linux only")
 
 
 def update(origin: str, counter: int, timestamp: int = 0, size: int = 0) -> Update:
@@ -22,7 +31,7 @@ def cost(update: Update) -> int:
     return len(encode_update(update)) + ENTRY_BYTES
 
 
-def filled(*updates: Update, limit_bytes: int = 10**9, at_s: float = 0.0, segment_bytes: int = 50) -> UpdateLog:
+def filled(*updates: Update, limit_bytes: int = 10**5, at_s: float = 0.0, segment_bytes: int = 50) -> UpdateLog:
     log = UpdateLog(limit_bytes, segment_bytes)
     for each in updates:
         log.append(each, at_s)
@@ -204,26 +213,105 @@ def test_an_update_is_found_by_its_dot_for_as_long_as_it_is_there() -> None:
 
 def test_nothing_of_what_was_trimmed_stays_in_memory() -> None:
     """Not even in a segment that is still needed: it may hold the key of something that was deleted."""
-    log = filled(*(update("a", n, size=n) for n in range(1, 41)), segment_bytes=10**3)
-    log.trim({"a": 17})
-    assert b"x" * 18 in b"".join(delta(log, {"a": 17}, {"a": 40}).batch)
-    held = texts_of(log)
-    assert sum(map(len, held)) == sum(len(encode_update(update("a", n, size=n))) for n in range(18, 41))
+    texts = [b"(text %d)" % n for n in range(1, 41)]
+    log = filled(*(Update("a", n, n, {}, (Write("k", text),)) for n, text in enumerate(texts, 1)), segment_bytes=500)
+    for last in (9, 17):
+        log.trim({"a": last})
+        assert segments_of(log) == 1
+        held = b"".join(texts_of(log))
+        assert [text for text in texts if text in held] == texts[last:]
+        sent = b"".join(delta(log, {"a": last}, {"a": 40}).batch)
+        assert [text for text in texts if text in sent] == texts[last:]
 
 
 def texts_of(log: UpdateLog) -> list[bytes]:
-    """Return all bytes that the log holds, piece by piece."""
-    found: dict[int, bytes] = {}
-    seen: set[int] = set()
+    """Return all bytes that the log holds, piece by piece: also what no entry refers to any more."""
+    return [each[:] for each in reachable_from(log) if isinstance(each, bytes | mmap)]
+
+
+def reachable_from(log: UpdateLog) -> list[object]:
+    """Return all objects that the log keeps alive."""
+    found: dict[int, object] = {}
     todo: list[object] = [log]
     while todo:
         each = todo.pop()
-        if id(each) in seen or isinstance(each, type):
-            continue
-        seen.add(id(each))
-        if isinstance(each, bytes):
+        if id(each) not in found and not isinstance(each, type):
             found[id(each)] = each
-        elif isinstance(each, memoryview) and each.format == "B":
-            found[id(each)] = bytes(each)
-        todo += gc.get_referents(each)
+            todo += gc.get_referents(each)
     return list(found.values())
+
+
+# -- its memory --------------------------------------------------------------------------------------------------------
+
+
+def mappings() -> int:
+    return len(Path("/proc/self/maps").read_text(encoding="utf-8").splitlines())
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * PAGESIZE
+
+
+def segments_of(log: UpdateLog) -> int:
+    return sum(isinstance(each, mmap) for each in reachable_from(log))
+
+
+@NEEDS_PROC
+def test_segments_are_not_a_mapping_each() -> None:
+    before = mappings()
+    log = filled(*(update("a", n, size=4_000) for n in range(1, 601)), limit_bytes=16 * MIB, segment_bytes=8_000)
+    assert segments_of(log) == 300
+    assert mappings() - before < 100
+
+
+@NEEDS_PROC
+def test_what_is_forgotten_goes_back_to_the_system_from_within_a_segment_too() -> None:
+    log = filled(*(update("a", n, size=1_000) for n in range(1, 20_001)), limit_bytes=100 * MIB, segment_bytes=9 * MIB)
+    assert segments_of(log) == 2
+    most = resident_bytes()
+    for counter in range(1, 9_001):  # Each trim frees less than a page: what is left of pages must add up.
+        log.trim({"a": counter})
+    assert segments_of(log) == 2
+    assert most - resident_bytes() > 7 * MIB
+    log.trim({"a": 20_000})
+    assert most - resident_bytes() > 16 * MIB
+
+
+@pytest.mark.parametrize("limit_bytes", [4 * MIB, 400 * MIB])
+def test_a_log_of_any_limit_is_a_bounded_number_of_segments(limit_bytes: int) -> None:
+    """One of 400 MiB would otherwise be 100,000 segments of 4 KiB; 65,530 mappings are what Linux grants a process."""
+    log = UpdateLog(limit_bytes, 4096)
+    full = max(4096, limit_bytes // MAX_SEGMENTS)
+    counter = 0
+    while segments_of(log) < 2:
+        counter += 1
+        log.append(update("a", counter, size=500), 0.0)
+    assert log.bytes == pytest.approx(2 * full * (1 + ENTRY_BYTES / 530), rel=0.1)
+    assert StoreSettings().max_log_bytes // MAX_SEGMENTS < StoreSettings().log_segment_bytes, "defaults are not touched"
+
+
+def test_without_memory_for_segments_updates_are_kept_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+
+    def refuse(*args: object, **_: object) -> NoReturn:
+        attempts.append(args)
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    updates = [update("a", n, size=100) for n in range(1, 101)]
+    log = filled(*updates[:20], segment_bytes=1_000)
+    packed = segments_of(log)
+    with monkeypatch.context() as patch:
+        patch.setattr("store.log.mmap", refuse)
+        for each in updates[20:80]:
+            log.append(each, 0.0)
+        assert 1 < len(attempts) < 10, "tried again, and not at every update"
+        assert segments_of(log) == packed
+        assert log.updates("a") == updates[:80]
+        log.trim({"a": 4})  # within a segment: forgetting needs no memory
+        assert log.updates("a") == updates[4:80]
+        log.trim({"a": 40})
+    for each in updates[80:]:
+        log.append(each, 0.0)
+    assert segments_of(log) > 0, "packed as soon as there is memory again"
+    assert log.updates("a") == updates[40:]
+    assert log.bytes == sum(map(cost, updates[40:]))
