@@ -18,6 +18,7 @@ from django.contrib.staticfiles import finders
 from django.test import Client
 
 from kvsite.config import Config
+from kvsite.dashboard import details
 from kvsite.dashboard import site as site_module
 from kvsite.dashboard.charts import charts
 from kvsite.dashboard.keeper import FRESH_S, USABLE_S, Keeper, ask_cluster
@@ -429,6 +430,8 @@ class FakeNode:
     def __init__(self) -> None:
         self.replica = SimpleNamespace(address=A)
         self.late_s: dict[str, float | None] = {B: 0.0, C: 0.0}
+        self.asked: list[tuple[str, str]] = []
+        """Address and query, of each question to a peer."""
         self.ended = threading.Event()
 
     def members(self) -> list[str]:
@@ -437,7 +440,15 @@ class FakeNode:
     def status(self, **_more: Any) -> dict[str, Any]:
         return {"of": A}
 
-    def status_of(self, address: str, _query: str = "") -> dict[str, Any] | None:
+    def keys(self, *_which: Any, **_more: Any) -> list[dict[str, Any]]:
+        written = {"dot": (id_of(B), 1), "timestamp": NOW_US, "versions": 1}
+        return [{"key": "k", "value": b"1", "value_bytes": 1, **written}]
+
+    def explain(self, key: str) -> dict[str, Any]:
+        return {"key": key, "versions": [], "pending": []}
+
+    def status_of(self, address: str, query: str = "") -> dict[str, Any] | None:
+        self.asked.append((address, query))
         late_s = self.late_s[address]
         if late_s is None:
             self.ended.wait(10)
@@ -481,6 +492,20 @@ def test_one_that_is_slow_is_heard_again_when_it_answers_late(fake_node: FakeNod
     fake_node.late_s[C] = SILENT_TIMEOUT_S + 0.15
     time.sleep(0.2)  # its late answer to the first question has come
     assert members.cluster(node)[C]["reachable"], "it is given its time again"
+
+
+def test_of_one_that_falls_silent_the_last_answer_to_the_same_question_is_told(fake_node: FakeNode) -> None:
+    """The space-time diagram asks for more than the overview: each finds in the last status what it needs."""
+    members, node = Members(), cast("Node", fake_node)
+    shown = members.cluster(node, recent=7)
+    assert (C, "recent=7") in fake_node.asked
+    fake_node.late_s[C] = 0.01
+    members.cluster(node)
+    fake_node.late_s[C] = None
+    silent, silent_in_overview = members.cluster(node, recent=7)[C], members.cluster(node)[C]
+    assert (silent["reachable"], silent["status"]) == (False, shown[C]["status"])
+    assert silent["age_s"] >= ASK_TIMEOUT_S
+    assert silent_in_overview["status"] == {"of": C, "late_s": 0.01}
 
 
 def test_nobody_but_members_is_asked(fake_node: FakeNode) -> None:
@@ -624,6 +649,54 @@ def test_what_is_pending_is_hollow_and_named_in_the_table() -> None:
     [mark] = [mark for mark in told.marks if mark.kind == "pending"]
     assert mark.title == "10.0.0.1 #101 (carts/0/items): pending at 10.0.0.2, waits for 10.0.0.3 #101 since 4.0 s"
     assert "pending, waits for 10.0.0.3 #101" in {cell for line in told.table for cell in line.cells}
+
+
+def test_of_a_replica_that_does_not_answer_the_diagram_shows_what_it_had_and_no_more() -> None:
+    cluster = recent(cluster_of(3), 3)
+    for address in (A, B):
+        applied = {"dot": [id_of(A), 200], "wall_us": NOW_US - 1000, "key": "later"}
+        cluster[address]["status"]["recent"].append(applied)
+        cluster[address]["status"]["clock"][id_of(A)] = 200
+    cluster[C]["status"].update(pending=pending(1, A, B), pending_count=1)
+    cluster[C] = silent(cluster[C], 5.0)
+    told = diagram(snapshot_of(cluster))
+    assert [lane.note for lane in told.lanes] == ["", "", "no answer"]
+    assert not any(mark.kind == "pending" for mark in told.marks), "it may have got what it waited for"
+    lines = {line.update: line.cells for line in told.table}
+    assert lines["10.0.0.3 #92"][2] == "issued"
+    assert lines["10.0.0.1 #90"][2].startswith("+")
+    assert lines["10.0.0.1 #200"][2] == "unknown", "it is not known not to have it"
+
+
+def test_the_diagram_keeps_what_a_replica_that_falls_silent_told(
+    monkeypatch: pytest.MonkeyPatch, fake_node: FakeNode
+) -> None:
+    known = recent(cluster_of(3), 3)
+    monkeypatch.setattr(fake_node, "status", lambda **_: known[A]["status"])
+    monkeypatch.setattr(fake_node, "status_of", lambda address, _query: (known.get(address) or {}).get("status"))
+    monkeypatch.setattr(bound, "bound", lambda: True)
+    monkeypatch.setattr(bound, "node", lambda: fake_node)
+    monkeypatch.setattr(details, "members", Members())
+    clock = FakeClock()
+    monkeypatch.setattr(details, "_latest", details.Kept(details._ask_latest, clock))
+    assert "no answer" not in Client().get("/admin/spacetime/now/").content.decode()
+    del known[C]
+    clock.now_s += 1
+    html = Client().get("/admin/spacetime/now/").content.decode()
+    assert "no answer" in html
+    assert "10.0.0.3 #92 (carts/2): issued" in html
+
+
+def test_pages_of_keys_ask_nobody(monkeypatch: pytest.MonkeyPatch, fake_node: FakeNode) -> None:
+    """All that they need of the others are addresses: one that hangs must not hold them up."""
+    fake_node.late_s[C] = None
+    monkeypatch.setattr(bound, "bound", lambda: True)
+    monkeypatch.setattr(bound, "node", lambda: fake_node)
+    monkeypatch.setattr(site_module, "keeper", Keeper(ask_cluster))
+    client = Client()
+    assert "10.0.0.2 #1" in client.get("/admin/keys/").content.decode(), "its label is the short one"
+    assert client.get("/admin/keys/key/?key=k").status_code == 200
+    assert fake_node.asked == []
 
 
 def test_a_page_of_keys_and_of_a_key() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from kvsite.benchmark.stats import percentile
 from kvsite.cluster import LocalCluster
 from replication.messages import encode
 from store.clock import Clock, Dot, covers
@@ -26,7 +27,7 @@ from store.settings import StoreSettings
 from store.versions import Change, Update
 from tests.cluster import support as faults
 from tests.cluster.netns import NetnsCluster
-from tests.cluster_long.support import Past, ask, cluster_of, in_step, quantile, report, soon, status, transact
+from tests.cluster_long.support import Past, ask, cluster_of, in_step, report, soon, status, transact
 from tests.cluster_long.weight import traces, weight
 from tests.wire import Wire
 
@@ -582,7 +583,7 @@ def test_while_an_empty_replica_takes_over_200000_keys_the_givers_clients_hardly
         report(f"ready {ready_s - started_s:.1f} s after its start, {ready_s - asked_s:.1f} s after it answered")
         for name, (begin_s, end_s) in windows.items():
             took = [took for due, took in samples if begin_s <= due < end_s]
-            p50, p99[name] = quantile(took, 0.5), quantile(took, 0.99)
+            p50, p99[name] = percentile(took, 0.5), percentile(took, 0.99)
             quantiles = f"p50 {p50 * 1e3:.1f} ms, p99 {p99[name] * 1e3:.1f} ms, max {max(took) * 1e3:.0f} ms"
             report(f"{name}: {len(took)} requests, {quantiles}")
         cluster.wait_logged(1, "keys taken over")

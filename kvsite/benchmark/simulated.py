@@ -32,7 +32,7 @@ def _rows(name: str, counted: list[Growth]) -> list[Figure]:
         for unit, cost in (("messages", each.messages), ("bytes", each.bytes)):
             title = f"{name}, {each.replicas} replicas: {unit}"
             rows.append(Figure("simulation", title, unit, [cost], chart=unit, series=name, x=each.replicas))
-    k = exponent([each.replicas for each in counted], [each.messages for each in counted])
+    k = exponent([each.replicas - 1 for each in counted], [each.messages for each in counted])
     return [*rows, Figure("simulation", f"{name}: exponent of its messages", "", [k], note=law(counted))]
 
 

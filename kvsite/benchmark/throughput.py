@@ -10,8 +10,9 @@ from kvsite.benchmark.drivers import Measured
 from kvsite.benchmark.figures import Figure, Target, at_least, at_most
 from kvsite.benchmark.loads import Load
 from kvsite.benchmark.processes import BenchmarkError
-from kvsite.benchmark.stats import exponent, growth_in_words, median, number, ratios
+from kvsite.benchmark.stats import median, number, ratios
 from kvsite.benchmark.systems import Causeway, Etcd, Lab, Limit, Redis, System
+from replication.simulation.growth import exponent, growth_in_words
 
 NAMES: Final = {"get": "GET", "put": "PUT", "mix": "90/10 mix", "txn": "transactions"}
 SIZES: Final = (1, 3, 5)
@@ -117,10 +118,11 @@ def _ratio(
 def _growth(cpu_us: Sequence[Sequence[float]]) -> list[Figure]:
     """Say how the cost of a PUT, all replicas together, grows with their number."""
     exponents = [exponent(SIZES, round_) for round_ in zip(*cpu_us, strict=True)]
+    k = median(exponents)
     alone, three, five = (median(each) for each in cpu_us)
     note = (
-        f"{growth_in_words(median(exponents))}: {alone:.0f} us at 1 replica, {(three - alone) / 2:.0f} us more for "
-        f"each up to 3, {(five - three) / 2:.0f} us up to 5"
+        f"costs {growth_in_words(k)} (exponent {k:.2f}): {alone:.0f} us at 1 replica, "
+        f"{(three - alone) / 2:.0f} us more for each up to 3, {(five - three) / 2:.0f} us up to 5"
     )
     name = "PUT: CPU of all replicas by their number, exponent"
     return [Figure("put", name, "", exponents, target=at_most(1.0), note=note)]

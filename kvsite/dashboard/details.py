@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvsite.dashboard.keeper import FRESH_S
-from kvsite.dashboard.members import members
+from kvsite.dashboard.members import addresses_of, members
 from kvsite.dashboard.snapshot import Replica, Snapshot, read
 from replication.api import bound
 
@@ -50,14 +50,7 @@ def _ask_latest(_key: str) -> Snapshot:
     if not bound.bound():
         return Snapshot("", wall_us)
     node = bound.node()
-    own = node.replica.address
-    addresses = sorted({own, *node.members()})
-    told = members.statuses(node, addresses, recent=RECENT)
-    cluster = {
-        address: {"status": told.get(address), "age_s": 0.0 if address in told else None, "reachable": address in told}
-        for address in addresses
-    }
-    return read(cluster, own, wall_us)
+    return read(members.cluster(node, recent=RECENT), node.replica.address, wall_us)
 
 
 _histories = Kept(_ask_history)
@@ -77,6 +70,11 @@ def latest() -> Snapshot:
     """Return the cluster with the updates that each replica applied last."""
     snapshot: Snapshot = _latest.get("")
     return snapshot
+
+
+def known_members() -> list[str]:
+    """Return the addresses of the members that the replica of this process knows; empty where there is none."""
+    return addresses_of(bound.node()) if bound.bound() else []
 
 
 def keys(prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]] | None:

@@ -23,25 +23,32 @@ Told: TypeAlias = Mapping[str, Any]
 """A status, as its replica tells it."""
 
 
+def addresses_of(node: Node) -> list[str]:
+    """Return the addresses of all members that ``node`` knows, its own among them; nobody is asked."""
+    return sorted({node.replica.address, *node.members()})
+
+
 class Members:
     """Asks the members that a node knows, and remembers what each said last. Threads share it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._silent: set[str] = set()
-        self._last: dict[str, tuple[float, Told]] = {}
-        """Address -> when it was asked, and what it answered."""
+        self._last: dict[int, dict[str, tuple[float, Told]]] = {}
+        """``recent`` -> address -> when it was asked, and what it answered: a page that asks for more has to find more
+        in the last answer, too."""
 
-    def cluster(self, node: Node) -> dict[str, dict[str, Any]]:
+    def cluster(self, node: Node, *, recent: int = 0) -> dict[str, dict[str, Any]]:
         """Return address -> {"status", "age_s", "reachable"} of all members, each asked now.
 
         Of one that does not answer the last known status is told, with its age; ``status`` is None where none is known.
+        ``recent``: ask for so many of the updates applied last as well.
         """
-        addresses = sorted({node.replica.address, *node.members()})
+        addresses = addresses_of(node)
         asked_s = self._clock()
-        found = self.statuses(node, addresses)
-        known = self._last | {address: (asked_s, told) for address, told in found.items()}
-        self._last = {address: known[address] for address in addresses if address in known}
+        found = self.statuses(node, addresses, recent=recent)
+        known = self._last.get(recent, {}) | {address: (asked_s, told) for address, told in found.items()}
+        self._last[recent] = {address: known[address] for address in addresses if address in known}
         cluster: dict[str, dict[str, Any]] = {}
         for address in addresses:
             at_s, told = known.get(address, (0.0, None))

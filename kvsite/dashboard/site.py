@@ -121,7 +121,7 @@ class DashboardSite(AdminSite):
         prefix, after = request.GET.get("prefix", ""), request.GET.get("after", "")
         conflicts = request.GET.get("conflicts") == "true"
         found = details.keys(prefix, after, PAGE + 1, conflicts=conflicts)
-        keys = keys_page(found, _members(), prefix=prefix, after=after, conflicts=conflicts)
+        keys = keys_page(found, details.known_members(), prefix=prefix, after=after, conflicts=conflicts)
         return self._page(request, "dashboard/keys.html", title="Keys", page="keys", keys=keys)
 
     def key(self, request: HttpRequest) -> HttpResponse:
@@ -130,7 +130,7 @@ class DashboardSite(AdminSite):
 
     def _key(self, request: HttpRequest) -> HttpResponse:
         key = request.GET.get("key", "")
-        told = key_page(details.explanation(key), key, _members())
+        told = key_page(details.explanation(key), key, details.known_members())
         return self._page(request, "dashboard/key.html", title=key or "Key", subtitle="Key", page="key", told=told)
 
     # -- the space-time diagram ------------------------------------------------------------------------
@@ -174,10 +174,6 @@ class DashboardSite(AdminSite):
     def _page(self, request: HttpRequest, template: str, **context: Any) -> TemplateResponse:
         request.current_app = self.name
         return TemplateResponse(request, template, {**self.each_context(request), **context})
-
-
-def _members() -> list[str]:
-    return [replica.address for replica in keeper.look().snapshot.replicas]
 
 
 def _replica_html(address: str) -> str:

@@ -147,8 +147,10 @@ def diagram(snapshot: Snapshot) -> Diagram:
 
 def _lane(replica: Replica, labels: Mapping[str, str], i: int) -> Lane:
     note = ""
-    if replica.status is None:
-        note = "status cannot be read" if replica.problem else "no answer"
+    if not replica.answers:
+        note = "no answer"
+    elif replica.status is None:
+        note = "status cannot be read"
     elif replica.status.pending_count > MAX_PENDING:
         note = f"{replica.status.pending_count:,} pending"
     return Lane(replica.address, labels[replica.address], i % HUES, TOP + LANE * i + LANE / 4, note)
@@ -161,7 +163,8 @@ def _stories(snapshot: Snapshot) -> list[_Story]:
         if replica.status:
             for each in replica.status.recent:
                 applied.setdefault(each.dot, {})[replica.address] = each
-            for waiting in replica.status.pending[-MAX_PENDING:]:
+            # What was applied stays so; what a replica that does not answer waited for, it may have by now.
+            for waiting in replica.status.pending[-MAX_PENDING:] if replica.answers else ():
                 pending.setdefault(waiting.dot, {})[replica.address] = waiting
     stories = []
     for dot in {**applied, **pending}:
@@ -302,7 +305,9 @@ def _cell(story: _Story, replica: Replica, labels: Mapping[str, str]) -> str:
     at_us = story.at.get(replica.address)
     if at_us is None:
         # In a snapshot, or before what it remembers.
-        return "has it" if replica.status.clock.get(story.dot[0], 0) >= story.dot[1] else "not yet"
+        if replica.status.clock.get(story.dot[0], 0) >= story.dot[1]:
+            return "has it"
+        return "not yet" if replica.answers else "unknown"
     if replica.address == story.origin:
         return "issued"
     return _clock_time(at_us) if story.issued_us is None else f"{_after((at_us - story.issued_us) / 1e6)}"

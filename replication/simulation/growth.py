@@ -138,25 +138,34 @@ def _rest(world: World) -> None:
         world.run_until(world.now_s + 0.5)
 
 
-def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
-    """Return k of the law cost ~ (n - 1)**k, n replicas: the slope of log cost over log (n - 1)."""
-    return linear_regression([math.log(n - 1) for n in sizes], [math.log(cost) for cost in costs]).slope
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Return k of the law cost ~ size**k that fits best: the slope of log cost over log size, by least squares."""
+    return linear_regression([math.log(size) for size in sizes], [math.log(cost) for cost in costs]).slope
+
+
+def growth_in_words(k: float) -> str:
+    """Say what costs ~ size**k do as sizes grow."""
+    names = (
+        (-0.15, "fall"),
+        (0.15, "do not grow"),
+        (0.85, "grow slower than linearly"),
+        (1.15, "grow linearly"),
+        (1.85, "grow slower than the square"),
+        (2.15, "grow with the square"),
+        (2.85, "grow slower than the cube"),
+        (3.15, "grow with the cube"),
+    )
+    return next((words for limit, words in names if k < limit), "grow faster than the cube")
 
 
 def law(counted: Sequence[Growth]) -> str:
     """Say in words how messages and bytes of a write, and what flows without any, grow with the replicas."""
-    sizes = [each.replicas for each in counted]
+    others = [each.replicas - 1 for each in counted]
     laws = [
         ("a write's messages", [each.messages for each in counted]),
         ("its bytes", [each.bytes for each in counted]),
         ("the messages that flow without writes", [each.idle_messages_s for each in counted]),
         ("and their bytes", [each.idle_bytes_s for each in counted]),
     ]
-    return "with n replicas " + ", ".join(f"{name} grow {_in_words(exponent(sizes, costs))}" for name, costs in laws)
-
-
-def _in_words(k: float) -> str:
-    names = ((0.15, "not at all"), (0.85, "slower than linearly"), (1.15, "linearly"), (1.85, "slower than the square"))
-    more = ((2.15, "with the square"), (2.85, "slower than the cube"), (3.15, "with the cube"))
-    words = next((words for limit, words in (*names, *more) if k < limit), "faster than the cube")
-    return f"{words} ((n-1)^{k:.1f})"
+    exponents = [(name, exponent(others, costs)) for name, costs in laws]
+    return "with n replicas " + ", ".join(f"{name} {growth_in_words(k)} ((n-1)^{k:.1f})" for name, k in exponents)

@@ -123,11 +123,6 @@ def in_step(cluster: LocalCluster, replicas: int) -> bool:
     )
 
 
-def quantile(seconds: list[float], share: float) -> float:
-    """Return the value that ``share`` of ``seconds`` do not exceed."""
-    return sorted(seconds)[min(len(seconds) - 1, int(share * len(seconds)))]
-
-
 def report(text: str) -> None:
     """Tell what was measured; pytest shows it with ``-s``, and of a test that fails."""
     sys.stdout.write(f"\n  {text}")
