@@ -194,13 +194,14 @@ class Config:
     defer_timeout_s: float = _setting("KV_DEFER_TIMEOUT", _seconds(0, 60), 1.0)
     """How long a request waits for its causal past before its 503, where it does not say ``wait``; 0 means at once."""
 
-    max_body_bytes: int = _setting("KV_MAX_BODY_BYTES", _whole(1024, 1 << 30), 8 << 20)
-    """Longest body of a client's request; more is a 413. It bounds what one request can hold in memory."""
+    max_body_bytes: int = _setting("KV_MAX_BODY_BYTES", _whole(1024, 64 << 20), 8 << 20)
+    """Longest body of a client's request; more is a 413. It bounds what one request can hold in memory. At most 64 MiB:
+    one message between replicas (256 MiB) has to hold the update that it becomes, or a key with its siblings."""
 
     max_key_bytes: int = _setting("KV_MAX_KEY_BYTES", _whole(1, 65536), 512)
     """Longest key in UTF-8. For comparison: memcached 250, S3 1024. Keys stand in URLs: keep it below 8000 or so."""
 
-    max_value_bytes: int = _setting("KV_MAX_VALUE_BYTES", _whole(1, 1 << 30), 1 << 20)
+    max_value_bytes: int = _setting("KV_MAX_VALUE_BYTES", _whole(1, 64 << 20), 1 << 20)
     """Longest value as encoded JSON. Below ``max_body_bytes``, which also holds the metadata around it."""
 
     max_clock_entries: int = _setting("KV_MAX_CLOCK_ENTRIES", _whole(1, 1_000_000), 1024)

@@ -23,9 +23,10 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from kvsite.config import ApiToken, Config
-from kvsite.logs import Seldom
 from kvsite.turned import SignReply, Turned
+from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER, SAFE_METHODS, Judge, key_of, sign_reply
+from replication.seldom import Seldom
 from store.api.access import READ_ONLY
 
 Environ = dict[str, Any]
@@ -35,9 +36,6 @@ PUBLIC: Final = frozenset({"/healthz", "/readyz"})
 DASHBOARD: Final = "/admin/"
 TRANSACTIONS: Final = ("POST", "/kvs")
 """May be a read or a write, which its body says: the view decides (store/api/access.py)."""
-
-MAX_PROVEN_BYTES: Final = 256 * 1024 * 1024
-"""The longest body that is read to check its digest; who sends it has the secret."""
 
 CHALLENGE: Final = "WWW-Authenticate"
 BEARER: Final = 'Bearer realm="causeway"'
@@ -84,7 +82,7 @@ class Guard:
     def check_body(self, environ: Environ, admitted: Admitted) -> None:
         """Read the body of a request with proof, and hand it on where it is what was signed. Raises ``Turned``."""
         length = environ.get("CONTENT_LENGTH") or "0"
-        if not length.isdigit() or int(length) > MAX_PROVEN_BYTES:
+        if not length.isdigit() or int(length) > MAX_MESSAGE_BYTES:
             raise Turned(413, "Body is too large", sign=admitted.sign)
         body = environ["wsgi.input"].read(int(length)) if int(length) else b""
         if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), admitted.digest):

@@ -82,22 +82,3 @@ class Json(logging.Formatter):
 def utc(record: logging.LogRecord) -> str:
     """Return when the record was made, as ``2030-01-31T23:59:59.123Z``."""
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
-
-
-class Seldom:
-    """Says what of a stream of like events is worth a line: the first of each kind, and one every ``pause_s``."""
-
-    def __init__(self, pause_s: float = 60.0, max_kinds: int = 1024) -> None:
-        self._pause_s = pause_s
-        self._max_kinds = max_kinds
-        self._last_s: dict[str, float] = {}
-
-    def due(self, kind: str, now_s: float) -> bool:
-        """Return whether to log an event of this kind now."""
-        last_s = self._last_s.get(kind)
-        if last_s is not None and now_s - last_s < self._pause_s:
-            return False
-        if len(self._last_s) >= self._max_kinds:
-            self._last_s.clear()  # A flood of kinds costs lines, not memory.
-        self._last_s[kind] = now_s
-        return True

@@ -3,19 +3,31 @@
 With a key (``KV_CLUSTER_SECRET``), each request proves it and each reply has to (replication/proof.py). What changes
 anything is sent only to who has proven the secret before: a stranger who has taken over a member's address gets a
 greeting, and no data. Without one, replicas of a cluster that asks for tokens present a token of theirs.
+
+By which name: the Host header has to name whom the other side knows as a member, and a certificate is verified for
+a name. The rule, decided anew for each exchange:
+
+* An address that ``VIEW`` or the register tells is its own name. Its replica is called so, or an operator says so.
+* An address that only a lookup (``KV_VIEW_DNS``) has told is called by the name that was looked up. What the replica
+  there calls itself is not known before it has answered.
+* Whoever is refused under one name (400, or a certificate for another one) tries the next of ``Ways`` the next time.
+  Else a replica that has just been told of a lookup's name would be refused by all that have not, and serve empty.
+
+A way never makes do with less: an address that only a lookup has told is verified by the name that was looked up and
+by no other, for whoever can forge answers of a name service can name an address that he has a certificate for.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import requests
 from requests.adapters import HTTPAdapter
 
-from replication.address import split_address
+from replication.address import join_address, split_address
 from replication.errors import NotTrusted
 from replication.proof import HEADER, NOBODY, SAFE_METHODS, Known, check_reply, sign
 
@@ -34,7 +46,7 @@ class CallSettings:
     asked again at the next sync. ``scheme``: http or https; ``verify``: a CA bundle's path, or True for the system's.
     ``key``: of the cluster's secret (``proof.key_of``), empty for none; ``token``: of the API, empty for none.
     ``called``: ``name:port`` that stands in the Host header, and that certificates are verified for, in place of the
-    address: for one that a name service told. Empty: the address itself.
+    address; empty: the address itself. ``host``: what stands in the Host header in place of either; empty: the same.
     """
 
     timeout_s: float = 1.0
@@ -43,6 +55,28 @@ class CallSettings:
     key: bytes = field(default=b"", repr=False)
     token: str = field(default="", repr=False)
     called: str = ""
+    host: str = ""
+
+
+class Ways:
+    """By which names replicas may be called, each a tuple of settings: the right one first, then those to try instead.
+
+    ``lookup``: the ``name:port`` that is looked up. That name is known to replicas that look it up themselves;
+    ``localhost`` every replica answers to, whatever it is called (kvsite/hosts.py), so it is the last one to try.
+    """
+
+    def __init__(self, settings: CallSettings, lookup: str = "") -> None:
+        self.plain: tuple[CallSettings, ...] = (settings,)
+        """For an address that no lookup tells."""
+        self.known: tuple[CallSettings, ...] = self.plain
+        """For one that a lookup tells, and ``VIEW`` or the register too."""
+        self.found: tuple[CallSettings, ...] = self.plain
+        """For one that nothing but a lookup tells."""
+        if lookup:
+            by_lookup = replace(settings, called=lookup)
+            by_any = replace(by_lookup, host=join_address("localhost", split_address(lookup)[1]))
+            self.found = (by_lookup, by_any)
+            self.known = (settings, by_lookup, by_any)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +114,9 @@ class Caller:
         self._http.headers["Accept-Encoding"] = "identity"  # Nothing that unpacks to more than was sent.
         if settings.token:
             self._http.headers["Authorization"] = f"Bearer {settings.token}"
+        if host := settings.host or settings.called:
+            self._http.headers["Host"] = host
         if settings.called:
-            self._http.headers["Host"] = settings.called
             self._http.mount("https://", _Named(split_address(settings.called)[0]))
 
     def call(self, method: str, address: str, path: str, body: bytes = b"", media_type: str = "") -> Answer:

@@ -37,13 +37,13 @@ def resolve(name: str, port: int) -> frozenset[str]:
     """Return the addresses (``host:port``, IPv4 and IPv6) that ``name`` has now. Raises ``LookupFailed``; blocks."""
     try:
         records = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-        hosts = {str(record[4][0]) for record in records}
+        # A zone (fe80::1%eth0) means something on one machine only.
+        hosts = {host for record in records if "%" not in (host := str(record[4][0]))}
     except (OSError, UnicodeError) as exc:
         raise LookupFailed(getattr(exc, "strerror", None) or str(exc)) from exc
     if not hosts:
-        raise LookupFailed("no address")
-    # A zone (fe80::1%eth0) means something on one machine only.
-    addresses = sorted(parse_address(join_address(host, port)) for host in hosts if "%" not in host)
+        raise LookupFailed("no address that other machines can use")
+    addresses = sorted(parse_address(join_address(host, port)) for host in hosts)
     return frozenset(addresses[:MAX_FOUND])
 
 

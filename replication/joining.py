@@ -1,4 +1,4 @@
-"""Starting: when a replica that came up empty may serve.
+"""Starting: when a replica that came up empty, or that was put back into the view, may serve.
 
 It asks every seed and every member that those name. It serves once everything is here that each one who
 answered had when it was asked. It does not wait for one that has since fallen silent or whose incarnation is
@@ -33,12 +33,17 @@ class Answer:
 class Joining:
     """What a joining replica has heard so far. Times are monotonic seconds.
 
-    ``started_s``: since when it asks; ``asked_s``: address -> the same of one that was found later.
+    ``started_s``: since when it asks; ``asked_s``: address -> since when it is known to be one to ask.
     """
 
     started_s: float
     asked_s: dict[str, float] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
+
+    def ask(self, addresses: Iterable[str], now_s: float) -> None:
+        """Note whom to ask: some are found by lookups, or named in the answer of another, well after the start."""
+        for address in addresses:
+            self.asked_s.setdefault(address, now_s)
 
     def note(self, address: str, replica: str, clock: Clock) -> None:
         """Note the first exact clock told by the incarnation ``replica``, asked at ``address``."""

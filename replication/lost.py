@@ -10,9 +10,11 @@ on them. Waiting would last for ever; giving up too early would show an effect b
    and so does what is no id of ours at all.)
 2. Every member that is in, **down ones too**, has reported since the question came: in its present
    incarnation, under a register equal to this replica's. (An older report may be from before the member got
-   it; under another register a member may still take it from i itself.) A seed that was never reached counts as
-   a member: a replica that started cut off from all others does not know who belongs. So does a lookup of peers that
-   has not found anybody yet (seeds.py).
+   it; under another register a member may still take it from i itself.) A seed that was never reached counts as a
+   member: a replica that started cut off from all others does not know who belongs. So does a lookup of peers that
+   has not found anybody yet (seeds.py). And as a replica that was put out hands over all that it has as long as it
+   lives, be it its own updates or others', the reports have to be from after each of those is known to be silent, or
+   to have nothing more than this replica. (Until then one of them may give it to a member that has just reported.)
 3. This replica's own clock covers all the reported clocks. (Else a member has it, and it is on its way.)
 4. Nobody's pending queue, nor this one's, has it or anything of i before it.
 

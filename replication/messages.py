@@ -36,6 +36,11 @@ PROTOCOL = 1
 UNSAID = 1
 """Version of a message that says none. It stays 1 in every version, or neighbours take each other for themselves."""
 
+MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+"""No request or reply between replicas is longer. Nodes keep theirs to about 256 KiB, but for what cannot be divided:
+one update, or one key with all its siblings, of values up to ``KV_MAX_BODY_BYTES``. Stops one that is no peer from
+filling the memory."""
+
 Address = Annotated[str, msgspec.Meta(min_length=3, max_length=300)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]

@@ -12,16 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-from replication.calling import CallSettings
+from replication.calling import CallSettings, Ways
 from replication.discovery import Discovery
 from replication.errors import AddressTaken, BadMessage, NotTrusted, Refused, ReplicationError, Unreachable
 from replication.explain import explain, list_keys
 from replication.measures import Measures, first_new
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, Updates, decode, encode
 from replication.replica import Outgoing, Replica
+from replication.seldom import Seldom
 from replication.status import Rates, describe, lacking, latest
 from replication.transport import Transport
 from store.engine import Engine, read_clocks
@@ -32,7 +32,6 @@ CHUNK_UPDATES = 64
 """Updates applied per turn of the lock."""
 
 WARNED_EVERY_S = 600.0
-MAX_WARNED = 1024
 
 LONGEST_SLEEP_S = 1.0
 AWAKE = float("-inf")
@@ -63,11 +62,11 @@ class Node:
         self.engine = engine
         self.is_open = is_open
         self._lock = engine.lock
-        self._transport_settings = transport
         self._discovery = discovery
+        self._ways = Ways(transport, discovery.address if discovery is not None else "")
         self._on_fatal = on_fatal
         self._stopping = False
-        self._warned: dict[str, float] = {}
+        self._warned = Seldom(WARNED_EVERY_S)
         self._talkers: dict[str, _Talker] = {}
         self._ticker = threading.Thread(target=self._tick_for_ever, name="tick", daemon=True)
         self._counts = dict.fromkeys(("exchanges", "exchange_failures", "exchanges_answered", "messages_refused"), 0)
@@ -274,7 +273,7 @@ class Node:
         with self._lock:
             targets = set() if self._stopping else set(self.replica.targets(read_clocks()))
             for address in targets - self._talkers.keys():
-                self._talkers[address] = _Talker(address, self.sync)
+                self._talkers[address] = _Talker(address, self.sync, self._ways_to(address))
             for address in self._talkers.keys() - targets:
                 self._talkers.pop(address).ended = True
             # Events are numbered by how many there ever were; the replica keeps the last of them only.
@@ -298,18 +297,18 @@ class Node:
 
     def sync(self, talker: _Talker) -> None:
         """Talk to one peer for as long as it is one: whenever an exchange is due, until the node stops."""
-        transport = Transport(self._settings_for(talker.address))
         try:
             while not (talker.ended or self._stopping):
                 try:
-                    self._exchange_or_sleep(talker, transport)
+                    self._exchange_or_sleep(talker)
                 except Exception:  # This thread is the only one that talks to this peer: it must live on.
                     logger.exception("turn of %s failed", talker.address)
                     time.sleep(TICK_S)
         finally:
-            transport.close()
+            talker.hang_up()
 
-    def _exchange_or_sleep(self, talker: _Talker, transport: Transport) -> None:
+    def _exchange_or_sleep(self, talker: _Talker) -> None:
+        transport = talker.line(self._ways_to(talker.address))
         with self._lock:
             talker.wakeup.clear()
             now = read_clocks()
@@ -322,20 +321,23 @@ class Node:
         else:
             talker.wakeup.wait(max(0.0, talker.sleeps_until_s - now.mono_s))
 
-    def _settings_for(self, address: str) -> CallSettings:
-        """Return how to call ``address``: one that was found under a name is called by that name."""
+    def _ways_to(self, address: str) -> tuple[CallSettings, ...]:
+        """Return by which names to call ``address``, the right one first (replication/calling.py).
+
+        Needs no lock: it looks whether something is in a set that never changes, and in a dict.
+        """
         if self._discovery is None or address not in self._discovery.found:
-            return self._transport_settings
-        return replace(self._transport_settings, called=self._discovery.address)
+            return self._ways.plain
+        is_known = address in self.replica.seeds or address in self.replica.view.register
+        return self._ways.known if is_known else self._ways.found
 
     def _exchange(self, transport: Transport, outgoing: Outgoing) -> None:
         try:
             began_s = time.monotonic()
             reply = transport.send(outgoing.to, outgoing.message)
             self._finish(outgoing, reply)
+            self._warned.forget(outgoing.to)
             with self._lock:
-                if self._warned:
-                    self._warned.pop(outgoing.to, None)
                 self._counts["exchanges"] += 1
                 self._measures.exchange_s.observe(time.monotonic() - began_s)
                 self._measures.sent_and_received("asked", transport.sent_bytes, transport.received_bytes)
@@ -366,24 +368,24 @@ class Node:
             self.replica.conclude(outgoing.to, outgoing.serial, talker, reply, applied, read_clocks())
 
     def _fail(self, outgoing: Outgoing, exc: Exception) -> None:
-        if isinstance(exc, NotTrusted | Refused):
-            self._warn_seldom(outgoing.to, f"no exchange: {exc}")
-        elif isinstance(exc, BadMessage):
-            self._warn_seldom(outgoing.to, f"no exchange with {outgoing.to}: {exc}")
-        elif not isinstance(exc, Unreachable):
-            logger.warning("exchange with %s: %s", outgoing.to, exc)
+        is_refused = isinstance(exc, NotTrusted | Refused)
+        talker = self._talkers.get(outgoing.to) if is_refused else None
+        has_another_name = talker is not None and talker.try_another()
         with self._lock:
             self._counts["exchange_failures"] += 1
             self._counts["messages_refused"] += isinstance(exc, BadMessage)
             self.replica.failed(outgoing.to, outgoing.serial, read_clocks())
+        if is_refused:
+            if not has_another_name:
+                self._warn_seldom(outgoing.to, f"no exchange: {exc}")
+        elif isinstance(exc, BadMessage):
+            self._warn_seldom(outgoing.to, f"no exchange with {outgoing.to}: {exc}")
+        elif not isinstance(exc, Unreachable):
+            logger.warning("exchange with %s: %s", outgoing.to, exc)
 
     def _warn_seldom(self, about: str, text: str) -> None:
         """Log that a peer and this replica do not take or understand each other; not at every attempt."""
-        now_s, told_s = time.monotonic(), self._warned.get(about)
-        if told_s is None or now_s - told_s > WARNED_EVERY_S:
-            if len(self._warned) >= MAX_WARNED:
-                self._warned.clear()  # A flood of kinds costs lines, not memory.
-            self._warned[about] = now_s
+        if self._warned.due(about, time.monotonic()):
             logger.warning("%s", text)
 
     # -- for people ------------------------------------------------------------------------------------
@@ -428,7 +430,8 @@ class Node:
 
     def status_of(self, address: str, query: str = "") -> Mapping[str, Any] | None:
         """Ask the replica at ``address`` for its status; None where it does not answer."""
-        transport = Transport(self._transport_settings)
+        talker, ways = self._talkers.get(address), self._ways_to(address)
+        transport = Transport(talker.settings if talker is not None and talker.ways is ways else ways[0])
         try:
             return transport.status(address, query)
         except Unreachable as exc:
@@ -442,13 +445,41 @@ class _Talker:
     """The thread that talks to one peer.
 
     ``wakeup``: something is due; ``sleeps_until_s``: when it looks by itself, monotonic seconds; ``ended``: the peer is
-    one no more.
+    one no more. ``ways``: by which names to call the peer (replication/calling.py); ``settings``: the one in use.
     """
 
-    def __init__(self, address: str, talk: Callable[[_Talker], None]) -> None:
+    def __init__(self, address: str, talk: Callable[[_Talker], None], ways: tuple[CallSettings, ...]) -> None:
         self.address = address
         self.wakeup = threading.Event()
         self.sleeps_until_s = AWAKE
         self.ended = False
+        self.ways = ways
+        self.settings = ways[0]
+        self._refused = 0
+        self._line: tuple[CallSettings, Transport] | None = None
         self.thread = threading.Thread(target=talk, args=(self,), name=f"exchange-{address}", daemon=True)
         self.thread.start()
+
+    def try_another(self) -> bool:
+        """Take the next name, for the peer has refused the one in use. False: that was the last, so the first again."""
+        self._refused = (self._refused + 1) % len(self.ways)
+        self.settings = self.ways[self._refused]
+        return self._refused > 0
+
+    def line(self, ways: tuple[CallSettings, ...]) -> Transport:
+        """Return the connection to the peer, who is to be called in ``ways`` from now on; for this thread only.
+
+        Where these are others than before, the first of them comes first again, whatever was refused.
+        """
+        if ways is not self.ways:
+            self.ways, self._refused, self.settings = ways, 0, ways[0]
+        if self._line is None or self._line[0] is not self.settings:
+            self.hang_up()
+            self._line = (self.settings, Transport(self.settings))
+        return self._line[1]
+
+    def hang_up(self) -> None:
+        """Close the connection."""
+        if self._line is not None:
+            self._line[1].close()
+            self._line = None

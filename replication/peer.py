@@ -35,6 +35,7 @@ class Report:
 class Peer:
     """One peer, by address. ``replica``: the incarnation that all else here is about; empty: none has talked yet.
 
+    ``told_whole``: whether ``known`` was all of its clock when it last talked (its rest may come next time).
     ``offered``: own counter up to which updates have been sent, acknowledged or not.
     ``in_flight``: serial of the exchange that is under way; 0 when none is.
     ``begun_s``: when the exchange under way began; ``round_trip_s``: how long one takes, smoothed.
@@ -51,6 +52,7 @@ class Peer:
     address: str
     replica: str = ""
     known: Clock = field(default_factory=dict)
+    told_whole: bool = False
     rest_digest: int | None = None
     register_digest: int = 0
     report: Report | None = None
@@ -73,6 +75,7 @@ class Peer:
         """Forget what was known of the former incarnation: ``replica`` has none of it."""
         self.replica = replica
         self.known = {}
+        self.told_whole = False
         self.rest_digest = None
         self.register_digest = 0
         self.report = None

@@ -144,6 +144,8 @@ class Replica:
         self._drift_noted_us = 0
         self._questions: dict[Dot, int] = {}
         self._asked: dict[str, Question] = {}
+        self._bringers: frozenset[str] = frozenset()
+        self._settled_at: int | None = None
         self._rest: Clock = {}
         self._rest_digest = 0
         self._rest_key: tuple[int, int] | None = None
@@ -158,6 +160,11 @@ class Replica:
     def id(self) -> str:
         """The replica id: address and incarnation. It changes when a higher incarnation turns out to be known."""
         return self.store.replica_id
+
+    @property
+    def seeds(self) -> frozenset[str]:
+        """The addresses that were named at the start, without this replica's own."""
+        return self._seeds.fixed
 
     @property
     def state(self) -> State:
@@ -236,9 +243,10 @@ class Replica:
     def finish(self, address: str, serial: int, reply: Exchange | SnapshotPiece, now: Instant) -> None:
         """Take in the reply to exchange ``serial`` with ``address``. Raises BadMessage, AddressTaken."""
         if isinstance(reply, SnapshotPiece):
-            peer = self._peer(address)
-            self._landed(peer, serial)
-            self._finish_piece(peer, reply, now)
+            peer = self._peers.get(address)
+            if peer is not None:
+                self._landed(peer, serial)
+                self._finish_piece(peer, reply, now)
             return
         talker = self.take_reply(address, serial, reply, now)
         if talker is not None:
@@ -246,7 +254,10 @@ class Replica:
 
     def take_reply(self, address: str, serial: int, reply: Exchange, now: Instant) -> Peer | None:
         """Take in all of a reply but its updates. None: nothing of it counts, and there is nothing to conclude."""
-        peer = self._peer(address)
+        peer = self._peers.get(address)
+        if peer is None:
+            # Lookups lead there no more (``discovered``), and whatever is there has not told its own address yet.
+            return None
         me = self.id
         if peer.in_flight == serial:
             peer.took(now.mono_s)
@@ -277,8 +288,8 @@ class Replica:
 
     def failed(self, address: str, serial: int, now: Instant) -> None:
         """Note that exchange ``serial`` with ``address`` brought no reply. It may have arrived there all the same."""
-        peer = self._peer(address)
-        if peer.in_flight != serial:
+        peer = self._peers.get(address)
+        if peer is None or peer.in_flight != serial:
             return
         self._landed(peer, serial)
         peer.failed = True
@@ -340,7 +351,11 @@ class Replica:
         self._hear(message, now)
         peer.register_digest = message.register_digest
         peer.rest_digest = message.rest_digest
-        peer.acknowledge(self._exact_clock(message) or message.clock)
+        whole = self._exact_clock(message)
+        peer.told_whole = whole is not None
+        peer.acknowledge(message.clock if whole is None else whole)
+        if not self.view.belongs(peer.address) or any(replica not in self.view.present for replica in message.heard):
+            self._watch_left(now)
         return peer
 
     def deliver(self, updates: Iterable[Update], now: Instant) -> int:
@@ -380,10 +395,10 @@ class Replica:
     ) -> Exchange:
         self._beat += 1
         rest, rest_digest = self._rest_clock()
-        heard = self.view.heard(now.mono_s) if peer is None else {}
+        heard = self.view.heard(now.mono_s, self._bringers) if peer is None else {}
         if peer is not None and now.mono_s - peer.told_s >= self.settings.sync_interval_s / 2:
             peer.told_s = now.mono_s
-            heard = self.view.heard(now.mono_s)
+            heard = self.view.heard(now.mono_s, self._bringers)
         return Exchange(
             sender=self.id,
             beat=self._beat,
@@ -531,6 +546,7 @@ class Replica:
             if gone not in self.view.register:
                 self._peers.pop(gone, None)
         if self._joining is not None:
+            # Who answers at an address that is back may be somebody else: it has its full time again.
             self._joining.asked_s.update(self._seeds.unanswered)
             self._finish_joining(now)
 
@@ -584,13 +600,20 @@ class Replica:
                 peer.offered = 0
             self._note("raised", self.id, "a higher incarnation of this address is known", now)
         self.store.know_present(self.view.present)
-        self._set_gate()
+        self._watch_left(now)
+        self._set_gate(now)
 
-    def _set_gate(self) -> None:
+    def _set_gate(self, now: Instant) -> None:
         if not self.view.belongs(self.address):
             self.store.closed = NOT_IN_VIEW
-        else:
-            self.store.closed = CATCHING_UP if self._joining else None
+            return
+        if self.store.closed == NOT_IN_VIEW:
+            # Put back. Members have trimmed their logs without regard to it: it has to catch up as one that starts.
+            self._joining = Joining(now.mono_s)
+            for address in self.view.others():
+                self._peer(address).urgent = True
+            self._finish_joining(now)
+        self.store.closed = CATCHING_UP if self._joining else None
 
     def _new_incarnation(self, known: int, now: Instant) -> int:
         """Return an incarnation above ``known``: milliseconds, then bits that nobody else draws."""
@@ -625,11 +648,30 @@ class Replica:
             # What the giver has came in other ways meanwhile; and one that is out would not be asked again.
             self._pull = None
         self._finish_joining(now)
+        self._watch_left(now)
         self._trim()
         self._mark(now)
         self._drop_lost(now)
         self._forget_questions(now)
         self._watch(now)
+
+    def _watch_left(self, now: Instant) -> None:
+        """Note who was put out and may still bring something, and as of which exchange nobody may (lost.py, rule 2)."""
+        view = self.view
+        out = {address: id_ for address in view.left() if (id_ := view.present_id(address))}
+        alive = {address: id_ for address, id_ in out.items() if not view.is_silent(id_, self.started_s, now.mono_s)}
+        self._bringers = frozenset(id_ for address, id_ in alive.items() if not self._has_all_of(address, id_))
+        if self._bringers:
+            self._settled_at = None
+        elif self._settled_at is None:
+            self._settled_at = self._serial
+
+    def _has_all_of(self, address: str, replica: str) -> bool:
+        """Whether this replica has all that ``replica``, which was put out and knows it, will ever bring."""
+        peer = self._peers.get(address)
+        if peer is None or peer.replica != replica or peer.register_digest != self.view.digest:
+            return False
+        return peer.told_whole and covers(self.store.clock, peer.known)
 
     def _forget_questions(self, now: Instant) -> None:
         if self._asked:
@@ -658,10 +700,12 @@ class Replica:
         if self._seeds.is_blind and not self.view.is_silent("", self._joining.started_s, now.mono_s):
             return
         asked = {*self._seeds.unanswered, *self._joining.answers, *self.view.others()} - self._own_names()
+        self._joining.ask(asked, now.mono_s)
         if self._joining.is_done(sorted(asked), self.store.clock, self.view, now.mono_s):
             self._joining = None
-            self._set_gate()
-            self._note("serving", self.id, f"{len(self.store.table)} keys", now)
+            if self.view.belongs(self.address):
+                self.store.closed = None
+                self._note("serving", self.id, f"{len(self.store.table)} keys", now)
 
     def _own_names(self) -> set[str]:
         return {self.address, *(alias for alias, actual in self._aliases.items() if actual == self.address)}
@@ -742,10 +786,10 @@ class Replica:
         """Return replica id -> (first, last) counter of what of ``past`` is lost for good (replication/lost.py)."""
         gaps = missing(self.store.clock, past)
         gaps = {id_: gap for id_, gap in gaps.items() if self._is_past(id_)}
-        if not gaps or self._seeds.unanswered or self._seeds.is_blind:
+        if not gaps or self._seeds.unanswered or self._seeds.is_blind or self._settled_at is None:
             return {}
         ids = [self.view.present_id(address) for address in self.view.others()]
-        reports = reports_since(token, self._members(), ids, self.view.digest)
+        reports = reports_since(max(token, self._settled_at), self._members(), ids, self.view.digest)
         if reports is None:
             return {}
         gone = lost(gaps, reports, self.store.clock, self._stranded())

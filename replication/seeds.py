@@ -25,12 +25,13 @@ class Seeds:
         """Address -> since when it is asked, monotonic seconds."""
         self.is_blind = discovers
         self._own = own
-        self._fixed = frozenset(self.unanswered)
+        self.fixed = frozenset(self.unanswered)
+        """The seeds of ``VIEW``."""
         self._found: frozenset[str] = frozenset()
 
     def found(self, addresses: Iterable[str], now_s: float) -> list[str]:
         """Take in what a lookup found; return the addresses of the one before it that are gone, in order."""
-        found = frozenset(addresses) - {self._own} - self._fixed
+        found = frozenset(addresses) - {self._own} - self.fixed
         gone = sorted(self._found - found)
         for address in gone:
             self.unanswered.pop(address, None)

@@ -18,12 +18,10 @@ import requests
 
 from replication.calling import MAX_QUOTED, Answer, Caller, CallSettings
 from replication.errors import BadMessage, NotTrusted, Refused, Unreachable
-from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
+from replication.messages import MAX_MESSAGE_BYTES, Exchange, SnapshotPiece, SnapshotRequest, decode, encode
 
 MEDIA_TYPE = "application/msgpack"
 STATUS = "/replication/status"
-MAX_REPLY_BYTES = 64 * 1024 * 1024
-"""A reply longer than this is no message of ours: a piece is about a mebibyte, a single update at most 8."""
 
 
 class Transport:
@@ -55,7 +53,7 @@ class Transport:
         with reaching(address):
             content = _good(address, self._caller.call("POST", address, path, body, MEDIA_TYPE))
         self.sent_bytes, self.received_bytes = len(body), len(content)
-        if len(content) > MAX_REPLY_BYTES:
+        if len(content) > MAX_MESSAGE_BYTES:
             raise BadMessage(f"{address} replied with {len(content)} bytes")
         return content
 

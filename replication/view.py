@@ -20,7 +20,7 @@ Sources: last-writer-wins register, Johnson and Thomas, RFC 677 (1975); van Rene
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -137,12 +137,12 @@ class View:
         if known is None or known.beat < beat:
             self._contacts[replica] = Contact(beat, at_s if known is None else max(at_s, known.at_s))
 
-    def heard(self, now_s: float) -> dict[str, Heard]:
-        """Return what to tell others: when each present incarnation was last heard of."""
+    def heard(self, now_s: float, besides: Collection[str] = ()) -> dict[str, Heard]:
+        """Return what to tell others: when each present incarnation, and each id of ``besides``, was last heard of."""
         return {
             replica: Heard(contact.beat, max(0, round((now_s - contact.at_s) * 1000)))
             for replica, contact in self._contacts.items()
-            if replica in self.present
+            if replica in self.present or replica in besides
         }
 
     def last_contact(self, address: str) -> float | None:

@@ -97,7 +97,7 @@ def test_a_right_value_is_taken(variable: str, text: str, field: str, value: Any
         *(("KV_DOWN_AFTER", bad) for bad in ("three", "nan", "inf", "-1", "0", "1e9", "3s")),
         ("KV_SYNC_INTERVAL", "0"),
         ("KV_DEFER_TIMEOUT", "-0.1"),
-        *(("KV_MAX_BODY_BYTES", bad) for bad in ("8M", "1.5", "-1", "0", "1_000_000", "9" * 30, "٣٠٠٠")),
+        *(("KV_MAX_BODY_BYTES", bad) for bad in ("67108865", "8M", "1.5", "-1", "0", "1_000_000", "9" * 30, "٣٠٠٠")),
         ("KV_MAX_KEY_BYTES", "0"),
         ("KV_MAX_VALUE_BYTES", "x"),
         ("KV_MAX_CLOCK_ENTRIES", "0"),

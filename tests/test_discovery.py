@@ -163,6 +163,19 @@ def test_what_is_remembered_of_addresses_does_not_grow_over_a_hundred_pods(wire:
     assert len(r1._seeds.unanswered) <= 1
 
 
+@pytest.mark.parametrize("outcome", ["no answer", "an answer"])
+def test_an_address_that_left_the_name_during_an_exchange_is_forgotten_all_the_same(wire: Wire, outcome: str) -> None:
+    r1 = wire.start("r1", discovers=True)
+    wire.start("r2", discovers=True)
+    found(wire, "r1", "r1", "r2")
+    outgoing = r1.begin(IPS["r2"], wire.now("r1"))
+    assert outgoing is not None
+    found(wire, "r1", "r1")
+    wire.carry("r1", outgoing, "request" if outcome == "no answer" else "")
+    assert IPS["r2"] not in r1._peers
+    assert IPS["r2"] not in r1._aliases
+
+
 def test_fixed_seeds_stay_whatever_lookups_find() -> None:
     seeds = Seeds("me:1", ["a:1", "me:1"], discovers=True, now_s=5.0)
     assert seeds.found(["a:1", "b:1", "me:1"], 7.0) == []
@@ -227,11 +240,13 @@ def test_a_replica_that_never_found_anybody_gives_nothing_up_as_lost(wire: Wire)
     wire["r3"].view.merge({**r2.view.register})
     wire["r3"].remove_replica_from_view("r1:80", wire.now("r3"))
     wire["r3"].remove_replica_from_view("r2:80", wire.now("r3"))
+    wire.tick(3.0)
     token = wire["r3"].ask(update.past)
     assert wire["r3"].lost(update.past, token) == {update.origin: (1, 1)}, "alone, and told by nobody of others"
     wire.start("r4", discovers=True)
     wire["r4"].view.merge(wire["r3"].view.register)
     wire["r4"].remove_replica_from_view("r3:80", wire.now("r4"))
+    wire.tick(3.0)
     token = wire["r4"].ask(update.past)
     assert wire["r4"].lost(update.past, token) == {}
     found(wire, "r4", "r4")
@@ -339,9 +354,10 @@ def test_resolving_gives_addresses_in_their_one_spelling_and_not_too_many(monkey
     assert resolve("peers.test", 80) == {"10.0.0.1:80", "[fd00::1]:80"}
     monkeypatch.setattr(socket, "getaddrinfo", records(*(f"10.0.{n // 250}.{n % 250}" for n in range(2000))))
     assert len(resolve("peers.test", 80)) == MAX_FOUND
-    monkeypatch.setattr(socket, "getaddrinfo", records())
-    with pytest.raises(LookupFailed, match="no address"):
-        resolve("peers.test", 80)
+    for hosts in ([], ["fe80::1%eth0", "fe80::2%eth0"]):
+        monkeypatch.setattr(socket, "getaddrinfo", records(*hosts))
+        with pytest.raises(LookupFailed, match="no address"):
+            resolve("peers.test", 80)
 
 
 def test_what_does_not_resolve_says_why() -> None:

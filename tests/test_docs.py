@@ -13,6 +13,7 @@ import yaml
 from django.core.management import get_commands
 
 from kvsite.config import CLIENT_VARIABLES, Config
+from kvsite.schema import document
 from replication.api import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +97,20 @@ def test_every_metric_that_a_page_names_exists(page: Path) -> None:
 def test_every_metric_is_documented() -> None:
     told = (ROOT / "docs" / "api.md").read_text("utf-8")
     assert {name for name in METRICS if name not in told} == set()
+
+
+def test_every_parameter_of_the_api_is_documented() -> None:
+    """In docs/api.md as `name=…`, or as `name` alone."""
+    named = set(re.findall(r"[`?&]([a-z-]+)[=`]", (ROOT / "docs" / "api.md").read_text("utf-8")))
+    parameters = [
+        parameter["name"]
+        for methods in document()["paths"].values()
+        for operation in methods.values()
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] == "query"
+    ]
+    assert {"history", "recent", "prefix"} <= set(parameters)
+    assert set(parameters) - named == set()
 
 
 @EACH_PAGE

@@ -378,6 +378,59 @@ def test_a_replica_that_is_out_pulls_no_snapshots_and_catches_up_when_it_is_back
     assert wire.values("r3", "k3") == [b"19"]
 
 
+def test_a_replica_that_is_put_back_serves_nobody_before_it_has_caught_up(wire: Wire) -> None:
+    """Else clients without a history are told that keys are absent that have been there for long."""
+    wire.cluster("r1", "r2", "r3")
+    wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
+    wire.flow(2.0)
+    for number in range(20):
+        wire.issue("r1", f"k{number % 4}", b"%d" % number)
+        wire.flow(0.3)
+    assert wire.values("r3", "k3") == []
+    wire["r3"].add_replica_from_view(address("r3"), wire.now("r3"))
+    assert wire.state("r3") == "joining"
+    with pytest.raises(Refused) as refused:
+        wire.get("r3", "k3")
+    assert refused.value.reason == CATCHING_UP
+    states = []
+    for _ in range(20):
+        for other in ("r1", "r2"):
+            if wire["r3"].due_at(address(other), wire.now("r3")) <= wire.now("r3").mono_s:
+                wire.exchange("r3", other)
+            states.append((wire.state("r3"), tuple(wire.values("r3", "k3"))))
+    assert ("serving", ()) not in states
+    assert states[-1] == ("serving", (b"19",))
+
+
+def test_a_replica_that_is_put_back_where_nobody_can_be_reached_serves_within_down_after(wire: Wire) -> None:
+    wire.cluster("r1", "r2")
+    wire["r1"].remove_replica_from_view(address("r2"), wire.now("r1"))
+    wire.flow(2.0)
+    wire.isolate("r2")
+    wire["r2"].add_replica_from_view(address("r2"), wire.now("r2"))
+    assert wire.state("r2") == "joining"
+    wire.flow(wire.settings.down_after_s)
+    assert wire.state("r2") == "serving"
+
+
+def test_one_that_is_put_out_while_it_joins_asks_everybody_anew_when_it_is_back(wire: Wire) -> None:
+    wire.cluster("r1", "r2")
+    wire.start("r3", "r1")
+    wire.talk("r3", "r1")
+    assert wire.state("r3") == "joining"
+    wire["r3"].remove_replica_from_view(address("r3"), wire.now("r3"))
+    wire.flow(2.0)
+    assert wire.state("r3") == "removed"
+    wire.cut("r1", "r2")
+    wire.issue("r2", "y", b"1")
+    wire["r3"].add_replica_from_view(address("r3"), wire.now("r3"))
+    wire.talk("r3", "r1")
+    assert wire.state("r3") == "joining"
+    wire.flow()
+    assert wire.state("r3") == "serving"
+    assert wire.values("r3", "y") == [b"1"]
+
+
 def test_a_pull_from_one_that_is_out_is_given_up_when_the_rest_comes_in_other_ways(wire: Wire) -> None:
     """Nobody talks to it any more, so the pull would never end, and no other could begin (simulation, seed 129)."""
     wire.settings = SMALL_PIECES
@@ -727,6 +780,27 @@ def test_a_joiner_asks_the_members_that_its_seed_names(wire: Wire) -> None:
     wire.talk("r3", "r1")
     assert wire.state("r3") == "joining"
     wire.flow(0.5)
+    assert wire.state("r3") == "serving"
+    assert wire.values("r3", "y") == [b"1"]
+
+
+def test_a_joiner_waits_for_one_that_it_hears_of_late(wire: Wire) -> None:
+    """Its seed answers when ``down_after`` is nearly over, and names r2, of which nobody has heard yet."""
+    wire.start("r1")
+    wire.start("r2")
+    wire.cut("r1", "r2")
+    wire["r1"].add_replica_from_view(address("r2"), wire.now("r1"))
+    wire.issue("r2", "y", b"1")
+    wire.flow(10.0)
+    wire.start("r3", "r1")
+    wire.isolate("r3")
+    wire.flow(2.6)
+    wire.cuts -= {("r1", "r3"), ("r3", "r1")}
+    wire.talk("r3", "r1")
+    wire.tick(0.2)
+    assert wire.state("r3") == "joining"
+    wire.cuts -= {("r2", "r3"), ("r3", "r2")}
+    wire.flow(1.1)
     assert wire.state("r3") == "serving"
     assert wire.values("r3", "y") == [b"1"]
 
@@ -1120,10 +1194,106 @@ def test_rule_1_one_that_was_put_out_is_no_present_incarnation(wire: Wire) -> No
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
+    token = wire["r1"].ask(update.past)
+    wire.flow(1.5)
+    assert wire["r1"].lost(update.past, token) == {}, "it was heard of just now"
+    wire.flow(3.0)
+    assert wire["r1"].lost(update.past, token) == {update.origin: (1, 1)}
+
+
+def test_rule_2_one_that_was_put_out_hands_over_what_it_has_as_long_as_it_lives(wire: Wire) -> None:
+    """Simulation, seed 201152: r2 reports that it has not got it, gets it from r3, and r1 has told a client "lost"."""
+    three(wire)
+    wire.cut("r1", "r3")
+    wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
+    wire.exchange("r1", "r2")
+    update = wire.issue("r3", "x", b"1")
+    token = wire["r1"].ask(update.past)
+    wire.exchange("r1", "r2")
+    wire.exchange("r3", "r2")
+    wire.tick(0.1)
+    assert wire.has("r2", update.dot)
+    assert wire["r1"].lost(update.past, token) == {}
+    wire.flow(1.5)
+    assert wire.has("r1", update.dot)
+
+
+def test_rule_2_one_that_was_put_out_may_have_what_is_of_others(wire: Wire) -> None:
+    """Simulation, seed 402413: all members have come back empty, and only r3, which is out, has what r2 had written."""
+    three(wire)
+    update = wire.issue("r2", "x", b"1")
+    wire.flow()
+    wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
+    wire.flow(1.5)
+    assert wire.state("r3") == "removed"
+    wire.crash("r1")
+    wire.crash("r2")
+    wire.start("r1", "r2", "r3")
+    wire.start("r2", "r1")
+    wire.cut("r2", "r3")
+    wire.exchange("r1", "r3")
+    for _ in range(3):
+        wire.talk("r1", "r2")
+    token = wire["r1"].ask(update.past)
+    wire.talk("r1", "r2")
+    wire.tick(0.1)
+    assert wire["r1"].lost(update.past, token) == {}
+    wire.flow(5.0)
+    assert wire.has("r1", update.dot)
+    assert wire.has("r2", update.dot)
+
+
+def test_rule_2_who_was_put_out_and_has_nothing_more_keeps_nobody_waiting(wire: Wire) -> None:
+    """Its process may live on for weeks, and members crash meanwhile."""
+    three(wire)
+    wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
+    wire.flow(2.0)
+    wire.isolate("r2")
+    update = wire.issue("r2", "x", b"1")
+    wire.crash("r2")
+    wire.cuts.clear()
+    wire.start("r2", "r1")
     wire.flow(1.5)
     token = wire["r1"].ask(update.past)
-    wire.flow()
+    wire.flow(2.0)
+    assert wire.state("r3") == "removed"
     assert wire["r1"].lost(update.past, token) == {update.origin: (1, 1)}
+
+
+def test_rule_2_a_sign_of_life_of_one_that_was_put_out_may_come_from_a_member(wire: Wire) -> None:
+    """r1 is cut off from r3, which is out. r2 hears it, does not get what it has, and says so until it is dead."""
+    three(wire)
+    wire.cut("r1", "r3")
+    wire.cuts.add(("r2", "r3"))
+    wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
+    nobodys = {wire["r3"].id: 99}
+    token = wire["r1"].ask(nobodys)
+    for _ in range(20):
+        wire.flow(0.5)
+        assert wire["r1"].lost(nobodys, token) == {}
+    wire.crash("r3")
+    wire.flow(5.0)
+    assert wire["r1"].lost(nobodys, token) == {wire["r1"].view.present_id(address("r3")): (1, 99)}
+
+
+def test_rule_2_reports_from_before_one_that_was_put_out_fell_silent_do_not_count(wire: Wire) -> None:
+    """r2 has reported, then got it from r3; r3 is dead, and r1 has not heard of r2 since."""
+    three(wire)
+    wire.cut("r1", "r3")
+    wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
+    update = wire.issue("r3", "x", b"1")
+    token = wire["r1"].ask(update.past)
+    wire.exchange("r1", "r2")
+    wire.exchange("r1", "r2")
+    wire.exchange("r3", "r2")
+    wire.crash("r3")
+    wire.cut("r1", "r2")
+    wire.flow(5.0)
+    assert wire.has("r2", update.dot)
+    assert wire["r1"].lost(update.past, token) == {}
+    wire.heal()
+    wire.flow(2.0)
+    assert wire.has("r1", update.dot)
 
 
 def test_rule_2_a_member_that_is_down_may_have_it_until_it_is_removed(wire: Wire) -> None:

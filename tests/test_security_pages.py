@@ -18,8 +18,9 @@ from kvsite.cluster import MANAGE
 from kvsite.config import ApiToken, Config
 from kvsite.cors import Cors, as_browsers_say
 from kvsite.dashboard.throttle import FREE_ATTEMPTS, MAX_PAUSE_S, Throttle, source_of, throttle
-from kvsite.logs import REQUEST_ID, Human, Json, Seldom
+from kvsite.logs import REQUEST_ID, Human, Json
 from kvsite.wsgi import Edge
+from replication.seldom import Seldom
 
 APP = "https://app.example.org"
 TOKEN = "token-that-writes"
@@ -301,6 +302,8 @@ def test_a_message_cannot_fake_a_line() -> None:
 def test_like_events_are_logged_seldom_and_their_kinds_are_bounded() -> None:
     seldom = Seldom(pause_s=60, max_kinds=10)
     assert [seldom.due("a", now_s) for now_s in (0.0, 1.0, 59.0, 60.0, 61.0)] == [True, False, False, True, False]
+    seldom.forget("a")
+    assert seldom.due("a", 62.0), "what it was about was mended meanwhile"
     for n in range(1000):
         seldom.due(str(n), 100.0)
     assert len(seldom._last_s) <= 10

@@ -14,6 +14,7 @@ from replication.address import parse_address
 from replication.api import schema
 from replication.api.bound import bound, node
 from replication.errors import BadMessage
+from replication.messages import MAX_MESSAGE_BYTES
 from replication.status import MAX_RECENT
 from store.api import parsing
 from store.api import query as queries
@@ -24,9 +25,6 @@ from store.api.rendering import encoded, reply
 from store.api.schema import described
 
 MSGPACK: Final = "application/msgpack"
-
-MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
-"""Far above what a correct peer sends (nodes bound their messages); stops one that is none from filling the memory."""
 
 
 class AddressBody(msgspec.Struct, rename="kebab", gc=False):

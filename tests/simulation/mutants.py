@@ -406,7 +406,66 @@ def found_late_and_not_waited_for() -> Iterator[None]:
         if self._joining is not None:
             self._joining.asked_s.clear()
 
-    with replaced(Replica, "discovered", hasty):
+    with replaced(Replica, "discovered", hasty), named_late_and_not_waited_for():
+        yield
+
+
+@directed
+def named_late_and_not_waited_for() -> Iterator[None]:
+    """A joiner gives those that another one's answer names no time of their own to answer."""
+    with replaced(Joining, "ask", lambda self, addresses, now_s: None):
+        yield
+
+
+@directed
+def put_back_and_served_at_once() -> Iterator[None]:
+    """PUT /view opens the gate of a replica that has missed what was written while it was out."""
+    set_gate = Replica._set_gate
+
+    def open_at_once(self: Replica, now: Instant) -> None:
+        set_gate(self, now)
+        if self.view.belongs(self.address) and self._joining is not None and self._joining.started_s > self.started_s:
+            self._joining = self.store.closed = None
+
+    with replaced(Replica, "_set_gate", open_at_once):
+        yield
+
+
+@directed
+def lost_while_one_that_was_put_out_may_bring_it() -> Iterator[None]:
+    """What a replica that was put out has counts as lost although that replica lives, and hands it over."""
+    watch = Replica._watch_left
+
+    def careless(self: Replica, now: Instant) -> None:
+        watch(self, now)
+        self._settled_at = 0
+
+    with replaced(Replica, "_watch_left", careless):
+        yield
+
+
+@directed
+def lost_from_reports_from_before_the_put_out_fell_silent() -> Iterator[None]:
+    """A member may have taken it from one that was put out after it reported; that report counts all the same."""
+    watch = Replica._watch_left
+
+    def undated(self: Replica, now: Instant) -> None:
+        watch(self, now)
+        self._settled_at = None if self._bringers else 0
+
+    with replaced(Replica, "_watch_left", undated):
+        yield
+
+
+@directed
+def who_was_put_out_is_not_told_of() -> Iterator[None]:
+    """Signs of life of one that was put out are not passed on, so who is cut off from it takes it for dead."""
+    heard = View.heard
+
+    def of_members(self: View, now_s: float, besides: Any = ()) -> Any:
+        return heard(self, now_s)
+
+    with replaced(View, "heard", of_members):
         yield
 
 

@@ -79,6 +79,17 @@ SCENES: dict[str, Scene] = {
     "found_late_and_not_waited_for": (
         test_discovery.test_a_joiner_that_is_told_of_the_others_late_still_waits_for_their_answer
     ),
+    "lost_while_one_that_was_put_out_may_bring_it": (
+        test_replica.test_rule_2_one_that_was_put_out_hands_over_what_it_has_as_long_as_it_lives
+    ),
+    "lost_from_reports_from_before_the_put_out_fell_silent": (
+        test_replica.test_rule_2_reports_from_before_one_that_was_put_out_fell_silent_do_not_count
+    ),
+    "who_was_put_out_is_not_told_of": (
+        test_replica.test_rule_2_a_sign_of_life_of_one_that_was_put_out_may_come_from_a_member
+    ),
+    "named_late_and_not_waited_for": test_replica.test_a_joiner_waits_for_one_that_it_hears_of_late,
+    "put_back_and_served_at_once": (test_replica.test_a_replica_that_is_put_back_serves_nobody_before_it_has_caught_up),
     "an_address_asked_once_in_a_life": (
         test_discovery.test_an_address_that_comes_back_is_asked_anew_for_it_may_be_somebody_else
     ),
