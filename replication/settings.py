@@ -32,7 +32,7 @@ class ReplicationSettings:
     batch_bytes: int = 256 * 1024
     """Estimated bytes of updates in one message at most (a single update is sent whatever its size)."""
 
-    snapshot_piece_bytes: int = 262144
+    snapshot_piece_bytes: int = 256 * 1024
     """Estimated bytes of one piece of a snapshot."""
 
     max_snapshots: int = 4

@@ -1,10 +1,11 @@
 """The engine: one CausalStore, one lock, and the requests that wait.
 
-Everything that a request does to the store happens under ``lock``, in one step; nothing else happens under
-it: no I/O, no encoding. Requests that cannot be answered yet wait, each on a condition of its own, and are
-woken only when what they wait for is there: for their causal past (*deferred*), for a change of a key
-(*watching*), or for acknowledgements (*acks*). How many of each kind may wait at once is bounded, because each
-holds a thread of the server; one more is refused at once, and a write that is refused so has not been made.
+Everything that a request does to the store happens under ``lock``, in one step; nothing else happens under it: no
+I/O, no parsing, no rendering. (What is applied goes into the log as bytes, which is part of it.) Requests that cannot
+be answered yet wait, each on a condition of its own, and are woken only when what they wait for is there: for their
+causal past (*deferred*), for a change of a key (*watching*), or for acknowledgements (*acks*). How many of each kind
+may wait at once is bounded, because each holds a thread of the server; one more is refused at once, and a write that is
+refused so has not been made.
 
 The store knows nothing of other replicas. What it needs of them comes through ``Dependencies``.
 """

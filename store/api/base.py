@@ -5,8 +5,7 @@ every time; that costs more than the store itself. This one keeps what HTTP asks
 and DRF's ``handle_exception``. It hands Django's request to the handler, and leaves media types to ``parsing`` and
 bytes to ``rendering``.
 
-``authentication_classes`` and ``permission_classes`` are empty, as who may come in is decided at the edge
-(kvsite/guard.py). A view that sets them has them run, with DRF's own request.
+Who may come in is decided at the edge (kvsite/guard.py): DRF's authentication and permissions are never run.
 """
 
 from __future__ import annotations
@@ -59,8 +58,6 @@ class ApiView(APIView):
         self.http = request
         method = request.method or ""
         try:
-            if self.permission_classes:
-                self.admit(request)
             response: HttpResponseBase = self.handler(method)(request, *args, **kwargs)
         except Exception as exc:  # noqa: BLE001 - whatever it is becomes a JSON answer, and is logged if it is our fault
             response = self.handle_exception(exc)
@@ -75,12 +72,6 @@ class ApiView(APIView):
             return self.http_method_not_allowed
         handler: Callable[..., HttpResponseBase] = getattr(self, name, self.http_method_not_allowed)
         return handler
-
-    def admit(self, request: HttpRequest) -> None:
-        """Run DRF's authentication and permissions. Raises its ``NotAuthenticated`` or ``PermissionDenied``."""
-        self.request = self.initialize_request(request)
-        self.perform_authentication(self.request)
-        self.check_permissions(self.request)
 
     def options(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:  # type: ignore[override]
         """Say which methods there are, and nothing else: /schema/ describes the API."""
