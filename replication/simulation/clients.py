@@ -87,6 +87,9 @@ class Clients:
     # -- acting ----------------------------------------------------------------------------------------
 
     def _act(self, client: Client) -> None:
+        if self.budget <= 0:
+            # The end has begun: who was told by then that something is lost must not hear of it from another client.
+            return
         rng, habits = self.world.rng, self.habits
         if rng.random() < habits.hop:
             client.at = rng.choice(self._addresses)
