@@ -144,6 +144,7 @@ class Replica:
         self._drift_noted_us = 0
         self._questions: dict[Dot, int] = {}
         self._asked: dict[str, Question] = {}
+        self._is_blind = discovers
         self._bringers: frozenset[str] = frozenset()
         self._settled_at: int | None = None
         self._rest: Clock = {}
@@ -269,7 +270,8 @@ class Replica:
         peer.urgent = peer.urgent or me != self.id
         if address_of(reply.sender) != address:
             self._meet_alias(address, reply.sender, now)
-        self._seeds.drop(address)
+        self._seeds.answered(address, is_own=address_of(reply.sender) == self.address)
+        self._look_around(now)
         return talker
 
     def conclude(self, address: str, serial: int, talker: Peer, reply: Exchange, applied: int, now: Instant) -> None:
@@ -545,6 +547,7 @@ class Replica:
             self._aliases.pop(gone, None)
             if gone not in self.view.register:
                 self._peers.pop(gone, None)
+        self._look_around(now)
         if self._joining is not None:
             # Who answers at an address that is back may be somebody else: it has its full time again.
             self._joining.asked_s.update(self._seeds.unanswered)
@@ -647,6 +650,7 @@ class Replica:
         if self._pull is not None and not self._may_have_more(self._peer(self._pull.address)):
             # What the giver has came in other ways meanwhile; and one that is out would not be asked again.
             self._pull = None
+        self._look_around(now)
         self._finish_joining(now)
         self._watch_left(now)
         self._trim()
@@ -654,6 +658,10 @@ class Replica:
         self._drop_lost(now)
         self._forget_questions(now)
         self._watch(now)
+
+    def _look_around(self, now: Instant) -> None:
+        """Note whether this replica still cannot tell whether it is the only one (seeds.py)."""
+        self._is_blind = self._seeds.is_blind(now.mono_s, self.view.silent_after_s)
 
     def _watch_left(self, now: Instant) -> None:
         """Note who was put out and may still bring something, and as of which exchange nobody may (lost.py, rule 2)."""
@@ -697,7 +705,7 @@ class Replica:
     def _finish_joining(self, now: Instant) -> None:
         if self._joining is None:
             return
-        if self._seeds.is_blind and not self.view.is_silent("", self._joining.started_s, now.mono_s):
+        if self._is_blind and not self.view.is_silent("", self._joining.started_s, now.mono_s):
             return
         asked = {*self._seeds.unanswered, *self._joining.answers, *self.view.others()} - self._own_names()
         self._joining.ask(asked, now.mono_s)
@@ -786,7 +794,7 @@ class Replica:
         """Return replica id -> (first, last) counter of what of ``past`` is lost for good (replication/lost.py)."""
         gaps = missing(self.store.clock, past)
         gaps = {id_: gap for id_, gap in gaps.items() if self._is_past(id_)}
-        if not gaps or self._seeds.unanswered or self._seeds.is_blind or self._settled_at is None:
+        if not gaps or self._seeds.unanswered or self._is_blind or self._settled_at is None:
             return {}
         ids = [self.view.present_id(address) for address in self.view.others()]
         reports = reports_since(max(token, self._settled_at), self._members(), ids, self.view.digest)

@@ -8,8 +8,10 @@ out the address of a dead host again: who answers there now may be somebody else
 A seed says whom to ask, not who belongs: the answer tells the replica's own name and its register (view.py). An
 address that leaves the name therefore takes nobody out of the view.
 
-Until the first lookup has found somebody, this replica is *blind*: it does not know whom it does not know. It then
-joins as if one more seed did not answer (joining.py), and gives nothing up as lost (lost.py, rule 2).
+Until a lookup has found somebody else, this replica is *blind*: it does not know whom it does not know. It then joins
+as if one more seed did not answer (joining.py), and gives nothing up as lost (lost.py, rule 2). Its own address proves
+nothing: a name service may know of it before it knows of those that started a little earlier. Only where lookups go on
+finding nobody else for as long as it takes to count one as down, it is the only one.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ class Seeds:
     def __init__(self, own: str, fixed: Iterable[str], *, discovers: bool, now_s: float) -> None:
         self.unanswered: dict[str, float] = {seed: now_s for seed in fixed if seed != own}
         """Address -> since when it is asked, monotonic seconds."""
-        self.is_blind = discovers
+        self._discovers = discovers
+        self._is_one_of_many = False
+        self._mine: set[str] = set()
+        self._alone_since_s: float | None = None
         self._own = own
         self.fixed = frozenset(self.unanswered)
         """The seeds of ``VIEW``."""
@@ -38,8 +43,26 @@ class Seeds:
         for address in sorted(found - self._found):
             self.unanswered[address] = now_s
         self._found = found
-        self.is_blind = False
+        self._mine &= found
+        if found - self._mine:
+            self._alone_since_s = None
+        elif self._alone_since_s is None:
+            self._alone_since_s = now_s
         return gone
+
+    def answered(self, address: str, *, is_own: bool) -> None:
+        """Ask ``address`` no more, because it has answered; ``is_own``: it leads to this replica itself."""
+        if is_own:
+            self._mine.add(address)
+        elif address in self._found:
+            self._is_one_of_many = True
+        self.drop(address)
+
+    def is_blind(self, now_s: float, alone_after_s: float) -> bool:
+        """Whether no lookup has told of anybody else yet, nor for ``alone_after_s`` that there is nobody else."""
+        if not self._discovers or self._is_one_of_many or self._found - self._mine:
+            return False
+        return self._alone_since_s is None or now_s - self._alone_since_s < alone_after_s
 
     def drop(self, address: str) -> bool:
         """Ask ``address`` no more, because it has answered or nobody is to wait for it; False where it is not asked."""

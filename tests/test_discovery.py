@@ -251,7 +251,51 @@ def test_a_replica_that_never_found_anybody_gives_nothing_up_as_lost(wire: Wire)
     assert wire["r4"].lost(update.past, token) == {}
     found(wire, "r4", "r4")
     wire.flow(0.1)
-    assert wire["r4"].lost(update.past, token) == {update.origin: (1, 1)}
+    assert wire["r4"].lost(update.past, token) == {}, "that the name leads to itself says nothing of others"
+    for _ in range(3):
+        found(wire, "r4", "r4")
+        wire.flow(1.0)
+    assert wire["r4"].lost(update.past, token) == {update.origin: (1, 1)}, "but for so long it does"
+
+
+def test_a_joiner_that_is_told_of_itself_first_still_waits_for_the_others(wire: Wire) -> None:
+    """A name service may know of one that starts before it knows of those that started before it (seed 404047)."""
+    for name in ("r1", "r2"):
+        wire.start(name, discovers=True)
+    found(wire, "r1", "r1", "r2")
+    wire.flow(1.0)
+    wire.put("r1", "x", b"1")
+    wire.start("r3", discovers=True)
+    found(wire, "r3", "r3")
+    wire.flow(1.0)
+    assert wire.state("r3") == "joining"
+    found(wire, "r3", "r3", "r1")
+    wire.flow(0.5)
+    assert wire.state("r3") == "serving"
+    assert wire.values("r3", "x") == [b"1"]
+
+
+def test_one_that_has_met_others_is_not_blind_when_all_of_them_have_left_the_name(wire: Wire) -> None:
+    """It knows from their register who belongs."""
+    for name in ("r1", "r2"):
+        wire.start(name, discovers=True)
+        found(wire, name, "r1", "r2")
+    wire.flow(1.0)
+    wire.isolate("r2")
+    update = wire.issue("r2", "x", b"1")
+    wire["r1"].remove_replica_from_view("r2:80", wire.now("r1"))
+    found(wire, "r1", "r1")
+    token = wire["r1"].ask(update.past)
+    wire.flow(3.0)
+    assert wire["r1"].lost(update.past, token) == {update.origin: (1, 1)}
+
+
+def test_the_only_one_serves_within_down_after(wire: Wire) -> None:
+    wire.start("r1", discovers=True)
+    for step in range(6):
+        found(wire, "r1", "r1")
+        wire.flow(0.5)
+        assert wire.state("r1") == ("joining" if step < 5 else "serving")
 
 
 def test_silence_counts_from_when_the_server_exchanges_and_not_from_when_it_was_put_together() -> None:

@@ -397,6 +397,17 @@ def a_replica_that_thinks_that_it_knows_everybody() -> Iterator[None]:
 
 
 @directed
+def alone_because_a_lookup_found_nobody_else() -> Iterator[None]:
+    """One that finds only itself takes itself for the only one at once."""
+
+    def hasty(self: Seeds, now_s: float, alone_after_s: float) -> bool:
+        return self._discovers and not self._found
+
+    with replaced(Seeds, "is_blind", hasty):
+        yield
+
+
+@directed
 def found_late_and_not_waited_for() -> Iterator[None]:
     """A joiner gives those that a late lookup finds no time of their own to answer."""
     discovered = Replica.discovered

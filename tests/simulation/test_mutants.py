@@ -76,6 +76,9 @@ SCENES: dict[str, Scene] = {
     "a_replica_that_thinks_that_it_knows_everybody": (
         test_discovery.test_a_replica_that_never_found_anybody_gives_nothing_up_as_lost
     ),
+    "alone_because_a_lookup_found_nobody_else": (
+        test_discovery.test_a_joiner_that_is_told_of_itself_first_still_waits_for_the_others
+    ),
     "found_late_and_not_waited_for": (
         test_discovery.test_a_joiner_that_is_told_of_the_others_late_still_waits_for_their_answer
     ),
