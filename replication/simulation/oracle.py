@@ -60,9 +60,17 @@ class Oracle:
 
     @staticmethod
     def _is_ignored(holder: Replica, teller: Replica) -> bool:
-        """Whether ``holder`` is alive and ``teller`` has never been told that it is out or over."""
+        """Whether ``holder`` is alive and ``teller`` has never been told that it is out or over.
+
+        DELETE /view of a seed that was never reached does tell it: nobody is to wait for whoever may be there. Only an
+        operator can know, and may be wrong. (Seed 405685: a replica that restarts is cut off, and both others are put
+        out at it.)
+        """
         entry = teller.view.register.get(holder.address)
-        return entry is None or entry.incarnation < incarnation_of(holder.id)
+        if entry is None:
+            return True
+        was_never_reached = entry.incarnation == 0 and not entry.belongs
+        return not was_never_reached and entry.incarnation < incarnation_of(holder.id)
 
     def is_gone(self, dot: Dot) -> bool:
         """Return whether the last process that had applied ``dot`` has died."""
