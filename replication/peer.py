@@ -40,7 +40,8 @@ class Peer:
     ``in_flight``: serial of the exchange that is under way; 0 when none is.
     ``begun_s``: when the exchange under way began; ``round_trip_s``: how long one takes, smoothed.
     ``paced_until_s``: before that, new writes wait for company. ``next_sync_s``: when the timer calls for an
-    exchange; ``told_s``: when it was last told who else was heard of (all monotonic seconds).
+    exchange; ``piece_due_s``: when the next piece of a snapshot may be asked for; ``told_s``: when it was last told
+    who else was heard of (all monotonic seconds).
     ``urgent``: somebody waits for what this peer may have. ``more``: a limit cut the last exchange.
     ``cut_at``: what the peer was known to have when a limit cut what was sent to it; None when none did.
     ``failed``: the last exchange failed, so only the timer calls for the next one.
@@ -62,6 +63,7 @@ class Peer:
     round_trip_s: float = 0.0
     paced_until_s: float = 0.0
     next_sync_s: float = 0.0
+    piece_due_s: float = 0.0
     told_s: float = float("-inf")
     urgent: bool = False
     more: bool = False

@@ -210,9 +210,10 @@ class Replica:
         peer = self._peer(address)
         if peer.in_flight:
             return float("inf")
+        exchange_due_s = peer.due_at(self._issued(), now.mono_s)
         if not peer.failed and self._wants_piece(peer):
-            return now.mono_s
-        return peer.due_at(self._issued(), now.mono_s)
+            return min(max(now.mono_s, peer.piece_due_s), exchange_due_s)
+        return exchange_due_s
 
     def begin(self, address: str, now: Instant) -> Outgoing | None:
         """Return the request to send to ``address`` now, None when none is due."""
@@ -221,12 +222,14 @@ class Replica:
         peer = self._peer(address)
         # Pieces of a snapshot take turns with exchanges that are due, so that neither holds the other up.
         exchange_due = peer.due_at(self._issued(), now.mono_s) <= now.mono_s
-        piece_next = self._wants_piece(peer) and not (exchange_due and peer.pulling)
+        piece_due = self._wants_piece(peer) and (peer.piece_due_s <= now.mono_s or not exchange_due)
+        piece_next = piece_due and not (exchange_due and peer.pulling)
         peer.pulling = piece_next
         self._serial += 1
         peer.in_flight = self._serial
         if piece_next:
             self._pull = self._pull or Pull(address)
+            peer.begun_s = now.mono_s
             return Outgoing(address, self._serial, self._pull.request(self.id))
         # Of a peer that has never talked it is not known what it lacks: ask first, send then.
         relay_before_s = now.mono_s - self.settings.sync_interval_s
@@ -247,6 +250,9 @@ class Replica:
             peer = self._peers.get(address)
             if peer is not None:
                 self._landed(peer, serial)
+                # Whoever gives has clients to serve as well.
+                rest_s = self.settings.piece_rest_times * (now.mono_s - peer.begun_s)
+                peer.piece_due_s = now.mono_s + min(rest_s, self.settings.max_piece_rest_s)
                 self._finish_piece(peer, reply, now)
             return
         talker = self.take_reply(address, serial, reply, now)

@@ -345,6 +345,29 @@ def test_pieces_take_turns_with_exchanges_that_are_due(wire: Wire) -> None:
     assert sorted(kinds[:2]) == sorted(kinds[2:]) == ["Exchange", "SnapshotRequest"]
 
 
+def test_a_receiver_lets_the_giver_rest_for_as_long_as_a_piece_took(wire: Wire) -> None:
+    """Its clients would wait else. Exchanges that are due go on meanwhile; and a piece may be late for other reasons."""
+    behind(wire, keys=40)
+    wire.talk("r1", "r2")
+    wire.pull("r2", "r1")
+    wire.exchange("r2", "r1")  # Takes turns with the pieces; nothing else is due now.
+    for took_s, rest_s in ((0.02, 0.02), (0.7, wire.settings.max_piece_rest_s)):
+        r2, peer = wire["r2"], wire["r2"].peer(address("r1"))
+        assert peer is not None
+        peer.next_sync_s = wire.now("r2").mono_s + 10.0
+        outgoing = r2.begin(address("r1"), wire.now("r2"))
+        assert outgoing is not None
+        assert isinstance(outgoing.message, SnapshotRequest)
+        reply = wire.answer("r1", outgoing.message)
+        wire.tick(took_s)
+        wire.land("r2", outgoing, reply)
+        assert r2.due_at(address("r1"), wire.now("r2")) == pytest.approx(wire.now("r2").mono_s + rest_s)
+        assert r2.begin(address("r1"), wire.now("r2")) is None
+        peer.urgent = True
+        assert isinstance(wire.exchange("r2", "r1").request, Exchange)
+        wire.tick(rest_s)
+
+
 def test_a_snapshot_is_of_one_moment_although_both_sides_write_meanwhile(wire: Wire) -> None:
     behind(wire)
     wire.talk("r1", "r2")

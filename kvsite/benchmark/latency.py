@@ -67,7 +67,7 @@ def _three(lab: Lab, cluster: Causeway, operation: str, rate: float) -> Iterator
     # As long as it takes, and of that only what lies between its start and its being ready.
     with lab.bundled.pacing(load, rate, _join_window_s(lab), lab.connections) as running:
         began_s = time.monotonic()
-        cluster.start_one(3)
+        cluster.start_one(3, apart=True)
         wait_until("the fourth replica has joined", lambda: cluster.cluster.is_ready(3), JOIN_S)
         ready_s = time.monotonic()
         latencies = _sound(running.result()).between(began_s, ready_s)

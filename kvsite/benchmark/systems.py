@@ -188,9 +188,12 @@ class Causeway(System):
         if self.lab.history:
             self.shape = self.shape.with_metadata(metadata)
 
-    def start_one(self, i: int, environment: Mapping[str, str] | None = None) -> None:
-        """Start one of the spare replicas, on the servers' core; does not wait for it."""
-        with pinned(self.lab.cores.servers):
+    def start_one(self, i: int, environment: Mapping[str, str] | None = None, *, apart: bool = False) -> None:
+        """Start one of the spare replicas; does not wait for it.
+
+        ``apart``: on other cores than the servers, as on a machine of its own.
+        """
+        with pinned(self.lab.cores.load if apart else self.lab.cores.servers):
             self.cluster.start_one(i, environment)
 
     def fill(self, shape: Shape, i: int = 0, first: int = 0) -> float:
