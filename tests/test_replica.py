@@ -346,7 +346,7 @@ def test_pieces_take_turns_with_exchanges_that_are_due(wire: Wire) -> None:
 
 
 def test_a_receiver_lets_the_giver_rest_for_as_long_as_a_piece_took(wire: Wire) -> None:
-    """Its clients would wait else. Exchanges that are due go on meanwhile; and a piece may be late for other reasons."""
+    """Its clients would wait else. Exchanges that are due go on; and a piece may be late for other reasons."""
     behind(wire, keys=40)
     wire.talk("r1", "r2")
     wire.pull("r2", "r1")
