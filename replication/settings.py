@@ -33,8 +33,8 @@ class ReplicationSettings:
     """Estimated bytes of updates in one message at most (a single update is sent whatever its size)."""
 
     piece_rest_times: float = 1.0
-    """How long a receiver rests after each piece of a snapshot, as a multiple of how long the piece took. Without a rest
-    a giver that is half busy with its clients is more than busy while it gives, and they wait (docs/benchmarks)."""
+    """How long a receiver rests after each piece of a snapshot, as a multiple of how long it took. Without a rest a
+    giver that is half busy with its clients is more than busy while it gives, and they wait (docs/benchmarks)."""
 
     max_piece_rest_s: float = 0.1
     """What that rest comes to at most: a piece may have been late for other reasons."""

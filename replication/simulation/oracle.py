@@ -42,8 +42,8 @@ class Oracle:
             if held < counter:
                 self._gone_above[replica] = min(held, self._gone_above.get(replica, held))
         for address in list(self.world.removed):
-            # A removal that only the dead process knew of died with it.
-            if all(other.replica.view.belongs(address) for other in others if other.replica):
+            # A removal that only the dead process knew of died with it. (Not to have heard of an address is not to know.)
+            if not any(address in other.replica.view.left() for other in others if other.replica):
                 del self.world.removed[address]
 
     def told_lost(self, teller: Replica, lost: Lost) -> None:
