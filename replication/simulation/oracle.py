@@ -42,7 +42,7 @@ class Oracle:
             if held < counter:
                 self._gone_above[replica] = min(held, self._gone_above.get(replica, held))
         for address in list(self.world.removed):
-            # A removal that only the dead process knew of died with it. (Who has not heard of an address knows nothing.)
+            # A removal that only the dead process knew of died with it. (Who has not heard of an address knows none.)
             if not any(address in other.replica.view.left() for other in others if other.replica):
                 del self.world.removed[address]
 
