@@ -112,6 +112,8 @@ def test_the_variant_has_no_causality_and_nothing_else_leads_to_it() -> None:
 
 def test_an_interrupted_benchmark_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, str(MANAGE), "benchmark", "--quick", "--only", "get", "--driver", "bundled"]
+    # Who is started in the background of a shell ignores it, and so do all that it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*command, "--base-port", str(PORT + 100)],
         cwd=REPOSITORY,
@@ -120,6 +122,7 @@ def test_an_interrupted_benchmark_leaves_nothing_behind(tmp_path: Path) -> None:
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     assert "Causeway, 1 replica" in process.stdout.readline()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
