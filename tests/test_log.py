@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import sys
 from mmap import PAGESIZE, mmap
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +19,6 @@ from store.versions import Update, Write, decode_update, encode_update
 
 EVERYTHING = float("inf")
 MIB = 1 << 20
-NEEDS_PROC = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how memory is mapped on Linux only")
 
 
 def update(origin: str, counter: int, timestamp: int = 0, size: int = 0) -> Update:
@@ -256,7 +254,7 @@ def segments_of(log: UpdateLog) -> int:
     return sum(isinstance(each, mmap) for each in reachable_from(log))
 
 
-@NEEDS_PROC
+@pytest.mark.linux
 def test_segments_are_not_a_mapping_each() -> None:
     before = mappings()
     log = filled(*(update("a", n, size=4_000) for n in range(1, 601)), limit_bytes=16 * MIB, segment_bytes=8_000)
@@ -264,7 +262,7 @@ def test_segments_are_not_a_mapping_each() -> None:
     assert mappings() - before < 100
 
 
-@NEEDS_PROC
+@pytest.mark.linux
 def test_what_is_forgotten_goes_back_to_the_system_from_within_a_segment_too() -> None:
     log = filled(*(update("a", n, size=1_000) for n in range(1, 20_001)), limit_bytes=100 * MIB, segment_bytes=9 * MIB)
     assert segments_of(log) == 2
