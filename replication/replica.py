@@ -618,6 +618,7 @@ class Replica:
             return
         if self.store.closed == NOT_IN_VIEW:
             # Put back. Members have trimmed their logs without regard to it: it has to catch up as one that starts.
+            self.store.closed = CATCHING_UP
             self._joining = Joining(now.mono_s)
             for address in self.view.others():
                 self._peer(address).urgent = True
@@ -717,8 +718,8 @@ class Replica:
         self._joining.ask(asked, now.mono_s)
         if self._joining.is_done(sorted(asked), self.store.clock, self.view, now.mono_s):
             self._joining = None
+            self._set_gate(now)
             if self.view.belongs(self.address):
-                self.store.closed = None
                 self._note("serving", self.id, f"{len(self.store.table)} keys", now)
 
     def _own_names(self) -> set[str]:
