@@ -13,9 +13,9 @@ records are those of Django's handler; tests/test_lean.py sends every kind of re
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 from django.conf import settings
@@ -31,6 +31,7 @@ from django.utils.module_loading import import_string
 import replication.api.urls
 import store.api.urls
 from kvsite.logs import ORDINARY
+from store.api.response import Finished
 
 Environ = dict[str, Any]
 View = Callable[..., Any]
@@ -41,6 +42,8 @@ Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 PLAIN_TYPES: Final = frozenset({"", "application/json", "application/msgpack"})
 """Content types, as declared, that need no parsing."""
 
+STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+
 _REST: Final = re.compile(r"\^(?P<prefix>[a-z/]+)\(\?P<rest>\(\?s:\.\*\)\)\$")
 """A route of which all that follows a prefix is one argument, ``rest``."""
 
@@ -49,8 +52,6 @@ class LeanRequest(WSGIRequest):
     """Django's request where the path is known already and the script name is empty."""
 
     _read_started = False
-    _stream: Any = io.BytesIO()
-    """Of a request without a body: at its end from the start."""
 
     def __init__(self, environ: Environ, path: str, view: View, arguments: Mapping[str, str]) -> None:
         # Without super(): to find out again what is known here takes longer than to answer.
@@ -63,8 +64,11 @@ class LeanRequest(WSGIRequest):
             self.content_type, self.content_params = declared, {}
         else:
             self._set_content_type_params(environ)  # type: ignore[attr-defined]  # not in the stubs
-        if "CONTENT_LENGTH" in environ:
-            self._stream = LimitedStream(environ["wsgi.input"], _length(environ["CONTENT_LENGTH"]))
+
+    @cached_property
+    def _stream(self) -> LimitedStream:  # type: ignore[override]  # Django makes it at once
+        """The body for those who read it as Django means it; the views of the API do not (parsing.read_body)."""
+        return LimitedStream(self.environ["wsgi.input"], _length(self.environ.get("CONTENT_LENGTH", "")))
 
     @cached_property
     def resolver_match(self) -> ResolverMatch:  # type: ignore[override]  # Django writes it, here it is found if asked
@@ -120,23 +124,28 @@ class LeanEntry:
         request_started.send(sender=self.__class__, environ=environ)
         request = LeanRequest(environ, path, *found)
         response = self._respond(request)
-        response._resource_closers.append(request.close)  # noqa: SLF001  # as Django's handler does
+        if hasattr(request, "_files"):  # all that a request has to close; no view of the API asks for forms
+            response._resource_closers.append(request.close)  # noqa: SLF001  # as Django's handler does
         response._handler_class = self.__class__  # noqa: SLF001
         if response.status_code >= 400 and response.status_code not in ORDINARY:  # those the log would drop
             log_response("%s: %s", response.reason_phrase, request.path, response=response, request=request)
-        headers = list(response.items())
-        if response.cookies:
-            headers += [("Set-Cookie", cookie.output(header="")) for cookie in response.cookies.values()]
-        start_response(f"{response.status_code} {response.reason_phrase}", headers)
+        if isinstance(response, Finished):
+            start_response(STATUS_LINES[response.status_code], response.wsgi_headers())
+        else:
+            cookies = [("Set-Cookie", cookie.output(header="")) for cookie in response.cookies.values()]
+            start_response(f"{response.status_code} {response.reason_phrase}", [*response.items(), *cookies])
         return response  # type: ignore[no-any-return]
 
 
 def _chain(middleware: Sequence[str], innermost: Handler) -> Handler:
-    """Return ``innermost`` inside of ``middleware``; each layer converts the exceptions of the one within."""
-    handler = convert_exception_to_response(innermost)
+    """Return ``innermost`` inside of ``middleware``, and outside of all what makes responses of exceptions.
+
+    Django converts them at each layer, for those that look at responses; the API's do not.
+    """
+    handler = innermost
     for name in reversed(middleware):
-        handler = convert_exception_to_response(import_string(name)(handler))
-    return handler
+        handler = import_string(name)(handler)
+    return convert_exception_to_response(handler)  # type: ignore[no-any-return]
 
 
 def _length(declared: str) -> int:

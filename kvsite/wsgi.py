@@ -83,13 +83,6 @@ class Edge:
         """Answer one request; whatever goes wrong in it, the replica goes on."""
         began_s = perf_counter()
         HELD.seconds = 0.0
-        answered = self._answer(environ, start_response)
-        took_s = perf_counter() - began_s
-        if took_s > self._slow_s and took_s - HELD.seconds > self._slow_s:
-            slow.note(environ, took_s, HELD.seconds)
-        return answered
-
-    def _answer(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         environ[RAW_PATH] = environ["PATH_INFO"]
         extra = [("X-Request-ID", name_request(environ.get("HTTP_X_REQUEST_ID"))), *self._always]
 
@@ -97,9 +90,18 @@ class Edge:
             environ[slow.STATUS] = status
             return start_response(status, headers + extra, *rest)
 
+        if self._guard is None and ORIGIN not in environ:
+            answered = self._serve(environ, respond)
+        else:
+            answered = self._serve_guarded(environ, respond, extra)
+        took_s = perf_counter() - began_s
+        if took_s > self._slow_s and took_s - HELD.seconds > self._slow_s:
+            slow.note(environ, took_s, HELD.seconds)
+        return answered
+
+    def _serve_guarded(self, environ: Environ, respond: StartResponse, extra: Headers) -> Iterable[bytes]:
+        """Serve a request that has to be let in; ``extra``: the headers that ``respond`` adds, to which some come."""
         guard, page = self._guard, ORIGIN in environ
-        if guard is None and not page:
-            return self._serve(environ, respond)
         try:
             if page:
                 extra += self._cors.headers(environ)

@@ -28,7 +28,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+
+import msgspec
 
 from store.clock import Clock, Dot, HybridClock, Instant, covers, merge_into, missing
 from store.delivery import PendingQueue, first_missing
@@ -51,7 +52,7 @@ LATEST_KEPT = 200
 """Applied updates that are remembered: a screenful of a picture, and next to no memory."""
 
 
-class Found(NamedTuple):
+class Found(msgspec.Struct, frozen=True):
     """Answer to a read of one key: its versions, the winner first (empty: absent), and the metadata to tell."""
 
     versions: Versions
@@ -59,7 +60,7 @@ class Found(NamedTuple):
     lost: Lost = {}
 
 
-class Wrote(NamedTuple):
+class Wrote(msgspec.Struct, frozen=True):
     """Answer to a write of one key.
 
     ``existed``: the key was there before. ``update``: what was issued; None when nothing had to be (the
@@ -88,7 +89,7 @@ class Wrote(NamedTuple):
         return self.versions[0].etag if self.versions else None
 
 
-class Listed(NamedTuple):
+class Listed(msgspec.Struct, frozen=True):
     """Answer to a listing. ``next``: the last key when there are more after it. ``items``: key -> encoded value."""
 
     keys: list[str]
@@ -98,7 +99,7 @@ class Listed(NamedTuple):
     lost: Lost = {}
 
 
-class Transacted(NamedTuple):
+class Transacted(msgspec.Struct, frozen=True):
     """Answer to a transaction: encoded values read, keys that were absent, and the update issued, if any."""
 
     values: dict[str, bytes]
@@ -156,12 +157,11 @@ class CausalStore:
             raise Refused(self.closed)
         if not covers(self.clock, past):
             raise NotReached(missing(self.clock, past))
-        self.expire(now)
+        if now.wall_us >= self.table.next_deadline:
+            self.expire(now)
 
     def expire(self, now: Instant) -> None:
         """Take out what has expired. An expiry is the cause of an absence, so it enters the delete clock."""
-        if now.wall_us < self.table.next_deadline:
-            return
         for version in self.table.expire(now.wall_us):
             merge_into(self.delete_clock, {version.origin: version.counter})
 
@@ -178,10 +178,12 @@ class CausalStore:
         """Write or delete one key. Raises Mismatch, OutOfMemory, and what ``admit`` raises."""
         self.admit(past, now)
         held = self.table.get(change.key)
-        self._check_condition(change, held, past)
+        if change.conditional:
+            self._check_condition(change, held, past)
         if change.value is None and not held:
             return Wrote(existed=False, update=None, versions=(), metadata=self._told(past, ()))
-        self._check_memory({change.key: change}, {change.key: held})
+        if self.settings.max_memory_bytes:
+            self._check_memory({change.key: change}, {change.key: held})
         deps = self.markers.simplify(self._joined_pasts(past, held))
         update = self._take_dot(deps, (_write(change, held, now),), now)
         return Wrote(bool(held), update, self.table.get(change.key), update.past)
@@ -223,10 +225,12 @@ class CausalStore:
     def _joined_pasts(self, past: Clock, versions: Iterable[Version]) -> Clock:
         joined = dict(past)
         for version in versions:
-            merge_into(joined, version.deps)
+            if version.deps:
+                merge_into(joined, version.deps)
             if joined.get(version.origin, 0) < version.counter:
                 joined[version.origin] = version.counter
-        merge_into(joined, self.delete_clock)
+        if self.delete_clock:
+            merge_into(joined, self.delete_clock)
         return joined
 
     # -- issuing updates -------------------------------------------------------------------------------
@@ -236,12 +240,14 @@ class CausalStore:
         wanted = {change.key: change for change in changes}
         held = {key: self.table.get(key) for key in wanted}
         for change in changes:
-            self._check_condition(change, held[change.key], past)
+            if change.conditional:
+                self._check_condition(change, held[change.key], past)
         effective = [change for key, change in wanted.items() if change.value is not None or held[key]]
         writes = [_write(change, held[change.key], now) for change in effective]
         if not writes:
             return None
-        self._check_memory(wanted, held)
+        if self.settings.max_memory_bytes:
+            self._check_memory(wanted, held)
         replaced = [version for versions in held.values() for version in versions]
         deps = self.markers.simplify(self._joined_pasts(past, [*read, *replaced]))
         return self._take_dot(deps, tuple(writes), now)
@@ -255,8 +261,6 @@ class CausalStore:
         return update
 
     def _check_condition(self, change: Change, versions: Versions, past: Clock) -> None:
-        if change.if_match is None and not change.if_none_match:
-            return
         etag = versions[0].etag if versions else None
         if not change.holds(etag):
             raise Mismatch(self._told(past, versions[:1]), etag)
@@ -264,8 +268,6 @@ class CausalStore:
     def _check_memory(self, wanted: Mapping[str, Change], held: Mapping[str, Versions]) -> None:
         """Refuse what would grow the data beyond the limit; what frees memory is always let through."""
         limit = self.settings.max_memory_bytes
-        if not limit:
-            return
         growth = sum(
             cost(key, ()) if change.value is None else cost(key, (_weightless,)) + len(change.value)
             for key, change in wanted.items()
@@ -311,6 +313,7 @@ class CausalStore:
             if waits_for is not None:
                 self.pending.add(candidate, waits_for, since_s)
                 continue
+            self.hybrid.observe(candidate.timestamp, now)
             self._apply(candidate, now)
             ready += [(waiting.update, waiting.since_s) for waiting in self.pending.wake(candidate.dot)]
 
@@ -328,7 +331,6 @@ class CausalStore:
         self.clock[origin] = update.counter
         if origin not in self.present:
             self.rest_changes += 1
-        self.hybrid.observe(update.timestamp, now)
         self.log.append(update, now.mono_s)
         self.changes += 1
         self.applied += 1

@@ -19,7 +19,8 @@ et al. 2014 (dots); Kulkarni et al., OPODIS 2014 (hybrid logical clocks).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+
+import msgspec
 
 Clock = dict[str, int]
 """Replica id -> highest counter seen without gaps; an absent entry means 0."""
@@ -37,7 +38,7 @@ MAX_INCARNATION = 2**63 - 1
 """No incarnation is above this: 42 bits of milliseconds (until the year 2109) and the random bits."""
 
 
-class Instant(NamedTuple):
+class Instant(msgspec.Struct, frozen=True, gc=False):
     """One reading of the clocks, handed in by the shell: the protocol has no clock of its own.
 
     ``mono_s``: seconds of a clock that never goes back (ages, timeouts).

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, Protocol, TypeVar
 
+from msgspec import structs
+
 from store.causal import CausalStore, Found, Listed, Lost, Transacted, Wrote
 from store.clock import Clock, Dot, Instant
 from store.errors import Busy, NotReached, TooManyAckWaits, TooManyWatchers
@@ -176,7 +178,7 @@ class Engine:
                 finally:
                     self.watchers -= 1
                 found = self.get(key, past, wait_s=0, all_siblings=all_siblings)
-        return found._replace(lost=lost) if lost else found
+        return structs.replace(found, lost=lost) if lost else found
 
     def put(
         self,
@@ -311,7 +313,7 @@ class Engine:
                     raise
                 self._wait(self._is_served(past, token), remaining)
             else:
-                return answer._replace(lost=lost) if lost else answer
+                return structs.replace(answer, lost=lost) if lost else answer
 
     def _is_served(self, past: Clock, token: int) -> Callable[[], bool]:
         return lambda: (

@@ -24,6 +24,8 @@ from itertools import accumulate, islice, takewhile
 from mmap import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from typing import NamedTuple
 
+import msgspec
+
 from store.clock import Dot
 from store.versions import Update, decode_update, encode_update
 
@@ -35,7 +37,7 @@ MAX_SEGMENTS = 16_384
 65,530 of them (vm.max_map_count)."""
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One update in the log: its wire form, its hybrid time (microseconds), and when it was applied here
     (monotonic seconds)."""
 

@@ -13,7 +13,7 @@ Every bound that a peer could break is written into the types, so a decoded upda
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
 
@@ -28,7 +28,7 @@ Timestamp = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 WireClock = dict[ReplicaId, Counter]
 
 
-class Change(NamedTuple):
+class Change(msgspec.Struct, frozen=True):
     """One write as a client asks for it.
 
     ``value``: encoded JSON, or None to delete. ``ttl_us``: microseconds until it expires, None for never.
@@ -41,6 +41,11 @@ class Change(NamedTuple):
     ttl_us: int | None = None
     if_match: tuple[str, ...] | None = None
     if_none_match: bool = False
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there is a condition at all."""
+        return self.if_none_match or self.if_match is not None
 
     def holds(self, etag: str | None) -> bool:
         """Return whether the conditions hold where the winner is ``etag`` (None: the key is absent)."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from replication.catchup import Giver, Pull, cut
 from replication.messages import SnapshotPiece, SnapshotRequest
 from store.causal import CausalStore
-from store.clock import Clock, join
+from store.clock import Clock, Instant, join
 from store.markers import Marker
 from store.snapshot import Snapshot, join_tables
 from store.versions import Change, Update, Version, Versions
@@ -144,7 +144,7 @@ def test_what_waits_is_tried_again_after_a_join() -> None:
 
 def test_hybrid_time_of_the_giver_is_taken_over() -> None:
     a, here = CausalStore("a"), CausalStore("here")
-    late = NOW._replace(wall_us=NOW.wall_us + 10**9)
+    late = Instant(NOW.mono_s, NOW.wall_us + 10**9)
     write(a, "x", b"1", now=late)
     here.join(a.snapshot(late), NOW)
     assert write(here, "y", b"1").timestamp > a.table.get("x")[0].timestamp

@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 MANAGE = Path(__file__).resolve().parents[2] / "manage.py"
 
 _NOTHING: dict[str, int] = {}
@@ -42,11 +44,9 @@ def take_causality_out() -> None:
             raise Refused(self.closed)
         self.expire(now)
 
-    def answer(status: int, head: Any, answer: Any, tail: Any = None, etag: str | None = None) -> Any:
-        response = rendering.reply(status, head | tail if tail else head)
-        if etag is not None:
-            response.headers["ETag"] = etag
-        return response
+    def answer(status: int, head: bytes, answer: Any, tail: Any = None, etag: str | None = None) -> Any:
+        body = head + (b"," + msgspec.json.encode(tail)[1:] if tail else b"}")
+        return rendering.encoded(status, body, rendering.JSON, {} if etag is None else {"ETag": etag})
 
     replace(CausalStore, "admit", admit)
     replace(CausalStore, "_told", lambda self, past, shown: _NOTHING)

@@ -11,8 +11,9 @@ Who may come in is decided at the edge (kvsite/guard.py): DRF's authentication a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import update_wrapper
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -22,6 +23,9 @@ from rest_framework.views import APIView
 from store.api import errors, parsing
 from store.api.metering import METER
 from store.api.rendering import JSON
+
+HANDLERS: Final = {name.upper(): name for name in APIView.http_method_names}
+"""Method -> the name of what answers it in a view that does."""
 
 
 class ApiView(APIView):
@@ -45,6 +49,16 @@ class ApiView(APIView):
     _body: bytes | None = None
     _body_asked = False
 
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
+        """Return what answers a request. Django's own keeps request and arguments on the view, which nobody reads here."""
+
+        def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            return cls(**initkwargs).dispatch(request, *args, **kwargs)
+
+        update_wrapper(view, super().as_view(**initkwargs))  # with its marks, such as that no form's token is asked for
+        return view
+
     def __init_subclass__(cls) -> None:
         """Answer HEAD as GET. Django's ``setup`` would see to it in each view, which would then refer to itself, and
         wait for a collection when it is done."""
@@ -58,20 +72,13 @@ class ApiView(APIView):
         self.http = request
         method = request.method or ""
         try:
-            response: HttpResponseBase = self.handler(method)(request, *args, **kwargs)
+            handler = getattr(self, HANDLERS.get(method, ""), self.http_method_not_allowed)
+            response: HttpResponseBase = handler(request, *args, **kwargs)
         except Exception as exc:  # noqa: BLE001 - whatever it is becomes a JSON answer, and is logged if it is our fault
             response = self.handle_exception(exc)
         operation = self.operation or self.operations.get(method, "other")
         METER.note(operation, response.status_code, perf_counter() - began_s)
         return response
-
-    def handler(self, method: str) -> Callable[..., HttpResponseBase]:
-        """Return what answers ``method``, or what raises that it is not allowed."""
-        name = method.lower()
-        if name not in self.http_method_names:
-            return self.http_method_not_allowed
-        handler: Callable[..., HttpResponseBase] = getattr(self, name, self.http_method_not_allowed)
-        return handler
 
     def options(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:  # type: ignore[override]
         """Say which methods there are, and nothing else: /schema/ describes the API."""

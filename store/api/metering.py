@@ -16,22 +16,36 @@ class Meter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._requests: dict[tuple[str, int], int] = {}
-        self._seconds: dict[str, Histogram] = {}
+        self._tallies: dict[str, _Tally] = {}
 
     def note(self, operation: str, status: int, seconds: float) -> None:
         """Count one request. ``operation``: one of few words, never a client's text."""
         with self._lock:
-            self._requests[operation, status] = self._requests.get((operation, status), 0) + 1
-            histogram = self._seconds.get(operation)
-            if histogram is None:
-                histogram = self._seconds[operation] = Histogram()
-            histogram.observe(seconds)
+            tally = self._tallies.get(operation)
+            if tally is None:
+                tally = self._tallies[operation] = _Tally()
+            tally.requests[status] = tally.requests.get(status, 0) + 1
+            tally.seconds.observe(seconds)
 
     def read(self) -> tuple[dict[tuple[str, int], int], dict[str, Histogram]]:
         """Return copies of both."""
         with self._lock:
-            return dict(self._requests), {name: histogram.copy() for name, histogram in self._seconds.items()}
+            requests = {
+                (operation, status): count
+                for operation, tally in self._tallies.items()
+                for status, count in tally.requests.items()
+            }
+            return requests, {operation: tally.seconds.copy() for operation, tally in self._tallies.items()}
+
+
+class _Tally:
+    """Of one operation: how many requests ended with each status, and how long they took."""
+
+    __slots__ = ("requests", "seconds")
+
+    def __init__(self) -> None:
+        self.requests: dict[int, int] = {}
+        self.seconds = Histogram()
 
 
 METER = Meter()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 from django.http import HttpRequest
@@ -94,7 +94,7 @@ TRANSACTION_BODY: Final = msgspec.json.Decoder(TransactionBody)
 _PAST: Final[msgspec.json.Decoder[dict[str, int] | None]] = msgspec.json.Decoder(Past)
 
 
-class Asked(NamedTuple, Generic[AnyBody]):
+class Asked(msgspec.Struct, Generic[AnyBody], frozen=True):
     """One request of /kvs: its body, its query parameters, and its causal past without zero entries."""
 
     body: AnyBody
@@ -115,8 +115,11 @@ def read_body(request: HttpRequest, max_bytes: int, media_type: str = JSON) -> b
     A body needs no Content-Type: what else than ``media_type`` could it be. But one that says to be something else is
     refused (``curl -d`` says form): to guess would be to store what the client did not mean.
     """
+    declared = request.META.get("CONTENT_LENGTH")
+    if not declared:
+        return b""
     try:
-        length = int(request.META.get("CONTENT_LENGTH") or 0)
+        length = int(declared)
     except ValueError:
         raise ParseError("Content-Length is not a number") from None
     if length <= 0:
@@ -128,7 +131,8 @@ def read_body(request: HttpRequest, max_bytes: int, media_type: str = JSON) -> b
         _discard(request, length)
         raise TooLarge(f"Body is too large: at most {max_bytes} bytes")
     try:
-        body: bytes = request.read()  # Not request.body: its limit is one for forms, and peers send more than clients.
+        # Not request.body: its limit is one for forms, and peers send more than clients.
+        body: bytes = request.META["wsgi.input"].read(length)
     except OSError:
         body = b""
     if len(body) < length:

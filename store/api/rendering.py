@@ -22,20 +22,18 @@ MAX_METADATA_HEADER_BYTES: Final = 4096
 """SPEC 2: longer metadata travels in the body alone; proxies commonly refuse headers from 8 KiB on."""
 
 JSON: Final = "application/json"
+NO_HEADERS: Final[Mapping[str, str]] = {}
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def reply(status: int, content: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> HttpResponse:
+def reply(status: int, content: Mapping[str, Any], headers: Mapping[str, str] = NO_HEADERS) -> HttpResponse:
     """Return ``content`` as a JSON response, keys in the order given."""
     return encoded(status, _encode(content), JSON, headers)
 
 
-def encoded(status: int, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> HttpResponse:
+def encoded(status: int, body: bytes, content_type: str, headers: Mapping[str, str] = NO_HEADERS) -> HttpResponse:
     """Return ``body`` as a response that says how long it is, without which a server sends it in chunks."""
-    all_headers = {"Content-Type": content_type, "Content-Length": str(len(body))}
-    if headers:
-        all_headers.update(headers)
-    return Finished(status, body, all_headers)
+    return Finished(status, body, {"Content-Type": content_type, "Content-Length": str(len(body)), **headers})
 
 
 def found(answer: Found, *, siblings: bool) -> HttpResponse:
@@ -51,7 +49,7 @@ def found(answer: Found, *, siblings: bool) -> HttpResponse:
             {"value": msgspec.Raw(each.value), "etag": each.etag, "origin": each.origin, "timestamp": each.timestamp}
             for each in answer.versions
         ]
-    return _answer(200, {"result": "found", "value": msgspec.Raw(winner.value)}, answer, tail, winner.etag)
+    return _answer(200, b'{"result":"found","value":' + winner.value, answer, tail, winner.etag)
 
 
 def not_modified(answer: Found) -> HttpResponse:
@@ -61,18 +59,18 @@ def not_modified(answer: Found) -> HttpResponse:
 
 def absent(answer: Found | Wrote | Transacted) -> HttpResponse:
     """Answer that the key does not exist; the metadata covers why (a delete that the replica has applied)."""
-    return _answer(404, {"error": "Key does not exist"}, answer)
+    return _answer(404, b'{"error":"Key does not exist"', answer)
 
 
 def written(answer: Wrote, acks: Acks | None) -> HttpResponse:
     """Answer a PUT."""
-    status, result = (201, "created") if answer.created else (200, "replaced")
-    return _acknowledged(status, {"result": result}, answer, acks, _etag(answer))
+    status, result = (201, b"created") if answer.created else (200, b"replaced")
+    return _acknowledged(status, b'{"result":"%b"' % result, answer, acks, _etag(answer))
 
 
 def deleted(answer: Wrote, acks: Acks | None) -> HttpResponse:
     """Answer a DELETE of a key that was there."""
-    return _acknowledged(200, {"result": "deleted"}, answer, acks, _etag(answer))
+    return _acknowledged(200, b'{"result":"deleted"', answer, acks, _etag(answer))
 
 
 def listed(answer: Listed, *, values: bool) -> HttpResponse:
@@ -80,13 +78,13 @@ def listed(answer: Listed, *, values: bool) -> HttpResponse:
     head: dict[str, Any] = {"keys": answer.keys, "next": answer.next}
     if values:
         head["items"] = _raw(answer.items)
-    return _answer(200, head, answer)
+    return _answer(200, _opened(head), answer)
 
 
 def transacted(answer: Transacted, acks: Acks | None) -> HttpResponse:
     """Answer a transaction."""
     head = {"values": _raw(answer.values), "missing-keys": answer.missing_keys}
-    return _acknowledged(200, head, answer, acks)
+    return _acknowledged(200, _opened(head), answer, acks)
 
 
 def error(
@@ -107,7 +105,7 @@ def error(
 
 
 def _acknowledged(
-    status: int, head: dict[str, Any], answer: Wrote | Transacted, acks: Acks | None, etag: str | None = None
+    status: int, head: bytes, answer: Wrote | Transacted, acks: Acks | None, etag: str | None = None
 ) -> HttpResponse:
     """Answer a write, with its acks where they were asked for; too few of them make it a 202 (SPEC 2.7)."""
     if acks is None:
@@ -117,22 +115,29 @@ def _acknowledged(
 
 def _answer(
     status: int,
-    head: dict[str, Any],
+    head: bytes,
     answer: Found | Wrote | Listed | Transacted,
     tail: Mapping[str, Any] | None = None,
     etag: str | None = None,
 ) -> HttpResponse:
-    """Return ``head``, then the metadata, then ``tail``, then what was lost, in this order."""
+    """Return ``head``, then the metadata, then ``tail``, then what was lost, in this order.
+
+    ``head``: a JSON object without its closing brace, with one member at least. Values are encoded already, and most
+    answers have nothing else that would need encoding.
+    """
     told = _encode(answer.metadata)
-    head["causal-metadata"] = msgspec.Raw(told)
-    if tail:
-        head.update(tail)
     if answer.lost:
-        head["lost"] = answer.lost
-    headers = _metadata_header(told)
+        tail = {**(tail or {}), "lost": answer.lost}
+    body = b'%b,"causal-metadata":%b%b' % (head, told, b"," + _encode(tail)[1:] if tail else b"}")
+    headers = {"Content-Type": JSON, "Content-Length": str(len(body)), **_metadata_header(told)}
     if etag is not None:
         headers["ETag"] = etag
-    return reply(status, head, headers)
+    return Finished(status, body, headers)
+
+
+def _opened(content: Mapping[str, Any]) -> bytes:
+    """Return ``content`` as JSON without the closing brace."""
+    return _encode(content)[:-1]
 
 
 def _metadata_header(metadata: bytes) -> dict[str, str]:
