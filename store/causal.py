@@ -219,14 +219,12 @@ class CausalStore:
 
     def _told(self, past: Clock, shown: Iterable[Version]) -> Clock:
         """Return what an answer tells: the client's past, the pasts of what it is shown, the delete clock."""
-        told = self._joined_pasts(past, shown)
-        return self.markers.simplify(told)
+        return self.markers.simplify(self._joined_pasts(past, shown))
 
     def _joined_pasts(self, past: Clock, versions: Iterable[Version]) -> Clock:
         joined = dict(past)
         for version in versions:
-            if version.deps:
-                merge_into(joined, version.deps)
+            merge_into(joined, version.deps)
             if joined.get(version.origin, 0) < version.counter:
                 joined[version.origin] = version.counter
         if self.delete_clock:
@@ -315,15 +313,17 @@ class CausalStore:
                 continue
             self.hybrid.observe(candidate.timestamp, now)
             self._apply(candidate, now)
-            ready += [(waiting.update, waiting.since_s) for waiting in self.pending.wake(candidate.dot)]
+            if self.pending:
+                ready += [(waiting.update, waiting.since_s) for waiting in self.pending.wake(candidate.dot)]
 
     def _apply(self, update: Update, now: Instant) -> None:
         """Make ``update`` visible: its writes and its dot in one step. Its past is covered."""
         origin = self._interned(update.origin)
         deps = self._shared(origin, update.deps)
+        table = self.table
         for write in update.writes:
             version = None if write.value is None else version_of(write, update, origin, deps)
-            self.table.set(write.key, settle(self.table.get(write.key), write, version))
+            table.set(write.key, settle(table.get(write.key), write, version))
             if version is None:
                 self.delete_clock[origin] = update.counter
         if not update.writes:

@@ -44,8 +44,10 @@ class KeyTable:
     def set(self, key: str, versions: Versions) -> None:
         """Let ``key`` hold exactly ``versions``, the winner first; none of them makes it absent."""
         held = self._table.get(key, ())
-        self.bytes += cost(key, versions) - (cost(key, held) if held else 0)
-        if versions:
+        self.bytes += cost(key, versions) - cost(key, held)
+        if len(versions) == len(held) == 1:  # One replaces another: so it is nearly always.
+            self._table[key] = versions
+        elif versions:
             self._table[key] = versions
             if not held:
                 self._keys.add(key)

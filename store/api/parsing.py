@@ -91,6 +91,7 @@ DELETE_BODY: Final = msgspec.json.Decoder(WriteConcernBody)
 PUT_BODY: Final = msgspec.json.Decoder(PutBody)
 TRANSACTION_BODY: Final = msgspec.json.Decoder(TransactionBody)
 
+_encode: Final = msgspec.json.Encoder().encode
 _PAST: Final[msgspec.json.Decoder[dict[str, int] | None]] = msgspec.json.Decoder(Past)
 
 
@@ -204,7 +205,7 @@ def encode_value(value: Any, max_bytes: int) -> bytes:
     most readers of JSON would take them for infinity.
     """
     try:
-        encoded = msgspec.json.encode(value)
+        encoded = _encode(value)
     except RecursionError:
         raise ParseError("Value is nested too deeply") from None
     if len(encoded) > max_bytes:

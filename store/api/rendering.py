@@ -54,7 +54,7 @@ def found(answer: Found, *, siblings: bool) -> HttpResponse:
 
 def not_modified(answer: Found) -> HttpResponse:
     """Answer a conditional GET whose version is still the winner: the metadata goes in the header alone."""
-    return Finished(304, b"", {**_metadata_header(_encode(answer.metadata)), "ETag": answer.versions[0].etag})
+    return Finished(304, b"", {**_metadata_headers(_encode(answer.metadata)), "ETag": answer.versions[0].etag})
 
 
 def absent(answer: Found | Wrote | Transacted) -> HttpResponse:
@@ -100,7 +100,7 @@ def error(
     told: dict[str, str] = {}
     if metadata is not None:
         content["causal-metadata"] = metadata
-        told = _metadata_header(_encode(metadata))
+        told = _metadata_headers(_encode(metadata))
     return reply(status, content, {**told, **(headers or {})})
 
 
@@ -129,7 +129,9 @@ def _answer(
     if answer.lost:
         tail = {**(tail or {}), "lost": answer.lost}
     body = b'%b,"causal-metadata":%b%b' % (head, told, b"," + _encode(tail)[1:] if tail else b"}")
-    headers = {"Content-Type": JSON, "Content-Length": str(len(body)), **_metadata_header(told)}
+    headers = _metadata_headers(told)
+    headers["Content-Type"] = JSON
+    headers["Content-Length"] = str(len(body))
     if etag is not None:
         headers["ETag"] = etag
     return Finished(status, body, headers)
@@ -140,8 +142,8 @@ def _opened(content: Mapping[str, Any]) -> bytes:
     return _encode(content)[:-1]
 
 
-def _metadata_header(metadata: bytes) -> dict[str, str]:
-    """Return the header that repeats ``metadata``; none where it is too long."""
+def _metadata_headers(metadata: bytes) -> dict[str, str]:
+    """Return the header that repeats ``metadata``, to which others may be added; none where it is too long."""
     if len(metadata) > MAX_METADATA_HEADER_BYTES:
         return {}
     text = metadata.decode()
