@@ -124,7 +124,7 @@ class LeanEntry:
         request_started.send(sender=self.__class__, environ=environ)
         request = LeanRequest(environ, path, *found)
         response = self._respond(request)
-        if hasattr(request, "_files"):  # all that a request has to close; no view of the API asks for forms
+        if "_files" in vars(request):  # all that a request has to close; no view of the API asks for forms
             response._resource_closers.append(request.close)  # noqa: SLF001  # as Django's handler does
         response._handler_class = self.__class__  # noqa: SLF001
         if response.status_code >= 400 and response.status_code not in ORDINARY:  # those the log would drop
@@ -145,7 +145,7 @@ def _chain(middleware: Sequence[str], innermost: Handler) -> Handler:
     handler = innermost
     for name in reversed(middleware):
         handler = import_string(name)(handler)
-    return convert_exception_to_response(handler)  # type: ignore[no-any-return]
+    return convert_exception_to_response(handler)
 
 
 def _length(declared: str) -> int:

@@ -224,7 +224,9 @@ class CausalStore:
     def _joined_pasts(self, past: Clock, versions: Iterable[Version]) -> Clock:
         joined = dict(past)
         for version in versions:
-            merge_into(joined, version.deps)
+            for replica, counter in version.deps.items():  # as merge_into, which takes twice as long for a few entries
+                if joined.get(replica, 0) < counter:
+                    joined[replica] = counter
             if joined.get(version.origin, 0) < version.counter:
                 joined[version.origin] = version.counter
         if self.delete_clock:
@@ -251,9 +253,9 @@ class CausalStore:
         return self._take_dot(deps, tuple(writes), now)
 
     def _take_dot(self, deps: Clock, writes: tuple[Write, ...], now: Instant) -> Update:
+        """Issue an update. ``deps``: its past, a clock that nobody else has, from which the own entry is taken."""
         own = self.replica_id
-        if own in deps:
-            deps = {replica: counter for replica, counter in deps.items() if replica != own}
+        deps.pop(own, None)
         update = Update(own, self.clock.get(own, 0) + 1, self.hybrid.stamp(now), deps, writes)
         self._apply(update, now)
         return update

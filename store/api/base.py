@@ -24,6 +24,8 @@ from store.api import errors, parsing
 from store.api.metering import METER
 from store.api.rendering import JSON
 
+Handler = Callable[..., HttpResponseBase]
+
 HANDLERS: Final = {name.upper(): name for name in APIView.http_method_names}
 """Method -> the name of what answers it in a view that does."""
 
@@ -50,8 +52,8 @@ class ApiView(APIView):
     _body_asked = False
 
     @classmethod
-    def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
-        """Return what answers a request. Django's own keeps request and arguments on the view, which nobody reads here."""
+    def as_view(cls, **initkwargs: Any) -> Any:
+        """Return what answers requests. Django's own keeps each request and its arguments as well, for nobody here."""
 
         def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             return cls(**initkwargs).dispatch(request, *args, **kwargs)
@@ -72,8 +74,8 @@ class ApiView(APIView):
         self.http = request
         method = request.method or ""
         try:
-            handler = getattr(self, HANDLERS.get(method, ""), self.http_method_not_allowed)
-            response: HttpResponseBase = handler(request, *args, **kwargs)
+            handler: Handler = getattr(self, HANDLERS.get(method, ""), self.http_method_not_allowed)
+            response = handler(request, *args, **kwargs)
         except Exception as exc:  # noqa: BLE001 - whatever it is becomes a JSON answer, and is logged if it is our fault
             response = self.handle_exception(exc)
         operation = self.operation or self.operations.get(method, "other")

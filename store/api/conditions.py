@@ -20,26 +20,27 @@ def if_match(request: HttpRequest) -> tuple[str, ...] | None:
 
     A weak tag stays in as it is and so matches nothing: the comparison is the strong one.
     """
-    return _tags(request.META.get("HTTP_IF_MATCH"), "If-Match")
+    header = request.META.get("HTTP_IF_MATCH")
+    return None if header is None else _tags(header, "If-Match")
 
 
 def if_none_match(request: HttpRequest) -> bool:
     """Return whether a write asks for the key to be absent (``If-None-Match: *``)."""
-    tags = _tags(request.META.get("HTTP_IF_NONE_MATCH"), "If-None-Match")
-    if tags is not None and tags != (ANY,):
+    header = request.META.get("HTTP_IF_NONE_MATCH")
+    if header is None:
+        return False
+    if _tags(header, "If-None-Match") != (ANY,):
         raise ParseError("If-None-Match of a write has to be *")
-    return tags is not None
+    return True
 
 
 def known_versions(request: HttpRequest) -> tuple[str, ...]:
     """Return the entity tags that a read has already (``If-None-Match``), compared weakly as a read may."""
-    tags = _tags(request.META.get("HTTP_IF_NONE_MATCH"), "If-None-Match")
-    return () if tags is None else tuple(tag.removeprefix("W/") for tag in tags)
+    header = request.META.get("HTTP_IF_NONE_MATCH")
+    return () if header is None else tuple(tag.removeprefix("W/") for tag in _tags(header, "If-None-Match"))
 
 
-def _tags(header: str | None, name: str) -> tuple[str, ...] | None:
-    if header is None:
-        return None
+def _tags(header: str, name: str) -> tuple[str, ...]:
     if header.strip() == ANY:
         return (ANY,)
     if not _ETAGS.fullmatch(header):

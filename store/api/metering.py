@@ -1,14 +1,18 @@
 """What requests did: how many of each kind ended how, and how long they took. Read by ``/metrics``.
 
 prometheus-client's own counters take locks of their own and look labels up by text, which costs more than a read of
-the store. Here it is one lock, two dictionaries and a bisection.
+the store. Here a request leaves a note, and notes are counted many at once: when somebody reads, or there are many.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import Counter, defaultdict, deque
+from typing import Final
 
 from store.histogram import Histogram
+
+MAX_NOTES: Final = 500
 
 
 class Meter:
@@ -16,36 +20,28 @@ class Meter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tallies: dict[str, _Tally] = {}
+        self._notes: deque[tuple[str, int, float]] = deque()  # whose two ends any thread may use without a lock
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self._seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
 
     def note(self, operation: str, status: int, seconds: float) -> None:
         """Count one request. ``operation``: one of few words, never a client's text."""
-        with self._lock:
-            tally = self._tallies.get(operation)
-            if tally is None:
-                tally = self._tallies[operation] = _Tally()
-            tally.requests[status] = tally.requests.get(status, 0) + 1
-            tally.seconds.observe(seconds)
+        self._notes.append((operation, status, seconds))
+        if len(self._notes) >= MAX_NOTES:
+            self._count()
 
     def read(self) -> tuple[dict[tuple[str, int], int], dict[str, Histogram]]:
         """Return copies of both."""
+        self._count()
         with self._lock:
-            requests = {
-                (operation, status): count
-                for operation, tally in self._tallies.items()
-                for status, count in tally.requests.items()
-            }
-            return requests, {operation: tally.seconds.copy() for operation, tally in self._tallies.items()}
+            return dict(self._requests), {name: histogram.copy() for name, histogram in self._seconds.items()}
 
-
-class _Tally:
-    """Of one operation: how many requests ended with each status, and how long they took."""
-
-    __slots__ = ("requests", "seconds")
-
-    def __init__(self) -> None:
-        self.requests: dict[int, int] = {}
-        self.seconds = Histogram()
+    def _count(self) -> None:
+        with self._lock:
+            for _ in range(len(self._notes)):  # those only that are there by now: others come meanwhile
+                operation, status, seconds = self._notes.popleft()
+                self._requests[operation, status] += 1
+                self._seconds[operation].observe(seconds)
 
 
 METER = Meter()

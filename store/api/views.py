@@ -34,7 +34,8 @@ class KvsView(ApiView):
 
     def ask(self, decoder: msgspec.json.Decoder[AnyBody]) -> parsing.Asked[AnyBody]:
         """Read and parse the request. Raises DRF's ``APIException`` (400, 413, 415)."""
-        return parsing.ask(self.http, self.body(limits().max_body_bytes), decoder, limits())
+        bounds = limits()
+        return parsing.ask(self.http, self.body(bounds.max_body_bytes), decoder, bounds)
 
     def key(self, rest: str) -> str:
         """Return the key that the path names. Raises ``ParseError``."""
