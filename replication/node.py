@@ -68,6 +68,8 @@ class Node:
         self._stopping = False
         self._warned = Seldom(WARNED_EVERY_S)
         self._talkers: dict[str, _Talker] = {}
+        self._some_idle = True
+        """Whether a thread may sleep that has no write to bring to its peer: the next write may have to wake it."""
         self._ticker = threading.Thread(target=self._tick_for_ever, name="tick", daemon=True)
         self._counts = dict.fromkeys(("exchanges", "exchange_failures", "exchanges_answered", "messages_refused"), 0)
         self._measures = Measures()
@@ -190,7 +192,9 @@ class Node:
 
     def wrote(self, update: object) -> None:
         """An update was issued here: peers lack it."""
-        self._poke()
+        if self._some_idle:
+            self._some_idle = False
+            self._poke()
 
     def ask(self, past: dict[str, int]) -> int:
         """A request waits for ``past``: exchange at once with whoever may have it."""
@@ -286,7 +290,7 @@ class Node:
     def _poke(self) -> None:
         """Wake each thread that would sleep beyond the time of its next exchange; called under the lock.
 
-        No others: under load every write comes by here, and what waits for its time already is not to be disturbed.
+        No others: what waits for its time already is not to be disturbed.
         """
         now = read_clocks()
         for talker in self._talkers.values():
@@ -316,6 +320,8 @@ class Node:
             if outgoing is None:
                 due_at = self.replica.due_at(talker.address, now)
                 talker.sleeps_until_s = min(due_at, now.mono_s + LONGEST_SLEEP_S)
+                # Where a write waits for its time already, another one calls for nothing sooner.
+                self._some_idle |= not self.replica.has_news_for(talker.address)
         if outgoing is not None:
             self._exchange(transport, outgoing)
         else:

@@ -215,6 +215,10 @@ class Replica:
             return min(max(now.mono_s, peer.piece_due_s), exchange_due_s)
         return exchange_due_s
 
+    def has_news_for(self, address: str) -> bool:
+        """Return whether updates of this incarnation have come since the last exchange with ``address`` began."""
+        return self._issued() > self._peer(address).offered
+
     def begin(self, address: str, now: Instant) -> Outgoing | None:
         """Return the request to send to ``address`` now, None when none is due."""
         if self.due_at(address, now) > now.mono_s:

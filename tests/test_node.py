@@ -23,6 +23,12 @@ class Wakeup:
     def set(self) -> None:
         self.calls += 1
 
+    def clear(self) -> None:
+        """A thread looks what is due."""
+
+    def wait(self, timeout_s: float) -> None:
+        """A thread goes to sleep."""
+
 
 @pytest.fixture
 def node() -> Node:
@@ -38,7 +44,9 @@ def node() -> Node:
 
 
 def sleeper(node: Node, sleeps_until_s: float) -> Any:
-    talker = SimpleNamespace(address=PEER, wakeup=Wakeup(), sleeps_until_s=sleeps_until_s, ended=False)
+    talker = SimpleNamespace(
+        address=PEER, wakeup=Wakeup(), sleeps_until_s=sleeps_until_s, ended=False, line=lambda _: None
+    )
     node._talkers[PEER] = talker  # type: ignore[assignment]
     return talker
 
@@ -64,3 +72,32 @@ def test_a_write_leaves_a_thread_alone_whose_next_exchange_comes_soon_enough(nod
     talker.sleeps_until_s = peer.next_sync_s
     node.engine.put("x", b"2", {})
     assert talker.wakeup.calls == 0, "after a failure only the timer calls"
+
+
+def test_threads_are_looked_at_only_where_one_may_sleep_that_has_nothing_to_bring(node: Node) -> None:
+    looked: list[str] = []
+    due_at = node.replica.due_at
+    node.replica.due_at = lambda address, now: looked.append(address) or due_at(address, now)  # type: ignore[method-assign,func-returns-value]
+    talker = sleeper(node, AWAKE)
+    node.engine.put("x", b"1", {})
+    talker.sleeps_until_s = read_clocks().mono_s + 60
+    looked.clear()
+    node.engine.put("x", b"2", {})
+    assert not looked, "nobody has gone to sleep since"
+
+    outgoing = node.replica.begin(PEER, read_clocks())
+    assert outgoing is not None, "both writes leave"
+    node.engine.put("x", b"3", {})
+    node.replica.failed(PEER, outgoing.serial, read_clocks())
+    node._exchange_or_sleep(talker)
+    looked.clear()
+    node.engine.put("x", b"4", {})
+    assert not looked, "the third write waits for its time, and the fourth with it"
+
+    peer = node.replica.peer(PEER)
+    assert peer is not None
+    peer.offered = 4
+    node._exchange_or_sleep(talker)
+    looked.clear()
+    node.engine.put("x", b"5", {})
+    assert looked, "the thread has gone to sleep with nothing to bring"
