@@ -288,10 +288,9 @@ class CausalStore:
         """
         before = self.applied
         for update in updates:
-            if self.clock.get(update.origin, 0) >= update.counter:
-                continue
-            self._check(update)
-            self._deliver(update, now)
+            if self.clock.get(update.origin, 0) < update.counter:
+                self._check(update)
+                self._deliver(update, now)
         return self.applied - before
 
     def _check(self, update: Update) -> None:

@@ -126,8 +126,12 @@ class HybridClock:
 
     def stamp(self, now: Instant) -> int:
         """Return a timestamp above every one returned or observed before, for one new update."""
-        self._last += 1
-        return self.read(now)
+        time = now.wall_us + self.lead_us
+        if time <= self._last:  # Also where the wall clock went back: keep flowing from where time was.
+            time = self._last + 1
+            self.lead_us = time - now.wall_us
+        self._last = time
+        return time
 
     def observe(self, timestamp: int, now: Instant) -> None:
         """Take in a timestamp of another replica: what is issued from now on is above it."""

@@ -44,10 +44,22 @@ class KeyTable:
     def set(self, key: str, versions: Versions) -> None:
         """Let ``key`` hold exactly ``versions``, the winner first; none of them makes it absent."""
         held = self._table.get(key, ())
-        self.bytes += cost(key, versions) - cost(key, held)
-        if len(versions) == len(held) == 1:  # One replaces another: so it is nearly always.
+        if len(versions) == len(held) == 1:
+            # One replaces another: so it is nearly always.
+            self.bytes += len(versions[0].value) - len(held[0].value)
             self._table[key] = versions
-        elif versions:
+        else:
+            self.bytes += cost(key, versions) - cost(key, held)
+            self._set_more_or_fewer(key, versions, held)
+        for version in versions:
+            if version.expires is not None and version not in held:
+                heapq.heappush(self._deadlines, (version.expires, key, version.origin, version.counter))
+                if len(self._deadlines) > 2 * len(self._table) + DEADLINES_KEPT:
+                    # Most are of versions that were replaced long before their time.
+                    self._collect_deadlines()
+
+    def _set_more_or_fewer(self, key: str, versions: Versions, held: Versions) -> None:
+        if versions:
             self._table[key] = versions
             if not held:
                 self._keys.add(key)
@@ -58,12 +70,6 @@ class KeyTable:
             self._conflicts.add(key)
         elif len(held) > 1:
             self._conflicts.discard(key)
-        for version in versions:
-            if version.expires is not None and version not in held:
-                heapq.heappush(self._deadlines, (version.expires, key, version.origin, version.counter))
-                if len(self._deadlines) > 2 * len(self._table) + DEADLINES_KEPT:
-                    # Most are of versions that were replaced long before their time.
-                    self._collect_deadlines()
 
     @property
     def next_deadline(self) -> float:

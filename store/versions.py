@@ -13,6 +13,7 @@ Every bound that a peer could break is written into the types, so a decoded upda
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -90,19 +91,12 @@ class Update(msgspec.Struct, frozen=True, gc=False, array_like=True):
         return {**self.deps, self.origin: self.counter}
 
 
-_encoder = msgspec.msgpack.Encoder()
+encode_update: Callable[[Update], bytes] = msgspec.msgpack.Encoder().encode
+"""Return the wire form of an update."""
+
 # Made by the one thread that imports: see replication/messages.py.
-_decoder = msgspec.msgpack.Decoder(Update)
-
-
-def encode_update(update: Update) -> bytes:
-    """Return the wire form of ``update``."""
-    return _encoder.encode(update)
-
-
-def decode_update(encoded: bytes | msgspec.Raw) -> Update:
-    """Return the update in ``encoded``. Raises msgspec.DecodeError or UnicodeDecodeError for anything else."""
-    return _decoder.decode(encoded)
+decode_update: Callable[[bytes | msgspec.Raw], Update] = msgspec.msgpack.Decoder(Update).decode
+"""Return the update that was encoded. Raises msgspec.DecodeError or UnicodeDecodeError for anything else."""
 
 
 class Version(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -158,8 +152,10 @@ def settle(held: Versions, write: Write, version: Version | None) -> Versions:
     This is the whole conflict rule: a concurrent version is not among the replaced dots and stays.
     Source: multi-value registers in an observed-remove map, Shapiro et al. 2011, Bieniusa et al. 2012.
     """
-    if held:
-        replaced = write.replaces
+    replaced = write.replaces
+    if len(held) == 1 == len(replaced) and (held[0].origin, held[0].counter) == replaced[0]:
+        held = ()  # So it is nearly always.
+    elif held:
         held = tuple([kept for kept in held if (kept.origin, kept.counter) not in replaced])
     if version is None:
         return held

@@ -33,8 +33,8 @@ class Finished(HttpResponse):
         self._resource_closers: list[Any] = []
         self._plain = headers
         text = "".join(headers.values())
-        if not (text.isascii() and text.isprintable()):
-            # What Django's own headers would take as it is, is; they convert the rest, or raise.
+        if not text.isascii() or "\n" in text or "\r" in text:
+            # All other text Django's own headers take as it is. This they convert, or raise.
             self._plain = dict(self.headers.items())
 
     @cached_property
