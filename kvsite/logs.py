@@ -10,8 +10,8 @@ import itertools
 import logging
 import re
 import secrets
+import threading
 import time
-from contextvars import ContextVar
 from typing import Final
 
 import msgspec
@@ -19,8 +19,14 @@ import msgspec
 ORDINARY = frozenset({404, 412, 503})
 """Answers that say how the data is, not that somebody did wrong: absent, changed meanwhile, not here yet."""
 
-REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-"""Of the request that this thread answers. Not reset after it: the thread's next request sets its own."""
+
+class Answering(threading.local):
+    """``request_id``: of the request that this thread answers. Not reset after it: the next one sets its own."""
+
+    request_id = ""
+
+
+ANSWERING = Answering()
 
 _GOOD_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _process = secrets.token_hex(6)
@@ -30,7 +36,7 @@ _numbers = itertools.count(1)
 def name_request(told: str | None) -> str:
     """Return the id of a request, and let log lines carry it: the one that the client told, if it is fit for a log."""
     request_id = told if told is not None and _GOOD_ID.fullmatch(told) else f"{_process}-{next(_numbers):x}"
-    REQUEST_ID.set(request_id)
+    ANSWERING.request_id = request_id
     return request_id
 
 
@@ -56,7 +62,7 @@ class Human(logging.Formatter):
         """Add the request's id where there is one; line ends of a message cannot fake a line."""
         record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
         line = super().formatMessage(record)
-        request_id = REQUEST_ID.get()
+        request_id = ANSWERING.request_id
         return f"{line} [{request_id}]" if request_id else line
 
 
@@ -72,7 +78,7 @@ class Json(logging.Formatter):
             "message": record.getMessage(),
         }
         line |= getattr(record, "fields", {})
-        if request_id := REQUEST_ID.get():
+        if request_id := ANSWERING.request_id:
             line["request_id"] = request_id
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

@@ -18,7 +18,7 @@ from kvsite.cluster import MANAGE
 from kvsite.config import ApiToken, Config
 from kvsite.cors import Cors, as_browsers_say
 from kvsite.dashboard.throttle import FREE_ATTEMPTS, MAX_PAUSE_S, Throttle, source_of, throttle
-from kvsite.logs import REQUEST_ID, Human, Json
+from kvsite.logs import ANSWERING, Human, Json
 from kvsite.wsgi import Edge
 from replication.seldom import Seldom
 
@@ -278,7 +278,7 @@ def record(message: str, exc: BaseException | None = None) -> logging.LogRecord:
 
 
 def test_lines_are_utc_with_the_requests_id() -> None:
-    REQUEST_ID.set("r-1")
+    ANSWERING.request_id = "r-1"
     assert Human().format(record("hello")) == "2030-03-17T17:46:40.250Z WARNING causeway: hello [r-1]"
     line = json.loads(Json().format(record("hello", ValueError("why"))))
     assert line.pop("traceback").endswith("ValueError: why")
@@ -289,7 +289,7 @@ def test_lines_are_utc_with_the_requests_id() -> None:
         "message": "hello",
         "request_id": "r-1",
     }
-    REQUEST_ID.set("")
+    ANSWERING.request_id = ""
     assert Human().format(record("hello")).endswith("hello")
     assert "request_id" not in json.loads(Json().format(record("hello")))
 

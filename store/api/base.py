@@ -52,14 +52,16 @@ class ApiView(APIView):
     _body_asked = False
 
     @classmethod
-    def as_view(cls, **initkwargs: Any) -> Any:
+    def as_view(cls) -> Any:  # type: ignore[override]  # views of the API take no arguments here
         """Return what answers requests. Django's own keeps each request and its arguments as well, for nobody here."""
 
-        def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            return cls(**initkwargs).dispatch(request, *args, **kwargs)
+        def view(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            return cls().dispatch(request, *args, **kwargs)
 
-        update_wrapper(view, super().as_view(**initkwargs))  # with its marks, such as that no form's token is asked for
+        update_wrapper(view, super().as_view())  # with its marks, such as that no form's token is asked for
         return view
+
+    __init__ = object.__init__  # Django's takes what ``as_view`` was given: nothing.
 
     def __init_subclass__(cls) -> None:
         """Answer HEAD as GET. Django's ``setup`` would see to it in each view, which would then refer to itself, and

@@ -210,7 +210,7 @@ def encode_value(value: Any, max_bytes: int) -> bytes:
         raise ParseError("Value is nested too deeply") from None
     if len(encoded) > max_bytes:
         raise TooLarge(f"Value is too large: at most {max_bytes} bytes")
-    if _may_exceed_double(encoded) and not _all_finite(value):
+    if len(encoded) >= _DIGITS_OF_MAX_DOUBLE and _may_exceed_double(encoded) and not _all_finite(value):
         raise ParseError("Value has a number that is neither a 64-bit integer nor a finite double")
     return encoded
 
@@ -263,8 +263,6 @@ def _may_exceed_double(encoded: bytes) -> bool:
 
     Such a run covers three neighbours among every 103rd byte, and those few are all that is looked at.
     """
-    if len(encoded) < _DIGITS_OF_MAX_DOUBLE:
-        return False
     return _THREE_DIGITS.search(encoded[:: _DIGITS_OF_MAX_DOUBLE // 3]) is not None
 
 
