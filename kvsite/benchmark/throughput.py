@@ -51,20 +51,20 @@ Samples = dict[str, dict[str, list[Sample]]]
 def compare(lab: Lab, operations: Sequence[str], peers: Sequence[str]) -> list[Figure]:
     """Measure ``operations`` of Causeway at each size, of its limits, and of ``peers`` (``etcd``, ``redis``).
 
-    In each round all systems are started, measured and ended one after the other: what idles costs something too.
+    In each round all systems are started, measured and ended one after the other: what idles costs something too. What
+    is compared comes close together, and every other round goes backwards: machines become slower and faster.
     """
-    makers: list[Callable[[], System]] = [
-        *(lambda n=n, at=at: Causeway(lab, n, at) for n, at in zip(SIZES, (0, 10, 20), strict=True)),
-        lambda: Limit(lab, "empty", 30),
-        lambda: Limit(lab, "django", 31),
-    ]
+    one, three, five = (lambda n=n, at=at: Causeway(lab, n, at) for n, at in zip(SIZES, (0, 10, 20), strict=True))
+    makers: list[Callable[[], System]] = [lambda: Limit(lab, "django", 31), one, lambda: Limit(lab, "empty", 30)]
     if "etcd" in peers:
         makers.append(lambda: Etcd(lab, 40))
+    makers.append(three)
     if "redis" in peers:
         makers.append(lambda: Redis(lab, 50))
+    makers.append(five)
     samples: Samples = {operation: {} for operation in operations}
     for round_ in range(lab.rounds):
-        for make in makers:
+        for make in reversed(makers) if round_ % 2 else makers:
             system = make()
             wanted = [operation for operation in operations if operation in system.operations]
             if not wanted:
@@ -78,7 +78,8 @@ def compare(lab: Lab, operations: Sequence[str], peers: Sequence[str]) -> list[F
 
 
 def _figures(operation: str, by_system: dict[str, list[Sample]]) -> list[Figure]:
-    rows = [_row(operation, name, done) for name, done in by_system.items()]
+    shown = sorted(by_system, key=lambda name: not name.startswith("Causeway"))  # those first, the others as they are
+    rows = [_row(operation, name, by_system[name]) for name in shown]
     alone, three, five = (f"Causeway, {n} replica{'s' if n > 1 else ''}" for n in SIZES)
     targets = {"get": (at_least(2), at_least(1 / 3)), "put": (at_least(3), at_least(1 / 4))}
     to_etcd, to_empty = targets.get(operation, (None, None))
