@@ -311,6 +311,13 @@ HOW = {"when": "2026-01-01", "processor": "a <processor>", "cores": 2, "python":
        "seconds": 3.0, "connections": 16, "shared": False, "quick": False, "core_share": 0.5}  # fmt: skip
 
 
+def test_it_says_what_the_host_of_a_virtual_machine_took() -> None:
+    wanted, stolen = report.wanted_and_stolen()
+    assert wanted > stolen >= 0
+    assert "gave 12.3 % of the time that was wanted to others" in report.in_words({**HOW, "stolen": 0.1234})
+    assert "to others" not in report.in_words(HOW), "results of earlier runs do not say"
+
+
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
     path = tmp_path / "earlier.json"

@@ -48,6 +48,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def wanted_and_stolen() -> tuple[int, int]:
+    """Return for how long processors were wanted since the machine started, and for how much of that the host of a
+    virtual machine gave them to others: ticks of ``/proc/stat``."""
+    told = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
+    user, nice, system, _idle, _iowait, irq, softirq, stolen = map(int, told.split()[1:9])
+    return user + nice + system + irq + softirq + stolen, stolen
+
+
 def _processor() -> str:
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -146,6 +154,8 @@ def in_words(how: Mapping[str, Any]) -> str:
                 "**The machine was busy with other things**: rates and latencies are worse than it can do; "
                 "CPU times and ratios are less affected."
             )
+    if how.get("stolen") is not None:
+        sentences.append(f"The machine's host gave {100 * how['stolen']:.1f} % of the time that was wanted to others.")
     if how.get("quick"):
         sentences.append("**A quick run**: few, short measurements of small sizes, good to see that it works.")
     return " ".join(sentences)
