@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from kvsite.cluster import LocalCluster
 
 _HOST: Final = "127.0.0.1"
 _SETTLE_S: Final = 60.0
+_APART_NICE: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +193,13 @@ class Causeway(System):
     def start_one(self, i: int, environment: Mapping[str, str] | None = None, *, apart: bool = False) -> None:
         """Start one of the spare replicas; does not wait for it.
 
-        ``apart``: on other cores than the servers, as on a machine of its own.
+        ``apart``: on other cores than the servers, as on a machine of its own, and behind the load that is made there:
+        a client that waits for its core would show as latency of the servers.
         """
         with pinned(self.lab.cores.load if apart else self.lab.cores.servers):
             self.cluster.start_one(i, environment)
+        if apart:
+            os.setpriority(os.PRIO_PROCESS, self.cluster.pid(i), _APART_NICE)  # its threads inherit it
 
     def fill(self, shape: Shape, i: int = 0, first: int = 0) -> float:
         """Write ``shape.keys`` keys at replica ``i``, one PUT each; returns the seconds."""
