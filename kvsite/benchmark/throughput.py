@@ -55,7 +55,7 @@ def compare(lab: Lab, operations: Sequence[str], peers: Sequence[str]) -> list[F
     is compared comes close together, and every other round goes backwards: machines become slower and faster.
     """
     one, three, five = (lambda n=n, at=at: Causeway(lab, n, at) for n, at in zip(SIZES, (0, 10, 20), strict=True))
-    makers: list[Callable[[], System]] = [lambda: Limit(lab, "django", 31), one, lambda: Limit(lab, "empty", 30)]
+    makers: list[Callable[[], System]] = [one, lambda: Limit(lab, "empty", 30), lambda: Limit(lab, "django", 31)]
     if "etcd" in peers:
         makers.append(lambda: Etcd(lab, 40))
     makers.append(three)
