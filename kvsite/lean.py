@@ -121,7 +121,8 @@ class LeanEntry:
         found = self._routes.find(path)
         if found is None or environ.get("SCRIPT_NAME"):
             return self._others(environ, start_response)
-        request_started.send(sender=self.__class__, environ=environ)
+        if request_started.receivers:
+            request_started.send(sender=self.__class__, environ=environ)
         request = LeanRequest(environ, path, *found)
         response = self._respond(request)
         if "_files" in vars(request):  # all that a request has to close; no view of the API asks for forms

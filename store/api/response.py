@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.core.signals import request_finished
 from django.http import HttpResponse
 from django.http.cookie import SimpleCookie
 from django.http.response import ResponseHeaders
@@ -44,6 +45,13 @@ class Finished(HttpResponse):
     @cached_property
     def cookies(self) -> SimpleCookie:  # type: ignore[override]
         return SimpleCookie()
+
+    def close(self) -> None:
+        """End the response, as Django's does; mostly there is nothing to close and nobody to tell."""
+        if self._resource_closers or request_finished.receivers:
+            super().close()
+        else:
+            self.closed = True
 
     def wsgi_headers(self) -> list[tuple[str, str]]:
         """Return the headers as they go to the server, those of cookies among them."""

@@ -60,6 +60,8 @@ class KeyView(KvsView):
         """Read; with ``If-None-Match`` and ``wait``, as soon as there is something new to read."""
         key = self.key(rest)
         asked = self.ask(parsing.BODY)
+        if not asked.query and "HTTP_IF_NONE_MATCH" not in request.META:  # So it is nearly always.
+            return rendering.found(engine().get(key, asked.past), siblings=False)
         held_s = wait_s(asked.query)
         if flag(asked.query, "siblings"):
             # Unconditional: an entity tag names the winner, and siblings come and go under the same winner.
