@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from http import HTTPStatus
 from typing import Any, Final
 
 from django.conf import settings
@@ -31,7 +30,7 @@ from django.utils.module_loading import import_string
 import replication.api.urls
 import store.api.urls
 from kvsite.logs import ORDINARY
-from store.api.response import Finished
+from store.api.response import wsgi_headers
 
 Environ = dict[str, Any]
 View = Callable[..., Any]
@@ -41,8 +40,6 @@ Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 PLAIN_TYPES: Final = frozenset({"", "application/json", "application/msgpack"})
 """Content types, as declared, that need no parsing."""
-
-STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 _REST: Final = re.compile(r"\^(?P<prefix>[a-z/]+)\(\?P<rest>\(\?s:\.\*\)\)\$")
 """A route of which all that follows a prefix is one argument, ``rest``."""
@@ -130,11 +127,7 @@ class LeanEntry:
         response._handler_class = self.__class__  # noqa: SLF001
         if response.status_code >= 400 and response.status_code not in ORDINARY:  # those the log would drop
             log_response("%s: %s", response.reason_phrase, request.path, response=response, request=request)
-        if isinstance(response, Finished):
-            start_response(STATUS_LINES[response.status_code], response.wsgi_headers())
-        else:
-            cookies = [("Set-Cookie", cookie.output(header="")) for cookie in response.cookies.values()]
-            start_response(f"{response.status_code} {response.reason_phrase}", [*response.items(), *cookies])
+        start_response(f"{response.status_code} {response.reason_phrase}", wsgi_headers(response))
         return response  # type: ignore[no-any-return]
 
 

@@ -13,6 +13,7 @@ from typing import Final
 from store.histogram import Histogram
 
 MAX_NOTES: Final = 500
+"""Notes that wait to be counted: few enough that whoever counts them, one request in so many, is not late for it."""
 
 
 class Meter:

@@ -36,7 +36,7 @@ class Finished(HttpResponse):
         text = "".join(headers.values())
         if not text.isascii() or "\n" in text or "\r" in text:
             # All other text Django's own headers take as it is. This they convert, or raise.
-            self._plain = dict(self.headers.items())
+            self.headers = ResponseHeaders(headers)
 
     @cached_property
     def headers(self) -> ResponseHeaders:  # type: ignore[override]  # Django writes it, here it is made if asked
@@ -53,10 +53,16 @@ class Finished(HttpResponse):
         else:
             self.closed = True
 
-    def wsgi_headers(self) -> list[tuple[str, str]]:
-        """Return the headers as they go to the server, those of cookies among them."""
-        made = vars(self)
-        headers = list(self.headers.items() if "headers" in made else self._plain.items())
-        if "cookies" in made:
-            headers += [("Set-Cookie", cookie.output(header="")) for cookie in self.cookies.values()]
-        return headers
+    @property
+    def plain(self) -> dict[str, str] | None:
+        """The headers as they were given; None where somebody may have changed them, or set cookies."""
+        return self._plain if vars(self).keys().isdisjoint(("headers", "cookies")) else None
+
+
+def wsgi_headers(response: HttpResponse) -> list[tuple[str, str]]:
+    """Return the headers of any response as they go to the server, those of cookies among them."""
+    plain = response.plain if isinstance(response, Finished) else None
+    if plain is not None:
+        return list(plain.items())
+    cookies = [("Set-Cookie", cookie.output(header="")) for cookie in response.cookies.values()]
+    return [*response.items(), *cookies]

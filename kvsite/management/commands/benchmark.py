@@ -99,7 +99,7 @@ class Command(BaseCommand):
         programs = [find_program(*program) for peer in peers for program in PROGRAMS[peer]]
         how, figures = self._earlier(options["sources"], sections)
         if sections:
-            began_s, (wanted, stolen) = time.monotonic(), report.wanted_and_stolen()
+            began_s, before = time.monotonic(), report.wanted_and_stolen()
             lab = self._lab(options)
             # webdis would take --version for the name of its settings, and serve.
             how = _how(lab) | {"peers": [version_of(program) for program in programs if "webdis" not in program]}
@@ -107,9 +107,7 @@ class Command(BaseCommand):
             measure(lab, sections, peers, figures.extend)
             how["core_share"] = _core_share(figures)
             how["took_s"] = round(time.monotonic() - began_s)
-            wanted, stolen = (
-                now - then for now, then in zip(report.wanted_and_stolen(), (wanted, stolen), strict=True)
-            )
+            wanted, stolen = (now - then for now, then in zip(report.wanted_and_stolen(), before, strict=True))
             how["stolen"] = stolen / max(1, wanted)
         figures.sort(key=lambda figure: SECTIONS.index(figure.section))
         self._tell(how, figures, options)
