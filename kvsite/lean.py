@@ -14,7 +14,7 @@ records are those of Django's handler; tests/test_lean.py sends every kind of re
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from django.conf import settings
@@ -50,7 +50,7 @@ class LeanRequest(WSGIRequest):
 
     _read_started = False
 
-    def __init__(self, environ: Environ, path: str, view: View, arguments: Mapping[str, str]) -> None:
+    def __init__(self, environ: Environ, path: str, view: View, arguments: tuple[str, ...]) -> None:
         # Without super(): to find out again what is known here takes longer than to answer.
         self.environ = self.META = environ
         self.path = self.path_info = environ["PATH_INFO"] = path
@@ -89,13 +89,13 @@ class Routes:
             elif isinstance(pattern, RegexPattern) and (form := _REST.fullmatch(str(pattern))):
                 self._prefixes.append((f"/{form['prefix']}", each.callback))
 
-    def find(self, path: str) -> tuple[View, Mapping[str, str]] | None:
+    def find(self, path: str) -> tuple[View, tuple[str, ...]] | None:
         """Return the view for ``path`` and its arguments, None where there is none."""
         for prefix, view in self._prefixes:
             if path.startswith(prefix):
-                return view, {"rest": path[len(prefix) :]}
+                return view, (path[len(prefix) :],)
         found = self._whole.get(path)
-        return None if found is None else (found, {})
+        return None if found is None else (found, ())
 
     def __iter__(self) -> Iterator[View]:
         yield from self._whole.values()
@@ -122,7 +122,7 @@ class LeanEntry:
             request_started.send(sender=self.__class__, environ=environ)
         request = LeanRequest(environ, path, *found)
         response = self._respond(request)
-        if "_files" in vars(request):  # all that a request has to close; no view of the API asks for forms
+        if request._read_started and "_files" in vars(request):  # noqa: SLF001  # all that a request has to close
             response._resource_closers.append(request.close)  # noqa: SLF001  # as Django's handler does
         response._handler_class = self.__class__  # noqa: SLF001
         if response.status_code >= 400 and response.status_code not in ORDINARY:  # those the log would drop
@@ -150,4 +150,4 @@ def _length(declared: str) -> int:
 
 
 def _call_view(request: LeanRequest) -> Any:
-    return request.view(request, **request.arguments)
+    return request.view(request, *request.arguments)

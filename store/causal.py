@@ -39,7 +39,7 @@ from store.markers import Marker, Markers
 from store.settings import StoreSettings
 from store.snapshot import Snapshot, join_tables
 from store.table import KeyTable, cost
-from store.versions import Change, Update, Version, Versions, Write, settle, version_of
+from store.versions import Change, Update, Version, Versions, Write, dot_of, settle, version_of
 
 Lost = dict[str, tuple[int, int]]
 """Replica id -> (first, last) counter of updates that a client depended on and that no replica has any more."""
@@ -64,12 +64,11 @@ class Wrote(msgspec.Struct, frozen=True):
     """Answer to a write of one key.
 
     ``existed``: the key was there before. ``update``: what was issued; None when nothing had to be (the
-    delete of an absent key). ``versions``: what the key holds now.
+    delete of an absent key).
     """
 
     existed: bool
     update: Update | None
-    versions: Versions
     metadata: Clock
     lost: Lost = {}
 
@@ -85,8 +84,8 @@ class Wrote(msgspec.Struct, frozen=True):
 
     @property
     def etag(self) -> str | None:
-        """The entity tag of the key's winner now; None when the key is absent."""
-        return self.versions[0].etag if self.versions else None
+        """The entity tag of what was issued: of a write the version's, of a delete its own; None where nothing was."""
+        return None if self.update is None else self.update.etag
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -181,24 +180,24 @@ class CausalStore:
         if change.conditional:
             self._check_condition(change, held, past)
         if change.value is None and not held:
-            return Wrote(existed=False, update=None, versions=(), metadata=self._told(past, ()))
+            return Wrote(existed=False, update=None, metadata=self._told(past, ()))
         if self.settings.max_memory_bytes:
             self._check_memory({change.key: change}, {change.key: held})
         deps = self.markers.simplify(self._joined_pasts(past, held))
         update = self._take_dot(deps, (_write(change, held, now),), now)
-        return Wrote(bool(held), update, self.table.get(change.key), update.past)
+        return Wrote(bool(held), update, update.past)
 
     def list_keys(
         self,
+        prefix: str,
         past: Clock,
         now: Instant,
         *,
-        prefix: str = "",
         after: str = "",
         limit: int = 100,
         conflicts: bool = False,
     ) -> Listed:
-        """List up to ``limit`` keys in code point order: one causal snapshot, as nothing changes meanwhile."""
+        """List up to ``limit`` keys that start with ``prefix``, in code point order: one causal snapshot."""
         self.admit(past, now)
         found = (self.table.conflicting_keys if conflicts else self.table.keys)(prefix, after)
         keys = list(islice(found, limit + 1))
@@ -224,10 +223,11 @@ class CausalStore:
     def _joined_pasts(self, past: Clock, versions: Iterable[Version]) -> Clock:
         joined = dict(past)
         for version in versions:
-            merge_into(joined, version.deps)
-            if joined.get(version.origin, 0) < version.counter:
+            if joined.get(version.origin, 0) < version.counter:  # Else all of the version's past is in it as well.
+                merge_into(joined, version.deps)
                 joined[version.origin] = version.counter
-        merge_into(joined, self.delete_clock)
+        if self.delete_clock:
+            merge_into(joined, self.delete_clock)
         return joined
 
     # -- issuing updates -------------------------------------------------------------------------------
@@ -300,19 +300,24 @@ class CausalStore:
 
     def _deliver(self, update: Update, now: Instant) -> None:
         """Apply ``update`` and all that it wakes, or let it wait under its first missing dot."""
-        ready = [(update, now.mono_s)]
-        while ready:
-            candidate, since_s = ready.pop()
-            if self.clock.get(candidate.origin, 0) >= candidate.counter:
-                continue
-            waits_for = first_missing(self.clock, candidate)
-            if waits_for is not None:
-                self.pending.add(candidate, waits_for, since_s)
-                continue
-            self.hybrid.observe(candidate.timestamp, now)
-            self._apply(candidate, now)
-            if self.pending:
-                ready += [(waiting.update, waiting.since_s) for waiting in self.pending.wake(candidate.dot)]
+        if self._applied_now(update, now.mono_s, now) and self.pending:
+            ready = self.pending.wake(update.dot)
+            while ready:
+                woken, _, since_s = ready.pop()
+                if self._applied_now(woken, since_s, now):
+                    ready += self.pending.wake(woken.dot)
+
+    def _applied_now(self, update: Update, since_s: float, now: Instant) -> bool:
+        """Apply ``update`` unless it is known; or let it wait, as it does since ``since_s``. Return whether it was."""
+        if self.clock.get(update.origin, 0) >= update.counter:
+            return False
+        waits_for = first_missing(self.clock, update)
+        if waits_for is not None:
+            self.pending.add(update, waits_for, since_s)
+            return False
+        self.hybrid.observe(update.timestamp, now)
+        self._apply(update, now)
+        return True
 
     def _apply(self, update: Update, now: Instant) -> None:
         """Make ``update`` visible: its writes and its dot in one step. Its past is covered."""
@@ -382,7 +387,7 @@ class CausalStore:
 
 def _write(change: Change, held: Versions, now: Instant) -> Write:
     expires = None if change.ttl_us is None else now.wall_us + change.ttl_us
-    return Write(change.key, change.value, tuple([(version.origin, version.counter) for version in held]), expires)
+    return Write(change.key, change.value, tuple(map(dot_of, held)), expires)
 
 
 _weightless = Version(b"", "-", 1, 0, {})

@@ -135,6 +135,6 @@ class HybridClock:
 
     def observe(self, timestamp: int, now: Instant) -> None:
         """Take in a timestamp of another replica: what is issued from now on is above it."""
-        if timestamp > self.read(now):
+        if timestamp > self._last and timestamp > self.read(now):
             self.lead_us = timestamp - now.wall_us
             self._last = timestamp

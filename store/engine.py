@@ -16,7 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple, Protocol, TypeVar
+from functools import partial
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from msgspec import structs
 
@@ -43,6 +44,8 @@ __all__ = [
 
 Answer = TypeVar("Answer", Found, Wrote, Listed, Transacted)
 Issued = TypeVar("Issued", Wrote, Transacted)
+What = TypeVar("What")
+Asked = ParamSpec("Asked")
 
 
 class WriteConcern(NamedTuple):
@@ -152,7 +155,9 @@ class Engine:
         Raises Refused, NotReached.
         """
         self.counts["reads"] += 1
-        return self._serve(lambda past, now: self._store.get(key, past, now, all_siblings=all_siblings), past, wait_s)
+        read = partial(self._store.get, all_siblings=True) if all_siblings else self._store.get
+        with self.lock:
+            return self._serve(read, key, past, wait_s)
 
     def watch(self, key: str, past: Clock, etags: Sequence[str], wait_s: float, *, all_siblings: bool = False) -> Found:
         """Read one key as soon as its winner has none of ``etags``, or after ``wait_s`` seconds as it is then.
@@ -180,31 +185,19 @@ class Engine:
                 found = self.get(key, past, wait_s=0, all_siblings=all_siblings)
         return structs.replace(found, lost=lost) if lost else found
 
-    def put(
-        self,
-        key: str,
-        value: bytes,
-        past: Clock,
-        *,
-        wait_s: float | None = None,
-        ttl_s: float | None = None,
-        if_match: tuple[str, ...] | None = None,
-        if_none_match: bool = False,
-    ) -> Wrote:
-        """Write one key. ``value``: encoded JSON; ``ttl_s``: seconds after which it expires.
+    def write(self, change: Change, past: Clock, wait_s: float | None = None) -> Wrote:
+        """Write or delete one key, if the change's conditions hold; ``Wrote.deleted`` says whether there was anything.
 
-        ``if_match``, ``if_none_match``: see ``Change``. Raises Refused, NotReached, Mismatch, OutOfMemory.
+        Raises Refused, NotReached, Mismatch, OutOfMemory.
         """
-        self.counts["writes"] += 1
-        ttl_us = None if ttl_s is None else round(ttl_s * 1_000_000)
-        return self._write(Change(key, value, ttl_us, if_match, if_none_match), past, wait_s)
-
-    def delete(
-        self, key: str, past: Clock, *, wait_s: float | None = None, if_match: tuple[str, ...] | None = None
-    ) -> Wrote:
-        """Delete what this replica holds of a key; ``deleted`` says whether it held anything."""
-        self.counts["deletes"] += 1
-        return self._write(Change(key, None, None, if_match), past, wait_s)
+        self.counts["deletes" if change.value is None else "writes"] += 1
+        with self.lock:
+            wrote = self._serve(self._store.put, change, past, wait_s)
+            if wrote.update is not None:
+                self.dependencies.wrote(wrote.update)
+                if self._waiters:
+                    self.wake()
+        return wrote
 
     def list(
         self,
@@ -218,13 +211,9 @@ class Engine:
     ) -> Listed:
         """List keys that start with ``prefix`` and come after ``after``: one causal snapshot."""
         self.counts["lists"] += 1
-        return self._serve(
-            lambda past, now: self._store.list_keys(
-                past, now, prefix=prefix, after=after, limit=limit, conflicts=conflicts
-            ),
-            past,
-            wait_s,
-        )
+        page = partial(self._store.list_keys, after=after, limit=limit, conflicts=conflicts)
+        with self.lock:
+            return self._serve(page, prefix, past, wait_s)
 
     def transact(
         self, reads: Sequence[str], writes: Sequence[Change], past: Clock, *, wait_s: float | None = None
@@ -232,32 +221,25 @@ class Engine:
         """Read keys from one snapshot, then write keys as one update."""
         self.counts["transactions"] += 1
         with self.lock:
-            done = self._serve(lambda past, now: self._store.transact(reads, writes, past, now), past, wait_s)
+            done = self._serve(partial(self._store.transact, reads), writes, past, wait_s)
             if done.update is not None:
                 self.dependencies.wrote(done.update)
                 self.wake()
         return done
 
-    def _write(self, change: Change, past: Clock, wait_s: float | None) -> Wrote:
-        with self.lock:
-            wrote = self._serve(lambda past, now: self._store.put(change, past, now), past, wait_s)
-            if wrote.update is not None:
-                self.dependencies.wrote(wrote.update)
-                if self._waiters:
-                    self.wake()
-        return wrote
-
-    def acknowledged(self, write: Callable[[], Issued], concern: WriteConcern | None) -> tuple[Issued, Acks | None]:
+    def acknowledged(
+        self, concern: WriteConcern | None, write: Callable[Asked, Issued], *args: Asked.args, **kwargs: Asked.kwargs
+    ) -> tuple[Issued, Acks | None]:
         """Make a write, then wait until as many members have it as ``concern`` says.
 
-        Returns the answer of ``write`` (one of the calls above) and the acks; None where none were asked for, or
-        nothing was issued that could be acknowledged. Raises TooManyAckWaits before anything was written, and
-        whatever ``write`` raises.
+        ``write`` is one of the calls above, to be made with what follows. Returns its answer and the acks; None where
+        none were asked for, or nothing was issued that could be acknowledged. Raises TooManyAckWaits before anything
+        was written, and whatever ``write`` raises.
         """
         if concern is None:
-            return write(), None
+            return write(*args, **kwargs), None
         with self._ack_wait(concern):
-            done = write()
+            done = write(*args, **kwargs)
             return done, None if done.update is None else self.wait_for_acks(done.update.dot, concern)
 
     def wait_for_acks(self, dot: Dot, concern: WriteConcern) -> Acks:
@@ -285,15 +267,17 @@ class Engine:
             if waiter.is_due():
                 waiter.condition.notify()
 
-    def _serve(self, operation: Callable[[Clock, Instant], Answer], past: Clock, wait_s: float | None) -> Answer:
-        with self.lock:
-            try:
-                return operation(past, self._now())
-            except NotReached as unreached:
-                timeout_s = self._settings.defer_timeout_s if wait_s is None else wait_s
-                # One that may not wait asks all the same, for itself when it comes again; but it takes no place.
-                with self._deferral(unreached) if timeout_s > 0 else nullcontext():
-                    return self._serve_later(operation, past, timeout_s)
+    def _serve(
+        self, operation: Callable[[What, Clock, Instant], Answer], what: What, past: Clock, wait_s: float | None
+    ) -> Answer:
+        """Do one of the store's operations, when it may be done; called under the lock, which waiting releases."""
+        try:
+            return operation(what, past, self._now())
+        except NotReached as unreached:
+            timeout_s = self._settings.defer_timeout_s if wait_s is None else wait_s
+            # One that may not wait asks all the same, for itself when it comes again; but it takes no place.
+            with self._deferral(unreached) if timeout_s > 0 else nullcontext():
+                return self._serve_later(partial(operation, what), past, timeout_s)
 
     def _serve_later(self, operation: Callable[[Clock, Instant], Answer], past: Clock, timeout_s: float) -> Answer:
         """Answer when the causal past is here, or what is missing of it is lost for good; else raise NotReached."""

@@ -8,6 +8,7 @@ snapshot of it.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping
 
 from sortedcontainers import SortedList
@@ -74,7 +75,7 @@ class KeyTable:
     @property
     def next_deadline(self) -> float:
         """The earliest deadline, wall microseconds; infinity when nothing expires."""
-        return self._deadlines[0][0] if self._deadlines else float("inf")
+        return self._deadlines[0][0] if self._deadlines else math.inf
 
     def expire(self, wall_us: int) -> list[Version]:
         """Take out the versions whose deadline is not after ``wall_us`` and return them."""

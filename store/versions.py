@@ -14,6 +14,7 @@ Every bound that a peer could break is written into the types, so a decoded upda
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Annotated
 
 import msgspec
@@ -90,6 +91,11 @@ class Update(msgspec.Struct, frozen=True, gc=False, array_like=True):
         """The causal past, own dot included."""
         return {**self.deps, self.origin: self.counter}
 
+    @property
+    def etag(self) -> str:
+        """The entity tag of the versions that it leaves: see ``Version``."""
+        return f'"{self.origin}:{self.counter}"'
+
 
 encode_update: Callable[[Update], bytes] = msgspec.msgpack.Encoder().encode
 """Return the wire form of an update."""
@@ -132,6 +138,9 @@ class Version(msgspec.Struct, frozen=True, gc=False, array_like=True):
         """What orders concurrent versions the same way everywhere: (hybrid timestamp, replica id)."""
         return (self.timestamp, self.origin)
 
+
+dot_of: Callable[[Version], Dot] = attrgetter("origin", "counter")
+"""Return the dot of a version."""
 
 Versions = tuple[Version, ...]
 """All versions of one key, the winner (highest rank) first; never empty in the key table."""

@@ -343,7 +343,7 @@ class Scenario:
     @command(r"list" + AT_BY)
     def list_keys(self, at: str, who: str) -> list[str]:
         def do(client: Client) -> tuple[str, Clock]:
-            listed = self.wire[at].store.list_keys(client.past, self.now(at), limit=1000)
+            listed = self.wire[at].store.list_keys("", client.past, self.now(at), limit=1000)
             items = [f"{key}={value.decode()}" for key, value in listed.items.items()]
             return f"lists {' '.join(items) or 'nothing'}", listed.metadata
 

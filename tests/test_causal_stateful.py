@@ -170,7 +170,7 @@ class Stores(RuleBasedStateMachine):
     def list_keys(self, who: int, at: int, limit: int, conflicts: bool) -> None:
         client, store = self.clients[who], self.stores[at]
         if self.admitted(client, at):
-            listed = store.list_keys(client.past, self.now(at), limit=limit, conflicts=conflicts)
+            listed = store.list_keys("", client.past, self.now(at), limit=limit, conflicts=conflicts)
             least = 2 if conflicts else 1
             expected = [key for key in KEYS if len(self.model.visible(store.clock, key)) >= least]
             assert listed.keys == expected[:limit]

@@ -138,8 +138,8 @@ def test_every_operation_waits_for_its_causal_past(rig: Rig, operation: str) -> 
     update = write(rig.other, "x", b"1")
     past = update.past
     operations: dict[str, Callable[[], Any]] = {
-        "put": lambda: rig.engine.put("x", b"2", past),
-        "delete": lambda: rig.engine.delete("x", past),
+        "put": lambda: rig.engine.write(Change("x", b"2"), past),
+        "delete": lambda: rig.engine.write(Change("x", None), past),
         "list": lambda: rig.engine.list(past),
         "transact": lambda: rig.engine.transact(["x"], [Change("y", b"1")], past),
     }
@@ -191,7 +191,7 @@ def test_one_more_than_may_be_deferred_is_refused_at_once_and_the_others_are_not
         rig.engine.get("x", update.past)
     assert busy.value.missing == {update.origin: (0, 1)}
     assert rig.engine.get("x", {}).versions == ()  # Those that wait starve nobody.
-    rig.engine.put("y", b"1", {})
+    rig.engine.write(Change("y", b"1"), {})
     rig.receive(update)
     assert all(result(reading).versions for reading in waiting)
     assert rig.engine.get("x", update.past).versions
@@ -199,7 +199,7 @@ def test_one_more_than_may_be_deferred_is_refused_at_once_and_the_others_are_not
 
 def test_a_closed_gate_wakes_those_that_wait_and_refuses_them(rig: Rig) -> None:
     reading = rig.ask(rig.engine.get, "x", {"other": 1})
-    found = rig.engine.put("y", b"1", {})
+    found = rig.engine.write(Change("y", b"1"), {})
     watching = rig.ask(rig.engine.watch, "y", {}, [found.etag or ""], LONG_S)
     rig.deferred(1)
     rig.watching(1)
@@ -255,7 +255,7 @@ def test_of_a_replica_whose_last_updates_are_lost_the_others_stay_in_the_past(ri
 
 def test_a_write_after_a_loss_does_not_depend_on_what_is_lost(rig: Rig) -> None:
     rig.peers.gone = {"dead": (1, 3)}
-    wrote = rig.engine.put("x", b"1", {"dead": 3})
+    wrote = rig.engine.write(Change("x", b"1"), {"dead": 3})
     assert wrote.lost == {"dead": (1, 3)}
     assert wrote.metadata == {rig.store.replica_id: 1}
 
@@ -272,11 +272,11 @@ def test_while_one_is_lost_and_another_is_only_late_the_request_waits(rig: Rig) 
 
 def test_a_watch_goes_on_after_a_loss(rig: Rig) -> None:
     """The second look, when the watch wakes, must not ask for what the first one was told to be lost."""
-    wrote = rig.engine.put("x", b"1", {})
+    wrote = rig.engine.write(Change("x", b"1"), {})
     rig.peers.gone = {"dead": (1, 3)}
     watching = rig.ask(rig.engine.watch, "x", {"dead": 3}, [wrote.etag or ""], LONG_S)
     rig.watching(1)
-    rig.engine.put("x", b"2", {})
+    rig.engine.write(Change("x", b"2"), {})
     found = result(watching)
     assert found.versions[0].value == b"2"
     assert found.lost == {"dead": (1, 3)}
@@ -286,24 +286,24 @@ def test_a_watch_goes_on_after_a_loss(rig: Rig) -> None:
 
 
 def test_a_watch_is_answered_when_the_winner_changes(rig: Rig) -> None:
-    first = rig.engine.put("x", b"1", {})
+    first = rig.engine.write(Change("x", b"1"), {})
     watching = rig.ask(rig.engine.watch, "x", {}, [first.etag or ""], LONG_S)
     rig.watching(1)
-    rig.engine.put("unrelated", b"1", {})
+    rig.engine.write(Change("unrelated", b"1"), {})
     assert not watching.done()
-    rig.engine.put("x", b"2", {})
+    rig.engine.write(Change("x", b"2"), {})
     assert result(watching).versions[0].value == b"2"
     assert rig.engine.watchers == 0
 
 
 def test_a_watch_is_answered_by_a_delete_by_a_transaction_and_by_a_peers_update(rig: Rig) -> None:
     changes: list[Callable[[], Any]] = [
-        lambda: rig.engine.delete("x", {}),
+        lambda: rig.engine.write(Change("x", None), {}),
         lambda: rig.engine.transact([], [Change("x", b"2")], {}),
         lambda: rig.receive(write(rig.other, "x", b"3")),
     ]
     for change in changes:
-        wrote = rig.engine.put("x", b"1", {})
+        wrote = rig.engine.write(Change("x", b"1"), {})
         watching = rig.ask(rig.engine.watch, "x", {}, [wrote.etag or ""], LONG_S)
         rig.watching(1)
         if change is changes[-1]:
@@ -313,19 +313,19 @@ def test_a_watch_is_answered_by_a_delete_by_a_transaction_and_by_a_peers_update(
 
 
 def test_a_watch_whose_time_is_over_is_answered_with_what_is_there(rig: Rig) -> None:
-    wrote = rig.engine.put("x", b"1", {})
+    wrote = rig.engine.write(Change("x", b"1"), {})
     found = rig.engine.watch("x", {}, [wrote.etag or ""], 0.03)
     assert found.versions[0].etag == wrote.etag
 
 
 def test_a_watch_is_answered_at_once_where_the_winner_is_another_or_the_key_is_absent(rig: Rig) -> None:
-    rig.engine.put("x", b"1", {})
+    rig.engine.write(Change("x", b"1"), {})
     assert rig.engine.watch("x", {}, ['"another"'], LONG_S).versions
     assert not rig.engine.watch("absent", {}, ['"another"'], LONG_S).versions
 
 
 def test_a_watch_is_answered_when_the_version_expires(rig: Rig) -> None:
-    wrote = rig.engine.put("x", b"1", {}, ttl_s=0.05)
+    wrote = rig.engine.write(Change("x", b"1", ttl_us=50_000), {})
     assert rig.engine.watch("x", {}, [wrote.etag or ""], LONG_S).versions == ()
 
 
@@ -338,13 +338,13 @@ def test_a_watch_first_waits_for_its_causal_past(rig: Rig) -> None:
 
 
 def test_one_more_than_may_watch_is_refused_at_once(rig: Rig) -> None:
-    wrote = rig.engine.put("x", b"1", {})
+    wrote = rig.engine.write(Change("x", b"1"), {})
     watching = [rig.ask(rig.engine.watch, "x", {}, [wrote.etag or ""], LONG_S) for _ in range(2)]
     rig.watching(2)
     with pytest.raises(TooManyWatchers):
         rig.engine.watch("x", {}, [wrote.etag or ""], LONG_S)
     assert rig.engine.get("x", {}).versions
-    rig.engine.put("x", b"2", {})
+    rig.engine.write(Change("x", b"2"), {})
     assert [result(watch).versions[0].value for watch in watching] == [b"2", b"2"]
 
 
@@ -359,7 +359,7 @@ def acked(rig: Rig, count: int) -> None:
 
 @pytest.mark.parametrize(("members", "needed"), [(2, 2), ("majority", 2), ("all", 3)])
 def test_a_write_waits_for_as_many_acks_as_it_wants(rig: Rig, members: int | str, needed: int) -> None:
-    writing = rig.ask(rig.engine.acknowledged, lambda: rig.engine.put("x", b"1", {}), WriteConcern(members, LONG_S))
+    writing = rig.ask(rig.engine.acknowledged, WriteConcern(members, LONG_S), rig.engine.write, Change("x", b"1"), {})
     rig.until(lambda: len(rig.engine._waiters) == 1)
     assert rig.engine.get("x", {}).versions  # It stands here already.
     acked(rig, needed - 1)
@@ -372,25 +372,25 @@ def test_a_write_waits_for_as_many_acks_as_it_wants(rig: Rig, members: int | str
 
 
 def test_fewer_acks_than_wanted_in_time_are_told_and_the_write_stands(rig: Rig) -> None:
-    _, acks = rig.engine.acknowledged(lambda: rig.engine.put("x", b"1", {}), WriteConcern("all", 0.03))
+    _, acks = rig.engine.acknowledged(WriteConcern("all", 0.03), rig.engine.write, Change("x", b"1"), {})
     assert acks == (1, False)
     assert rig.engine.get("x", {}).versions
 
 
 def test_one_ack_is_ones_own_and_waits_for_nobody(rig: Rig) -> None:
-    _, acks = rig.engine.acknowledged(lambda: rig.engine.put("x", b"1", {}), WriteConcern(1, LONG_S))
+    _, acks = rig.engine.acknowledged(WriteConcern(1, LONG_S), rig.engine.write, Change("x", b"1"), {})
     assert acks == (1, True)
 
 
 def test_what_issued_nothing_has_no_acks(rig: Rig) -> None:
-    wrote, acks = rig.engine.acknowledged(lambda: rig.engine.delete("absent", {}), WriteConcern("all", LONG_S))
+    wrote, acks = rig.engine.acknowledged(WriteConcern("all", LONG_S), rig.engine.write, Change("absent", None), {})
     assert not wrote.deleted
     assert acks is None
-    assert rig.engine.acknowledged(lambda: rig.engine.put("x", b"1", {}), None)[1] is None
+    assert rig.engine.acknowledged(None, rig.engine.write, Change("x", b"1"), {})[1] is None
 
 
 def test_a_wait_for_acks_ends_when_the_gate_closes(rig: Rig) -> None:
-    writing = rig.ask(rig.engine.acknowledged, lambda: rig.engine.put("x", b"1", {}), WriteConcern(3, LONG_S))
+    writing = rig.ask(rig.engine.acknowledged, WriteConcern(3, LONG_S), rig.engine.write, Change("x", b"1"), {})
     rig.until(lambda: len(rig.engine._waiters) == 1)
     rig.close()
     assert result(writing)[1] == (1, False)
@@ -398,12 +398,12 @@ def test_a_wait_for_acks_ends_when_the_gate_closes(rig: Rig) -> None:
 
 def test_one_more_than_may_wait_for_acks_is_refused_before_it_is_made(rig: Rig) -> None:
     for key in ("a", "b"):
-        rig.ask(rig.engine.acknowledged, lambda key=key: rig.engine.put(key, b"1", {}), WriteConcern(3, LONG_S))
+        rig.ask(rig.engine.acknowledged, WriteConcern(3, LONG_S), rig.engine.write, Change(key, b"1"), {})
     rig.until(lambda: rig.engine.ack_waits == 2 and len(rig.engine._waiters) == 2)
     with pytest.raises(TooManyAckWaits):
-        rig.engine.acknowledged(lambda: rig.engine.put("c", b"1", {}), WriteConcern(3, LONG_S))
+        rig.engine.acknowledged(WriteConcern(3, LONG_S), rig.engine.write, Change("c", b"1"), {})
     assert rig.engine.get("c", {}).versions == ()
-    rig.engine.acknowledged(lambda: rig.engine.put("c", b"1", {}), WriteConcern(1, LONG_S))
+    rig.engine.acknowledged(WriteConcern(1, LONG_S), rig.engine.write, Change("c", b"1"), {})
     acked(rig, 3)
 
 
@@ -411,7 +411,7 @@ def test_a_write_that_fails_gives_its_place_among_the_ack_waits_back(rig: Rig) -
     for _ in range(3):
         with pytest.raises(Mismatch):
             rig.engine.acknowledged(
-                lambda: rig.engine.put("x", b"1", {}, if_match=('"none"',)), WriteConcern(3, LONG_S)
+                WriteConcern(3, LONG_S), rig.engine.write, Change("x", b"1", if_match=('"none"',)), {}
             )
     assert rig.engine.ack_waits == 0
 
@@ -420,9 +420,9 @@ def test_a_write_that_fails_gives_its_place_among_the_ack_waits_back(rig: Rig) -
 
 
 def test_peers_are_told_of_each_update_and_of_nothing_else(rig: Rig) -> None:
-    rig.engine.put("x", b"1", {})
-    rig.engine.delete("x", {})
-    rig.engine.delete("x", {})
+    rig.engine.write(Change("x", b"1"), {})
+    rig.engine.write(Change("x", None), {})
+    rig.engine.write(Change("x", None), {})
     rig.engine.transact(["x"], [], {})
     rig.engine.transact([], [Change("a", b"1"), Change("b", b"1")], {})
     rig.engine.get("a", {})
@@ -456,8 +456,8 @@ REFUSALS: list[tuple[str, type[StoreError]]] = [
 ]
 
 CALLS: dict[str, Callable[[Engine, Clock, tuple[str, ...] | None], Any]] = {
-    "put": lambda engine, past, tags: engine.put("x", b"123456", past, if_match=tags, wait_s=0),
-    "delete": lambda engine, past, tags: engine.delete("x", past, if_match=tags, wait_s=0),
+    "put": lambda engine, past, tags: engine.write(Change("x", b"123456", if_match=tags), past, wait_s=0),
+    "delete": lambda engine, past, tags: engine.write(Change("x", None, if_match=tags), past, wait_s=0),
     "transact": lambda engine, past, tags: engine.transact(
         ["x"], [Change("new", b"123456"), Change("x", b"123456", if_match=tags)], past, wait_s=0
     ),
@@ -477,7 +477,7 @@ CALLS: dict[str, Callable[[Engine, Clock, tuple[str, ...] | None], Any]] = {
 )
 def test_after_a_refused_call_nothing_has_moved(call: str, why: str, error: type[StoreError]) -> None:
     rig = make(StoreSettings(max_memory_bytes=500) if why == "memory" else SETTINGS)
-    rig.engine.put("x", b"1", {})
+    rig.engine.write(Change("x", b"1"), {})
     if why == "memory":
         rig.store.table.bytes = 500
     before, told = fingerprint(rig.store), len(rig.peers.written)
@@ -491,23 +491,23 @@ def test_after_a_refused_call_nothing_has_moved(call: str, why: str, error: type
     assert len(rig.peers.written) == told
     rig.store.closed = None
     if why != "memory":
-        assert rig.engine.put("x", b"2", {}).metadata == {rig.store.replica_id: 2}
+        assert rig.engine.write(Change("x", b"2"), {}).metadata == {rig.store.replica_id: 2}
     rig.pool.shutdown()
 
 
 def test_at_the_memory_limit_what_frees_memory_is_let_through() -> None:
     rig = make(StoreSettings(max_memory_bytes=900))
-    rig.engine.put("x", b"1" * 100, {})
+    rig.engine.write(Change("x", b"1" * 100), {})
     with pytest.raises(OutOfMemory):
-        rig.engine.put("y", b"1" * 400, {})
-    rig.engine.put("x", b"1", {})
-    rig.engine.delete("x", {})
-    rig.engine.put("y", b"1" * 400, {})
+        rig.engine.write(Change("y", b"1" * 400), {})
+    rig.engine.write(Change("x", b"1"), {})
+    rig.engine.write(Change("x", None), {})
+    rig.engine.write(Change("y", b"1" * 400), {})
     rig.pool.shutdown()
 
 
 def test_one_mismatch_in_a_transaction_and_none_of_it_is_written(rig: Rig) -> None:
-    rig.engine.put("x", b"1", {})
+    rig.engine.write(Change("x", b"1"), {})
     with pytest.raises(Mismatch) as mismatch:
         rig.engine.transact([], [Change("y", b"1"), Change("x", b"2", if_none_match=True)], {})
     assert mismatch.value.etag == f'"{rig.store.replica_id}:1"'
@@ -522,7 +522,7 @@ def test_writes_of_many_threads_take_each_dot_once_and_all_stand(rig: Rig) -> No
 
     def write_some(name: int) -> list[int]:
         barrier.wait()
-        issued = (rig.engine.put(f"{name}/{number}", b"1", {}).update for number in range(100))
+        issued = (rig.engine.write(Change(f"{name}/{number}", b"1"), {}).update for number in range(100))
         return [update.counter for update in issued if update is not None]
 
     counters = [counter for future in [rig.ask(write_some, n) for n in range(4)] for counter in result(future)]
@@ -553,8 +553,9 @@ def test_a_reader_that_follows_writers_of_pairs_never_sees_half_a_pair(rig: Rig)
 def test_the_engine_reads_the_clocks_that_it_was_given() -> None:
     moment = Instant(5.0, 1_000_000)
     engine = Engine(CausalStore("here@0000000000000001"), now=lambda: moment)
-    wrote = engine.put("x", b"1", {}, ttl_s=2.0)
-    assert wrote.versions[0].expires == 3_000_000
+    wrote = engine.write(Change("x", b"1", ttl_us=2_000_000), {})
+    assert wrote.update is not None
+    assert wrote.update.writes[0].expires == 3_000_000
     moment = Instant(7.0, 2_999_999)
     assert engine.get("x", {}).versions
     moment = Instant(7.0, 3_000_000)
@@ -562,7 +563,7 @@ def test_the_engine_reads_the_clocks_that_it_was_given() -> None:
 
 
 def test_stats_name_what_is_there_and_what_waits(rig: Rig) -> None:
-    rig.engine.put("x", b"1", {})
+    rig.engine.write(Change("x", b"1"), {})
     reading = rig.ask(rig.engine.get, "x", {"other": 1})
     rig.deferred(1)
     stats = rig.engine.stats()

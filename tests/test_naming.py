@@ -23,7 +23,7 @@ from replication.discovery import Discovery
 from replication.node import Node
 from replication.replica import Replica
 from replication.settings import ReplicationSettings
-from store.engine import Engine, read_clocks
+from store.engine import Change, Engine, read_clocks
 
 LOOKUP = "peers.test:1"
 QUICK = ReplicationSettings(sync_interval_s=0.1, down_after_s=1.0)
@@ -98,7 +98,7 @@ class Site:
         assert self.node.ready
 
     def put(self, key: str, value: bytes) -> None:
-        self.node.engine.put(key, value, {})
+        self.node.engine.write(Change(key, value), {})
 
     def close(self) -> None:
         self.server.shutdown()

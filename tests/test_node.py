@@ -11,7 +11,7 @@ import pytest
 from replication.calling import CallSettings
 from replication.node import AWAKE, Node
 from replication.replica import Replica
-from store.engine import Engine, read_clocks
+from store.engine import Change, Engine, read_clocks
 
 OWN, PEER = "127.0.0.1:1", "127.0.0.1:2"
 
@@ -54,9 +54,9 @@ def sleeper(node: Node, sleeps_until_s: float) -> Any:
 def test_a_write_wakes_the_thread_that_would_sleep_too_long_once(node: Node) -> None:
     now_s = read_clocks().mono_s
     talker = sleeper(node, now_s + 60)
-    node.engine.put("x", b"1", {})
+    node.engine.write(Change("x", b"1"), {})
     assert (talker.wakeup.calls, talker.sleeps_until_s) == (1, AWAKE)
-    node.engine.put("x", b"2", {})
+    node.engine.write(Change("x", b"2"), {})
     assert talker.wakeup.calls == 1, "it has been told already"
 
 
@@ -64,13 +64,13 @@ def test_a_write_leaves_a_thread_alone_whose_next_exchange_comes_soon_enough(nod
     outgoing = node.replica.begin(PEER, read_clocks())
     assert outgoing is not None
     talker = sleeper(node, read_clocks().mono_s + 60)
-    node.engine.put("x", b"1", {})
+    node.engine.write(Change("x", b"1"), {})
     assert talker.wakeup.calls == 0, "an exchange is under way: what comes next is seen when it is over"
     node.replica.failed(PEER, outgoing.serial, read_clocks())
     peer = node.replica.peer(PEER)
     assert peer is not None
     talker.sleeps_until_s = peer.next_sync_s
-    node.engine.put("x", b"2", {})
+    node.engine.write(Change("x", b"2"), {})
     assert talker.wakeup.calls == 0, "after a failure only the timer calls"
 
 
@@ -79,19 +79,19 @@ def test_threads_are_looked_at_only_where_one_may_sleep_that_has_nothing_to_brin
     due_at = node.replica.due_at
     node.replica.due_at = lambda address, now: looked.append(address) or due_at(address, now)  # type: ignore[method-assign,func-returns-value]
     talker = sleeper(node, AWAKE)
-    node.engine.put("x", b"1", {})
+    node.engine.write(Change("x", b"1"), {})
     talker.sleeps_until_s = read_clocks().mono_s + 60
     looked.clear()
-    node.engine.put("x", b"2", {})
+    node.engine.write(Change("x", b"2"), {})
     assert not looked, "nobody has gone to sleep since"
 
     outgoing = node.replica.begin(PEER, read_clocks())
     assert outgoing is not None, "both writes leave"
-    node.engine.put("x", b"3", {})
+    node.engine.write(Change("x", b"3"), {})
     node.replica.failed(PEER, outgoing.serial, read_clocks())
     node._exchange_or_sleep(talker)
     looked.clear()
-    node.engine.put("x", b"4", {})
+    node.engine.write(Change("x", b"4"), {})
     assert not looked, "the third write waits for its time, and the fourth with it"
 
     peer = node.replica.peer(PEER)
@@ -99,5 +99,5 @@ def test_threads_are_looked_at_only_where_one_may_sleep_that_has_nothing_to_brin
     peer.offered = 4
     node._exchange_or_sleep(talker)
     looked.clear()
-    node.engine.put("x", b"5", {})
+    node.engine.write(Change("x", b"5"), {})
     assert looked, "the thread has gone to sleep with nothing to bring"

@@ -228,7 +228,7 @@ class Clients:
 
     def _list(self, client: Client, host: Host) -> None:
         assert host.replica is not None
-        listed = host.replica.store.list_keys(client.past, self.world.clocks(host), limit=1000)
+        listed = host.replica.store.list_keys("", client.past, self.world.clocks(host), limit=1000)
         reads = {key: host.replica.store.table.get(key)[:1] for key in self._keys}
         assert [key for key in sorted(self._keys) if reads[key]] == listed.keys
         self._record(client, host, "list", listed.metadata, reads=reads)

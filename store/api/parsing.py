@@ -177,7 +177,7 @@ def causal_past(request: HttpRequest, body: Body, query: queries.Query, max_entr
         return {}
     if len(past) > max_entries:
         raise ParseError(f"causal-metadata has more than {max_entries} entries")
-    if not all(past.values()):
+    if 0 in past.values():
         return {replica: counter for replica, counter in past.items() if counter}
     return past
 
@@ -237,9 +237,13 @@ def _change(write: WriteBody, limits: Limits) -> Change:
     if write.delete and write.ttl is not None:
         raise ParseError("A delete takes no ttl")
     value = None if write.delete else encode_value(write.value, limits.max_value_bytes)
-    ttl_us = None if write.ttl is None else round(write.ttl * 1_000_000)
     match = None if write.if_match is None else (write.if_match,)
-    return Change(key, value, ttl_us, match, write.if_none_match is not None)
+    return Change(key, value, ttl_us(write.ttl), match, write.if_none_match is not None)
+
+
+def ttl_us(ttl_s: float | None) -> int | None:
+    """Return a time to live in microseconds; None: for ever."""
+    return None if ttl_s is None else round(ttl_s * 1_000_000)
 
 
 def _past_beside_body(request: HttpRequest, query: Mapping[str, str]) -> dict[str, int] | None:

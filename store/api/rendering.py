@@ -64,13 +64,13 @@ def absent(answer: Found | Wrote | Transacted) -> HttpResponse:
 
 def written(answer: Wrote, acks: Acks | None) -> HttpResponse:
     """Answer a PUT."""
-    status, result = (201, b"created") if answer.created else (200, b"replaced")
-    return _acknowledged(status, b'{"result":"%b"' % result, answer, acks, _etag(answer))
+    status, head = (201, b'{"result":"created"') if answer.created else (200, b'{"result":"replaced"')
+    return _acknowledged(status, head, answer, acks, answer.etag)
 
 
 def deleted(answer: Wrote, acks: Acks | None) -> HttpResponse:
     """Answer a DELETE of a key that was there."""
-    return _acknowledged(200, b'{"result":"deleted"', answer, acks, _etag(answer))
+    return _acknowledged(200, b'{"result":"deleted"', answer, acks, answer.etag)
 
 
 def listed(answer: Listed, *, values: bool) -> HttpResponse:
@@ -128,7 +128,7 @@ def _answer(
     told = _encode(answer.metadata)
     if answer.lost:
         tail = {**(tail or {}), "lost": answer.lost}
-    body = b'%b,"causal-metadata":%b%b' % (head, told, b"," + _encode(tail)[1:] if tail else b"}")
+    body = b"".join((head, b',"causal-metadata":', told, b"," + _encode(tail)[1:] if tail else b"}"))
     headers = _metadata_headers(told)
     headers["Content-Type"] = JSON
     headers["Content-Length"] = str(len(body))
@@ -153,14 +153,6 @@ def _metadata_headers(metadata: bytes) -> dict[str, str]:
         if len(text) > MAX_METADATA_HEADER_BYTES:
             return {}
     return {"X-Causal-Metadata": text}
-
-
-def _etag(answer: Wrote) -> str | None:
-    """Return the tag of the update that the write became: of a PUT the new version's, of a DELETE its own."""
-    if answer.update is None:
-        return None
-    origin, counter = answer.update.dot
-    return f'"{origin}:{counter}"'
 
 
 def _raw(values: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:

@@ -13,7 +13,6 @@ from django.core.signals import request_finished
 from django.http import HttpResponse
 from django.http.cookie import SimpleCookie
 from django.http.response import ResponseHeaders
-from django.utils.functional import cached_property
 
 
 class Finished(HttpResponse):
@@ -26,6 +25,8 @@ class Finished(HttpResponse):
     _charset = None
     _reason_phrase = None
     _handler_class = None
+    _headers: ResponseHeaders | None = None
+    _cookies: SimpleCookie | None = None
 
     def __init__(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         # Not super().__init__(): see the module's text. tests/test_response.py holds the attributes against Django's.
@@ -38,13 +39,25 @@ class Finished(HttpResponse):
             # All other text Django's own headers take as it is. This they convert, or raise.
             self.headers = ResponseHeaders(headers)
 
-    @cached_property
-    def headers(self) -> ResponseHeaders:  # type: ignore[override]  # Django writes it, here it is made if asked
-        return ResponseHeaders(self._plain)
+    @property
+    def headers(self) -> ResponseHeaders:  # which Django writes; here it is made if asked
+        if self._headers is None:
+            self._headers = ResponseHeaders(self._plain)
+        return self._headers
 
-    @cached_property
-    def cookies(self) -> SimpleCookie:  # type: ignore[override]
-        return SimpleCookie()
+    @headers.setter
+    def headers(self, headers: ResponseHeaders) -> None:
+        self._headers = headers
+
+    @property
+    def cookies(self) -> SimpleCookie:  # the same
+        if self._cookies is None:
+            self._cookies = SimpleCookie()
+        return self._cookies
+
+    @cookies.setter
+    def cookies(self, cookies: SimpleCookie) -> None:
+        self._cookies = cookies
 
     def close(self) -> None:
         """End the response, as Django's does; mostly there is nothing to close and nobody to tell."""
@@ -56,7 +69,7 @@ class Finished(HttpResponse):
     @property
     def plain(self) -> dict[str, str] | None:
         """The headers as they were given; None where somebody may have changed them, or set cookies."""
-        return self._plain if vars(self).keys().isdisjoint(("headers", "cookies")) else None
+        return self._plain if self._headers is None and self._cookies is None else None
 
 
 def wsgi_headers(response: HttpResponse) -> list[tuple[str, str]]:

@@ -5,7 +5,6 @@ Handlers return finished responses; whatever they raise becomes one in ``errors.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -20,13 +19,14 @@ from store.api.bound import engine, limits
 from store.api.conditions import ANY, if_match, if_none_match, known_versions
 from store.api.keys import key_from_path
 from store.api.query import flag, wait_s, whole
-from store.engine import Change
+from store.engine import Acks, Change, Wrote
 
 DEFAULT_PAGE_KEYS = 100
 MAX_PAGE_KEYS = 1000
 """SPEC 2.4: how many keys one page of a listing has where the client does not say, and at most."""
 
 AnyBody = TypeVar("AnyBody", bound=parsing.Body)
+AnyWrite = TypeVar("AnyWrite", bound=parsing.WriteConcernBody)
 
 
 class KvsView(ApiView):
@@ -79,22 +79,18 @@ class KeyView(KvsView):
     @schema.described(schema.PUT_KEY)
     def put(self, request: HttpRequest, rest: str) -> HttpResponse:
         """Write."""
-        key = self.key(rest)
-        asked = self.ask(parsing.PUT_BODY)
-        if asked.body.value is UNSET:
+        key, asked = self.key(rest), self.ask(parsing.PUT_BODY)
+        body = asked.body
+        if body.value is UNSET:
             raise ParseError("PUT request does not specify a value")
-        value = parsing.encode_value(asked.body.value, limits().max_value_bytes)
-        put = partial(
-            engine().put,
-            key,
-            value,
-            asked.past,
-            wait_s=wait_s(asked.query),
-            ttl_s=asked.body.ttl,
-            if_match=if_match(self.http),
-            if_none_match=if_none_match(self.http),
-        )
-        return rendering.written(*engine().acknowledged(put, asked.body.concern))
+        value = parsing.encode_value(body.value, limits().max_value_bytes)
+        change = Change(key, value, parsing.ttl_us(body.ttl), if_match(self.http), if_none_match(self.http))
+        return rendering.written(*self.write(change, asked))
+
+    def write(self, change: Change, asked: parsing.Asked[AnyWrite]) -> tuple[Wrote, Acks | None]:
+        """Make one change, with as many acks as the request asks for."""
+        store = engine()
+        return store.acknowledged(asked.body.concern, store.write, change, asked.past, wait_s(asked.query))
 
     @schema.described(schema.POST_KEY)
     def post(self, request: HttpRequest, rest: str) -> HttpResponse:
@@ -110,8 +106,7 @@ class KeyView(KvsView):
             # Asks for nothing but that the key is absent already: 412 where it is there, in one step with looking.
             absence = [Change(key, None, if_none_match=True)]
             return rendering.absent(engine().transact([], absence, asked.past, wait_s=wait_s(asked.query)))
-        delete = partial(engine().delete, key, asked.past, wait_s=wait_s(asked.query), if_match=if_match(self.http))
-        wrote, acks = engine().acknowledged(delete, asked.body.concern)
+        wrote, acks = self.write(Change(key, None, if_match=if_match(self.http)), asked)
         return rendering.deleted(wrote, acks) if wrote.deleted else rendering.absent(wrote)
 
 
@@ -143,5 +138,7 @@ class KeysView(KvsView):
         reads, writes = parsing.transaction(asked.body, limits())
         if writes:
             refuse_read_only(self.http)
-        transact = partial(engine().transact, reads, writes, asked.past, wait_s=wait_s(asked.query))
-        return rendering.transacted(*engine().acknowledged(transact, asked.body.concern))
+        held_s, concern = wait_s(asked.query), asked.body.concern
+        return rendering.transacted(
+            *engine().acknowledged(concern, engine().transact, reads, writes, asked.past, wait_s=held_s)
+        )
