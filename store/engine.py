@@ -45,7 +45,7 @@ __all__ = [
 Answer = TypeVar("Answer", Found, Wrote, Listed, Transacted)
 Issued = TypeVar("Issued", Wrote, Transacted)
 What = TypeVar("What")
-Asked = ParamSpec("Asked")
+Arguments = ParamSpec("Arguments")
 
 
 class WriteConcern(NamedTuple):
@@ -228,7 +228,11 @@ class Engine:
         return done
 
     def acknowledged(
-        self, concern: WriteConcern | None, write: Callable[Asked, Issued], *args: Asked.args, **kwargs: Asked.kwargs
+        self,
+        concern: WriteConcern | None,
+        write: Callable[Arguments, Issued],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
     ) -> tuple[Issued, Acks | None]:
         """Make a write, then wait until as many members have it as ``concern`` says.
 

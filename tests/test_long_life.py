@@ -524,8 +524,8 @@ def test_resident_memory_is_back_after_200000_puts_and_deletes_with_one_replica_
         put_and_delete(cluster, rng, 10_000, 3)
         early = resident_kib(cluster)
         put_and_delete(cluster, rng, 40_000, 3)
-        # Killed while its updates are on their way, it would leave the two different ones: what follows from those waits
-        # at the other until they are relayed, some megabytes that Python's allocator then keeps, or not, by chance.
+        # Killed while its updates are on their way, it would leave the two different ones: what follows from those
+        # waits at the other until they are relayed, megabytes that Python's allocator then keeps, or not, by chance.
         soon(lambda: in_step(cluster, 3), within_s=20)
         cluster.kill(2)
         put_and_delete(cluster, rng, 100_000, 2)
