@@ -7,7 +7,7 @@ only be slow) unless they say so by ``wait``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from replication.address import parse_address
 from store.api import bound
 from store.api.keys import RAW_PATH
 from store.causal import CausalStore
-from store.clock import replica_id
-from store.engine import Engine
+from store.clock import Instant, replica_id
+from store.engine import Engine, read_clocks
 from store.settings import StoreSettings
 from store.versions import Update, Write
 
@@ -92,8 +92,6 @@ class Api:
         self.store.receive([update], self.store_now())
 
     def store_now(self) -> Any:
-        from store.engine import read_clocks
-
         return read_clocks()
 
 
@@ -103,10 +101,10 @@ def _path_info(path: str) -> str:
     return unquote_to_bytes(path.partition("?")[0]).decode("latin-1")
 
 
-def make_store(**settings: Any) -> CausalStore:
+def make_store(*, now: Callable[[], Instant] = read_clocks, **settings: Any) -> CausalStore:
     """Return the data of a lone replica, served by the views from now on."""
     store = CausalStore(OWN_ID, StoreSettings(**{"defer_timeout_s": 0.0, **settings}))
-    bound.bind(Engine(store), LIMITS)
+    bound.bind(Engine(store, now=now), LIMITS)
     return store
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -19,9 +20,7 @@ from replication.replica import Replica
 from store.api import bound
 from store.engine import Engine, read_clocks
 from store.settings import StoreSettings
-from tests.api_support import LIMITS, Answer, Api, api
-
-__all__ = ["api"]
+from tests.api_support import LIMITS, Answer, Api, make_store
 
 MSGPACK = "application/msgpack"
 SENDER = "127.0.0.1:21505@0000000000abcdef"
@@ -78,6 +77,15 @@ endpoints = st.sampled_from(
 def as_json(body: Any) -> bytes:
     """As Python writes it: NaN, Infinity and lone surrogates included."""
     return json.dumps(body).encode()
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    """A client of a fresh replica where time stands still: what one request wrote with a short ttl must not expire
+    during another, or that one would seem to have changed something."""
+    unbound, moment = (bound._engine, bound._limits), read_clocks()
+    yield Api(make_store(now=lambda: moment))
+    bound._engine, bound._limits = unbound
 
 
 def judge(api: Api, before: tuple[Any, ...], answer: Answer) -> None:
