@@ -39,7 +39,7 @@ from store.markers import Marker, Markers
 from store.settings import StoreSettings
 from store.snapshot import Snapshot, join_tables
 from store.table import KeyTable, cost
-from store.versions import Change, Update, Version, Versions, Write, dot_of, settle, version_of
+from store.versions import Change, Update, Version, Versions, Write, settle, version_of
 
 Lost = dict[str, tuple[int, int]]
 """Replica id -> (first, last) counter of updates that a client depended on and that no replica has any more."""
@@ -387,7 +387,7 @@ class CausalStore:
 
 def _write(change: Change, held: Versions, now: Instant) -> Write:
     expires = None if change.ttl_us is None else now.wall_us + change.ttl_us
-    return Write(change.key, change.value, tuple(map(dot_of, held)), expires)
+    return Write(change.key, change.value, tuple([version.dot for version in held]), expires)
 
 
 _weightless = Version(b"", "-", 1, 0, {})

@@ -14,7 +14,6 @@ Every bound that a peer could break is written into the types, so a decoded upda
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Annotated
 
 import msgspec
@@ -28,6 +27,11 @@ ReplicaId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_CHARACTE
 Counter = Annotated[int, msgspec.Meta(ge=1, lt=MAX_COUNTER)]
 Timestamp = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 WireClock = dict[ReplicaId, Counter]
+
+
+def etag_of(origin: str, counter: int) -> str:
+    """Return the entity tag that names a version: its dot, quoted as RFC 9110, section 8.8.3 wants it."""
+    return f'"{origin}:{counter}"'
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -93,8 +97,8 @@ class Update(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     @property
     def etag(self) -> str:
-        """The entity tag of the versions that it leaves: see ``Version``."""
-        return f'"{self.origin}:{self.counter}"'
+        """The entity tag of the versions that it leaves."""
+        return etag_of(self.origin, self.counter)
 
 
 encode_update: Callable[[Update], bytes] = msgspec.msgpack.Encoder().encode
@@ -130,17 +134,14 @@ class Version(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     @property
     def etag(self) -> str:
-        """The entity tag that names this version: its dot, quoted as RFC 9110, section 8.8.3 wants it."""
-        return f'"{self.origin}:{self.counter}"'
+        """The entity tag that names this version."""
+        return etag_of(self.origin, self.counter)
 
     @property
     def rank(self) -> tuple[int, str]:
         """What orders concurrent versions the same way everywhere: (hybrid timestamp, replica id)."""
         return (self.timestamp, self.origin)
 
-
-dot_of: Callable[[Version], Dot] = attrgetter("origin", "counter")
-"""Return the dot of a version."""
 
 Versions = tuple[Version, ...]
 """All versions of one key, the winner (highest rank) first; never empty in the key table."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,9 +109,16 @@ def make_store(*, now: Callable[[], Instant] = read_clocks, **settings: Any) -> 
     return store
 
 
+@contextmanager
+def fresh_api(now: Callable[[], Instant] = read_clocks) -> Iterator[Api]:
+    """A client of a fresh replica, which the views serve for so long."""
+    unbound = bound._engine, bound._limits
+    yield Api(make_store(now=now))
+    bound._engine, bound._limits = unbound
+
+
 @pytest.fixture
 def api() -> Iterator[Api]:
     """A client of a fresh replica."""
-    unbound = bound._engine, bound._limits
-    yield Api(make_store())
-    bound._engine, bound._limits = unbound
+    with fresh_api() as client:
+        yield client

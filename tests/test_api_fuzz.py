@@ -20,7 +20,7 @@ from replication.replica import Replica
 from store.api import bound
 from store.engine import Engine, read_clocks
 from store.settings import StoreSettings
-from tests.api_support import LIMITS, Answer, Api, make_store
+from tests.api_support import LIMITS, Answer, Api, fresh_api
 
 MSGPACK = "application/msgpack"
 SENDER = "127.0.0.1:21505@0000000000abcdef"
@@ -83,9 +83,9 @@ def as_json(body: Any) -> bytes:
 def api() -> Iterator[Api]:
     """A client of a fresh replica where time stands still: what one request wrote with a short ttl must not expire
     during another, or that one would seem to have changed something."""
-    unbound, moment = (bound._engine, bound._limits), read_clocks()
-    yield Api(make_store(now=lambda: moment))
-    bound._engine, bound._limits = unbound
+    moment = read_clocks()
+    with fresh_api(lambda: moment) as client:
+        yield client
 
 
 def judge(api: Api, before: tuple[Any, ...], answer: Answer) -> None:
