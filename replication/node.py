@@ -281,7 +281,7 @@ class Node:
             for address in self._talkers.keys() - targets:
                 self._talkers.pop(address).ended = True
             # Events are numbered by how many there ever were; the replica keeps the last of them only.
-            new = [event for event in self.replica.events if event.number > self._events_logged]
+            new = [event for event in self.replica.journal.events if event.number > self._events_logged]
             self._events_logged = new[-1].number if new else self._events_logged
             self._poke()
         for event in new:

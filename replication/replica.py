@@ -10,7 +10,7 @@ and in a simulation. A shell drives it:
 * ``receive`` answers a peer's request. For a shell that wants to release its lock in between there are the parts:
   of ``receive``, ``take``, ``deliver`` and ``answer``; of ``finish``, ``take_reply``, ``deliver`` and ``conclude``.
 * ``tick`` does what time brings: expiry, trimming, markers, the end of joining, the dropping of what is lost.
-* Requests of clients go to ``store``; ``wrote``, ``ask``, ``lost`` and ``acks`` are what they need of peers.
+* Requests of clients go to ``store``; ``ask``, ``lost`` and ``acks`` are what they need of peers.
 
 **What travels**: in each exchange both sides tell their clock and send what the other lacks, read from the log
 from the other's last acknowledged clock on. Updates of third replicas are relayed only once a peer has lacked
@@ -28,8 +28,6 @@ Source: anti-entropy and session guarantees as in Bayou (Petersen et al., SOSP 1
 
 from __future__ import annotations
 
-import hashlib
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -38,9 +36,12 @@ import msgspec
 from replication.catchup import Giver, Pull
 from replication.errors import AddressTaken, BadMessage
 from replication.joining import Joining
+from replication.journal import Journal
 from replication.lost import lost, reports_since
 from replication.messages import PROTOCOL, Entry, Exchange, SnapshotPiece, SnapshotRequest, State
 from replication.peer import Peer, Report
+from replication.questions import Questions
+from replication.rest import Rest
 from replication.seeds import Seeds
 from replication.settings import ReplicationSettings
 from replication.view import View
@@ -61,15 +62,6 @@ from store.log import NOTHING, Delta
 from store.settings import StoreSettings
 from store.versions import Update
 
-DRIFT_US = 1_000_000
-"""A lead of hybrid time over the own wall clock that grew by so much is worth telling."""
-
-MAX_QUESTIONS = 1024
-"""Missing dependencies that are remembered at once."""
-
-QUESTION_KEPT_S = 10.0
-"""How long one is remembered after it was asked for."""
-
 CATCHING_UP = "Replica is catching up"
 NOT_IN_VIEW = "Replica is not in the view"
 
@@ -86,24 +78,6 @@ class Outgoing(NamedTuple):
     to: str
     serial: int
     message: Exchange | SnapshotRequest
-
-
-class Event(NamedTuple):
-    """Something that people want to know of. ``number``: from 1 on; ``wall_us``: when; ``kind``: one word."""
-
-    number: int
-    wall_us: int
-    kind: str
-    subject: str
-    detail: str
-
-
-class Question(NamedTuple):
-    """A missing dependency: the counter needed, the serial when it was asked for, and until when that is kept."""
-
-    needed: int
-    serial: int
-    expires_s: float = float("inf")
 
 
 class Replica:
@@ -126,7 +100,7 @@ class Replica:
         self.address = address
         self.settings = settings or ReplicationSettings()
         self.view = View(address, self.settings)
-        self.events: deque[Event] = deque(maxlen=500)
+        self.journal = Journal()
         self.started_s = now.mono_s
         self.leaving = False
         self._rng = rng
@@ -139,21 +113,16 @@ class Replica:
         self._serial = 0
         self._beat = 0
         self._last_marker_s = float("-inf")
-        self._states: dict[str, str] = {}
-        self._lost_told: Lost = {}
-        self._drift_noted_us = 0
-        self._questions: dict[Dot, int] = {}
-        self._asked: dict[str, Question] = {}
+        self._waiting_since: dict[Dot, int] = {}
+        self._questions = Questions()
         self._is_blind = discovers
         self._bringers: frozenset[str] = frozenset()
         self._settled_at: int | None = None
-        self._rest: Clock = {}
-        self._rest_digest = 0
-        self._rest_key: tuple[int, int] | None = None
         incarnation = self._new_incarnation(0, now)
         self.store = CausalStore(replica_id(address, incarnation), store_settings)
+        self._rest = Rest(self.store, self.view)
         self.view.start(incarnation, now.wall_us)
-        self._note("started", self.id, "", now)
+        self.journal.note("started", self.id, "", now)
         self._follow_register(now)
         self.tick(now)
 
@@ -289,7 +258,7 @@ class Replica:
         talker.offers_snapshot = reply.truncated
         talker.may_offer = False
         talker.more = (reply.more and applied > 0) or (talker.cut_at is not None and talker.seen() > talker.cut_at)
-        clock = self._exact_clock(reply)
+        clock = self._rest.whole_clock(reply)
         if clock is not None:
             if talker.report is None or talker.report.serial < serial:
                 talker.report = Report(reply.sender, serial, reply.register_digest, clock, reply.pending)
@@ -357,13 +326,13 @@ class Replica:
                 return None
             if peer.replica:
                 self._giver.forget(peer.replica)
-                self._note("over", peer.replica, f"{message.sender} talks", now)
+                self.journal.note("over", peer.replica, f"{message.sender} talks", now)
             peer.become(message.sender)
         self.store.hybrid.observe(message.time, now)
         self._hear(message, now)
         peer.register_digest = message.register_digest
         peer.rest_digest = message.rest_digest
-        whole = self._exact_clock(message)
+        whole = self._rest.whole_clock(message)
         peer.told_whole = whole is not None
         peer.acknowledge(message.clock if whole is None else whole)
         if not self.view.belongs(peer.address) or any(replica not in self.view.present for replica in message.heard):
@@ -406,7 +375,7 @@ class Replica:
         self, peer: Peer | None, delta: Delta, now: Instant, *, want: bool = False, taken: bool = True
     ) -> Exchange:
         self._beat += 1
-        rest, rest_digest = self._rest_clock()
+        rest = self._rest
         heard = self.view.heard(now.mono_s, self._bringers) if peer is None else {}
         if peer is not None and now.mono_s - peer.told_s >= self.settings.sync_interval_s / 2:
             peer.told_s = now.mono_s
@@ -419,8 +388,8 @@ class Replica:
             register_digest=self.view.digest,
             register=None if peer and peer.register_digest == self.view.digest else dict(self.view.register),
             clock={id_: n for id_ in self.view.present_ids if (n := self.store.clock.get(id_, 0))},
-            rest_digest=rest_digest,
-            rest=None if peer and peer.rest_digest == rest_digest else rest,
+            rest_digest=rest.digest,
+            rest=None if peer and peer.rest_digest == rest.digest else rest.clock,
             state=self.state,
             heard=heard,
             pending=self._stranded(),
@@ -432,37 +401,14 @@ class Replica:
         )
 
     def _delta(self, peer: Peer, known: Mapping[str, int], relay_before_s: float) -> Delta:
-        rest, rest_digest = self._rest_clock()
-        clock: Mapping[str, int] = self.store.clock
-        if rest and peer.rest_digest == rest_digest:
-            clock = {id_: n for id_, n in clock.items() if id_ not in rest}
         return self.store.log.delta(
             known,
-            clock,
+            self._rest.to_look_for(peer),
             own=self.id,
             relay_before_s=relay_before_s,
             limit=self.settings.batch_updates,
             limit_bytes=self.settings.batch_bytes,
         )
-
-    def _rest_clock(self) -> tuple[Clock, int]:
-        """Return the clock's entries of ids that are no present incarnation, and their digest (0: none)."""
-        key = (self.view.digest, self.store.rest_changes)
-        if key != self._rest_key:
-            present = self.view.present
-            self._rest = {id_: n for id_, n in self.store.clock.items() if id_ not in present}
-            entries = msgspec.msgpack.encode(sorted(self._rest.items()))
-            digest = hashlib.blake2b(entries, digest_size=8).digest()
-            self._rest_digest = int.from_bytes(digest, "big") >> 1 if self._rest else 0
-            self._rest_key = key
-        return self._rest, self._rest_digest
-
-    def _exact_clock(self, message: Exchange) -> Clock | None:
-        """Return the sender's whole clock, None where its rest is not known here (it then comes next time)."""
-        if message.rest is not None:
-            return {**message.rest, **message.clock}
-        rest, rest_digest = self._rest_clock()
-        return {**rest, **message.clock} if message.rest_digest == rest_digest else None
 
     def _stranded(self) -> dict[str, int]:
         """Return the lowest pending counter of each origin that is no present incarnation."""
@@ -516,7 +462,7 @@ class Replica:
         if snapshot.clock.get(self.id, 0) > self._issued():
             raise BadMessage("the snapshot names updates of this replica that it never issued")
         self.store.join(snapshot, now)
-        self._note("snapshot", peer.replica, f"{len(snapshot.table)} keys taken over", now)
+        self.journal.note("snapshot", peer.replica, f"{len(snapshot.table)} keys taken over", now)
         peer.urgent = True
         self._finish_joining(now)
 
@@ -587,7 +533,7 @@ class Replica:
         return min(lacks)
 
     def _register_changed(self, kind: str, address: str, now: Instant) -> None:
-        self._note(kind, address, "by command", now)
+        self.journal.note(kind, address, "by command", now)
         self._follow_register(now)
         for target in [*self.view.others(), address]:
             if target != self.address:
@@ -598,7 +544,7 @@ class Replica:
         if self.view.merge(register):
             for address, entry in self.view.register.items():
                 if before.get(address) != entry:
-                    self._note("joined" if entry.belongs else "left", address, f"{entry.incarnation:016x}", now)
+                    self.journal.note("joined" if entry.belongs else "left", address, f"{entry.incarnation:016x}", now)
             self._follow_register(now)
 
     def _follow_register(self, now: Instant) -> None:
@@ -611,7 +557,7 @@ class Replica:
             self.store.replica_id = replica_id(self.address, incarnation)
             for peer in self._peers.values():
                 peer.offered = 0
-            self._note("raised", self.id, "a higher incarnation of this address is known", now)
+            self.journal.note("raised", self.id, "a higher incarnation of this address is known", now)
         self.store.know_present(self.view.present)
         self._watch_left(now)
         self._set_gate(now)
@@ -667,8 +613,8 @@ class Replica:
         self._trim()
         self._mark(now)
         self._drop_lost(now)
-        self._forget_questions(now)
-        self._watch(now)
+        self._questions.forget(now.mono_s)
+        self.journal.look(self.view, self.store, now)
 
     def _look_around(self, now: Instant) -> None:
         """Note whether this replica still cannot tell whether it is the only one (seeds.py)."""
@@ -692,27 +638,6 @@ class Replica:
             return False
         return peer.told_whole and covers(self.store.clock, peer.known)
 
-    def _forget_questions(self, now: Instant) -> None:
-        if self._asked:
-            limit_s = now.mono_s + QUESTION_KEPT_S
-            dated = {id_: q._replace(expires_s=min(q.expires_s, limit_s)) for id_, q in self._asked.items()}
-            self._asked = {id_: question for id_, question in dated.items() if question.expires_s > now.mono_s}
-
-    def _watch(self, now: Instant) -> None:
-        """Note for people what has become of the members, of clients' pasts and of the clocks since the last tick."""
-        states = {address: self.view.state(address, now.mono_s) for address in self.view.others()}
-        for address, state in states.items():
-            before = self._states.get(address, "alive")
-            if state != before:
-                self._note({"alive": "healed", "suspect": "suspected", "down": "down"}[state], address, "", now)
-        self._states = states
-        for replica, (first, last) in self._lost_told.items():
-            self._note("lost", replica, f"updates {first} to {last}", now)
-        self._lost_told = {}
-        if self.store.hybrid.lead_us > self._drift_noted_us + DRIFT_US:
-            self._drift_noted_us = self.store.hybrid.lead_us
-            self._note("drift", self.id, f"{self.store.hybrid.lead_us / 1e6:.1f} s behind the fastest heard", now)
-
     def _finish_joining(self, now: Instant) -> None:
         if self._joining is None:
             return
@@ -724,7 +649,7 @@ class Replica:
             self._joining = None
             self._set_gate(now)
             if self.view.belongs(self.address):
-                self._note("serving", self.id, f"{len(self.store.table)} keys", now)
+                self.journal.note("serving", self.id, f"{len(self.store.table)} keys", now)
 
     def _own_names(self) -> set[str]:
         return {self.address, *(alias for alias, actual in self._aliases.items() if actual == self.address)}
@@ -754,7 +679,7 @@ class Replica:
         """Issue a marker when the clock names ids that are over or out and that no marker of a member covers."""
         if self.state != "serving" or now.mono_s - self._last_marker_s < self.settings.sync_interval_s:
             return
-        rest, _ = self._rest_clock()
+        rest = self._rest.clock
         if rest and not self.store.markers.stand_for(rest, self.view.present):
             self._last_marker_s = now.mono_s
             self.store.issue_marker(now)
@@ -762,14 +687,14 @@ class Replica:
     def _drop_lost(self, now: Instant) -> None:
         """Drop the pending updates whose cause is lost for good."""
         if not self.store.pending:
-            self._questions.clear()
+            self._waiting_since.clear()
             return
         waiting = {item.update.dot: item.waits_for for item in self.store.pending}
-        self._questions = {dot: self._questions.get(dot, self._serial) for dot in waiting}
+        self._waiting_since = {dot: self._waiting_since.get(dot, self._serial) for dot in waiting}
         for dot, (replica, counter) in waiting.items():
-            if self._is_past(replica) and self.lost({replica: counter}, self._questions[dot]):
+            if self._is_past(replica) and self.lost({replica: counter}, self._waiting_since[dot]):
                 self.store.drop_pending(dot)
-                self._note("dropped", dot[0], f"update {dot[1]} waits for a lost one of {replica}", now)
+                self.journal.note("dropped", dot[0], f"update {dot[1]} waits for a lost one of {replica}", now)
 
     # -- what clients' requests need of peers ----------------------------------------------------------
 
@@ -785,21 +710,9 @@ class Replica:
         return self._serial
 
     def ask_again(self, past: Mapping[str, int]) -> int:
-        """Like ``ask``, for a request that may not wait: dated by when the same was asked for first, lately.
-
-        Else such a client, coming again and again, would never be told that its past is lost. What existed at its
-        first question exists since then; that the answers are older than its last one is the price of not waiting.
-        """
+        """Like ``ask``, for a request that may not wait, and may come again (questions.py)."""
         self.ask(past)
-        token = 0
-        for replica, (_, needed) in missing(self.store.clock, past).items():
-            known = self._asked.get(replica)
-            if known is None or known.needed < needed:
-                known = Question(needed, self._serial)
-                if len(self._asked) < MAX_QUESTIONS:
-                    self._asked[replica] = known
-            token = max(token, known.serial)
-        return token
+        return self._questions.token(missing(self.store.clock, past), self._serial)
 
     def lost(self, past: Mapping[str, int], token: int) -> Lost:
         """Return replica id -> (first, last) counter of what of ``past`` is lost for good (replication/lost.py)."""
@@ -812,7 +725,7 @@ class Replica:
         if reports is None:
             return {}
         gone = lost(gaps, reports, self.store.clock, self._stranded())
-        self._lost_told.update(gone)
+        self.journal.note_lost(gone)
         return gone
 
     def _is_past(self, replica: str) -> bool:
@@ -849,7 +762,3 @@ class Replica:
         if peer is None:
             peer = self._peers[address] = Peer(address)
         return peer
-
-    def _note(self, kind: str, subject: str, detail: str, now: Instant) -> None:
-        number = self.events[-1].number + 1 if self.events else 1
-        self.events.append(Event(number, now.wall_us, kind, subject, detail))

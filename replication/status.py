@@ -43,7 +43,7 @@ def describe(replica: Replica, counters: Mapping[str, int], now: Instant) -> dic
         "clock_lead_s": round(store.hybrid.lead_us / 1e6, 6),
         "drained": replica.unshared() == 0,
         "throughput": {name: counters[name] for name in _COUNTERS},
-        "events": [event._asdict() for event in list(replica.events)[-50:]],
+        "events": [event._asdict() for event in list(replica.journal.events)[-50:]],
     }
 
 

@@ -505,6 +505,6 @@ def test_events_for_people_are_bounded() -> None:
     for number in range(400):
         r1.add_replica_from_view(f"n{number % 5}:80", wire.now("r1"))
         r1.remove_replica_from_view(f"n{number % 5}:80", wire.now("r1"))
-    assert len(r1.events) == 500
-    assert r1.events[-1].number > 800
+    assert len(r1.journal.events) == 500
+    assert r1.journal.events[-1].number > 800
     assert address("r1") in r1.view.members()

@@ -261,7 +261,7 @@ def test_a_partition_with_10000_writes_on_each_side_past_the_log_heals_with_ever
         wire.flow(0.1)
         assert wire.now_s < began_s + 10
     report(f"healed after {wire.now_s - began_s:.1f} s; conflicts: {replicas[0].store.table.conflicts}")
-    assert sum(event.kind == "snapshot" for replica in replicas for event in replica.events) >= 2
+    assert sum(event.kind == "snapshot" for replica in replicas for event in replica.journal.events) >= 2
 
     table = replicas[0].store.table.copy()
     assert all(replica.store.table.copy() == table for replica in replicas)

@@ -183,7 +183,7 @@ def test_one_that_comes_empty_takes_over_a_snapshot_from_a_neighbouring_version(
     b = wire.start("b", "a")
     wire.flow(3)
     assert b.state == "serving"
-    assert any(event.kind == "snapshot" for event in b.events)
+    assert any(event.kind == "snapshot" for event in b.journal.events)
     assert state(a.store)[:3] == state(b.store)[:3]
     assert not wire.refused
 

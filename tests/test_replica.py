@@ -318,7 +318,7 @@ def test_a_peer_behind_the_log_is_offered_a_snapshot_and_pulls_it(wire: Wire) ->
     wire.flow()
     assert wire["r2"].store.clock == wire["r1"].store.clock
     assert wire["r2"].store.table.copy() == wire["r1"].store.table.copy()
-    assert any(event.kind == "snapshot" for event in wire["r2"].events)
+    assert any(event.kind == "snapshot" for event in wire["r2"].journal.events)
 
 
 def test_nothing_of_a_snapshot_shows_before_its_last_piece(wire: Wire) -> None:
@@ -579,7 +579,7 @@ def test_a_joiner_pulls_one_snapshot_although_several_peers_offer_one(wire: Wire
     wire.flow()
     wire.issue("r2", "y", b"1")
     wire.flow(3.0)
-    assert [event.kind for event in r3.events].count("snapshot") == 1
+    assert [event.kind for event in r3.journal.events].count("snapshot") == 1
 
 
 def test_a_piece_that_comes_late_from_a_pull_that_was_given_up_is_not_used(wire: Wire) -> None:
