@@ -154,9 +154,9 @@ class Engine:
 
         Raises Refused, NotReached.
         """
-        self.counts["reads"] += 1
         read = partial(self._store.get, all_siblings=True) if all_siblings else self._store.get
         with self.lock:
+            self.counts["reads"] += 1
             return self._serve(read, key, past, wait_s)
 
     def watch(self, key: str, past: Clock, etags: Sequence[str], wait_s: float, *, all_siblings: bool = False) -> Found:
@@ -190,8 +190,8 @@ class Engine:
 
         Raises Refused, NotReached, Mismatch, OutOfMemory.
         """
-        self.counts["deletes" if change.value is None else "writes"] += 1
         with self.lock:
+            self.counts["deletes" if change.value is None else "writes"] += 1
             wrote = self._serve(self._store.put, change, past, wait_s)
             if wrote.update is not None:
                 self.dependencies.wrote(wrote.update)
@@ -210,17 +210,17 @@ class Engine:
         wait_s: float | None = None,
     ) -> Listed:
         """List keys that start with ``prefix`` and come after ``after``: one causal snapshot."""
-        self.counts["lists"] += 1
         page = partial(self._store.list_keys, after=after, limit=limit, conflicts=conflicts)
         with self.lock:
+            self.counts["lists"] += 1
             return self._serve(page, prefix, past, wait_s)
 
     def transact(
         self, reads: Sequence[str], writes: Sequence[Change], past: Clock, *, wait_s: float | None = None
     ) -> Transacted:
         """Read keys from one snapshot, then write keys as one update."""
-        self.counts["transactions"] += 1
         with self.lock:
+            self.counts["transactions"] += 1
             done = self._serve(partial(self._store.transact, reads), writes, past, wait_s)
             if done.update is not None:
                 self.dependencies.wrote(done.update)
