@@ -25,6 +25,12 @@ NOW = Instant(1000.0, EPOCH_US)
 
 Loss = Literal["", "request", "reply"]
 
+SMALL_LOG = StoreSettings(max_log_bytes=800)
+"""Holds a few updates."""
+
+SMALL_PIECES = ReplicationSettings(pace_s=0.0, snapshot_piece_bytes=1_500)
+"""About three keys a piece."""
+
 
 def address(name: str) -> str:
     return f"{name}:80"
@@ -257,3 +263,9 @@ class Wire:
                 self.carry(name, outgoing)
                 sent.append(outgoing)
         return sent
+
+
+def three(wire: Wire) -> tuple[Replica, Replica, Replica]:
+    """Return a cluster of r1, r2 and r3."""
+    r1, r2, r3 = wire.cluster("r1", "r2", "r3")
+    return r1, r2, r3
