@@ -61,12 +61,11 @@ class LocalCluster:
 
     def __enter__(self) -> Self:
         """Start all, and wait until they are ready."""
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.stop, 0)
             self.start()
             self.wait_ready()
-        except BaseException:
-            self.stop(0)
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -127,17 +128,16 @@ class Caller:
         """Ask the replica at ``address`` and return what it answers, errors included."""
         if not self._settings.key:
             return self._send(method, address, path, body, {"Content-Type": media_type} if media_type else {})[0]
-        try:
+        with ExitStack() as undo:
+            # Where this fails, whoever answers there next is to be greeted first.
+            undo.callback(self._known.pop, address, None)
             if address not in self._known and method not in SAFE_METHODS:
                 self._prove("GET", address, GREETING_PATH, b"", "")
             answer = self._prove(method, address, path, body, media_type)
             if answer.status == requests.codes.forbidden:
                 # It has the secret, so believe it: it has a new incarnation, or the clocks differ. Now both are known.
                 answer = self._prove(method, address, path, body, media_type)
-        except BaseException:
-            # Whoever answers there next is to be greeted first.
-            self._known.pop(address, None)
-            raise
+            undo.pop_all()
         return answer
 
     def close(self) -> None:

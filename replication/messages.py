@@ -22,6 +22,7 @@ version before drops it. tests/data/ keeps messages as earlier versions sent the
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -44,6 +45,7 @@ filling the memory."""
 Address = Annotated[str, msgspec.Meta(min_length=3, max_length=300)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""Equal contents have equal digests, and others nearly never: see ``digest_of``."""
 Held = Annotated[tuple[Version, ...], msgspec.Meta(min_length=1)]
 """The versions of a key; one that has none is not in a table, so not in a snapshot of it."""
 State = Literal["joining", "serving", "removed", "leaving"]
@@ -165,6 +167,11 @@ _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {
     kind: msgspec.msgpack.Decoder(kind) for kind in (Exchange, SnapshotRequest, SnapshotPiece, Spoken)
 }
+
+
+def digest_of(contents: object) -> int:
+    """Return the ``Digest`` of ``contents``: anything with a wire form, in one order."""
+    return int.from_bytes(hashlib.blake2b(msgspec.msgpack.encode(contents), digest_size=8).digest(), "big") >> 1
 
 
 def encode(message: Exchange | SnapshotRequest | SnapshotPiece) -> bytes:

@@ -376,10 +376,9 @@ class Replica:
     ) -> Exchange:
         self._beat += 1
         rest = self._rest
-        heard = self.view.heard(now.mono_s, self._bringers) if peer is None else {}
-        if peer is not None and now.mono_s - peer.told_s >= self.settings.sync_interval_s / 2:
+        tells = peer is None or now.mono_s - peer.told_s >= self.settings.sync_interval_s / 2
+        if peer is not None and tells:
             peer.told_s = now.mono_s
-            heard = self.view.heard(now.mono_s, self._bringers)
         return Exchange(
             sender=self.id,
             beat=self._beat,
@@ -391,7 +390,7 @@ class Replica:
             rest_digest=rest.digest,
             rest=None if peer and peer.rest_digest == rest.digest else rest.clock,
             state=self.state,
-            heard=heard,
+            heard=self.view.heard(now.mono_s, self._bringers) if tells else {},
             pending=self._stranded(),
             batch=[msgspec.Raw(encoded) for encoded in delta.batch],
             want=want,

@@ -7,11 +7,7 @@ either.
 
 from __future__ import annotations
 
-import hashlib
-
-import msgspec
-
-from replication.messages import Exchange
+from replication.messages import Exchange, digest_of
 from replication.peer import Peer
 from replication.view import View
 from store.causal import CausalStore
@@ -60,6 +56,4 @@ class Rest:
         self._read_at = key
         present = self._view.present
         self._clock = {id_: n for id_, n in self._store.clock.items() if id_ not in present}
-        entries = msgspec.msgpack.encode(sorted(self._clock.items()))
-        digest = hashlib.blake2b(entries, digest_size=8).digest()
-        self._digest = int.from_bytes(digest, "big") >> 1 if self._clock else 0
+        self._digest = digest_of(sorted(self._clock.items())) if self._clock else 0

@@ -19,14 +19,11 @@ Sources: last-writer-wins register, Johnson and Thomas, RFC 677 (1975); van Rene
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-import msgspec
-
 from replication.errors import BadMessage
-from replication.messages import Entry, Heard
+from replication.messages import Entry, Heard, digest_of
 from replication.settings import ReplicationSettings
 from store.clock import address_of, incarnation_of, replica_id
 
@@ -187,9 +184,7 @@ class View:
         self._changed()
 
     def _changed(self) -> None:
-        register = sorted((address, entry.rank) for address, entry in self.register.items())
-        digest = hashlib.blake2b(msgspec.msgpack.encode(register), digest_size=8).digest()
-        self.digest = int.from_bytes(digest, "big") >> 1
+        self.digest = digest_of(sorted((address, entry.rank) for address, entry in self.register.items()))
         self.present = frozenset(
             replica_id(address, entry.incarnation)
             for address, entry in self.register.items()

@@ -99,11 +99,10 @@ class System(ABC):
         self._ending = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._ending.close)
             self.start()
-        except BaseException:
-            self._ending.close()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(

@@ -272,13 +272,13 @@ def _may_exceed_double(encoded: bytes) -> bool:
 
 def _all_finite(value: Any) -> bool:
     """Return whether every whole number in ``value`` lies within the range of a double."""
-    todo = [value]
-    while todo:
-        item = todo.pop()
+    unseen = [value]
+    while unseen:
+        item = unseen.pop()
         if isinstance(item, dict):
-            todo.extend(item.values())
+            unseen.extend(item.values())
         elif isinstance(item, list):
-            todo.extend(item)
+            unseen.extend(item)
         elif isinstance(item, int):
             try:
                 float(item)

@@ -129,9 +129,9 @@ class _Judgement:
         heads = [0] * len(queues)
         waiting: dict[int, list[int]] = {}
         for start in range(len(queues)):
-            todo = [start]
-            while todo:
-                queue = todo.pop()
+            runnable = [start]
+            while runnable:
+                queue = runnable.pop()
                 items = queues[queue]
                 head = heads[queue]
                 own = past[queue]
@@ -176,7 +176,7 @@ class _Judgement:
                         seen[number] = own[:]
                     done[number] = 1
                     if number in waiting:
-                        todo.extend(waiting.pop(number))
+                        runnable.extend(waiting.pop(number))
                 heads[queue] = head
                 past[queue] = own
         return heads if waiting else None
@@ -215,13 +215,13 @@ class _Judgement:
 
     def _end(self, key: str, removal: int) -> None:
         """Note all that a removal ended, back along the chains of replacement, each write once."""
-        todo = [removal]
-        while todo:
-            for name, update in self.operations[todo.pop()].replaces:
+        ending = [removal]
+        while ending:
+            for name, update in self.operations[ending.pop()].replaces:
                 number = self.arranged.updates.get(update, ABSENT) if name == key else ABSENT
                 if number >= 0 and self.seen[number] and (key, number) not in self.ended:
                     self.ended.add((key, number))
-                    todo.append(number)
+                    ending.append(number)
 
     def _judge_reads(  # noqa: C901, PLR0912 (the innermost loop)
         self, number: int, operation: Operation, sources: Sequence[int], view: list[int]
@@ -331,9 +331,9 @@ class _Judgement:
 
     def _is_removed(self, write: int, key: str, read: int) -> bool:
         """As ``_may_be_removed``, with full knowledge: walk the chains of replacements."""
-        todo, met = [write], {write}
-        while todo:
-            update = self.operations[todo.pop()].update
+        unseen, met = [write], {write}
+        while unseen:
+            update = self.operations[unseen.pop()].update
             for number in self.arranged.replacers.get((key, update), ()) if update is not None else ():
                 if number in met or not self.seen[number] or self._follows(number, read):
                     continue
@@ -341,7 +341,7 @@ class _Judgement:
                 if operation.expiring or (key, None) in operation.writes:
                     return True
                 met.add(number)
-                todo.append(number)
+                unseen.append(number)
         return False
 
     def _settle_absences(self) -> None:
@@ -362,9 +362,9 @@ class _Judgement:
         heads = [0] * len(queues)
         waiting: dict[int, list[int]] = {}
         for start in range(len(queues)):
-            todo = [start]
-            while todo:
-                queue = todo.pop()
+            runnable = [start]
+            while runnable:
+                queue = runnable.pop()
                 items = queues[queue]
                 head = heads[queue]
                 while head < len(items):
@@ -387,7 +387,7 @@ class _Judgement:
                     head += 1
                     done[number] = 1
                     if number in waiting:
-                        todo.extend(waiting.pop(number))
+                        runnable.extend(waiting.pop(number))
                 heads[queue] = head
         return heads if waiting else None
 
