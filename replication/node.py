@@ -317,15 +317,18 @@ class Node:
             talker.wakeup.clear()
             now = read_clocks()
             outgoing = self.replica.begin(talker.address, now)
+            until_s = now.mono_s
             if outgoing is None:
                 due_at = self.replica.due_at(talker.address, now)
-                talker.sleeps_until_s = min(due_at, now.mono_s + LONGEST_SLEEP_S)
+                until_s = talker.sleeps_until_s = min(due_at, now.mono_s + LONGEST_SLEEP_S)
                 # Where a write waits for its time already, another one calls for nothing sooner.
                 self._some_idle |= not self.replica.has_news_for(talker.address)
         if outgoing is not None:
             self._exchange(transport, outgoing)
-        else:
-            talker.wakeup.wait(max(0.0, talker.sleeps_until_s - now.mono_s))
+        elif not talker.wakeup.wait(max(0.0, until_s - now.mono_s)):
+            woke_s = time.monotonic()
+            with self._lock:
+                self.replica.pace.woke(woke_s - until_s, woke_s)
 
     def _ways_to(self, address: str) -> tuple[CallSettings, ...]:
         """Return by which names to call ``address``, the right one first (replication/calling.py).

@@ -39,6 +39,7 @@ from replication.joining import Joining
 from replication.journal import Journal
 from replication.lost import lost, reports_since
 from replication.messages import PROTOCOL, Entry, Exchange, SnapshotPiece, SnapshotRequest, State
+from replication.pace import Pace
 from replication.peer import Peer, Report
 from replication.questions import Questions
 from replication.rest import Rest
@@ -110,6 +111,7 @@ class Replica:
         self._joining: Joining | None = Joining(now.mono_s)
         self._giver = Giver(self.settings.max_snapshots, self.settings.snapshot_piece_bytes)
         self._pull: Pull | None = None
+        self.pace = Pace(self.settings)
         self._serial = 0
         self._beat = 0
         self._last_marker_s = float("-inf")
@@ -212,7 +214,7 @@ class Replica:
         peer.cut_at = peer.seen() if delta.more else None
         peer.offered = self._issued()
         peer.begun_s = now.mono_s
-        peer.paced_until_s = now.mono_s + self._pace_s(peer)
+        peer.paced_until_s = now.mono_s + self.pace.pause_s(peer.round_trip_s, now.mono_s)
         if now.mono_s >= peer.next_sync_s:
             peer.next_sync_s = now.mono_s + self.settings.sync_interval_s
         return Outgoing(address, self._serial, message)
@@ -278,12 +280,6 @@ class Replica:
         peer.next_sync_s = max(peer.next_sync_s, now.mono_s)
         if self._pull is not None and self._pull.address == address:
             self._pull = None
-
-    def _pace_s(self, peer: Peer) -> float:
-        """Return how long new writes wait for company after an exchange with ``peer`` began."""
-        settings = self.settings
-        adapted_s = min(settings.pace_round_trips * peer.round_trip_s, settings.max_pace_s)
-        return max(settings.pace_s, adapted_s)
 
     def _landed(self, peer: Peer, serial: int) -> None:
         if peer.in_flight == serial:

@@ -19,12 +19,14 @@ class ReplicationSettings:
     """Least time between two exchanges with a peer that carry new writes there. A write after a pause leaves at once;
     under load many share one exchange. Longer saves work and adds to the replication lag."""
 
-    pace_round_trips: float = 3.0
-    """The same as a multiple of how long an exchange takes at present: where machines are busy it takes longer, and
-    exchanges are to leave them to their clients."""
+    pace_round_trips: float = 2.0
+    """The same as a multiple of how long an exchange takes at present (replication/pace.py)."""
 
-    max_pace_s: float = 0.04
-    """What pacing comes to at most, however long exchanges take: at full load, when they take a tenth of all work."""
+    pace_times_late: float = 50.0
+    """The same as a multiple of how late threads wake at present (replication/pace.py)."""
+
+    max_pace_s: float = 0.08
+    """What pacing comes to at most, however busy the machine is."""
 
     batch_updates: int = 1000
     """Updates in one message at most; more go with the next exchange, at once."""

@@ -1,7 +1,8 @@
-"""The node: which of its threads a write wakes."""
+"""The node: which of its threads a write wakes, and what it learns of how late they wake by themselves."""
 
 from __future__ import annotations
 
+import time
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -26,8 +27,9 @@ class Wakeup:
     def clear(self) -> None:
         """A thread looks what is due."""
 
-    def wait(self, timeout_s: float) -> None:
-        """A thread goes to sleep."""
+    def wait(self, timeout_s: float) -> bool:
+        """A thread goes to sleep, and somebody wakes it."""
+        return True
 
 
 @pytest.fixture
@@ -101,3 +103,27 @@ def test_threads_are_looked_at_only_where_one_may_sleep_that_has_nothing_to_brin
     looked.clear()
     node.engine.write(Change("x", b"5"), {})
     assert looked, "the thread has gone to sleep with nothing to bring"
+
+
+LATE_S = 0.02
+
+
+class Alarm(Wakeup):
+    """Of a thread that nobody wakes, and that wakes late."""
+
+    def wait(self, timeout_s: float) -> bool:
+        time.sleep(timeout_s + LATE_S)
+        return False
+
+
+@pytest.mark.parametrize(("wakeup", "late_s"), [(Alarm, LATE_S), (Wakeup, 0.0)])
+def test_how_late_threads_wake_paces_exchanges_and_those_that_are_woken_do_not_count(
+    node: Node, wakeup: type[Wakeup], late_s: float
+) -> None:
+    node.replica.due_at = lambda address, now: now.mono_s + 0.001  # type: ignore[method-assign]
+    talker = sleeper(node, AWAKE)
+    talker.wakeup = wakeup()
+    for _ in range(8):
+        node._exchange_or_sleep(talker)
+    seen_s = node.replica.pace.late_s(read_clocks().mono_s)
+    assert late_s <= seen_s <= 10 * late_s

@@ -31,21 +31,38 @@ def test_a_write_after_a_pause_leaves_at_once_and_those_after_it_wait_for_compan
     assert r1.due_at(address("r2"), wire.now("r1")) == wire.now("r1").mono_s
 
 
-@pytest.mark.parametrize(("takes_s", "pace_s"), [(0.001, 0.004), (0.003, 0.009), (0.5, 0.02)])
-def test_exchanges_are_the_further_apart_the_longer_they_take_within_bounds(
-    wire: Wire, takes_s: float, pace_s: float
-) -> None:
-    wire.settings = ReplicationSettings(pace_s=0.004, pace_round_trips=3.0, max_pace_s=0.02)
-    r1, _ = wire.cluster("r1", "r2")
+def paced_for_s(wire: Wire, takes_s: float) -> float:
+    """Return how long a write waits that comes right after one of many exchanges, each of which takes ``takes_s``."""
+    r1 = wire["r1"]
     for _ in range(40):
         outgoing = wire.begin("r1", "r2")
         begun_at_s, began_s = wire.now_s, wire.now("r1").mono_s
         reply = wire.answer("r2", outgoing.message)
         wire.now_s += takes_s
         wire.land("r1", outgoing, reply)
-    wire.now_s = begun_at_s + 1e-6  # As if a write had come right after the last one began.
+    wire.now_s = begun_at_s + 1e-6  # As if the write had come right after the last one began.
     wire.issue("r1", "x", b"1")
-    assert r1.due_at(address("r2"), wire.now("r1")) - began_s == pytest.approx(pace_s, rel=0.01)
+    return r1.due_at(address("r2"), wire.now("r1")) - began_s
+
+
+PACED = ReplicationSettings(pace_s=0.004, pace_round_trips=2.0, pace_times_late=50.0, max_pace_s=0.02)
+
+
+@pytest.mark.parametrize(("takes_s", "pace_s"), [(0.001, 0.004), (0.003, 0.006), (0.5, 0.02)])
+def test_exchanges_are_the_further_apart_the_longer_they_take_within_bounds(
+    wire: Wire, takes_s: float, pace_s: float
+) -> None:
+    wire.settings = PACED
+    wire.cluster("r1", "r2")
+    assert paced_for_s(wire, takes_s) == pytest.approx(pace_s, rel=0.01)
+
+
+def test_exchanges_are_the_further_apart_the_later_threads_wake(wire: Wire) -> None:
+    wire.settings = PACED
+    r1, _ = wire.cluster("r1", "r2")
+    for _ in range(20):
+        r1.pace.woke(0.0003, wire.now("r1").mono_s)
+    assert paced_for_s(wire, 0.001) == pytest.approx(0.015, rel=0.01)
 
 
 def test_a_write_goes_to_every_live_peer_at_once(wire: Wire) -> None:
