@@ -296,7 +296,7 @@ class Replica:
         return self.answer(peer, message, now)
 
     def take(self, message: Exchange, now: Instant) -> Peer | None:
-        """Take in all of a message but its updates; None when its sender's incarnation is over (or its own)."""
+        """Take in all of a message but its updates; None when its sender is no present incarnation (or its own)."""
         if address_of(message.sender) == self.address:
             self._meet_namesake(message.sender)
             return None
@@ -313,13 +313,12 @@ class Replica:
             teller.urgent = teller.urgent or teller.register_digest != 0
             teller.register_digest = 0
             return None
-        if address_of(message.sender) not in self.view.register:
-            # Whoever starts writes itself in, and tells its register to whoever has another one.
+        if self.view.present_id(address_of(message.sender)) != message.sender:
+            # Whoever starts writes itself in, and tells its register to whoever has another one. Without it, it may
+            # be one that died unknown, and this message late: who started there since has a lower incarnation then.
             return None
         peer = self._peer(address_of(message.sender))
         if peer.replica != message.sender:
-            if incarnation_of(peer.replica) > incarnation_of(message.sender):
-                return None
             if peer.replica:
                 self._giver.forget(peer.replica)
                 self.journal.note("over", peer.replica, f"{message.sender} talks", now)

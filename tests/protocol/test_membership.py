@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from replication.messages import Exchange
 from replication.replica import NOT_IN_VIEW
 from store.errors import Refused
 from tests.wire import Wire, address, three
@@ -55,6 +56,50 @@ def test_a_removed_replica_that_starts_again_is_in_again_even_under_a_clock_far_
     wire.flow(1.5)
     assert wire.state("r3") == "serving"
     assert wire["r2"].view.members() == (address("r1"), address("r2"), address("r3"))
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3])
+def test_a_late_message_of_a_dead_incarnation_that_nobody_knows_does_not_silence_the_one_that_lives(
+    wire: Wire, after_s: float
+) -> None:
+    """All have died, and the clock that the incarnations come from went back. (Simulation, seed 803.)"""
+    wire.cluster("r1", "r2")
+    late = wire.begin("r1", "r2").message
+    assert isinstance(late, Exchange)
+    assert late.register is None, "the r2 that it was meant for has the same"
+    for name in ("r1", "r2"):
+        wire.crash(name)
+    wire.start("r1", "r2", skew_s=-7200.0)
+    wire.start("r2", "r1")
+    wire.flow(after_s)
+    reply = wire.answer("r2", late)
+    assert isinstance(reply, Exchange)
+    assert not reply.taken
+    wire.flow(2.5)
+    assert wire["r1"].id < late.sender
+    wire.issue("r1", "x", b"1")
+    wire.issue("r2", "y", b"2")
+    wire.flow()
+    assert wire.values("r2", "x") == [b"1"]
+    assert wire.values("r1", "y") == [b"2"]
+
+
+def test_an_incarnation_that_left_its_register_out_is_taken_once_it_has_told_it(wire: Wire) -> None:
+    r1, _ = wire.cluster("r1", "r2")
+    stale = wire.begin("r1", "r2")
+    assert isinstance(stale.message, Exchange)
+    assert stale.message.register is None
+    wire.crash("r2")
+    r2 = wire.start("r2", "r1")
+    assert r2.add_replica_from_view(address("r1"), wire.now("r2")), "by command, which tells of no incarnation"
+    reply = wire.answer("r2", stale.message)
+    assert isinstance(reply, Exchange)
+    assert not reply.taken
+    wire.land("r1", stale, reply)
+    assert wire["r1"].due_at(address("r2"), wire.now("r1")) <= wire.now("r1").mono_s, "at once"
+    _, reply = wire.talk("r1", "r2")
+    assert reply.taken
+    assert r2.view.present_id(address("r1")) == r1.id
 
 
 def test_starting_brings_in_oneself_and_no_other_that_was_put_out(wire: Wire) -> None:
