@@ -106,7 +106,7 @@ def pair(two: LocalCluster) -> Iterator[LocalCluster]:
 
 def empty(cluster: LocalCluster) -> None:
     while keys := ask(cluster, 0, "GET", "/kvs?limit=4").body["keys"]:
-        transact(cluster, 0, dict.fromkeys(keys), w=2)
+        transact(cluster, 0, dict.fromkeys(keys), w=2, w_timeout=20)
     soon(lambda: status(cluster, 1)["keys"] == 0, within_s=5)
 
 

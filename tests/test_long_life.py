@@ -635,7 +635,7 @@ def test_a_transaction_of_1000_keys_is_never_seen_in_part_by_a_joiner_or_in_a_li
     with cluster_of(3, start=2, KV_MAX_LOG_BYTES=80 << 10) as cluster, ThreadPoolExecutor(4) as pool:
         for start in range(0, 20_000, 1000):
             transact(cluster, 0, {f"k{n:06}": f"{n:064}" for n in range(start, start + 1000)})
-        transact(cluster, 0, dict.fromkeys(keys, 0), w=2)
+        transact(cluster, 0, dict.fromkeys(keys, 0), w=2, w_timeout=20)
         tasks = [pool.submit(write, cluster), *(pool.submit(look, cluster, i) for i in EVERYBODY)]
         try:
             for _ in range(2):
