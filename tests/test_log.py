@@ -231,14 +231,14 @@ def texts_of(log: UpdateLog) -> list[bytes]:
 def reachable_from(log: UpdateLog) -> list[object]:
     """Return all objects that the log keeps alive."""
     found: dict[int, object] = {}
-    todo: list[object] = [log]
-    while todo:
-        each = todo.pop()
+    unseen: list[object] = [log]
+    while unseen:
+        each = unseen.pop()
         if id(each) not in found and not isinstance(each, type):
             found[id(each)] = each
-            todo += gc.get_referents(each)
+            unseen += gc.get_referents(each)
             if isinstance(each, msgspec.Struct):  # of which the collector may know nothing
-                todo += msgspec.structs.astuple(each)
+                unseen += msgspec.structs.astuple(each)
     return list(found.values())
 
 

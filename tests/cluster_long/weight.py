@@ -17,18 +17,18 @@ _NOT_DATA = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
 def reachable(root: Any, *, but: tuple[Any, ...] = ()) -> Iterator[Any]:
     """Yield ``root`` and all data that it refers to, without ``but`` and what is only reached through it."""
     seen = {id(thing) for thing in but}
-    todo = [root]
-    while todo:
-        thing = todo.pop()
+    unseen = [root]
+    while unseen:
+        thing = unseen.pop()
         if id(thing) in seen or isinstance(thing, _NOT_DATA):
             continue
         seen.add(id(thing))
         yield thing
         # Structs with gc=False do not tell the collector what they refer to.
         if isinstance(thing, msgspec.Struct):
-            todo += [getattr(thing, name) for name in thing.__struct_fields__]
+            unseen += [getattr(thing, name) for name in thing.__struct_fields__]
         else:
-            todo += gc.get_referents(thing)
+            unseen += gc.get_referents(thing)
 
 
 def weight(root: Any, *, but: tuple[Any, ...] = ()) -> int:

@@ -373,21 +373,3 @@ def test_ids_are_addresses_with_an_incarnation(wire: Wire) -> None:
     r1 = wire.start("r1")
     assert address_of(r1.id) == address("r1")
     assert len(r1.id.rpartition("@")[2]) == 16
-
-
-def test_a_request_that_may_not_wait_is_told_when_it_comes_again(wire: Wire) -> None:
-    """SPEC 2.8 with KV_DEFER_TIMEOUT=0: the answers to its first question count for its second."""
-    three(wire)
-    wire.isolate("r3")
-    update = wire.issue("r3", "x", b"1")
-    wire.crash("r3")
-    wire.heal()
-    wire.start("r3", "r1")
-    wire.flow(3.0)
-    r1 = wire["r1"]
-    assert r1.lost(update.past, r1.ask_again(update.past)) == {}
-    wire.flow(2.0)
-    assert r1.lost(update.past, r1.ask(update.past)) == {}
-    assert r1.lost(update.past, r1.ask_again(update.past)) == {update.origin: (1, 1)}
-    wire.flow(20.0)
-    assert r1.lost(update.past, r1.ask_again(update.past)) == {}

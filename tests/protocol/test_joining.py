@@ -224,7 +224,8 @@ def test_a_joiner_does_not_wait_for_a_member_that_the_others_know_to_be_down(wir
     assert wire.state("r4") == "serving"
 
 
-def test_a_joiner_does_not_wait_for_one_that_answered_and_then_died(wire: Wire) -> None:
+def left_half_way(wire: Wire) -> None:
+    """Let r2 start, and r1 die that has told it what it has and given it a piece of that."""
     wire.settings, wire.store_settings = SMALL_PIECES, SMALL_LOG
     wire.start("r1")
     wire.flow(3.0)
@@ -234,6 +235,10 @@ def test_a_joiner_does_not_wait_for_one_that_answered_and_then_died(wire: Wire) 
     wire.talk("r2", "r1")
     wire.pull("r2", "r1")
     wire.crash("r1")
+
+
+def test_a_joiner_does_not_wait_for_one_that_answered_and_then_died(wire: Wire) -> None:
+    left_half_way(wire)
     wire.flow(2.0)
     assert wire.state("r2") == "joining"
     wire.flow(1.5)
@@ -241,15 +246,7 @@ def test_a_joiner_does_not_wait_for_one_that_answered_and_then_died(wire: Wire) 
 
 
 def test_a_joiner_does_not_wait_for_an_incarnation_that_is_over(wire: Wire) -> None:
-    wire.settings, wire.store_settings = SMALL_PIECES, SMALL_LOG
-    wire.start("r1")
-    wire.flow(3.0)
-    for number in range(12):
-        wire.issue("r1", f"k{number:02}", b"1")
-    wire.start("r2", "r1")
-    wire.talk("r2", "r1")
-    wire.pull("r2", "r1")
-    wire.crash("r1")
+    left_half_way(wire)
     wire.start("r1", "r2")
     wire.flow(1.2)
     assert (wire.state("r2"), wire.state("r1")) == ("serving", "serving")

@@ -297,3 +297,16 @@ def test_a_lost_dependency_is_deferred_until_then_and_served_after(wire: Wire) -
     with pytest.raises(NotReached) as unreached:
         wire.get("r1", "x", update.past)
     assert unreached.value.missing == {update.origin: (0, 1)}
+
+
+def test_a_request_that_may_not_wait_is_told_when_it_comes_again(wire: Wire) -> None:
+    """SPEC 2.8 with KV_DEFER_TIMEOUT=0: the answers to its first question count for its second."""
+    update = gone(wire)
+    wire.flow(1.5)
+    r1 = wire["r1"]
+    assert r1.lost(update.past, r1.ask_again(update.past)) == {}
+    wire.flow(2.0)
+    assert r1.lost(update.past, r1.ask(update.past)) == {}
+    assert r1.lost(update.past, r1.ask_again(update.past)) == {update.origin: (1, 1)}
+    wire.flow(20.0)
+    assert r1.lost(update.past, r1.ask_again(update.past)) == {}
