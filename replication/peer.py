@@ -44,7 +44,7 @@ class Peer:
     who else was heard of (all monotonic seconds).
     ``urgent``: somebody waits for what this peer may have. ``more``: a limit cut the last exchange.
     ``cut_at``: what the peer was known to have when a limit cut what was sent to it; None when none did.
-    ``failed``: the last exchange failed, so only the timer calls for the next one.
+    ``failed``: the last exchange failed, so only the timer calls for the next one (or a new incarnation that talks).
     ``offers_snapshot``: its log does not reach back to this replica, as it said in a reply; ``may_offer``: as it
     said in a request, built on what it believed then: worth asking. ``pulling``: the last thing asked of it was
     a piece of a snapshot.

@@ -323,6 +323,9 @@ class Replica:
                 self._giver.forget(peer.replica)
                 self.journal.note("over", peer.replica, f"{message.sender} talks", now)
             peer.become(message.sender)
+            if peer.failed:
+                # It was called before it listened, or when its predecessor was dead: it need not wait for the timer.
+                peer.next_sync_s = min(peer.next_sync_s, now.mono_s)
         self.store.hybrid.observe(message.time, now)
         self._hear(message, now)
         peer.register_digest = message.register_digest

@@ -264,6 +264,30 @@ def test_when_all_restart_at_once_nobody_waits_for_ever(wire: Wire) -> None:
     assert [replica.state for replica in replicas] == ["serving"] * 3
 
 
+def test_one_that_was_called_before_it_listened_is_called_again_as_soon_as_it_talks(wire: Wire) -> None:
+    """Not when the timer says: nobody waits that long where all start one after another."""
+    wire.settings = ReplicationSettings(sync_interval_s=30.0, down_after_s=90.0)
+    names = ("r1", "r2", "r3")
+    for name in names:
+        wire.start(name, *names)
+        wire.flow(0.4)
+    assert [wire.state(name) for name in names] == ["serving"] * 3
+
+
+def test_one_that_cannot_be_called_and_talks_is_called_again_once_and_then_by_the_timer(wire: Wire) -> None:
+    wire.start("r1", "r2")
+    wire.flow(0.5)
+    wire.start("r2", "r1")
+    wire.cuts.add(("r1", "r2"))
+    wire.traffic.clear()
+    for _ in range(3):
+        wire.exchange("r2", "r1")
+        wire.flow(0.1)
+    assert wire.traffic["r1", "r2"] == 1
+    wire.flow(1.0)
+    assert wire.traffic["r1", "r2"] == 2
+
+
 def test_where_nobody_answers_a_replica_serves_alone_within_down_after_and_not_at_once(wire: Wire) -> None:
     wire.start("r1", "r2", "r3")
     wire.flow(1.5)
