@@ -73,8 +73,13 @@ class Peer:
     may_offer: bool = False
     pulling: bool = False
 
-    def become(self, replica: str) -> None:
-        """Forget what was known of the former incarnation: ``replica`` has none of it."""
+    def become(self, replica: str, now_s: float) -> None:
+        """Forget what was known of the former incarnation: ``replica``, which has talked, has none of it.
+
+        If the last call failed, it was before this one listened: the next one need not wait for the timer.
+        """
+        if self.failed:
+            self.next_sync_s = min(self.next_sync_s, now_s)
         self.replica = replica
         self.known = {}
         self.told_whole = False

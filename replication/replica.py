@@ -243,10 +243,8 @@ class Replica:
         me = self.id
         if peer.in_flight == serial:
             peer.took(now.mono_s)
-        try:
-            talker = self.take(reply, now)
-        finally:
-            self._landed(peer, serial)
+        self._landed(peer, serial)
+        talker = self.take(reply, now)
         # Told that this incarnation is over, and started anew under a higher one: say so at once.
         peer.urgent = peer.urgent or me != self.id
         if address_of(reply.sender) != address:
@@ -322,10 +320,7 @@ class Replica:
             if peer.replica:
                 self._giver.forget(peer.replica)
                 self.journal.note("over", peer.replica, f"{message.sender} talks", now)
-            peer.become(message.sender)
-            if peer.failed:
-                # It was called before it listened, or when its predecessor was dead: it need not wait for the timer.
-                peer.next_sync_s = min(peer.next_sync_s, now.mono_s)
+            peer.become(message.sender, now.mono_s)
         self.store.hybrid.observe(message.time, now)
         self._hear(message, now)
         peer.register_digest = message.register_digest

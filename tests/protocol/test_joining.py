@@ -288,6 +288,14 @@ def test_one_that_cannot_be_called_and_talks_is_called_again_once_and_then_by_th
     assert wire.traffic["r1", "r2"] == 2
 
 
+def test_a_call_that_is_answered_at_last_is_not_followed_by_another_at_once(wire: Wire) -> None:
+    r1 = wire.start("r1", "r2")
+    wire.flow(0.5)
+    wire.start("r2", "r1")
+    wire.talk("r1", "r2")
+    assert r1.due_at(address("r2"), wire.now("r1")) > wire.now("r1").mono_s
+
+
 def test_where_nobody_answers_a_replica_serves_alone_within_down_after_and_not_at_once(wire: Wire) -> None:
     wire.start("r1", "r2", "r3")
     wire.flow(1.5)
