@@ -16,7 +16,7 @@ from kvsite.benchmark import costs, throughput
 from kvsite.benchmark.drivers import REPOSITORY, Bundled, Wrk
 from kvsite.benchmark.lag import Probe
 from kvsite.benchmark.loads import OPERATIONS, Shape
-from kvsite.benchmark.processes import Cores, resident_bytes
+from kvsite.benchmark.processes import Cores, cpu_s, give_way, pinned, resident_bytes
 from kvsite.benchmark.systems import Causeway, Lab, ask, wait_until
 from kvsite.cluster import MANAGE
 
@@ -108,6 +108,22 @@ def test_the_variant_has_no_causality_and_nothing_else_leads_to_it() -> None:
         if "benchmark.variant" in path.read_text(encoding="utf-8")
     ]
     assert {path.name for path in users} == {"variant.py", "systems.py"}
+
+
+def test_one_that_gives_way_takes_no_core_from_others_although_it_leads_a_session_of_its_own() -> None:
+    busy = [sys.executable, "-c", "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"]
+    with pinned(sorted(os.sched_getaffinity(0))[-1:]):
+        both = [subprocess.Popen(busy, start_new_session=True) for _ in range(2)]
+    try:
+        give_way(both[1].pid)
+        before = [cpu_s([process.pid]) for process in both]
+        time.sleep(3)
+        used = [cpu_s([process.pid]) - then for process, then in zip(both, before, strict=True)]
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+    assert used[1] < used[0] / 3, used
 
 
 def test_an_interrupted_benchmark_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
+_LEAST_NICE = 19
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -56,6 +57,18 @@ def pinned(cores: Iterable[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def give_way(pid: int) -> None:
+    """Let a process that leads a session have what others leave of its cores; threads that it starts inherit that.
+
+    Linux may group processes by session (autogroup, sched(7)): then a nice value counts within its group alone, and
+    between groups one of the group's own.
+    """
+    os.setpriority(os.PRIO_PROCESS, pid, _LEAST_NICE)
+    group = Path(f"/proc/{pid}/autogroup")
+    if group.exists():
+        group.write_text(str(_LEAST_NICE))
 
 
 # -------------------------------------------------------------------------------------------------------- what is used

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import sys
 import tempfile
 import time
@@ -19,12 +18,11 @@ from typing import Any, Final, Self
 from kvsite.benchmark import loads
 from kvsite.benchmark.drivers import REPOSITORY, Bundled, Driver
 from kvsite.benchmark.loads import Load, Shape
-from kvsite.benchmark.processes import BenchmarkError, Cores, Program, cpu_s, find_program, listens, pinned
+from kvsite.benchmark.processes import BenchmarkError, Cores, Program, cpu_s, find_program, give_way, listens, pinned
 from kvsite.cluster import LocalCluster
 
 _HOST: Final = "127.0.0.1"
 _SETTLE_S: Final = 60.0
-_APART_NICE: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +196,7 @@ class Causeway(System):
         with pinned(self.lab.cores.load if apart else self.lab.cores.servers):
             self.cluster.start_one(i, environment)
         if apart:
-            os.setpriority(os.PRIO_PROCESS, self.cluster.pid(i), _APART_NICE)  # its threads inherit it
+            give_way(self.cluster.pid(i))
 
     def fill(self, shape: Shape, i: int = 0, first: int = 0) -> float:
         """Write ``shape.keys`` keys at replica ``i``, one PUT each; returns the seconds."""
