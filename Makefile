@@ -49,7 +49,7 @@ demo: setup ## Show what the store promises, on a cluster of its own
 	@exec $(BIN)/python manage.py demo
 
 soak: setup ## Run random faults against real replicas for MINUTES (10)
-	@exec $(BIN)/python -m tests.cluster.soak --minutes $(MINUTES)
+	@exec $(BIN)/python -m tools.soak --minutes $(MINUTES)
 
 # --- Checks -------------------------------------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ test: setup system lint ## All checks, then all tests (PYTEST_ARGS=… to choose
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 matrix: setup ## The tests under each Python of 3.11 to 3.13 that is here (MATRIX=3.13 PYTEST_ARGS=… to choose)
-	@exec $(BIN)/python -m tests.matrix $(MATRIX) -- $(PYTEST_ARGS)
+	@exec $(BIN)/python -m tools.matrix $(MATRIX) -- $(PYTEST_ARGS)
 
 # Containers are mounted and unmounted: in a mount namespace of its own nobody else sees that, and nothing is left.
 image: SYSTEM := podman:podman crun:crun debootstrap:debootstrap ip:iproute2 iptables:iptables

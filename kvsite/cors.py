@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from kvsite.turned import Turned
+from kvsite.denied_responses import Turned
 from replication.proof import SAFE_METHODS
 
 Environ = dict[str, Any]

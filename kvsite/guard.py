@@ -23,10 +23,10 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from kvsite.config import ApiToken, Config
-from kvsite.turned import SignReply, Turned
+from kvsite.denied_responses import SignReply, Turned
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER, SAFE_METHODS, Judge, key_of, sign_reply
-from replication.seldom import Seldom
+from replication.rate_limit import LogRateLimiter
 from store.api.access import READ_ONLY
 
 Environ = dict[str, Any]
@@ -64,7 +64,7 @@ class Guard:
         self._lock = threading.Lock()  # The judge remembers nonces.
         # By digest, so that the time of a look-up tells nothing of a token; the comparison after it is for the rest.
         self._tokens = {_digest(token.token.encode()): token for token in config.api_tokens}
-        self._seldom = Seldom()
+        self._seldom = LogRateLimiter()
 
     @staticmethod
     def for_config(config: Config, own_id: Callable[[], str]) -> Guard | None:

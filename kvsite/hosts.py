@@ -82,7 +82,7 @@ class HostMiddleware:
 
 def _bound_members() -> Iterable[str]:
     """Return the addresses of the members that this process's node knows; none before it is put together."""
-    from replication.api.bound import node  # noqa: PLC0415  # bound after the middleware is loaded
+    from replication.api.context import node  # noqa: PLC0415  # bound after the middleware is loaded
 
     try:
         return node().members()

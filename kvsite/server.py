@@ -7,7 +7,7 @@ Serving is granian's: one Rust thread takes connections, and a pool of Python th
 replica's own threads, all in this one process. (granian's usual server forks: then kill -9 of the parent leaves a child
 that goes on serving, and the exit code is not the replica's.) Its server for threads is meant for Python without a GIL
 and refuses to run with one; everything works with one, so that check is overridden. These are private methods: the
-version is pinned, and tests/test_server.py starts the real thing.
+version is pinned, and tests/kvsite/test_server.py starts the real thing.
 
 The end of a replica, within ``STOP_TIMEOUT_S`` of SIGTERM, SIGINT or SIGHUP:
 
@@ -43,20 +43,20 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.mt import MTServer
 
-import replication.api.bound
-import store.api.bound
+import replication.api.context
+import store.api.context
 from kvsite import signals
-from kvsite.closing import stop_listening
 from kvsite.config import Config, current
+from kvsite.listener_shutdown import stop_listening
 from kvsite.signals import StopRequest
 from replication.address import join_address
-from replication.calling import CallSettings
 from replication.discovery import Discovery
 from replication.node import Node
+from replication.peer_client import PeerClientSettings
 from replication.proof import key_of
 from replication.replica import Replica
 from replication.settings import ReplicationSettings
-from store.api.bound import Limits
+from store.api.context import Limits
 from store.engine import Engine, read_clocks
 from store.settings import StoreSettings
 
@@ -196,7 +196,7 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> Runtime:
         ),
     )
     engine = Engine(replica.store)
-    transport = CallSettings(
+    transport = PeerClientSettings(
         # One that hangs must not look alive for longer than one that is gone.
         timeout_s=min(1.0, config.down_after_s / 2),
         scheme=config.scheme,
@@ -213,8 +213,8 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> Runtime:
         max_clock_entries=config.max_clock_entries,
         max_batch=config.max_batch,
     )
-    store.api.bound.bind(engine, limits)
-    replication.api.bound.bind(node)
+    store.api.context.bind(engine, limits)
+    replication.api.context.bind(node)
     return Runtime(config, engine, node)
 
 

@@ -7,6 +7,7 @@ none is used in this module, so it may read the environment before the flags are
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,11 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",  # assets of /docs/
     "replication.apps.ReplicationConfig",
     "store.apps.StoreConfig",
+    # Benchmark, demo, simulation and history checker: a checkout has them, the image does not.
+    *(["tools.apps.ToolsConfig"] if find_spec("tools") is not None else []),
 ]
 
-# What a request of the API passes through; kvsite.lean knows no other middleware.
+# What a request of the API passes through; kvsite.fast_path knows no other middleware.
 API_MIDDLEWARE = ["kvsite.hosts.HostMiddleware"]
 
 # The rest steps aside unless the path is the dashboard's: see their module.
@@ -96,7 +99,7 @@ X_FRAME_OPTIONS = "DENY"
 SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin" if _CONFIG.scheme == "https" else None
 
 # `check --deploy` looks for Django's own middleware by name. Ours are subclasses that step aside for the API (W001 to
-# W003); tests/test_security_pages.py looks at what they do. What kvsite.checks adds is about KV_*.
+# W003); tests/kvsite/test_security_pages.py looks at what they do. What kvsite.checks adds is about KV_*.
 SILENCED_SYSTEM_CHECKS = ["security.W001", "security.W002", "security.W003"]
 SESSION_COOKIE_HTTPONLY = True
 CSRF_COOKIE_SAMESITE = "Strict"

@@ -9,7 +9,7 @@ A chunked body has no Content-Length, and without one Django reads nothing: the 
 length. One byte above the limit is enough for the view to see that it is too long.
 
 Who may do what is decided here as well (guard.py, cors.py), so that nothing behind can forget it. Every answer says the
-request's id, and the log which requests were slow (slow.py).
+request's id, and the log which requests were slow (slow_requests.py).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ import msgspec
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse
 
-from kvsite import slow
+from kvsite import slow_requests
 from kvsite.config import Config, current
 from kvsite.cors import ORIGIN, Cors
+from kvsite.denied_responses import SignReply, Turned
 from kvsite.guard import Guard
 from kvsite.logs import name_request
-from kvsite.turned import SignReply, Turned
-from replication.api.bound import own_id
+from replication.api.context import own_id
 from replication.proof import HEADER
 from store.api.keys import RAW_PATH
-from store.held import HELD
+from store.hold_time import HELD
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -50,7 +50,7 @@ class Edge:
     """A WSGI application around Django's.
 
     ``max_body_bytes``: how much of a chunked body is read. ``guard``: who may come in, None for everybody; ``cors``:
-    which pages of other origins may; ``slow_s``: requests that take longer are logged (slow.py).
+    which pages of other origins may; ``slow_s``: requests that take longer are logged (slow_requests.py).
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Edge:
         extra = [("X-Request-ID", name_request(environ.get("HTTP_X_REQUEST_ID"))), *self._always]
 
         def respond(status: str, headers: Headers, *rest: Any) -> Any:
-            environ[slow.STATUS] = status
+            environ[slow_requests.STATUS] = status
             return start_response(status, headers + extra, *rest)
 
         if self._guard is None and ORIGIN not in environ:
@@ -96,7 +96,7 @@ class Edge:
             answered = self._serve_guarded(environ, respond, extra)
         took_s = perf_counter() - began_s
         if took_s > self._slow_s and took_s - HELD.seconds > self._slow_s:
-            slow.note(environ, took_s, HELD.seconds)
+            slow_requests.note(environ, took_s, HELD.seconds)
         return answered
 
     def _serve_guarded(self, environ: Environ, respond: StartResponse, extra: Headers) -> Iterable[bytes]:
@@ -185,7 +185,7 @@ def answer(
 def load() -> Edge:
     """Return the whole application: the edge, in it the short way for the API, and Django for the rest."""
     others = get_wsgi_application()
-    from kvsite.lean import LeanEntry  # noqa: PLC0415  # finds views, for which Django has to be set up
+    from kvsite.fast_path import LeanEntry  # noqa: PLC0415  # finds views, for which Django has to be set up
 
     return Edge.for_config(LeanEntry(others), current())
 

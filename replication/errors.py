@@ -31,5 +31,5 @@ class NotTrusted(Unreachable):
     """One of the two sides does not take the other for a replica of its cluster: secret, token, clock, certificate."""
 
 
-class AddressTaken(ReplicationError):
+class DuplicateAddress(ReplicationError):
     """Another process with a higher incarnation talks under this replica's address."""

@@ -27,7 +27,7 @@ def explain(replica: Replica, key: str, now: Instant) -> dict[str, Any]:
     that have arrived but wait for their causal past. ``deletes``: the delete clock, which stands for every absence.
     """
     store = replica.store
-    clocks = {address: _known(replica, address) for address in sorted({replica.address, *replica.view.members()})}
+    clocks = {address: _known(replica, address) for address in sorted({replica.address, *replica.membership.members()})}
     held = [version for version in store.table.get(key) if version.expires is None or version.expires > now.wall_us]
     return {
         "key": key,
@@ -71,7 +71,7 @@ def _known(replica: Replica, address: str) -> Clock | None:
     if address == replica.address:
         return replica.store.clock
     peer = replica.peer(address)
-    return peer.known if peer is not None and peer.replica == replica.view.present_id(address) else None
+    return peer.known if peer is not None and peer.replica == replica.membership.present_id(address) else None
 
 
 def _version(replica: Replica, version: Version, clocks: Mapping[str, Clock | None], now: Instant) -> dict[str, Any]:
@@ -92,10 +92,10 @@ def _member(replica: Replica, address: str, known: Clock | None, dot: Dot, now: 
     """Tell whether a member has applied ``dot``: ``has`` is None where it has not told any clock yet."""
     origin, counter = dot
     is_self = address == replica.address
-    contact = replica.view.last_contact(address)
+    contact = replica.membership.last_contact(address)
     return {
         "address": address,
-        "state": replica.view.state(address, now.mono_s),
+        "state": replica.membership.state(address, now.mono_s),
         "self": is_self,
         "has": None if known is None else known.get(origin, 0) >= counter,
         "last_contact_s": 0.0 if is_self else None if contact is None else round(now.mono_s - contact, 3),

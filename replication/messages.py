@@ -17,7 +17,7 @@ upgraded one replica at a time (docs/operations.md). A message says its version;
 So a new version may add fields that have a default, at the end where they go by position (``Update``, ``Entry``, …);
 what it cannot say without one, such as a new ``State``, it has to keep to itself until the version before it is two
 behind. It must not give a field another meaning, nor rely on others to hand on what it has added: a replica of the
-version before drops it. tests/data/ keeps messages as earlier versions sent them.
+version before drops it. tests/replication/data/ keeps messages as earlier versions sent them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from store.versions import Counter, ReplicaId, Timestamp, Update, Version, WireC
 PROTOCOL = 1
 """Version of the messages that this replica sends."""
 
-UNSAID = 1
+DEFAULT_PROTOCOL = 1
 """Version of a message that says none. It stays 1 in every version, or neighbours take each other for themselves."""
 
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
@@ -51,7 +51,7 @@ Held = Annotated[tuple[Version, ...], msgspec.Meta(min_length=1)]
 State = Literal["joining", "serving", "removed", "leaving"]
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
+class MembershipEntry(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What the register says of one address. The entry with the higher ``rank`` wins everywhere.
 
     ``incarnation``: of the process there, 0 where none is known yet. ``stamp``: hybrid time of the change,
@@ -67,10 +67,10 @@ class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
         return (self.incarnation, self.stamp, self.belongs)
 
 
-class Heard(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """When the sender last heard of a replica: the replica's ``beat`` then, and how long ago, milliseconds."""
+class LastHeard(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """When the sender last heard of a replica: the replica's ``heartbeat`` then, and how long ago, milliseconds."""
 
-    beat: Natural
+    heartbeat: Natural
     age_ms: Natural
 
 
@@ -80,8 +80,8 @@ Updates: TypeAlias = list[Update]
 class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
     """One half of an exchange.
 
-    ``sender``: id of the replica that talks. ``beat``: rises with every message of that replica.
-    ``time``: its hybrid time, microseconds. ``clock``, ``rest_digest``, ``rest``: see the module. ``pending``:
+    ``sender``: id of the replica that talks. ``heartbeat``: rises with every message of that replica.
+    ``time``: its hybrid time, microseconds. ``clock``, ``retired_digest``, ``rest``: see the module. ``pending``:
     of origins that are no present incarnation, the lowest counter that waits in the sender's pending queue.
     ``want``: send everything you have that I lack, others' updates too. ``truncated``: my log does not reach
     back to you, pull a snapshot. ``more``: a limit cut the updates. ``taken``: False when the request came
@@ -90,22 +90,22 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     sender: ReplicaId
-    beat: Natural
+    heartbeat: Natural
     time: Timestamp
-    register_digest: Digest
+    membership_digest: Digest
     clock: WireClock
-    rest_digest: Digest
+    retired_digest: Digest
     state: State
-    protocol: int = UNSAID
-    register: dict[Address, Entry] | None = None
-    rest: WireClock | None = None
-    heard: dict[ReplicaId, Heard] = {}
+    protocol: int = DEFAULT_PROTOCOL
+    membership: dict[Address, MembershipEntry] | None = None
+    retired: WireClock | None = None
+    heard: dict[ReplicaId, LastHeard] = {}
     pending: WireClock = {}
     batch: list[msgspec.Raw] = msgspec.field(name="updates", default_factory=list)
-    want: bool = False
+    want_all: bool = False
     truncated: bool = False
     more: bool = False
-    taken: bool = True
+    accepted: bool = True
 
     @property
     def updates(self) -> Updates:
@@ -122,7 +122,7 @@ class SnapshotRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     sender: ReplicaId
     snapshot: Annotated[str, msgspec.Meta(max_length=64)] = ""
     piece: Natural = 0
-    protocol: int = UNSAID
+    protocol: int = DEFAULT_PROTOCOL
 
 
 class MarkerForm(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -152,11 +152,11 @@ class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     items: list[tuple[str, Held]] = []
 
 
-class Spoken(msgspec.Struct, frozen=True):
+class MessageHeader(msgspec.Struct, frozen=True):
     """What can be read of any request, and of any reply to an exchange, whatever its version."""
 
     sender: ReplicaId = "nobody"
-    protocol: int = UNSAID
+    protocol: int = DEFAULT_PROTOCOL
 
 
 Message = TypeVar("Message", Exchange, SnapshotRequest, SnapshotPiece)
@@ -165,7 +165,7 @@ _encoder = msgspec.msgpack.Encoder()
 # Made here, by the one thread that imports: msgspec builds what it knows of a type at its first use, and a second
 # thread that came upon it half-built crashed the process (msgspec 0.22).
 _decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Exchange, SnapshotRequest, SnapshotPiece, Spoken)
+    kind: msgspec.msgpack.Decoder(kind) for kind in (Exchange, SnapshotRequest, SnapshotPiece, MessageHeader)
 }
 
 
@@ -184,7 +184,7 @@ def decode(body: bytes, kind: type[Message]) -> Message:
     try:
         message: Message = _decoders[kind].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        if kind is not SnapshotPiece and (spoken := _spoken(body)) is not None:
+        if kind is not SnapshotPiece and (spoken := _header_of(body)) is not None:
             _check_version(spoken)
         raise BadMessage(f"not a message of this protocol: {exc}") from exc
     if not isinstance(message, SnapshotPiece):
@@ -192,16 +192,16 @@ def decode(body: bytes, kind: type[Message]) -> Message:
     return message
 
 
-def _spoken(body: bytes) -> Spoken | None:
+def _header_of(body: bytes) -> MessageHeader | None:
     """Return who says what in a body that is no message of this version; None where not even that can be told."""
     try:
-        spoken: Spoken = _decoders[Spoken].decode(body)
+        spoken: MessageHeader = _decoders[MessageHeader].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return spoken
 
 
-def _check_version(message: Exchange | SnapshotRequest | Spoken) -> None:
+def _check_version(message: Exchange | SnapshotRequest | MessageHeader) -> None:
     """Raise BadMessage where the sender's version is not next to this one."""
     if abs(message.protocol - PROTOCOL) > 1:
         raise BadMessage(f"{message.sender} speaks protocol {message.protocol}, which is not next to {PROTOCOL}")

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from replication.calling import CallSettings, Ways
 from replication.discovery import Discovery
-from replication.errors import AddressTaken, BadMessage, NotTrusted, Refused, ReplicationError, Unreachable
+from replication.errors import BadMessage, DuplicateAddress, NotTrusted, Refused, ReplicationError, Unreachable
+from replication.exchange_metrics import ExchangeMetrics, first_new
 from replication.explain import explain, list_keys
-from replication.measures import Measures, first_new
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, Updates, decode, encode
+from replication.peer_client import Endpoints, PeerClientSettings
+from replication.rate_limit import LogRateLimiter
 from replication.replica import Outgoing, Replica
-from replication.seldom import Seldom
 from replication.status import Rates, describe, lacking, latest
 from replication.transport import Transport
 from store.engine import Engine, read_clocks
@@ -52,7 +52,7 @@ class Node:
         self,
         replica: Replica,
         engine: Engine,
-        transport: CallSettings,
+        transport: PeerClientSettings,
         *,
         on_fatal: Callable[[str], None],
         is_open: bool = True,
@@ -63,16 +63,16 @@ class Node:
         self.is_open = is_open
         self._lock = engine.lock
         self._discovery = discovery
-        self._ways = Ways(transport, discovery.address if discovery is not None else "")
+        self._endpoints = Endpoints(transport, discovery.address if discovery is not None else "")
         self._on_fatal = on_fatal
         self._stopping = False
-        self._warned = Seldom(WARNED_EVERY_S)
-        self._talkers: dict[str, _Talker] = {}
+        self._warned = LogRateLimiter(WARNED_EVERY_S)
+        self._peer_threads: dict[str, _PeerThread] = {}
         self._some_idle = True
         """Whether a thread may sleep that has no write to bring to its peer: the next write may have to wake it."""
         self._ticker = threading.Thread(target=self._tick_for_ever, name="tick", daemon=True)
         self._counts = dict.fromkeys(("exchanges", "exchange_failures", "exchanges_answered", "messages_refused"), 0)
-        self._measures = Measures()
+        self._exchange_metrics = ExchangeMetrics()
         self._events_logged = 0
         self._rates = Rates()
         engine.dependencies = self
@@ -99,18 +99,18 @@ class Node:
             self.replica.leave(read_clocks())
             self.engine.wake()
             self._poke()
-        while (unshared := self._unshared()) and time.monotonic() < deadline:
+        while (unreplicated := self._unreplicated()) and time.monotonic() < deadline:
             time.sleep(0.02)
         self._stopping = True
-        for talker in list(self._talkers.values()):
-            talker.wakeup.set()
-        for talker in list(self._talkers.values()):
-            talker.thread.join(max(0.0, min(deadline - time.monotonic(), 1.0)))
-        return unshared
+        for peer_thread in list(self._peer_threads.values()):
+            peer_thread.wakeup.set()
+        for peer_thread in list(self._peer_threads.values()):
+            peer_thread.thread.join(max(0.0, min(deadline - time.monotonic(), 1.0)))
+        return unreplicated
 
-    def _unshared(self) -> int:
+    def _unreplicated(self) -> int:
         with self._lock:
-            return self.replica.unshared()
+            return self.replica.unreplicated()
 
     @property
     def id(self) -> str:
@@ -139,7 +139,7 @@ class Node:
             updates = message.updates
             with self._lock:
                 now = read_clocks()
-                self._measures.heard(message.sender, message.time, self.replica.store, now)
+                self._exchange_metrics.heard(message.sender, message.time, self.replica.store, now)
                 peer = self.replica.take(message, now)
                 self.engine.wake()
             if peer is not None:
@@ -148,12 +148,12 @@ class Node:
                 reply = self.replica.answer(peer, message, read_clocks())
                 self._counts["exchanges_answered"] += 1
                 self._poke()  # The message may be a reason to talk to its sender, or to others, at once.
-        except AddressTaken as exc:
+        except DuplicateAddress as exc:
             self._on_fatal(str(exc))
             raise BadMessage(str(exc)) from exc
         encoded = encode(reply)
         with self._lock:
-            self._measures.sent_and_received("answered", len(encoded), size)
+            self._exchange_metrics.sent_and_received("answered", len(encoded), size)
         return encoded
 
     def _deliver(self, updates: Updates) -> int:
@@ -164,7 +164,7 @@ class Node:
             with self._lock:
                 applied += self.replica.deliver(updates[start : start + CHUNK_UPDATES], read_clocks())
                 if oldest is not None:
-                    self._measures.became_visible(oldest, store, read_clocks())
+                    self._exchange_metrics.became_visible(oldest, store, read_clocks())
                     oldest = None
                 self.engine.wake()
         return applied
@@ -208,29 +208,29 @@ class Node:
         self._poke()
         return token
 
-    def lost(self, past: dict[str, int], token: int) -> dict[str, tuple[int, int]]:
+    def unrecoverable(self, past: dict[str, int], token: int) -> dict[str, tuple[int, int]]:
         """What of ``past`` is lost for good."""
-        return self.replica.lost(past, token)
+        return self.replica.unrecoverable(past, token)
 
     def acks(self, dot: tuple[str, int]) -> int:
         """How many members have applied ``dot``."""
         return self.replica.acks(dot)
 
-    def acks_wanted(self, write_concern: str) -> int:
+    def acks_required(self, write_concern: str) -> int:
         """How many members ``majority`` or ``all`` are."""
-        return self.replica.acks_wanted(write_concern)
+        return self.replica.acks_required(write_concern)
 
     # -- the view --------------------------------------------------------------------------------------
 
     def view(self) -> list[str]:
         """Return the addresses of the live members."""
         with self._lock:
-            return self.replica.view.live(read_clocks().mono_s)
+            return self.replica.membership.live(read_clocks().mono_s)
 
     def members(self) -> list[str]:
         """Return the addresses of all members, down ones too."""
         with self._lock:
-            return list(self.replica.view.members())
+            return list(self.replica.membership.members())
 
     def add_member(self, address: str) -> bool:
         """Let ``address`` in; False when it is in already. Raises BadMessage when the register is full."""
@@ -276,12 +276,12 @@ class Node:
         """Start a thread for each new peer, end those of peers that are gone, and log what has happened."""
         with self._lock:
             targets = set() if self._stopping else set(self.replica.targets(read_clocks()))
-            for address in targets - self._talkers.keys():
-                self._talkers[address] = _Talker(address, self.sync, self._ways_to(address))
-            for address in self._talkers.keys() - targets:
-                self._talkers.pop(address).ended = True
+            for address in targets - self._peer_threads.keys():
+                self._peer_threads[address] = _PeerThread(address, self.sync, self._endpoints_for(address))
+            for address in self._peer_threads.keys() - targets:
+                self._peer_threads.pop(address).ended = True
             # Events are numbered by how many there ever were; the replica keeps the last of them only.
-            new = [event for event in self.replica.journal.events if event.number > self._events_logged]
+            new = [event for event in self.replica.event_log.events if event.number > self._events_logged]
             self._events_logged = new[-1].number if new else self._events_logged
             self._poke()
         for event in new:
@@ -293,52 +293,52 @@ class Node:
         No others: what waits for its time already is not to be disturbed.
         """
         now = read_clocks()
-        for talker in self._talkers.values():
-            sleeps = talker.sleeps_until_s != AWAKE
-            if sleeps and self.replica.due_at(talker.address, now) < talker.sleeps_until_s:
-                talker.sleeps_until_s = AWAKE
-                talker.wakeup.set()
+        for peer_thread in self._peer_threads.values():
+            sleeps = peer_thread.sleeps_until_s != AWAKE
+            if sleeps and self.replica.due_at(peer_thread.address, now) < peer_thread.sleeps_until_s:
+                peer_thread.sleeps_until_s = AWAKE
+                peer_thread.wakeup.set()
 
-    def sync(self, talker: _Talker) -> None:
+    def sync(self, peer_thread: _PeerThread) -> None:
         """Talk to one peer for as long as it is one: whenever an exchange is due, until the node stops."""
         try:
-            while not (talker.ended or self._stopping):
+            while not (peer_thread.ended or self._stopping):
                 try:
-                    self._exchange_or_sleep(talker)
+                    self._exchange_or_sleep(peer_thread)
                 except Exception:  # This thread is the only one that talks to this peer: it must live on.
-                    logger.exception("turn of %s failed", talker.address)
+                    logger.exception("turn of %s failed", peer_thread.address)
                     time.sleep(TICK_S)
         finally:
-            talker.hang_up()
+            peer_thread.hang_up()
 
-    def _exchange_or_sleep(self, talker: _Talker) -> None:
-        transport = talker.line(self._ways_to(talker.address))
+    def _exchange_or_sleep(self, peer_thread: _PeerThread) -> None:
+        transport = peer_thread.line(self._endpoints_for(peer_thread.address))
         with self._lock:
-            talker.wakeup.clear()
+            peer_thread.wakeup.clear()
             now = read_clocks()
-            outgoing = self.replica.begin(talker.address, now)
+            outgoing = self.replica.begin(peer_thread.address, now)
             until_s = now.mono_s
             if outgoing is None:
-                due_at = self.replica.due_at(talker.address, now)
-                until_s = talker.sleeps_until_s = min(due_at, now.mono_s + LONGEST_SLEEP_S)
+                due_at = self.replica.due_at(peer_thread.address, now)
+                until_s = peer_thread.sleeps_until_s = min(due_at, now.mono_s + LONGEST_SLEEP_S)
                 # Where a write waits for its time already, another one calls for nothing sooner.
-                self._some_idle |= not self.replica.has_news_for(talker.address)
+                self._some_idle |= not self.replica.has_news_for(peer_thread.address)
         if outgoing is not None:
             self._exchange(transport, outgoing)
-        elif not talker.wakeup.wait(max(0.0, until_s - now.mono_s)):
+        elif not peer_thread.wakeup.wait(max(0.0, until_s - now.mono_s)):
             woke_s = time.monotonic()
             with self._lock:
-                self.replica.pace.woke(woke_s - until_s, woke_s)
+                self.replica.pacing.woke(woke_s - until_s, woke_s)
 
-    def _ways_to(self, address: str) -> tuple[CallSettings, ...]:
-        """Return by which names to call ``address``, the right one first (replication/calling.py).
+    def _endpoints_for(self, address: str) -> tuple[PeerClientSettings, ...]:
+        """Return by which names to call ``address``, the right one first (replication/peer_client.py).
 
         Needs no lock: it looks whether something is in a set that never changes, and in a dict.
         """
         if self._discovery is None or address not in self._discovery.found:
-            return self._ways.plain
-        is_known = address in self.replica.seeds or address in self.replica.view.register
-        return self._ways.known if is_known else self._ways.found
+            return self._endpoints.plain
+        is_known = address in self.replica.seeds or address in self.replica.membership.table
+        return self._endpoints.known if is_known else self._endpoints.found
 
     def _exchange(self, transport: Transport, outgoing: Outgoing) -> None:
         try:
@@ -348,10 +348,10 @@ class Node:
             self._warned.forget(outgoing.to)
             with self._lock:
                 self._counts["exchanges"] += 1
-                self._measures.exchange_s.observe(time.monotonic() - began_s)
-                self._measures.sent_and_received("asked", transport.sent_bytes, transport.received_bytes)
+                self._exchange_metrics.exchange_s.observe(time.monotonic() - began_s)
+                self._exchange_metrics.sent_and_received("asked", transport.sent_bytes, transport.received_bytes)
                 self.engine.wake()
-        except AddressTaken as exc:
+        except DuplicateAddress as exc:
             self._on_fatal(str(exc))
         except ReplicationError as exc:
             self._fail(outgoing, exc)
@@ -368,18 +368,18 @@ class Node:
         updates = reply.updates
         with self._lock:
             now = read_clocks()
-            self._measures.heard(reply.sender, reply.time, self.replica.store, now)
-            talker = self.replica.take_reply(outgoing.to, outgoing.serial, reply, now)
-        if talker is None:
+            self._exchange_metrics.heard(reply.sender, reply.time, self.replica.store, now)
+            peer_thread = self.replica.take_reply(outgoing.to, outgoing.serial, reply, now)
+        if peer_thread is None:
             return
         applied = self._deliver(updates)
         with self._lock:
-            self.replica.conclude(outgoing.to, outgoing.serial, talker, reply, applied, read_clocks())
+            self.replica.conclude(outgoing.to, outgoing.serial, peer_thread, reply, applied, read_clocks())
 
     def _fail(self, outgoing: Outgoing, exc: Exception) -> None:
         is_refused = isinstance(exc, NotTrusted | Refused)
-        talker = self._talkers.get(outgoing.to) if is_refused else None
-        has_another_name = talker is not None and talker.try_another()
+        peer_thread = self._peer_threads.get(outgoing.to) if is_refused else None
+        has_another_name = peer_thread is not None and peer_thread.try_another()
         with self._lock:
             self._counts["exchange_failures"] += 1
             self._counts["messages_refused"] += isinstance(exc, BadMessage)
@@ -422,10 +422,10 @@ class Node:
         status["open"] = self.is_open
         return status
 
-    def measures(self) -> Measures:
+    def exchange_metrics(self) -> ExchangeMetrics:
         """Return what exchanges showed so far, of the addresses that the register knows."""
         with self._lock:
-            return self._measures.copy(frozenset(self.replica.view.register))
+            return self._exchange_metrics.copy(frozenset(self.replica.membership.table))
 
     def explain(self, key: str) -> dict[str, Any]:
         """Return what ``/replication/explain/<key>`` tells (replication/explain.py)."""
@@ -439,8 +439,10 @@ class Node:
 
     def status_of(self, address: str, query: str = "") -> Mapping[str, Any] | None:
         """Ask the replica at ``address`` for its status; None where it does not answer."""
-        talker, ways = self._talkers.get(address), self._ways_to(address)
-        transport = Transport(talker.settings if talker is not None and talker.ways is ways else ways[0])
+        peer_thread, endpoints = self._peer_threads.get(address), self._endpoints_for(address)
+        transport = Transport(
+            peer_thread.settings if peer_thread is not None and peer_thread.endpoints is endpoints else endpoints[0]
+        )
         try:
             return transport.status(address, query)
         except Unreachable as exc:
@@ -450,38 +452,40 @@ class Node:
             transport.close()
 
 
-class _Talker:
+class _PeerThread:
     """The thread that talks to one peer.
 
     ``wakeup``: something is due; ``sleeps_until_s``: when it looks by itself, monotonic seconds; ``ended``: the peer is
-    one no more. ``ways``: by which names to call the peer (replication/calling.py); ``settings``: the one in use.
+    one no more. ``endpoints``: names to call it by (replication/peer_client.py); ``settings``: the one in use.
     """
 
-    def __init__(self, address: str, talk: Callable[[_Talker], None], ways: tuple[CallSettings, ...]) -> None:
+    def __init__(
+        self, address: str, talk: Callable[[_PeerThread], None], endpoints: tuple[PeerClientSettings, ...]
+    ) -> None:
         self.address = address
         self.wakeup = threading.Event()
         self.sleeps_until_s = AWAKE
         self.ended = False
-        self.ways = ways
-        self.settings = ways[0]
+        self.endpoints = endpoints
+        self.settings = endpoints[0]
         self._refused = 0
-        self._line: tuple[CallSettings, Transport] | None = None
+        self._line: tuple[PeerClientSettings, Transport] | None = None
         self.thread = threading.Thread(target=talk, args=(self,), name=f"exchange-{address}", daemon=True)
         self.thread.start()
 
     def try_another(self) -> bool:
         """Take the next name, for the peer has refused the one in use. False: that was the last, so the first again."""
-        self._refused = (self._refused + 1) % len(self.ways)
-        self.settings = self.ways[self._refused]
+        self._refused = (self._refused + 1) % len(self.endpoints)
+        self.settings = self.endpoints[self._refused]
         return self._refused > 0
 
-    def line(self, ways: tuple[CallSettings, ...]) -> Transport:
-        """Return the connection to the peer, who is to be called in ``ways`` from now on; for this thread only.
+    def line(self, endpoints: tuple[PeerClientSettings, ...]) -> Transport:
+        """Return the connection to the peer, who is to be called in ``endpoints`` from now on; for this thread only.
 
         Where these are others than before, the first of them comes first again, whatever was refused.
         """
-        if ways is not self.ways:
-            self.ways, self._refused, self.settings = ways, 0, ways[0]
+        if endpoints is not self.endpoints:
+            self.endpoints, self._refused, self.settings = endpoints, 0, endpoints[0]
         if self._line is None or self._line[0] is not self.settings:
             self.hang_up()
             self._line = (self.settings, Transport(self.settings))

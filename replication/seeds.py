@@ -58,7 +58,7 @@ class Seeds:
             self._is_one_of_many = True
         self.drop(address)
 
-    def is_blind(self, now_s: float, alone_after_s: float) -> bool:
+    def is_undiscovered(self, now_s: float, alone_after_s: float) -> bool:
         """Whether no lookup has told of anybody else yet, nor for ``alone_after_s`` that there is nobody else."""
         if not self._discovers or self._is_one_of_many or self._found - self._mine:
             return False

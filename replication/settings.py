@@ -20,10 +20,10 @@ class ReplicationSettings:
     under load many share one exchange. Longer saves work and adds to the replication lag."""
 
     pace_round_trips: float = 2.0
-    """The same as a multiple of how long an exchange takes at present (replication/pace.py)."""
+    """The same as a multiple of how long an exchange takes at present (replication/pacing.py)."""
 
     pace_times_late: float = 50.0
-    """The same as a multiple of how late threads wake at present (replication/pace.py)."""
+    """The same as a multiple of how late threads wake at present (replication/pacing.py)."""
 
     max_pace_s: float = 0.08
     """What pacing comes to at most, however busy the machine is."""

@@ -30,7 +30,7 @@ def describe(replica: Replica, counters: Mapping[str, int], now: Instant) -> dic
         "uptime_s": round(now.mono_s - replica.started_s, 3),
         "state": replica.state,
         "clock": dict(store.clock),
-        "view": [_member(replica, address, now) for address in sorted(replica.view.register)],
+        "view": [_member(replica, address, now) for address in sorted(replica.membership.table)],
         "pending": _pending(replica, now),
         "pending_count": len(store.pending),
         "deferred_requests": counters["deferred_now"],
@@ -41,9 +41,9 @@ def describe(replica: Replica, counters: Mapping[str, int], now: Instant) -> dic
         "data_bytes": counters["bytes"],
         "memory_bytes": resident_bytes(),
         "clock_lead_s": round(store.hybrid.lead_us / 1e6, 6),
-        "drained": replica.unshared() == 0,
+        "drained": replica.unreplicated() == 0,
         "throughput": {name: counters[name] for name in _COUNTERS},
-        "events": [event._asdict() for event in list(replica.journal.events)[-50:]],
+        "events": [event._asdict() for event in list(replica.event_log.events)[-50:]],
     }
 
 
@@ -64,7 +64,7 @@ _COUNTERS = (
 
 
 def _member(replica: Replica, address: str, now: Instant) -> dict[str, Any]:
-    view = replica.view
+    view = replica.membership
     is_self = address == replica.address
     peer = replica.peer(address)
     present = view.present_id(address)
@@ -73,7 +73,7 @@ def _member(replica: Replica, address: str, now: Instant) -> dict[str, Any]:
     return {
         "address": address,
         "replica_id": present,
-        "incarnation": f"{view.register[address].incarnation:016x}",
+        "incarnation": f"{view.table[address].incarnation:016x}",
         "state": view.state(address, now.mono_s),
         "self": is_self,
         "last_contact_s": 0.0 if is_self else None if contact is None else round(now.mono_s - contact, 3),
@@ -127,7 +127,7 @@ def lacking(replica: Replica) -> int:
     """Return how many updates peers are known to have that ``replica`` lacks; called under the lock, once a second."""
     clock = replica.store.clock
     highest: dict[str, int] = {}
-    for address in replica.view.others():
+    for address in replica.membership.others():
         peer = replica.peer(address)
         for id_, counter in peer.known.items() if peer else ():
             if counter > max(clock.get(id_, 0), highest.get(id_, 0)):

@@ -1,7 +1,7 @@
 """How messages get to a peer: HTTP POST over kept-alive connections, with short timeouts.
 
 ``requests`` is wrapped once here: whatever goes wrong in it comes out as ``Unreachable``, and as its kinds
-``NotTrusted`` where the two sides do not take each other for replicas of one cluster (replication/calling.py) and
+``NotTrusted`` where the two sides do not take each other for replicas of one cluster (replication/peer_client.py) and
 ``Refused`` where the peer does not understand us. A
 transport is used by one thread (a ``requests.Session`` is not made for more), so each exchange thread has its own.
 """
@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 import requests
 
-from replication.calling import MAX_QUOTED, Answer, Caller, CallSettings
 from replication.errors import BadMessage, NotTrusted, Refused, Unreachable
 from replication.messages import MAX_MESSAGE_BYTES, Exchange, SnapshotPiece, SnapshotRequest, decode, encode
+from replication.peer_client import MAX_QUOTED, Answer, PeerClient, PeerClientSettings
 
 MEDIA_TYPE = "application/msgpack"
 STATUS = "/replication/status"
@@ -27,10 +27,10 @@ STATUS = "/replication/status"
 class Transport:
     """One thread's connections to peers."""
 
-    def __init__(self, settings: CallSettings) -> None:
+    def __init__(self, settings: PeerClientSettings) -> None:
         self.sent_bytes = self.received_bytes = 0
         """Sizes of the bodies of the last message and of its reply."""
-        self._caller = Caller(settings)
+        self._client = PeerClient(settings)
 
     def send(self, address: str, message: Exchange | SnapshotRequest) -> Exchange | SnapshotPiece:
         """Send a request to the replica at ``address`` and return its reply. Raises Unreachable, BadMessage."""
@@ -42,16 +42,16 @@ class Transport:
         """Return ``/replication/status`` of the replica at ``address``. Raises Unreachable."""
         path = f"{STATUS}?{query}" if query else STATUS
         with reaching(address):
-            status: Mapping[str, Any] = msgspec.json.decode(_good(address, self._caller.call("GET", address, path)))
+            status: Mapping[str, Any] = msgspec.json.decode(_good(address, self._client.call("GET", address, path)))
         return status
 
     def close(self) -> None:
         """Close the connections."""
-        self._caller.close()
+        self._client.close()
 
     def _post(self, address: str, path: str, body: bytes) -> bytes:
         with reaching(address):
-            content = _good(address, self._caller.call("POST", address, path, body, MEDIA_TYPE))
+            content = _good(address, self._client.call("POST", address, path, body, MEDIA_TYPE))
         self.sent_bytes, self.received_bytes = len(body), len(content)
         if len(content) > MAX_MESSAGE_BYTES:
             raise BadMessage(f"{address} replied with {len(content)} bytes")

@@ -41,7 +41,7 @@ from store.snapshot import Snapshot, join_tables
 from store.table import KeyTable, cost
 from store.versions import Change, Update, Version, Versions, Write, settle, version_of
 
-Lost = dict[str, tuple[int, int]]
+Gaps = dict[str, tuple[int, int]]
 """Replica id -> (first, last) counter of updates that a client depended on and that no replica has any more."""
 
 Applied = tuple[int, str, int]
@@ -57,7 +57,7 @@ class Found(msgspec.Struct, frozen=True):
 
     versions: Versions
     metadata: Clock
-    lost: Lost = {}
+    lost: Gaps = {}
 
 
 class Wrote(msgspec.Struct, frozen=True):
@@ -70,7 +70,7 @@ class Wrote(msgspec.Struct, frozen=True):
     existed: bool
     update: Update | None
     metadata: Clock
-    lost: Lost = {}
+    lost: Gaps = {}
 
     @property
     def created(self) -> bool:
@@ -95,7 +95,7 @@ class Listed(msgspec.Struct, frozen=True):
     next: str | None
     items: dict[str, bytes]
     metadata: Clock
-    lost: Lost = {}
+    lost: Gaps = {}
 
 
 class Transacted(msgspec.Struct, frozen=True):
@@ -105,7 +105,7 @@ class Transacted(msgspec.Struct, frozen=True):
     missing_keys: list[str]
     update: Update | None
     metadata: Clock
-    lost: Lost = {}
+    lost: Gaps = {}
 
 
 class CausalStore:
@@ -130,7 +130,7 @@ class CausalStore:
         """How often the clock moved; lets others see cheaply whether anything happened."""
         self.present: Collection[str] = ()
         """The ids of the members' present incarnations; the replica tells them by ``know_present``."""
-        self.rest_changes = 0
+        self.retired_changes = 0
         """How often clock entries of other ids moved: rarely."""
         self.applied = 0
         self.latest: deque[Applied] = deque(maxlen=LATEST_KEPT)
@@ -333,7 +333,7 @@ class CausalStore:
             self.markers.note(Marker(origin, update.counter, deps))
         self.clock[origin] = update.counter
         if origin not in self.present:
-            self.rest_changes += 1
+            self.retired_changes += 1
         self.log.append(update, now.mono_s)
         self.changes += 1
         self.applied += 1
@@ -358,7 +358,7 @@ class CausalStore:
         self.delete_clock = self.markers.simplify(self.delete_clock)
 
     def drop_pending(self, dot: Dot) -> None:
-        """Forget a pending update: its cause is lost for good (replication/lost.py)."""
+        """Forget a pending update: its cause is lost for good (replication/loss.py)."""
         self.pending.drop(dot)
 
     # -- snapshots -------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ class CausalStore:
         merge_into(self.clock, snapshot.clock)
         self.hybrid.observe(snapshot.timestamp, now)
         self.changes += 1
-        self.rest_changes += 1
+        self.retired_changes += 1
         for waiting in self.pending.take_all():
             self._deliver(waiting.update, now)
 

@@ -35,7 +35,7 @@ What is sent again, and what is not:
 Threads may share a session (one lock; no I/O under it). They then share one history: what one thread has seen, every
 request that any thread starts afterwards follows. ``fork()`` gives a thread a history of its own instead.
 
-A ``recorder`` is told every call that ended, as an operation of ``store/history``'s format, to be judged later:
+A ``recorder`` is told every call that ended, as an operation of ``tools/history``'s format, to be judged later:
 
     with JsonLines("run.jsonl") as recorder, Session(replicas, recorder=recorder) as session: ...
 

@@ -7,7 +7,7 @@ causal past (*deferred*), for a change of a key (*watching*), or for acknowledge
 may wait at once is bounded, because each holds a thread of the server; one more is refused at once, and a write that is
 refused so has not been made.
 
-The store knows nothing of other replicas. What it needs of them comes through ``Dependencies``.
+The store knows nothing of other replicas. What it needs of them comes through ``Replication``.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from msgspec import structs
 
-from store.causal import CausalStore, Found, Listed, Lost, Transacted, Wrote
+from store.causal import CausalStore, Found, Gaps, Listed, Transacted, Wrote
 from store.clock import Clock, Dot, Instant
 from store.errors import Busy, NotReached, TooManyAckWaits, TooManyWatchers
-from store.held import HELD
+from store.hold_time import HELD
 from store.settings import StoreSettings
 from store.versions import Change, Update
 
 __all__ = [
     "Acks",
     "Change",
-    "Dependencies",
     "Engine",
     "Found",
     "Listed",
     "LoneReplica",
+    "Replication",
     "Transacted",
     "WriteConcern",
     "Wrote",
@@ -66,7 +66,7 @@ class Acks(NamedTuple):
     enough: bool
 
 
-class Dependencies(Protocol):
+class Replication(Protocol):
     """What the engine asks of replication. All are called under the engine's lock and must not block."""
 
     def wrote(self, update: Update) -> None:
@@ -78,13 +78,13 @@ class Dependencies(Protocol):
     def ask_again(self, past: Clock) -> int:
         """The same for a request that may not wait: the token dates the first time that this was asked for."""
 
-    def lost(self, past: Clock, token: int) -> Lost:
+    def unrecoverable(self, past: Clock, token: int) -> Gaps:
         """Return what of ``past`` no replica has any more, as known from answers younger than ``token``."""
 
     def acks(self, dot: Dot) -> int:
         """Return how many members, this one included, are known to have applied ``dot``."""
 
-    def acks_wanted(self, write_concern: str) -> int:
+    def acks_required(self, write_concern: str) -> int:
         """Return how many acks ``"majority"`` or ``"all"`` are, of the members that belong to the view."""
 
 
@@ -100,13 +100,13 @@ class LoneReplica:
     def ask_again(self, past: Clock) -> int:
         return 0
 
-    def lost(self, past: Clock, token: int) -> Lost:
+    def unrecoverable(self, past: Clock, token: int) -> Gaps:
         return {}
 
     def acks(self, dot: Dot) -> int:
         return 1
 
-    def acks_wanted(self, write_concern: str) -> int:
+    def acks_required(self, write_concern: str) -> int:
         return 1
 
 
@@ -131,13 +131,13 @@ class Engine:
     def __init__(
         self,
         store: CausalStore,
-        dependencies: Dependencies | None = None,
+        dependencies: Replication | None = None,
         *,
         now: Callable[[], Instant] = read_clocks,
         lock: threading.RLock | None = None,
     ) -> None:
         self.lock = lock or threading.RLock()
-        self.dependencies: Dependencies = dependencies or LoneReplica()
+        self.dependencies: Replication = dependencies or LoneReplica()
         self.counts = dict.fromkeys(("reads", "writes", "deletes", "transactions", "lists", "deferred", "refused"), 0)
         self.deferred = 0
         self.watchers = 0
@@ -254,7 +254,7 @@ class Engine:
         members = concern.members
 
         def acks() -> Acks:
-            wanted = members if isinstance(members, int) else self.dependencies.acks_wanted(members)
+            wanted = members if isinstance(members, int) else self.dependencies.acks_required(members)
             reached = self.dependencies.acks(dot)
             return Acks(reached, reached >= wanted)
 
@@ -286,10 +286,10 @@ class Engine:
     def _serve_later(self, operation: Callable[[Clock, Instant], Answer], past: Clock, timeout_s: float) -> Answer:
         """Answer when the causal past is here, or what is missing of it is lost for good; else raise NotReached."""
         deadline = time.monotonic() + timeout_s
-        lost: Lost = {}
+        lost: Gaps = {}
         token = self.dependencies.ask(past) if timeout_s > 0 else self.dependencies.ask_again(past)
         while True:
-            gone = self.dependencies.lost(past, token)
+            gone = self.dependencies.unrecoverable(past, token)
             lost.update(gone)
             past = _reduced(past, gone)
             try:
@@ -305,7 +305,9 @@ class Engine:
 
     def _is_served(self, past: Clock, token: int) -> Callable[[], bool]:
         return lambda: (
-            self._store.closed is not None or self._store.is_causal(past) or bool(self.dependencies.lost(past, token))
+            self._store.closed is not None
+            or self._store.is_causal(past)
+            or bool(self.dependencies.unrecoverable(past, token))
         )
 
     @contextmanager
@@ -386,7 +388,7 @@ class Engine:
             }
 
 
-def _reduced(past: Clock, lost: Lost) -> Clock:
+def _reduced(past: Clock, lost: Gaps) -> Clock:
     """Return ``past`` without what is lost: of each origin up to the last update before it."""
     if not lost:
         return past

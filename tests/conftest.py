@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from kvsite.cluster import LocalCluster
 
-pytest_plugins = ["tests.scenarios_plugin"]
+pytest_plugins = ["tests.support.scenarios_plugin"]
 
 # How long one example takes is the machine's matter, and no sign of a fault.
 settings.register_profile("causeway", deadline=None)

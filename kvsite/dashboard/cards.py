@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvsite.dashboard.cluster_state import Clock, Pending, Replica, Snapshot, Status
+from kvsite.dashboard.formatting import ago, listed, named, rate, short_labels, size, span
 from kvsite.dashboard.lag import missing
-from kvsite.dashboard.snapshot import Clock, Pending, Replica, Snapshot, Status
-from kvsite.dashboard.wording import ago, listed, named, rate, short_labels, size, span
 
 MAX_QUEUED = 6
 """Pending updates shown of one replica; how many more there are is told."""

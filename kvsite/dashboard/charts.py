@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kvsite.dashboard.snapshot import Point
+from kvsite.dashboard.cluster_state import Point
 
 WINDOW_S = 600
 BUCKET_S = 5

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kvsite.dashboard.keeper import FRESH_S
+from kvsite.dashboard.cluster_state import Replica, Snapshot, read
 from kvsite.dashboard.members import addresses_of, members
-from kvsite.dashboard.snapshot import Replica, Snapshot, read
-from replication.api import bound
+from kvsite.dashboard.polling import FRESH_S
+from replication.api import context
 
 RECENT = 60
 """Updates asked of each replica for the picture: more than it shows, as replicas do not apply the same ones last."""
@@ -40,16 +40,16 @@ class Kept:
 
 
 def _ask_history(address: str) -> Any:
-    if not bound.bound():
+    if not context.bound():
         return None
-    return members.statuses(bound.node(), [address], history=True).get(address)
+    return members.statuses(context.node(), [address], history=True).get(address)
 
 
 def _ask_latest(_key: str) -> Snapshot:
     wall_us = time.time_ns() // 1000
-    if not bound.bound():
+    if not context.bound():
         return Snapshot("", wall_us)
-    node = bound.node()
+    node = context.node()
     return read(members.cluster(node, recent=RECENT), node.replica.address, wall_us)
 
 
@@ -74,14 +74,14 @@ def latest() -> Snapshot:
 
 def known_members() -> list[str]:
     """Return the addresses of the members that the replica of this process knows; empty where there is none."""
-    return addresses_of(bound.node()) if bound.bound() else []
+    return addresses_of(context.node()) if context.bound() else []
 
 
 def keys(prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]] | None:
     """Return keys of the replica of this process; None where there is none."""
-    return bound.node().keys(prefix, after, limit, conflicts=conflicts) if bound.bound() else None
+    return context.node().keys(prefix, after, limit, conflicts=conflicts) if context.bound() else None
 
 
 def explanation(key: str) -> dict[str, Any] | None:
     """Return what the replica of this process knows of ``key``; None where there is none."""
-    return bound.node().explain(key) if bound.bound() else None
+    return context.node().explain(key) if context.bound() else None

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from kvsite.dashboard.cards import Waiting
-from kvsite.dashboard.wording import address_of, iso, named, short_labels, size, span
+from kvsite.dashboard.formatting import address_of, iso, named, short_labels, size, span
 
 PAGE = 50
 """Keys of a page."""

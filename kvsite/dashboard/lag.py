@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from kvsite.dashboard.snapshot import Clock, Snapshot
+from kvsite.dashboard.cluster_state import Clock, Snapshot
 
 REMEMBERED = 240
 """Snapshots that are remembered: two minutes at two a second."""

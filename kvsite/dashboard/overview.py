@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvsite.dashboard.cards import Card, Queue, card, queues
+from kvsite.dashboard.cluster_state import AsOf, Snapshot
+from kvsite.dashboard.health import Verdict, judge
 from kvsite.dashboard.lag import highest_of
-from kvsite.dashboard.snapshot import AsOf, Snapshot
 from kvsite.dashboard.tables import ClockMatrix, ViewMatrix, clock_matrix, view_matrix
 from kvsite.dashboard.timeline import Timeline, timeline
-from kvsite.dashboard.verdict import Verdict, judge
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from kvsite.dashboard.cards import Card, Fact, Queue, card, queue
 from kvsite.dashboard.charts import Chart, charts
+from kvsite.dashboard.cluster_state import AsOf, Clock, Member, Replica, Snapshot, Status
+from kvsite.dashboard.formatting import ago, short_labels, size, span
 from kvsite.dashboard.lag import highest_of
-from kvsite.dashboard.snapshot import AsOf, Clock, Member, Replica, Snapshot, Status
 from kvsite.dashboard.tables import Column, origin_column
 from kvsite.dashboard.timeline import Timeline, timeline
-from kvsite.dashboard.wording import ago, short_labels, size, span
 
 MAX_QUEUED = 100
 """Pending updates shown one by one."""
@@ -97,7 +97,7 @@ def _clock(replica: Replica, highest: Clock, labels: dict[str, str]) -> tuple[En
     present = {member.replica_id for member in replica.status.view} if replica.status else set()
     entries = [
         Entry(
-            origin=origin_column(id_, labels, is_over=bool(present) and id_ not in present),
+            origin=origin_column(id_, labels, is_superseded=bool(present) and id_ not in present),
             counter=clock.get(id_, 0),
             missing=max(0, highest.get(id_, 0) - clock.get(id_, 0)),
             is_own=id_ == replica.replica_id,

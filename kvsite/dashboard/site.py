@@ -19,8 +19,8 @@ from django.views.decorators.http import require_safe
 
 from kvsite.config import current
 from kvsite.dashboard import details
-from kvsite.dashboard.keeper import keeper
 from kvsite.dashboard.keys_page import PAGE, key_page, keys_page
+from kvsite.dashboard.polling import keeper
 from kvsite.dashboard.replica_page import replica_page
 from kvsite.dashboard.spacetime import diagram
 

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from kvsite.dashboard.snapshot import Applied, AsOf, Dot, Pending, Replica, Snapshot
-from kvsite.dashboard.wording import address_of, iso, named, short_labels, span
+from kvsite.dashboard.cluster_state import Applied, AsOf, Dot, Pending, Replica, Snapshot
+from kvsite.dashboard.formatting import address_of, iso, named, short_labels, span
 
 MAX_EVENTS = 110
 MIN_UPDATES, MAX_UPDATES = 7, 24

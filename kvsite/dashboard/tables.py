@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kvsite.dashboard.cluster_state import Clock, Replica, Snapshot
+from kvsite.dashboard.formatting import address_of, counted, short_labels, span
 from kvsite.dashboard.lag import missing
-from kvsite.dashboard.snapshot import Clock, Replica, Snapshot
-from kvsite.dashboard.wording import address_of, counted, short_labels, span
 
 SHADES = (1, 10, 100, 1000)
 """A cell is shaded one step darker from each of these numbers of missing updates on."""
@@ -108,7 +108,7 @@ def clock_matrix(snapshot: Snapshot, highest: Clock) -> ClockMatrix:
         id_ for id_ in over if any(clock is not None and clock.get(id_, 0) != highest[id_] for clock in clocks.values())
     ]
     origins = [id_ for id_ in (*present, *uneven) if id_ is not None]
-    columns = tuple(origin_column(id_, labels, is_over=id_ not in present) for id_ in origins)
+    columns = tuple(origin_column(id_, labels, is_superseded=id_ not in present) for id_ in origins)
     rows = tuple(
         ClockRow(
             address=replica.address,
@@ -123,10 +123,10 @@ def clock_matrix(snapshot: Snapshot, highest: Clock) -> ClockMatrix:
     return ClockMatrix(columns, rows, left_out=len(over) - len(uneven))
 
 
-def origin_column(id_: str, labels: Mapping[str, str], *, is_over: bool) -> Column:
-    """Return an origin by its short label; ``is_over``: it is an earlier incarnation."""
+def origin_column(id_: str, labels: Mapping[str, str], *, is_superseded: bool) -> Column:
+    """Return an origin by its short label; ``is_superseded``: it is an earlier incarnation."""
     address, _, incarnation = id_.rpartition("@")
-    return Column(id_, labels.get(address, address or id_), f"earlier, …{incarnation[-4:]}" if is_over else "")
+    return Column(id_, labels.get(address, address or id_), f"earlier, …{incarnation[-4:]}" if is_superseded else "")
 
 
 def _clock_cell(replica: Replica, clock: Clock | None, origin: str, highest: Clock) -> ClockCell:

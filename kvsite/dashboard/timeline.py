@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kvsite.dashboard.snapshot import Event, Snapshot
-from kvsite.dashboard.wording import address_of, ago, iso, listed, short_labels, time_of_day
+from kvsite.dashboard.cluster_state import Event, Snapshot
+from kvsite.dashboard.formatting import address_of, ago, iso, listed, short_labels, time_of_day
 
 MAX_SHOWN = 15
 TOGETHER_US = 10_000_000
@@ -25,7 +25,7 @@ KINDS = {
     "suspected": ("warn", "{who} is suspected to be down"),
     "down": ("bad", "{who} is down"),
     "healed": ("good", "{who} is reachable again"),
-    "over": ("busy", "An incarnation of {who} is over"),
+    "superseded": ("busy", "An incarnation of {who} is over"),
     "lost": ("bad", "Causal past lost with {who}: {detail}"),
     "dropped": ("bad", "An update of {who} was dropped: {detail}"),
     "drift": ("warn", "The clock of {who} is off: {detail}"),

@@ -17,12 +17,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from replication.api import schema
-from replication.api.bound import node
-from replication.measures import Measures
+from replication.api.context import node
+from replication.exchange_metrics import ExchangeMetrics
 from store.api.base import ApiView
-from store.api.bound import engine
-from store.api.metering import METER
+from store.api.context import engine
 from store.api.rendering import encoded
+from store.api.request_metrics import METER
 from store.api.schema import described
 from store.histogram import Histogram
 
@@ -34,12 +34,12 @@ class ReplicaCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all families."""
-        status, stats, measures = node().status(), engine().stats(), node().measures()
+        status, stats, exchange_metrics = node().status(), engine().stats(), node().exchange_metrics()
         yield from _requests(stats)
         yield from _data(status, stats)
-        yield from _clocks(status, measures)
+        yield from _clocks(status, exchange_metrics)
         yield from _members(status)
-        yield from _exchanges(status, measures)
+        yield from _exchanges(status, exchange_metrics)
         yield from _life(status)
 
     def describe(self) -> Iterable[Metric]:
@@ -102,13 +102,13 @@ def _data(status: Mapping[str, Any], stats: Mapping[str, int]) -> Iterator[Metri
     yield CounterMetricFamily("causeway_updates_applied", "Updates made visible, own ones included.", stats["applied"])
 
 
-def _clocks(status: Mapping[str, Any], measures: Measures) -> Iterator[Metric]:
+def _clocks(status: Mapping[str, Any], exchange_metrics: ExchangeMetrics) -> Iterator[Metric]:
     lag = HistogramMetricFamily(
         "causeway_visibility_lag_seconds",
         "From an update's issue to its being visible here; the oldest update of each exchange.",
         labels=["origin"],
     )
-    _add(lag, (((origin,), histogram) for origin, histogram in sorted(measures.visibility_lag_s.items())))
+    _add(lag, (((origin,), histogram) for origin, histogram in sorted(exchange_metrics.visibility_lag_s.items())))
     yield lag
     yield _gauge("causeway_clock_lead_seconds", "Hybrid clock less own wall clock.", status["clock_lead_s"])
     drift = GaugeMetricFamily(
@@ -116,11 +116,13 @@ def _clocks(status: Mapping[str, Any], measures: Measures) -> Iterator[Metric]:
         "Peer's hybrid clock less the own one at its last message: above 0 its clock ran ahead.",
         labels=["peer"],
     )
-    for peer, seconds in sorted(measures.drift_s.items()):
+    for peer, seconds in sorted(exchange_metrics.drift_s.items()):
         drift.add_metric([peer], seconds)
     yield drift
     yield CounterMetricFamily(
-        "causeway_clock_jumped_seconds", "By how much peers have pushed the hybrid clock forward.", measures.jumped_s
+        "causeway_clock_jumped_seconds",
+        "By how much peers have pushed the hybrid clock forward.",
+        exchange_metrics.jumped_s,
     )
 
 
@@ -142,7 +144,7 @@ def _members(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield from (state, contact, lacks)
 
 
-def _exchanges(status: Mapping[str, Any], measures: Measures) -> Iterator[Metric]:
+def _exchanges(status: Mapping[str, Any], exchange_metrics: ExchangeMetrics) -> Iterator[Metric]:
     counts = status["throughput"]
     exchanges = CounterMetricFamily("causeway_exchanges", "Exchanges that were completed.", labels=["role"])
     exchanges.add_metric(["asked"], counts["exchanges"])
@@ -157,10 +159,10 @@ def _exchanges(status: Mapping[str, Any], measures: Measures) -> Iterator[Metric
         counts["messages_refused"],
     )
     seconds = HistogramMetricFamily("causeway_exchange_seconds", "Round trips begun here.")
-    seconds.add_metric([], measures.exchange_s.cumulative(), measures.exchange_s.sum)
+    seconds.add_metric([], exchange_metrics.exchange_s.cumulative(), exchange_metrics.exchange_s.sum)
     yield seconds
     sizes = HistogramMetricFamily("causeway_exchange_bytes", "Bodies of messages.", labels=["role", "direction"])
-    _add(sizes, measures.message_bytes.items())
+    _add(sizes, exchange_metrics.message_bytes.items())
     yield sizes
 
 

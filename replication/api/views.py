@@ -12,14 +12,14 @@ from rest_framework.exceptions import NotFound, ParseError
 
 from replication.address import parse_address
 from replication.api import schema
-from replication.api.bound import bound, node
+from replication.api.context import bound, node
 from replication.errors import BadMessage
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.status import MAX_RECENT
 from store.api import parsing
 from store.api import query as queries
 from store.api.base import ApiView
-from store.api.bound import limits
+from store.api.context import limits
 from store.api.keys import key_from_path
 from store.api.rendering import encoded, reply
 from store.api.schema import described

@@ -12,8 +12,8 @@ import requests
 from django.core.management.base import CommandError
 
 from replication.address import parse_address
-from replication.calling import Caller, CallSettings
 from replication.errors import NotTrusted
+from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import key_of
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8090"
@@ -53,20 +53,20 @@ class Remote:
     def __init__(self, at: str, environ: Mapping[str, str] = os.environ) -> None:
         self.at = address(at)
         secret = environ.get("KV_CLUSTER_SECRET", "")
-        settings = CallSettings(
+        settings = PeerClientSettings(
             timeout_s=TIMEOUT_S,
             scheme="https" if environ.get("KV_TLS_CERT") or environ.get("KV_TLS_CA") else "http",
             verify=environ.get("KV_TLS_CA") or True,
             key=key_of(secret) if secret else b"",
             token=environ.get("KV_TOKEN") or write_token(environ.get("KV_API_TOKENS", "")) or "",
         )
-        self._caller = Caller(settings)
+        self._client = PeerClient(settings)
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the JSON of a successful answer. Raises ``NoAnswer``, and ``CommandError`` for an error answer."""
         sent = b"" if body is None else msgspec.json.encode(body)
         try:
-            answer = self._caller.call(method, self.at, path, sent, "application/json" if sent else "")
+            answer = self._client.call(method, self.at, path, sent, "application/json" if sent else "")
             content = msgspec.json.decode(answer.body)
         except NotTrusted as exc:
             raise CommandError(str(exc)) from None

@@ -21,8 +21,8 @@ from rest_framework.exceptions import ParseError
 from rest_framework.views import APIView
 
 from store.api import errors, parsing
-from store.api.metering import METER
 from store.api.rendering import JSON
+from store.api.request_metrics import METER
 
 Handler = Callable[..., HttpResponseBase]
 

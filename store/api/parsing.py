@@ -17,7 +17,7 @@ from msgspec import UNSET, UnsetType
 from rest_framework.exceptions import ParseError, UnsupportedMediaType
 
 from store.api import query as queries
-from store.api.bound import Limits
+from store.api.context import Limits
 from store.api.errors import TooLarge
 from store.api.keys import check_key
 from store.api.rendering import JSON

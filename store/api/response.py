@@ -29,7 +29,7 @@ class Finished(HttpResponse):
     _cookies: SimpleCookie | None = None
 
     def __init__(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        # Not super().__init__(): see the module's text. tests/test_response.py holds the attributes against Django's.
+        # Not super().__init__(): see the module. tests/store/api/test_response.py compares them with Django's.
         self.status_code = status
         self._container = [body]
         self._resource_closers: list[Any] = []

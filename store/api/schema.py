@@ -1,7 +1,7 @@
 """How OpenAPI describes /kvs: operations with examples, as plain data that views are decorated with.
 
 DRF's serializers, from which such descriptions are usually made, do not run here (store/api/base.py), so the
-descriptions are written out; that they are true is tested by sending what they allow (tests/test_schema.py).
+descriptions are written out; that they are true is tested by sending what they allow (tests/kvsite/test_schema.py).
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from rest_framework.exceptions import APIException, ParseError
 from store.api import parsing, rendering, schema
 from store.api.access import refuse_read_only
 from store.api.base import ApiView
-from store.api.bound import engine, limits
 from store.api.conditions import ANY, if_match, if_none_match, known_versions
+from store.api.context import engine, limits
 from store.api.keys import key_from_path
 from store.api.query import flag, wait_s, whole
 from store.engine import Acks, Change, Wrote

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import OpenPage
 from tests.browser.support import LIVE_MS, LOOKS, admin, agree, barriers, part, put, shown, status
-from tests.cluster.netns import NetnsCluster
+from tools.netns.cluster import NetnsCluster
 
 pytestmark = [pytest.mark.browser, pytest.mark.processes, pytest.mark.netns]
 

@@ -11,8 +11,8 @@ from django.template.loader import render_to_string
 from playwright.sync_api import Page, Route, expect
 
 from kvsite.cluster import LocalCluster
+from kvsite.dashboard.cluster_state import read
 from kvsite.dashboard.overview import overview
-from kvsite.dashboard.snapshot import read
 from tests.browser.conftest import OpenPage
 from tests.browser.statuses import NOW_US, in_trouble
 from tests.browser.support import LIVE_MS, QUICK, admin, agree, barriers, live, part, shown, status, unrefused, write

@@ -13,8 +13,8 @@ from django.template.loader import render_to_string
 from playwright.sync_api import Page, Route, expect
 
 from kvsite.cluster import LocalCluster
+from kvsite.dashboard.cluster_state import read
 from kvsite.dashboard.replica_page import replica_page
-from kvsite.dashboard.snapshot import read
 from kvsite.dashboard.spacetime import diagram
 from tests.browser.conftest import OpenPage
 from tests.browser.statuses import NOW_US, cluster_of, history, in_trouble, pending, recent

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.netns import NetnsCluster
 from tests.cluster.support import QUICK, calm
+from tools.netns.cluster import NetnsCluster
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import requests
 
-from tests.cluster.netns import NetnsCluster
+from tools.netns.cluster import NetnsCluster
 
 DOWN_AFTER_S = 2.0
 SYNC_INTERVAL_S = 0.4

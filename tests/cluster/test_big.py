@@ -9,8 +9,8 @@ import time
 import pytest
 import requests
 
-from tests.cluster.netns import NetnsCluster
 from tests.cluster.support import CATCHING_UP, QUICK, ask, get, readiness, soon, status
+from tools.netns.cluster import NetnsCluster
 
 KEYS = 20_000
 BATCH = 500

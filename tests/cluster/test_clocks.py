@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from tests.cluster.netns import NetnsCluster
 from tests.cluster.support import DOWN_AFTER_S, change_view, get, put, seen_everywhere, soon_at, status, view
+from tools.netns.cluster import NetnsCluster
 
 MINUTE_S = 60.0
 

@@ -22,13 +22,13 @@ import pytest
 import requests
 
 from kvsite.cluster import MANAGE
-from replication.calling import Caller, CallSettings
+from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import key_of
-from store import history
 from store.client import ClientError, Delete, Put, Session, Uncertain
-from tests.cluster.nameserver import NameServer, resolving
-from tests.cluster.netns import PORT, SYSTEM_PATH, NetnsCluster, run
 from tests.cluster.support import DOWN_AFTER_S, QUICK, soon
+from tools import history
+from tools.netns.cluster import PORT, SYSTEM_PATH, NetnsCluster, run
+from tools.netns.nameserver import NameServer, resolving
 
 PEERS = "peers.test"
 SECRET = "not the secret of any cluster"
@@ -56,7 +56,7 @@ class Pods:
         """How clients reach each replica."""
         for namespace, service in zip(network.namespaces, self.services, strict=True):
             run("ip", "-n", namespace, "addr", "add", f"{service}/24", "dev", "eth0")
-        self._caller = Caller(CallSettings(timeout_s=5, key=key_of(SECRET)))
+        self._client = PeerClient(PeerClientSettings(timeout_s=5, key=key_of(SECRET)))
 
     def environment(self, i: int) -> dict[str, str]:
         return {
@@ -98,7 +98,7 @@ class Pods:
         self.running.discard(i)
 
     def status(self, i: int) -> Mapping[str, Any]:
-        answer = self._caller.call("GET", f"{self.services[i]}:{PORT}", "/replication/status")
+        answer = self._client.call("GET", f"{self.services[i]}:{PORT}", "/replication/status")
         assert answer.status == 200, answer
         told: Mapping[str, Any] = msgspec.json.decode(answer.body)
         return told
@@ -128,7 +128,7 @@ class Pods:
             raise AssertionError(f"{told}\n{[self.cluster.log(i)[-1500:] for i in sorted(self.running)]}") from None
 
     def close(self) -> None:
-        self._caller.close()
+        self._client.close()
 
 
 @pytest.fixture

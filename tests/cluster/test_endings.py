@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from tests.cluster.netns import NetnsCluster
 from tests.cluster.support import (
     AT_ONCE_S,
     CATCHING_UP,
@@ -26,6 +25,7 @@ from tests.cluster.support import (
     status,
     view,
 )
+from tools.netns.cluster import NetnsCluster
 
 # -- draining ----------------------------------------------------------------------------------------------------------
 

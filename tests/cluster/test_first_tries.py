@@ -8,7 +8,6 @@ import time
 import pytest
 import requests
 
-from tests.cluster.netns import NetnsCluster
 from tests.cluster.support import (
     AT_ONCE_S,
     DOWN_AFTER_S,
@@ -22,6 +21,7 @@ from tests.cluster.support import (
     soon_at,
     view,
 )
+from tools.netns.cluster import NetnsCluster
 
 OTHERS = (1, 2)
 

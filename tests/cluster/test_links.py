@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.netns import NetnsCluster
 from tests.cluster.support import (
     DOWN_AFTER_S,
     QUICK,
@@ -22,6 +21,7 @@ from tests.cluster.support import (
     soon_at,
     view,
 )
+from tools.netns.cluster import NetnsCluster
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import netns
-from tests.cluster.netns import REPOSITORY, Network, run
-from tests.cluster.skewed import Offset
+from tools.netns import cluster as netns
+from tools.netns.cluster import REPOSITORY, Network, run
+from tools.netns.skewed_clock import Offset
 
 
 def pings(network: Network, a: int, b: int) -> bool:
@@ -50,7 +50,7 @@ def test_a_cut_drops_packets_one_way_and_a_heal_ends_it() -> None:
 
 def test_what_a_killed_run_leaves_behind_is_removed_by_the_next() -> None:
     script = (
-        "import subprocess, time; from tests.cluster.netns import Network; n = Network(2);"
+        "import subprocess, time; from tools.netns.cluster import Network; n = Network(2);"
         "p = subprocess.Popen(['ip', 'netns', 'exec', n.namespaces[0], 'sleep', '60']);"
         "print(n.prefix, p.pid, flush=True); time.sleep(60)"
     )

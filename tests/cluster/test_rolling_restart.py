@@ -22,12 +22,12 @@ import pytest
 import requests
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
-from store import history
 from store.client import ClientError, Put, Session
-from tests.cluster.netns import NetnsCluster
-from tests.cluster.soak.run import judge_records
-from tests.cluster.soak.tally import Recorder
 from tests.cluster.support import in_step, soon, status
+from tools import history
+from tools.netns.cluster import NetnsCluster
+from tools.soak.run import judge_records
+from tools.soak.tally import Recorder
 
 SESSIONS = 6
 PLAIN_CLIENTS = 4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cluster.netns import NetnsCluster
 from tests.cluster.support import (
     DOWN_AFTER_S,
     NOT_IN_VIEW,
@@ -21,6 +20,7 @@ from tests.cluster.support import (
     status,
     view,
 )
+from tools.netns.cluster import NetnsCluster
 
 ALL = {0, 1, 2}
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.cluster.netns import Network
 from tests.image.podman import REPOSITORY, ImageError, Podman, base_of, build, stand_in
+from tools.netns.cluster import Network
 
 IMAGE = "localhost/causeway:checked"
 GRACE_S = 15

@@ -1,0 +1,245 @@
+"""store/client.py against real replicas: every call of it, over a crash, and the history that it records."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvsite.cluster import LocalCluster
+from store.client import Delete, JsonLines, PreconditionFailed, Put, Rejected, Session, Unavailable
+from tools import history
+
+pytestmark = pytest.mark.processes
+
+PORT = 24910
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(3, PORT) as running:
+        yield running
+
+
+@pytest.fixture
+def session(cluster: LocalCluster) -> Iterator[Session]:
+    with Session(cluster.addresses, timeout_s=20) as opened:
+        yield opened
+
+
+KEYS = [
+    "a/b",
+    "..",
+    ".",
+    "../x",
+    "a//b",
+    "/",
+    "a/",
+    "%",
+    "%2e",
+    "%2F",
+    "ä☃\U0001f600",
+    "a b?c#d",
+    "\n",
+    "+",
+    '"',
+    "\x00",
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_keys_of_any_text_lead_back_to_themselves(session: Session, key: str) -> None:
+    assert session.put(key, key).created
+    assert session.get(key).value == key
+    assert key in session.list(limit=1000).keys
+    assert session.delete(key).deleted
+    assert not session.get(key).found
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 0, -(2**63), 2**64 - 1, 1.5, 1e-300, "", "\x00\u2028", [], {}, {"a": [None, {"b": "ü"}]}]
+)
+def test_values_come_back_as_they_were_sent(session: Session, value: object) -> None:
+    session.put("value", value)
+    read = session.get("value")
+    assert (read.found, read.value, type(read.value)) == (True, value, type(value))
+
+
+def test_a_session_reads_its_writes_wherever_it_asks(session: Session) -> None:
+    for n in range(60):
+        session.stick_to(session.replicas[n % 3])
+        session.put("hop", n)
+        session.stick_to(session.replicas[(n + 1) % 3])
+        assert session.get("hop").value == n
+
+
+def test_conditions(session: Session) -> None:
+    first = session.put("conditional", 1, if_none_match=True)
+    assert session.get("conditional").etag == first.etag
+    with pytest.raises(PreconditionFailed) as caught:
+        session.put("conditional", 2, if_none_match=True)
+    assert caught.value.etag == first.etag
+    second = session.put("conditional", 2, if_match=first.etag)
+    assert not second.created
+    with pytest.raises(PreconditionFailed):
+        session.delete("conditional", if_match=first.etag)
+    assert session.delete("conditional", if_match=second.etag).deleted
+    with pytest.raises(Rejected):
+        session.put("k" * 513, 1)
+
+
+def test_transactions_and_listings(session: Session) -> None:
+    session.put("t/old", 0)
+    done = session.transaction(["t/old", "t/none"], [Put("t/1", 1), Put("t/2", None), Delete("t/old")])
+    assert (done.values, done.missing_keys) == ({"t/old": 0}, ("t/none",))
+    session.stick_to(session.replicas[1])
+    assert session.list(prefix="t/").keys == ("t/1", "t/2")
+    pages = list(session.pages(prefix="t/", limit=1, values=True))
+    assert [dict(page.items) for page in pages] == [{"t/1": 1}, {"t/2": None}]
+    assert session.list(prefix="t/", conflicts=True).keys == ()
+
+
+def test_watching(session: Session) -> None:
+    etag = session.put("watched", 1).etag
+    assert etag is not None
+    started = time.monotonic()
+    assert session.watch("watched", etag, wait_s=0.3) is None
+    assert time.monotonic() - started >= 0.3
+    with session.fork() as other:
+        other.stick_to(session.replicas[2])
+        timer = threading.Timer(0.2, other.put, ("watched", 2))
+        timer.start()
+        read = session.watch("watched", etag, wait_s=10)
+        timer.join()
+    assert read is not None
+    assert read.value == 2
+
+
+def test_a_ttl_ends(session: Session) -> None:
+    session.put("short", 1, ttl_s=0.3)
+    assert session.get("short").found
+    time.sleep(0.4)
+    assert not session.get("short").found
+
+
+def test_threads_share_a_session(session: Session) -> None:
+    def work(number: int) -> None:
+        for n in range(20):
+            session.put(f"thread/{number}", n)
+            session.stick_to(session.replicas[(number + n) % 3])
+            assert session.get(f"thread/{number}").value == n
+
+    failures: list[BaseException] = []
+
+    def guarded(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as exc:  # noqa: BLE001  (told below)
+            failures.append(exc)
+
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_recorded_history_of_hopping_sessions_over_a_crash_is_causal(cluster: LocalCluster, tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    with JsonLines(path) as recorder:
+        # Nobody writes through the last replica, which is to die: what only a crashed process had is gone.
+        writers = [Session(cluster.addresses[:2], recorder=recorder, name=f"writer{n}", timeout_s=20) for n in range(2)]
+        readers = [Session(cluster.addresses, recorder=recorder, name=f"reader{n}", timeout_s=20) for n in range(2)]
+        stop = threading.Event()
+
+        def read(session: Session) -> None:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                session.stick_to(session.replicas[n % 3])
+                session.transaction(["h/0", "h/1", "h/2"]) if n % 2 else session.get(f"h/{n % 3}")
+
+        threads = [threading.Thread(target=read, args=(session,)) for session in readers]
+        for thread in threads:
+            thread.start()
+        for n in range(300):
+            writer = writers[n % 2]
+            if n % 5 == 0:
+                writer.transaction(["h/0"], [Put("h/0", f"a{n}"), Put("h/1", f"b{n}")])
+            else:
+                writer.put(f"h/{n % 3}", n)
+            if n == 150:
+                cluster.kill(2)
+                cluster.start_one(2)
+            if n % 30 == 29:
+                writer.stick_to(writer.replicas[n % 2])
+        cluster.wait_ready()
+        stop.set()
+        for thread in threads:
+            thread.join()
+        for session in [*writers, *readers]:
+            session.close()
+    verdict = history.judge(history.load(path.read_bytes()))
+    assert verdict, str(verdict)
+    assert verdict.reads > 300
+
+
+def test_a_past_that_nobody_has_is_told_as_lost_or_waited_for(cluster: LocalCluster) -> None:
+    """The contract leaves no third way: no answer may pass over a dependency in silence."""
+    stranger = {f"{cluster.addresses[0]}@00000000000000ff": 3}
+    with Session(cluster.addresses[:1], metadata=stranger, timeout_s=2) as session:
+        try:
+            read = session.get("nothing")
+        except Unavailable:
+            return
+        assert set(read.lost) == set(stranger)
+        assert session.metadata.keys() & stranger.keys() == set()
+
+
+@pytest.mark.slow
+def test_any_two_of_three_replicas_are_killed_and_restarted_in_turn_and_nobody_notices(tmp_path: Path) -> None:
+    """Issue 4: the client raises nothing, and its recorded history is clean.
+
+    Each write waits for a second replica (w=2): what only a crashed process had is gone. A write whose replica died
+    before it answered is sent again: each key has one writer, so no other's write can come in between.
+    """
+    path, stop = tmp_path / "history.jsonl", threading.Event()
+    failures: list[BaseException] = []
+    counts = dict.fromkeys(range(6), 0)
+    with LocalCluster(3, PORT + 10) as cluster, JsonLines(path) as recorder:
+
+        def work(number: int) -> None:
+            hopping = [*cluster.addresses[number % 3 :], *cluster.addresses[: number % 3]]
+            options = {"retry_writes": True, "timeout_s": 30.0, "recorder": recorder, "name": f"s{number}"}
+            try:
+                with Session(hopping, **options) as session:  # type: ignore[arg-type]
+                    while not stop.is_set():
+                        counts[number] += 1
+                        session.put(f"h/{number}", f"{number}-{counts[number]}", w=2, w_timeout_s=10)
+                        session.get(f"h/{(number + counts[number]) % 6}")
+                        session.transaction([f"h/{n}" for n in range(6)])
+                        session.stick_to(session.replicas[counts[number] % 3])
+            except BaseException as exc:  # noqa: BLE001  (told below)
+                failures.append(exc)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for victim in (1, 2, 0, 1):
+            time.sleep(0.5)
+            cluster.kill(victim)
+            time.sleep(0.5)
+            cluster.start_one(victim)
+            cluster.wait_ready()
+        time.sleep(0.5)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert min(counts.values()) > 20
+    verdict = history.judge(history.load(path.read_bytes()))
+    assert verdict, str(verdict)

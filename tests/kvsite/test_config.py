@@ -1,0 +1,191 @@
+"""The environment: what is taken, what is refused, and how refusals read."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvsite.config import CLIENT_VARIABLES, ApiToken, Config, ConfigError
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+
+
+def test_nothing_set_is_an_open_replica_on_loopback() -> None:
+    config = Config.from_env({"PATH": "/bin"})
+    assert config == Config()
+    assert config.address == "127.0.0.1:8090"
+    assert config.listen == ("127.0.0.1", 8090)
+    assert config.open
+    assert config.scheme == "http"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "value"),
+    [
+        ("SOCKET_ADDRESS", "10.10.0.2:8090", "address", "10.10.0.2:8090"),
+        ("SOCKET_ADDRESS", " [::1]:8090 ", "address", "[::1]:8090"),
+        ("SOCKET_ADDRESS", "[0:0:0:0:0:0:0:1]:08090", "address", "[::1]:8090"),
+        ("SOCKET_ADDRESS", "My_Replica-1.Example:1", "address", "my_replica-1.example:1"),
+        ("KV_BIND", "0.0.0.0:8090", "bind", "0.0.0.0:8090"),
+        ("KV_BIND", "[::]:8090", "bind", "[::]:8090"),
+        ("VIEW", "", "seeds", ()),
+        ("VIEW", "a:1, B:2 ,,a:1", "seeds", ("a:1", "b:2")),
+        ("KV_VIEW_DNS", "", "view_dns", ""),
+        ("KV_VIEW_DNS", " Peers.kv.svc:8090 ", "view_dns", "peers.kv.svc:8090"),
+        ("KV_DOWN_AFTER", "2.5", "down_after_s", 2.5),
+        ("KV_SYNC_INTERVAL", ".5", "sync_interval_s", 0.5),
+        ("KV_DEFER_TIMEOUT", "0", "defer_timeout_s", 0.0),
+        ("KV_DEFER_TIMEOUT", "  ", "defer_timeout_s", 1.0),
+        ("KV_MAX_BODY_BYTES", "16777216", "max_body_bytes", 16 << 20),
+        ("KV_MAX_KEY_BYTES", "1024", "max_key_bytes", 1024),
+        ("KV_MAX_VALUE_BYTES", "100", "max_value_bytes", 100),
+        ("KV_MAX_CLOCK_ENTRIES", "7", "max_clock_entries", 7),
+        ("KV_MAX_BATCH", "10", "max_batch", 10),
+        ("KV_MAX_WATCHERS", "0", "max_watchers", 0),
+        ("KV_MAX_DEFERRED", "1", "max_deferred", 1),
+        ("KV_MAX_LOG_BYTES", "65536", "max_log_bytes", 65536),
+        ("KV_MAX_MEMORY", "1000000", "max_memory_bytes", 1_000_000),
+        ("KV_MAX_PENDING", "5", "max_pending", 5),
+        ("KV_CLUSTER_SECRET", "correct horse", "cluster_secret", "correct horse"),
+        (
+            "KV_API_TOKENS",
+            "ci:s3cr3t:with:colons:read, app:0123456789:write",
+            "api_tokens",
+            (ApiToken("ci", "s3cr3t:with:colons", "read"), ApiToken("app", "0123456789", "write")),
+        ),
+        ("KV_ADMIN_PASSWORD", "x", "admin_password", "x"),
+        (
+            "KV_ALLOWED_HOSTS",
+            "KV.example.org,10.0.0.1,[fe80::1]",
+            "allowed_hosts",
+            ("kv.example.org", "10.0.0.1", "fe80::1"),
+        ),
+        (
+            "KV_CORS_ORIGINS",
+            "https://a.example,http://localhost:3000",
+            "cors_origins",
+            ("https://a.example", "http://localhost:3000"),
+        ),
+    ],
+)
+def test_a_right_value_is_taken(variable: str, text: str, field: str, value: Any) -> None:
+    assert getattr(Config.from_env({variable: text}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        *(
+            ("SOCKET_ADDRESS", bad)
+            for bad in ("localhost", ":8090", "host:", "host:0", "host:65536", "host:8o", "h:-1")
+        ),
+        *(
+            ("SOCKET_ADDRESS", bad)
+            for bad in ("::1:8090", "[::1:8090", "[::1]", "[:::]:80", "a b:80", "a/b:80", "é:80")
+        ),
+        *(("SOCKET_ADDRESS", bad) for bad in ("0.0.0.0:8090", "[::]:8090", "h:80\n90", "h:٣")),
+        ("KV_BIND", "8090"),
+        ("VIEW", "127.0.0.1:8090;127.0.0.1:8091"),
+        *(
+            ("KV_VIEW_DNS", bad)
+            for bad in ("peers", "peers:0", "peers:x", ":1", "a b:1", "a:1,b:1", "10.0.0.1:1", "[::1]:1")
+        ),
+        *(("KV_DOWN_AFTER", bad) for bad in ("three", "nan", "inf", "-1", "0", "1e9", "3s")),
+        ("KV_SYNC_INTERVAL", "0"),
+        ("KV_DEFER_TIMEOUT", "-0.1"),
+        *(("KV_MAX_BODY_BYTES", bad) for bad in ("67108865", "8M", "1.5", "-1", "0", "1_000_000", "9" * 30, "٣٠٠٠")),
+        ("KV_MAX_KEY_BYTES", "0"),
+        ("KV_MAX_VALUE_BYTES", "x"),
+        ("KV_MAX_CLOCK_ENTRIES", "0"),
+        ("KV_MAX_BATCH", "0"),
+        ("KV_MAX_WATCHERS", "100000"),
+        ("KV_MAX_DEFERRED", "-5"),
+        ("KV_MAX_LOG_BYTES", "1"),
+        ("KV_MAX_MEMORY", "1GB"),
+        ("KV_MAX_PENDING", "0"),
+        *(("KV_CLUSTER_SECRET", bad) for bad in ("", "  ", "short", " padded secret ")),
+        *(("KV_API_TOKENS", bad) for bad in ("", ",", "0123456789", "a:0123456789", "a:0123456789:admin")),
+        *(("KV_API_TOKENS", bad) for bad in (":0123456789:read", "a:short:read", "a:0123456789:READ")),
+        ("KV_API_TOKENS", "a:0123456789:read,a:9876543210:write"),
+        ("KV_API_TOKENS", "a:0123456789:read,b:0123456789:write"),
+        ("KV_ADMIN_PASSWORD", ""),
+        *(("KV_ALLOWED_HOSTS", bad) for bad in ("kv.example:443", "*", "a/b", "https://x")),
+        *(("KV_CORS_ORIGINS", bad) for bad in ("*", "a.example", "https://a.example/", "null")),
+        ("KV_TLS_CERT", "/no/such/file"),
+        ("KV_TLS_KEY", "/"),
+        ("KV_TLS_CA", "/no/such/file"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_its_variable(variable: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_env({variable: text})
+    assert re.fullmatch(rf"{variable}: [^\n]+", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"KV_DOWN_AFTER": "1.9"}, "KV_DOWN_AFTER"),
+        ({"KV_SYNC_INTERVAL": "2"}, "KV_DOWN_AFTER"),
+        ({"KV_MAX_BODY_BYTES": "2048", "KV_MAX_VALUE_BYTES": "2048"}, "KV_MAX_VALUE_BYTES"),
+        ({"KV_TLS_CERT": __file__}, "KV_TLS_KEY"),
+        ({"KV_TLS_KEY": __file__}, "KV_TLS_CERT"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(environ: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{named}: "):
+        Config.from_env(environ)
+
+
+def test_a_misspelt_variable_is_refused_and_the_right_one_named() -> None:
+    with pytest.raises(ConfigError, match=r"^KV_CLUSTER_SECRT: .*KV_CLUSTER_SECRET"):
+        Config.from_env({"KV_CLUSTER_SECRT": "whatever it is"})
+    with pytest.raises(ConfigError, match=r"^KV_ZZZZZZZZZ: there is no such setting$"):
+        Config.from_env({"KV_ZZZZZZZZZ": "1"})
+    assert Config.from_env(dict.fromkeys(CLIENT_VARIABLES, "some token")) == Config()
+
+
+@pytest.mark.parametrize("variable", ["KV_CLUSTER_SECRET", "KV_API_TOKENS", "KV_ADMIN_PASSWORD"])
+def test_secrets_are_never_shown(variable: str) -> None:
+    secret = "name:hunter2hunter2:read"
+    config = Config.from_env({variable: secret})
+    assert not config.open
+    assert "hunter2" not in repr(config)
+    assert "hunter2" not in repr(config.api_tokens)
+    with pytest.raises(ConfigError) as caught:
+        Config.from_env({variable: f" {secret} \N{SNOWMAN}:" if variable == "KV_API_TOKENS" else f" {secret} "})
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_replicas_that_share_their_secrets_sign_alike_and_others_do_not() -> None:
+    one, same = (Config.from_env({"KV_ADMIN_PASSWORD": "x"}) for _ in range(2))
+    other = Config.from_env({"KV_ADMIN_PASSWORD": "y"})
+    shifted = Config.from_env({"KV_CLUSTER_SECRET": "xxxxxxxx"}), Config.from_env({"KV_ADMIN_PASSWORD": "xxxxxxxx"})
+    assert one.django_secret_key() == same.django_secret_key() != other.django_secret_key()
+    assert shifted[0].django_secret_key() != shifted[1].django_secret_key()
+    assert Config().django_secret_key() != Config().django_secret_key()
+
+
+def test_a_config_does_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().address = "a:1"  # type: ignore[misc]
+
+
+def test_threads_suffice_for_everybody_who_may_wait_and_for_others() -> None:
+    config = Config()
+    assert config.threads >= config.max_watchers + config.max_deferred + 32
+
+
+def test_every_setting_is_documented_with_its_default_and_nothing_else_is() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", DOCS.read_text(), re.MULTILINE)
+    assert {name for name, _ in rows} == {*Config.variables(), *CLIENT_VARIABLES}
+    defaults = {declared.metadata["variable"]: declared.default for declared in dataclasses.fields(Config)}
+    for name, told in rows:
+        default = defaults.get(name)
+        if isinstance(default, int | float):
+            assert f"`{default:g}`" in told or f"`{default}`" in told, name

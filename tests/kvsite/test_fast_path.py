@@ -1,0 +1,365 @@
+"""The fast path through Django (kvsite/fast_path.py) against Django's own handler: the responses are equal.
+
+Each case is sent through both, each with a fresh replica behind it; status, headers, body and log have to be equal.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, cast
+
+import pytest
+from django.core.cache import close_caches
+from django.core.handlers.base import reset_urlconf
+from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
+from django.core.signals import request_finished, request_started
+from django.db import reset_queries
+from django.urls import get_resolver
+
+import replication.api.context as replication_context
+import replication.api.urls
+import store.api.urls
+from kvsite.config import ApiToken, Config
+from kvsite.fast_path import LeanEntry, LeanRequest, Routes
+from kvsite.wsgi import Edge
+from replication.errors import BadMessage
+from replication.node import Node
+from store.api import context
+from store.api.views import KeyView
+from store.causal import CausalStore
+from store.clock import Instant
+from store.versions import Change, Update, Write
+from tests.support.api import PEER_ID, make_store
+
+Environ = dict[str, Any]
+Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+
+PATHS = {
+    # whole paths and prefixes of the API, and their neighbours
+    "/kvs", "/kvs/", "/kvs/a", "/kvs/a/", "/kvs//", "//kvs/a", "/kvsa", "/KVS/a", "kvs/a", "/kvs/a/b/../c", "/kvs/.",
+    "/kvs/absent", "/view", "/view/", "/healthz", "/healthz/", "/readyz", "/metrics/", "/replication/status",
+    "/replication/exchange", "/replication/exchange/", "/replication/snapshot", "/replication/explain",
+    "/replication/explain/", "/replication/explain/a/b",
+    # bytes: WSGI shows them as Latin-1
+    "/kvs/\xff", "/kvs/%FF", "/kvs/%25FF", "/kvs/\xc3\xa4", "/kvs/\n", "/kvs/a\nb", "/kvs/\x00", "/kvs/\xed\xa0\x80",
+    "/view\xff", "/\xff", "/kvs/" + "k" * 513,
+    # not of the API
+    "", "/", "/nothing", "/schema/", "/schema",
+}  # fmt: skip
+METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "BREW", "get", ""]
+
+
+class Case(NamedTuple):
+    method: str = "GET"
+    path: str = "/kvs/a"
+    body: bytes | None = None
+    environ: dict[str, str] = {}
+
+
+JSON = {"CONTENT_TYPE": "application/json"}
+VALUE = b'{"value": 1}'
+CASES = {
+    "written": Case("PUT", body=VALUE, environ=JSON),
+    "written anew": Case("PUT", "/kvs/new", VALUE, JSON),
+    "written by POST": Case("POST", body=VALUE, environ=JSON),
+    "deleted": Case("DELETE"),
+    "no type": Case("PUT", body=VALUE),
+    "charset": Case("PUT", body=VALUE, environ={"CONTENT_TYPE": "application/json; charset=utf-8"}),
+    "odd charset": Case("PUT", body=VALUE, environ={"CONTENT_TYPE": "application/json; charset=utf-16"}),
+    "no such charset": Case("PUT", body=VALUE, environ={"CONTENT_TYPE": "application/json; charset=x"}),
+    "loud type": Case("PUT", body=VALUE, environ={"CONTENT_TYPE": "Application/JSON"}),
+    "form": Case("PUT", body=b"value=1", environ={"CONTENT_TYPE": "application/x-www-form-urlencoded"}),
+    "multipart": Case("PUT", body=b"--x--", environ={"CONTENT_TYPE": "multipart/form-data; boundary=x"}),
+    "broken type": Case("PUT", body=VALUE, environ={"CONTENT_TYPE": "; = ;"}),
+    "type, no body": Case("GET", environ={"CONTENT_TYPE": "text/plain"}),
+    "no value": Case("PUT", body=b"{}", environ=JSON),
+    "no JSON": Case("PUT", body=b"{", environ=JSON),
+    "no UTF-8": Case("PUT", body=b'{"value": "\xff"}', environ=JSON),
+    "no body": Case("PUT", environ=JSON),
+    "deep": Case("PUT", body=b'{"value":' + b"[" * 5000 + b"]" * 5000 + b"}", environ=JSON),
+    "too long": Case("PUT", body=b" " * 2001, environ=JSON),
+    "breaks off": Case("PUT", body=VALUE, environ={**JSON, "CONTENT_LENGTH": "999"}),
+    "more than was said": Case("PUT", body=VALUE + b"}", environ={**JSON, "CONTENT_LENGTH": "12"}),
+    "length 0": Case("PUT", body=VALUE, environ={**JSON, "CONTENT_LENGTH": "0"}),
+    "length empty": Case("PUT", body=VALUE, environ={**JSON, "CONTENT_LENGTH": ""}),
+    "length negative": Case("PUT", body=VALUE, environ={**JSON, "CONTENT_LENGTH": "-1"}),
+    "length spaced": Case("PUT", body=VALUE, environ={**JSON, "CONTENT_LENGTH": " 12"}),
+    "length nonsense": Case("PUT", body=VALUE, environ={**JSON, "CONTENT_LENGTH": "²"}),
+    "chunked": Case("PUT", body=VALUE, environ={"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"}),
+    "chunked, long": Case("PUT", body=b" " * 3000, environ={"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"}),
+    "body of a GET": Case("GET", body=b'{"causal-metadata": {}}', environ=JSON),
+    "past in the header": Case(environ={"HTTP_X_CAUSAL_METADATA": '{"other@1": 0}'}),
+    "past not reached": Case(environ={"HTTP_X_CAUSAL_METADATA": '{"other@1": 5}'}),
+    "past with odd ids": Case(environ={"HTTP_X_CAUSAL_METADATA": '{"\xc3\xa4\x7f": 5}'}),
+    "past malformed": Case(environ={"HTTP_X_CAUSAL_METADATA": "[]"}),
+    "past in the query": Case(environ={"QUERY_STRING": "causal-metadata=%7B%7D"}),
+    "query broken": Case(environ={"QUERY_STRING": "wait=\xff"}),
+    "query wrong": Case(environ={"QUERY_STRING": "wait=never"}),
+    "siblings": Case(path="/kvs/conflict"),
+    "listing": Case(path="/kvs", environ={"QUERY_STRING": "values=true&prefix=%C3%A4"}),
+    "transaction": Case("POST", "/kvs", b'{"reads": ["a"], "writes": [{"key": "b", "value": 2}]}', JSON),
+    "transaction, wrong": Case("POST", "/kvs", b'{"reads": 1}', JSON),
+    "known version": Case(environ={"HTTP_IF_NONE_MATCH": "*"}),
+    "precondition failed": Case("PUT", body=VALUE, environ={**JSON, "HTTP_IF_MATCH": '"other"'}),
+    "precondition malformed": Case("PUT", body=VALUE, environ={**JSON, "HTTP_IF_MATCH": "other"}),
+    "acks": Case("PUT", body=b'{"value": 1, "w": 2, "w-timeout": 0}', environ=JSON),
+    "host unknown": Case(environ={"HTTP_HOST": "evil.example"}),
+    "host unknown, PUT": Case("PUT", body=VALUE, environ={**JSON, "HTTP_HOST": "evil.example"}),
+    "host unknown, health": Case(path="/healthz", environ={"HTTP_HOST": "evil.example"}),
+    "host with underscore": Case(environ={"HTTP_HOST": "my_replica:8090"}),
+    "host absent": Case(environ={"HTTP_HOST": ""}),
+    "member added": Case("PUT", "/view", b'{"socket-address": "127.0.0.1:9"}', JSON),
+    "member bad": Case("PUT", "/view", b'{"socket-address": "127.0.0.1"}', JSON),
+    "exchange": Case("POST", "/replication/exchange", b"\x93abc", {"CONTENT_TYPE": "application/msgpack"}),
+    "exchange, no message": Case("POST", "/replication/exchange", b"abc", {"CONTENT_TYPE": "application/msgpack"}),
+    "exchange in JSON": Case("POST", "/replication/exchange", b"{}", JSON),
+    "fault in a view": Case(path="/replication/status"),
+    "fault in a view, POST": Case("POST", "/replication/snapshot", b"\x93", {}),
+    "page of elsewhere": Case("POST", environ={"HTTP_ORIGIN": "https://evil.example"}),
+    "page that is named": Case(environ={"HTTP_ORIGIN": "https://app.example"}),
+    "preflight": Case(
+        "OPTIONS", environ={"HTTP_ORIGIN": "https://app.example", "HTTP_ACCESS_CONTROL_REQUEST_METHOD": "PUT"}
+    ),
+    "mounted elsewhere": Case(environ={"SCRIPT_NAME": "/sub"}),
+    "mounted elsewhere, absent": Case(path="/kvs/absent", environ={"SCRIPT_NAME": "/sub"}),
+    "cookies": Case(environ={"HTTP_COOKIE": "sessionid=x; csrftoken=y"}),
+}  # fmt: skip
+
+
+class FakeNode:
+    """A node whose status and snapshots are faulty."""
+
+    ready = True
+    not_ready_reason = ""
+
+    def view(self) -> list[str]:
+        return ["127.0.0.1:9"]
+
+    def members(self) -> list[str]:
+        return self.view()
+
+    def add_member(self, address: str) -> bool:
+        return False
+
+    def remove_member(self, address: str) -> bool:
+        return False
+
+    def exchange(self, body: bytes) -> bytes:
+        if not body.startswith(b"\x93"):
+            raise BadMessage("not a message of ours")
+        return body[::-1]
+
+    def explain(self, key: str) -> dict[str, Any]:
+        return {"key": key}
+
+    def status(self) -> dict[str, Any]:
+        raise LookupError("no status today")
+
+
+class Told(NamedTuple):
+    """All that a client and an operator learn of one request."""
+
+    status: str
+    headers: list[tuple[str, str]]
+    body: bytes
+    log: list[tuple[str, str, str, Any, str]]
+
+
+@pytest.fixture(autouse=True)
+def unbound() -> Iterator[None]:
+    kept = context._engine, context._limits, replication_context._node
+    replication_context.bind(cast("Node", FakeNode()))
+    yield
+    context._engine, context._limits, replication_context._node = kept
+
+
+def environ_of(case: Case) -> Environ:
+    """Return the WSGI environment as granian makes it."""
+    body = case.body or b""
+    declared = {} if case.body is None else {"CONTENT_LENGTH": str(len(body))}
+    return {
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": "8090",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": "127.0.0.1",
+        "SCRIPT_NAME": "",
+        "REQUEST_METHOD": case.method,
+        "PATH_INFO": case.path,
+        "QUERY_STRING": "",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.input_terminated": True,
+        "HTTP_HOST": "127.0.0.1:8090",
+        "HTTP_X_REQUEST_ID": "told",
+        **declared,
+        **case.environ,
+    }
+
+
+def send(application: Application, case: Case, caplog: pytest.LogCaptureFixture) -> Told:
+    """Send ``case`` through ``application`` to a fresh replica that holds a key and a conflict."""
+    store = make_store()
+    context.bind(context.engine(), context.Limits(max_body_bytes=2000, max_value_bytes=1000))
+    _fill(store)
+    caplog.clear()
+    told: list[Any] = []
+    with caplog.at_level(logging.INFO):
+        answered = application(environ_of(case), lambda *args: told.extend(args))
+        body = b"".join(answered)
+    log = [
+        (record.name, record.levelname, record.getMessage(), getattr(record, "status_code", None),
+         str(record.exc_info and record.exc_info[0]))
+        for record in caplog.records
+    ]  # fmt: skip
+    return Told(told[0], told[1], body, log)
+
+
+def _fill(store: CausalStore) -> None:
+    now = Instant(1.0, 1_700_000_000_000_000)
+    for key in ("a", "conflict"):
+        store.put(Change(key, b"1"), {}, now)
+    store.receive([Update(PEER_ID, 1, 1_700_000_000_000_001, {}, (Write("conflict", b"2"),))], now)
+
+
+def both(config: Config | None = None) -> tuple[Application, Application]:
+    """Return Django's handler and the short way, each inside an edge."""
+    config = config or Config(cors_origins=("https://app.example",))
+    return Edge.for_config(WSGIHandler(), config), Edge.for_config(LeanEntry(WSGIHandler()), config)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_at_every_path(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    full, lean = both()
+    for path in sorted(PATHS):
+        for body in (None, VALUE):
+            case = Case(method, path, body)
+            assert send(lean, case, caplog) == send(full, case, caplog), case
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_of_request(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    full, lean = both()
+    assert send(lean, CASES[name], caplog) == send(full, CASES[name], caplog)
+
+
+@pytest.mark.parametrize(
+    "authorization", ["", "Bearer reading-token", "Bearer writing-token", "Bearer wrong", "Basic x"]
+)
+def test_tokens(authorization: str, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = (ApiToken("r", "reading-token", "read"), ApiToken("w", "writing-token", "write"))
+    full, lean = both(Config(api_tokens=tokens, cluster_secret="a secret of some length"))
+    for case in (*CASES.values(), Case("POST", "/kvs", b'{"writes": [{"key": "b", "value": 2}]}', JSON)):
+        asked = case._replace(environ={**case.environ, "HTTP_AUTHORIZATION": authorization})
+        assert send(lean, asked, caplog) == send(full, asked, caplog), asked
+
+
+def test_the_cases_meet_every_kind_of_answer(caplog: pytest.LogCaptureFixture) -> None:
+    lean = both()[1]
+    statuses = {send(lean, case, caplog).status[:3] for case in CASES.values()}
+    assert statuses >= {"200", "201", "202", "204", "304", "400", "403", "404", "412", "413", "415", "500", "503"}
+
+
+@pytest.mark.parametrize("attribute", ["dispatch", "get"])
+def test_a_fault_that_no_view_catches(
+    attribute: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        """Raise where Django calls the view; a handler that returns nothing makes its view raise."""
+        if attribute == "dispatch":
+            raise LookupError("in the view")
+
+    monkeypatch.setattr(KeyView, attribute, broken)
+    full, lean = both()
+    told = send(lean, Case(), caplog)
+    assert told.status == "500 Internal Server Error"
+    assert [entry[:2] for entry in told.log] == [("django.request", "ERROR")]
+    assert told == send(full, Case(), caplog)
+
+
+def test_a_response_with_cookies(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    answered = KeyView.get
+
+    def get(self: KeyView, *args: Any, **kwargs: Any) -> Any:
+        response = answered(self, *args, **kwargs)
+        response.set_cookie("a", "b")
+        return response
+
+    monkeypatch.setattr(KeyView, "get", get)
+    full, lean = both()
+    told = send(lean, Case(), caplog)
+    assert ("Set-Cookie", " a=b; Path=/") in told.headers
+    assert told == send(full, Case(), caplog)
+
+
+# --- what takes the short way -----------------------------------------------------------------------------------------
+
+
+def test_every_route_of_the_api_takes_the_short_way_and_nothing_else_does() -> None:
+    patterns = [*store.api.urls.urlpatterns, *replication.api.urls.urlpatterns]
+    routes = Routes(patterns)
+    assert {id(view) for view in routes} == {id(pattern.callback) for pattern in patterns}
+
+    passed: list[str] = []
+
+    def others(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
+        passed.append(environ["PATH_INFO"])
+        return []
+
+    entry = LeanEntry(others)
+    make_store()
+    elsewhere = ["", "/", "/schema/", "/docs/", "/admin/", "/admin/login/", "/admin/static/x", "/view/", "/kvsa"]
+    for path in ("/kvs", "/kvs/a", "/kvs/", "/view", "/healthz", "/readyz", "/replication/explain/a", *elsewhere):
+        entry(environ_of(Case(path=path)), lambda *_: None)
+    assert passed == elsewhere
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+def test_routes_are_found_as_django_finds_them(path: str) -> None:
+    environ = environ_of(Case(path=path))
+    request = WSGIRequest(environ)
+    found = Routes([*store.api.urls.urlpatterns, *replication.api.urls.urlpatterns]).find(request.path_info)
+    if found is not None:
+        match = get_resolver().resolve(request.path_info)
+        assert found == (match.func, tuple(match.kwargs.values()))
+        assert match.args == ()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_request_is_as_django_makes_it(name: str) -> None:
+    case = CASES[name]._replace(environ={**CASES[name].environ, "SCRIPT_NAME": ""})
+    whole, short = environ_of(case), environ_of(case)
+    full, lean = WSGIRequest(whole), LeanRequest(short, case.path, lambda: None, ())
+    for attribute in ("method", "path", "path_info", "content_type", "content_params", "encoding", "scheme"):
+        assert getattr(lean, attribute) == getattr(full, attribute)
+    assert lean.GET == full.GET
+    assert lean.COOKIES == full.COOKIES
+    assert dict(lean.headers) == dict(full.headers)
+    assert lean.read() == full.read()
+    assert {**lean.META, "wsgi.input": 0} == {**full.META, "wsgi.input": 0}
+    assert lean.resolver_match.func == get_resolver().resolve(full.path_info).func
+
+
+def test_nothing_idle_is_called_around_a_request() -> None:
+    assert not request_started.disconnect(reset_queries)
+    assert not request_finished.disconnect(close_caches)
+    assert not request_finished.disconnect(reset_urlconf)
+
+
+def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
+    lean = both()[1]
+    make_store()
+    cases = [Case(), Case("HEAD"), Case("PUT", body=VALUE, environ=JSON), Case(path="/kvs/absent"), Case(path="/kvs")]
+    for case in cases:
+        b"".join(lean(environ_of(case), lambda *_: None))
+    gc.disable()
+    gc.freeze()  # What other tests left is no business of this one: their servers' threads may only just be ending.
+    try:
+        for case in cases:
+            b"".join(lean(environ_of(case), lambda *_: None))
+        assert gc.collect() == 0
+    finally:
+        gc.unfreeze()
+        gc.enable()

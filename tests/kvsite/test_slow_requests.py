@@ -1,0 +1,134 @@
+"""Slow requests in the log: which count as slow, and what a line says."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from kvsite import wsgi
+from kvsite.config import Config
+from kvsite.fast_path import LeanEntry
+from kvsite.logs import Human, Json
+from kvsite.wsgi import Edge
+from store.hold_time import HELD
+from tests.support.api import Api, api
+
+__all__ = ["api"]
+
+LOGGER = "causeway.requests"
+Start = Callable[..., Any]
+
+
+class Clock:
+    """What requests are measured by; a request moves it by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 100.0
+        monkeypatch.setattr(wsgi, "perf_counter", lambda: self.now_s)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def ask(clock: Clock, work_s: float, held_s: float = 0.0, *, path: str = "/kvs/a", **config: Any) -> None:
+    """Send a request that works for so long, and is held for so long besides."""
+
+    def application(environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
+        clock.now_s += work_s + held_s
+        HELD.seconds += held_s
+        start_response("404 Not Found", [])
+        return [b'{"value": "a secret"}']
+
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": path,
+        "wsgi.input": io.BytesIO(b'{"value": "a secret"}'),
+        "HTTP_X_REQUEST_ID": "told",
+    }
+    b"".join(Edge.for_config(application, Config(**config))(environ, lambda *_: None))
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == LOGGER]
+
+
+@pytest.mark.parametrize(
+    ("work_s", "held_s", "limit", "logged"),
+    [
+        (0.9, 0.0, {}, False),
+        (1.1, 0.0, {}, True),
+        (0.9, 30.0, {}, False),  # it was asked to wait
+        (1.1, 30.0, {}, True),
+        (0.3, 0.0, {"slow_request_s": 0.25}, True),
+        (3000.0, 0.0, {"slow_request_s": 0.0}, False),
+    ],
+)
+def test_work_counts_and_waiting_on_purpose_does_not(
+    work_s: float, held_s: float, limit: Any, logged: bool, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask(clock, work_s, held_s, **limit)
+    assert len(lines(caplog)) == logged
+
+
+def test_what_an_earlier_request_waited_is_not_counted_for_the_next(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask(clock, 0.0, 5.0)
+    ask(clock, 1.1)
+    assert len(lines(caplog)) == 1
+
+
+def test_a_line_says_which_request_it_was_and_no_value(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    ask(clock, 1.25, 2.5, path="/kvs/\xc3\xa4\n\xff" + "k" * 500)
+    (record,) = lines(caplog)
+    assert record.levelname == "WARNING"
+    human, told = Human().format(record), json.loads(Json().format(record))
+    assert "GET '/kvs/ä\\n\\\\xff" in human
+    assert human.endswith("took 1.250 s besides 2.500 s on hold, answered 404 [told]")
+    assert "secret" not in human + str(told)
+    assert told["path"].startswith("/kvs/ä\n\\xffkkk")
+    assert len(told["path"]) == 200
+    assert {name: told[name] for name in ("method", "status", "duration_s", "held_s", "request_id")} == {
+        "method": "GET",
+        "status": 404,
+        "duration_s": 1.25,
+        "held_s": 2.5,
+        "request_id": "told",
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query", "body", "header"),
+    [
+        ("GET", "/kvs/a", "wait=0.2", b"", {"HTTP_X_CAUSAL_METADATA": '{"other@1": 1}'}),
+        ("GET", "/kvs/a", "wait=0.2", b"", {"HTTP_IF_NONE_MATCH": "its own"}),
+        ("PUT", "/kvs/a", "", b'{"value": 1, "w": 2, "w-timeout": 0.2}', {}),
+    ],
+    ids=["deferred", "watching", "acks"],
+)
+def test_each_way_of_being_held_is_known(
+    method: str, path: str, query: str, body: bytes, header: dict[str, str], api: Api
+) -> None:
+    etag = api.put("/kvs/a", 1).headers["ETag"]
+    environ = {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "CONTENT_LENGTH": str(len(body)),
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": "8090",
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        **{name: text.replace("its own", etag) for name, text in header.items()},
+    }
+    HELD.seconds = 0.0
+    b"".join(LeanEntry(lambda *_: [])(environ, lambda *_: None))
+    assert HELD.seconds >= 0.15  # of the 0.2 that were asked for: what came before the wait comes off it

@@ -1,0 +1,161 @@
+"""``/metrics``: what a real cluster tells Prometheus, and the small things that it is made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from kvsite.cluster import LocalCluster
+from replication.exchange_metrics import MAX_ADDRESSES, ExchangeMetrics, first_new
+from store.api.request_metrics import Meter
+from store.causal import CausalStore
+from store.clock import Instant
+from store.histogram import Histogram
+from store.versions import Update
+from tests.conftest import free_ports
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def test_a_histogram_counts_up_to_its_bounds() -> None:
+    histogram = Histogram((1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 2.0, 9.0):
+        histogram.observe(value)
+    assert histogram.cumulative() == [("1.0", 2), ("2.0", 4), ("+Inf", 5)]
+    copy = histogram.copy()
+    histogram.observe(1.0)
+    assert copy.cumulative() == [("1.0", 2), ("2.0", 4), ("+Inf", 5)]
+    assert (copy.sum, histogram.sum) == (14.0, 15.0)
+
+
+def test_the_meter_counts_by_operation_and_status() -> None:
+    meter = Meter()
+    meter.note("get", 200, 0.001)
+    meter.note("get", 404, 0.002)
+    meter.note("get", 200, 0.003)
+    requests_, seconds = meter.read()
+    assert requests_ == {("get", 200): 2, ("get", 404): 1}
+    assert sum(seconds["get"].counts) == 3
+
+
+NOW = Instant(1000.0, 1_700_000_000_000_000)
+
+
+def test_visibility_lag_is_of_updates_that_were_applied() -> None:
+    store, exchange_metrics = CausalStore("a:1@1"), ExchangeMetrics()
+    late = Update("b:1@0000000000000001", 1, NOW.wall_us - 250_000, {}, ())
+    waiting = Update("c:1@0000000000000001", 2, NOW.wall_us, {}, ())
+    assert first_new([late, waiting], store.clock) is late
+    store.receive([late, waiting], NOW)
+    exchange_metrics.became_visible(late, store, NOW)
+    exchange_metrics.became_visible(waiting, store, NOW)
+    exchange_metrics.became_visible(None, store, NOW)
+    assert exchange_metrics.visibility_lag_s.keys() == {"b:1"}
+    assert exchange_metrics.visibility_lag_s["b:1"].sum == pytest.approx(0.25)
+    assert first_new([late], store.clock) is None
+
+
+def test_a_clock_that_runs_ahead_is_seen() -> None:
+    store, exchange_metrics = CausalStore("a:1@1"), ExchangeMetrics()
+    exchange_metrics.heard("b:1@0000000000000001", NOW.wall_us + 3_000_000, store, NOW)
+    store.hybrid.observe(NOW.wall_us + 3_000_000, NOW)
+    exchange_metrics.heard("c:1@0000000000000001", NOW.wall_us + 1_000_000, store, NOW)
+    assert exchange_metrics.drift_s == {"b:1": 3.0, "c:1": -2.0}
+    assert exchange_metrics.jumped_s == 3.0
+    assert exchange_metrics.copy(frozenset({"c:1"})).drift_s == {"c:1": -2.0}
+
+
+def test_strangers_cannot_fill_the_memory() -> None:
+    store, exchange_metrics = CausalStore("a:1@1"), ExchangeMetrics()
+    for port in range(MAX_ADDRESSES + 10):
+        exchange_metrics.heard(f"b:{port}@0000000000000001", NOW.wall_us, store, NOW)
+    assert len(exchange_metrics.drift_s) == MAX_ADDRESSES
+
+
+# --- of a real cluster -----------------------------------------------------------------------------------------------
+
+pytest_processes = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(2, free_ports(2)) as running:
+        yield running
+
+
+def scrape(cluster: LocalCluster, replica: int) -> Samples:
+    answer = requests.get(f"{cluster.url(replica)}/metrics", timeout=10)
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+@pytest_processes
+def test_everything_that_is_promised_is_there(cluster: LocalCluster) -> None:
+    """Issue 4: requests by operation and status, latency histograms, deferred and refused requests, visibility lag per
+    origin, pending, log, conflicts, hybrid clock lead, peers' states, exchange sizes and failures, clock drift."""
+    other = cluster.addresses[0]
+    before = scrape(cluster, 1)
+    for n in range(10):
+        requests.put(f"{cluster.url(0)}/kvs/k{n}", json={"value": n, "w": "all"}, timeout=10)
+    requests.get(f"{cluster.url(1)}/kvs/k0", timeout=10)
+    requests.get(f"{cluster.url(1)}/kvs/none", timeout=10)
+    requests.get(f"{cluster.url(1)}/kvs/k0?wait=0.05", json={"causal-metadata": {"nobody": 1}}, timeout=10)
+    after = scrape(cluster, 1)
+
+    def grew(name: str, **labels: str) -> float:
+        key = (name, tuple(sorted(labels.items())))
+        return after[key] - before.get(key, 0.0)
+
+    assert grew("causeway_requests_total", operation="get", status="200") == 1
+    assert grew("causeway_requests_total", operation="get", status="404") == 1
+    assert grew("causeway_requests_total", operation="get", status="503") == 1
+    assert grew("causeway_request_seconds_count", operation="get") == 3
+    assert 0.05 <= grew("causeway_request_seconds_sum", operation="get") < 1
+    assert grew("causeway_requests_deferred_total") == grew("causeway_requests_refused_total") == 1
+    assert grew("causeway_updates_applied_total") == 10
+    assert grew("causeway_keys") == 10
+    assert grew("causeway_visibility_lag_seconds_count", origin=other) >= 1
+    assert 0 < grew("causeway_visibility_lag_seconds_sum", origin=other) < 5
+    assert grew("causeway_exchanges_total", role="answered") > 0
+    assert grew("causeway_exchange_bytes_sum", role="answered", direction="received") > 500
+    assert after[("causeway_peer_state", (("peer", other), ("state", "alive")))] == 1
+    for name in (
+        "causeway_pending_updates",
+        "causeway_log_updates",
+        "causeway_log_bytes",
+        "causeway_conflicts",
+        "causeway_clock_lead_seconds",
+        "causeway_exchange_failures_total",
+        "causeway_clock_jumped_seconds_total",
+        "causeway_ready",
+        "process_resident_memory_bytes",
+    ):
+        assert (name, ()) in after
+    assert ("causeway_clock_drift_seconds", (("peer", other),)) in after
+
+
+@pytest_processes
+def test_openmetrics_where_it_is_asked_for(cluster: LocalCluster) -> None:
+    accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    answer = requests.get(f"{cluster.url(0)}/metrics", headers=accept, timeout=10)
+    assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")
+
+
+@pytest_processes
+def test_a_peer_that_is_down_is_told(cluster: LocalCluster) -> None:
+    other = cluster.addresses[1]
+    cluster.kill(1)
+    deadline = time.monotonic() + 10
+    while scrape(cluster, 0)[("causeway_peer_state", (("peer", other), ("state", "down")))] != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert scrape(cluster, 0)[("causeway_exchange_failures_total", ())] >= 1

@@ -1,0 +1,353 @@
+"""Every row of SPEC 3, the endpoints for peers and health checks, and the commands that change the view.
+
+What the node decides is tested with the node; here one that only writes down what it is asked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from io import StringIO
+from typing import Any, cast
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from kvsite.wsgi import application
+from replication.address import join_address, parse_address, split_address
+from replication.api import context
+from replication.errors import BadMessage
+from replication.management import remote
+from replication.management.commands import leave_view
+from replication.node import Node
+from tests.support.api import LIMITS, Api, api
+
+__all__ = ["api"]
+
+MSGPACK = "application/msgpack"
+
+
+class WrittenDown:
+    """A node that keeps a list of addresses and answers peers with what they said, backwards."""
+
+    def __init__(self) -> None:
+        self.address = "127.0.0.1:21600"
+        self.members = [self.address]
+        self.ready = True
+        self.not_ready_reason = ""
+        self.undrained_polls = 2
+        self.room = 3
+
+    def view(self) -> list[str]:
+        return list(self.members)
+
+    def add_member(self, address: str) -> bool:
+        if address in self.members:
+            return False
+        if len(self.members) == self.room:
+            raise BadMessage("more than 3 addresses in the register")
+        self.members.append(address)
+        return True
+
+    def remove_member(self, address: str) -> bool:
+        if address not in self.members:
+            return False
+        self.members.remove(address)
+        return True
+
+    def exchange(self, body: bytes) -> bytes:
+        if not body.startswith(b"\x93"):
+            raise BadMessage("not a message of ours")
+        return body[::-1]
+
+    snapshot = exchange
+
+    def status(self) -> dict[str, Any]:
+        out = self.address not in self.members
+        if out:
+            self.undrained_polls -= 1
+        drained = not out or self.undrained_polls <= 0  # Before it is out, all may be shared as well.
+        state = "removed" if out else "serving"
+        return {"address": self.address, "state": state, "drained": drained, "clock": {"a@1": 2}}
+
+
+@pytest.fixture
+def node() -> Iterator[WrittenDown]:
+    unbound = context._node
+    written = WrittenDown()
+    context.bind(cast("Node", written))
+    yield written
+    context._node = unbound
+
+
+def named(address: Any) -> dict[str, Any]:
+    return {"socket-address": address}
+
+
+# --- /view -----------------------------------------------------------------------------------------------------------
+
+
+def test_get_tells_the_live_members(api: Api, node: WrittenDown) -> None:
+    answer = api.ask("GET", "/view")
+    assert (answer.status, answer.body) == (200, {"view": ["127.0.0.1:21600"]})
+
+
+def test_put_adds_once(api: Api, node: WrittenDown) -> None:
+    added = api.ask("PUT", "/view", named("127.0.0.1:21601"))
+    assert (added.status, added.body) == (201, {"result": "added"})
+    again = api.ask("PUT", "/view", named("127.0.0.1:21601"))
+    assert (again.status, again.body) == (200, {"result": "already present"})
+
+
+def test_delete_removes_who_is_there(api: Api, node: WrittenDown) -> None:
+    deleted = api.ask("DELETE", "/view", named("127.0.0.1:21600"))
+    assert (deleted.status, deleted.body) == (200, {"result": "deleted"})
+    absent = api.ask("DELETE", "/view", named("127.0.0.1:21600"))
+    assert (absent.status, absent.body) == (404, {"error": "View has no such replica"})
+
+
+@pytest.mark.parametrize("text", ["LOCALHOST:8090", "[0:0:0:0:0:0:0:1]:08090", " my_replica.x-1:1 "])
+def test_addresses_reach_the_node_in_one_spelling(api: Api, node: WrittenDown, text: str) -> None:
+    assert api.ask("PUT", "/view", named(text)).status == 201
+    assert node.members[1] == parse_address(text) != text
+
+
+BAD_ADDRESSES = [
+    "", ":", "host", "host:", ":8090", "host:0", "host:65536", "host:-1", "host:x", "host:8090x", "host:1:2", "host:９",
+    "http://host:8090", "host:8090/", "ho st:1", "höst:1", "ho\nst:1", "a\0b:1", "*:1", "host:1,host:2", "user@host:1",
+    "-host:1", "host-:1", ".host:1", "host.:1", "x" * 254 + ":1", "host:" + "1" * 5000, "256.1.1.1:1", "1.2.3:1",
+    "::1:8090", "[::1]", "[::1]:", "[host]:1", "[]:1", "[::1]x:1", "[fe80::1%eth0]:1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+@pytest.mark.parametrize("text", BAD_ADDRESSES, ids=lambda text: repr(text[:20]))
+def test_a_bad_address_is_a_400(api: Api, node: WrittenDown, method: str, text: str) -> None:
+    answer = api.ask(method, "/view", named(text))
+    assert answer.status == 400
+    assert answer.body["error"].startswith("socket-address: ")
+    assert len(answer.body["error"]) < 200
+    assert node.members == [node.address]
+
+
+BAD_BODIES: list[tuple[bytes, str, int]] = [
+    (b"", "application/json", 400),
+    (b"{}", "application/json", 400),
+    (b"[]", "application/json", 400),
+    (b"{", "application/json", 400),
+    (b'{"socket-address": null}', "application/json", 400),
+    (b'{"socket-address": 8090}', "application/json", 400),
+    (b'{"socket-address": ["a:1"]}', "application/json", 400),
+    (b'{"socket-address": "\xff:1"}', "application/json", 400),
+    (b'{"socket-address": "\\ud800:1"}', "application/json", 400),
+    (b'{"address": "a:1"}', "application/json", 400),
+    (b"[" * 100_000, "application/json", 400),
+    (b'{"socket-address": "a:1"}', "application/x-www-form-urlencoded", 415),
+    (b'{"socket-address": "a:1"}' + b" " * LIMITS.max_body_bytes, "application/json", 413),
+]
+
+
+@pytest.mark.parametrize(("raw", "content_type", "status"), BAD_BODIES, ids=lambda value: str(value)[:30])
+def test_a_bad_body_is_a_4xx(api: Api, node: WrittenDown, raw: bytes, content_type: str, status: int) -> None:
+    for method in ("PUT", "DELETE"):
+        answer = api.ask(method, "/view", raw=raw, content_type=content_type)
+        assert answer.status == status
+        assert set(answer.body) == {"error"}
+    assert node.members == [node.address]
+
+
+def test_a_full_view_is_a_400(api: Api, node: WrittenDown) -> None:
+    statuses = [api.ask("PUT", "/view", named(f"a:{port}")).status for port in range(1, 4)]
+    assert statuses == [201, 201, 400]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/view", {"GET", "PUT", "DELETE", "HEAD", "OPTIONS"}),
+        ("GET", "/replication/exchange", {"POST", "OPTIONS"}),
+        ("PUT", "/replication/snapshot", {"POST", "OPTIONS"}),
+        ("DELETE", "/replication/status", {"GET", "HEAD", "OPTIONS"}),
+        ("POST", "/healthz", {"GET", "HEAD", "OPTIONS"}),
+        ("POST", "/readyz", {"GET", "HEAD", "OPTIONS"}),
+    ],
+)
+def test_wrong_methods_are_405_with_allow(
+    api: Api, node: WrittenDown, method: str, path: str, allowed: set[str]
+) -> None:
+    answer = api.ask(method, path)
+    assert (answer.status, answer.body) == (405, {"error": f'Method "{method}" not allowed.'})
+    assert set(answer.headers["Allow"].split(", ")) == allowed
+    assert set(api.ask("OPTIONS", path).headers["Allow"].split(", ")) == allowed
+
+
+# --- peers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/replication/exchange", "/replication/snapshot"])
+def test_peers_talk_message_pack(api: Api, node: WrittenDown, path: str) -> None:
+    response = api._client.generic("POST", path, b"\x93\x01\x02\x03", MSGPACK)
+    assert (response.status_code, response.content) == (200, b"\x03\x02\x01\x93")
+    assert response["Content-Type"] == MSGPACK
+    assert response["Content-Length"] == "4"
+    for raw, content_type, status in ((b"{}", MSGPACK, 400), (b"", MSGPACK, 400), (b"\x93", "application/json", 415)):
+        answer = api.ask("POST", path, raw=raw, content_type=content_type)
+        assert answer.status == status
+        assert set(answer.body) == {"error"}
+
+
+def test_peers_may_send_more_than_clients(api: Api, node: WrittenDown, settings: Any) -> None:
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1000
+    large = b"\x93" + bytes(LIMITS.max_body_bytes + 1)
+    assert api._client.generic("POST", "/replication/exchange", large, MSGPACK).status_code == 200
+
+
+def test_status_is_the_nodes(api: Api, node: WrittenDown) -> None:
+    answer = api.ask("GET", "/replication/status")
+    assert (answer.status, answer.body) == (200, node.status())
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+
+def test_health_is_that_the_process_serves(api: Api) -> None:
+    context._node = None
+    assert api.ask("GET", "/healthz").status == 200
+    starting = api.ask("GET", "/readyz")
+    assert (starting.status, starting.body) == (503, {"ready": False, "reason": "Replica is starting"})
+
+
+def test_ready_is_that_clients_are_served(api: Api, node: WrittenDown) -> None:
+    assert (api.ask("GET", "/readyz").status, api.ask("GET", "/readyz").body) == (200, {"ready": True})
+    node.ready, node.not_ready_reason = False, "Replica is catching up"
+    assert api.ask("GET", "/healthz").status == 200
+    catching_up = api.ask("GET", "/readyz")
+    assert (catching_up.status, catching_up.body) == (503, {"ready": False, "reason": "Replica is catching up"})
+
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "spelling"),
+    [
+        ("127.0.0.1:8090", "127.0.0.1:8090"),
+        ("Replica-1:8090", "replica-1:8090"),
+        ("my_replica:1", "my_replica:1"),
+        ("a.b.c:65535", "a.b.c:65535"),
+        ("x:080", "x:80"),
+        ("[::1]:8090", "[::1]:8090"),
+        ("[2001:DB8::0:1]:8090", "[2001:db8::1]:8090"),
+        ("1.example:1", "1.example:1"),
+    ],
+)
+def test_one_spelling(text: str, spelling: str) -> None:
+    assert parse_address(text) == spelling
+    assert parse_address(spelling) == spelling
+    assert join_address(*split_address(text)) == spelling
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def serve(api: Api) -> Iterator[Callable[[], str]]:
+    """Serve this process's views over HTTP; returns the address."""
+    servers = []
+
+    def start(app: Any = application) -> str:
+        server = make_server("127.0.0.1", 0, app, handler_class=Quiet)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        servers.append((server, thread))
+        return f"127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def run(*arguments: str) -> tuple[str, str]:
+    out, err = StringIO(), StringIO()
+    call_command(*arguments, stdout=out, stderr=err)
+    return out.getvalue(), err.getvalue()
+
+
+def test_join_and_show(serve: Callable[[], str], node: WrittenDown) -> None:
+    at = serve()
+    assert run("join_view", "A:1", "--at", at) == ("a:1 added\n", "")
+    assert run("join_view", "a:1", "--at", at) == ("a:1 already present\n", "")
+    assert run("show_view", "--at", at) == (f"{node.address}\na:1\n", "")
+
+
+def test_socket_address_is_the_default_of_at(
+    serve: Callable[[], str], node: WrittenDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOCKET_ADDRESS", serve())
+    assert run("show_view") == (f"{node.address}\n", "")
+
+
+def test_leave_waits_until_the_replica_is_drained(
+    serve: Callable[[], str], node: WrittenDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leave_view, "POLL_S", 0.001)
+    out, err = run("leave_view", "--at", serve())
+    assert (out, err) == (f"{node.address} left; all that it had is elsewhere\n", "")
+    assert node.undrained_polls == 0
+    assert node.members == []
+
+
+def test_leave_gives_up_waiting(serve: Callable[[], str], node: WrittenDown) -> None:
+    node.undrained_polls = 10**9
+    with pytest.raises(CommandError, match=r"left but is not drained after 0\.01 s"):
+        run("leave_view", "--at", serve(), "--timeout", "0.01")
+
+
+def test_leave_of_another_that_does_not_answer(serve: Callable[[], str], node: WrittenDown) -> None:
+    node.members.append("127.0.0.1:1")
+    out, err = run("leave_view", "127.0.0.1:1", "--at", serve())
+    assert out == "127.0.0.1:1 left\n"
+    assert "does not answer" in err
+
+
+def test_errors_are_said_and_end_the_command(serve: Callable[..., str], node: WrittenDown) -> None:
+    def stranger(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/html")])
+        return [b"<html>"]
+
+    at = serve()
+    for arguments, message in [
+        (("join_view", "nonsense", "--at", at), "'nonsense' is not of the form host:port"),
+        (("show_view", "--at", "nonsense"), "'nonsense' is not of the form host:port"),
+        (("show_view", "--at", "127.0.0.1:1"), "127.0.0.1:1 does not answer: cannot connect"),
+        (("show_view", "--at", serve(stranger)), "answers, but is no replica"),
+        (("leave_view", "a:1", "--at", at), "says 404: View has no such replica"),
+    ]:
+        with pytest.raises(CommandError, match=message) as raised:
+            run(*arguments)
+        assert raised.value.returncode == 1
+
+
+def test_commands_carry_the_first_token_that_may_write(
+    serve: Callable[..., str], node: WrittenDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def listening(environ: Any, start_response: Any) -> Any:
+        seen.append(environ.get("HTTP_AUTHORIZATION"))
+        return application(environ, start_response)
+
+    at = serve(listening)
+    run("show_view", "--at", at)
+    monkeypatch.setenv("KV_API_TOKENS", "reader:r1:read, writer:w1:write, other:w2:write")
+    run("show_view", "--at", at)
+    assert seen == [None, "Bearer w1"]
+    assert remote.write_token("reader:r1:read") is None

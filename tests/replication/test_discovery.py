@@ -1,0 +1,470 @@
+"""Peers from DNS: what lookups mean to the protocol (on a wire), and how they are made (replication/discovery.py).
+
+A cluster with a real name server, under load, is in tests/cluster/test_dns_scaling.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import requests
+
+from kvsite.cluster import LocalCluster
+from kvsite.config import Config
+from replication.discovery import MAX_FOUND, Discovery, LookupFailed, resolve
+from replication.replica import Replica
+from replication.seeds import Seeds
+from store.clock import Instant
+from tests.conftest import ClusterFactory, free_ports
+from tests.kvsite.test_server import start_alone
+from tests.support.wire import NOW, Wire, address
+
+DOWN_AFTER_S = 3.0
+IPS = {f"r{n}": f"10.0.0.{n}:80" for n in range(1, 7)}
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire(aliases={ip: name for name, ip in IPS.items()})
+
+
+def found(wire: Wire, name: str, *names: str) -> None:
+    """Let a lookup at ``name`` find the addresses that ``names`` have."""
+    wire[name].discovered([IPS[each] for each in names], wire.now(name))
+
+
+def members(wire: Wire, name: str) -> set[str]:
+    return {each.removesuffix(":80") for each in wire[name].membership.members()}
+
+
+# -- what is found is asked, and belongs under its own name ------------------------------------------------------------
+
+
+def test_a_replica_that_knows_nobody_finds_the_cluster_and_is_found_by_it(wire: Wire) -> None:
+    wire.cluster("r1", "r2")
+    wire.put("r1", "x", b"1")
+    wire.start("r3", discovers=True)
+    assert wire.state("r3") == "joining"
+    found(wire, "r3", "r1", "r2", "r3")
+    wire.flow(0.3)
+    assert wire.state("r3") == "serving"
+    assert wire.values("r3", "x") == [b"1"]
+    for name in ("r1", "r2", "r3"):
+        assert members(wire, name) == {"r1", "r2", "r3"}, "an address is no name: no member is called by it"
+        assert {*wire[name].targets(wire.now(name))} <= {address(each) for each in ("r1", "r2", "r3")}
+
+
+def test_two_that_serve_alone_already_become_one_cluster_once_a_lookup_says_so(wire: Wire) -> None:
+    for name in ("r1", "r2"):
+        wire.start(name, discovers=True)
+    wire.flow(DOWN_AFTER_S)
+    for name in ("r1", "r2"):
+        assert wire.state(name) == "serving"
+        wire.put(name, f"of {name}", name.encode())
+    found(wire, "r1", "r1", "r2")
+    wire.flow(1.5)
+    for name in ("r1", "r2"):
+        assert members(wire, name) == {"r1", "r2"}
+        assert wire.values(name, "of r1") == [b"r1"]
+        assert wire.values(name, "of r2") == [b"r2"]
+
+
+def test_who_was_put_out_is_not_brought_in_by_being_found(wire: Wire) -> None:
+    """SPEC 3: it stays out until a PUT names it or it is started again."""
+    r1, _, _ = wire.cluster("r1", "r2", "r3")
+    r1.remove_replica_from_view("r3:80", wire.now("r1"))
+    wire.flow(0.3)
+    wire.start("r4", discovers=True)
+    found(wire, "r4", "r1", "r2", "r3", "r4")
+    wire.flow(2.0)
+    for name in ("r1", "r2", "r3", "r4"):
+        assert members(wire, name) == {"r1", "r2", "r4"}
+
+
+@pytest.mark.parametrize("leaves", ["SIGTERM", "preStop and SIGTERM", "not at all"])
+def test_a_restart_under_another_ip_address_is_in_again(wire: Wire, leaves: str) -> None:
+    """A rolling upgrade: the pod drains, which takes it out, and comes back under its name at another address."""
+    wire.cluster("r1", "r2", "r3")
+    wire.put("r3", "x", b"1")
+    wire.flow(0.3)
+    if leaves == "preStop and SIGTERM":
+        wire["r3"].remove_replica_from_view("r3:80", wire.now("r3"))
+        wire.flow(0.3)
+    if leaves != "not at all":
+        wire["r3"].leave(wire.now("r3"))
+        wire.flow(0.3)
+        assert wire["r3"].unreplicated() == 0
+        assert members(wire, "r1") == {"r1", "r2"}
+    wire.crash("r3")
+    wire.aliases["10.0.0.99:80"] = "r3"
+    wire.start("r3", discovers=True)
+    wire["r3"].discovered(["10.0.0.99:80", IPS["r1"], IPS["r2"]], wire.now("r3"))
+    wire.flow(1.0)
+    assert wire.state("r3") == "serving"
+    assert wire.values("r3", "x") == [b"1"]
+    for name in ("r1", "r2", "r3"):
+        assert members(wire, name) == {"r1", "r2", "r3"}
+
+
+# -- what is found no more ---------------------------------------------------------------------------------------------
+
+
+def test_an_address_that_left_the_name_takes_nobody_out(wire: Wire) -> None:
+    wire.start("r1", discovers=True)
+    wire.start("r2", discovers=True)
+    found(wire, "r1", "r1", "r2")
+    wire.flow(0.5)
+    found(wire, "r1", "r1")
+    wire.flow(5.0)
+    assert wire["r1"].membership.live(wire.now("r1").mono_s) == ["r1:80", "r2:80"]
+
+
+def test_an_address_that_never_answered_is_asked_until_it_leaves_the_name(wire: Wire) -> None:
+    wire.start("r1", discovers=True)
+    found(wire, "r1", "r1", "r6")
+    wire.flow(5.0)
+    assert [*wire["r1"].targets(wire.now("r1"))] == [IPS["r6"]]
+    found(wire, "r1", "r1")
+    assert [*wire["r1"].targets(wire.now("r1"))] == []
+
+
+def test_an_address_that_comes_back_is_asked_anew_for_it_may_be_somebody_else(wire: Wire) -> None:
+    wire.start("r1", discovers=True)
+    wire.start("r2", "r1")
+    found(wire, "r1", "r1", "r2")
+    wire.flow(0.5)
+    wire.crash("r2")
+    found(wire, "r1", "r1")
+    wire.start("r3")  # It is told of nobody.
+    wire.aliases[IPS["r2"]] = "r3"
+    found(wire, "r1", "r1", "r2")
+    wire.flow(1.5)
+    assert members(wire, "r3") == members(wire, "r1") == {"r1", "r2", "r3"}
+
+
+def test_what_is_remembered_of_addresses_does_not_grow_over_a_hundred_pods(wire: Wire) -> None:
+    r1 = wire.start("r1", discovers=True)
+    wire.start("r2", discovers=True)
+    for n in range(100):
+        wire.aliases[f"10.1.0.{n}:80"] = "r2"
+        r1.discovered([f"10.1.0.{n}:80", f"10.2.0.{n}:80"], wire.now("r1"))
+        wire.flow()
+    assert len(r1._peers) <= 5
+    assert len(r1._aliases) <= 5
+    assert len(r1._seeds.unanswered) <= 1
+
+
+@pytest.mark.parametrize("outcome", ["no answer", "an answer"])
+def test_an_address_that_left_the_name_during_an_exchange_is_forgotten_all_the_same(wire: Wire, outcome: str) -> None:
+    r1 = wire.start("r1", discovers=True)
+    wire.start("r2", discovers=True)
+    found(wire, "r1", "r1", "r2")
+    outgoing = r1.begin(IPS["r2"], wire.now("r1"))
+    assert outgoing is not None
+    found(wire, "r1", "r1")
+    wire.carry("r1", outgoing, "request" if outcome == "no answer" else "")
+    assert IPS["r2"] not in r1._peers
+    assert IPS["r2"] not in r1._aliases
+
+
+def test_fixed_seeds_stay_whatever_lookups_find() -> None:
+    seeds = Seeds("me:1", ["a:1", "me:1"], discovers=True, now_s=5.0)
+    assert seeds.found(["a:1", "b:1", "me:1"], 7.0) == []
+    assert seeds.unanswered == {"a:1": 5.0, "b:1": 7.0}
+    assert seeds.found(["c:1"], 8.0) == ["b:1"]
+    assert seeds.unanswered == {"a:1": 5.0, "c:1": 8.0}
+    assert seeds.drop("a:1")
+    assert not seeds.drop("a:1")
+    assert seeds.found(["a:1", "c:1"], 9.0) == []
+    assert seeds.unanswered == {"c:1": 8.0}, "who has answered is asked no more"
+
+
+# -- before the first lookup -------------------------------------------------------------------------------------------
+
+
+def test_where_no_lookup_finds_anybody_a_replica_serves_alone_within_down_after_and_not_at_once(wire: Wire) -> None:
+    """SPEC P4, P6: as where no seed answers."""
+    wire.start("r1", discovers=True)
+    wire.flow(2.6)
+    assert wire.state("r1") == "joining"
+    wire.flow(0.4)
+    assert wire.state("r1") == "serving"
+
+
+def test_a_joiner_that_is_told_of_the_others_late_still_waits_for_their_answer(wire: Wire) -> None:
+    wire.cluster("r1", "r2")
+    wire.put("r1", "x", b"1")
+    wire.start("r3", discovers=True)
+    wire.cut("r1", "r2", "r3")
+    wire.flow(2.6)
+    found(wire, "r3", "r1", "r2")
+    wire.flow(2.6)
+    assert wire.state("r3") == "joining", "they were asked only now"
+    wire.heal()
+    wire.flow(1.0)
+    assert wire.state("r3") == "serving"
+    assert wire.values("r3", "x") == [b"1"]
+
+
+def test_seeds_in_view_do_not_make_a_joiner_forget_the_lookup(wire: Wire) -> None:
+    """VIEW and KV_VIEW_DNS together: all that both name are asked."""
+    wire.cluster("r1", "r2")
+    wire.start("r4")
+    wire.put("r4", "x", b"4")
+    wire.start("r3", "r1", discovers=True)
+    wire.flow(0.5)
+    assert wire.state("r3") == "joining"
+    found(wire, "r3", "r3", "r4")
+    wire.flow(0.5)
+    assert wire.state("r3") == "serving"
+    assert wire.values("r3", "x") == [b"4"]
+    assert members(wire, "r4") == {"r1", "r2", "r3", "r4"}
+
+
+def test_a_replica_that_never_found_anybody_gives_nothing_up_as_lost(wire: Wire) -> None:
+    """lost.py, rule 2: it does not know who belongs. (The simulation finds it as well, as a false "lost".)"""
+    _, r2 = wire.cluster("r1", "r2")
+    wire.isolate("r1")
+    update = wire.issue("r1", "x", b"1")
+    wire.crash("r1")
+    wire.start("r3")  # Has it from nobody; knows that r1's process is over.
+    wire["r3"].membership.merge({**r2.membership.table})
+    wire["r3"].remove_replica_from_view("r1:80", wire.now("r3"))
+    wire["r3"].remove_replica_from_view("r2:80", wire.now("r3"))
+    wire.tick(3.0)
+    token = wire["r3"].ask(update.past)
+    assert wire["r3"].unrecoverable(update.past, token) == {update.origin: (1, 1)}, (
+        "alone, and told by nobody of others"
+    )
+    wire.start("r4", discovers=True)
+    wire["r4"].membership.merge(wire["r3"].membership.table)
+    wire["r4"].remove_replica_from_view("r3:80", wire.now("r4"))
+    wire.tick(3.0)
+    token = wire["r4"].ask(update.past)
+    assert wire["r4"].unrecoverable(update.past, token) == {}
+    found(wire, "r4", "r4")
+    wire.flow(0.1)
+    assert wire["r4"].unrecoverable(update.past, token) == {}, "that the name leads to itself says nothing of others"
+    for _ in range(3):
+        found(wire, "r4", "r4")
+        wire.flow(1.0)
+    assert wire["r4"].unrecoverable(update.past, token) == {update.origin: (1, 1)}, "but for so long it does"
+
+
+def test_a_joiner_that_is_told_of_itself_first_still_waits_for_the_others(wire: Wire) -> None:
+    """A name service may know of one that starts before it knows of those that started before it (seed 404047)."""
+    for name in ("r1", "r2"):
+        wire.start(name, discovers=True)
+    found(wire, "r1", "r1", "r2")
+    wire.flow(1.0)
+    wire.put("r1", "x", b"1")
+    wire.start("r3", discovers=True)
+    found(wire, "r3", "r3")
+    wire.flow(1.0)
+    assert wire.state("r3") == "joining"
+    found(wire, "r3", "r3", "r1")
+    wire.flow(0.5)
+    assert wire.state("r3") == "serving"
+    assert wire.values("r3", "x") == [b"1"]
+
+
+def test_one_that_has_met_others_is_not_blind_when_all_of_them_have_left_the_name(wire: Wire) -> None:
+    """It knows from their register who belongs."""
+    for name in ("r1", "r2"):
+        wire.start(name, discovers=True)
+        found(wire, name, "r1", "r2")
+    wire.flow(1.0)
+    wire.isolate("r2")
+    update = wire.issue("r2", "x", b"1")
+    wire["r1"].remove_replica_from_view("r2:80", wire.now("r1"))
+    found(wire, "r1", "r1")
+    token = wire["r1"].ask(update.past)
+    wire.flow(3.0)
+    assert wire["r1"].unrecoverable(update.past, token) == {update.origin: (1, 1)}
+
+
+def test_the_only_one_serves_within_down_after(wire: Wire) -> None:
+    wire.start("r1", discovers=True)
+    for step in range(6):
+        found(wire, "r1", "r1")
+        wire.flow(0.5)
+        assert wire.state("r1") == ("joining" if step < 5 else "serving")
+
+
+def test_silence_counts_from_when_the_server_exchanges_and_not_from_when_it_was_put_together() -> None:
+    """Else one that takes longer than KV_DOWN_AFTER to come up would serve empty, having asked nobody."""
+    replica = Replica("r1:80", ["r2:80"], now=NOW, rng=Random(1))
+    later = Instant(NOW.mono_s + 10, NOW.wall_us + 10_000_000)
+    replica.go(later)
+    states = []
+    for passed_s in (0, 2, 3):
+        replica.tick(Instant(later.mono_s + passed_s, later.wall_us + passed_s * 1_000_000))
+        states.append(replica.state)
+    assert states == ["joining", "joining", "serving"]
+
+
+# -- lookups -----------------------------------------------------------------------------------------------------------
+
+
+class Names:
+    """A name service in the hands of a test: each lookup gives the next of ``outcomes``, the last one for ever."""
+
+    def __init__(self, *outcomes: list[str] | str) -> None:
+        self.outcomes = list(outcomes)
+        self.lookups = 0
+
+    def __call__(self, name: str, port: int) -> frozenset[str]:
+        self.lookups += 1
+        outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+        if isinstance(outcome, str):
+            raise LookupFailed(outcome)
+        return frozenset(f"{host}:{port}" for host in outcome)
+
+
+def test_a_failing_lookup_keeps_what_is_known_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "causeway.replication")
+    names = Names(["a"], "timed out", "timed out", "timed out", ["a"], ["a", "b"], "no such name")
+    told: list[frozenset[str]] = []
+    discovery = Discovery("peers.test:80", 1.0, lookup=names)
+    for _ in range(8):
+        discovery.look_up(told.append)
+    assert told == [{"a:80"}, {"a:80"}, {"a:80", "b:80"}]
+    assert discovery.found == {"a:80", "b:80"}
+    assert [record.message.removeprefix("KV_VIEW_DNS: peers.test ") for record in caplog.records] == [
+        "resolves to a:80",
+        "does not resolve: timed out",
+        "resolves to a:80",
+        "resolves to a:80, b:80",
+        "does not resolve: no such name",
+    ]
+
+
+def eventually(what: Callable[[], Any], within_s: float = 10.0) -> Any:
+    deadline = time.monotonic() + within_s
+    while not (result := what()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return result
+
+
+def test_it_looks_again_and_again_and_survives_what_it_is_told_to_call(caplog: pytest.LogCaptureFixture) -> None:
+    names, calls = Names("not yet", "not yet", ["a"], ["b"]), list[frozenset[str]]()
+    discovery = Discovery("peers.test:80", 0.01, lookup=names)
+
+    def on_found(addresses: frozenset[str]) -> None:
+        calls.append(addresses)
+        if len(calls) == 1:
+            raise RuntimeError("a fault of whoever is told")
+
+    discovery.start(on_found)
+    assert eventually(lambda: frozenset({"b:80"}) in calls), calls
+    discovery.stop()
+    assert calls[0] == {"a:80"}
+    assert "a fault of whoever is told" in caplog.text
+
+
+def test_a_lookup_that_hangs_holds_up_nothing_and_is_not_waited_for() -> None:
+    begun, hung = threading.Event(), threading.Event()
+
+    def hang(name: str, port: int) -> frozenset[str]:
+        begun.set()
+        hung.wait(30)
+        return frozenset({"late:80"})
+
+    calls: list[frozenset[str]] = []
+    discovery = Discovery("peers.test:80", 0.01, lookup=hang)
+    began_s = time.monotonic()
+    discovery.start(calls.append)
+    assert begun.wait(5)
+    discovery.stop()
+    assert time.monotonic() - began_s < 5
+    hung.set()
+    time.sleep(0.1)
+    assert calls == [], "it was stopped"
+
+
+def test_resolving_gives_addresses_in_their_one_spelling_and_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    def records(*hosts: str) -> Callable[..., list[Any]]:
+        return lambda *_, **__: [(0, 0, 0, "", (host, 80)) for host in hosts]
+
+    assert resolve("127.0.0.1", 80) == {"127.0.0.1:80"}
+    monkeypatch.setattr(socket, "getaddrinfo", records("10.0.0.1", "10.0.0.1", "fd00::0:1", "fe80::1%eth0"))
+    assert resolve("peers.test", 80) == {"10.0.0.1:80", "[fd00::1]:80"}
+    monkeypatch.setattr(socket, "getaddrinfo", records(*(f"10.0.{n // 250}.{n % 250}" for n in range(2000))))
+    assert len(resolve("peers.test", 80)) == MAX_FOUND
+    for hosts in ([], ["fe80::1%eth0", "fe80::2%eth0"]):
+        monkeypatch.setattr(socket, "getaddrinfo", records(*hosts))
+        with pytest.raises(LookupFailed, match="no address"):
+            resolve("peers.test", 80)
+
+
+def test_what_does_not_resolve_says_why() -> None:
+    with pytest.raises(LookupFailed, match=r"[Nn]ame"):
+        resolve("no-such-name.invalid", 80)
+    with pytest.raises(LookupFailed):
+        resolve("x" * 300, 80)
+
+
+# -- real replicas -----------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_name_stops_the_start_with_one_line() -> None:
+    refused = start_alone(KV_VIEW_DNS="10.0.0.1:8090")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "KV_VIEW_DNS: '10.0.0.1:8090' is an IP address, not name:port of something to look up; VIEW takes addresses\n"
+    )
+
+
+QUICK = {"KV_DOWN_AFTER": "1", "KV_SYNC_INTERVAL": "0.3"}
+
+
+@pytest.mark.processes
+def test_a_name_that_does_not_resolve_is_told_and_the_replica_serves_alone(cluster: ClusterFactory) -> None:
+    """SPEC P4, P6: a replica alone serves. docs/kubernetes.md says how pods avoid it."""
+    made = cluster(1, VIEW="", KV_VIEW_DNS="no-such-name.invalid:1", **QUICK)
+    log = made.log(0)
+    assert log.count("KV_VIEW_DNS: no-such-name.invalid does not resolve: ") == 1, log
+    assert requests.get(f"{made.url(0)}/view", timeout=5).json() == {"view": made.addresses}
+    assert requests.put(f"{made.url(0)}/kvs/a", json={"value": 1}, timeout=5).status_code == 201
+
+
+def certificate(directory: Path) -> dict[str, str]:
+    """Make a certificate for the name ``localhost``, and for no address."""
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -addext subjectAltName=DNS:localhost"
+    cert, key = directory / "cert.pem", directory / "key.pem"
+    subprocess.run([*make.split(), "-out", str(cert), "-keyout", str(key)], check=True, capture_output=True)
+    return {"KV_TLS_CERT": str(cert), "KV_TLS_KEY": str(key), "KV_TLS_CA": str(cert)}
+
+
+@pytest.mark.processes
+def test_who_is_found_is_called_and_verified_by_the_name_that_led_there(tmp_path: Path) -> None:
+    """The lookup gives 127.0.0.1, for which there is no certificate and which KV_ALLOWED_HOSTS does not name."""
+    port = free_ports(2)
+    environment = {"VIEW": "", "KV_VIEW_DNS": f"localhost:{port}", "KV_CLUSTER_SECRET": "of both of them", **QUICK}
+    made = LocalCluster(2, port, "localhost", {**environment, **certificate(tmp_path)}, tmp_path)
+    with made:
+        view = f"{made.url(1)}/view"
+        verify = str(tmp_path / "cert.pem")
+        assert eventually(lambda: requests.get(view, timeout=5, verify=verify).json()["view"] == made.addresses), (
+            made.log(1)
+        )
+    assert "TLS failed" not in made.log(1)
+
+
+def test_the_name_that_leads_to_all_is_a_host_that_is_answered() -> None:
+    from kvsite.hosts import HostMiddleware
+
+    config = Config.from_env({"KV_VIEW_DNS": "Peers.test:8090"})
+    guard = HostMiddleware(lambda request: None, config, members=lambda: ())  # type: ignore[arg-type,return-value]
+    assert guard._allows("peers.test:8090")
+    assert not guard._allows("others.test:8090")
+    assert not guard._allows("10.0.0.1:8090")

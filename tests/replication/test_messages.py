@@ -1,0 +1,291 @@
+"""The wire form of what replicas say: it comes back as it went out, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import enum
+import types
+import typing
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replication.errors import BadMessage
+from replication.messages import (
+    PROTOCOL,
+    Exchange,
+    LastHeard,
+    MarkerForm,
+    MembershipEntry,
+    SnapshotPiece,
+    SnapshotRequest,
+    decode,
+    encode,
+)
+from store.versions import Update, Version, Write, decode_update, encode_update
+
+Kind = Any
+"""One of the three."""
+
+KINDS: tuple[Kind, ...] = (Exchange, SnapshotRequest, SnapshotPiece)
+
+texts = st.text(min_size=1, max_size=8)
+addresses = st.text(min_size=3, max_size=12)
+counters = st.integers(1, 2**53 - 1)
+stamps = st.integers(0, 2**62 - 1)
+naturals = st.integers(0, 2**63 - 1)
+clocks = st.dictionaries(texts, counters, max_size=3)
+writes = st.builds(
+    Write,
+    st.text(max_size=8),
+    st.one_of(st.none(), st.binary(max_size=20)),
+    st.lists(st.tuples(texts, counters), max_size=2).map(tuple),
+    st.one_of(st.none(), stamps),
+)
+updates = st.builds(Update, texts, counters, stamps, clocks, st.lists(writes, max_size=3).map(tuple))
+versions = st.builds(Version, st.binary(max_size=20), texts, counters, stamps, clocks, st.one_of(st.none(), stamps))
+exchanges = st.builds(
+    Exchange,
+    sender=texts,
+    heartbeat=naturals,
+    time=stamps,
+    membership_digest=naturals,
+    clock=clocks,
+    retired_digest=naturals,
+    state=st.sampled_from(["joining", "serving", "removed", "leaving"]),
+    membership=st.one_of(
+        st.none(), st.dictionaries(addresses, st.builds(MembershipEntry, naturals, stamps, st.booleans()), max_size=2)
+    ),
+    retired=st.one_of(st.none(), clocks),
+    heard=st.dictionaries(texts, st.builds(LastHeard, naturals, naturals), max_size=2),
+    pending=clocks,
+    batch=st.lists(updates.map(encode_update).map(msgspec.Raw), max_size=3),
+    want_all=st.booleans(),
+    truncated=st.booleans(),
+    more=st.booleans(),
+    accepted=st.booleans(),
+)
+requests = st.builds(SnapshotRequest, texts, st.text(max_size=8), naturals)
+pieces = st.builds(
+    SnapshotPiece,
+    texts,
+    st.text(max_size=8),
+    naturals,
+    st.booleans(),
+    stamps,
+    clocks,
+    clocks,
+    st.lists(st.builds(MarkerForm, texts, counters, clocks), max_size=2),
+    st.lists(st.tuples(st.text(max_size=4), st.lists(versions, min_size=1, max_size=2).map(tuple)), max_size=3),
+)
+messages = st.one_of(exchanges, requests, pieces)
+
+
+def fits(value: Any, kind: Any) -> bool:  # noqa: PLR0911 - a case a kind
+    """Return whether ``value`` is what the annotation says, bounds and all: a check that is not msgspec's own."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return fits(value, arguments[0]) and all(_is_within(value, meta) for meta in kind.__metadata__)
+    if origin in {typing.Union, types.UnionType}:
+        return any(fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is dict:
+        return type(value) is dict and all(fits(k, arguments[0]) and fits(v, arguments[1]) for k, v in value.items())
+    if origin is list:
+        return type(value) is list and all(fits(item, arguments[0]) for item in value)
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return type(value) is tuple and all(fits(item, arguments[0]) for item in value)
+        return type(value) is tuple and len(value) == len(arguments) and all(map(fits, value, arguments))
+    if kind is msgspec.Raw:
+        return type(value) is msgspec.Raw and fits(decode_update(value), Update)
+    if kind is None or kind is type(None):
+        return value is None
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        hints = typing.get_type_hints(kind, include_extras=True)
+        return type(value) is kind and all(fits(getattr(value, name), hint) for name, hint in hints.items())
+    assert kind in {int, str, bytes, bool}
+    return type(value) is kind and not isinstance(value, enum.Enum)
+
+
+def _is_within(value: Any, meta: msgspec.Meta) -> bool:
+    return (
+        (meta.ge is None or value >= meta.ge)
+        and (meta.le is None or value <= meta.le)
+        and (meta.lt is None or value < meta.lt)
+        and (meta.gt is None or value > meta.gt)
+        and (meta.min_length is None or len(value) >= meta.min_length)
+        and (meta.max_length is None or len(value) <= meta.max_length)
+    )
+
+
+@given(messages)
+def test_a_message_comes_back_as_it_went_out(message: Exchange | SnapshotRequest | SnapshotPiece) -> None:
+    body = encode(message)
+    kind: Any = type(message)
+    returned = decode(body, kind)
+    assert returned == message
+    assert fits(returned, kind)
+
+
+@given(st.binary(max_size=80), st.sampled_from(KINDS))
+def test_random_bytes_are_bad_messages(body: bytes, kind: Kind) -> None:
+    decoded = attempt(body, kind)
+    assert decoded is None or fits(decoded, kind)
+
+
+@given(messages, st.data())
+def test_a_damaged_message_is_refused_or_well_formed(message: Any, data: st.DataObject) -> None:
+    """Bytes are changed, left out, put in, cut off: what still decodes is a message within all bounds."""
+    body = bytearray(encode(message))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, max(0, len(body) - 1)))
+        how = data.draw(st.sampled_from(["change", "remove", "insert", "cut"]))
+        if how == "insert" or not body:
+            body[at:at] = data.draw(st.binary(min_size=1, max_size=9))
+        elif how == "change":
+            body[at] = data.draw(st.integers(0, 255))
+        elif how == "remove":
+            del body[at]
+        else:
+            del body[at:]
+    decoded = attempt(bytes(body), type(message))
+    if decoded is not None:
+        assert fits(decoded, type(message))
+        assert decode(encode(decoded), type(message)) == decoded
+
+
+json_like = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**63), 2**64 - 1),
+        st.floats(),
+        st.text(max_size=5),
+        st.binary(max_size=5),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+@given(messages, st.data())
+def test_a_field_of_another_kind_is_refused_or_well_formed(message: Any, data: st.DataObject) -> None:
+    """Valid MessagePack with anything at all in one of the fields, as only somebody who means it would send."""
+    tree = msgspec.msgpack.decode(encode(message))
+    field = data.draw(st.sampled_from(sorted(type(message).__struct_encode_fields__)))
+    tree[field] = data.draw(json_like)
+    decoded = attempt(msgspec.msgpack.encode(tree), type(message))
+    assert decoded is None or fits(decoded, type(message))
+
+
+def attempt(body: bytes, kind: Kind) -> Any:
+    try:
+        message = decode(body, kind)
+        if kind is Exchange:
+            assert len(message.updates) == len(message.batch)
+    except BadMessage:
+        return None
+    return message
+
+
+MINIMAL: dict[str, Any] = {
+    "sender": "r1",
+    "heartbeat": 1,
+    "time": 1,
+    "membership_digest": 0,
+    "clock": {},
+    "retired_digest": 0,
+    "state": "serving",
+}
+
+
+def read(body: bytes) -> tuple[Exchange, list[Update]]:
+    """Read a message and its updates, as whoever receives it does before anything is taken of it."""
+    message = decode(body, Exchange)
+    return message, message.updates
+
+
+BAD_FIELDS: list[tuple[str, Any]] = [
+    ("sender", ""),
+    ("sender", "r" * 321),
+    ("heartbeat", -1),
+    ("heartbeat", 1.5),
+    ("time", 2**62),
+    ("clock", {"r1": 0}),
+    ("clock", {"r1": 2**53}),
+    ("clock", {"": 1}),
+    ("clock", {"r1": True}),
+    ("clock", []),
+    ("state", "sleeping"),
+    ("membership", {"r1:80": [2**63, 1, True]}),
+    ("membership", {"x": [1, 1, True]}),
+    ("membership", {"r1:80": [1, 1, 1]}),
+    ("membership", {"r1:80": [1, 1]}),
+    ("updates", [["r1", 0, 1, {}, []]]),
+    ("updates", [["r1", 1, 1, {}, [["key"]]]]),
+    ("updates", [["r1", 1, 1, {}, [["key", "text", [], None]]]]),
+    ("updates", [["r1", 1, 1, {}, [["key", None, [["r1", 0]], None]]]]),
+    ("heard", {"r1": [1, -1]}),
+    ("want_all", 1),
+    ("protocol", PROTOCOL + 2),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_FIELDS)
+def test_each_bound_is_held(field: str, value: Any) -> None:
+    assert decode(msgspec.msgpack.encode(MINIMAL), Exchange).sender == "r1"
+    with pytest.raises(BadMessage):
+        read(msgspec.msgpack.encode({**MINIMAL, field: value}))
+
+
+@pytest.mark.parametrize("field", sorted(MINIMAL))
+def test_no_field_that_matters_may_be_missing(field: str) -> None:
+    with pytest.raises(BadMessage):
+        decode(msgspec.msgpack.encode({name: value for name, value in MINIMAL.items() if name != field}), Exchange)
+
+
+def test_what_a_later_version_adds_is_passed_over_and_neighbours_understand_each_other() -> None:
+    later = {**MINIMAL, "protocol": PROTOCOL + 1, "invented": [1, 2]}
+    assert decode(msgspec.msgpack.encode(later), Exchange).protocol == PROTOCOL + 1
+
+
+def test_bytes_after_a_message_make_it_a_bad_one() -> None:
+    with pytest.raises(BadMessage):
+        decode(msgspec.msgpack.encode(MINIMAL) + b"\x00", Exchange)
+
+
+@pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1a"])
+def test_what_is_nested_without_end_is_a_bad_message(opening: bytes) -> None:
+    for kind in KINDS:
+        with pytest.raises(BadMessage):
+            decode(opening * 100_000 + b"\xc0", kind)
+
+
+def test_text_that_is_no_utf_8_is_a_bad_message() -> None:
+    body = msgspec.msgpack.encode(MINIMAL).replace(b"\xa2r1", b"\xa2\xff\xfe")
+    with pytest.raises(BadMessage):
+        decode(body, Exchange)
+
+
+def test_a_key_without_any_version_is_a_bad_piece() -> None:
+    """A key that holds nothing is not in the table; a table that has one breaks listings."""
+    tree = {"sender": "r1", "snapshot": "s", "piece": 0, "last": True, "items": [["key", []]]}
+    with pytest.raises(BadMessage):
+        decode(msgspec.msgpack.encode(tree), SnapshotPiece)
+
+
+def test_values_travel_as_the_bytes_that_they_are() -> None:
+    update = Update("r1", 1, 1, {}, (Write("key", b'{"a":\x00\xff}'),))
+    message = msgspec.convert({**MINIMAL, "updates": []}, Exchange)
+    message.batch.append(msgspec.Raw(encode_update(update)))
+    assert b'{"a":\x00\xff}' in encode(message)
+
+
+def test_an_idle_exchange_is_short() -> None:
+    """Defaults are left out: what goes to and fro every second between idle replicas fits in one packet."""
+    message = msgspec.convert({**MINIMAL, "clock": {f"127.0.0.1:809{n}@{n:016x}": 10**6 for n in range(5)}}, Exchange)
+    assert len(encode(message)) < 400

@@ -1,0 +1,303 @@
+"""deploy/kubernetes: valid by the published schemas, complete, and right about the replica that it runs.
+
+What kustomize does is done here in little (patches are merged, names and images are left alone), so that the tests need
+no binary: what is judged is each file, and the StatefulSet as each overlay makes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from django.urls import resolve
+
+from kvsite.config import Config, ConfigError
+from kvsite.hosts import HostMiddleware
+from kvsite.server import STOP_TIMEOUT_S
+from store.api.context import Limits
+
+ROOT = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
+BASE, COMPONENTS, EXAMPLE = ROOT / "base", ROOT / "components", ROOT / "overlays" / "example"
+OLDEST, NEWEST = "1.27", kubernetes_validate.latest_version().removesuffix(".0")
+"""docs/kubernetes.md names the oldest: from there on all fields are on by default."""
+
+Resource = dict[str, Any]
+
+
+def read(path: Path) -> list[Resource]:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def kustomizations() -> list[Path]:
+    return sorted(ROOT.rglob("kustomization.yaml"))
+
+
+def named(kustomization: Path, *fields: str) -> Iterator[Path]:
+    """Return what a kustomization names in ``fields``, as paths."""
+    content = read(kustomization)[0]
+    for name in fields:
+        for item in content.get(name, []):
+            yield (kustomization.parent / (item["path"] if isinstance(item, dict) else item)).resolve()
+
+
+def resource_files() -> list[Path]:
+    return sorted({path for each in kustomizations() for path in named(each, "resources") if path.is_file()})
+
+
+def resources() -> list[Resource]:
+    return [resource for path in resource_files() for resource in read(path)]
+
+
+def one(kind: str, name: str = "causeway") -> Resource:
+    (found,) = [each for each in resources() if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def merged(old: Any, new: Any) -> Any:
+    """Return ``old`` with the strategic merge patch ``new``: lists of things with names are merged by name."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**old, **{key: merged(old[key], value) if key in old else value for key, value in new.items()}}
+    if isinstance(old, list) and isinstance(new, list) and all(isinstance(each, dict) for each in [*old, *new]):
+        patches = {each["name"]: each for each in new}
+        kept = [merged(each, patches.pop(each["name"], {})) for each in old]
+        return [*kept, *patches.values()]
+    return new
+
+
+def stateful_set(*patches: Path) -> Resource:
+    """Return the StatefulSet with ``patches``, files each."""
+    made = one("StatefulSet")
+    for path in patches:
+        (patch,) = read(path)
+        assert (patch["kind"], patch["metadata"]["name"]) == ("StatefulSet", made["metadata"]["name"])
+        made = merged(made, patch)
+    return made
+
+
+VARIANTS = {
+    "base": (),
+    "example": (EXAMPLE / "statefulset.yaml",),
+    "example with TLS": (COMPONENTS / "tls" / "statefulset.yaml", EXAMPLE / "statefulset.yaml"),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def pod(request: pytest.FixtureRequest) -> Resource:
+    spec: Resource = stateful_set(*VARIANTS[request.param])["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.fixture
+def container(pod: Resource) -> Resource:
+    (made,) = pod["containers"]
+    return dict(made)
+
+
+def environment(container: Resource) -> dict[str, str]:
+    """Return the variables of a pod called causeway-1 in the namespace ns, references filled in; no Secret."""
+    fields = {"metadata.name": "causeway-1", "metadata.namespace": "ns"}
+    found: dict[str, str] = {}
+    for each in container["env"]:
+        value = each["value"] if "value" in each else fields[each["valueFrom"]["fieldRef"]["fieldPath"]]
+        # What is named has to stand before.
+        found[each["name"]] = re.sub(r"\$\((\w+)\)", lambda match: found[match[1]], value)
+    return found
+
+
+def config(container: Resource, directory: Path) -> Config:
+    """Return the settings that a replica in the pod has; files of a mounted Secret lie in ``directory``."""
+    told = {name: text for name, text in environment(container).items() if not name.startswith("POD_")}
+    for name, text in told.items():
+        if text.startswith("/tls/"):
+            (directory / Path(text).name).touch()
+            told[name] = str(directory / Path(text).name)
+    return Config.from_env(told)
+
+
+def mebibytes(quantity: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", quantity).groups()  # type: ignore[union-attr]
+    return int(number) * {"Mi": 1, "Gi": 1024}[unit]
+
+
+# -- valid and complete ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_every_resource_keeps_the_published_schemas_strictly(version: str) -> None:
+    whole = [*resources(), *(stateful_set(*patches) for patches in VARIANTS.values())]
+    assert {each["kind"] for each in whole} == {
+        "Namespace",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "Service",
+        "StatefulSet",
+    }
+    for resource in whole:
+        assert kubernetes_validate.validate(resource, version, strict=True) == version
+
+
+def test_the_schemas_would_notice_a_misspelt_field() -> None:
+    wrong = merged(one("StatefulSet"), {"spec": {"podManagmentPolicy": "Parallel"}})
+    with pytest.raises(kubernetes_validate.ValidationError, match="podManagmentPolicy"):
+        kubernetes_validate.validate(wrong, NEWEST, strict=True)
+
+
+def test_kustomizations_name_every_file_and_nothing_that_is_not_there() -> None:
+    known = {"apiVersion", "kind", "resources", "components", "patches", "images", "replicas", "namespace"}
+    used = set()
+    for path in kustomizations():
+        content = read(path)[0]
+        assert content["kind"] == ("Component" if COMPONENTS in path.parents else "Kustomization"), path
+        assert content.keys() <= known | {"secretGenerator"}, path
+        for target in named(path, "resources", "components", "patches"):
+            assert (target / "kustomization.yaml").is_file() if target.is_dir() else target.is_file(), target
+            used.add(target)
+    assert {path for path in ROOT.rglob("*.yaml") if path.name != "kustomization.yaml"} <= used
+
+
+def test_selectors_choose_the_pods_of_the_set_and_no_other_label() -> None:
+    labels = one("StatefulSet")["spec"]["template"]["metadata"]["labels"]
+    text = "".join(path.read_text() for path in resource_files())
+    assert set(re.findall(r"app\.kubernetes\.io/name: (\S+)", text)) == {labels["app.kubernetes.io/name"]}
+    assert one("StatefulSet")["spec"]["selector"]["matchLabels"] == labels
+    assert one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
+    for service in ("causeway", "causeway-peers"):
+        assert one("Service", service)["spec"]["selector"] == labels
+
+
+# -- right about the replica -------------------------------------------------------------------------------------------
+
+
+def test_a_replica_takes_its_environment(container: Resource, tmp_path: Path) -> None:
+    made = config(container, tmp_path)
+    assert made.address == "causeway-1.causeway-peers.ns.svc:8090", "stable over restarts"
+    assert made.listen == ("0.0.0.0", 8090)
+    assert made.view_dns == "causeway-peers:8090"
+    assert made.seeds == ()
+    assert made.log_format == "json"
+    assert container["ports"] == [{"name": "http", "containerPort": 8090}]
+
+
+def test_peers_are_found_before_they_are_ready_and_clients_get_ready_ones_only(container: Resource) -> None:
+    peers, clients = one("Service", "causeway-peers")["spec"], one("Service", "causeway")["spec"]
+    assert peers["clusterIP"] == "None"
+    assert peers["publishNotReadyAddresses"] is True
+    assert not clients.get("publishNotReadyAddresses", False)
+    assert one("StatefulSet")["spec"]["serviceName"] == "causeway-peers"
+    assert environment(container)["KV_VIEW_DNS"] == "causeway-peers:8090"
+    for service in (peers, clients):
+        assert service["ports"] == [{"name": "http", "port": 8090, "targetPort": "http"}]
+
+
+def allows(guard: HostMiddleware, host: str) -> bool:
+    return guard._allows(host)
+
+
+def test_hosts_of_probes_and_of_the_services_are_answered_and_a_pods_ip_is_not(
+    container: Resource, tmp_path: Path
+) -> None:
+    guard = HostMiddleware(lambda _: None, config(container, tmp_path), members=lambda: ())  # type: ignore[arg-type,return-value]
+    for host in ("causeway", "causeway.ns", "causeway.ns.svc", "causeway.ns.svc.cluster.local"):
+        assert allows(guard, f"{host}:8090"), host
+    assert allows(guard, "causeway-peers:8090"), "what peers that were looked up call each other"
+    assert not allows(guard, "10.0.0.1:8090"), "what a probe would say by itself"
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        (header,) = container[probe]["httpGet"]["httpHeaders"]
+        assert header["name"] == "Host"
+        assert allows(guard, header["value"])
+
+
+def test_probes_ask_what_is_there_and_only_readiness_asks_for_readiness(container: Resource) -> None:
+    paths = {
+        probe: container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")
+    }
+    assert paths == {"startupProbe": "/healthz", "readinessProbe": "/readyz", "livenessProbe": "/healthz"}
+    for path in paths.values():
+        assert resolve(path)
+    serves_tls = "KV_TLS_CERT" in environment(container)
+    for probe in paths:
+        assert container[probe]["httpGet"].get("scheme", "HTTP") == ("HTTPS" if serves_tls else "HTTP")
+        assert container[probe]["httpGet"]["port"] == "http"
+
+
+def test_the_grace_period_holds_the_hook_and_the_drain(pod: Resource, container: Resource) -> None:
+    (shell, flag, script) = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert (shell, flag) == ("sh", "-c")
+    match = re.fullmatch(r"sleep (\d+); exec python manage\.py leave_view --timeout (\d+)", script)
+    assert match, script
+    starts_s = 15  # of the hook's program, on a busy node, and of its first requests
+    assert int(match[1]) + starts_s + int(match[2]) + STOP_TIMEOUT_S <= pod["terminationGracePeriodSeconds"]
+
+
+def test_memory_has_room_for_more_than_clients_may_fill(container: Resource) -> None:
+    """docs/kubernetes.md: twice KV_MAX_MEMORY and 256 MiB, promised in full."""
+    held = int(environment(container)["KV_MAX_MEMORY"]) >> 20
+    assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+    assert mebibytes(container["resources"]["limits"]["memory"]) >= 2 * held + 256
+    assert held << 20 > 10 * Limits().max_body_bytes
+
+
+def test_every_container_is_locked_down(pod: Resource) -> None:
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 10001, "the user of the image (Dockerfile)"
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False, "variables of Services called kv… would stop the start"
+    for each in [*pod["containers"], *pod["initContainers"]]:
+        assert each["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert each["resources"]["requests"]["memory"]
+        assert each["resources"]["limits"]["memory"]
+    image = (ROOT.parents[1] / "Dockerfile").read_text()
+    assert "USER 10001:10001" in image
+
+
+def test_a_pod_waits_until_its_peers_name_leads_somewhere() -> None:
+    (waiting,) = one("StatefulSet")["spec"]["template"]["spec"]["initContainers"]
+    program = [sys.executable, *waiting["command"][1:]]
+    assert waiting["command"][:2] == ["python", "-c"]
+    known = subprocess.run(program, env={**os.environ, "KV_VIEW_DNS": "localhost:1"}, timeout=20, check=False)
+    assert known.returncode == 0
+    process = subprocess.Popen(
+        program, env={**os.environ, "KV_VIEW_DNS": "no-such-name.invalid:1"}, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("no-such-name.invalid: ")
+    process.terminate()
+    assert process.wait(10) == 1, "the first process of a container has to say what SIGTERM does"
+    process.stdout.close()
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------------
+
+
+def test_secrets_come_from_a_file_that_is_not_here_and_whose_example_starts_nothing() -> None:
+    (generated,) = read(EXAMPLE / "kustomization.yaml")[0]["secretGenerator"]
+    (container,) = one("StatefulSet")["spec"]["template"]["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": generated["name"]}}], "not optional"
+    assert generated["envs"] == ["causeway.env"]
+    assert "causeway.env" in (EXAMPLE / ".gitignore").read_text().split()
+    example = (EXAMPLE / "causeway.env.example").read_text().splitlines()
+    told = dict(line.split("=", 1) for line in example if line and not line.startswith("#"))
+    assert {*told} == {*Config.variables(secret=True)} - {"KV_CLUSTER_SECRET_ALSO"}
+    for name, value in told.items():
+        with pytest.raises(ConfigError, match=f"^{name}: "):
+            Config.from_env({name: value})
+
+
+def test_nothing_that_is_shipped_holds_a_secret() -> None:
+    shipped = "".join(path.read_text() for path in ROOT.rglob("*.yaml"))
+    for name in Config.variables(secret=True):
+        assert not re.search(rf"name: {name}\b", shipped)
+    assert "kind: Secret" not in shipped

@@ -1,0 +1,259 @@
+"""Whatever bytes and whatever JSON a request carries (SPEC P7): a JSON answer, no 500, and nothing changed by a 4xx."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from replication.api import context as replication_context
+from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
+from replication.node import Node
+from replication.peer_client import PeerClientSettings
+from replication.replica import Replica
+from store.api import context
+from store.engine import Engine, read_clocks
+from store.settings import StoreSettings
+from tests.support.api import LIMITS, Answer, Api, fresh_api
+
+MSGPACK = "application/msgpack"
+SENDER = "127.0.0.1:21505@0000000000abcdef"
+
+many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+texts = st.one_of(st.text(max_size=20), st.sampled_from(["k", "here", "all", "majority", "*", '"a"', "", "\ud800"]))
+numbers = st.one_of(
+    st.integers(), st.floats(), st.sampled_from([0, -1, 1, 2**53, 2**63, 2**64, 10**400, 1e308, 0.5, 1.0])
+)
+
+
+def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4))
+
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, texts), nested, max_leaves=12
+)
+FIELDS = ["value", "causal-metadata", "ttl", "w", "w-timeout", "reads", "writes", "key", "delete", "if-match", "x"]
+pasts: st.SearchStrategy[Any] = st.one_of(
+    json_values, st.dictionaries(texts, st.integers(0, 2), max_size=3), st.just({}), st.none()
+)
+likely = {
+    "causal-metadata": pasts,
+    "ttl": st.one_of(json_values, st.floats(0.1, 100)),
+    "w": st.one_of(json_values, st.sampled_from([1, 2, "all"])),
+    "w-timeout": st.one_of(json_values, st.just(0)),
+    "reads": st.one_of(json_values, st.lists(texts, max_size=3)),
+}
+one_write = st.fixed_dictionaries({}, optional={name: likely.get(name, json_values) for name in FIELDS})
+bodies = st.fixed_dictionaries(
+    {}, optional={name: likely.get(name, json_values) for name in FIELDS} | {"writes": st.lists(one_write, max_size=3)}
+)
+broken_json = st.one_of(
+    st.binary(max_size=60),
+    st.tuples(bodies, st.integers(0, 60), st.binary(max_size=3)).map(
+        lambda parts: as_json(parts[0])[: parts[1]] + parts[2] + as_json(parts[0])[parts[1] :]
+    ),
+)
+endpoints = st.sampled_from(
+    [
+        ("PUT", "/kvs/k"),
+        ("POST", "/kvs/here"),
+        ("GET", "/kvs/here"),
+        ("DELETE", "/kvs/k"),
+        ("DELETE", "/kvs/here"),
+        ("GET", "/kvs"),
+        ("POST", "/kvs"),
+    ]
+)
+
+
+def as_json(body: Any) -> bytes:
+    """As Python writes it: NaN, Infinity and lone surrogates included."""
+    return json.dumps(body).encode()
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    """A client of a fresh replica where time stands still: what one request wrote with a short ttl must not expire
+    during another, or that one would seem to have changed something."""
+    moment = read_clocks()
+    with fresh_api(lambda: moment) as client:
+        yield client
+
+
+def judge(api: Api, before: tuple[Any, ...], answer: Answer) -> None:
+    assert answer.status != 500
+    assert answer.status < 500 or answer.status in (503, 507)
+    if answer.status >= 400:
+        assert isinstance(answer.body["error"], str)
+        assert answer.body["error"]
+        assert api.state() == before
+    if answer.status != 304 and answer.status < 300:
+        assert isinstance(answer.body["causal-metadata"], dict)
+
+
+@many
+@given(endpoint=endpoints, body=st.one_of(bodies, json_values))
+@example(endpoint=("PUT", "/kvs/k"), body={"value": "\ud800"})
+@example(endpoint=("POST", "/kvs"), body={"reads": ["k"], "w": "all", "w-timeout": 0})
+def test_any_json(api: Api, endpoint: tuple[str, str], body: Any) -> None:
+    if api.get("/kvs/here").status == 404:
+        api.put("/kvs/here", "before")
+    before = api.state()
+    judge(api, before, api.ask(*endpoint, raw=as_json(body)))
+
+
+@many
+@given(endpoint=endpoints, raw=broken_json)
+def test_any_bytes(api: Api, endpoint: tuple[str, str], raw: bytes) -> None:
+    before = api.state()
+    judge(api, before, api.ask(*endpoint, raw=raw))
+
+
+@many
+@given(value=json_values)
+def test_a_value_that_is_taken_comes_back(api: Api, value: Any) -> None:
+    raw = b'{"value": ' + as_json(value) + b"}"
+    answer = api.ask("PUT", "/kvs/k", raw=raw)
+    if answer.status < 300:
+        assert json.dumps(api.get("/kvs/k").body["value"]) == json.dumps(value)
+    else:
+        assert answer.status in (400, 413)
+
+
+headers = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40)
+
+
+@many
+@given(
+    endpoint=endpoints,
+    named=st.dictionaries(
+        st.sampled_from(["If-Match", "If-None-Match", "X-Causal-Metadata", "Content-Type", "Accept"]), headers
+    ),
+    query=st.dictionaries(
+        st.sampled_from(["wait", "limit", "prefix", "after", "values", "siblings", "causal-metadata"]),
+        st.text('0123456789-.eE+%Fftruealse&={}"[]:', max_size=12),
+    ),
+)
+def test_any_headers_and_parameters(
+    api: Api, endpoint: tuple[str, str], named: dict[str, str], query: dict[str, str]
+) -> None:
+    method, path = endpoint
+    query["wait"] = "0" if query.get("wait", "").strip("0123456789.") == "" else query["wait"]
+    before = api.state()
+    target = path + "?" + "&".join(f"{name}={value}" for name, value in query.items())
+    judge(api, before, api.ask(method, target, raw=b'{"value": 1}', headers=named))
+
+
+# --- what replicas say to each other ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def peer(api: Api) -> Any:
+    """A whole replica, not started, with one other in its register."""
+    fatal: list[str] = []
+    replica = Replica(
+        "127.0.0.1:21504",
+        [],
+        now=read_clocks(),
+        rng=random.Random(1),
+        store_settings=StoreSettings(max_pending=50),
+    )
+    node = Node(replica, Engine(replica.store), PeerClientSettings(), on_fatal=fatal.append)
+    unbound = replication_context._node
+    context.bind(node.engine, LIMITS)
+    replication_context.bind(node)
+    yield node
+    assert not fatal
+    replication_context._node = unbound
+
+
+def nested_plain(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=8), inner, max_size=4))
+
+
+plain: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**63), 2**64 - 1),
+        st.floats(),
+        st.text(max_size=8),
+        st.binary(max_size=8),
+        st.sampled_from([SENDER, "127.0.0.1:21504@0000000000000001", "a:1", 1, 2]),
+    ),
+    nested_plain,
+    max_leaves=20,
+)
+ids = st.sampled_from([SENDER, "127.0.0.1:21506@0000000000000002", "a:1@0000000000000003", "x"])
+clocks = st.dictionaries(ids, st.integers(1, 4), max_size=3)
+writes = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from([b"1", None]), st.lists(st.tuples(ids, st.integers(1, 4)))),
+    max_size=3,
+)
+updates = st.tuples(ids, st.integers(1, 5), st.integers(0, 2**61), clocks, writes)
+messages = st.fixed_dictionaries(
+    {
+        "sender": st.just(SENDER),
+        "heartbeat": st.integers(0, 9),
+        "time": st.integers(0, 2**61),
+        "membership_digest": st.integers(0, 9),
+        "clock": clocks,
+        "retired_digest": st.integers(0, 9),
+        "state": st.sampled_from(["joining", "serving", "removed", "leaving"]),
+    },
+    optional={
+        "retired": clocks,
+        "pending": clocks,
+        "updates": st.lists(updates, max_size=4),
+        "membership": st.dictionaries(
+            st.sampled_from(["127.0.0.1:21505", "127.0.0.1:21506", "b:2"]),
+            st.tuples(st.integers(0, 9), st.integers(0, 2**61), st.booleans()),
+        ),
+        "want_all": st.booleans(),
+        "truncated": st.booleans(),
+        "more": st.booleans(),
+        "accepted": st.booleans(),
+    },
+)
+torn = st.tuples(messages, st.integers(0, 200), st.binary(min_size=1, max_size=3)).map(
+    lambda parts: (raw := msgspec.msgpack.encode(parts[0]))[: parts[1]] + parts[2] + raw[parts[1] + len(parts[2]) :]
+)
+
+
+@many
+@given(
+    path=st.sampled_from(["exchange", "snapshot"]),
+    raw=st.one_of(
+        st.binary(max_size=80), plain.map(msgspec.msgpack.encode), messages.map(msgspec.msgpack.encode), torn
+    ),
+)
+def test_any_message_of_a_peer(peer: Node, path: str, raw: bytes) -> None:
+    client = Api(peer.replica.store)._client
+    response = client.generic("POST", f"/replication/{path}", raw, MSGPACK)
+    if response.status_code == 200:
+        msgspec.msgpack.decode(response.content, type=Exchange if path == "exchange" else SnapshotPiece)
+    else:
+        assert response.status_code == 400
+        assert json.loads(response.content)["error"]
+    # It goes on: what it tells of itself is whole, and it can talk to the next.
+    assert peer.status()["address"] == "127.0.0.1:21504"
+    assert peer.exchange_metrics().jumped_s >= 0
+    good = msgspec.msgpack.encode(SnapshotRequest("127.0.0.1:21599@0000000000000001"))
+    assert client.generic("POST", "/replication/snapshot", good, MSGPACK).status_code == 200
+
+
+@many
+@given(body=st.one_of(json_values, st.fixed_dictionaries({"socket-address": st.one_of(json_values, texts)})))
+def test_any_change_of_the_view(peer: Node, body: Any) -> None:
+    api = Api(peer.replica.store)
+    answer = api.ask("DELETE", "/view", raw=as_json(body))
+    assert answer.status in (400, 404)
+    assert answer.body["error"]

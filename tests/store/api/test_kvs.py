@@ -1,0 +1,535 @@
+"""Every row of SPEC 2.1 to 2.6 that one replica can show, through Django's test client and a real engine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from store.api import context
+from store.engine import Engine
+from store.errors import Busy, StoreError, TooManyWatchers
+from tests.support.api import LIMITS, OWN_ID, PEER_ID, Answer, Api, api, make_store
+
+__all__ = ["api"]
+
+OWN_ETAG = f'"{OWN_ID}:1"'
+
+
+# --- one key ---------------------------------------------------------------------------------------------------------
+
+
+def test_put_creates_then_replaces(api: Api) -> None:
+    created = api.put("/kvs/a", 1)
+    assert (created.status, created.body) == (201, {"result": "created", "causal-metadata": {OWN_ID: 1}})
+    replaced = api.put("/kvs/a", 2, created.metadata)
+    assert (replaced.status, replaced.body) == (200, {"result": "replaced", "causal-metadata": {OWN_ID: 2}})
+
+
+def test_post_is_put(api: Api) -> None:
+    assert api.ask("POST", "/kvs/a", {"value": 1}).status == 201
+    assert api.ask("POST", "/kvs/a", {"value": 2}).body["result"] == "replaced"
+    assert api.ask("POST", "/kvs/a", {}).body["error"] == "PUT request does not specify a value"
+
+
+def test_get_tells_the_value_with_its_past(api: Api) -> None:
+    api.put("/kvs/a", {"n": [1, None]})
+    found = api.get("/kvs/a")
+    assert found.status == 200
+    assert list(found.body.items()) == [
+        ("result", "found"),
+        ("value", {"n": [1, None]}),
+        ("causal-metadata", {OWN_ID: 1}),
+    ]
+
+
+def test_an_absent_key_is_a_404_that_carries_metadata(api: Api) -> None:
+    past = api.put("/kvs/b", 1).metadata
+    for method in ("GET", "DELETE"):
+        absent = api.ask(method, "/kvs/a", {"causal-metadata": past})
+        assert (absent.status, absent.body) == (404, {"error": "Key does not exist", "causal-metadata": past})
+
+
+def test_delete_then_404_that_names_the_delete(api: Api) -> None:
+    api.put("/kvs/a", 1)
+    deleted = api.delete("/kvs/a")
+    assert (deleted.status, deleted.body) == (200, {"result": "deleted", "causal-metadata": {OWN_ID: 2}})
+    assert deleted.headers["ETag"] == f'"{OWN_ID}:2"'
+    assert api.get("/kvs/a").metadata == {OWN_ID: 2}
+
+
+def test_reading_an_old_key_does_not_depend_on_newer_ones(api: Api) -> None:
+    api.put("/kvs/old", 1)
+    for number in range(5):
+        api.put(f"/kvs/new{number}", number)
+    assert api.get("/kvs/old").metadata == {OWN_ID: 1}
+
+
+VALUES = [
+    "null", "true", "0", "-1", "1.5", "-0.0", "5e-324", "0.1", "1e22", "123456789.123456789", "1.7976931348623157e308",
+    "9223372036854775807", "18446744073709551615", "18446744073709551616", "-9223372036854775809", "9" * 308,
+    '""', '"\\u0000"', '"\\ud83d\\ude00"', '"ÄÖ\\u007f\\""', '"' + "7" * 5000 + '"',
+    "[]", "{}", '{"":{"a":[1,2,{"b":null}]}}', "[" * 200 + "]" * 200, '{"causal-metadata":{"x":1}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", VALUES, ids=lambda text: text[:24])
+def test_a_value_comes_back_as_it_was_sent(api: Api, text: str) -> None:
+    sent = f'{{"value": {text}}}'.encode()
+    assert api.ask("PUT", "/kvs/a", raw=sent).status == 201
+    assert json.dumps(api.get("/kvs/a").body["value"]) == json.dumps(json.loads(text))
+
+
+KEYS = [
+    ("a/b", "a/b"), ("a/", "a/"), ("/", "/"), ("//", "//"), ("%2F", "/"), (".", "."), ("..%2F..", "../.."),
+    ("%00", "\0"), ("a%0Ab%0A", "a\nb\n"), ("%0D", "\r"), ("%E2%80%A8", "\u2028"), ("a%20b", "a b"), ("a+b", "a+b"),
+    ("%C3%A4", "ä"), ("%F0%9F%98%80", "😀"), ("%25FF", "%FF"), ("%25ff", "%ff"), ("%2525", "%25"), ("%zz", "%zz"),
+    ("%C3%A4%25C3%25A4", "ä%C3%A4"), ("a;b=c", "a;b=c"), ("%3Fa=b", "?a=b"), ("%23", "#"), ("kvs/kvs", "kvs/kvs"),
+    ("x" * 512, "x" * 512), ("%C3%A4" * 256, "ä" * 256),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "key"), KEYS, ids=lambda text: repr(text[:12]))
+def test_a_key_is_any_text_of_the_path(api: Api, path: str, key: str) -> None:
+    assert api.put(f"/kvs/{path}", 1).status == 201
+    assert list(api.store.table.copy()) == [key]
+    assert api.get(f"/kvs/{path}").status == 200
+    assert api.delete(f"/kvs/{path}").status == 200
+
+
+def test_without_the_wrapper_a_key_that_cannot_be_told_is_refused(api: Api) -> None:
+    bare = Api(api.store, edge=False)
+    for path in ("%FF", "%25FF"):
+        assert bare.put(f"/kvs/{path}", 1).status == 400
+    for path in ("%25", "100%25", "%2525ff", "ä"):
+        assert bare.put(f"/kvs/{path}", 1).status == 201
+
+
+def test_trailing_slash_is_part_of_the_key(api: Api) -> None:
+    api.put("/kvs/a", 1)
+    assert api.get("/kvs/a/").status == 404
+
+
+# --- where metadata is found -----------------------------------------------------------------------------------------
+
+FUTURE = {PEER_ID: 7}
+
+
+@pytest.mark.parametrize("past", [None, {}, {OWN_ID: 0}, {PEER_ID: 0, OWN_ID: 1}])
+def test_no_history_and_zero_entries(api: Api, past: Any) -> None:
+    api.put("/kvs/a", 1)
+    assert api.get("/kvs/a", past).metadata == {OWN_ID: 1}
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
+def test_metadata_from_body_else_header_else_query(api: Api, method: str) -> None:
+    text = json.dumps(FUTURE)
+    value = {"value": 1} if method == "PUT" else {}
+    in_body = api.ask(method, "/kvs/a", value | {"causal-metadata": FUTURE})
+    in_header = api.ask(method, "/kvs/a", value or None, headers={"X-Causal-Metadata": text})
+    in_query = api.ask(method, f"/kvs/a?causal-metadata={text}", value or None)
+    assert [answer.status for answer in (in_body, in_header, in_query)] == [503, 503, 503]
+    assert in_body.body == in_header.body == in_query.body
+    # The body goes first, null included; then the header.
+    first = api.ask("GET", "/kvs/a", {"causal-metadata": None}, headers={"X-Causal-Metadata": text})
+    assert first.status == 404
+    second = api.ask("GET", f"/kvs/a?causal-metadata={text}", headers={"X-Causal-Metadata": "{}"})
+    assert second.status == 404
+
+
+def test_metadata_is_repeated_in_the_header(api: Api) -> None:
+    for answer in (
+        api.put("/kvs/a", 1),
+        api.get("/kvs/a"),
+        api.get("/kvs"),
+        api.get("/kvs/b"),
+        api.get("/kvs/a", FUTURE),
+    ):
+        assert json.loads(answer.headers["X-Causal-Metadata"]) == answer.metadata
+        assert " " not in answer.headers["X-Causal-Metadata"]
+
+
+def test_metadata_longer_than_4_kib_is_in_the_body_alone(api: Api) -> None:
+    past = {"x" * 5000: 1}
+    answer = api.get("/kvs/a", past)
+    assert answer.status == 503
+    assert answer.metadata == past
+    assert "X-Causal-Metadata" not in answer.headers
+
+
+def test_a_header_is_ascii_whatever_the_ids_are(api: Api) -> None:
+    past = {"ä\x7f😀\n": 1}
+    header = api.get("/kvs/a", past).headers["X-Causal-Metadata"]
+    assert header.isascii()
+    assert header.isprintable()
+    assert json.loads(header) == past
+
+
+# --- causal past that is not here ------------------------------------------------------------------------------------
+
+
+def test_503_says_what_is_missing(api: Api) -> None:
+    api.put("/kvs/a", 1)
+    past = {OWN_ID: 1, PEER_ID: 3}
+    for answer in (
+        api.get("/kvs/a", past),
+        api.put("/kvs/a", 2, past),
+        api.delete("/kvs/a", past),
+        api.get("/kvs", past),
+    ):
+        assert answer.status == 503
+        assert answer.body == {
+            "error": "Causal dependencies not satisfied; try again later",
+            "missing": {PEER_ID: {"has": 0, "needs": 3}},
+            "causal-metadata": past,
+        }
+        assert int(answer.headers["Retry-After"]) >= 1
+    assert api.get("/kvs/a").body["value"] == 1
+
+
+def test_wait_holds_a_request_until_its_past_is_there(api: Api) -> None:
+    held: list[Answer] = []
+    asking = threading.Thread(target=lambda: held.append(api.get("/kvs/a?wait=20", {PEER_ID: 1})))
+    engine = context.engine()
+    asking.start()
+    while not engine.deferred:
+        time.sleep(0.001)
+    with engine.lock:
+        api.hear("a", b'"from afar"')
+        engine.wake()
+    asking.join(10)
+    assert held[0].body["value"] == "from afar"
+
+
+def test_a_closed_gate_is_a_503_with_its_reason(api: Api) -> None:
+    for reason in ("Replica is not in the view", "Replica is catching up"):
+        api.store.closed = reason
+        past = {OWN_ID: 0, PEER_ID: 1}
+        answer = api.get("/kvs/a", past)
+        assert (answer.status, answer.body) == (503, {"error": reason, "causal-metadata": {PEER_ID: 1}})
+
+
+def test_lost_past_is_told(api: Api) -> None:
+    class Forgetful:
+        def wrote(self, update: Any) -> None: ...
+        def ask(self, past: Any) -> int:
+            return 0
+
+        ask_again = ask
+
+        def unrecoverable(self, past: Any, token: int) -> dict[str, tuple[int, int]]:
+            return {PEER_ID: (3, past[PEER_ID])} if past.get(PEER_ID, 0) > 2 else {}
+
+        def acks(self, dot: Any) -> int:
+            return 1
+
+        def acks_required(self, write_concern: str) -> int:
+            return 1
+
+    context.bind(Engine(api.store, Forgetful()), LIMITS)
+    api.hear("a", b"1")
+    api.hear("b", b"2", counter=2)
+    answer = api.get("/kvs/a?wait=1", {PEER_ID: 9})
+    assert list(answer.body) == ["result", "value", "causal-metadata", "lost"]
+    assert answer.body["lost"] == {PEER_ID: [3, 9]}
+    assert answer.metadata == {PEER_ID: 2}  # what it has of it
+
+
+# --- conditions ------------------------------------------------------------------------------------------------------
+
+
+def test_answers_name_the_version(api: Api) -> None:
+    assert api.put("/kvs/a", 1).headers["ETag"] == OWN_ETAG
+    assert api.get("/kvs/a").headers["ETag"] == OWN_ETAG
+    assert "ETag" not in api.get("/kvs/b").headers
+
+
+def test_if_match_writes_over_that_version_only(api: Api) -> None:
+    api.put("/kvs/a", 1)
+    refused = api.put("/kvs/a", 2, headers={"If-Match": '"other:1"'})
+    assert (refused.status, refused.body) == (412, {"error": "Precondition failed", "causal-metadata": {OWN_ID: 1}})
+    assert refused.headers["ETag"] == OWN_ETAG
+    assert api.delete("/kvs/a", headers={"If-Match": '"other:1"'}).status == 412
+    assert api.put("/kvs/a", 2, headers={"If-Match": f'"x", {OWN_ETAG}'}).status == 200
+    assert api.put("/kvs/a", 3, headers={"If-Match": "*"}).status == 200
+    assert api.put("/kvs/new", 3, headers={"If-Match": "*"}).status == 412
+    assert api.put("/kvs/a", 4, headers={"If-Match": f'W/"{OWN_ID}:3"'}).status == 412
+    assert api.delete("/kvs/a", headers={"If-Match": f'"{OWN_ID}:3"'}).status == 200
+
+
+def test_if_none_match_writes_an_absent_key_only(api: Api) -> None:
+    assert api.put("/kvs/a", 1, headers={"If-None-Match": "*"}).status == 201
+    assert api.put("/kvs/a", 2, headers={"If-None-Match": "*"}).status == 412
+    assert api.put("/kvs/a", 2, headers={"If-None-Match": OWN_ETAG}).status == 400
+    assert api.delete("/kvs/a", headers={"If-None-Match": "*"}).status == 412
+    assert api.delete("/kvs/b", headers={"If-None-Match": "*"}).status == 404
+    assert api.get("/kvs/a").body["value"] == 1
+
+
+def test_if_none_match_of_a_read(api: Api) -> None:
+    api.put("/kvs/a", 1)
+    for header in (OWN_ETAG, "*", f'"x", W/{OWN_ETAG}'):
+        known = api.get("/kvs/a", headers={"If-None-Match": header})
+        assert (known.status, known.body) == (304, None)
+        assert known.headers["ETag"] == OWN_ETAG
+        assert json.loads(known.headers["X-Causal-Metadata"]) == {OWN_ID: 1}
+    assert api.get("/kvs/a", headers={"If-None-Match": '"x"'}).status == 200
+    assert api.get("/kvs/b", headers={"If-None-Match": "*"}).status == 404
+
+
+def test_watch_answers_when_the_key_changes(api: Api) -> None:
+    api.put("/kvs/a", 1)
+    held: list[Answer] = []
+    headers = {"If-None-Match": OWN_ETAG}
+    watching = threading.Thread(target=lambda: held.append(api.get("/kvs/a?wait=20", headers=headers)))
+    watching.start()
+    while not context.engine().watchers:
+        time.sleep(0.001)
+    assert api.put("/kvs/a", 2).status == 200
+    watching.join(10)
+    assert (held[0].status, held[0].body["value"]) == (200, 2)
+    assert api.get("/kvs/a?wait=0.01", headers={"If-None-Match": f'"{OWN_ID}:2"'}).status == 304
+
+
+def test_ttl(api: Api) -> None:
+    assert api.ask("PUT", "/kvs/a", {"value": 1, "ttl": 1000}).status == 201
+    assert api.ask("PUT", "/kvs/b", {"value": 1, "ttl": 0.000001}).status == 201
+    assert api.ask("PUT", "/kvs/c", {"value": 1, "ttl": None}).status == 201
+    time.sleep(0.001)
+    assert [api.get(f"/kvs/{key}").status for key in "abc"] == [200, 404, 200]
+
+
+# --- write concern ---------------------------------------------------------------------------------------------------
+
+
+def test_acks_are_told_where_they_are_asked_for(api: Api) -> None:
+    for w in (1, "majority", "all"):
+        put = api.ask("PUT", "/kvs/a", {"value": 1, "w": w})
+        assert list(put.body) == ["result", "causal-metadata", "acks"]
+        assert (put.status < 202, put.body["acks"]) == (True, 1)
+    assert api.ask("POST", "/kvs", {"writes": [{"key": "b", "value": 1}], "w": "all"}).body["acks"] == 1
+    assert api.ask("DELETE", "/kvs/b", {"w": "all"}).body["acks"] == 1
+    assert "acks" not in api.ask("PUT", "/kvs/a", {"value": 1, "w": None}).body
+
+
+def test_too_few_acks_are_a_202_with_the_same_body(api: Api) -> None:
+    late = api.ask("PUT", "/kvs/a", {"value": 1, "w": 2, "w-timeout": 0.01})
+    assert (late.status, late.body) == (202, {"result": "created", "causal-metadata": {OWN_ID: 1}, "acks": 1})
+    assert api.ask("DELETE", "/kvs/a", {"w": 2, "w-timeout": 0}).status == 202
+    assert api.ask("POST", "/kvs", {"writes": [{"key": "a", "value": 1}], "w": 2, "w-timeout": 0}).status == 202
+
+
+def test_nothing_written_is_nothing_to_acknowledge(api: Api) -> None:
+    assert api.ask("DELETE", "/kvs/a", {"w": 2}).status == 404
+    reads = api.ask("POST", "/kvs", {"reads": ["a"], "w": 2})
+    assert (reads.status, "acks" in reads.body) == (200, False)
+
+
+def test_a_write_for_which_there_is_no_room_to_wait_is_not_made(api: Api) -> None:
+    full = Api(make_store(max_ack_waits=0))
+    before = full.state()
+    refused = full.ask("PUT", "/kvs/a", {"value": 1, "w": 2, "causal-metadata": {OWN_ID: 0}})
+    assert (refused.status, refused.metadata) == (503, {})
+    assert refused.headers["Retry-After"] == "1"
+    assert full.state() == before
+    assert full.ask("PUT", "/kvs/a", {"value": 1, "w": 1}).body["acks"] == 1
+
+
+def test_who_waits_for_acks_does_not_hold_others_up_and_is_let_go_when_the_gate_closes(api: Api) -> None:
+    held: list[Answer] = []
+    body = {"value": 1, "w": 2, "w-timeout": 30}
+    waiting = threading.Thread(target=lambda: held.append(api.ask("PUT", "/kvs/a", body)))
+    waiting.start()
+    engine = context.engine()
+    while not engine.ack_waits or api.get("/kvs/a").status == 404:
+        time.sleep(0.001)
+    assert api.put("/kvs/b", 1).status == 201
+    with engine.lock:
+        api.store.closed = "Replica is not in the view"
+        engine.wake()
+    waiting.join(10)
+    assert (held[0].status, held[0].body["acks"]) == (202, 1)
+    assert engine.ack_waits == 0
+
+
+# --- conflicts -------------------------------------------------------------------------------------------------------
+
+
+def test_conflicts_are_counted_and_siblings_shown(api: Api) -> None:
+    api.put("/kvs/a", {"mine": 1})
+    assert "conflicts" not in api.get("/kvs/a").body
+    api.hear("a", b'"theirs"')
+    plain = api.get("/kvs/a")
+    assert list(plain.body) == ["result", "value", "causal-metadata", "conflicts"]
+    assert (plain.body["value"], plain.body["conflicts"]) == ("theirs", 2)
+    assert plain.metadata == {PEER_ID: 1}
+    full = api.get("/kvs/a?siblings=true")
+    assert list(full.body) == ["result", "value", "causal-metadata", "conflicts", "siblings"]
+    assert full.metadata == {PEER_ID: 1, OWN_ID: 1}
+    assert [(each["value"], each["etag"], each["origin"]) for each in full.body["siblings"]] == [
+        ("theirs", f'"{PEER_ID}:1"', PEER_ID),
+        ({"mine": 1}, OWN_ETAG, OWN_ID),
+    ]
+    assert full.body["siblings"][0]["timestamp"] > full.body["siblings"][1]["timestamp"]
+    assert api.get("/kvs?conflicts=true").body["keys"] == ["a"]
+    assert api.put("/kvs/a", 3, plain.metadata).metadata == {PEER_ID: 1, OWN_ID: 2}
+    assert api.get("/kvs?conflicts=true").body["keys"] == []
+
+
+def test_siblings_of_a_key_without_conflict(api: Api) -> None:
+    api.put("/kvs/a", 1)
+    answer = api.get("/kvs/a?siblings=true")
+    assert "conflicts" not in answer.body
+    assert [each["value"] for each in answer.body["siblings"]] == [1]
+    assert api.get("/kvs/b?siblings=true").status == 404
+
+
+# --- many keys -------------------------------------------------------------------------------------------------------
+
+
+def test_listing_goes_through_pages_in_order(api: Api) -> None:
+    for key in ("b", "a", "c", "ab"):
+        api.put(f"/kvs/{key}", key)
+    first = api.get("/kvs?limit=3")
+    assert (first.status, list(first.body)) == (200, ["keys", "next", "causal-metadata"])
+    assert (first.body["keys"], first.body["next"]) == (["a", "ab", "b"], "b")
+    rest = api.get("/kvs?limit=3&after=b&values=true")
+    assert (rest.body["keys"], rest.body["next"], rest.body["items"]) == (["c"], None, {"c": "c"})
+    assert api.get("/kvs?prefix=a").body["keys"] == ["a", "ab"]
+    assert api.get("/kvs?prefix=&after=&limit=").body["keys"] == ["a", "ab", "b", "c"]
+
+
+def test_listing_decodes_its_parameters_as_utf8(api: Api) -> None:
+    api.put("/kvs/%C3%A4%2Bb", 1)
+    assert api.get("/kvs?prefix=%C3%A4%2B").body["keys"] == ["ä+b"]
+
+
+def test_transaction_reads_then_writes(api: Api) -> None:
+    api.put("/kvs/a", 1)
+    past = api.put("/kvs/b", 2).metadata
+    writes = [{"key": "a", "value": 10}, {"key": "b", "delete": True}, {"key": "c", "value": None, "ttl": 100}]
+    answer = api.ask("POST", "/kvs", {"reads": ["a", "b", "c", "a"], "writes": writes, "causal-metadata": past})
+    assert answer.status == 200
+    assert list(answer.body.items()) == [
+        ("values", {"a": 1, "b": 2}),
+        ("missing-keys", ["c"]),
+        ("causal-metadata", {OWN_ID: 3}),
+    ]
+    assert api.get("/kvs?values=true").body["items"] == {"a": 10, "c": None}
+
+
+def test_transaction_of_reads_or_writes_alone(api: Api) -> None:
+    assert api.ask("POST", "/kvs", {"writes": [{"key": "a", "value": 1}]}).body["values"] == {}
+    assert api.ask("POST", "/kvs", {"reads": ["a"]}).body["values"] == {"a": 1}
+    before = api.state()
+    assert api.ask("POST", "/kvs", {"reads": [], "writes": []}).status == 200
+    assert api.state() == before
+
+
+def test_one_mismatch_and_nothing_of_a_transaction_is_written(api: Api) -> None:
+    api.put("/kvs/a", 1)
+    before = api.state()
+    for condition in ({"if-match": '"x"'}, {"if-none-match": "*"}):
+        writes = [{"key": "b", "value": 1}, {"key": "a", "value": 2, **condition}]
+        assert api.ask("POST", "/kvs", {"writes": writes}).status == 412
+        assert api.state() == before
+    assert api.ask("POST", "/kvs", {"writes": [{"key": "a", "value": 2, "if-match": OWN_ETAG}]}).status == 200
+
+
+# --- HTTP ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/kvs/a", {"GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS"}), ("/kvs", {"GET", "POST", "HEAD", "OPTIONS"})],
+)
+def test_options_and_405_say_what_is_allowed(api: Api, path: str, allowed: set[str]) -> None:
+    options = api.ask("OPTIONS", path)
+    assert (options.status, options.body) == (204, None)
+    refused = api.ask("PATCH", path, {"causal-metadata": {OWN_ID: 5}})
+    assert refused.status == 405
+    assert refused.body == {"error": 'Method "PATCH" not allowed.', "causal-metadata": {OWN_ID: 5}}
+    for answer in (options, refused):
+        assert set(answer.headers["Allow"].split(", ")) == allowed
+
+
+def test_head_tells_what_get_would(api: Api) -> None:
+    api.put("/kvs/a", 1)
+    head, get = api.ask("HEAD", "/kvs/a"), api.ask("GET", "/kvs/a")
+    assert (head.status, head.body) == (200, None)
+    assert head.headers == get.headers
+    assert int(get.headers["Content-Length"]) > 0
+    assert api.ask("HEAD", "/kvs/b").status == 404
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON", None]
+)
+def test_media_types_of_json(api: Api, content_type: str | None) -> None:
+    assert api.ask("PUT", "/kvs/a", {"value": 1}, content_type=content_type).status == 201
+    assert api.get("/kvs/a").headers["Content-Type"] == "application/json"
+
+
+def test_a_type_without_a_body_does_not_matter(api: Api) -> None:
+    assert api.ask("GET", "/kvs", content_type="text/plain").status == 200
+
+
+def test_unknown_fields_and_parameters_are_ignored(api: Api) -> None:
+    assert api.ask("PUT", "/kvs/a?x=1", {"value": 1, "future": [1e300]}).status == 201
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_is_507_and_deletes_go_on(api: Api) -> None:
+    full = Api(make_store(max_memory_bytes=1000))
+    assert full.put("/kvs/a", "x").status == 201
+    refused = full.put("/kvs/b", "x" * 900)
+    assert refused.status == 507
+    assert "KV_MAX_MEMORY" in refused.body["error"]
+    assert full.delete("/kvs/a").status == 200
+
+
+@pytest.mark.parametrize("error", [Busy({PEER_ID: (0, 1)}), TooManyWatchers("64 requests watch already")])
+def test_too_many_waiting_is_503(api: Api, monkeypatch: pytest.MonkeyPatch, error: StoreError) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(context.engine(), "get", refuse)
+    answer = api.get("/kvs/a", {OWN_ID: 1})
+    assert answer.status == 503
+    assert answer.metadata == {OWN_ID: 1}
+    assert "Retry-After" in answer.headers
+
+
+def test_a_fault_is_a_logged_500_in_json_and_the_replica_goes_on(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as broken, caplog.at_level(logging.ERROR):
+        broken.setattr(context.engine(), "get", fail)
+        answer = api.get("/kvs/a", {OWN_ID: 1})
+    assert (answer.status, answer.body) == (500, {"error": "Internal server error", "causal-metadata": {OWN_ID: 1}})
+    assert "ZeroDivisionError: a bug" in caplog.text
+    assert api.get("/kvs/a").status == 404
+
+
+def test_an_error_repeats_the_metadata_that_can_be_read(api: Api) -> None:
+    past = {OWN_ID: 5}
+    assert api.ask("PUT", "/kvs/a", {"causal-metadata": past}).metadata == past
+    assert api.put("/kvs/" + "x" * 513, 1, past).metadata == past
+    assert api.put("/kvs/a", "x" * LIMITS.max_value_bytes, past).metadata == past
+    assert api.ask("PUT", "/kvs/a", raw=b'{"value":1e400,"causal-metadata":{"x":5}}').metadata == {"x": 5}
+    header = {"X-Causal-Metadata": json.dumps(past)}
+    assert api.ask("PUT", "/kvs/a", raw=b"{", headers=header).metadata == past
+    assert api.ask("PUT", "/kvs/a", raw=b"a=b", content_type="text/plain", headers=header).metadata == past
+    assert api.ask("PUT", "/kvs/a").metadata == {}
+    # What cannot be read is not repeated as "no history": a client would forget its own.
+    assert "causal-metadata" not in api.ask("PUT", "/kvs/a", raw=b"{").body
+    assert "causal-metadata" not in api.ask("PUT", "/kvs/a", {"value": 1, "causal-metadata": [5]}).body

@@ -1,0 +1,134 @@
+"""The pending queue: who waits for what, and who is woken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from store.causal import CausalStore
+from store.clock import Clock, Dot
+from store.delivery import PendingQueue, first_missing
+from store.versions import Update, Write
+from tests.support.wire import NOW
+
+
+def update(origin: str, counter: int, deps: Clock | None = None) -> Update:
+    return Update(origin, counter, counter, deps or {}, ())
+
+
+@pytest.mark.parametrize(
+    ("clock", "waits_for"),
+    [
+        ({"a": 1, "b": 2, "c": 3}, None),
+        ({"a": 1, "b": 9, "c": 9}, None),
+        ({"b": 2, "c": 3}, ("a", 1)),
+        ({"a": 1, "c": 3}, ("b", 2)),
+        ({"a": 1, "b": 1, "c": 3}, ("b", 2)),
+        ({"a": 1, "b": 2}, ("c", 3)),
+        ({}, ("a", 1)),
+    ],
+)
+def test_the_first_missing_dot(clock: Clock, waits_for: Dot | None) -> None:
+    assert first_missing(clock, update("a", 2, {"b": 2, "c": 3})) == waits_for
+
+
+def test_the_first_update_of_an_origin_waits_for_none_of_it() -> None:
+    assert first_missing({}, update("a", 1)) is None
+
+
+def test_applying_a_dot_wakes_exactly_those_that_wait_for_it_in_the_order_in_which_they_came() -> None:
+    queue = PendingQueue(10)
+    for waiting, dot in ((update("a", 5), ("x", 1)), (update("b", 5), ("x", 2)), (update("c", 5), ("x", 1))):
+        assert queue.add(waiting, dot, 0.0)
+    assert [item.update.origin for item in queue.wake(("x", 1))] == ["a", "c"]
+    assert queue.wake(("x", 1)) == []
+    assert [item.update.origin for item in queue] == ["b"]
+
+
+def test_an_update_waits_once() -> None:
+    queue = PendingQueue(10)
+    assert queue.add(update("a", 2), ("a", 1), 0.0)
+    assert not queue.add(update("a", 2), ("a", 1), 1.0)
+    assert len(queue) == 1
+    assert ("a", 2) in queue
+    assert len(queue.wake(("a", 1))) == 1
+
+
+def test_a_full_queue_turns_away_and_keeps_what_it_has() -> None:
+    queue = PendingQueue(2)
+    assert queue.add(update("a", 2), ("a", 1), 0.0)
+    assert queue.add(update("a", 3), ("a", 2), 0.0)
+    assert not queue.add(update("a", 4), ("a", 3), 0.0)
+    assert queue.wake(("a", 3)) == []
+    assert len(queue) == 2
+
+
+def test_dropping_forgets_one_and_leaves_those_beside_it() -> None:
+    queue = PendingQueue(10)
+    queue.add(update("a", 2), ("x", 1), 0.0)
+    queue.add(update("b", 2), ("x", 1), 0.0)
+    assert queue.drop(("a", 2)).origin == "a"
+    assert [item.update.origin for item in queue.wake(("x", 1))] == ["b"]
+    with pytest.raises(KeyError):
+        queue.drop(("a", 2))
+
+
+def test_taking_all_empties_the_queue() -> None:
+    queue = PendingQueue(10)
+    queue.add(update("a", 2), ("x", 1), 3.0)
+    assert [(item.update.dot, item.waits_for, item.since_s) for item in queue.take_all()] == [(("a", 2), ("x", 1), 3.0)]
+    assert len(queue) == 0
+    assert queue.wake(("x", 1)) == []
+
+
+def test_the_lowest_counter_of_each_origin() -> None:
+    queue = PendingQueue(10)
+    for counter in (7, 3, 5):
+        queue.add(update("a", counter), ("x", 1), 0.0)
+    queue.add(update("b", 9), ("x", 1), 0.0)
+    assert queue.lowest() == {"a": 3, "b": 9}
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Update]:
+    """Return updates of three origins, each depending on some of those before it."""
+    issued: list[Update] = []
+    counters: Clock = {}
+    for origin in draw(st.lists(st.sampled_from("abc"), max_size=12)):
+        counters[origin] = counters.get(origin, 0) + 1
+        seen = {id_: draw(st.integers(0, last)) for id_, last in counters.items() if id_ != origin}
+        deps = {id_: last for id_, last in seen.items() if last}
+        writes = (Write(f"{origin}{counters[origin]}", b"1"),)
+        issued.append(Update(origin, counters[origin], len(issued) + 1, deps, writes))
+    return issued
+
+
+@given(histories(), st.randoms(use_true_random=False))
+def test_whatever_the_order_of_arrival_all_are_applied_and_none_before_its_causes(
+    history: list[Update], rng: Any
+) -> None:
+    store = CausalStore("here")
+    arrivals = history * 2
+    rng.shuffle(arrivals)
+    for arrived in arrivals:
+        store.receive([arrived], NOW)
+        for applied in history:
+            if store.clock.get(applied.origin, 0) >= applied.counter:
+                assert first_missing({**store.clock, applied.origin: applied.counter - 1}, applied) is None
+                assert store.table.get(applied.writes[0].key)
+            else:
+                assert not store.table.get(applied.writes[0].key)
+    assert len(store.pending) == 0
+    assert sum(store.clock.values()) == store.applied == len(history)
+
+
+def test_a_long_chain_that_arrives_backwards_is_applied_without_deep_recursion() -> None:
+    store = CausalStore("here")
+    chain = [Update("a", counter, counter, {}, (Write(f"k{counter}", b"1"),)) for counter in range(1, 5_001)]
+    store.receive(reversed(chain), NOW)
+    assert store.clock == {"a": 5_000}
+    assert len(store.pending) == 0
+    assert len(store.table) == 5_000

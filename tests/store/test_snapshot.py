@@ -1,0 +1,237 @@
+"""The join of snapshots, against brute force over all updates that both sides have seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replication.messages import SnapshotPiece, SnapshotRequest
+from replication.snapshots import SnapshotPull, SnapshotSender, cut
+from store.causal import CausalStore
+from store.clock import Clock, Instant, join
+from store.markers import Marker
+from store.snapshot import Snapshot, join_tables
+from store.versions import Change, Update, Version, Versions
+from tests.support.wire import NOW, shown, write
+
+KEYS = ("x", "y")
+
+steps = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.sampled_from(["write", "write", "delete", "both", "receive", "receive", "some"]),
+        st.sampled_from(KEYS),
+        st.integers(0, 2),
+    ),
+    max_size=25,
+)
+
+
+class History:
+    """Three stores that wrote and exchanged updates: every state of them is a reachable one."""
+
+    def __init__(self, drawn: list[tuple[int, str, str, int]]) -> None:
+        self.updates: list[Update] = []
+        self.stores = [CausalStore(name) for name in "abc"]
+        for number, (at, what, key, other) in enumerate(drawn):
+            store = self.stores[at]
+            if what in {"write", "delete"}:
+                value = b"%d" % number if what == "write" else None
+                self.note(store.put(Change(key, value), {}, NOW).update)
+            elif what == "both":
+                self.note(store.transact([], [Change(each, b"%d" % number) for each in KEYS], {}, NOW).update)
+            elif other != at:
+                giver = self.stores[other]
+                had = [u for u in self.updates if giver.clock.get(u.origin, 0) >= u.counter]
+                store.receive(had if what == "receive" else had[: len(had) // 2], NOW)
+
+    def note(self, update: Update | None) -> None:
+        if update is not None:
+            self.updates.append(update)
+
+    def visible(self, clock: Clock) -> dict[str, set[tuple[str, int]]]:
+        """Return key -> dots of the versions that the updates in ``clock`` leave, by brute force."""
+        seen = [update for update in self.updates if update.counter <= clock.get(update.origin, 0)]
+        left: dict[str, set[tuple[str, int]]] = {}
+        for update in seen:
+            for each in update.writes:
+                replaced = {tuple(dot) for u in seen for w in u.writes if w.key == each.key for dot in w.replaces}
+                if each.value is not None and update.dot not in replaced:
+                    left.setdefault(each.key, set()).add(update.dot)
+        return left
+
+
+def joined(one: CausalStore, other: CausalStore) -> tuple[Clock, dict[str, Versions]]:
+    table = join_tables(one.table.copy(), one.clock, other.table.copy(), other.clock)
+    return join(one.clock, other.clock), table
+
+
+def dots(table: Any) -> dict[str, set[tuple[str, int]]]:
+    return {key: {version.dot for version in versions} for key, versions in table.items()}
+
+
+@given(steps)
+def test_a_join_is_what_all_updates_of_both_sides_leave(drawn: list[tuple[int, str, str, int]]) -> None:
+    history = History(drawn)
+    for one in history.stores:
+        assert dots(one.table.copy()) == history.visible(one.clock)
+        for other in history.stores:
+            clock, table = joined(one, other)
+            assert dots(table) == history.visible(clock)
+            for versions in table.values():
+                assert list(versions) == sorted(versions, key=lambda version: version.rank, reverse=True)
+
+
+@given(steps)
+def test_the_join_is_commutative_associative_and_idempotent(drawn: list[tuple[int, str, str, int]]) -> None:
+    a, b, c = History(drawn).stores
+    assert joined(a, b) == joined(b, a)
+    assert joined(a, a) == (a.clock, a.table.copy())
+    left_clock, left = joined(a, b)
+    right_clock, right = joined(b, c)
+    both = join_tables(left, left_clock, c.table.copy(), c.clock)
+    assert both == join_tables(a.table.copy(), a.clock, right, right_clock)
+    assert join_tables(left, left_clock, b.table.copy(), b.clock) == left
+
+
+@given(steps)
+@settings(max_examples=50)
+def test_joining_is_as_good_as_receiving_all_updates(drawn: list[tuple[int, str, str, int]]) -> None:
+    history = History(drawn)
+    for taker in range(3):
+        for giver in range(3):
+            one, other = History(drawn).stores[taker], history.stores[giver]
+            had = [u for u in history.updates if other.clock.get(u.origin, 0) >= u.counter]
+            by_updates = History(drawn).stores[taker]
+            by_updates.receive([u for u in had if u.origin != by_updates.replica_id], NOW)
+            one.join(other.snapshot(NOW), NOW)
+            assert one.clock == by_updates.clock
+            assert one.table.copy() == by_updates.table.copy()
+            # The delete clock of a join may stand for more (deletes of the other side), never for less.
+            assert all(one.delete_clock[id_] >= n for id_, n in by_updates.delete_clock.items())
+
+
+def test_a_deleted_version_does_not_come_back_by_the_snapshot_of_one_that_still_holds_it() -> None:
+    a, b = CausalStore("a"), CausalStore("b")
+    b.receive([write(a, "x", b"1")], NOW)
+    write(a, "x", None)
+    a.join(b.snapshot(NOW), NOW)
+    assert shown(a, "x") == []
+    b.join(a.snapshot(NOW), NOW)
+    assert shown(b, "x") == []
+
+
+def test_a_version_that_the_giver_has_never_seen_stays() -> None:
+    a, b = CausalStore("a"), CausalStore("b")
+    write(a, "x", b"mine")
+    write(b, "y", b"theirs")
+    a.join(b.snapshot(NOW), NOW)
+    assert (shown(a, "x"), shown(a, "y")) == ([b"mine"], [b"theirs"])
+
+
+def test_what_waits_is_tried_again_after_a_join() -> None:
+    a, b, here = CausalStore("a"), CausalStore("b"), CausalStore("here")
+    cause = write(a, "x", b"1")
+    b.receive([cause], NOW)
+    effect = write(b, "y", b"1", cause.past)
+    here.receive([effect], NOW)
+    here.join(a.snapshot(NOW), NOW)
+    assert shown(here, "y") == [b"1"]
+    assert len(here.pending) == 0
+
+
+def test_hybrid_time_of_the_giver_is_taken_over() -> None:
+    a, here = CausalStore("a"), CausalStore("here")
+    late = Instant(NOW.mono_s, NOW.wall_us + 10**9)
+    write(a, "x", b"1", now=late)
+    here.join(a.snapshot(late), NOW)
+    assert write(here, "y", b"1").timestamp > a.table.get("x")[0].timestamp
+
+
+def test_a_snapshot_does_not_change_when_its_giver_goes_on() -> None:
+    a = CausalStore("a")
+    write(a, "x", b"1")
+    snapshot = a.snapshot(NOW)
+    write(a, "x", b"2")
+    write(a, "y", b"1")
+    a.issue_marker(NOW)
+    assert snapshot.clock == {"a": 1}
+    assert [version.value for version in snapshot.table["x"]] == [b"1"]
+    assert list(snapshot.table) == ["x"]
+    assert snapshot.markers == []
+
+
+# -- in pieces -----------------------------------------------------------------------------------------------------
+
+
+def snapshot_of(keys: int, value: bytes = b"1") -> Snapshot:
+    table = {f"k{n}": (Version(value, "a", n + 1, n + 1, {}),) for n in range(keys)}
+    return Snapshot(7, {"a": keys} if keys else {}, {"a": 1}, [Marker("a", 1, {})], table)
+
+
+@given(st.integers(0, 12), st.integers(1, 2000))
+def test_pieces_make_the_whole(keys: int, piece_bytes: int) -> None:
+    snapshot = snapshot_of(keys)
+    pieces = list(cut("me", "name", snapshot, piece_bytes))
+    assert [piece.piece for piece in pieces] == list(range(len(pieces)))
+    assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    pull = SnapshotPull("me")
+    assert all(pull.stage(piece) for piece in pieces)
+    assert pull.snapshot() == snapshot
+
+
+def test_pieces_are_of_about_the_size_that_was_asked_for() -> None:
+    pieces = list(cut("me", "name", snapshot_of(100, b"x" * 580), 10_000))
+    assert 9 <= len(pieces) <= 12
+    assert max(len(piece.items) for piece in pieces) <= 10 + 1
+
+
+def test_a_piece_that_does_not_continue_what_is_here_is_not_staged() -> None:
+    pieces = list(cut("me", "name", snapshot_of(3), 1))
+    pull = SnapshotPull("me")
+    assert not pull.stage(pieces[1])
+    assert pull.stage(pieces[0])
+    assert not pull.stage(pieces[0])
+    assert not pull.stage(pieces[2])
+    assert not pull.stage(SnapshotPiece("other", "name", 1, last=False))
+    assert not pull.stage(SnapshotPiece("me", "another", 1, last=False))
+    assert not pull.stage(SnapshotPiece("me", "", 1, last=True))
+    assert pull.stage(pieces[1])
+
+
+def test_a_giver_gives_each_piece_again_until_the_next_is_asked_for() -> None:
+    giver = SnapshotSender(2, 1)
+    first = giver.open("me", "you", snapshot_of(3), 0.0)
+    name = first.snapshot
+    assert giver.piece(SnapshotRequest("you", name, 0), 0.0) == first
+    second = giver.piece(SnapshotRequest("you", name, 1), 0.0)
+    assert second is not None
+    assert giver.piece(SnapshotRequest("you", name, 1), 0.0) == second
+    assert giver.piece(SnapshotRequest("you", name, 0), 0.0) is None
+    assert giver.piece(SnapshotRequest("you", name, 3), 0.0) is None
+    assert giver.piece(SnapshotRequest("else", name, 2), 0.0) is None
+    assert giver.piece(SnapshotRequest("you", "unknown", 2), 0.0) is None
+
+
+def test_a_giver_has_room_for_so_many_receivers_and_forgets_those_that_ask_no_more() -> None:
+    giver = SnapshotSender(1, 1)
+    name = giver.open("me", "you", snapshot_of(3), 0.0).snapshot
+    assert giver.has_room("you")
+    assert not giver.has_room("else")
+    giver.piece(SnapshotRequest("you", name, 1), 20.0)
+    giver.expire(40.0)
+    assert not giver.has_room("else")
+    giver.expire(60.0)
+    assert giver.has_room("else")
+    assert giver.piece(SnapshotRequest("you", name, 2), 60.0) is None
+
+
+def test_a_receiver_that_starts_again_takes_the_place_of_its_earlier_snapshot() -> None:
+    giver = SnapshotSender(1, 1)
+    old = giver.open("me", "you", snapshot_of(3), 0.0).snapshot
+    new = giver.open("me", "you", snapshot_of(3), 0.0).snapshot
+    assert old != new
+    assert giver.piece(SnapshotRequest("you", old, 1), 0.0) is None
+    assert giver.piece(SnapshotRequest("you", new, 1), 0.0) is not None

@@ -1,0 +1,517 @@
+"""Replicas with one mistake each. A simulation that does not catch them proves nothing.
+
+Each mutant is a context manager that breaks one rule everywhere. They stand for the mistakes that drafts of
+the protocol made, or that a later change is likely to make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import replication.replica
+import store.causal
+from replication.loss import reports_since, unrecoverable
+from replication.membership import Membership
+from replication.messages import Exchange, MembershipEntry
+from replication.progress import PeerProgress, Report
+from replication.recovery import Recovery
+from replication.replica import Outgoing, Replica
+from replication.seeds import Seeds
+from replication.snapshots import SnapshotPull
+from store.causal import CausalStore
+from store.clock import INCARNATION_RANDOM_BITS, Instant, merge_into
+from store.errors import Refused
+from store.markers import Markers
+from store.snapshot import Snapshot
+from store.versions import Update, Version, Versions, Write, settle
+
+Mutant = Callable[[], AbstractContextManager[None]]
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(function: Callable[[], Iterator[None]]) -> Mutant:
+    made = contextmanager(function)
+    MUTANTS[function.__name__] = made
+    return made
+
+
+def replaced(owner: Any, name: str, new: Any) -> Any:
+    return patch.object(owner, name, new)
+
+
+@mutant
+def skip_the_causality_check() -> Iterator[None]:
+    """Clients are answered whether or not their causal past is here."""
+
+    def admit(self: CausalStore, past: dict[str, int], now: Instant) -> None:
+        if self.closed is not None:
+            raise Refused(self.closed)
+
+    with replaced(CausalStore, "admit", admit):
+        yield
+
+
+@mutant
+def take_a_clients_clock_before_delivery() -> Iterator[None]:
+    """A client's metadata is merged into the replica's clock, as if the updates it names were here."""
+
+    def admit(self: CausalStore, past: dict[str, int], now: Instant) -> None:
+        if self.closed is not None:
+            raise Refused(self.closed)
+        merge_into(self.clock, past)
+
+    with replaced(CausalStore, "admit", admit):
+        yield
+
+
+@mutant
+def reuse_a_counter_after_restart() -> Iterator[None]:
+    """Every process at an address has the same incarnation, so it issues the same dots again."""
+
+    def new_incarnation(self: Replica, known: int, now: Instant) -> int:
+        return max(1 << 21, known + 1 if known else 0)
+
+    with replaced(Replica, "_new_incarnation", new_incarnation):
+        yield
+
+
+@mutant
+def deliver_out_of_order() -> Iterator[None]:
+    """Updates are applied as they come, whatever they depend on."""
+    with replaced(store.causal, "first_missing", lambda clock, update: None):
+        yield
+
+
+@mutant
+def acknowledge_what_was_not_applied() -> Iterator[None]:
+    """What was sent counts as received."""
+    begin = Replica.begin
+
+    def optimistic(self: Replica, address: str, now: Instant) -> Outgoing | None:
+        outgoing = begin(self, address, now)
+        peer = self.peer(address)
+        if outgoing is not None and peer is not None and isinstance(outgoing.message, Exchange):
+            peer.acknowledge({u.origin: u.counter for u in outgoing.message.updates})
+        return outgoing
+
+    with replaced(Replica, "begin", optimistic):
+        yield
+
+
+@mutant
+def count_acks_of_a_lost_memory() -> Iterator[None]:
+    """What a replica had acknowledged before it was restarted still counts."""
+
+    def become(self: PeerProgress, replica: str) -> None:
+        self.replica = replica
+        self.report = None
+
+    with replaced(PeerProgress, "become", become):
+        yield
+
+
+@mutant
+def take_over_half_a_snapshot() -> Iterator[None]:
+    """The receiver has the whole clock, but only every other key."""
+    whole = SnapshotPull.snapshot
+
+    def half(self: SnapshotPull) -> Snapshot:
+        snapshot = whole(self)
+        kept = {key: snapshot.table[key] for number, key in enumerate(snapshot.table) if number % 2 == 0}
+        return snapshot._replace(table=kept)
+
+    with replaced(SnapshotPull, "snapshot", half):
+        yield
+
+
+@mutant
+def snapshot_clock_read_later_than_its_versions() -> Iterator[None]:
+    """The versions are of an earlier moment than the clock."""
+    snapshot = CausalStore.snapshot
+    earlier: dict[int, dict[str, Versions]] = {}
+
+    def torn(self: CausalStore, now: Instant) -> Snapshot:
+        whole = snapshot(self, now)
+        table = earlier.get(id(self), whole.table)
+        earlier[id(self)] = dict(whole.table)
+        return whole._replace(table=table)
+
+    with replaced(CausalStore, "snapshot", torn):
+        yield
+
+
+@mutant
+def drop_a_sibling() -> Iterator[None]:
+    """Of concurrent versions only the winner is kept."""
+
+    def winner_only(held: Versions, write: Write, version: Version | None) -> Versions:
+        return settle(held, write, version)[:1]
+
+    with replaced(store.causal, "settle", winner_only):
+        yield
+
+
+@mutant
+def forget_the_past_of_a_replaced_version() -> Iterator[None]:
+    """A write depends on what its client had seen, but not on what it replaced."""
+    issue = CausalStore._issue
+    joined = CausalStore._joined_pasts
+
+    def forgetful(self: CausalStore, changes: Any, past: Any, read: Any, now: Instant) -> Update | None:
+        kept = list(read)
+
+        def only_read(self: CausalStore, past: Any, versions: Any) -> dict[str, int]:
+            return joined(self, past, kept)
+
+        with replaced(CausalStore, "_joined_pasts", only_read):
+            return issue(self, changes, past, kept, now)
+
+    with replaced(CausalStore, "_issue", forgetful):
+        yield
+
+
+@mutant
+def let_transactions_interleave() -> Iterator[None]:
+    """The first key of an update from elsewhere shows at once, the others when the next update comes."""
+    apply = CausalStore._apply
+    rest: dict[int, list[tuple[Update, Instant]]] = {}
+
+    def halved(self: CausalStore, update: Update, now: Instant) -> None:
+        for late, _then in rest.pop(id(self), []):
+            for write in late.writes[1:]:
+                version = None
+                if write.value is not None:
+                    version = Version(write.value, late.origin, late.counter, late.timestamp, late.deps)
+                self.table.set(write.key, settle(self.table.get(write.key), write, version))
+        if update.origin == self.replica_id or len(update.writes) < 2:
+            apply(self, update, now)
+            return
+        whole = update
+        apply(self, Update(update.origin, update.counter, update.timestamp, update.deps, update.writes[:1]), now)
+        rest.setdefault(id(self), []).append((whole, now))
+
+    with replaced(CausalStore, "_apply", halved):
+        yield
+
+
+@mutant
+def bring_back_a_deleted_member() -> Iterator[None]:
+    """Whoever talks is in."""
+    take = Replica.take
+
+    def welcome(self: Replica, message: Exchange, now: Instant) -> PeerProgress | None:
+        peer = take(self, message, now)
+        if peer is not None and not self.membership.belongs(peer.address):
+            self.add_replica_from_view(peer.address, now)
+        return peer
+
+    with replaced(Replica, "take", welcome):
+        yield
+
+
+@mutant
+def answers_without_the_delete_clock() -> Iterator[None]:
+    """An absence has no cause."""
+
+    def told(self: CausalStore, past: dict[str, int], shown: Any) -> dict[str, int]:
+        kept, self.delete_clock = self.delete_clock, {}
+        try:
+            return self.markers.simplify(self._joined_pasts(past, shown))
+        finally:
+            self.delete_clock = kept
+
+    with replaced(CausalStore, "_told", told):
+        yield
+
+
+@mutant
+def a_gate_that_is_not_checked() -> Iterator[None]:
+    """Joining and removed replicas answer clients."""
+
+    def set_gate(self: Replica) -> None:
+        self.store.closed = None
+
+    with replaced(Replica, "_set_gate", set_gate):
+        yield
+
+
+@mutant
+def lost_without_asking() -> Iterator[None]:
+    """What is not here and comes from no present incarnation is lost."""
+
+    def unrecoverable(self: Replica, past: dict[str, int], token: int) -> dict[str, tuple[int, int]]:
+        return {
+            id_: (self.store.clock.get(id_, 0) + 1, n)
+            for id_, n in past.items()
+            if id_ not in self.membership.present and self.store.clock.get(id_, 0) < n
+        }
+
+    with replaced(Replica, "unrecoverable", unrecoverable):
+        yield
+
+
+@mutant
+def a_higher_incarnation_is_ignored() -> Iterator[None]:
+    """A process that started under an old clock goes on under an incarnation that is over."""
+    follow = Replica._follow_register
+
+    def stubborn(self: Replica, now: Instant) -> None:
+        known = self.membership.table[self.address]
+        own = int(self.id.rpartition("@")[2], 16)
+        if known.incarnation > own:
+            self.membership.table[self.address] = MembershipEntry(own, known.stamp, True)
+            Membership._changed(self.membership)
+        follow(self, now)
+
+    with replaced(Replica, "_follow_register", stubborn):
+        yield
+
+
+# -- mistakes that random runs hardly ever meet: directed tests catch them (test_mutants.py) ----------------
+
+DIRECTED: dict[str, Mutant] = {}
+
+
+def directed(function: Callable[[], Iterator[None]]) -> Mutant:
+    made = contextmanager(function)
+    DIRECTED[function.__name__] = made
+    return made
+
+
+@directed
+def a_marker_whose_past_is_not_the_whole_clock() -> Iterator[None]:
+    """A marker leaves out what it was issued for: the entries of incarnations that are over."""
+
+    def issue_marker(self: CausalStore, now: Instant) -> Update:
+        return self._take_dot({id_: n for id_, n in self.clock.items() if id_ in self.present}, (), now)
+
+    with replaced(CausalStore, "issue_marker", issue_marker):
+        yield
+
+
+@directed
+def a_marker_used_before_every_member_has_it() -> Iterator[None]:
+    """A marker is used as soon as it is issued."""
+    promote = Markers.promote
+
+    def hasty(self: Markers, everybody: dict[str, int], present: Any) -> None:
+        promote(self, dict.fromkeys(everybody, 2**53), present)
+
+    with replaced(Markers, "promote", hasty):
+        yield
+
+
+@directed
+def lost_without_asking_members_that_are_down() -> Iterator[None]:
+    """Only members that have answered are asked whether they have it."""
+
+    def some_reports(token: int, peers: Any, ids: Any, digest: int) -> list[Report]:
+        reports = [peer.report for peer in peers if peer is not None and peer.report is not None]
+        return [report for report in reports if report.serial > token and report.membership_digest == digest]
+
+    with replaced(replication.replica, "reports_since", some_reports):
+        yield
+
+
+@directed
+def lost_from_reports_older_than_the_request() -> Iterator[None]:
+    """Any report counts, however old."""
+    with replaced(
+        replication.replica,
+        "reports_since",
+        lambda token, peers, ids, digest: reports_since(-1, peers, ids, digest),
+    ):
+        yield
+
+
+@directed
+def lost_from_reports_made_under_another_register() -> Iterator[None]:
+    """A report counts under whichever register it was made."""
+
+    def any_register(token: int, peers: Any, ids: Any, digest: int) -> list[Report] | None:
+        reports: list[Report] = []
+        for peer, replica in zip(peers, ids, strict=True):
+            report = peer.report if peer is not None else None
+            if report is None or report.serial <= token or report.replica != replica:
+                return None
+            reports.append(report)
+        return reports
+
+    with replaced(replication.replica, "reports_since", any_register):
+        yield
+
+
+@directed
+def lost_before_the_own_clock_covers_the_reports() -> Iterator[None]:
+    """What another member reports to have is "lost" because it is not here yet."""
+
+    def careless(gaps: Any, reports: Any, clock: Any, pending: Any) -> Any:
+        return unrecoverable(gaps, [], clock, pending)
+
+    with replaced(replication.replica, "unrecoverable", careless):
+        yield
+
+
+@directed
+def pending_updates_kept_that_wait_for_what_is_lost() -> Iterator[None]:
+    """An update whose cause is lost waits for ever."""
+    with replaced(CausalStore, "drop_pending", lambda self, dot: None):
+        yield
+
+
+@directed
+def an_incarnation_without_random_bits() -> Iterator[None]:
+    """Two processes that start in the same millisecond are the same incarnation."""
+    new_incarnation = Replica._new_incarnation
+
+    def plain(self: Replica, known: int, now: Instant) -> int:
+        return new_incarnation(self, known, now) >> INCARNATION_RANDOM_BITS << INCARNATION_RANDOM_BITS
+
+    with replaced(Replica, "_new_incarnation", plain):
+        yield
+
+
+@directed
+def a_joiner_that_waits_for_a_dead_peer() -> Iterator[None]:
+    """A joining replica waits for everybody it has heard of, however long ago."""
+    is_done = Recovery.is_done
+
+    def patient(self: Recovery, asked: Any, clock: dict[str, int], view: Membership, now_s: float) -> bool:
+        with replaced(Membership, "is_silent", lambda self, replica, since_s, now_s: False):
+            return is_done(self, asked, clock, view, now_s)
+
+    with replaced(Recovery, "is_done", patient):
+        yield
+
+
+@directed
+def a_replica_that_thinks_that_it_knows_everybody() -> Iterator[None]:
+    """One that is to discover the others goes by what it knows before any lookup has found somebody."""
+    make = Seeds.__init__
+
+    def knowing(self: Seeds, own: str, fixed: Any, *, discovers: bool, now_s: float) -> None:
+        make(self, own, fixed, discovers=False, now_s=now_s)
+
+    with replaced(Seeds, "__init__", knowing):
+        yield
+
+
+@directed
+def alone_because_a_lookup_found_nobody_else() -> Iterator[None]:
+    """One that finds only itself takes itself for the only one at once."""
+
+    def hasty(self: Seeds, now_s: float, alone_after_s: float) -> bool:
+        return self._discovers and not self._found
+
+    with replaced(Seeds, "is_undiscovered", hasty):
+        yield
+
+
+@directed
+def found_late_and_not_waited_for() -> Iterator[None]:
+    """A joiner gives those that a late lookup finds no time of their own to answer."""
+    discovered = Replica.discovered
+
+    def hasty(self: Replica, addresses: Any, now: Instant) -> None:
+        discovered(self, addresses, now)
+        if self._joining is not None:
+            self._joining.asked_s.clear()
+
+    with replaced(Replica, "discovered", hasty), named_late_and_not_waited_for():
+        yield
+
+
+@directed
+def named_late_and_not_waited_for() -> Iterator[None]:
+    """A joiner gives those that another one's answer names no time of their own to answer."""
+    with replaced(Recovery, "ask", lambda self, addresses, now_s: None):
+        yield
+
+
+@directed
+def put_back_and_served_at_once() -> Iterator[None]:
+    """PUT /view opens the gate of a replica that has missed what was written while it was out."""
+    set_gate = Replica._set_gate
+
+    def open_at_once(self: Replica, now: Instant) -> None:
+        set_gate(self, now)
+        if (
+            self.membership.belongs(self.address)
+            and self._joining is not None
+            and self._joining.started_s > self.started_s
+        ):
+            self._joining = self.store.closed = None
+
+    with replaced(Replica, "_set_gate", open_at_once):
+        yield
+
+
+@directed
+def lost_while_one_that_was_put_out_may_bring_it() -> Iterator[None]:
+    """What a replica that was put out has counts as lost although that replica lives, and hands it over."""
+    watch = Replica._watch_left
+
+    def careless(self: Replica, now: Instant) -> None:
+        watch(self, now)
+        self._quiet_since = 0
+
+    with replaced(Replica, "_watch_left", careless):
+        yield
+
+
+@directed
+def lost_from_reports_from_before_the_put_out_fell_silent() -> Iterator[None]:
+    """A member may have taken it from one that was put out after it reported; that report counts all the same."""
+    watch = Replica._watch_left
+
+    def undated(self: Replica, now: Instant) -> None:
+        watch(self, now)
+        self._quiet_since = None if self._possible_holders else 0
+
+    with replaced(Replica, "_watch_left", undated):
+        yield
+
+
+@directed
+def who_was_put_out_is_not_told_of() -> Iterator[None]:
+    """Signs of life of one that was put out are not passed on, so who is cut off from it takes it for dead."""
+    heard = Membership.heard
+
+    def of_members(self: Membership, now_s: float, besides: Any = ()) -> Any:
+        return heard(self, now_s)
+
+    with replaced(Membership, "heard", of_members):
+        yield
+
+
+@directed
+def an_address_asked_once_in_a_life() -> Iterator[None]:
+    """An address that comes back is not asked again, although somebody else may answer there."""
+    found = Seeds.found
+
+    def once(self: Seeds, addresses: Any, now_s: float) -> list[str]:
+        before, known = dict(self.unanswered), self._found
+        gone = found(self, {*addresses, *known}, now_s)
+        self.unanswered = {
+            address: at_s for address, at_s in self.unanswered.items() if address in {*before, *addresses}
+        }
+        return gone
+
+    with replaced(Seeds, "found", once):
+        yield
+
+
+@directed
+def an_address_asked_for_ever() -> Iterator[None]:
+    """An address that never answered is asked on after it has left the name."""
+    found = Seeds.found
+
+    def stubborn(self: Seeds, addresses: Any, now_s: float) -> list[str]:
+        return found(self, {*addresses, *self._found}, now_s)
+
+    with replaced(Seeds, "found", stubborn):
+        yield

@@ -1,0 +1,120 @@
+"""Mistakes that random runs hardly ever meet, each caught by a directed scene (the random ones: test_simulation.py).
+
+A scene is a test of tests/replication/protocol or one of those below: with the mistake made, it must fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from store.errors import NotReached
+from tests.replication import test_discovery
+from tests.replication.protocol import test_joining, test_lost_past, test_marking, test_snapshots
+from tests.support.wire import Wire, write
+from tests.tools.simulation.mutants import DIRECTED, MUTANTS
+
+Scene = Callable[[Wire], None]
+
+
+def what_a_member_reports_to_have_is_not_lost(wire: Wire) -> None:
+    """r2 alone has what r3 wrote before it died. Its log was cut, so r1 is told of it before it can have it."""
+    wire.cluster("r1", "r2", "r3")
+    wire.cut("r1", "r3")
+    update = wire.issue("r3", "x", b"1")
+    wire.exchange("r3", "r2")
+    wire["r2"].store.log.restart(update.origin)
+    wire.crash("r3")
+    wire.cuts.clear()
+    wire.cut("r2", "r3")
+    wire.start("r3", "r1")
+    for _ in range(3):
+        wire.exchange("r3", "r1")
+    wire["r2"].membership.merge(wire["r1"].membership.table)
+    token = wire["r1"].ask(update.past)
+    wire.exchange("r1", "r2")
+    wire.exchange("r1", "r3")
+    assert not wire.has("r1", update.dot)
+    assert wire["r1"].peer("r2:80").report is not None  # type: ignore[union-attr]
+    assert wire["r1"].unrecoverable(update.past, token) == {}
+
+
+def who_saw_an_absence_does_not_meet_what_was_deleted(wire: Wire) -> None:
+    """Carl reads x at r1 where it was deleted, and then at r2, which has not heard of that."""
+    r1, r2 = wire.cluster("r1", "r2")
+    write(r1.store, "x", b"1", {}, wire.now("r1"))
+    wire.flow(2.0)
+    write(r1.store, "x", None, {}, wire.now("r1"))
+    seen = r1.store.get("x", {}, wire.now("r1"))
+    assert not seen.versions
+    with pytest.raises(NotReached):
+        r2.store.get("x", seen.metadata, wire.now("r2"))
+
+
+SCENES: dict[str, Scene] = {
+    "a_marker_whose_past_is_not_the_whole_clock": test_marking.test_what_a_marker_does_not_cover_stays_in_the_metadata,
+    "a_marker_used_before_every_member_has_it": test_marking.test_a_marker_is_used_only_once_every_member_has_it,
+    "lost_without_asking_members_that_are_down": (
+        test_lost_past.test_rule_2_a_member_that_is_down_may_have_it_until_it_is_removed
+    ),
+    "lost_from_reports_older_than_the_request": (
+        test_lost_past.test_rule_2_reports_from_before_the_question_do_not_count
+    ),
+    "lost_from_reports_made_under_another_register": (
+        test_lost_past.test_rule_2_reports_under_another_register_do_not_count
+    ),
+    "lost_before_the_own_clock_covers_the_reports": what_a_member_reports_to_have_is_not_lost,
+    "pending_updates_kept_that_wait_for_what_is_lost": (
+        test_lost_past.test_a_pending_update_that_waits_for_a_lost_one_is_dropped
+    ),
+    "an_incarnation_without_random_bits": (
+        lambda wire: test_joining.test_two_processes_started_at_the_same_millisecond_have_different_incarnations()
+    ),
+    "a_joiner_that_waits_for_a_dead_peer": (
+        test_joining.test_a_joiner_does_not_wait_for_a_member_that_the_others_know_to_be_down
+    ),
+    "a_replica_that_thinks_that_it_knows_everybody": (
+        test_discovery.test_a_replica_that_never_found_anybody_gives_nothing_up_as_lost
+    ),
+    "alone_because_a_lookup_found_nobody_else": (
+        test_discovery.test_a_joiner_that_is_told_of_itself_first_still_waits_for_the_others
+    ),
+    "found_late_and_not_waited_for": (
+        test_discovery.test_a_joiner_that_is_told_of_the_others_late_still_waits_for_their_answer
+    ),
+    "lost_while_one_that_was_put_out_may_bring_it": (
+        test_lost_past.test_rule_2_one_that_was_put_out_hands_over_what_it_has_as_long_as_it_lives
+    ),
+    "lost_from_reports_from_before_the_put_out_fell_silent": (
+        test_lost_past.test_rule_2_reports_from_before_one_that_was_put_out_fell_silent_do_not_count
+    ),
+    "who_was_put_out_is_not_told_of": (
+        test_lost_past.test_rule_2_a_sign_of_life_of_one_that_was_put_out_may_come_from_a_member
+    ),
+    "named_late_and_not_waited_for": test_joining.test_a_joiner_waits_for_one_that_it_hears_of_late,
+    "put_back_and_served_at_once": (
+        test_snapshots.test_a_replica_that_is_put_back_serves_nobody_before_it_has_caught_up
+    ),
+    "an_address_asked_once_in_a_life": (
+        test_discovery.test_an_address_that_comes_back_is_asked_anew_for_it_may_be_somebody_else
+    ),
+    "an_address_asked_for_ever": test_discovery.test_an_address_that_never_answered_is_asked_until_it_leaves_the_name,
+    "answers_without_the_delete_clock": who_saw_an_absence_does_not_meet_what_was_deleted,
+}
+
+
+def test_every_directed_mutant_has_a_scene() -> None:
+    assert DIRECTED.keys() <= SCENES.keys()
+
+
+@pytest.mark.parametrize("name", sorted(SCENES))
+def test_a_scene_passes_without_its_mistake_and_fails_with_it(name: str) -> None:
+    SCENES[name](a_wire())
+    with {**MUTANTS, **DIRECTED}[name](), pytest.raises((AssertionError, pytest.fail.Exception)):
+        SCENES[name](a_wire())
+
+
+def a_wire() -> Wire:
+    """Return a wire on which every replica is reached by an IP address too, as those of test_discovery.py are."""
+    return Wire(aliases={ip: name for name, ip in test_discovery.IPS.items()})

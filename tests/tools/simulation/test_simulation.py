@@ -1,0 +1,102 @@
+"""The protocol under simulated faults: thousands of runs from seeds, judged by checkers that share nothing with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.tools.simulation.mutants import MUTANTS
+from tools.simulation.campaign import attempt, campaign, shrink
+
+ROOT = Path(__file__).parents[3]
+RUNS = 2000
+OPERATIONS = 200
+PRINT_HISTORIES = """
+from tools.simulation.campaign import attempt, fingerprint
+for seed in range(40):
+    print(seed, fingerprint(attempt(seed, 200)))
+"""
+BY_SCENE = {"answers_without_the_delete_clock"}
+"""Random runs hardly ever meet it: see test_mutants.py."""
+
+
+def test_2000_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    counts: Counter[str] = Counter()
+    faulty = 0
+    bad = []
+    for outcome in campaign(range(RUNS), OPERATIONS, processes=2):
+        counts.update(outcome.counts)
+        faulty += bool(outcome.counts["crashes"] or outcome.counts["cuts"])
+        bad += [f"seed {outcome.seed}: {violation}" for violation in outcome.violations[:3]]
+    with capsys.disabled():
+        print(  # noqa: T201  What was met is part of the result.
+            f"\n  {RUNS} runs, {faulty} with a crash or a cut:", ", ".join(f"{n} {c}" for n, c in counts.most_common())
+        )
+    assert not bad, "\n".join(bad[:20]) + "\nreplay: python manage.py simulate --seed N"
+    assert counts["operations"] >= RUNS * OPERATIONS * 0.95
+    assert faulty > RUNS / 2
+    # A run that meets nothing proves nothing.
+    for event in (
+        "deferrals",
+        "pending_seen",
+        "pieces",
+        "lost",
+        "pauses",
+        "clock_jumps",
+        "removals",
+        "additions",
+        "refused",
+        "lookups",
+    ):
+        assert counts[event] > 20, event
+
+
+def test_longer_runs_are_clean() -> None:
+    bad = [
+        f"seed {outcome.seed}: {violation}"
+        for outcome in campaign(range(100_000, 100_030), 2000, processes=2)
+        for violation in outcome.violations[:3]
+    ]
+    assert not bad, "\n".join(bad)
+
+
+def test_the_same_seed_gives_the_same_history_whatever_the_hash_seed() -> None:
+    def histories(hash_seed: str) -> str:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                PRINT_HISTORIES,
+            ],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return done.stdout
+
+    first = histories("1")
+    assert len(set(first.splitlines())) == 40
+    assert histories("2") == first
+
+
+@pytest.mark.parametrize("name", sorted(MUTANTS.keys() - BY_SCENE))
+def test_a_mutant_is_caught(name: str) -> None:
+    with MUTANTS[name]():
+        assert any(attempt(seed, OPERATIONS).violations for seed in range(RUNS)), f"{name} survived {RUNS} runs"
+
+
+def test_shrinking_finds_a_smaller_run_that_fails_too() -> None:
+    with MUTANTS["skip_the_causality_check"]():
+        seed = next(seed for seed in range(50) if attempt(seed, OPERATIONS).violations)
+        operations, outcome = shrink(seed, OPERATIONS)
+        assert outcome.violations
+        assert operations < OPERATIONS
+        assert attempt(seed, operations).violations

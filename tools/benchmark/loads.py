@@ -1,0 +1,181 @@
+"""Requests as bytes: what is sent is made before the clock starts, and is the same whichever driver sends it.
+
+A load is a list of complete HTTP requests that the driver goes through again and again. Keys are taken at random, from
+a fixed seed. Where the system is Causeway, each request carries a causal history as a session does.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+KEY_BYTES: Final = 16
+DISTINCT: Final = 2000
+"""Requests in a load, before it begins anew."""
+
+OPERATIONS: Final = ("get", "put", "mix", "txn")
+"""What is measured; ``mix`` is nine reads to one write, ``txn`` a transaction that reads two keys and writes two."""
+
+SEED: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """``requests`` for the server at ``address`` (host:port); ``name`` is for messages."""
+
+    name: str
+    address: str
+    requests: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is read and written: how many keys, how long the values, and which causal history requests carry."""
+
+    keys: int = 1000
+    value_bytes: int = 32
+    metadata: Mapping[str, int] | None = None
+
+    def with_metadata(self, metadata: Mapping[str, int]) -> Shape:
+        """Return the same with this history."""
+        return replace(self, metadata=dict(metadata))
+
+    def value(self, rng: random.Random) -> str:
+        """Return a text of ``value_bytes`` letters."""
+        return f"{rng.getrandbits(4 * self.value_bytes):0{self.value_bytes}x}"
+
+
+def key(number: int) -> str:
+    """Return the key of a number, ``KEY_BYTES`` long."""
+    return f"bench:{number:010d}"
+
+
+def http(method: str, path: str, address: str, body: Any = None, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+    """Return one HTTP/1.1 request; ``body`` is sent as JSON, text as it is."""
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {address}", *(f"{name}: {value}" for name, value in headers)]
+    content = b""
+    if body is not None:
+        is_text = isinstance(body, str)
+        content = body.encode() if is_text else compact(body).encode()
+        lines += [f"Content-Type: {'text/plain' if is_text else 'application/json'}", f"Content-Length: {len(content)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+def compact(value: Any) -> str:
+    """Return JSON without blanks."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+# ---------------------------------------------------------------------------------------------------------- Causeway
+
+
+def causeway(operation: str, address: str, shape: Shape, count: int = DISTINCT) -> Load:
+    """Return ``operation`` (one of ``OPERATIONS``) for a replica of Causeway."""
+    rng = random.Random(SEED)  # no secret: the same seed makes the same requests
+    make = {"get": _get, "put": _put, "mix": _mix, "txn": _txn}[operation]
+    return Load(operation, address, [make(address, shape, rng, i) for i in range(count)])
+
+
+def fill(address: str, shape: Shape, first: int = 0) -> Load:
+    """Return one PUT for each key, from number ``first`` on: to be sent once."""
+    rng = random.Random(SEED)
+    numbers = range(first, first + shape.keys)
+    return Load("fill", address, [_put_of(address, shape, rng, key(i)) for i in numbers])
+
+
+def _get(address: str, shape: Shape, rng: random.Random, _: int) -> bytes:
+    headers = [] if shape.metadata is None else [("X-Causal-Metadata", compact(shape.metadata))]
+    return http("GET", f"/kvs/{key(rng.randrange(shape.keys))}", address, headers=headers)
+
+
+def _put(address: str, shape: Shape, rng: random.Random, _: int) -> bytes:
+    return _put_of(address, shape, rng, key(rng.randrange(shape.keys)))
+
+
+def _put_of(address: str, shape: Shape, rng: random.Random, name: str) -> bytes:
+    body = {"value": shape.value(rng)} | _history(shape)
+    return http("PUT", f"/kvs/{name}", address, body)
+
+
+def _mix(address: str, shape: Shape, rng: random.Random, number: int) -> bytes:
+    return (_put if number % 10 == 9 else _get)(address, shape, rng, number)
+
+
+def _txn(address: str, shape: Shape, rng: random.Random, _: int) -> bytes:
+    reads = [key(rng.randrange(shape.keys)) for _ in range(2)]
+    writes = [{"key": key(rng.randrange(shape.keys)), "value": shape.value(rng)} for _ in range(2)]
+    return http("POST", "/kvs", address, {"reads": reads, "writes": writes} | _history(shape))
+
+
+def _history(shape: Shape) -> dict[str, Any]:
+    return {} if shape.metadata is None else {"causal-metadata": shape.metadata}
+
+
+# -------------------------------------------------------------------------------------------------------------- peers
+
+
+def etcd(operation: str, address: str, shape: Shape, count: int = DISTINCT) -> Load:
+    """Return ``operation`` (not ``txn``) for etcd's HTTP gateway; reads are serializable, etcd's fastest."""
+    rng = random.Random(SEED)
+    requests = []
+    for i in range(count):
+        name = _base64(key(rng.randrange(shape.keys)))
+        if operation == "put" or (operation == "mix" and i % 10 == 9):
+            body: dict[str, Any] = {"key": name, "value": _base64(shape.value(rng))}
+            requests.append(http("POST", "/v3/kv/put", address, body))
+        else:
+            requests.append(http("POST", "/v3/kv/range", address, {"key": name, "serializable": True}))
+    return Load(operation, address, requests)
+
+
+def etcd_fill(address: str, shape: Shape) -> Load:
+    """Return one put for each key."""
+    rng = random.Random(SEED)
+    bodies = [{"key": _base64(key(i)), "value": _base64(shape.value(rng))} for i in range(shape.keys)]
+    return Load("fill", address, [http("POST", "/v3/kv/put", address, body) for body in bodies])
+
+
+def webdis(operation: str, address: str, shape: Shape, count: int = DISTINCT) -> Load:
+    """Return ``operation`` (not ``txn``) for Redis behind webdis."""
+    rng = random.Random(SEED)
+    requests = []
+    for i in range(count):
+        name = key(rng.randrange(shape.keys))
+        if operation == "put" or (operation == "mix" and i % 10 == 9):
+            requests.append(http("PUT", f"/SET/{name}", address, shape.value(rng)))
+        else:
+            requests.append(http("GET", f"/GET/{name}", address))
+    return Load(operation, address, requests)
+
+
+def webdis_fill(address: str, shape: Shape) -> Load:
+    """Return one SET for each key."""
+    rng = random.Random(SEED)
+    return Load("fill", address, [http("PUT", f"/SET/{key(i)}", address, shape.value(rng)) for i in range(shape.keys)])
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+# ---------------------------------------------------------------------------------------------------------- the file
+
+
+def write_file(path: Path, requests: Sequence[bytes]) -> None:
+    """Write ``requests`` for a driver: before each, a line with its length in bytes."""
+    path.write_bytes(b"".join(b"%d\n%b" % (len(request), request) for request in requests))
+
+
+def read_file(path: Path) -> list[bytes]:
+    """Return what ``write_file`` wrote."""
+    content, requests, at = path.read_bytes(), [], 0
+    while at < len(content):
+        start = content.index(b"\n", at) + 1
+        at = start + int(content[at : start - 1])
+        requests.append(content[start:at])
+    return requests

@@ -1,0 +1,171 @@
+"""Processes under measurement: on which cores they run, what they use, and that none is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_PR_SET_PDEATHSIG = 1
+_LEAST_NICE = 19
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class BenchmarkError(Exception):
+    """The benchmark cannot be run, or a measurement would mean nothing; a sentence for whoever started it."""
+
+
+# ------------------------------------------------------------------------------------------------------------- cores
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Which cores serve and which make the load. On a machine with one core, both are the same."""
+
+    servers: frozenset[int]
+    load: frozenset[int]
+
+    @classmethod
+    def of_machine(cls) -> Cores:
+        """One core for the servers, all others for the load."""
+        usable = sorted(os.sched_getaffinity(0))
+        servers = frozenset(usable[:1])
+        return cls(servers, frozenset(usable[1:]) or servers)
+
+    @property
+    def shared(self) -> bool:
+        """Whether load and servers take time from each other."""
+        return bool(self.servers & self.load)
+
+
+@contextlib.contextmanager
+def pinned(cores: Iterable[int]) -> Iterator[None]:
+    """Let this thread, and the processes that it starts meanwhile, run on ``cores`` only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def give_way(pid: int) -> None:
+    """Let a process that leads a session have what others leave of its cores; threads that it starts inherit that.
+
+    Linux may group processes by session (autogroup, sched(7)): then a nice value counts within its group alone, and
+    between groups one of the group's own.
+    """
+    os.setpriority(os.PRIO_PROCESS, pid, _LEAST_NICE)
+    group = Path(f"/proc/{pid}/autogroup")
+    if group.exists():
+        group.write_text(str(_LEAST_NICE))
+
+
+# -------------------------------------------------------------------------------------------------------- what is used
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """Return the CPU time, user and system, that these processes have taken so far: in ticks of 10 ms."""
+    return sum(_cpu_ticks(pid) for pid in pids) / _TICKS_A_SECOND
+
+
+def _cpu_ticks(pid: int) -> int:
+    # The second field is the program's name in parentheses and may itself contain spaces and parentheses.
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
+
+
+# ------------------------------------------------------------------------------------------------------------ programs
+
+
+def find_program(name: str, package: str) -> str:
+    """Return the path of a program. Raises ``BenchmarkError`` that names the Debian package to install."""
+    path = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+    if path is None:
+        raise BenchmarkError(f"{name} is not installed (Debian: sudo apt-get install {package})")
+    return path
+
+
+def version_of(program: str) -> str:
+    """Return the first line of what ``program --version`` says."""
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    return next(iter((done.stdout or done.stderr).splitlines()), program).strip()
+
+
+def die_with_parent() -> None:
+    """Let this process be killed when the thread that started it ends, however that ends (Linux)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Program:
+    """A server that is none of ours, or a small one of ours: started on ``cores``, ended with the ``with`` block.
+
+    ``ready``: asked again and again until it is true; ``log``: where its output goes.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        cores: Iterable[int],
+        log: Path,
+        ready: Callable[[], bool],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.command, self.log, self.ready = list(command), log, ready
+        with pinned(cores), log.open("ab") as out:
+            self.process = subprocess.Popen(  # programs that the benchmark names
+                self.command,
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,  # Ctrl-C is for the benchmark, which ends its servers in order.
+                preexec_fn=die_with_parent,  # noqa: PLW1509  # it only makes one system call
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.process.pid
+
+    def wait_ready(self, timeout_s: float = 20.0) -> None:
+        """Wait until it serves. Raises ``BenchmarkError`` with the end of its log."""
+        deadline = time.monotonic() + timeout_s
+        while not self.ready():
+            code = self.process.poll()
+            if code is not None or time.monotonic() > deadline:
+                state = f"ended with {code}" if code is not None else f"is not ready after {timeout_s:g} s"
+                told = self.log.read_text(errors="replace")[-1500:]
+                raise BenchmarkError(f"{self.command[0]} {state}:\n{told}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End it: asked first, killed after a moment."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10.0)
+
+
+def listens(port: int) -> bool:
+    """Return whether somebody takes connections on this port of 127.0.0.1."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

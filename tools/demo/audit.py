@@ -1,0 +1,107 @@
+"""Compare every replica with the Unicode character database, from outside.
+
+    python -m tools.demo.audit [--limit N] HOST:PORT...
+
+A program of its own: it shares no code with what wrote the data, not even the client. It knows the key format, the
+database of its own Python, and the listing of SPEC 2.4. It prints one JSON object a replica; exit code 1 when a key is
+missing, differs, or is there without a reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import sys
+import time
+import unicodedata as ucd
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlencode
+
+PAGE = 1000
+EXAMPLES = 5
+
+
+def expected_keys(limit: int | None) -> list[str]:
+    """The keys that have to be there, in the store's order (by text, not by code point)."""
+    code_points = (n for n in range(0x110000) if ucd.name(chr(n), ""))
+    keys = [f"U+{n:04X}" for n in code_points]
+    return sorted(keys[:limit])
+
+
+def expected_value(key: str) -> dict[str, Any]:
+    """The value that has to stand under ``key``."""
+    char = chr(int(key.lstrip("U+"), 16))
+    value = {
+        name: getattr(ucd, name)(char)
+        for name in ("name", "category", "bidirectional", "combining", "east_asian_width")
+    }
+    value |= {name: getattr(ucd, name)(char, None) for name in ("decimal", "digit", "numeric")}
+    value |= {"character": char, "mirrored": ucd.mirrored(char) == 1, "revision": 1}
+    if decomposition := ucd.decomposition(char):
+        parts = [ucd.name(part, f"U+{ord(part):04X}") for part in ucd.normalize("NFKD", char)]
+        value |= {"revision": 2, "decomposition": decomposition, "parts": parts}
+    return value
+
+
+def listing(address: str, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every (key, value) under ``prefix``, page by page, as the replica gives them."""
+    connection = http.client.HTTPConnection(address, timeout=30)
+    after: str | None = ""
+    while after is not None:
+        query = urlencode({"prefix": prefix, "limit": PAGE, "values": "true"} | ({"after": after} if after else {}))
+        connection.request("GET", f"/kvs?{query}")
+        response = connection.getresponse()
+        content = response.read()
+        if response.status != 200:
+            raise SystemExit(f"{address} answered {response.status}: {content[:200]!r}")
+        page = json.loads(content)
+        for key in page["keys"]:
+            yield key, page["items"][key]
+        after = page["next"]
+    connection.close()
+
+
+def audit(address: str, keys: list[str]) -> dict[str, Any]:
+    """Read all of ``address`` and compare both ways: what is missing, what differs, what is too much."""
+    started = time.monotonic()
+    found = dict(listing(address, "U+"))
+    missing = [key for key in keys if key not in found]
+    wanted = set(keys)
+    unexpected = [key for key in found if key not in wanted] + [key for key, _ in listing(address, "loading:")]
+    differing = [key for key in keys if key in found and found[key] != expected_value(key)]
+    # The names, read back the other way round by a table of their own.
+    misnamed = [
+        key for key in keys if key in found and ucd.lookup(found[key]["name"]) != chr(int(key.lstrip("U+"), 16))
+    ]
+    ordered = list(found) == sorted(found)
+    problems = [*missing, *unexpected, *differing, *misnamed]
+    return {
+        "replica": address,
+        "keys": len(found),
+        "seconds": round(time.monotonic() - started, 3),
+        "missing": len(missing),
+        "unexpected": len(unexpected),
+        "differing": len(differing) + len(misnamed),
+        "ordered": ordered,
+        "examples": problems[:EXAMPLES],
+        "ok": ordered and not problems,
+    }
+
+
+def main() -> int:
+    """Audit all replicas named on the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("replicas", nargs="+", metavar="HOST:PORT")
+    parser.add_argument("--limit", type=int, help="only the first N named characters were written")
+    options = parser.parse_args()
+    keys = expected_keys(options.limit)
+    results = [audit(address, keys) for address in options.replicas]
+    for result in results:
+        sys.stdout.write(json.dumps(result) + "\n")
+    return 0 if all(result["ok"] for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""``manage.py simulate``: run the protocol under simulated faults, judged, from seeds."""
+
+from __future__ import annotations
+
+import os
+import time
+from argparse import ArgumentParser
+from collections import Counter
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from tools.history import judge, smallest
+from tools.simulation.campaign import attempt, campaign, fingerprint, shrink
+from tools.simulation.run import Outcome
+
+BATCH = 200
+
+
+class Command(BaseCommand):
+    """Run one seed, many, or shrink one that fails."""
+
+    help = "Simulate replicas under faults of every kind, from seeds; exit 1 when a promise is broken."
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the flags."""
+        parser.add_argument("--seed", type=int, default=0, help="the first seed (with --runs 1: the one to replay)")
+        parser.add_argument("--runs", type=int, help="how many seeds to run, one after the other")
+        parser.add_argument("--minutes", type=float, help="run seeds for so long instead")
+        parser.add_argument("--operations", type=int, default=200, help="client operations a run")
+        parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+        parser.add_argument(
+            "--shrink", action="store_true", help="look for the smallest failing run of --seed and explain it"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Do what the flags say; CommandError (exit 1) when a promise is broken."""
+        seed, operations = options["seed"], options["operations"]
+        if options["shrink"]:
+            self._shrink(seed, operations)
+            return
+        if options["runs"] is None and options["minutes"] is None:
+            self._replay(seed, operations)
+            return
+        self._campaign(seed, operations, options)
+
+    def _replay(self, seed: int, operations: int) -> None:
+        outcome = attempt(seed, operations)
+        self.stdout.write(f"seed {seed}, {operations} operations, history {fingerprint(outcome)[:16]}")
+        self.stdout.write(summary(outcome.counts))
+        self._fail_on([outcome], operations)
+
+    def _campaign(self, first: int, operations: int, options: dict[str, Any]) -> None:
+        began_s = time.perf_counter()
+        limit_s = began_s + 60 * options["minutes"] if options["minutes"] is not None else float("inf")
+        runs_left = options["runs"] if options["runs"] is not None else 10**9
+        counts: Counter[str] = Counter()
+        failed: list[Outcome] = []
+        done = 0
+        while runs_left > 0 and time.perf_counter() < limit_s:
+            seeds = range(first + done, first + done + min(BATCH, runs_left))
+            for outcome in campaign(seeds, operations, options["processes"]):
+                counts.update(outcome.counts)
+                failed += [outcome] if outcome.violations else []
+            done += len(seeds)
+            runs_left -= len(seeds)
+        seconds = time.perf_counter() - began_s
+        self.stdout.write(
+            f"{done} runs, {counts['operations']} operations, {seconds:.1f} s on {options['processes']} cores"
+        )
+        self.stdout.write(f"{counts['operations'] / seconds / options['processes']:.0f} operations a second and core")
+        self.stdout.write(summary(counts))
+        self._fail_on(failed, operations)
+
+    def _fail_on(self, outcomes: list[Outcome], operations: int) -> None:
+        bad = [outcome for outcome in outcomes if outcome.violations]
+        if not bad:
+            self.stdout.write("no violation")
+            return
+        for outcome in bad[:10]:
+            for violation in outcome.violations[:5]:
+                self.stdout.write(f"seed {outcome.seed}: {violation}")
+        seed = bad[0].seed
+        self.stdout.write(f"replay:  python manage.py simulate --seed {seed} --operations {operations}")
+        self.stdout.write(f"shrink:  python manage.py simulate --seed {seed} --operations {operations} --shrink")
+        raise CommandError(f"{len(bad)} runs broke a promise")
+
+    def _shrink(self, seed: int, operations: int) -> None:
+        count, outcome = shrink(seed, operations)
+        if not outcome.violations:
+            self.stdout.write("no violation: nothing to shrink")
+            return
+        self.stdout.write(
+            f"fails with {count} operations: python manage.py simulate --seed {seed} --operations {count}"
+        )
+        for words in outcome.violations[:5]:
+            self.stdout.write(f"  {words}")
+        if not judge(outcome.history, served_in_order=True):
+            self.stdout.write("the smallest part of the history that shows it:")
+            for violation in judge(smallest(outcome.history, served_in_order=True), served_in_order=True).violations[
+                :3
+            ]:
+                self.stdout.write(f"  {violation}")
+        raise CommandError(f"seed {seed} breaks a promise")
+
+
+def summary(counts: Counter[str]) -> str:
+    """Return what happened, most frequent first."""
+    return "  " + ", ".join(f"{name} {number}" for name, number in counts.most_common())

@@ -1,0 +1,117 @@
+"""``make matrix``: the tests under each Python that pyproject.toml names and this machine has.
+
+Each Python gets an environment of its own, ``.venv/matrix/<version>``, from the locked requirements, so this also shows
+that the lock holds for all of them. Run are all tests but those that need a browser or network namespaces: these drive
+real replicas from outside, as others do, and with one Python, in ``make test``, they have shown what they can.
+
+    python -m tools.matrix [VERSION …] [-- PYTEST_ARGUMENT …]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+REQUIREMENTS = REPOSITORY / "requirements-dev.txt"
+ENVIRONMENTS = REPOSITORY / ".venv" / "matrix"
+CHOSEN = "not browser and not netns" + ("" if sys.platform == "linux" else " and not linux")
+CLOSING_LINE = re.compile(r"=* ?(\d+ (?:passed|failed|error|deselected).* in [\d.]+s.*?) ?=*$")
+
+
+class MatrixError(Exception):
+    """An environment could not be made; the text is pip's."""
+
+
+def supported() -> list[str]:
+    """Return the versions, such as "3.11", that pyproject.toml says Causeway runs on."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = (re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", line) for line in project["classifiers"])
+    return [match[1] for match in found if match]
+
+
+def candidates(version: str) -> Iterator[Path]:
+    """Yield the places where Python ``version`` may be, best first."""
+    if on_path := shutil.which(f"python{version}"):
+        yield Path(on_path)
+    yield from sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python{version}"), reverse=True)
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def find(version: str) -> Path | None:
+    """Return a Python ``version`` that can make environments, None where there is none."""
+    probe = f"import sys, venv, ensurepip; sys.exit('%d.%d' % sys.version_info[:2] != '{version}')"
+    for python in candidates(version):
+        # One on PATH may be a shim of pyenv's that leads nowhere.
+        if subprocess.run([python, "-c", probe], capture_output=True, check=False).returncode == 0:
+            return python
+    return None
+
+
+def environment(version: str, python: Path) -> Path:
+    """Make or bring up to date the environment of ``version``; return its Python. Raises ``MatrixError``."""
+    home = ENVIRONMENTS / version
+    inside, marker = home / "bin" / "python", home / ".ready"
+    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    if marker.exists() and marker.read_text(encoding="ascii") == wanted:
+        return inside
+    install = ["--quiet", "--disable-pip-version-check", "--require-hashes", "-r", str(REQUIREMENTS)]
+    for command in (
+        [str(python), "-m", "venv", "--clear", str(home)],
+        [str(inside), "-m", "pip", "install", *install],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise MatrixError((done.stderr or done.stdout).strip())
+    marker.write_text(wanted, encoding="ascii")
+    return inside
+
+
+def try_one(version: str, arguments: list[str]) -> tuple[bool | None, str]:
+    """Run the tests under ``version``. Return whether they passed (None: not run) and a line that says how it went."""
+    python = find(version)
+    if python is None:
+        return None, "not on this machine, so not tested"
+    say(f"Python {version}: {python}")
+    try:
+        inside = environment(version, python)
+    except MatrixError as exc:
+        say(str(exc))
+        return False, "the locked requirements cannot be installed"
+    command = [str(inside), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", CHOSEN, *arguments]
+    said = "said nothing"
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as tests:
+        for line in tests.stdout or ():
+            say(line.rstrip("\n"))
+            said = closing[1] if (closing := CLOSING_LINE.match(line)) else said
+    return tests.returncode == 0, said
+
+
+def main(arguments: list[str]) -> int:
+    """Run the matrix, print a table, and return 0 if some Python was found and none failed."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    versions, for_pytest = arguments[:split] or supported(), arguments[split + 1 :]
+    if unknown := sorted(set(versions) - set(supported())):
+        say(f"pyproject.toml does not name Python {', '.join(unknown)}")
+        return 2
+    results = {version: try_one(version, for_pytest) for version in versions}
+    say("Python  result  tests")
+    for version, (passed, said) in results.items():
+        say(f"{version:<8}{'-' if passed is None else 'passed' if passed else 'FAILED':<8}{said}")
+    ran = [passed for passed, _ in results.values() if passed is not None]
+    return 0 if ran and all(ran) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

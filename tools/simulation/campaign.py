@@ -1,0 +1,66 @@
+"""Many runs: seed after seed, over several processes, and the shrinking of one that fails."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+from tools.history import dump
+from tools.simulation.run import Outcome, simulate
+
+
+def attempt(seed: int, operations: int) -> Outcome:
+    """Run one seed; an exception out of the protocol is a violation as well."""
+    try:
+        return simulate(seed, operations)
+    except Exception as exc:  # noqa: BLE001  Whatever breaks in a run is a finding, and the next seed must still run.
+        frames = traceback.extract_tb(exc.__traceback__)
+        where = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
+        return Outcome(seed, violations=[f"Crash: {type(exc).__name__} at {where}: {exc}"])
+
+
+def campaign(seeds: Sequence[int], operations: int, processes: int = 1) -> Iterator[Outcome]:
+    """Yield the outcome of every seed, without its history, as they come in."""
+    if processes == 1:
+        yield from (_slim(seed, operations) for seed in seeds)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(_slim, seeds, [operations] * len(seeds), chunksize=max(1, min(20, len(seeds) // processes)))
+
+
+def _slim(seed: int, operations: int) -> Outcome:
+    outcome = attempt(seed, operations)
+    outcome.history = []
+    return outcome
+
+
+def fingerprint(outcome: Outcome) -> str:
+    """Return a digest of the history: the same seed gives the same one, on any machine."""
+    return hashlib.sha256(dump(outcome.history)).hexdigest()
+
+
+def shrink(seed: int, operations: int) -> tuple[int, Outcome]:
+    """Return the smallest number of operations, found by halving, with which ``seed`` still fails, and that run.
+
+    A run with fewer operations is another run, so this is a search and not a proof: what it returns does fail.
+    """
+    smallest, outcome = operations, attempt(seed, operations)
+    step = operations // 2
+    while step:
+        shorter = attempt(seed, smallest - step) if smallest > step else None
+        if shorter is not None and shorter.violations:
+            smallest, outcome = smallest - step, shorter
+        else:
+            step //= 2
+    return smallest, outcome
+
+
+def total(counts: Iterator[Counter[str]]) -> Counter[str]:
+    """Add up what happened in many runs."""
+    whole: Counter[str] = Counter()
+    for count in counts:
+        whole.update(count)
+    return whole

@@ -1,0 +1,125 @@
+"""What goes wrong, and when: drawn from the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tools.simulation.world import Conditions, Host, World
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a run goes. ``faults``: how many are drawn; ``duration_s``: over how much simulated time."""
+
+    replicas: int
+    faults: int
+    duration_s: float
+    membership: bool
+
+
+class Faults:
+    """Injects faults into a world over its first ``plan.duration_s`` seconds."""
+
+    def __init__(self, world: World, plan: Plan) -> None:
+        self._world = world
+        self._plan = plan
+        self._addresses = list(world.hosts)
+        self.over_s = 0.0
+        """Until when something may still happen that ``World.heal`` does not call off."""
+
+    def begin(self) -> None:
+        """Schedule everything."""
+        world, rng = self._world, self._world.rng
+        kinds = [self._crash, self._crash, self._cut, self._partition, self._pause, self._jump_clock, self._bad_network]
+        if self._plan.membership:
+            kinds += [self._remove, self._remove, self._ring]
+        for _ in range(self._plan.faults):
+            world.at(world.now_s + rng.random() * self._plan.duration_s, rng.choice(kinds))
+
+    def _some_host(self) -> Host:
+        return self._world.hosts[self._world.rng.choice(self._addresses)]
+
+    def _crash(self) -> None:
+        world, host = self._world, self._some_host()
+        if host.replica is None:
+            return
+        world.crash(host.address)
+        host.skew_us += round(world.rng.uniform(-3e6, 3e6))
+        world.at(world.now_s + world.rng.uniform(0.05, 6.0), self.restart, host)
+
+    def restart(self, host: Host) -> None:
+        """Start a process where there is none."""
+        if host.replica is None:
+            self._world.start(host.address)
+
+    def _cut(self) -> None:
+        one, other = self._world.rng.sample(self._addresses, 2)
+        self._sever([(one, other)])
+
+    def _partition(self) -> None:
+        rng = self._world.rng
+        inside = set(rng.sample(self._addresses, rng.randint(1, len(self._addresses) - 1)))
+        self._sever([(a, b) for a in self._addresses for b in self._addresses if (a in inside) != (b in inside)])
+
+    def _ring(self) -> None:
+        """Everybody sees only the neighbours."""
+        ring, n = self._addresses, len(self._addresses)
+        self._sever([(ring[i], ring[j]) for i in range(n) for j in range(n) if (i - j) % n not in (0, 1, n - 1)])
+
+    def _sever(self, cuts: list[tuple[str, str]]) -> None:
+        world = self._world
+        world.counts["cuts"] += 1
+        world.cuts.update(cuts)
+        world.at(world.now_s + world.rng.uniform(0.1, 5.0), world.cuts.difference_update, cuts)
+
+    def _pause(self) -> None:
+        self._world.pause(self._some_host().address, self._world.rng.uniform(0.1, 5.0))
+
+    def _jump_clock(self) -> None:
+        self._some_host().skew_us += round(self._world.rng.uniform(-5e6, 5e6))
+        self._world.counts["clock_jumps"] += 1
+
+    def _bad_network(self) -> None:
+        world = self._world
+        calm, world.conditions = world.conditions, Conditions(loss=0.3, slow=0.2, duplication=0.2)
+        world.counts["bad_network"] += 1
+        if calm.loss < 0.3:
+            world.at(world.now_s + world.rng.uniform(0.5, 3.0), self._calm, calm)
+
+    def _calm(self, calm: Conditions) -> None:
+        self._world.conditions = calm
+
+    def _remove(self) -> None:
+        """DELETE /view of one replica at another; later a PUT, a restart, or nothing at all."""
+        world, rng = self._world, self._world.rng
+        by, target = self._some_host(), self._some_host()
+        if by.replica is None or world.now_s < by.paused_until_s:
+            return
+        if by.replica.remove_replica_from_view(target.address, world.clocks(by)):
+            world.pump(by)
+            world.counts["removals"] += 1
+            # A removal that does not know of the latest start is overruled by that start.
+            if target.replica is not None and by.replica.membership.present_id(target.address) == target.replica.id:
+                world.removed[target.address] = target.replica.id
+        self._later(rng.uniform(0.5, 5.0), rng.choice([self._add, self._crash_one, self._nothing]), target)
+
+    def _add(self, target: Host) -> None:
+        by = self._some_host()
+        self._world.removed.pop(target.address, None)
+        if by.replica is not None and self._world.now_s >= by.paused_until_s:
+            by.replica.add_replica_from_view(target.address, self._world.clocks(by))
+            self._world.pump(by)
+            self._world.counts["additions"] += 1
+
+    def _crash_one(self, target: Host) -> None:
+        self._world.crash(target.address)
+        self._later(1.0, self.restart, target)
+
+    def _later(self, seconds: float, action: Callable[[Host], None], target: Host) -> None:
+        at_s = self._world.now_s + seconds
+        self.over_s = max(self.over_s, at_s)
+        self._world.at(at_s, action, target)
+
+    def _nothing(self, target: Host) -> None:
+        """Left out: it stays so to the end."""

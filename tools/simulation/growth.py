@@ -1,0 +1,171 @@
+"""What a write costs in messages and bytes as the cluster grows: counted in the simulation, for sizes beyond a machine.
+
+The replicas are the very ones that servers run; every message is encoded as it would be to travel, and counted. The
+network is a good one (a few milliseconds, nothing lost), so that what is counted is the protocol's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from statistics import linear_regression
+
+from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, encode
+from store.versions import Change
+from tools.simulation.world import Conditions, Host, World
+
+SETTLE_S = 30.0
+ALONE_S = 0.05
+"""More than a write needs to be everywhere and acknowledged, in this network."""
+
+KEYS = 1000
+VALUE = b'"0123456789abcdef0123456789abcd"'
+"""32 bytes of JSON, as in the benchmark."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What passed the network: requests and replies, and the bytes of their bodies."""
+
+    messages: int = 0
+    bytes: int = 0
+
+    def add(self, *sizes: int) -> None:
+        """Count messages of these sizes."""
+        self.messages += len(sizes)
+        self.bytes += sum(sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What was counted with ``replicas``.
+
+    ``messages``, ``bytes``: of one write: of the exchanges that carry updates, divided by the writes.
+    ``idle_messages_s``, ``idle_bytes_s``: what flows a second when nobody writes. ``rate``: writes a second, all at one
+    replica; 0 where each was alone.
+    """
+
+    replicas: int
+    rate: float
+    messages: float
+    bytes: float
+    idle_messages_s: float
+    idle_bytes_s: float
+
+
+class CountingWorld(World):
+    """A world that weighs what passes its network. ``carrying``: exchanges with updates in either direction."""
+
+    def __init__(self, rng: Random, replicas: int) -> None:
+        good = Conditions(delay_s=0.004, slow=0.0, loss=0.0, duplication=0.0)
+        addresses = [f"10.0.{i // 250}.{i % 250}:8090" for i in range(replicas)]
+        super().__init__(rng, addresses, conditions=good)
+        self.carrying, self.other = Traffic(), Traffic()
+        self._requests: dict[tuple[str, int], tuple[int, bool]] = {}
+
+    def forget(self) -> None:
+        """Count anew."""
+        self.carrying, self.other = Traffic(), Traffic()
+
+    def _send(self, host: Host, to: str, serial: int, message: Exchange | SnapshotRequest) -> None:
+        self._requests[host.address, serial] = len(encode(message)), _carries(message)
+        super()._send(host, to, serial, message)
+
+    def _reply(self, host: Host, boot: int, to: str, serial: int, reply: Exchange | SnapshotPiece) -> None:
+        asked, carried = self._requests.pop((host.address, serial))
+        (self.carrying if carried or _carries(reply) else self.other).add(asked, len(encode(reply)))
+        super()._reply(host, boot, to, serial, reply)
+
+
+def _carries(message: Exchange | SnapshotRequest | SnapshotPiece) -> bool:
+    return isinstance(message, Exchange) and bool(message.batch)
+
+
+def count(replicas: int, *, writes: int = 20, rate: float = 2000.0, seed: int = 1) -> tuple[Growth, Growth]:
+    """Let ``replicas`` start and settle; return what a write alone costs, and one of many.
+
+    Alone: ``writes`` of them at random replicas, each when the one before is everywhere. Of many: ten times as many at
+    one replica, ``rate`` a second. Raises ``RuntimeError`` where the replicas do not come to rest.
+    """
+    rng = Random(seed)
+    world = CountingWorld(rng, replicas)
+    for address in world.hosts:
+        world.start(address)
+    _rest(world)
+    world.forget()
+    # Exchanges without a cause come once an interval with each peer: one interval shows them all.
+    world.run_until(world.now_s + world.settings.sync_interval_s)
+    idle = world.other
+    hosts = list(world.hosts.values())
+    alone = _watch(world, [(rng.choice(hosts), ALONE_S) for _ in range(writes)], rng)
+    many = _watch(world, [(hosts[0], rng.expovariate(rate)) for _ in range(10 * writes)], rng)
+    interval_s = world.settings.sync_interval_s
+
+    def told(traffic: Traffic, number: int, rate: float) -> Growth:
+        idle_rates = idle.messages / interval_s, idle.bytes / interval_s
+        return Growth(replicas, rate, traffic.messages / number, traffic.bytes / number, *idle_rates)
+
+    return told(alone, writes, 0.0), told(many, 10 * writes, rate)
+
+
+def _watch(world: CountingWorld, plan: Sequence[tuple[Host, float]], rng: Random) -> Traffic:
+    """Write as planned, at each host and then waiting so long; return the exchanges that carry updates."""
+    world.forget()
+    for host, pause_s in plan:
+        _write(world, host, rng)
+        world.run_until(world.now_s + pause_s)
+    _rest(world)
+    return world.carrying
+
+
+def _write(world: World, host: Host, rng: Random) -> None:
+    """Write one key at ``host``, as a client that has just read the key there does."""
+    replica, now = host.replica, world.clocks(host)
+    assert replica is not None
+    key = f"key:{rng.randrange(KEYS):012d}"
+    past = replica.store.get(key, {}, now).metadata
+    replica.store.put(Change(key, VALUE), past, now)
+    world.poke(host)
+
+
+def _rest(world: World) -> None:
+    limit_s = world.now_s + SETTLE_S
+    while world.unsettled() is not None:
+        if world.now_s > limit_s:
+            raise RuntimeError(f"{len(world.hosts)} replicas do not come to rest: {world.unsettled()}")
+        world.run_until(world.now_s + 0.5)
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Return k of the law cost ~ size**k that fits best: the slope of log cost over log size, by least squares."""
+    return linear_regression([math.log(size) for size in sizes], [math.log(cost) for cost in costs]).slope
+
+
+def growth_in_words(k: float) -> str:
+    """Say what costs ~ size**k do as sizes grow."""
+    names = (
+        (-0.15, "fall"),
+        (0.15, "do not grow"),
+        (0.85, "grow slower than linearly"),
+        (1.15, "grow linearly"),
+        (1.85, "grow slower than the square"),
+        (2.15, "grow with the square"),
+        (2.85, "grow slower than the cube"),
+        (3.15, "grow with the cube"),
+    )
+    return next((words for limit, words in names if k < limit), "grow faster than the cube")
+
+
+def law(counted: Sequence[Growth]) -> str:
+    """Say in words how messages and bytes of a write, and what flows without any, grow with the replicas."""
+    others = [each.replicas - 1 for each in counted]
+    laws = [
+        ("a write's messages", [each.messages for each in counted]),
+        ("its bytes", [each.bytes for each in counted]),
+        ("the messages that flow without writes", [each.idle_messages_s for each in counted]),
+        ("and their bytes", [each.idle_bytes_s for each in counted]),
+    ]
+    exponents = [(name, exponent(others, costs)) for name, costs in laws]
+    return "with n replicas " + ", ".join(f"{name} {growth_in_words(k)} ((n-1)^{k:.1f})" for name, k in exponents)

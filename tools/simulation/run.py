@@ -1,0 +1,163 @@
+"""One run: a seed in, a verdict out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from msgspec import structs
+
+from replication.settings import ReplicationSettings
+from store.settings import StoreSettings
+from tools.history import Operation, judge
+from tools.simulation.clients import Clients, Habits
+from tools.simulation.faults import Faults, Plan
+from tools.simulation.oracle import Oracle
+from tools.simulation.world import Conditions, World
+
+LONG_RUN = 1000
+"""From so many operations on, a run is one for mass."""
+
+SETTLE_S = 30.0
+"""Simulated seconds that everything may take to come to rest after the last fault."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run showed. ``violations``: plain words, empty when all is well; ``counts``: what happened in it."""
+
+    seed: int
+    violations: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    history: list[Operation] = field(default_factory=list)
+
+
+def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSettings, StoreSettings, Conditions]:
+    """Draw how the run goes: sizes small enough that every limit is met."""
+    duration_s = rng.choice([1.0, 4.0, 8.0])
+    clients = 6
+    plan = Plan(
+        replicas=rng.choice([3, 3, 3, 4, 5]),
+        faults=rng.choice([0, 2, 4, 8]),
+        duration_s=duration_s,
+        membership=rng.random() < 0.4,
+    )
+    keys = rng.choice([3, 8, 8, 20])
+    if operations < LONG_RUN:
+        burst = rng.choice([1, 1, 4, 10])
+        habits = Habits(keys=keys, burst=burst)
+    else:
+        # Long runs are for mass: clients that read more than they write, and do much at a time.
+        burst = 20
+        habits = Habits(keys=keys, burst=burst, put=0.2, delete=0.05, transaction=0.04, listing=0.02)
+    habits = replace(habits, pause_s=duration_s * clients * burst / max(operations, 1))
+    settings = ReplicationSettings(
+        sync_interval_s=rng.choice([0.4, 1.0]),
+        pace_s=rng.choice([0.0, 0.004, 0.02]),
+        batch_updates=rng.choice([3, 20, 1000]),
+        snapshot_piece_bytes=rng.choice([600, 100_000]),
+    )
+    log_bytes = rng.choice([700, 10_000, 10_000_000])
+    store_settings = StoreSettings(
+        max_log_bytes=log_bytes, log_segment_bytes=min(log_bytes // 4, 5_000), max_pending=rng.choice([5, 1000])
+    )
+    return plan, habits, settings, store_settings, Conditions(delay_s=rng.choice([0.004, 0.05]))
+
+
+def simulate(seed: int, operations: int = 200) -> Outcome:
+    """Run one world from ``seed``: ``operations`` by clients, faults all along, then everything heals and is judged."""
+    rng = Random(seed)
+    plan, habits, settings, store_settings, conditions = draw(rng, operations)
+    addresses = [f"r{number}:1" for number in range(plan.replicas)]
+    world = World(
+        rng,
+        addresses,
+        conditions=conditions,
+        settings=settings,
+        store_settings=store_settings,
+        # No draw: the other seeds stay the runs that they were before there was discovery.
+        discovers=seed % 4 == 3,
+    )
+    oracle = Oracle(world)
+    clients = Clients(world, oracle, 6, habits, operations)
+    for host in world.hosts.values():
+        host.skew_us = round(rng.uniform(-2e6, 2e6))
+        world.at(world.now_s + rng.random() * 0.2, world.start, host.address)
+    world.run_until(world.now_s + rng.choice([0.3, 3.0]))
+    faults = Faults(world, plan)
+    clients.begin()
+    faults.begin()
+    end_s = world.now_s + plan.duration_s
+    while world.now_s < end_s + 30.0 and (clients.budget > 0 or world.now_s < end_s):
+        world.run_until(world.now_s + 0.5)
+        _watch(world)
+    clients.budget = 0
+    while world.now_s < faults.over_s:
+        world.run_until(faults.over_s)
+    outcome = Outcome(seed, counts=world.counts)
+    for host in world.hosts.values():
+        faults.restart(host)
+    outcome.violations += _settle(world)
+    outcome.violations += oracle.judge_now()
+    refused = clients.read_everything()
+    if refused and not outcome.violations:
+        outcome.violations += _settle_refused(world, clients)
+    outcome.violations += oracle.judge(clients.acknowledged)
+    outcome.history = _mark_lost(clients, oracle)
+    verdict = judge(outcome.history, served_in_order=True)
+    world.counts["judged_reads"] += verdict.reads
+    outcome.violations += [str(violation) for violation in verdict.violations]
+    return outcome
+
+
+def _watch(world: World) -> None:
+    for host in world.live():
+        if host.replica is not None and len(host.replica.store.pending):
+            world.counts["pending_seen"] += 1
+
+
+def _settle(world: World) -> list[str]:
+    """Heal everything and wait until all replicas agree; say what keeps them from it if they do not."""
+    world.heal()
+    limit_s = world.now_s + SETTLE_S
+    while world.now_s < limit_s:
+        world.run_until(world.now_s + 0.5)
+        world.heal()  # What was still to go wrong by plan does not any more.
+        if world.unsettled() is None:
+            return []
+    return [f"Unsettled: {world.unsettled()} after {SETTLE_S} s"]
+
+
+def _settle_refused(world: World, clients: Clients) -> list[str]:
+    """Clients whose causal past died must be told "lost" and served: let them ask as an engine would."""
+    for client in clients.all:
+        for host in world.live():
+            replica = host.replica
+            if replica is None or replica.state != "serving" or replica.store.is_causal(client.past):
+                continue
+            token = replica.ask(client.past)
+            world.pump(host)
+            world.run_until(world.now_s + 3.0)
+            clients.drop_lost(client, replica, replica.unrecoverable(client.past, token))
+    return clients.read_everything()
+
+
+def _mark_lost(clients: Clients, oracle: Oracle) -> list[Operation]:
+    """Mark the writes that nobody can be held to any more: their last holder died, or clients were told so
+    (a replica that is out may bring such a write back when it is added again: SPEC 2.8)."""
+    gone = {f"{origin}:{counter}" for origin, counter in oracle.updates if oracle.is_gone((origin, counter))}
+    live = [host.replica.store.clock for host in clients.world.live() if host.replica is not None]
+    alive = {
+        f"{origin}:{counter}"
+        for origin, counter in oracle.updates
+        if any(clock.get(origin, 0) >= counter for clock in live)
+    }
+    told = {
+        f"{origin}:{counter}" for origin, (first, last) in clients.lost.items() for counter in range(first, last + 1)
+    }
+    lost = (gone - alive) | told
+    return [
+        structs.replace(operation, status="lost") if operation.update in lost else operation
+        for operation in clients.history
+    ]
