@@ -183,7 +183,7 @@ def test_a_recorded_history_of_hopping_sessions_over_a_crash_is_causal(cluster: 
             thread.join()
         for session in [*writers, *readers]:
             session.close()
-    verdict = history.judge(history.load(path.read_bytes()))
+    verdict = history.check(history.load(path.read_bytes()))
     assert verdict, str(verdict)
     assert verdict.reads > 300
 
@@ -241,5 +241,5 @@ def test_any_two_of_three_replicas_are_killed_and_restarted_in_turn_and_nobody_n
             thread.join()
     assert failures == []
     assert min(counts.values()) > 20
-    verdict = history.judge(history.load(path.read_bytes()))
+    verdict = history.check(history.load(path.read_bytes()))
     assert verdict, str(verdict)

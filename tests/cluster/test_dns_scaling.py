@@ -270,7 +270,7 @@ def test_scaling_from_3_to_5_to_3_under_load_restarts_nobody_and_loses_nothing(p
     final = states(pods)
     assert len(operations) > 300, len(operations)
     for verdict in (
-        history.judge(operations),
+        history.check(operations),
         history.check_durability(operations, final[pods.names[0]]),
         history.check_convergence(final),
     ):

@@ -18,18 +18,18 @@ from tools.history import (
     FINAL_SESSION,
     HistoryError,
     Operation,
+    Report,
     Survivor,
     Value,
-    Verdict,
+    check,
     check_convergence,
     check_durability,
     check_survivors,
     describe,
     dump,
-    judge,
     load,
     named,
-    smallest,
+    shrink,
 )
 from tools.management.commands.check_history import Command
 
@@ -53,7 +53,7 @@ def changed(operation: Operation, **changes: object) -> Operation:
 
 
 def patterns(history: list[Operation], **endpoints: bool) -> list[str]:
-    return [violation.pattern for violation in judge(history, **endpoints).violations]
+    return [violation.pattern for violation in check(history, **endpoints).violations]
 
 
 # By hand. Each history says in a line what happened.
@@ -257,7 +257,7 @@ GUILTY = {
 @pytest.mark.parametrize("name", CLEAN)
 def test_legal_histories_are_not_blamed(name: str) -> None:
     assert patterns(CLEAN[name]) == []
-    assert smallest(CLEAN[name]) == []
+    assert shrink(CLEAN[name]) == []
 
 
 @pytest.mark.parametrize("name", GUILTY)
@@ -270,7 +270,7 @@ def test_each_pattern_is_found_by_its_name(name: str) -> None:
 def test_hand_made_histories_agree_with_the_naive_judge(name: str) -> None:
     history = GUILTY[name][1]
     if GUILTY[name][0] != "DotReuse" and not any(operation.versions for operation in history):
-        assert kinds(judge(history)) == naive(history)
+        assert kinds(check(history)) == naive(history)
 
 
 @pytest.mark.parametrize("name", GUILTY)
@@ -279,7 +279,7 @@ def test_the_counterexample_is_found_in_noise(name: str) -> None:
     noise = [put(f"n{i % 3}", **{f"noise{i}": str(i)}) for i in range(60)]
     noise += [get(f"n{i % 3}", **{f"noise{i}": str(i)}) for i in range(60)]
     mixed = noise[:50] + history + noise[50:]
-    small = smallest(mixed)
+    small = shrink(mixed)
     assert pattern in patterns(small)
     assert len(small) <= len(history)
 
@@ -290,7 +290,7 @@ def test_a_counterexample_keeps_the_chain_of_causes_and_nothing_else() -> None:
         history.append(put("a", **{f"k{i}": "1"}))
         history.append(get("b", **{f"k{i}": "1"}))
     history += [put("b", z="1"), get("c", z="1"), get("c", x="1")]
-    small = smallest(history)
+    small = shrink(history)
     assert patterns(small) == ["WriteCORead"]
     # Both writes of x, one way to b, one way to c, and the read.
     assert len(small) <= 7
@@ -308,12 +308,12 @@ def test_a_counterexample_never_rests_on_a_delete_left_out() -> None:
         get("a", y=None),
     ]
     assert patterns(history) == ["WriteCOInitRead"]
-    assert [operation.id for operation in smallest(history)] == ["a#1", "a#2"]
+    assert [operation.id for operation in shrink(history)] == ["a#1", "a#2"]
 
 
 def test_a_big_transaction_is_trimmed() -> None:
     wide = {f"k{i}": "1" for i in range(30)}
-    small = smallest([put("a", **wide), get("b", **{**wide, "k7": None})])
+    small = shrink([put("a", **wide), get("b", **{**wide, "k7": None})])
     assert [len(operation.reads) + len(operation.writes) for operation in small] == [2, 2]
 
 
@@ -378,20 +378,20 @@ def test_many_concurrent_unknown_writes() -> None:
 
 def test_violations_are_limited() -> None:
     history = [put("a", x="1"), *(get("a", x=None) for _ in range(50))]
-    verdict = judge(history, limit=3)
-    assert len(verdict.violations) == 3
-    assert verdict.truncated
-    assert not judge(history, limit=50).truncated
+    report = check(history, limit=3)
+    assert len(report.violations) == 3
+    assert report.truncated
+    assert not check(history, limit=50).truncated
 
 
 def test_a_verdict_tells_in_words() -> None:
-    verdict = judge([put("ann", x="1"), get("ann", x=None)])
-    assert not verdict
-    assert str(verdict) == (
+    report = check([put("ann", x="1"), get("ann", x=None)])
+    assert not report
+    assert str(report) == (
         "WriteCOInitRead: ann#1 [get: read no x] finds no 'x'; but ann#0 [put: wrote x='1'], which is in its causal "
         "past, had written it, and no delete or expiry can have removed that"
     )
-    assert str(judge([put("a", x="1"), get("a", x="1")])) == "causally consistent: 2 operations, 1 reads, 0 conflicts"
+    assert str(check([put("a", x="1"), get("a", x="1")])) == "causally consistent: 2 operations, 1 reads, 0 conflicts"
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_a_verdict_tells_in_words() -> None:
 )
 def test_what_cannot_be_judged_is_refused(history: list[Operation], message: str) -> None:
     with pytest.raises(HistoryError, match=message):
-        judge(history)
+        check(history)
 
 
 # Recording
@@ -447,8 +447,8 @@ def test_a_bad_line_is_named(line: str | bytes) -> None:
 
 def test_replicas_must_end_equal() -> None:
     assert check_convergence({"r": {"x": "1"}, "s": {"x": "1", "y": None}}).ok
-    verdict = check_convergence({"r": {"x": "1"}, "s": {"x": "2"}, "t": {"x": "1"}})
-    assert str(verdict) == "Divergence: replicas differ on 'x': r, t: '1'; s: '2'"
+    report = check_convergence({"r": {"x": "1"}, "s": {"x": "2"}, "t": {"x": "1"}})
+    assert str(report) == "Divergence: replicas differ on 'x': r, t: '1'; s: '2'"
     assert not check_convergence({"r": {"x": "1"}, "s": {}})
 
 
@@ -474,9 +474,9 @@ def test_replicas_must_end_equal() -> None:
 def test_what_was_acknowledged_is_there_or_was_replaced(
     history: list[Operation], final: dict[str, list[Value]], expected: list[str]
 ) -> None:
-    verdict = check_durability(history, final)
-    assert [violation.pattern for violation in verdict.violations] == expected
-    assert all(FINAL_SESSION in violation.operations for violation in verdict.violations)
+    report = check_durability(history, final)
+    assert [violation.pattern for violation in report.violations] == expected
+    assert all(FINAL_SESSION in violation.operations for violation in report.violations)
 
 
 UPDATES = [
@@ -507,8 +507,8 @@ UPDATES = [
     ],
 )
 def test_with_full_knowledge_each_version_is_accounted_for(state: dict[str, list[str]], expected: list[str]) -> None:
-    verdict = check_survivors(UPDATES, {"r": {"x": ["r:2", "s:1"]}, "s": state})
-    assert [violation.pattern for violation in verdict.violations] == expected
+    report = check_survivors(UPDATES, {"r": {"x": ["r:2", "s:1"]}, "s": state})
+    assert [violation.pattern for violation in report.violations] == expected
 
 
 def test_a_timestamp_below_what_it_replaced_is_told() -> None:
@@ -558,12 +558,11 @@ def test_the_command_refuses_what_it_cannot_judge(tmp_path: Path, content: str |
 # The naive judge: the definitions, written down over the whole relation
 
 
-def kinds(verdict: Verdict) -> set[str]:
-    """What a verdict says, without the finer names of one and the same fault."""
-    absent = {v.operations for v in verdict.violations if "finds no" in v.text}
+def kinds(report: Report) -> set[str]:
+    """What a report says, without the finer names of one and the same fault."""
+    absent = {v.operations for v in report.violations if "finds no" in v.text}
     found = {
-        "missing" if v.operations in absent else "stale" if v.pattern in STALE else v.pattern
-        for v in verdict.violations
+        "missing" if v.operations in absent else "stale" if v.pattern in STALE else v.pattern for v in report.violations
     }
     # Beside a ring of causes the fast judge tells what it met before the ring, the naive one nothing.
     return found & {"CyclicCO", "ThinAirRead"} if "CyclicCO" in found else found
@@ -819,7 +818,7 @@ seeds = st.integers(0, 2**32)
 def test_a_correct_store_is_never_blamed(seed: int, steps: int, keys: int, clients: int) -> None:
     model = run_model(seed, steps, keys=keys, clients=clients)
     for endpoints in WAYS:
-        assert str(judge(model.history, **endpoints)).startswith("causally consistent")
+        assert str(check(model.history, **endpoints)).startswith("causally consistent")
     for replica in model.replicas:
         model.deliver(replica, frozenset(model.updates))
     states = {r.name: {k: [u.name for u in r.siblings(k)] for k in r.versions if r.siblings(k)} for r in model.replicas}
@@ -859,7 +858,7 @@ def test_a_careless_store_is_caught() -> None:
         model = CarelessModel(random.Random(seed))
         for _ in range(100):
             model.step()
-        found |= {violation.pattern for violation in judge(model.history).violations}
+        found |= {violation.pattern for violation in check(model.history).violations}
     assert found >= STALE | {"WriteCOInitRead"}
 
 
@@ -910,7 +909,7 @@ def test_fast_and_naive_judge_agree(seed: int, steps: int, times: int, way: dict
     if not history:
         return
     history = change_reads(history, random.Random(seed), times)
-    assert kinds(judge(history, limit=10_000, **way)) == naive(history, **way)
+    assert kinds(check(history, limit=10_000, **way)) == naive(history, **way)
 
 
 @given(seed=seeds, way=st.sampled_from(WAYS))
@@ -918,11 +917,11 @@ def test_fast_and_naive_judge_agree(seed: int, steps: int, times: int, way: dict
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_counterexample_shows_a_fault_of_the_whole(seed: int, way: dict[str, bool]) -> None:
     history = change_reads(run_model(seed, 60).history, random.Random(seed), 2)
-    whole = judge(history, limit=10_000, **way)
-    small = smallest(history, **way)
+    whole = check(history, limit=10_000, **way)
+    small = shrink(history, **way)
     assert bool(small) == (not whole.ok)
     if small:
-        shown = {violation.pattern for violation in judge(small, **way).violations}
+        shown = {violation.pattern for violation in check(small, **way).violations}
         assert shown & {violation.pattern for violation in whole.violations}
         known = {operation.id for operation in history}
         assert all(operation.id in known for operation in small)
@@ -944,6 +943,6 @@ def best_of(times: int, action: Callable[[], object]) -> float:
 def test_a_long_history_is_judged_quickly() -> None:
     model = run_model(7, 7_500, keys=200, clients=8)
     history = model.history[:5_000]
-    seconds = best_of(3, lambda: judge(history))
+    seconds = best_of(3, lambda: check(history))
     # Measured 33-45 ms on two shared cores; the bound leaves room for a busy machine.
     assert seconds < 0.25, f"{seconds * 1000:.0f} ms for {len(history)} operations"

@@ -52,29 +52,29 @@ recorded. A client that starts without metadata is a new session.
 is a FracturedRead's cousin, a WriteCOInitRead: Bob sees the album but not the photo that was there before it.
 """
 
-from tools.history.checker import judge
+from tools.history.checker import check
 from tools.history.final_state import FINAL_SESSION, Survivor, check_convergence, check_durability, check_survivors
 from tools.history.operations import HistoryError, Kind, Operation, Status, Value, describe, dump, load, named
-from tools.history.report import Verdict, Violation
-from tools.history.shrink import smallest
+from tools.history.report import Report, Violation
+from tools.history.shrink import shrink
 
 __all__ = [
     "FINAL_SESSION",
     "HistoryError",
     "Kind",
     "Operation",
+    "Report",
     "Status",
     "Survivor",
     "Value",
-    "Verdict",
     "Violation",
+    "check",
     "check_convergence",
     "check_durability",
     "check_survivors",
     "describe",
     "dump",
-    "judge",
     "load",
     "named",
-    "smallest",
+    "shrink",
 ]

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from tools.history.cycles import Conflicts, Rings
 from tools.history.index import ABSENT, THIN_AIR, Arrangement
 from tools.history.operations import Operation
-from tools.history.report import Verdict
+from tools.history.report import Report
 from tools.history.violations import Findings
 
 _NEVER = 1 << 60  # a position that no vector reaches
 
 
-def judge(
+def check(
     operations: Sequence[Operation],
     *,
     arbitration: bool = True,
     exact: bool = False,
     served_in_order: bool = False,
     limit: int = 20,
-) -> Verdict:
+) -> Report:
     """Look for all patterns of the module's head; report at most ``limit`` findings.
 
     ``exact``: every write that happened has ``update`` and ``replaces``: deletes and expiry excuse only what they,
@@ -30,7 +30,7 @@ def judge(
     """
     spare = min(8, sum(operation.status == "unknown" for operation in operations))
     while True:
-        judgement = _Judgement(
+        this_check = _Check(
             operations,
             arbitration=arbitration,
             exact=exact,
@@ -39,7 +39,7 @@ def judge(
             spare=spare,
         )
         try:
-            return judgement.verdict()
+            return this_check.run()
         except _OutOfChainsError:
             # Vectors have one length, and how many chains unknown writes need shows only on the way. Doubling keeps
             # the sum of all tries within twice the last one.
@@ -50,7 +50,7 @@ class _OutOfChainsError(Exception):
     """More unknown writes are concurrent than vectors have room for."""
 
 
-class _Judgement:
+class _Check:
     """One run over one history. Operations are numbers: their index in the list."""
 
     def __init__(
@@ -70,7 +70,7 @@ class _Judgement:
         self.served_in_order = served_in_order
         self.spare = spare
         self.findings = Findings(operations, limit)
-        self.result = self.findings.verdict
+        self.result = self.findings.report
         self.arranged = Arrangement(operations, self.findings, exact=exact, served_in_order=served_in_order)
         # An operation's place: a chain (a session, or unknown writes that follow one another), a position from 1.
         self.chain = [0] * count
@@ -89,12 +89,12 @@ class _Judgement:
         # (key, write) that a removal met on the run ended, by links met on the run. Full knowledge only.
         self.ended: set[tuple[str, int]] = set()
 
-    def verdict(self) -> Verdict:
+    def run(self) -> Report:
         """Judge everything."""
         arranged, rings = self.arranged, Rings(self.arranged, self.findings)
-        self.result.judged = sum(map(len, arranged.queues))
+        self.result.checked = sum(map(len, arranged.queues))
         done = bytearray(len(self.operations))
-        heads = self._run(done)
+        heads = self._visit_all(done)
         if heads is not None:
             # Nothing that follows from a ring can be judged.
             rings.report("CyclicCO", done, heads, {})
@@ -113,7 +113,7 @@ class _Judgement:
 
     # -- the run ---------------------------------------------------------------------------------------
 
-    def _run(self, done: bytearray) -> list[int] | None:  # noqa: C901, PLR0912, PLR0915 (in one piece for speed)
+    def _visit_all(self, done: bytearray) -> list[int] | None:  # noqa: C901, PLR0912, PLR0915 (in one piece for speed)
         """Visit all operations, causes first, and judge the reads. Returns the queues' heads if a ring stops it.
 
         Written in one piece for speed. A queue runs until an operation must wait for another one, and stands in

@@ -4,20 +4,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
-from tools.history.checker import judge
+from tools.history.checker import check
 from tools.history.operations import Operation, Value, named
-from tools.history.report import Verdict, Violation
+from tools.history.report import Report, Violation
 
 FINAL_SESSION = "(final state)"
 NO_LIMIT = 1 << 60
 
 
-def check_convergence(states: Mapping[str, Mapping[str, object]]) -> Verdict:
+def check_convergence(states: Mapping[str, Mapping[str, object]]) -> Report:
     """Compare final states: replica -> key -> anything comparable (value, or all siblings). An absent key is None."""
-    verdict = Verdict(judged=len(states))
+    report = Report(checked=len(states))
     keys = sorted({key for state in states.values() for key in state})
     for key in keys:
-        verdict.reads += 1
+        report.reads += 1
         held: list[tuple[object, list[str]]] = []
         for replica, state in states.items():
             value = state.get(key)
@@ -29,8 +29,8 @@ def check_convergence(states: Mapping[str, Mapping[str, object]]) -> Verdict:
                 held.append((value, [replica]))
         if len(held) > 1:
             parts = "; ".join(f"{', '.join(replicas)}: {value!r}" for value, replicas in held)
-            verdict.violations.append(Violation("Divergence", f"replicas differ on {key!r}: {parts}", (), (key,)))
-    return verdict
+            report.violations.append(Violation("Divergence", f"replicas differ on {key!r}: {parts}", (), (key,)))
+    return report
 
 
 def check_durability(
@@ -40,7 +40,7 @@ def check_durability(
     arbitration: bool = True,
     exact: bool = False,
     limit: int = 20,
-) -> Verdict:
+) -> Report:
     """Ask whether each acknowledged write is in the final state, or replaced, or deleted, as far as clients can know.
 
     ``final``: key -> its values once all replicas agree, the winner first, or the winner alone; a key that is missing
@@ -54,11 +54,11 @@ def check_durability(
     reads = tuple((key, final[key][0] if final.get(key) else None) for key in keys)
     siblings = tuple((key, value) for key in keys for value in final.get(key, ())[1:])
     end = Operation(FINAL_SESSION, "list", reads=reads, siblings=siblings, id=FINAL_SESSION, after=tuple(last.values()))
-    verdict = judge([*whole, end], arbitration=arbitration, exact=exact, limit=NO_LIMIT)
-    ours = [found for found in verdict.violations if FINAL_SESSION in found.operations]
-    verdict.truncated = len(ours) > limit
-    verdict.violations = ours[:limit]
-    return verdict
+    report = check([*whole, end], arbitration=arbitration, exact=exact, limit=NO_LIMIT)
+    ours = [found for found in report.violations if FINAL_SESSION in found.operations]
+    report.truncated = len(ours) > limit
+    report.violations = ours[:limit]
+    return report
 
 
 class Survivor(msgspec.Struct):
@@ -78,7 +78,7 @@ class Survivor(msgspec.Struct):
 
 def check_survivors(
     updates: Iterable[Survivor], final: Mapping[str, Mapping[str, Sequence[str]]], *, limit: int = 20
-) -> Verdict:
+) -> Report:
     """Compare what each replica holds in the end with what it must hold, by full knowledge.
 
     ``final``: replica -> key -> update ids of its versions, the winner first. Patterns: LostWrite (it is gone and
@@ -95,20 +95,20 @@ def check_survivors(
             pair = (key, update.update)
             if not update.lost and not update.expiring and pair not in replaced and pair not in excused:
                 must.setdefault(key, set()).add(update.update)
-    verdict = Verdict(judged=len(known))
+    report = Report(checked=len(known))
     found = [*_clock_order(known)]
     for replica, state in final.items():
         for key in sorted(must.keys() | state.keys()):
-            verdict.reads += 1
+            report.reads += 1
             held = state.get(key, ())
             found += [
                 Violation("LostWrite", f"{replica} lacks {name} of {key!r}, which nothing replaced", (name,), (key,))
                 for name in sorted(must.get(key, set()) - set(held))
             ]
             found += _judge_versions(replica, key, held, known, replaced)
-    verdict.truncated = len(found) > limit
-    verdict.violations = found[:limit]
-    return verdict
+    report.truncated = len(found) > limit
+    report.violations = found[:limit]
+    return report
 
 
 def _clock_order(known: Mapping[str, Survivor]) -> Iterable[Violation]:

@@ -20,15 +20,15 @@ class Violation:
 
 
 @dataclass(slots=True)
-class Verdict:
+class Report:
     """What a judge found. True in a condition when nothing is wrong.
 
-    ``judged`` counts operations and ``reads`` those reads that could have been wrong: a run that checks nothing shows.
+    ``checked`` counts operations and ``reads`` those reads that could have been wrong: a run that checks nothing shows.
     ``conflicts`` counts pairs of concurrent writes whose order some read told.
     """
 
     violations: list[Violation] = field(default_factory=list)
-    judged: int = 0
+    checked: int = 0
     reads: int = 0
     conflicts: int = 0
     # There were more violations than were asked for.
@@ -44,5 +44,5 @@ class Verdict:
 
     def __str__(self) -> str:
         if not self.violations:
-            return f"causally consistent: {self.judged} operations, {self.reads} reads, {self.conflicts} conflicts"
+            return f"causally consistent: {self.checked} operations, {self.reads} reads, {self.conflicts} conflicts"
         return "\n".join(str(violation) for violation in self.violations)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from tools.history.checker import judge
+from tools.history.checker import check
 from tools.history.operations import Operation, named
-from tools.history.report import Verdict, Violation
+from tools.history.report import Report, Violation
 
 
-def smallest(
+def shrink(
     operations: Sequence[Operation],
     *,
     effort: int = 300_000,
@@ -24,8 +24,8 @@ def smallest(
     ``effort`` bounds the work, in operations judged again (about 5 us each). Operations come back with their ``id``.
     """
 
-    def again(part: Sequence[Operation], limit: int = 1_000) -> Verdict:
-        return judge(part, arbitration=arbitration, exact=exact, served_in_order=served_in_order, limit=limit)
+    def again(part: Sequence[Operation], limit: int = 1_000) -> Report:
+        return check(part, arbitration=arbitration, exact=exact, served_in_order=served_in_order, limit=limit)
 
     whole = named(operations)
     best: list[Operation] = []
@@ -61,7 +61,7 @@ class _Shrinker:
         self,
         index: _Index,
         violation: Violation,
-        again: Callable[[Sequence[Operation]], Verdict],
+        again: Callable[[Sequence[Operation]], Report],
         effort: int,
     ) -> None:
         self.index = index

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 from tools.history.operations import Operation, Value, describe, names_of, show
-from tools.history.report import Verdict, Violation
+from tools.history.report import Report, Violation
 
 
 class Findings:
-    """Collects at most ``limit`` violations into ``verdict``."""
+    """Collects at most ``limit`` violations into ``report``."""
 
     def __init__(self, operations: Sequence[Operation], limit: int) -> None:
-        self.verdict = Verdict()
+        self.report = Report()
         self._operations = operations
         self._limit = limit
         self._found: set[tuple[object, ...]] = set()
@@ -47,11 +47,11 @@ class Findings:
         if mark in self._found:
             return
         if len(self._found) >= self._limit:
-            self.verdict.truncated = True
+            self.report.truncated = True
             return
         self._found.add(mark)
         pairs = tuple((self.name(a), self.name(b)) for a, b in order)
-        self.verdict.violations.append(Violation(pattern, text, names, keys, pairs, mark))
+        self.report.violations.append(Violation(pattern, text, names, keys, pairs, mark))
 
     def thin_air(self, number: int, key: str, value: Value, why: str) -> None:
         """A read shows what nobody wrote."""

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from replication.settings import ReplicationSettings
 from store.settings import StoreSettings
-from tools.history import Operation, judge
+from tools.history import Operation, check
 from tools.simulation.clients import Clients, Habits
 from tools.simulation.faults import Faults, Plan
 from tools.simulation.oracle import Oracle
@@ -105,9 +105,9 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
         outcome.violations += _settle_refused(world, clients)
     outcome.violations += oracle.judge(clients.acknowledged)
     outcome.history = _mark_lost(clients, oracle)
-    verdict = judge(outcome.history, served_in_order=True)
-    world.counts["judged_reads"] += verdict.reads
-    outcome.violations += [str(violation) for violation in verdict.violations]
+    report = check(outcome.history, served_in_order=True)
+    world.counts["judged_reads"] += report.reads
+    outcome.violations += [str(violation) for violation in report.violations]
     return outcome
 
 

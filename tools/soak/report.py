@@ -90,7 +90,7 @@ def report(run: Run) -> str:
     """Return what happened, for people."""
     tally = run.tally
     requests, calls, shares, worst = tally.requests, tally.calls, success(tally), slowest(run)
-    judged = [sum(getattr(each, what) for each in run.judged) for what in ("judged", "reads", "conflicts")]
+    judged = [sum(getattr(each, what) for each in run.judged) for what in ("checked", "reads", "conflicts")]
     faults = Counter(fault.kind for fault in tally.faults)
     refusals = [(reason, requests[REFUSED + reason]) for reason in REASONS]
     late = sorted(tally.late_s)

@@ -49,7 +49,7 @@ class Run:
         self.reach = Reach(self.tally, healing_s=DOWN_AFTER_S, relay_s=SYNC_INTERVAL_S)
         self.problems: list[str] = []
         self.round = 0
-        self.judged: list[history.Verdict] = []
+        self.judged: list[history.Report] = []
         self.slowest_step_s = 0.0
         self.loads: list[tuple[float, float]] = []
         """From when until when each round's load went on, monotonic seconds."""
@@ -268,11 +268,11 @@ def _after(at_s: float, *times: Sequence[float] | None) -> list[float]:
 
 def judge_records(
     operations: Sequence[history.Operation], states: Sequence[Mapping[str, Sequence[str]]]
-) -> list[history.Verdict]:
+) -> list[history.Report]:
     """Judge one round: what clients saw, what became of their writes, and whether replicas ended equal."""
     by_name = {f"replica {i}": dict(state) for i, state in enumerate(states)}
     return [
-        history.judge(operations),
+        history.check(operations),
         history.check_durability(operations, states[0]),
         history.check_convergence(by_name),
     ]

@@ -44,17 +44,17 @@ class Command(BaseCommand):
         }
         try:
             operations = history.load(_read(options["file"]))
-            verdict = history.judge(operations, limit=max(1, options["limit"]), **endpoints)
-            if verdict.ok:
-                self.stdout.write(str(verdict))
+            report = history.check(operations, limit=max(1, options["limit"]), **endpoints)
+            if report.ok:
+                self.stdout.write(str(report))
                 return
-            example = history.smallest(operations, **endpoints)
+            example = history.shrink(operations, **endpoints)
         except (OSError, history.HistoryError) as exc:
             raise CommandError(str(exc)) from exc
-        self.stdout.write(str(verdict))
-        if verdict.truncated:
+        self.stdout.write(str(report))
+        if report.truncated:
             self.stdout.write("… and more")
-        self.stdout.write(f"\nSmallest counterexample found ({len(example)} of {verdict.judged} operations):")
+        self.stdout.write(f"\nSmallest counterexample found ({len(example)} of {report.checked} operations):")
         for operation in example:
             self.stdout.write("  " + history.describe(operation))
         self.stdout.write("\nThe same as JSON lines:")

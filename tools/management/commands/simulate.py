@@ -10,7 +10,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from tools.history import judge, smallest
+from tools import history
 from tools.simulation.campaign import attempt, campaign, fingerprint, shrink
 from tools.simulation.run import Outcome
 
@@ -96,11 +96,10 @@ class Command(BaseCommand):
         )
         for words in outcome.violations[:5]:
             self.stdout.write(f"  {words}")
-        if not judge(outcome.history, served_in_order=True):
+        if not history.check(outcome.history, served_in_order=True):
             self.stdout.write("the smallest part of the history that shows it:")
-            for violation in judge(smallest(outcome.history, served_in_order=True), served_in_order=True).violations[
-                :3
-            ]:
+            part = history.shrink(outcome.history, served_in_order=True)
+            for violation in history.check(part, served_in_order=True).violations[:3]:
                 self.stdout.write(f"  {violation}")
         raise CommandError(f"seed {seed} breaks a promise")
 
