@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 from kvsite.config import ApiToken, Config
 from kvsite.denied_responses import SignReply, Turned
 from replication.messages import MAX_MESSAGE_BYTES
-from replication.proof import HEADER, SAFE_METHODS, Judge, key_of, sign_reply
+from replication.proof import HEADER, SAFE_METHODS, ProofVerifier, derive_key, sign_response
 from replication.rate_limit import LogRateLimiter
 from store.api.access import READ_ONLY
 
@@ -59,9 +59,9 @@ class Guard:
     def __init__(self, config: Config, own_id: Callable[[], str], now_us: Callable[[], int] | None = None) -> None:
         self._own_id = own_id
         self._now_us = now_us or steady_clock()
-        keys = [key_of(secret) for secret in (config.cluster_secret, config.cluster_secret_also) if secret]
-        self._judge = Judge(keys, config.proof_window_s) if keys else None
-        self._lock = threading.Lock()  # The judge remembers nonces.
+        keys = [derive_key(secret) for secret in (config.cluster_secret, config.cluster_secret_also) if secret]
+        self._verifier = ProofVerifier(keys, config.proof_window_s) if keys else None
+        self._lock = threading.Lock()  # The verifier remembers nonces.
         # By digest, so that the time of a look-up tells nothing of a token; the comparison after it is for the rest.
         self._tokens = {_digest(token.token.encode()): token for token in config.api_tokens}
         self._seldom = LogRateLimiter()
@@ -95,27 +95,27 @@ class Guard:
             return self._admit_peer(environ, header)
         if path in PUBLIC or path.startswith(DASHBOARD):
             return ADMITTED
-        if self._judge is not None and needs_proof(method, path):
+        if self._verifier is not None and needs_proof(method, path):
             raise Turned(403, "Refused: needs proof of KV_CLUSTER_SECRET")
         if self._tokens:
             self._admit_token(environ, method, path)
         return ADMITTED
 
     def _admit_peer(self, environ: Environ, header: str) -> Admitted:
-        if self._judge is None:
+        if self._verifier is None:
             raise Turned(403, "Refused: this replica has no KV_CLUSTER_SECRET, and belongs to another cluster than you")
-        now_us, own_id, judge = self._now_us(), self._own_id(), self._judge
+        now_us, own_id, verifier = self._now_us(), self._own_id(), self._verifier
         target = environ["PATH_INFO"] + (f"?{query}" if (query := environ.get("QUERY_STRING")) else "")
         with self._lock:
-            verdict = judge.judge(header, environ["REQUEST_METHOD"], target, own_id=own_id, now_us=now_us)
+            check = verifier.verify(header, environ["REQUEST_METHOD"], target, own_id=own_id, now_us=now_us)
 
         def sign(status: int, body: bytes) -> str:
             now_us = self._now_us()
-            return sign_reply(verdict.key, verdict.nonce, status, body, sender=self._own_id(), now_us=now_us)
+            return sign_response(check.key, check.nonce, status, body, sender=self._own_id(), now_us=now_us)
 
-        if verdict.refusal:
-            raise Turned(403, f"Refused: {verdict.refusal}", sign=sign if verdict.nonce else None)
-        return Admitted(sign, verdict.digest)
+        if check.rejection:
+            raise Turned(403, f"Refused: {check.rejection}", sign=sign if check.nonce else None)
+        return Admitted(sign, check.digest)
 
     def _admit_token(self, environ: Environ, method: str, path: str) -> None:
         scheme, _, presented = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
@@ -136,7 +136,7 @@ class Guard:
     def _note(self, environ: Environ, turned: Turned) -> None:
         """Log a refusal: who, how and why, but each kind of each source once a minute at most."""
         source, kind = environ.get("REMOTE_ADDR", "?"), str(turned)[:60]
-        if self._seldom.due(f"{source} {turned.status} {kind}", time.monotonic()):
+        if self._seldom.allow(f"{source} {turned.status} {kind}", time.monotonic()):
             logger.warning(
                 "refused %s %.200r from %s: %s", environ["REQUEST_METHOD"], environ["PATH_INFO"], source, turned
             )

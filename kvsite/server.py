@@ -53,7 +53,7 @@ from replication.address import join_address
 from replication.discovery import Discovery
 from replication.node import Node
 from replication.peer_client import PeerClientSettings
-from replication.proof import key_of
+from replication.proof import derive_key
 from replication.replica import Replica
 from replication.settings import ReplicationSettings
 from store.api.context import Limits
@@ -201,7 +201,7 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> Runtime:
         timeout_s=min(1.0, config.down_after_s / 2),
         scheme=config.scheme,
         verify=str(config.tls_ca) if config.tls_ca else True,
-        key=key_of(config.cluster_secret) if config.cluster_secret else b"",
+        key=derive_key(config.cluster_secret) if config.cluster_secret else b"",
         token="" if config.cluster_secret else config.own_token,
     )
     discovery = Discovery(config.view_dns, config.sync_interval_s) if config.view_dns else None

@@ -23,10 +23,10 @@ logger = logging.getLogger("causeway.replication")
 FIRST_INTERVAL_S: Final = 0.2
 """Pause between lookups until the first one has found somebody: a replica that starts waits for that."""
 
-MAX_FOUND: Final = 256
+MAX_ADDRESSES: Final = 256
 """Addresses of one lookup that are used at most: each one that does not answer holds a thread."""
 
-OnFound = Callable[[frozenset[str]], None]
+OnAddresses = Callable[[frozenset[str]], None]
 
 
 class LookupFailed(Exception):
@@ -44,7 +44,7 @@ def resolve(name: str, port: int) -> frozenset[str]:
     if not hosts:
         raise LookupFailed("no address that other machines can use")
     addresses = sorted(parse_address(join_address(host, port)) for host in hosts)
-    return frozenset(addresses[:MAX_FOUND])
+    return frozenset(addresses[:MAX_ADDRESSES])
 
 
 class Discovery:
@@ -57,14 +57,14 @@ class Discovery:
         self, address: str, interval_s: float, *, lookup: Callable[[str, int], frozenset[str]] = resolve
     ) -> None:
         self.address = address
-        self.found: frozenset[str] = frozenset()
+        self.addresses: frozenset[str] = frozenset()
         self._host, self._port = split_address(address)
         self._interval_s = interval_s
         self._lookup = lookup
         self._ended = threading.Event()
         self._told = ""
 
-    def start(self, on_found: OnFound) -> None:
+    def start(self, on_found: OnAddresses) -> None:
         """Begin. ``on_found`` is called from the thread, after each lookup that found somebody."""
         threading.Thread(target=self._run, args=(on_found,), name="discovery", daemon=True).start()
 
@@ -72,23 +72,23 @@ class Discovery:
         """Look nothing up any more. A lookup under way is not waited for: it may take long, and nobody needs it."""
         self._ended.set()
 
-    def _run(self, on_found: OnFound) -> None:
+    def _run(self, on_found: OnAddresses) -> None:
         while not self._ended.is_set():
             try:
                 self.look_up(on_found)
             except Exception:  # Later peers are found by this thread alone: it must live on.
                 logger.exception("lookup of %s failed", self.address)
-            pause_s = self._interval_s if self.found else min(self._interval_s, FIRST_INTERVAL_S)
+            pause_s = self._interval_s if self.addresses else min(self._interval_s, FIRST_INTERVAL_S)
             self._ended.wait(pause_s)
 
-    def look_up(self, on_found: OnFound) -> None:
+    def look_up(self, on_found: OnAddresses) -> None:
         """Resolve once. Where that fails, what is known stays; the log is told when the outcome is another one."""
         try:
             found = self._lookup(self._host, self._port)
         except LookupFailed as exc:
             self._tell(logging.WARNING, f"KV_VIEW_DNS: {self._host} does not resolve: {exc}")
             return
-        self.found = found
+        self.addresses = found
         self._tell(logging.INFO, f"KV_VIEW_DNS: {self._host} resolves to {', '.join(sorted(found))}")
         if not self._ended.is_set():
             on_found(found)

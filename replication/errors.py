@@ -3,7 +3,7 @@
 ReplicationError
 ├── BadMessage      what arrived is no message of ours (the peer's fault); nothing of it was taken
 ├── Unreachable     a peer did not answer in time, or not with a message of ours
-│   ├── Refused     it says that what we sent is no message of its protocol; nothing was taken
+│   ├── MessageRejected     it says that what we sent is no message of its protocol; nothing was taken
 │   └── NotTrusted  it does not prove that it is of this cluster, or does not take us for one; nothing was taken
 └── AddressTaken    another live process uses this replica's address: this one has to stop
 """
@@ -23,7 +23,7 @@ class Unreachable(ReplicationError):
     """A peer could not be asked; it may or may not have got the message."""
 
 
-class Refused(Unreachable):
+class MessageRejected(Unreachable):
     """The peer does not understand us: its protocol is of another version, or it is no replica."""
 
 

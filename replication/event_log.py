@@ -35,26 +35,26 @@ class EventLog:
         self._lost: Gaps = {}
         self._lead_us = 0
 
-    def note(self, kind: str, subject: str, detail: str, now: Instant) -> None:
+    def record(self, kind: str, subject: str, detail: str, now: Instant) -> None:
         """Note one event."""
         number = self.events[-1].number + 1 if self.events else 1
         self.events.append(Event(number, now.wall_us, kind, subject, detail))
 
-    def note_lost(self, lost: Gaps) -> None:
+    def record_unrecoverable(self, lost: Gaps) -> None:
         """Note updates that are lost for good. Every request that needs them finds out: one event tells of all."""
         self._lost.update(lost)
 
-    def look(self, view: Membership, store: CausalStore, now: Instant) -> None:
+    def observe(self, view: Membership, store: CausalStore, now: Instant) -> None:
         """Note what has become of the members, of clients' pasts and of the clocks since the last look."""
         states = {address: view.state(address, now.mono_s) for address in view.others()}
         for address, state in states.items():
             if state != self._states.get(address, "alive"):
-                self.note({"alive": "healed", "suspect": "suspected", "down": "down"}[state], address, "", now)
+                self.record({"alive": "healed", "suspect": "suspected", "down": "down"}[state], address, "", now)
         self._states = states
         for replica, (first, last) in self._lost.items():
-            self.note("lost", replica, f"updates {first} to {last}", now)
+            self.record("lost", replica, f"updates {first} to {last}", now)
         self._lost = {}
         lead_us = store.hybrid.lead_us
         if lead_us > self._lead_us + DRIFT_US:
             self._lead_us = lead_us
-            self.note("drift", store.replica_id, f"{lead_us / 1e6:.1f} s behind the fastest heard", now)
+            self.record("drift", store.replica_id, f"{lead_us / 1e6:.1f} s behind the fastest heard", now)

@@ -34,7 +34,7 @@ class ExchangeMetrics:
             (role, direction): Histogram(BYTES) for role in ("asked", "answered") for direction in ("sent", "received")
         }
 
-    def heard(self, sender: str, time_us: int, store: CausalStore, now: Instant) -> None:
+    def record_peer_time(self, sender: str, time_us: int, store: CausalStore, now: Instant) -> None:
         """Note the hybrid time that a message told; called before the message is taken in."""
         drift_s = (time_us - store.hybrid.read(now)) / 1e6
         if len(self.drift_s) < MAX_ADDRESSES or address_of(sender) in self.drift_s:
@@ -42,8 +42,8 @@ class ExchangeMetrics:
         if drift_s > 0:
             self.jumped_s += drift_s
 
-    def became_visible(self, update: Update | None, store: CausalStore, now: Instant) -> None:
-        """Note how old an update was when it was applied, if it was; see ``first_new``."""
+    def record_visibility(self, update: Update | None, store: CausalStore, now: Instant) -> None:
+        """Note how old an update was when it was applied, if it was; see ``first_unapplied``."""
         if update is None or store.clock.get(update.origin, 0) < update.counter:
             return
         histogram = self.visibility_lag_s.get(address_of(update.origin))
@@ -53,7 +53,7 @@ class ExchangeMetrics:
             histogram = self.visibility_lag_s[address_of(update.origin)] = Histogram()
         histogram.observe(max(0.0, (store.hybrid.read(now) - update.timestamp) / 1e6))
 
-    def sent_and_received(self, role: str, sent: int, received: int) -> None:
+    def record_message_sizes(self, role: str, sent: int, received: int) -> None:
         """Note the sizes of a request and its reply. ``role``: ``asked`` or ``answered``."""
         self.message_bytes[role, "sent"].observe(sent)
         self.message_bytes[role, "received"].observe(received)
@@ -72,6 +72,6 @@ class ExchangeMetrics:
         return other
 
 
-def first_new(updates: Sequence[Update], clock: Clock) -> Update | None:
+def first_unapplied(updates: Sequence[Update], clock: Clock) -> Update | None:
     """Return the first of ``updates`` that ``clock`` does not cover: the one that is longest on its way."""
     return next((update for update in updates if clock.get(update.origin, 0) < update.counter), None)

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from replication.discovery import Discovery
-from replication.errors import BadMessage, DuplicateAddress, NotTrusted, Refused, ReplicationError, Unreachable
-from replication.exchange_metrics import ExchangeMetrics, first_new
+from replication.errors import BadMessage, DuplicateAddress, MessageRejected, NotTrusted, ReplicationError, Unreachable
+from replication.exchange_metrics import ExchangeMetrics, first_unapplied
 from replication.explain import explain, list_keys
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, Updates, decode, encode
 from replication.peer_client import Endpoints, PeerClientSettings
@@ -139,7 +139,7 @@ class Node:
             updates = message.updates
             with self._lock:
                 now = read_clocks()
-                self._exchange_metrics.heard(message.sender, message.time, self.replica.store, now)
+                self._exchange_metrics.record_peer_time(message.sender, message.time, self.replica.store, now)
                 peer = self.replica.take(message, now)
                 self.engine.wake()
             if peer is not None:
@@ -153,18 +153,18 @@ class Node:
             raise BadMessage(str(exc)) from exc
         encoded = encode(reply)
         with self._lock:
-            self._exchange_metrics.sent_and_received("answered", len(encoded), size)
+            self._exchange_metrics.record_message_sizes("answered", len(encoded), size)
         return encoded
 
     def _deliver(self, updates: Updates) -> int:
         """Apply updates in turns, between which clients' requests come in; return how many were applied."""
         store, applied = self.replica.store, 0
-        oldest = first_new(updates, store.clock)
+        oldest = first_unapplied(updates, store.clock)
         for start in range(0, len(updates), CHUNK_UPDATES):
             with self._lock:
                 applied += self.replica.deliver(updates[start : start + CHUNK_UPDATES], read_clocks())
                 if oldest is not None:
-                    self._exchange_metrics.became_visible(oldest, store, read_clocks())
+                    self._exchange_metrics.record_visibility(oldest, store, read_clocks())
                     oldest = None
                 self.engine.wake()
         return applied
@@ -328,28 +328,28 @@ class Node:
         elif not peer_thread.wakeup.wait(max(0.0, until_s - now.mono_s)):
             woke_s = time.monotonic()
             with self._lock:
-                self.replica.pacing.woke(woke_s - until_s, woke_s)
+                self.replica.pacing.record_wakeup(woke_s - until_s, woke_s)
 
     def _endpoints_for(self, address: str) -> tuple[PeerClientSettings, ...]:
         """Return by which names to call ``address``, the right one first (replication/peer_client.py).
 
         Needs no lock: it looks whether something is in a set that never changes, and in a dict.
         """
-        if self._discovery is None or address not in self._discovery.found:
-            return self._endpoints.plain
+        if self._discovery is None or address not in self._discovery.addresses:
+            return self._endpoints.address_only
         is_known = address in self.replica.seeds or address in self.replica.membership.table
-        return self._endpoints.known if is_known else self._endpoints.found
+        return self._endpoints.address_first if is_known else self._endpoints.lookup_only
 
     def _exchange(self, transport: Transport, outgoing: Outgoing) -> None:
         try:
             began_s = time.monotonic()
             reply = transport.send(outgoing.to, outgoing.message)
             self._finish(outgoing, reply)
-            self._warned.forget(outgoing.to)
+            self._warned.reset(outgoing.to)
             with self._lock:
                 self._counts["exchanges"] += 1
                 self._exchange_metrics.exchange_s.observe(time.monotonic() - began_s)
-                self._exchange_metrics.sent_and_received("asked", transport.sent_bytes, transport.received_bytes)
+                self._exchange_metrics.record_message_sizes("asked", transport.sent_bytes, transport.received_bytes)
                 self.engine.wake()
         except DuplicateAddress as exc:
             self._on_fatal(str(exc))
@@ -368,7 +368,7 @@ class Node:
         updates = reply.updates
         with self._lock:
             now = read_clocks()
-            self._exchange_metrics.heard(reply.sender, reply.time, self.replica.store, now)
+            self._exchange_metrics.record_peer_time(reply.sender, reply.time, self.replica.store, now)
             peer_thread = self.replica.take_reply(outgoing.to, outgoing.serial, reply, now)
         if peer_thread is None:
             return
@@ -377,7 +377,7 @@ class Node:
             self.replica.conclude(outgoing.to, outgoing.serial, peer_thread, reply, applied, read_clocks())
 
     def _fail(self, outgoing: Outgoing, exc: Exception) -> None:
-        is_refused = isinstance(exc, NotTrusted | Refused)
+        is_refused = isinstance(exc, NotTrusted | MessageRejected)
         peer_thread = self._peer_threads.get(outgoing.to) if is_refused else None
         has_another_name = peer_thread is not None and peer_thread.try_another()
         with self._lock:
@@ -394,7 +394,7 @@ class Node:
 
     def _warn_seldom(self, about: str, text: str) -> None:
         """Log that a peer and this replica do not take or understand each other; not at every attempt."""
-        if self._warned.due(about, time.monotonic()):
+        if self._warned.allow(about, time.monotonic()):
             logger.warning("%s", text)
 
     # -- for people ------------------------------------------------------------------------------------

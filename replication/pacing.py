@@ -24,10 +24,10 @@ from replication.settings import ReplicationSettings
 WINDOW_S = 1.0
 """How old a wake may be to count."""
 
-MAX_WAKES = 32
+MAX_WAKEUPS = 32
 """How many of the last wakes count, of all threads that talk to peers."""
 
-FEWEST_WAKES = 4
+MIN_WAKEUPS = 4
 """With fewer there is no quarter to look at: somebody who talks so seldom is not to be slowed down."""
 
 
@@ -36,23 +36,23 @@ class Pacing:
 
     def __init__(self, settings: ReplicationSettings) -> None:
         self._settings = settings
-        self._wakes: deque[tuple[float, float]] = deque(maxlen=MAX_WAKES)
+        self._wakeups: deque[tuple[float, float]] = deque(maxlen=MAX_WAKEUPS)
 
-    def woke(self, late_s: float, now_s: float) -> None:
-        """Note that a thread woke ``late_s`` after the time that it had set."""
-        self._wakes.append((now_s, late_s))
+    def record_wakeup(self, delay_s: float, now_s: float) -> None:
+        """Note that a thread woke ``delay_s`` after the time that it had set."""
+        self._wakeups.append((now_s, delay_s))
 
-    def late_s(self, now_s: float) -> float:
+    def wakeup_delay_s(self, now_s: float) -> float:
         """Return what a quarter of the last wakes were late by at most; 0 where there were too few."""
-        wakes = self._wakes
+        wakes = self._wakeups
         while wakes and wakes[0][0] < now_s - WINDOW_S:
             wakes.popleft()
-        if len(wakes) < FEWEST_WAKES:
+        if len(wakes) < MIN_WAKEUPS:
             return 0.0
-        return sorted([late_s for _, late_s in wakes])[len(wakes) // 4]
+        return sorted([delay_s for _, delay_s in wakes])[len(wakes) // 4]
 
-    def pause_s(self, round_trip_s: float, now_s: float) -> float:
+    def interval_s(self, round_trip_s: float, now_s: float) -> float:
         """Return how long after the beginning of an exchange the next one begins; ``round_trip_s``: as one takes."""
         settings = self._settings
-        wanted_s = max(settings.pace_round_trips * round_trip_s, settings.pace_times_late * self.late_s(now_s))
+        wanted_s = max(settings.pace_round_trips * round_trip_s, settings.pace_times_late * self.wakeup_delay_s(now_s))
         return max(settings.pace_s, min(wanted_s, settings.max_pace_s))

@@ -30,12 +30,12 @@ from requests.adapters import HTTPAdapter
 
 from replication.address import join_address, split_address
 from replication.errors import NotTrusted
-from replication.proof import HEADER, NOBODY, SAFE_METHODS, Known, check_reply, sign
+from replication.proof import ANY_RECEIVER, HEADER, SAFE_METHODS, ResponseSender, sign_request, verify_response
 
 GREETING_PATH: Final = "/healthz"
 """Costs nothing to answer, and is there whatever state a replica is in."""
 
-MAX_QUOTED: Final = 300
+MAX_QUOTED_BYTES: Final = 300
 """How much of what a stranger says goes into an error, and so into the log."""
 
 MAX_PREPARED: Final = 32
@@ -48,8 +48,8 @@ class PeerClientSettings:
 
     ``timeout_s``: for connecting, and again for each wait for bytes: short, because a peer that does not answer is
     asked again at the next sync. ``scheme``: http or https; ``verify``: a CA bundle's path, or True for the system's.
-    ``key``: of the cluster's secret (``proof.key_of``), empty for none; ``token``: of the API, empty for none.
-    ``called``: ``name:port`` that stands in the Host header, and that certificates are verified for, in place of the
+    ``key``: of the cluster's secret (``proof.derive_key``), empty for none; ``token``: of the API, empty for none.
+    ``server_name``: ``name:port`` that stands in the Host header and in certificates, in place of the
     address; empty: the address itself. ``host``: what stands in the Host header in place of either; empty: the same.
     """
 
@@ -58,8 +58,8 @@ class PeerClientSettings:
     verify: str | bool = True
     key: bytes = field(default=b"", repr=False)
     token: str = field(default="", repr=False)
-    called: str = ""
-    host: str = ""
+    server_name: str = ""
+    host_header: str = ""
 
 
 class Endpoints:
@@ -70,21 +70,21 @@ class Endpoints:
     """
 
     def __init__(self, settings: PeerClientSettings, lookup: str = "") -> None:
-        self.plain: tuple[PeerClientSettings, ...] = (settings,)
+        self.address_only: tuple[PeerClientSettings, ...] = (settings,)
         """For an address that no lookup tells."""
-        self.known: tuple[PeerClientSettings, ...] = self.plain
+        self.address_first: tuple[PeerClientSettings, ...] = self.address_only
         """For one that a lookup tells, and ``VIEW`` or the register too."""
-        self.found: tuple[PeerClientSettings, ...] = self.plain
+        self.lookup_only: tuple[PeerClientSettings, ...] = self.address_only
         """For one that nothing but a lookup tells."""
         if lookup:
-            by_lookup = replace(settings, called=lookup)
-            by_any = replace(by_lookup, host=join_address("localhost", split_address(lookup)[1]))
-            self.found = (by_lookup, by_any)
-            self.known = (settings, by_lookup, by_any)
+            by_lookup = replace(settings, server_name=lookup)
+            by_any = replace(by_lookup, host_header=join_address("localhost", split_address(lookup)[1]))
+            self.lookup_only = (by_lookup, by_any)
+            self.address_first = (settings, by_lookup, by_any)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """A reply; proven where there is a key."""
 
     status: int
@@ -119,12 +119,12 @@ class PeerClient:
         self._http.headers["Accept-Encoding"] = "identity"  # Nothing that unpacks to more than was sent.
         if settings.token:
             self._http.headers["Authorization"] = f"Bearer {settings.token}"
-        if host := settings.host or settings.called:
+        if host := settings.host_header or settings.server_name:
             self._http.headers["Host"] = host
-        if settings.called:
-            self._http.mount("https://", _Named(split_address(settings.called)[0]))
+        if settings.server_name:
+            self._http.mount("https://", _Named(split_address(settings.server_name)[0]))
 
-    def call(self, method: str, address: str, path: str, body: bytes = b"", media_type: str = "") -> Answer:
+    def request(self, method: str, address: str, path: str, body: bytes = b"", media_type: str = "") -> Response:
         """Ask the replica at ``address`` and return what it answers, errors included."""
         if not self._settings.key:
             return self._send(method, address, path, body, {"Content-Type": media_type} if media_type else {})[0]
@@ -144,24 +144,24 @@ class PeerClient:
         """Close the connections."""
         self._http.close()
 
-    def _prove(self, method: str, address: str, path: str, body: bytes, media_type: str) -> Answer:
+    def _prove(self, method: str, address: str, path: str, body: bytes, media_type: str) -> Response:
         """Send a request with proof and check that of its reply, from which the sender's id and clock are learnt."""
-        to, offset_us = self._known.get(address, (NOBODY, 0))
+        to, offset_us = self._known.get(address, (ANY_RECEIVER, 0))
         key, nonce, now_us = self._settings.key, secrets.token_hex(16), time.time_ns() // 1000
-        headers = {HEADER: sign(key, method, path, body, to=to, now_us=now_us + offset_us, nonce=nonce)}
+        headers = {HEADER: sign_request(key, method, path, body, to=to, now_us=now_us + offset_us, nonce=nonce)}
         if media_type:
             headers["Content-Type"] = media_type
         answer, proof = self._send(method, address, path, body, headers)
-        known = check_reply(key, proof, nonce, answer.status, answer.body)
+        known = verify_response(key, proof, nonce, answer.status, answer.body)
         if known is None:
             raise NotTrusted(f"{address} does not prove that it has our KV_CLUSTER_SECRET{_said(answer)}")
         self._learn(address, known, now_us)
         return answer
 
-    def _learn(self, address: str, known: Known, sent_us: int) -> None:
+    def _learn(self, address: str, known: ResponseSender, sent_us: int) -> None:
         self._known[address] = (known.replica, known.time_us - sent_us)
 
-    def _send(self, method: str, address: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[Answer, str]:
+    def _send(self, method: str, address: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[Response, str]:
         url = f"{self._settings.scheme}://{address}{path}"
         request = self._prepared(method, url).copy()
         request.headers.update(headers)
@@ -170,7 +170,7 @@ class PeerClient:
         # Past the session, which would look for cookies, redirects and hooks: there are none between replicas.
         adapter = self._http.get_adapter(url)
         response = adapter.send(request, timeout=self._settings.timeout_s, verify=self._settings.verify)
-        return Answer(response.status_code, response.content), response.headers.get(HEADER, "")
+        return Response(response.status_code, response.content), response.headers.get(HEADER, "")
 
     def _prepared(self, method: str, url: str) -> requests.PreparedRequest:
         """Return the request without body: to make it takes a tenth of an exchange, and those to a peer are alike."""
@@ -182,6 +182,6 @@ class PeerClient:
         return request
 
 
-def _said(answer: Answer) -> str:
+def _said(answer: Response) -> str:
     text = answer.body.decode("utf-8", "replace")
-    return f"; it answers {answer.status}: {text[:MAX_QUOTED]!r}"
+    return f"; it answers {answer.status}: {text[:MAX_QUOTED_BYTES]!r}"

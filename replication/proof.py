@@ -34,7 +34,7 @@ from typing import Final, NamedTuple
 
 HEADER: Final = "X-Causeway-Proof"
 VERSION: Final = "1"
-NOBODY: Final = "-"
+ANY_RECEIVER: Final = "-"
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 MAX_NONCES: Final = 1_000_000
@@ -44,7 +44,7 @@ _REQUEST: Final = re.compile(r"1 (\S{1,300}) ([0-9]{1,17}) ([0-9a-f]{32}) ([0-9a
 _REPLY: Final = re.compile(r"1 (\S{1,300}) ([0-9]{1,17}) ([0-9a-f]{64})")
 
 
-class Claim(NamedTuple):
+class RequestProof(NamedTuple):
     """What a request's header says; nothing of it is proven yet. ``time_us``: the sender's, as Unix time."""
 
     to: str
@@ -54,70 +54,70 @@ class Claim(NamedTuple):
     mac: str
 
 
-class Known(NamedTuple):
+class ResponseSender(NamedTuple):
     """What a proven reply tells of its sender: its replica id, and its time in microseconds."""
 
     replica: str
     time_us: int
 
 
-def key_of(secret: str) -> bytes:
+def derive_key(secret: str) -> bytes:
     """Return the key that ``secret`` stands for. Stretched (some 50 ms): a recorded MAC invites to try secrets."""
     return hashlib.scrypt(secret.encode(), salt=b"causeway cluster proof 1", n=2**14, r=8, p=1, dklen=32)
 
 
-def sign(key: bytes, method: str, target: str, body: bytes, *, to: str, now_us: int, nonce: str) -> str:
+def sign_request(key: bytes, method: str, target: str, body: bytes, *, to: str, now_us: int, nonce: str) -> str:
     """Return the header for a request. ``target``: path and query; ``nonce``: 32 random hex digits, never reused."""
     digest = hashlib.sha256(body).hexdigest()
     mac = _mac(key, "request", (method, target, to, str(now_us), nonce, digest))
     return f"{VERSION} {to} {now_us} {nonce} {digest} {mac}"
 
 
-def read(header: str) -> Claim | None:
+def parse_request_proof(header: str) -> RequestProof | None:
     """Return what a request's header says; None where it is none of this version."""
     match = _REQUEST.fullmatch(header)
     if match is None:
         return None
     to, time_us, nonce, digest, mac = match.groups()
-    return Claim(to, int(time_us), nonce, digest, mac)
+    return RequestProof(to, int(time_us), nonce, digest, mac)
 
 
-def is_signed(key: bytes, claim: Claim, method: str, target: str) -> bool:
-    """Return whether whoever made ``claim`` has ``key``; in constant time."""
-    fields = (method, target, claim.to, str(claim.time_us), claim.nonce, claim.digest)
-    return hmac.compare_digest(_mac(key, "request", fields), claim.mac)
+def has_valid_mac(key: bytes, proof: RequestProof, method: str, target: str) -> bool:
+    """Return whether whoever made ``proof`` has ``key``; in constant time."""
+    fields = (method, target, proof.to, str(proof.time_us), proof.nonce, proof.digest)
+    return hmac.compare_digest(_mac(key, "request", fields), proof.mac)
 
 
-def sign_reply(key: bytes, nonce: str, status: int, body: bytes, *, sender: str, now_us: int) -> str:
+def sign_response(key: bytes, nonce: str, status: int, body: bytes, *, sender: str, now_us: int) -> str:
     """Return the header for the reply to the request that had ``nonce``."""
     digest = hashlib.sha256(body).hexdigest()
     mac = _mac(key, "reply", (nonce, str(status), sender, str(now_us), digest))
     return f"{VERSION} {sender} {now_us} {mac}"
 
 
-def check_reply(key: bytes, header: str, nonce: str, status: int, body: bytes) -> Known | None:
+def verify_response(key: bytes, header: str, nonce: str, status: int, body: bytes) -> ResponseSender | None:
     """Return who replied and its time; None where the header does not prove that it has ``key`` and means this."""
     match = _REPLY.fullmatch(header)
     if match is None:
         return None
     sender, time_us, mac = match.groups()
     expected = _mac(key, "reply", (nonce, str(status), sender, time_us, hashlib.sha256(body).hexdigest()))
-    return Known(sender, int(time_us)) if hmac.compare_digest(expected, mac) else None
+    return ResponseSender(sender, int(time_us)) if hmac.compare_digest(expected, mac) else None
 
 
-class Verdict(NamedTuple):
+class ProofCheck(NamedTuple):
     """What to make of a request. ``refusal``: why not, empty where it may come in.
 
     ``nonce`` is empty where no secret is proven: then the reply must not be signed. ``key``: the one to sign it with.
     """
 
-    refusal: str
+    rejection: str
     nonce: str = ""
     digest: str = ""
     key: bytes = b""
 
 
-class Judge:
+class ProofVerifier:
     """Judges requests at one replica. Not thread-safe.
 
     ``keys``: any of them will do, so that a secret can be changed while the cluster runs; ``window_s``: how far a
@@ -133,27 +133,27 @@ class Judge:
         self._old: set[str] = set()
         self._turned_us = 0
 
-    def judge(self, header: str, method: str, target: str, *, own_id: str, now_us: int) -> Verdict:
+    def verify(self, header: str, method: str, target: str, *, own_id: str, now_us: int) -> ProofCheck:
         """Return what to make of a request; its nonce is used up where it may come in."""
-        claim = read(header)
-        if claim is None:
-            return Verdict("the proof is none of version 1")
+        proof = parse_request_proof(header)
+        if proof is None:
+            return ProofCheck("the proof is none of version 1")
         for key in self._keys:
-            if is_signed(key, claim, method, target):
-                return Verdict(self._refusal(claim, method, own_id, now_us), claim.nonce, claim.digest, key)
-        return Verdict("the proof is of another KV_CLUSTER_SECRET, or of another request")
+            if has_valid_mac(key, proof, method, target):
+                return ProofCheck(self._refusal(proof, method, own_id, now_us), proof.nonce, proof.digest, key)
+        return ProofCheck("the proof is of another KV_CLUSTER_SECRET, or of another request")
 
-    def _refusal(self, claim: Claim, method: str, own_id: str, now_us: int) -> str:
-        ahead_us = claim.time_us - now_us
+    def _refusal(self, proof: RequestProof, method: str, own_id: str, now_us: int) -> str:
+        ahead_us = proof.time_us - now_us
         if abs(ahead_us) > self._window_us:
             behind = "ahead of" if ahead_us > 0 else "behind"
             return (
                 f"the sender's clock is {abs(ahead_us) / 1e6:.0f} s {behind} this replica's: one of the two is wrong, "
                 f"or this is a recorded request ({self._window_us / 1e6:g} s are allowed)"
             )
-        if claim.to != own_id and (claim.to != NOBODY or method not in SAFE_METHODS):
+        if proof.to != own_id and (proof.to != ANY_RECEIVER or method not in SAFE_METHODS):
             return "it is meant for another replica, or for an earlier incarnation of this one"
-        return self._use_up(claim.nonce, now_us)
+        return self._use_up(proof.nonce, now_us)
 
     def _use_up(self, nonce: str, now_us: int) -> str:
         if now_us - self._turned_us > 2 * self._window_us:

@@ -124,7 +124,7 @@ class Replica:
         self.store = CausalStore(replica_id(address, incarnation), store_settings)
         self._retired = RetiredEntries(self.store, self.membership)
         self.membership.start(incarnation, now.wall_us)
-        self.event_log.note("started", self.id, "", now)
+        self.event_log.record("started", self.id, "", now)
         self._follow_register(now)
         self.tick(now)
 
@@ -216,7 +216,7 @@ class Replica:
         peer.cut_at = peer.seen() if delta.more else None
         peer.offered = self._issued()
         peer.begun_s = now.mono_s
-        peer.paced_until_s = now.mono_s + self.pacing.pause_s(peer.round_trip_s, now.mono_s)
+        peer.paced_until_s = now.mono_s + self.pacing.interval_s(peer.round_trip_s, now.mono_s)
         if now.mono_s >= peer.next_sync_s:
             peer.next_sync_s = now.mono_s + self.settings.sync_interval_s
         return Outgoing(address, self._serial, message)
@@ -251,7 +251,7 @@ class Replica:
         peer.urgent = peer.urgent or me != self.id
         if address_of(reply.sender) != address:
             self._meet_alias(address, reply.sender, now)
-        self._seeds.answered(address, is_own=address_of(reply.sender) == self.address)
+        self._seeds.mark_answered(address, is_own=address_of(reply.sender) == self.address)
         self._look_around(now)
         return peer_thread
 
@@ -325,7 +325,7 @@ class Replica:
         if peer.replica != message.sender:
             if peer.replica:
                 self._snapshot_sender.forget(peer.replica)
-                self.event_log.note("superseded", peer.replica, f"{message.sender} talks", now)
+                self.event_log.record("superseded", peer.replica, f"{message.sender} talks", now)
             peer.become(message.sender, now.mono_s)
         self.store.hybrid.observe(message.time, now)
         self._hear(message, now)
@@ -468,7 +468,7 @@ class Replica:
         if snapshot.clock.get(self.id, 0) > self._issued():
             raise BadMessage("the snapshot names updates of this replica that it never issued")
         self.store.join(snapshot, now)
-        self.event_log.note("snapshot", peer.replica, f"{len(snapshot.table)} keys taken over", now)
+        self.event_log.record("snapshot", peer.replica, f"{len(snapshot.table)} keys taken over", now)
         peer.urgent = True
         self._finish_joining(now)
 
@@ -486,7 +486,7 @@ class Replica:
         """Put the address ``replica`` out (DELETE /view); False when it is not in."""
         address = self._aliases.get(replica, replica)
         stamp = self.store.hybrid.read(now)
-        if self._seeds.drop(address) and not self.membership.belongs(address):
+        if self._seeds.remove(address) and not self.membership.belongs(address):
             # A seed that was never reached: from now on it is known to be out, and nothing waits for it.
             self.membership.add_replica_from_view(address, stamp, now.mono_s)
         removed = self.membership.remove_replica_from_view(address, stamp)
@@ -504,7 +504,7 @@ class Replica:
 
         To be called with each lookup that found somebody; one that failed or found nobody says nothing.
         """
-        for gone in self._seeds.found(addresses, now.mono_s):
+        for gone in self._seeds.update(addresses, now.mono_s):
             # Whoever answers there next may be somebody else.
             self._aliases.pop(gone, None)
             if gone not in self.membership.table:
@@ -539,7 +539,7 @@ class Replica:
         return min(lacks)
 
     def _register_changed(self, kind: str, address: str, now: Instant) -> None:
-        self.event_log.note(kind, address, "by command", now)
+        self.event_log.record(kind, address, "by command", now)
         self._follow_register(now)
         for target in [*self.membership.others(), address]:
             if target != self.address:
@@ -550,7 +550,7 @@ class Replica:
         if self.membership.merge(register):
             for address, entry in self.membership.table.items():
                 if before.get(address) != entry:
-                    self.event_log.note(
+                    self.event_log.record(
                         "joined" if entry.belongs else "left", address, f"{entry.incarnation:016x}", now
                     )
             self._follow_register(now)
@@ -565,7 +565,7 @@ class Replica:
             self.store.replica_id = replica_id(self.address, incarnation)
             for peer in self._peers.values():
                 peer.offered = 0
-            self.event_log.note("raised", self.id, "a higher incarnation of this address is known", now)
+            self.event_log.record("raised", self.id, "a higher incarnation of this address is known", now)
         self.store.know_present(self.membership.present)
         self._watch_left(now)
         self._set_gate(now)
@@ -622,7 +622,7 @@ class Replica:
         self._mark(now)
         self._drop_lost(now)
         self._questions.forget(now.mono_s)
-        self.event_log.look(self.membership, self.store, now)
+        self.event_log.observe(self.membership, self.store, now)
 
     def _look_around(self, now: Instant) -> None:
         """Note whether this replica still cannot tell whether it is the only one (seeds.py)."""
@@ -657,7 +657,7 @@ class Replica:
             self._joining = None
             self._set_gate(now)
             if self.membership.belongs(self.address):
-                self.event_log.note("serving", self.id, f"{len(self.store.table)} keys", now)
+                self.event_log.record("serving", self.id, f"{len(self.store.table)} keys", now)
 
     def _own_names(self) -> set[str]:
         return {self.address, *(alias for alias, actual in self._aliases.items() if actual == self.address)}
@@ -702,7 +702,7 @@ class Replica:
         for dot, (replica, counter) in waiting.items():
             if self._is_past(replica) and self.unrecoverable({replica: counter}, self._waiting_since[dot]):
                 self.store.drop_pending(dot)
-                self.event_log.note("dropped", dot[0], f"update {dot[1]} waits for a lost one of {replica}", now)
+                self.event_log.record("dropped", dot[0], f"update {dot[1]} waits for a lost one of {replica}", now)
 
     # -- what clients' requests need of peers ----------------------------------------------------------
 
@@ -733,7 +733,7 @@ class Replica:
         if reports is None:
             return {}
         gone = unrecoverable(gaps, reports, self.store.clock, self._orphaned())
-        self.event_log.note_lost(gone)
+        self.event_log.record_unrecoverable(gone)
         return gone
 
     def _is_past(self, replica: str) -> bool:

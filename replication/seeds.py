@@ -26,44 +26,44 @@ class Seeds:
         self.unanswered: dict[str, float] = {seed: now_s for seed in fixed if seed != own}
         """Address -> since when it is asked, monotonic seconds."""
         self._discovers = discovers
-        self._is_one_of_many = False
-        self._mine: set[str] = set()
+        self._has_met_others = False
+        self._own_aliases: set[str] = set()
         self._alone_since_s: float | None = None
         self._own = own
         self.fixed = frozenset(self.unanswered)
         """The seeds of ``VIEW``."""
-        self._found: frozenset[str] = frozenset()
+        self._discovered: frozenset[str] = frozenset()
 
-    def found(self, addresses: Iterable[str], now_s: float) -> list[str]:
+    def update(self, addresses: Iterable[str], now_s: float) -> list[str]:
         """Take in what a lookup found; return the addresses of the one before it that are gone, in order."""
         found = frozenset(addresses) - {self._own} - self.fixed
-        gone = sorted(self._found - found)
+        gone = sorted(self._discovered - found)
         for address in gone:
             self.unanswered.pop(address, None)
-        for address in sorted(found - self._found):
+        for address in sorted(found - self._discovered):
             self.unanswered[address] = now_s
-        self._found = found
-        self._mine &= found
-        if found - self._mine:
+        self._discovered = found
+        self._own_aliases &= found
+        if found - self._own_aliases:
             self._alone_since_s = None
         elif self._alone_since_s is None:
             self._alone_since_s = now_s
         return gone
 
-    def answered(self, address: str, *, is_own: bool) -> None:
+    def mark_answered(self, address: str, *, is_own: bool) -> None:
         """Ask ``address`` no more, because it has answered; ``is_own``: it leads to this replica itself."""
         if is_own:
-            self._mine.add(address)
-        elif address in self._found:
-            self._is_one_of_many = True
-        self.drop(address)
+            self._own_aliases.add(address)
+        elif address in self._discovered:
+            self._has_met_others = True
+        self.remove(address)
 
     def is_undiscovered(self, now_s: float, alone_after_s: float) -> bool:
         """Whether no lookup has told of anybody else yet, nor for ``alone_after_s`` that there is nobody else."""
-        if not self._discovers or self._is_one_of_many or self._found - self._mine:
+        if not self._discovers or self._has_met_others or self._discovered - self._own_aliases:
             return False
         return self._alone_since_s is None or now_s - self._alone_since_s < alone_after_s
 
-    def drop(self, address: str) -> bool:
+    def remove(self, address: str) -> bool:
         """Ask ``address`` no more, because it has answered or nobody is to wait for it; False where it is not asked."""
         return self.unanswered.pop(address, None) is not None

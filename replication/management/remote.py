@@ -14,7 +14,7 @@ from django.core.management.base import CommandError
 from replication.address import parse_address
 from replication.errors import NotTrusted
 from replication.peer_client import PeerClient, PeerClientSettings
-from replication.proof import key_of
+from replication.proof import derive_key
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8090"
 TIMEOUT_S: Final = 10.0
@@ -57,7 +57,7 @@ class Remote:
             timeout_s=TIMEOUT_S,
             scheme="https" if environ.get("KV_TLS_CERT") or environ.get("KV_TLS_CA") else "http",
             verify=environ.get("KV_TLS_CA") or True,
-            key=key_of(secret) if secret else b"",
+            key=derive_key(secret) if secret else b"",
             token=environ.get("KV_TOKEN") or write_token(environ.get("KV_API_TOKENS", "")) or "",
         )
         self._client = PeerClient(settings)
@@ -66,7 +66,7 @@ class Remote:
         """Return the JSON of a successful answer. Raises ``NoAnswer``, and ``CommandError`` for an error answer."""
         sent = b"" if body is None else msgspec.json.encode(body)
         try:
-            answer = self._client.call(method, self.at, path, sent, "application/json" if sent else "")
+            answer = self._client.request(method, self.at, path, sent, "application/json" if sent else "")
             content = msgspec.json.decode(answer.body)
         except NotTrusted as exc:
             raise CommandError(str(exc)) from None

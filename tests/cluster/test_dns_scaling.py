@@ -23,7 +23,7 @@ import requests
 
 from kvsite.cluster import MANAGE
 from replication.peer_client import PeerClient, PeerClientSettings
-from replication.proof import key_of
+from replication.proof import derive_key
 from store.client import ClientError, Delete, Put, Session, Uncertain
 from tests.cluster.support import DOWN_AFTER_S, QUICK, soon
 from tools import history
@@ -56,7 +56,7 @@ class Pods:
         """How clients reach each replica."""
         for namespace, service in zip(network.namespaces, self.services, strict=True):
             run("ip", "-n", namespace, "addr", "add", f"{service}/24", "dev", "eth0")
-        self._client = PeerClient(PeerClientSettings(timeout_s=5, key=key_of(SECRET)))
+        self._client = PeerClient(PeerClientSettings(timeout_s=5, key=derive_key(SECRET)))
 
     def environment(self, i: int) -> dict[str, str]:
         return {
@@ -98,7 +98,7 @@ class Pods:
         self.running.discard(i)
 
     def status(self, i: int) -> Mapping[str, Any]:
-        answer = self._client.call("GET", f"{self.services[i]}:{PORT}", "/replication/status")
+        answer = self._client.request("GET", f"{self.services[i]}:{PORT}", "/replication/status")
         assert answer.status == 200, answer
         told: Mapping[str, Any] = msgspec.json.decode(answer.body)
         return told

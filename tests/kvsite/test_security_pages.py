@@ -300,10 +300,10 @@ def test_a_message_cannot_fake_a_line() -> None:
 
 
 def test_like_events_are_logged_seldom_and_their_kinds_are_bounded() -> None:
-    seldom = LogRateLimiter(pause_s=60, max_kinds=10)
-    assert [seldom.due("a", now_s) for now_s in (0.0, 1.0, 59.0, 60.0, 61.0)] == [True, False, False, True, False]
-    seldom.forget("a")
-    assert seldom.due("a", 62.0), "what it was about was mended meanwhile"
+    seldom = LogRateLimiter(interval_s=60, max_kinds=10)
+    assert [seldom.allow("a", now_s) for now_s in (0.0, 1.0, 59.0, 60.0, 61.0)] == [True, False, False, True, False]
+    seldom.reset("a")
+    assert seldom.allow("a", 62.0), "what it was about was mended meanwhile"
     for n in range(1000):
-        seldom.due(str(n), 100.0)
+        seldom.allow(str(n), 100.0)
     assert len(seldom._last_s) <= 10

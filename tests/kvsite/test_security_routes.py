@@ -25,7 +25,7 @@ from kvsite.guard import Guard
 from kvsite.wsgi import Edge
 from replication.api import context as replication_context
 from replication.errors import BadMessage
-from replication.proof import HEADER, NOBODY, check_reply, key_of, sign
+from replication.proof import ANY_RECEIVER, HEADER, derive_key, sign_request, verify_response
 from tests.support.api import Api, api
 
 __all__ = ["api"]  # a fixture
@@ -35,7 +35,7 @@ READ, WRITE, UNKNOWN = "token-that-reads", "token-that-writes", "token-of-nobody
 PASSWORD = "password-of-the-dashboard"
 TOKENS = (ApiToken("app", WRITE, "write"), ApiToken("look", READ, "read"))
 ID = "127.0.0.1:21500@0123456789abcdef"
-KEY, OTHER_KEY = key_of(SECRET), key_of(OTHER_SECRET)
+KEY, OTHER_KEY = derive_key(SECRET), derive_key(OTHER_SECRET)
 METHODS = ("GET", "HEAD", "OPTIONS", "PUT", "POST", "DELETE", "PATCH")
 SAFE = METHODS[:3]
 NOW_US = 1_700_000_000_000_000
@@ -187,7 +187,7 @@ def proof(
     n: list[int] = [0],  # noqa: B006  # counts over all tests
 ) -> dict[str, str]:
     n[0] += 1
-    return {"x_causeway_proof": sign(key, method, target, body, to=to, now_us=at_us, nonce=f"{n[0]:032x}")}
+    return {"x_causeway_proof": sign_request(key, method, target, body, to=to, now_us=at_us, nonce=f"{n[0]:032x}")}
 
 
 BODY = (
@@ -296,7 +296,7 @@ def test_proof_opens_everything_once(site: Any, route: str) -> None:
         first, again = secured.ask(method, path, **headers), secured.ask(method, path, **headers)
         assert first.status not in {401, 403}, (method, first)
         if method != "HEAD":
-            assert check_reply(KEY, first.headers[HEADER], nonce, first.status, first.body) == (ID, NOW_US)
+            assert verify_response(KEY, first.headers[HEADER], nonce, first.status, first.body) == (ID, NOW_US)
         assert again.status == 403
         assert "received before" in again.error
 
@@ -344,7 +344,7 @@ def test_an_error_after_the_door_is_proven_as_well(site: Any) -> None:
     reply = secured.ask("POST", "/replication/exchange", b"bad", **headers)
     assert reply.status == 400
     nonce = headers[HEADER_KEY].split()[3]
-    assert check_reply(KEY, reply.headers[HEADER], nonce, 400, reply.body) is not None
+    assert verify_response(KEY, reply.headers[HEADER], nonce, 400, reply.body) is not None
 
 
 def test_a_body_that_was_changed_on_the_way_is_refused_and_so_is_one_without_end(site: Any) -> None:
@@ -363,12 +363,12 @@ def test_a_body_that_was_changed_on_the_way_is_refused_and_so_is_one_without_end
 
 def test_a_recorded_question_is_told_the_time_under_proof_and_nothing_else(site: Any) -> None:
     secured: Site = site(**SECURED)
-    stale = proof("GET", "/replication/status", to=NOBODY, at_us=NOW_US - 60_000_000)
+    stale = proof("GET", "/replication/status", to=ANY_RECEIVER, at_us=NOW_US - 60_000_000)
     reply = secured.ask("GET", "/replication/status", **stale)
     assert reply.status == 403
     assert "60 s behind" in reply.error
     nonce = stale[HEADER_KEY].split()[3]
-    assert check_reply(KEY, reply.headers[HEADER], nonce, 403, reply.body) == (ID, NOW_US)
+    assert verify_response(KEY, reply.headers[HEADER], nonce, 403, reply.body) == (ID, NOW_US)
 
 
 def test_refusals_are_logged_without_secrets_and_not_at_every_attempt(

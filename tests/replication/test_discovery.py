@@ -20,7 +20,7 @@ import requests
 
 from kvsite.cluster import LocalCluster
 from kvsite.config import Config
-from replication.discovery import MAX_FOUND, Discovery, LookupFailed, resolve
+from replication.discovery import MAX_ADDRESSES, Discovery, LookupFailed, resolve
 from replication.replica import Replica
 from replication.seeds import Seeds
 from store.clock import Instant
@@ -178,13 +178,13 @@ def test_an_address_that_left_the_name_during_an_exchange_is_forgotten_all_the_s
 
 def test_fixed_seeds_stay_whatever_lookups_find() -> None:
     seeds = Seeds("me:1", ["a:1", "me:1"], discovers=True, now_s=5.0)
-    assert seeds.found(["a:1", "b:1", "me:1"], 7.0) == []
+    assert seeds.update(["a:1", "b:1", "me:1"], 7.0) == []
     assert seeds.unanswered == {"a:1": 5.0, "b:1": 7.0}
-    assert seeds.found(["c:1"], 8.0) == ["b:1"]
+    assert seeds.update(["c:1"], 8.0) == ["b:1"]
     assert seeds.unanswered == {"a:1": 5.0, "c:1": 8.0}
-    assert seeds.drop("a:1")
-    assert not seeds.drop("a:1")
-    assert seeds.found(["a:1", "c:1"], 9.0) == []
+    assert seeds.remove("a:1")
+    assert not seeds.remove("a:1")
+    assert seeds.update(["a:1", "c:1"], 9.0) == []
     assert seeds.unanswered == {"c:1": 8.0}, "who has answered is asked no more"
 
 
@@ -338,7 +338,7 @@ def test_a_failing_lookup_keeps_what_is_known_and_is_told_once(caplog: pytest.Lo
     for _ in range(8):
         discovery.look_up(told.append)
     assert told == [{"a:80"}, {"a:80"}, {"a:80", "b:80"}]
-    assert discovery.found == {"a:80", "b:80"}
+    assert discovery.addresses == {"a:80", "b:80"}
     assert [record.message.removeprefix("KV_VIEW_DNS: peers.test ") for record in caplog.records] == [
         "resolves to a:80",
         "does not resolve: timed out",
@@ -399,7 +399,7 @@ def test_resolving_gives_addresses_in_their_one_spelling_and_not_too_many(monkey
     monkeypatch.setattr(socket, "getaddrinfo", records("10.0.0.1", "10.0.0.1", "fd00::0:1", "fe80::1%eth0"))
     assert resolve("peers.test", 80) == {"10.0.0.1:80", "[fd00::1]:80"}
     monkeypatch.setattr(socket, "getaddrinfo", records(*(f"10.0.{n // 250}.{n % 250}" for n in range(2000))))
-    assert len(resolve("peers.test", 80)) == MAX_FOUND
+    assert len(resolve("peers.test", 80)) == MAX_ADDRESSES
     for hosts in ([], ["fe80::1%eth0", "fe80::2%eth0"]):
         monkeypatch.setattr(socket, "getaddrinfo", records(*hosts))
         with pytest.raises(LookupFailed, match="no address"):

@@ -182,7 +182,7 @@ def test_a_member_is_called_by_its_own_address_whether_lookup_or_register_told_i
         node = start(old.listens_at, found="127.0.0.1:9")
         assert eventually(lambda: node.members() == sorted(["127.0.0.1:1", old.listens_at]))
         assert node._discovery is not None
-        node._discovery.found = frozenset({old.listens_at})
+        node._discovery.addresses = frozenset({old.listens_at})
     assert eventually(lambda: node.ready and old.hosts.count(old.listens_at) > 3)
     del old.hosts[:]
     assert eventually(lambda: len(old.hosts) > 3)

@@ -25,10 +25,10 @@ class Watched:
         self.membership.add_replica_from_view(OTHER, 0, 0.0)
         self.store = CausalStore(replica_id(ME, 1))
 
-    def look(self, mono_s: float) -> list[tuple[str, str, str]]:
+    def observe(self, mono_s: float) -> list[tuple[str, str, str]]:
         """Look once; return the events that are new: kind, subject, detail."""
         before = self.event_log.events[-1].number if self.event_log.events else 0
-        self.event_log.look(self.membership, self.store, Instant(mono_s, 0))
+        self.event_log.observe(self.membership, self.store, Instant(mono_s, 0))
         return [event[2:] for event in self.event_log.events if event.number > before]
 
 
@@ -38,35 +38,35 @@ def watched() -> Watched:
 
 
 def test_what_becomes_of_a_member_is_told_once(watched: Watched) -> None:
-    assert watched.look(0.0) == []
-    assert watched.look(SETTINGS.suspect_after_s) == [("suspected", OTHER, "")]
-    assert watched.look(SETTINGS.suspect_after_s + 0.1) == []
-    assert watched.look(3.0) == [("down", OTHER, "")]
+    assert watched.observe(0.0) == []
+    assert watched.observe(SETTINGS.suspect_after_s) == [("suspected", OTHER, "")]
+    assert watched.observe(SETTINGS.suspect_after_s + 0.1) == []
+    assert watched.observe(3.0) == [("down", OTHER, "")]
     watched.membership.merge({OTHER: MembershipEntry(7, 1, belongs=True)})
     watched.membership.hear(replica_id(OTHER, 7), 1, 3.5)
-    assert watched.look(3.5) == [("healed", OTHER, "")]
-    assert watched.look(3.6) == []
+    assert watched.observe(3.5) == [("healed", OTHER, "")]
+    assert watched.observe(3.6) == []
 
 
 def test_many_requests_that_find_the_same_lost_make_one_event(watched: Watched) -> None:
     for _ in range(3):
-        watched.event_log.note_lost({"b:1@0000000000000007": (3, 5)})
-    assert watched.look(0.0) == [("lost", "b:1@0000000000000007", "updates 3 to 5")]
-    assert watched.look(0.1) == []
+        watched.event_log.record_unrecoverable({"b:1@0000000000000007": (3, 5)})
+    assert watched.observe(0.0) == [("lost", "b:1@0000000000000007", "updates 3 to 5")]
+    assert watched.observe(0.1) == []
 
 
 def test_a_clock_that_runs_behind_is_told_of_each_time_it_is_a_second_worse(watched: Watched) -> None:
     told = []
     for lead_us in (DRIFT_US, DRIFT_US + 1, 2 * DRIFT_US, 2 * DRIFT_US + 2):
         watched.store.hybrid.lead_us = lead_us
-        told.append([kind for kind, _, _ in watched.look(0.0)])
+        told.append([kind for kind, _, _ in watched.observe(0.0)])
     assert told == [[], ["drift"], [], ["drift"]]
 
 
 def test_events_are_numbered_by_how_many_there_ever_were() -> None:
     event_log = EventLog()
     for index in range(EVENTS_KEPT + 3):
-        event_log.note("started", str(index), "", Instant(0.0, index))
+        event_log.record("started", str(index), "", Instant(0.0, index))
     assert len(event_log.events) == EVENTS_KEPT
     assert (event_log.events[0].number, event_log.events[0].subject) == (4, "3")
     assert event_log.events[-1] == (EVENTS_KEPT + 3, EVENTS_KEPT + 2, "started", str(EVENTS_KEPT + 2), "")

@@ -125,5 +125,5 @@ def test_how_late_threads_wake_paces_exchanges_and_those_that_are_woken_do_not_c
     peer_thread.wakeup = wakeup()
     for _ in range(8):
         node._exchange_or_sleep(peer_thread)
-    seen_s = node.replica.pacing.late_s(read_clocks().mono_s)
+    seen_s = node.replica.pacing.wakeup_delay_s(read_clocks().mono_s)
     assert late_s <= seen_s <= 10 * late_s

@@ -18,11 +18,11 @@ from kvsite.wsgi import Edge
 from replication.errors import NotTrusted, Unreachable
 from replication.messages import SnapshotRequest
 from replication.peer_client import PeerClient, PeerClientSettings
-from replication.proof import HEADER, key_of
-from replication.transport import Transport, reaching
+from replication.proof import HEADER, derive_key
+from replication.transport import Transport, translate_errors
 
 SECRET, OTHER = "the secret of this cluster", "the secret of another cluster"
-KEY = key_of(SECRET)
+KEY = derive_key(SECRET)
 
 
 class Quiet(WSGIRequestHandler):
@@ -83,38 +83,38 @@ def serve() -> Iterator[Serve]:
 
 
 @pytest.fixture
-def caller() -> Iterator[PeerClient]:
+def client() -> Iterator[PeerClient]:
     made = PeerClient(PeerClientSettings(key=KEY))
     yield made
     made.close()
 
 
-def post(caller: PeerClient, address: str) -> tuple[int, bytes]:
-    answer = caller.call("POST", address, "/replication/exchange", b"data", "application/msgpack")
+def post(client: PeerClient, address: str) -> tuple[int, bytes]:
+    answer = client.request("POST", address, "/replication/exchange", b"data", "application/msgpack")
     return answer.status, answer.body
 
 
-def test_data_goes_to_who_has_proven_the_secret_and_a_greeting_is_enough(serve: Serve, caller: PeerClient) -> None:
+def test_data_goes_to_who_has_proven_the_secret_and_a_greeting_is_enough(serve: Serve, client: PeerClient) -> None:
     peer = Peer()
     address = serve(peer)
     for _ in range(3):
-        assert post(caller, address) == (200, b'{"told": "all"}')
+        assert post(client, address) == (200, b'{"told": "all"}')
     assert peer.asked == ["GET /healthz", *["POST /replication/exchange"] * 3]
     assert peer.bodies == [b"", b"data", b"data", b"data"]
 
 
 @pytest.mark.parametrize("secret", [OTHER, ""], ids=["another secret", "no secret"])
 def test_another_cluster_gets_no_data_and_its_answers_do_not_count(
-    serve: Serve, caller: PeerClient, secret: str
+    serve: Serve, client: PeerClient, secret: str
 ) -> None:
     stranger = Peer(secret)
     address = serve(stranger)
     for _ in range(2):
         with pytest.raises(NotTrusted, match="does not prove that it has our KV_CLUSTER_SECRET"):
-            post(caller, address)
+            post(client, address)
     assert b"data" not in stranger.bodies
     with pytest.raises(NotTrusted):
-        caller.call("GET", address, "/replication/status")
+        client.request("GET", address, "/replication/status")
 
 
 def test_who_has_no_secret_gets_nothing_from_who_has_one(serve: Serve) -> None:
@@ -128,32 +128,32 @@ def test_who_has_no_secret_gets_nothing_from_who_has_one(serve: Serve) -> None:
 
 @pytest.mark.parametrize("skew_s", [-100_000.0, -60.0, 60.0, 100_000.0])
 def test_a_wrong_clock_cuts_nobody_off_and_the_greeting_tells_of_it(
-    serve: Serve, caller: PeerClient, skew_s: float
+    serve: Serve, client: PeerClient, skew_s: float
 ) -> None:
     peer = Peer()
     peer.skew_s = skew_s
     address = serve(peer)
     for _ in range(3):
-        assert post(caller, address)[0] == 200
+        assert post(client, address)[0] == 200
     assert len(peer.asked) == 1 + 3
     peer.skew_s = 0  # Somebody has set it right: one request more.
-    assert post(caller, address)[0] == 200
+    assert post(client, address)[0] == 200
     assert len(peer.asked) == 1 + 3 + 2
 
 
-def test_a_restart_of_the_peer_costs_one_request(serve: Serve, caller: PeerClient) -> None:
+def test_a_restart_of_the_peer_costs_one_request(serve: Serve, client: PeerClient) -> None:
     peer = Peer()
     address = serve(peer)
-    assert post(caller, address)[0] == 200
+    assert post(client, address)[0] == 200
     peer.id = "a:1@0000000000000002"
-    assert post(caller, address)[0] == 200
+    assert post(client, address)[0] == 200
     assert peer.bodies == [b"", b"data", b"data"]
 
 
-def test_a_reply_that_was_recorded_or_changed_does_not_count(serve: Serve, caller: PeerClient) -> None:
+def test_a_reply_that_was_recorded_or_changed_does_not_count(serve: Serve, client: PeerClient) -> None:
     peer = Peer()
     address = serve(peer)
-    post(caller, address)
+    post(client, address)
     recorded: list[tuple[str, str]] = []
 
     def record(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -161,43 +161,43 @@ def test_a_reply_that_was_recorded_or_changed_does_not_count(serve: Serve, calle
         return headers
 
     peer.replay = record
-    post(caller, address)
+    post(client, address)
     peer.replay = lambda _: recorded
     with pytest.raises(NotTrusted):
-        post(caller, address)
+        post(client, address)
     peer.replay = lambda headers: headers
     peer.swap = lambda body: body.replace(b"all", b"lie")
     with pytest.raises(NotTrusted):
-        post(caller, address)
+        post(client, address)
     peer.swap = lambda body: body
-    assert post(caller, address)[0] == 200
+    assert post(client, address)[0] == 200
 
 
-def test_after_any_failure_whoever_answers_is_greeted_first(serve: Serve, caller: PeerClient) -> None:
+def test_after_any_failure_whoever_answers_is_greeted_first(serve: Serve, client: PeerClient) -> None:
     peer = Peer()
     address = serve(peer)
-    post(caller, address)
+    post(client, address)
     peer.swap = lambda body: b"broken"
     with pytest.raises(NotTrusted):
-        post(caller, address)
+        post(client, address)
     peer.swap = lambda body: body
     peer.asked.clear()
-    post(caller, address)
+    post(client, address)
     assert peer.asked[0] == "GET /healthz"
 
 
-def test_a_recorded_request_is_worth_nothing(serve: Serve, caller: PeerClient) -> None:
+def test_a_recorded_request_is_worth_nothing(serve: Serve, client: PeerClient) -> None:
     """Played again at once, at another replica of the cluster, after a restart, and later."""
     peer, other = Peer(), Peer()
     other.id = "b:1@0000000000000001"
     address, elsewhere = serve(peer), serve(other)
-    post(caller, address)
+    post(client, address)
     header = peer.headers[-1]["HTTP_" + HEADER.upper().replace("-", "_")]
     thief = PeerClient(PeerClientSettings())
     thief._http.headers[HEADER] = header
 
     def play(address: str) -> bytes:
-        answer = thief.call("POST", address, "/replication/exchange", b"data", "application/msgpack")
+        answer = thief.request("POST", address, "/replication/exchange", b"data", "application/msgpack")
         assert answer.status == 403
         return answer.body
 
@@ -216,9 +216,9 @@ def test_a_secret_changes_in_three_rolls_and_each_can_talk_to_the_one_before(ser
     rolls = [(SECRET, ""), (SECRET, OTHER), (OTHER, SECRET), (OTHER, "")]
     for old, new in itertools.pairwise(rolls):
         for asking, asked in ((old, new), (new, old)):
-            caller = PeerClient(PeerClientSettings(key=key_of(asking[0])))
-            assert post(caller, serve(Peer(asked[0], also=asked[1])))[0] == 200
-            caller.close()
+            client = PeerClient(PeerClientSettings(key=derive_key(asking[0])))
+            assert post(client, serve(Peer(asked[0], also=asked[1])))[0] == 200
+            client.close()
 
 
 def test_with_tokens_alone_replicas_present_theirs(serve: Serve) -> None:
@@ -246,17 +246,17 @@ def test_other_errors_are_those_of_any_peer_that_cannot_be_asked(serve: Serve) -
 
 def test_a_message_that_could_not_be_sent_is_forgotten_at_once() -> None:
     """urllib3's errors make circles with their frames: without care each keeps the message until a full collection."""
-    caller = PeerClient(PeerClientSettings())
+    client = PeerClient(PeerClientSettings())
     gc.collect()
     gc.disable()
     try:
         for _ in range(3):
-            with pytest.raises(Unreachable), reaching("127.0.0.1:1"):
-                caller.call("POST", "127.0.0.1:1", "/replication/exchange", b"x" * 1000, "application/msgpack")
+            with pytest.raises(Unreachable), translate_errors("127.0.0.1:1"):
+                client.request("POST", "127.0.0.1:1", "/replication/exchange", b"x" * 1000, "application/msgpack")
         assert gc.collect() == 0
     finally:
         gc.enable()
-        caller.close()
+        client.close()
 
 
 def test_settings_do_not_show_their_secrets() -> None:

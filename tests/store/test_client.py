@@ -1,4 +1,4 @@
-"""store/client.py against played replicas: each test says what they answer, and looks at what they were sent."""
+"""store/client.py against fake replicas: each test sets their responses and checks the requests that they receive."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from store.client import (
 from tests.support.fake_replicas import (
     FakeReplica,
     Handler,
-    Play,
-    answer,
-    busy,
+    Responder,
+    close_connection,
+    fake_replicas,
     found,
     free_port,
-    half_an_answer,
-    hang_up,
-    played,
-    silence,
+    json_response,
+    no_response,
     stored,
+    truncated_response,
+    unavailable,
 )
 from tools import history
 
@@ -53,7 +53,7 @@ WRITES: list[Call] = [
 
 @pytest.fixture
 def replicas() -> Iterator[list[FakeReplica]]:
-    with played(3) as fakes:
+    with fake_replicas(3) as fakes:
         yield fakes
 
 
@@ -72,18 +72,20 @@ def session(*replicas: FakeReplica | str, **options: Any) -> Session:
 
 def test_every_request_carries_what_was_seen_before(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
-    a.will(stored({"a@1": 1}), found("v", {"a@1": 1, "b@1": 4}), answer(200, {"keys": [], "causal-metadata": {}}))
+    a.respond_with(
+        stored({"a@1": 1}), found("v", {"a@1": 1, "b@1": 4}), json_response(200, {"keys": [], "causal-metadata": {}})
+    )
     with session(a) as s:
         s.put("k", "v")
         s.get("k")
         assert s.metadata == {"a@1": 1, "b@1": 4}
         s.list()
-    assert [seen.body["causal-metadata"] for seen in a.seen] == [{}, {"a@1": 1}, {"a@1": 1, "b@1": 4}]
+    assert [seen.body["causal-metadata"] for seen in a.requests] == [{}, {"a@1": 1}, {"a@1": 1, "b@1": 4}]
 
 
 def test_absent_key_is_no_error_and_its_cause_is_kept(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
-    a.will(answer(404, {"error": "Key does not exist", "causal-metadata": {"b@1": 2}}))
+    a.respond_with(json_response(404, {"error": "Key does not exist", "causal-metadata": {"b@1": 2}}))
     with session(a) as s:
         read = s.get("k")
         assert (read.found, read.value, read.value_or(7)) == (False, None, 7)
@@ -92,7 +94,7 @@ def test_absent_key_is_no_error_and_its_cause_is_kept(replicas: list[FakeReplica
 
 
 def test_null_is_a_value(replicas: list[FakeReplica]) -> None:
-    replicas[0].will(found(None))
+    replicas[0].respond_with(found(None))
     with session(replicas[0]) as s:
         read = s.get("k")
         assert read.found
@@ -103,22 +105,22 @@ def test_null_is_a_value(replicas: list[FakeReplica]) -> None:
 
 def test_siblings_come_as_objects(replicas: list[FakeReplica]) -> None:
     sibling = {"value": 1, "etag": '"a@1:1"', "origin": "a@1", "timestamp": 5}
-    replicas[0].will(found(1, siblings=[sibling, sibling | {"value": 2}], conflicts=2))
+    replicas[0].respond_with(found(1, siblings=[sibling, sibling | {"value": 2}], conflicts=2))
     with session(replicas[0]) as s:
         read = s.get("k", siblings=True)
     assert read.conflicts == 2
     assert next((sib.value, sib.etag, sib.origin, sib.timestamp) for sib in read.siblings) == (1, '"a@1:1"', "a@1", 5)
-    assert replicas[0].seen[0].path == "/kvs/k?siblings=true"
+    assert replicas[0].requests[0].path == "/kvs/k?siblings=true"
 
 
 @pytest.mark.parametrize(
     "key", ["a/b", "..", ".", "../x", "a//b", "/", "%", "%2e", "ä☃\U0001f600", "a b?c#d", "\n", "+"]
 )
 def test_keys_arrive_whole(replicas: list[FakeReplica], key: str) -> None:
-    replicas[0].will(found(1))
+    replicas[0].respond_with(found(1))
     with session(replicas[0]) as s:
         s.get(key)
-    path = replicas[0].seen[0].path
+    path = replicas[0].requests[0].path
     assert path.startswith("/kvs/")
     assert unquote(path.removeprefix("/kvs/"), errors="strict") == key
     assert ".." not in path
@@ -141,15 +143,15 @@ def test_what_can_never_be_right_is_not_sent(
 ) -> None:
     with session(replicas[0]) as s, pytest.raises(error):
         call(s)
-    assert replicas[0].seen == []
+    assert replicas[0].requests == []
 
 
 def test_options_arrive_where_the_contract_has_them(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
-    a.will(answer(200, {"result": "replaced", "acks": 2, "causal-metadata": {}}, ETag='"x:2"'))
+    a.respond_with(json_response(200, {"result": "replaced", "acks": 2, "causal-metadata": {}}, ETag='"x:2"'))
     with session(a, token="secret") as s:
         written = s.put("k", 1, ttl_s=2.5, if_match='"x:1"', w="majority", w_timeout_s=0.5, wait_s=3)
-    seen = a.seen[0]
+    seen = a.requests[0]
     assert seen.path == "/kvs/k?wait=3"
     assert seen.method == "PUT"
     assert seen.body == {"value": 1, "ttl": 2.5, "w": "majority", "w-timeout": 0.5, "causal-metadata": {}}
@@ -159,7 +161,7 @@ def test_options_arrive_where_the_contract_has_them(replicas: list[FakeReplica])
 
 
 def test_fewer_acks_than_asked_is_told_and_no_error(replicas: list[FakeReplica]) -> None:
-    replicas[0].will(answer(202, {"result": "created", "acks": 1, "causal-metadata": {}}))
+    replicas[0].respond_with(json_response(202, {"result": "created", "acks": 1, "causal-metadata": {}}))
     with session(replicas[0]) as s:
         written = s.put("k", 1, w="all")
     assert written.created
@@ -169,10 +171,10 @@ def test_fewer_acks_than_asked_is_told_and_no_error(replicas: list[FakeReplica])
 
 def test_transaction(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
-    a.will(answer(200, {"values": {"r": 1}, "missing-keys": ["q"], "causal-metadata": {"a@1": 1}}))
+    a.respond_with(json_response(200, {"values": {"r": 1}, "missing-keys": ["q"], "causal-metadata": {"a@1": 1}}))
     with session(a) as s:
         done = s.transaction(["r", "q"], [Put("k", 1, ttl_s=9, if_none_match=True), Delete("d", if_match='"x:1"')])
-    assert a.seen[0].body["writes"] == [
+    assert a.requests[0].body["writes"] == [
         {"key": "k", "value": 1, "if-none-match": "*", "ttl": 9},
         {"key": "d", "delete": True, "if-match": '"x:1"'},
     ]
@@ -182,27 +184,27 @@ def test_transaction(replicas: list[FakeReplica]) -> None:
 
 def test_pages_follow_next(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
-    a.will(
-        answer(200, {"keys": ["a", "b"], "items": {"a": 1, "b": 2}, "next": "b", "causal-metadata": {}}),
-        answer(200, {"keys": ["c"], "items": {"c": 3}, "next": None, "causal-metadata": {}}),
+    a.respond_with(
+        json_response(200, {"keys": ["a", "b"], "items": {"a": 1, "b": 2}, "next": "b", "causal-metadata": {}}),
+        json_response(200, {"keys": ["c"], "items": {"c": 3}, "next": None, "causal-metadata": {}}),
     )
     with session(a) as s:
         items = {key: value for page in s.pages(prefix="p/", limit=2, values=True) for key, value in page.items.items()}
     assert items == {"a": 1, "b": 2, "c": 3}
-    assert a.seen[1].path == "/kvs?limit=2&prefix=p%2F&after=b&values=true"
+    assert a.requests[1].path == "/kvs?limit=2&prefix=p%2F&after=b&values=true"
 
 
 def test_watch_tells_change_and_silence_apart(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
-    a.will(answer(304, X_Causal_Metadata='{"b@1":3}'), found("new"))
+    a.respond_with(json_response(304, X_Causal_Metadata='{"b@1":3}'), found("new"))
     with session(a) as s:
         assert s.watch("k", '"x:1"', wait_s=1) is None
         assert s.metadata == {"b@1": 3}
         read = s.watch("k", '"x:1"', wait_s=1)
     assert read is not None
     assert read.value == "new"
-    assert a.seen[0].headers["if-none-match"] == '"x:1"'
-    assert a.seen[0].path == "/kvs/k?wait=1"
+    assert a.requests[0].headers["if-none-match"] == '"x:1"'
+    assert a.requests[0].path == "/kvs/k?wait=1"
 
 
 def test_a_held_request_is_given_its_time(replicas: list[FakeReplica]) -> None:
@@ -210,7 +212,7 @@ def test_a_held_request_is_given_its_time(replicas: list[FakeReplica]) -> None:
         time.sleep(0.4)
         found("late")(handler)
 
-    replicas[0].will(slow)
+    replicas[0].respond_with(slow)
     with session(replicas[0], timeout_s=0.3, attempt_timeout_s=0.2) as s:
         assert s.get("k", wait_s=1).value == "late"
 
@@ -224,28 +226,30 @@ def test_a_held_request_is_given_its_time(replicas: list[FakeReplica]) -> None:
 )
 def test_a_refusal_is_final(replicas: list[FakeReplica], status: int, error: type[Rejected]) -> None:
     a, b, _ = replicas
-    a.will(answer(status, {"error": "no"}))
+    a.respond_with(json_response(status, {"error": "no"}))
     with session(a, b) as s, pytest.raises(error) as caught:
         s.put("k", 1)
     assert caught.value.status == status
     assert caught.value.error == "no"
     assert caught.value.replica == a.url
-    assert len(a.seen) == 1
-    assert b.seen == []
+    assert len(a.requests) == 1
+    assert b.requests == []
 
 
 def test_a_failed_precondition_tells_what_is_there(replicas: list[FakeReplica]) -> None:
-    replicas[0].will(answer(412, {"error": "Precondition failed", "causal-metadata": {"b@1": 9}}, ETag='"b@1:9"'))
+    replicas[0].respond_with(
+        json_response(412, {"error": "Precondition failed", "causal-metadata": {"b@1": 9}}, ETag='"b@1:9"')
+    )
     with session(replicas[0]) as s:
         with pytest.raises(PreconditionFailed) as caught:
             s.put("k", 1, if_none_match=True)
         assert caught.value.etag == '"b@1:9"'
         assert s.metadata == {"b@1": 9}
-    assert replicas[0].seen[0].headers["if-none-match"] == "*"
+    assert replicas[0].requests[0].headers["if-none-match"] == "*"
 
 
 def test_some_other_servers_404_is_not_an_absent_key(replicas: list[FakeReplica]) -> None:
-    replicas[0].will(answer(404, {"error": "not here"}))
+    replicas[0].respond_with(json_response(404, {"error": "not here"}))
     with session(replicas[0]) as s, pytest.raises(Rejected):
         s.get("k")
 
@@ -262,7 +266,7 @@ def test_errors_form_one_tree() -> None:
 
 def test_sticks_to_one_replica(replicas: list[FakeReplica]) -> None:
     for replica in replicas:
-        replica.will(found(1))
+        replica.respond_with(found(1))
     with session(*replicas) as s:
         for _ in range(5):
             assert s.get("k").replica == replicas[0].url
@@ -275,54 +279,54 @@ def test_sticks_to_one_replica(replicas: list[FakeReplica]) -> None:
 @pytest.mark.parametrize("write", [False, True])
 def test_moves_on_from_where_nobody_listens_and_stays(replicas: list[FakeReplica], write: bool) -> None:
     b = replicas[1]
-    b.will(stored() if write else found(1))
+    b.respond_with(stored() if write else found(1))
     gone = nobody()
     with session(gone, b) as s:
         for _ in range(3):
             reply = s.put("k", 1) if write else s.get("k")
             assert reply.replica == b.url
         assert s.replica == b.url
-    assert len(b.seen) == 3
+    assert len(b.requests) == 3
 
 
 @pytest.mark.parametrize("write", [False, True])
 def test_moves_on_from_503_at_once(replicas: list[FakeReplica], write: bool) -> None:
     a, b, _ = replicas
-    a.will(busy("30"))
-    b.will(stored() if write else found(1))
+    a.respond_with(unavailable("30"))
+    b.respond_with(stored() if write else found(1))
     started = time.monotonic()
     with session(a, b) as s:
         assert (s.put("k", 1) if write else s.get("k")).replica == b.url
     assert time.monotonic() - started < 0.3
-    assert len(a.seen) == 1
+    assert len(a.requests) == 1
 
 
 def test_who_hops_too_early_goes_back_to_where_it_was_answered(replicas: list[FakeReplica]) -> None:
     a, b, c = replicas
-    c.will(stored({"c@1": 1}), found("v"))
-    a.will(busy(missing={"c@1": {"has": 0, "needs": 1}}))
+    c.respond_with(stored({"c@1": 1}), found("v"))
+    a.respond_with(unavailable(missing={"c@1": {"has": 0, "needs": 1}}))
     with session(a, b, c) as s:
         s.stick_to(c.url)
         s.put("k", "v")
         s.stick_to(a.url)
         assert s.get("k").replica == c.url
-    assert [len(each.seen) for each in replicas] == [1, 0, 2], "b has not shown that it has what c has"
+    assert [len(each.requests) for each in replicas] == [1, 0, 2], "b has not shown that it has what c has"
 
 
 def test_waits_as_long_as_retry_after_says(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
-    a.will(busy("1"), found(1))
+    a.respond_with(unavailable("1"), found(1))
     started = time.monotonic()
     with session(a, timeout_s=3) as s:
         assert s.get("k").value == 1
     assert 1.0 <= time.monotonic() - started < 1.6
-    assert len(a.seen) == 2
+    assert len(a.requests) == 2
 
 
 def test_retry_after_beyond_the_deadline_fails_at_once(replicas: list[FakeReplica]) -> None:
     a, b, _ = replicas
-    a.will(busy("30"))
-    b.will(busy(format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)))
+    a.respond_with(unavailable("30"))
+    b.respond_with(unavailable(format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)))
     started = time.monotonic()
     with session(a, b, timeout_s=3) as s, pytest.raises(Unavailable) as caught:
         s.put("k", 1)
@@ -339,96 +343,114 @@ def test_deadline_bounds_the_rounds(replicas: list[FakeReplica]) -> None:
 
 
 def test_unreached_past_is_told_with_what_is_missing(replicas: list[FakeReplica]) -> None:
-    replicas[0].will(busy("9", missing={"b@1": [1, 2]}))
+    replicas[0].respond_with(unavailable("9", missing={"b@1": [1, 2]}))
     with session(replicas[0], timeout_s=0.5) as s, pytest.raises(NotReached) as caught:
         s.get("k")
     assert caught.value.missing == {"b@1": [1, 2]}
 
 
 @pytest.mark.parametrize(
-    "play", [hang_up, half_an_answer, silence(0.7), answer(500, {"error": "fault"}), answer(200, [])]
+    "responder",
+    [
+        close_connection,
+        truncated_response,
+        no_response(0.7),
+        json_response(500, {"error": "fault"}),
+        json_response(200, []),
+    ],
 )
-def test_a_broken_read_is_asked_elsewhere(replicas: list[FakeReplica], play: Play) -> None:
+def test_a_broken_read_is_asked_elsewhere(replicas: list[FakeReplica], responder: Responder) -> None:
     a, b, _ = replicas
-    a.will(play)
-    b.will(found(1))
+    a.respond_with(responder)
+    b.respond_with(found(1))
     with session(a, b) as s:
         assert s.get("k").replica == b.url
 
 
 def test_metadata_of_a_refused_attempt_goes_to_the_next_unchanged(replicas: list[FakeReplica]) -> None:
     a, b, _ = replicas
-    a.will(busy("9"))
-    b.will(stored({"a@1": 5, "b@1": 1}))
+    a.respond_with(unavailable("9"))
+    b.respond_with(stored({"a@1": 5, "b@1": 1}))
     with session(a, b, metadata={"a@1": 5}) as s:
         s.put("k", 1)
-    assert a.seen[0].body == b.seen[0].body
+    assert a.requests[0].body == b.requests[0].body
 
 
 # ---- writes of unknown outcome
 
 
 @pytest.mark.parametrize(
-    "play", [hang_up, half_an_answer, silence(0.7), answer(500, {"error": "fault"}), answer(200, [])]
+    "responder",
+    [
+        close_connection,
+        truncated_response,
+        no_response(0.7),
+        json_response(500, {"error": "fault"}),
+        json_response(200, []),
+    ],
 )
 @pytest.mark.parametrize("call", WRITES, ids=["put", "delete", "transaction"])
-def test_a_write_of_unknown_outcome_is_not_sent_again(replicas: list[FakeReplica], play: Play, call: Call) -> None:
+def test_a_write_of_unknown_outcome_is_not_sent_again(
+    replicas: list[FakeReplica], responder: Responder, call: Call
+) -> None:
     a, b, _ = replicas
-    a.will(play)
-    b.will(stored({"b@1": 1}))
+    a.respond_with(responder)
+    b.respond_with(stored({"b@1": 1}))
     with session(a, b, metadata={"a@1": 1}) as s:
         with pytest.raises(Uncertain) as caught:
             call(s)
         assert caught.value.replica == a.url
         assert s.metadata == {"a@1": 1}
-    assert len(a.seen) == 1
-    assert b.seen == []
+    assert len(a.requests) == 1
+    assert b.requests == []
 
 
 def test_a_transaction_that_only_reads_is_a_read(replicas: list[FakeReplica]) -> None:
     a, b, _ = replicas
-    a.will(hang_up)
-    b.will(answer(200, {"values": {"k": 1}, "missing-keys": [], "causal-metadata": {}}))
+    a.respond_with(close_connection)
+    b.respond_with(json_response(200, {"values": {"k": 1}, "missing-keys": [], "causal-metadata": {}}))
     with session(a, b) as s:
         assert s.transaction(["k"]).values == {"k": 1}
 
 
 def test_retry_writes_asks_the_same_replica_first(replicas: list[FakeReplica]) -> None:
     a, b, _ = replicas
-    a.will(hang_up, stored(status=200))
-    b.will(stored())
+    a.respond_with(close_connection, stored(status=200))
+    b.respond_with(stored())
     with session(a, b, retry_writes=True) as s:
         written = s.put("k", 1)
     assert written.replica == a.url
     assert written.maybe_twice
-    assert len(a.seen) == 2
-    assert a.seen[0].body == a.seen[1].body
-    assert b.seen == []
+    assert len(a.requests) == 2
+    assert a.requests[0].body == a.requests[1].body
+    assert b.requests == []
 
 
 def test_retry_writes_moves_on_when_it_breaks_again(replicas: list[FakeReplica]) -> None:
     a, b, _ = replicas
-    a.will(hang_up)
-    b.will(stored())
+    a.respond_with(close_connection)
+    b.respond_with(stored())
     with session(a, b, retry_writes=True) as s:
         written = s.put("k", 1)
         assert written.replica == b.url
         assert written.maybe_twice
         assert not s.put("k", 2).maybe_twice
-    assert len(a.seen) == 2
+    assert len(a.requests) == 2
 
 
 def test_retry_writes_without_success_stays_uncertain(replicas: list[FakeReplica]) -> None:
     a, b, _ = replicas
-    a.will(hang_up, busy("9"))
-    b.will(busy("9"))
+    a.respond_with(close_connection, unavailable("9"))
+    b.respond_with(unavailable("9"))
     with session(a, b, retry_writes=True, timeout_s=0.7) as s, pytest.raises(Uncertain):
         s.put("k", 1)
 
 
 def test_a_mismatch_after_an_unknown_outcome_may_be_ones_own(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
-    a.will(hang_up, answer(412, {"error": "Precondition failed", "causal-metadata": {}}, ETag='"a@1:2"'))
+    a.respond_with(
+        close_connection, json_response(412, {"error": "Precondition failed", "causal-metadata": {}}, ETag='"a@1:2"')
+    )
     with session(a, retry_writes=True) as s, pytest.raises(Uncertain):
         s.put("k", 1, if_match='"a@1:1"')
 
@@ -438,13 +460,13 @@ def test_a_mismatch_after_an_unknown_outcome_may_be_ones_own(replicas: list[Fake
 
 def test_answers_take_the_place_of_what_they_were_asked_with(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
-    a.will(found(1, {"a@2": 1}, lost={"a@1": [4, 5]}), found(1, {"a@2": 1}))
+    a.respond_with(found(1, {"a@2": 1}, lost={"a@1": [4, 5]}), found(1, {"a@2": 1}))
     with session(a, metadata={"a@1": 5}) as s:
         assert s.get("k").lost == {"a@1": (4, 5)}
         assert s.metadata == {"a@2": 1}
         assert s.get("k").lost == {}
         assert s.lost == {"a@1": (4, 5)}
-    assert a.seen[1].body["causal-metadata"] == {"a@2": 1}
+    assert a.requests[1].body["causal-metadata"] == {"a@2": 1}
 
 
 @pytest.mark.parametrize(
@@ -462,7 +484,7 @@ def test_answers_that_cross_are_merged(current: Any, base: Any, reply: Any, merg
 
 
 def test_follow_and_fork(replicas: list[FakeReplica]) -> None:
-    replicas[0].will(found(1, {"a": 9}))
+    replicas[0].respond_with(found(1, {"a": 9}))
     with session(replicas[0], metadata={"a": 5, "b": 1}) as s:
         s.follow({"a": 2, "b": 3, "c": 1})
         assert s.metadata == {"a": 5, "b": 3, "c": 1}
@@ -481,10 +503,10 @@ def test_threads_share_one_history(replicas: list[FakeReplica]) -> None:
         with lock:
             counter += 1
             mine = counter
-        past = replicas[0].seen[-1].body["causal-metadata"]
+        past = replicas[0].requests[-1].body["causal-metadata"]
         stored(past | {f"r{mine}": 1})(handler)
 
-    replicas[0].will(count)
+    replicas[0].respond_with(count)
     with session(replicas[0], timeout_s=20, attempt_timeout_s=20) as s:
         threads = [threading.Thread(target=lambda: [s.put("k", n) for n in range(10)]) for _ in range(16)]
         for thread in threads:
@@ -497,13 +519,13 @@ def test_threads_share_one_history(replicas: list[FakeReplica]) -> None:
 
 def test_recorded_operations_can_be_judged(replicas: list[FakeReplica], tmp_path: Path) -> None:
     a = replicas[0]
-    a.will(
-        answer(201, {"result": "created", "causal-metadata": {}}, ETag='"a@1:1"'),
+    a.respond_with(
+        json_response(201, {"result": "created", "causal-metadata": {}}, ETag='"a@1:1"'),
         found("v"),
-        answer(404, {"error": "Key does not exist", "causal-metadata": {}}),
-        hang_up,
-        answer(200, {"values": {"k": "v"}, "missing-keys": ["q"], "causal-metadata": {}}, ETag='"a@1:2"'),
-        busy("9"),
+        json_response(404, {"error": "Key does not exist", "causal-metadata": {}}),
+        close_connection,
+        json_response(200, {"values": {"k": "v"}, "missing-keys": ["q"], "causal-metadata": {}}, ETag='"a@1:2"'),
+        unavailable("9"),
     )
     path = tmp_path / "history.jsonl"
     with JsonLines(path) as recorder, session(a, recorder=recorder, name="ann", timeout_s=0.5) as s:
@@ -518,7 +540,7 @@ def test_recorded_operations_can_be_judged(replicas: list[FakeReplica], tmp_path
         child = s.fork()
         child.follow({}, after="bob#7")
         assert s.last_operation == "ann#4"
-        a.will(found("v"))
+        a.respond_with(found("v"))
         child.get("k")
     operations = history.load(path.read_bytes())
     assert [(op.session, op.kind, op.status, op.id) for op in operations] == [

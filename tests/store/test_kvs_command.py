@@ -1,4 +1,4 @@
-"""``manage.py kvs`` against played replicas: what it prints, its exit codes, the credentials and metadata."""
+"""``manage.py kvs`` against fake replicas: what it prints, its exit codes, the credentials and metadata."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from store.management.commands import kvs
-from tests.support.fake_replicas import FakeReplica, answer, busy, found, hang_up, played, stored
+from tests.support.fake_replicas import (
+    FakeReplica,
+    close_connection,
+    fake_replicas,
+    found,
+    json_response,
+    stored,
+    unavailable,
+)
 
 
 @pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeReplica]:
-    with played(1) as fakes:
+    with fake_replicas(1) as fakes:
         for name in ("KV_TOKEN", "KV_API_TOKENS", "KV_TLS_CERT", "KV_TLS_CA"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("SOCKET_ADDRESS", f"127.0.0.1:{fakes[0].port}")
@@ -49,31 +57,31 @@ def fails(*arguments: str) -> CommandError:
     ],
 )
 def test_put_takes_json_or_else_text(replica: FakeReplica, text: str, value: Any) -> None:
-    replica.will(stored())
+    replica.respond_with(stored())
     assert run("put", "k", text) == "created\n"
-    assert replica.seen[0].body["value"] == value
+    assert replica.requests[0].body["value"] == value
 
 
 def test_put_reads_stdin(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("[1, 2]\n"))
-    replica.will(stored(status=200))
+    replica.respond_with(stored(status=200))
     assert run("put", "k", "-") == "replaced\n"
-    assert replica.seen[0].body["value"] == [1, 2]
+    assert replica.requests[0].body["value"] == [1, 2]
 
 
 def test_put_options(replica: FakeReplica) -> None:
-    replica.will(answer(202, {"result": "created", "acks": 1, "causal-metadata": {}}))
+    replica.respond_with(json_response(202, {"result": "created", "acks": 1, "causal-metadata": {}}))
     shown = run("put", "k", "v", "--ttl", "3", "--if-none-match", "--w", "2", "--wait", "4")
     assert shown.startswith("created acks=1\nfewer acks")
-    assert replica.seen[0].body == {"value": "v", "ttl": 3.0, "w": 2, "causal-metadata": {}}
-    assert replica.seen[0].headers["if-none-match"] == "*"
-    assert replica.seen[0].path == "/kvs/k?wait=4"
+    assert replica.requests[0].body == {"value": "v", "ttl": 3.0, "w": 2, "causal-metadata": {}}
+    assert replica.requests[0].headers["if-none-match"] == "*"
+    assert replica.requests[0].path == "/kvs/k?wait=4"
 
 
 def test_get_prints_json(replica: FakeReplica) -> None:
-    replica.will(found({"ä": 1}))
+    replica.respond_with(found({"ä": 1}))
     assert run("get", "k") == '{"ä": 1}\n'
-    replica.will(found("x"))
+    replica.respond_with(found("x"))
     assert run("get", "k") == '"x"\n'
     assert run("get", "k", "--raw") == "x\n"
     assert run("get", "k", "--etag") == '"a@1:1"\n'
@@ -81,70 +89,70 @@ def test_get_prints_json(replica: FakeReplica) -> None:
 
 def test_get_tells_of_conflicts(replica: FakeReplica) -> None:
     sibling = {"value": 1, "etag": '"a@1:1"', "origin": "a@1", "timestamp": 5}
-    replica.will(found(1, conflicts=2, siblings=[sibling, sibling | {"value": 2}]))
+    replica.respond_with(found(1, conflicts=2, siblings=[sibling, sibling | {"value": 2}]))
     assert run("get", "k", "--siblings") == "1\n2\n"
-    replica.will(found(1, conflicts=2))
+    replica.respond_with(found(1, conflicts=2))
     assert "in conflict: 2" in run("get", "k")
 
 
 @pytest.mark.parametrize("action", ["get", "delete"])
 def test_an_absent_key_is_exit_code_1(replica: FakeReplica, action: str) -> None:
-    replica.will(answer(404, {"error": "Key does not exist", "causal-metadata": {}}))
+    replica.respond_with(json_response(404, {"error": "Key does not exist", "causal-metadata": {}}))
     assert fails(action, "k").returncode == 1
 
 
 def test_a_refusal_is_exit_code_2(replica: FakeReplica) -> None:
-    replica.will(answer(400, {"error": "Key is too long"}))
+    replica.respond_with(json_response(400, {"error": "Key is too long"}))
     error = fails("put", "k", "v")
     assert error.returncode == 2
     assert "Key is too long" in str(error)
-    replica.will(busy("60"))
+    replica.respond_with(unavailable("60"))
     assert fails("put", "k", "v").returncode == 2
     assert fails("put", "", "v").returncode == 2
     assert fails("put", "k", "v", "--at", "nonsense/path").returncode == 2
 
 
 def test_an_unknown_outcome_is_exit_code_3(replica: FakeReplica) -> None:
-    replica.will(hang_up)
+    replica.respond_with(close_connection)
     assert fails("put", "k", "v").returncode == 3
 
 
 def test_list_goes_through_all_pages(replica: FakeReplica) -> None:
-    replica.will(
-        answer(200, {"keys": ["a", "b\n"], "items": {"a": 1, "b\n": "x"}, "next": "b\n", "causal-metadata": {}}),
-        answer(200, {"keys": ["c"], "items": {"c": None}, "next": None, "causal-metadata": {}}),
+    replica.respond_with(
+        json_response(200, {"keys": ["a", "b\n"], "items": {"a": 1, "b\n": "x"}, "next": "b\n", "causal-metadata": {}}),
+        json_response(200, {"keys": ["c"], "items": {"c": None}, "next": None, "causal-metadata": {}}),
     )
     assert run("list", "--values") == 'a\t1\n"b\\n"\t"x"\nc\tnull\n'
-    assert [seen.path for seen in replica.seen] == [
+    assert [seen.path for seen in replica.requests] == [
         "/kvs?limit=1000&values=true",
         "/kvs?limit=1000&after=b%0A&values=true",
     ]
 
 
 def test_list_stops_at_the_limit(replica: FakeReplica) -> None:
-    replica.will(answer(200, {"keys": ["a", "b"], "next": "b", "causal-metadata": {}}))
+    replica.respond_with(json_response(200, {"keys": ["a", "b"], "next": "b", "causal-metadata": {}}))
     assert run("list", "--limit", "2", "--prefix", "x/") == "a\nb\n"
-    assert [seen.path for seen in replica.seen] == ["/kvs?limit=2&prefix=x%2F"]
+    assert [seen.path for seen in replica.requests] == ["/kvs?limit=2&prefix=x%2F"]
 
 
 def test_metadata_is_carried_in_a_file(replica: FakeReplica, tmp_path: Path) -> None:
     path = tmp_path / "metadata.json"
-    replica.will(stored({"a@1": 3}), found("v", {"a@1": 3, "b@1": 1}))
+    replica.respond_with(stored({"a@1": 3}), found("v", {"a@1": 3, "b@1": 1}))
     run("put", "k", "v", "--metadata", str(path))
     assert json.loads(path.read_text()) == {"a@1": 3}
     run("get", "k", "--metadata", str(path))
     assert json.loads(path.read_text()) == {"a@1": 3, "b@1": 1}
-    assert [seen.body["causal-metadata"] for seen in replica.seen] == [{}, {"a@1": 3}]
+    assert [seen.body["causal-metadata"] for seen in replica.requests] == [{}, {"a@1": 3}]
     assert list(tmp_path.iterdir()) == [path]
     path.write_text("no json")
     assert fails("get", "k", "--metadata", str(path)).returncode == 2
 
 
 def test_at_wins_over_the_environment(replica: FakeReplica) -> None:
-    with played(1) as (other,):
-        other.will(found("other"))
+    with fake_replicas(1) as (other,):
+        other.respond_with(found("other"))
         assert run("get", "k", "--at", f"127.0.0.1:{other.port}") == '"other"\n'
-    assert replica.seen == []
+    assert replica.requests == []
 
 
 @pytest.mark.parametrize(
@@ -163,6 +171,6 @@ def test_the_token_comes_from_the_environment(environ: dict[str, str], token: st
 
 def test_the_token_is_sent(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KV_API_TOKENS", "me:secretsecret:write")
-    replica.will(found(1))
+    replica.respond_with(found(1))
     run("get", "k")
-    assert replica.seen[0].headers["authorization"] == "Bearer secretsecret"
+    assert replica.requests[0].headers["authorization"] == "Bearer secretsecret"

@@ -1,4 +1,8 @@
-"""Replicas that are played: HTTP servers in this process that answer what a test says, and note what they were sent."""
+"""Fake replicas: HTTP servers in this process that send the responses a test sets, and record the requests.
+
+A *responder* sends one response. ``FakeReplica.respond_with`` sets a replica's responders: each answers one request,
+in order; the last one answers all further requests.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,8 @@ PORTS = iter(range(24100, 24999))
 
 
 @dataclass
-class Seen:
-    """A request as it arrived."""
+class ReceivedRequest:
+    """A request as it arrived. Header names are in lower case; ``body`` is the decoded JSON, None without a body."""
 
     method: str
     path: str
@@ -26,11 +30,11 @@ class Seen:
     body: Any
 
 
-Play = Callable[["Handler"], None]
+Responder = Callable[["Handler"], None]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads one request, notes it, and lets the next play of its replica answer (the last one again and again)."""
+    """Reads and records one request, then calls the next responder of its replica."""
 
     protocol_version = "HTTP/1.1"
     replica: FakeReplica
@@ -39,37 +43,40 @@ class Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         raw = self.rfile.read(length)
         headers = {name.lower(): value for name, value in self.headers.items()}
+        body = json.loads(raw) if raw else None
         with self.replica.lock:
-            self.replica.seen.append(Seen(self.command, self.path, headers, json.loads(raw) if raw else None))
-            plays = self.replica.plays
-            play = plays.popleft() if len(plays) > 1 else plays[0]
-        play(self)
+            self.replica.requests.append(ReceivedRequest(self.command, self.path, headers, body))
+            responders = self.replica.responders
+            responder = responders.popleft() if len(responders) > 1 else responders[0]
+        responder(self)
 
     do_GET = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Silence."""
+        """Log nothing."""
 
 
 @dataclass
 class FakeReplica:
+    """One fake replica. ``lock`` guards ``requests`` and ``responders``, which the server's threads share."""
+
     port: int
-    plays: deque[Play] = field(default_factory=deque)
-    seen: list[Seen] = field(default_factory=list)
+    responders: deque[Responder] = field(default_factory=deque)
+    requests: list[ReceivedRequest] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def will(self, *plays: Play) -> None:
-        self.plays = deque(plays)
+    def respond_with(self, *responders: Responder) -> None:
+        self.responders = deque(responders)
 
 
-def answer(status: int, body: Any = None, **headers: str) -> Play:
-    """Answer with JSON; header names with ``_`` for ``-``."""
+def json_response(status: int, body: Any = None, **headers: str) -> Responder:
+    """Send ``body`` as JSON. In the names of ``headers``, ``_`` stands for ``-``."""
 
-    def play(handler: Handler) -> None:
+    def send(handler: Handler) -> None:
         content = b"" if status == 304 else json.dumps(body if body is not None else {}).encode()
         handler.send_response(status)
         if status != 304:
@@ -79,45 +86,54 @@ def answer(status: int, body: Any = None, **headers: str) -> Play:
         handler.end_headers()
         handler.wfile.write(content)
 
-    return play
+    return send
 
 
-def found(value: Any, metadata: Any = None, **more: Any) -> Play:
+def found(value: Any, metadata: Any = None, **more: Any) -> Responder:
+    """Send the 200 of a GET that found ``value``."""
     body = {"result": "found", "value": value, "causal-metadata": metadata or {}, **more}
-    return answer(200, body, ETag='"a@1:1"')
+    return json_response(200, body, ETag='"a@1:1"')
 
 
-def stored(metadata: Any = None, status: int = 201) -> Play:
-    return answer(status, {"result": "created" if status == 201 else "replaced", "causal-metadata": metadata or {}})
+def stored(metadata: Any = None, status: int = 201) -> Responder:
+    """Send the success response of a PUT."""
+    result = "created" if status == 201 else "replaced"
+    return json_response(status, {"result": result, "causal-metadata": metadata or {}})
 
 
-def busy(retry_after: str = "1", **more: Any) -> Play:
-    return answer(503, {"error": "Replica is catching up", "causal-metadata": {}, **more}, Retry_After=retry_after)
+def unavailable(retry_after: str = "1", **more: Any) -> Responder:
+    """Send the 503 of a replica that is catching up."""
+    body = {"error": "Replica is catching up", "causal-metadata": {}, **more}
+    return json_response(503, body, Retry_After=retry_after)
 
 
-def hang_up(handler: Handler) -> None:
-    """The request was read; no byte of an answer comes."""
+def close_connection(handler: Handler) -> None:
+    """Close the connection after the request was read, without sending a byte."""
     handler.close_connection = True
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
-def half_an_answer(handler: Handler) -> None:
+def truncated_response(handler: Handler) -> None:
+    """Send the beginning of a response, then close the connection."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
     handler.wfile.write(b'{"result":')
-    hang_up(handler)
+    close_connection(handler)
 
 
-def silence(seconds: float) -> Play:
-    def play(handler: Handler) -> None:
-        time.sleep(seconds)
+def no_response(delay_s: float) -> Responder:
+    """Keep the connection open for ``delay_s`` seconds, then close it without a response."""
+
+    def send(handler: Handler) -> None:
+        time.sleep(delay_s)
         handler.close_connection = True
 
-    return play
+    return send
 
 
 def free_port() -> int:
+    """Return a port that nothing listens on."""
     for port in PORTS:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -131,12 +147,12 @@ class QuietServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are part of the play."""
+        """Log nothing: tests break connections on purpose."""
 
 
 @contextlib.contextmanager
-def played(count: int) -> Iterator[list[FakeReplica]]:
-    """``count`` replicas that listen."""
+def fake_replicas(count: int) -> Iterator[list[FakeReplica]]:
+    """Run ``count`` fake replicas, each listening at a port of 127.0.0.1."""
     fakes, servers = [], []
     for _ in range(count):
         fake = FakeReplica(free_port())

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.support.fake_replicas import FakeReplica, Handler, answer, found, played
+from tests.support.fake_replicas import FakeReplica, Handler, fake_replicas, found, json_response
 from tools.demo import audit, characters, load, report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -106,9 +106,9 @@ def journal_of(keys: dict[str, int]) -> load.EventLog:
 
 
 def test_the_observer_notices_half_a_transaction() -> None:
-    with played(1) as (replica,):
+    with fake_replicas(1) as (replica,):
         shown = {"U+0041": {"revision": 1}}
-        replica.will(answer(200, {"values": shown, "missing-keys": ["U+0042"], "causal-metadata": {}}))
+        replica.respond_with(json_response(200, {"values": shown, "missing-keys": ["U+0042"], "causal-metadata": {}}))
         observer = load.Observer("observer", [replica.url], journal_of({"U+0041": 1, "U+0042": 1}), seed=1)
         observer.rng = Never(1)
         assert observer.read_once() == replica.url
@@ -116,11 +116,11 @@ def test_the_observer_notices_half_a_transaction() -> None:
 
 
 def test_the_follower_asks_with_the_writers_metadata() -> None:
-    with played(1) as (replica,):
-        replica.will(found({"revision": 1}, {"a@1": 9}, lost={"b@1": [1, 1]}))
+    with fake_replicas(1) as (replica,):
+        replica.respond_with(found({"revision": 1}, {"a@1": 9}, lost={"b@1": [1, 1]}))
         follower = load.Follower("follower", [replica.url], journal_of({"U+00C0": 2}), seed=1)
         follower.read_once()
-    assert replica.seen[0].body["causal-metadata"] == {"a@1": 9}
+    assert replica.requests[0].body["causal-metadata"] == {"a@1": 9}
     assert "lost" in follower.violations[0]
     assert "showed revision 1 of U+00C0, not revision 2" in follower.violations[1]
 
@@ -137,7 +137,7 @@ class Never(random.Random):
 
 @pytest.fixture
 def replica() -> Iterator[FakeReplica]:
-    with played(1) as fakes:
+    with fake_replicas(1) as fakes:
         yield fakes[0]
 
 
@@ -148,7 +148,7 @@ def holds(items: dict[str, Any]) -> Any:
         query = {name: values[0] for name, values in parse_qs(urlsplit(handler.path).query).items()}
         keys = [key for key in sorted(items) if key.startswith(query["prefix"]) and key > query.get("after", "")]
         page = {"keys": keys[:80], "items": {key: items[key] for key in keys[:80]}, "causal-metadata": {}}
-        answer(200, page | {"next": keys[79] if len(keys) > 80 else None})(handler)
+        json_response(200, page | {"next": keys[79] if len(keys) > 80 else None})(handler)
 
     return play
 
@@ -159,7 +159,7 @@ def database(limit: int) -> dict[str, Any]:
 
 def test_the_audit_agrees_with_what_is_written(replica: FakeReplica) -> None:
     """Two programs that share no code know the same database, decompositions included."""
-    replica.will(holds(database(200)))
+    replica.respond_with(holds(database(200)))
     result = audit.audit(f"127.0.0.1:{replica.port}", audit.expected_keys(200))
     assert (result["ok"], result["keys"], result["examples"]) == (True, 200, [])
 
@@ -178,7 +178,7 @@ def test_the_audit_agrees_with_what_is_written(replica: FakeReplica) -> None:
 def test_the_audit_sees_what_is_wrong(replica: FakeReplica, damage: Any, count: str) -> None:
     items = database(200)
     damage(items)
-    replica.will(holds(items))
+    replica.respond_with(holds(items))
     result = audit.audit(f"127.0.0.1:{replica.port}", audit.expected_keys(200))
     assert not result["ok"]
     assert result[count] >= 1
@@ -187,10 +187,10 @@ def test_the_audit_sees_what_is_wrong(replica: FakeReplica, damage: Any, count: 
 def test_the_audit_is_a_program_with_an_exit_code(replica: FakeReplica) -> None:
     address = f"127.0.0.1:{replica.port}"
     command = [sys.executable, "-m", "tools.demo.audit", "--limit", "20", address]
-    replica.will(holds(database(20)))
+    replica.respond_with(holds(database(20)))
     good = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (good.returncode, json.loads(good.stdout)["ok"]) == (0, True)
-    replica.will(holds(database(19)))
+    replica.respond_with(holds(database(19)))
     bad = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (bad.returncode, json.loads(bad.stdout)["missing"]) == (1, 1)
 

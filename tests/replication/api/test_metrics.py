@@ -10,7 +10,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvsite.cluster import LocalCluster
-from replication.exchange_metrics import MAX_ADDRESSES, ExchangeMetrics, first_new
+from replication.exchange_metrics import MAX_ADDRESSES, ExchangeMetrics, first_unapplied
 from store.api.request_metrics import Meter
 from store.causal import CausalStore
 from store.clock import Instant
@@ -49,21 +49,21 @@ def test_visibility_lag_is_of_updates_that_were_applied() -> None:
     store, exchange_metrics = CausalStore("a:1@1"), ExchangeMetrics()
     late = Update("b:1@0000000000000001", 1, NOW.wall_us - 250_000, {}, ())
     waiting = Update("c:1@0000000000000001", 2, NOW.wall_us, {}, ())
-    assert first_new([late, waiting], store.clock) is late
+    assert first_unapplied([late, waiting], store.clock) is late
     store.receive([late, waiting], NOW)
-    exchange_metrics.became_visible(late, store, NOW)
-    exchange_metrics.became_visible(waiting, store, NOW)
-    exchange_metrics.became_visible(None, store, NOW)
+    exchange_metrics.record_visibility(late, store, NOW)
+    exchange_metrics.record_visibility(waiting, store, NOW)
+    exchange_metrics.record_visibility(None, store, NOW)
     assert exchange_metrics.visibility_lag_s.keys() == {"b:1"}
     assert exchange_metrics.visibility_lag_s["b:1"].sum == pytest.approx(0.25)
-    assert first_new([late], store.clock) is None
+    assert first_unapplied([late], store.clock) is None
 
 
 def test_a_clock_that_runs_ahead_is_seen() -> None:
     store, exchange_metrics = CausalStore("a:1@1"), ExchangeMetrics()
-    exchange_metrics.heard("b:1@0000000000000001", NOW.wall_us + 3_000_000, store, NOW)
+    exchange_metrics.record_peer_time("b:1@0000000000000001", NOW.wall_us + 3_000_000, store, NOW)
     store.hybrid.observe(NOW.wall_us + 3_000_000, NOW)
-    exchange_metrics.heard("c:1@0000000000000001", NOW.wall_us + 1_000_000, store, NOW)
+    exchange_metrics.record_peer_time("c:1@0000000000000001", NOW.wall_us + 1_000_000, store, NOW)
     assert exchange_metrics.drift_s == {"b:1": 3.0, "c:1": -2.0}
     assert exchange_metrics.jumped_s == 3.0
     assert exchange_metrics.copy(frozenset({"c:1"})).drift_s == {"c:1": -2.0}
@@ -72,7 +72,7 @@ def test_a_clock_that_runs_ahead_is_seen() -> None:
 def test_strangers_cannot_fill_the_memory() -> None:
     store, exchange_metrics = CausalStore("a:1@1"), ExchangeMetrics()
     for port in range(MAX_ADDRESSES + 10):
-        exchange_metrics.heard(f"b:{port}@0000000000000001", NOW.wall_us, store, NOW)
+        exchange_metrics.record_peer_time(f"b:{port}@0000000000000001", NOW.wall_us, store, NOW)
     assert len(exchange_metrics.drift_s) == MAX_ADDRESSES
 
 

@@ -61,7 +61,7 @@ def test_exchanges_are_the_further_apart_the_later_threads_wake(wire: Wire) -> N
     wire.settings = PACED
     r1, _ = wire.cluster("r1", "r2")
     for _ in range(20):
-        r1.pacing.woke(0.0003, wire.now("r1").mono_s)
+        r1.pacing.record_wakeup(0.0003, wire.now("r1").mono_s)
     assert paced_for_s(wire, 0.001) == pytest.approx(0.015, rel=0.01)
 
 

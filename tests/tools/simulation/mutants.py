@@ -405,7 +405,7 @@ def alone_because_a_lookup_found_nobody_else() -> Iterator[None]:
     """One that finds only itself takes itself for the only one at once."""
 
     def hasty(self: Seeds, now_s: float, alone_after_s: float) -> bool:
-        return self._discovers and not self._found
+        return self._discovers and not self._discovered
 
     with replaced(Seeds, "is_undiscovered", hasty):
         yield
@@ -491,27 +491,27 @@ def who_was_put_out_is_not_told_of() -> Iterator[None]:
 @directed
 def an_address_asked_once_in_a_life() -> Iterator[None]:
     """An address that comes back is not asked again, although somebody else may answer there."""
-    found = Seeds.found
+    update = Seeds.update
 
     def once(self: Seeds, addresses: Any, now_s: float) -> list[str]:
-        before, known = dict(self.unanswered), self._found
-        gone = found(self, {*addresses, *known}, now_s)
+        before, known = dict(self.unanswered), self._discovered
+        gone = update(self, {*addresses, *known}, now_s)
         self.unanswered = {
             address: at_s for address, at_s in self.unanswered.items() if address in {*before, *addresses}
         }
         return gone
 
-    with replaced(Seeds, "found", once):
+    with replaced(Seeds, "update", once):
         yield
 
 
 @directed
 def an_address_asked_for_ever() -> Iterator[None]:
     """An address that never answered is asked on after it has left the name."""
-    found = Seeds.found
+    update = Seeds.update
 
     def stubborn(self: Seeds, addresses: Any, now_s: float) -> list[str]:
-        return found(self, {*addresses, *self._found}, now_s)
+        return update(self, {*addresses, *self._discovered}, now_s)
 
-    with replaced(Seeds, "found", stubborn):
+    with replaced(Seeds, "update", stubborn):
         yield
