@@ -1,4 +1,4 @@
-"""Why a key reads as it does here: the content of ``/replication/explain/<key>``."""
+"""The content of ``/replication/explain/<key>``: why a read of a key returns what it does on this replica."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from replication.replica import Replica
 from store.clock import Clock, Dot, Instant
 from store.versions import Version
 
-LISTED_VALUE_BYTES = 400
-"""Of a value in a list of keys; it may end within a character."""
+MAX_VALUE_BYTES_LISTED = 400
+"""Bytes of a value that a list of keys includes. The cut may fall within a UTF-8 character."""
 
-LISTED_PENDING = 100
-"""Pending updates of the key that are listed; who has more of them has another problem."""
+MAX_PENDING_LISTED = 100
+"""Pending updates of one key that are listed."""
 
 
 def explain(replica: Replica, key: str, now: Instant) -> dict[str, Any]:
-    """Return what this replica knows of ``key``, as JSON-able data; called under the lock, changes nothing.
+    """Return what this replica knows about ``key``, as JSON-able data. The caller holds the lock; nothing changes.
 
-    ``versions``: the winner first; empty where the key is absent. A version tells its dot, its past (which covers the
-    dot), its hybrid timestamp, when it expires, and which members have applied it. ``pending``: updates of the key
-    that have arrived but wait for their causal past. ``deletes``: the delete clock, which stands for every absence.
+    ``versions``: the winner first; empty if the key is absent. Each version has its dot, its past (which covers the
+    dot), its hybrid timestamp, its expiry, and for each member whether it has applied the version.
+    ``pending``: received updates of the key that wait for their causal past.
+    ``deletes``: the delete clock. It covers every delete that was applied, so it is the past of every absent key.
     """
     store = replica.store
-    clocks = {address: _known(replica, address) for address in sorted({replica.address, *replica.membership.members()})}
-    held = [version for version in store.table.get(key) if version.expires is None or version.expires > now.wall_us]
+    addresses = sorted({replica.address, *replica.membership.members()})
+    clocks = {address: _known_clock(replica, address) for address in addresses}
+    versions = [version for version in store.table.get(key) if version.expires is None or version.expires > now.wall_us]
     return {
         "key": key,
         "replica_id": replica.id,
         "state": replica.state,
-        "winner": list(held[0].dot) if held else None,
-        "versions": [_version(replica, version, clocks, now) for version in held],
+        "winner": list(versions[0].dot) if versions else None,
+        "versions": [_version(replica, version, clocks, now) for version in versions],
         "pending": list(_pending(replica, key, now)),
         "deletes": dict(store.delete_clock),
         "clock": dict(store.clock),
@@ -42,31 +44,31 @@ def explain(replica: Replica, key: str, now: Instant) -> dict[str, Any]:
 
 
 def list_keys(replica: Replica, prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]]:
-    """Return up to ``limit`` keys from ``prefix`` on, after ``after``, and their winners; called under the lock.
+    """Return up to ``limit`` keys that start with ``prefix`` and sort after ``after``, each with its winning version.
 
-    What is here, whatever the gate: no client asks, so there is no past to reach. ``conflicts``: only keys that hold
-    several versions.
+    The caller holds the lock. The list shows the replica's own state, whether or not it serves clients: there is no
+    client here whose causal past would have to be satisfied. ``conflicts``: list only keys with several versions.
     """
     table = replica.store.table
-    found = (table.conflicting_keys if conflicts else table.keys)(prefix, after)
-    held = ((key, table.get(key)) for key in islice(found, limit))
+    keys = (table.conflicting_keys if conflicts else table.keys)(prefix, after)
+    versions_by_key = ((key, table.get(key)) for key in islice(keys, limit))
     return [
         {
             "key": key,
             "versions": len(versions),
             "dot": versions[0].dot,
             "timestamp": versions[0].timestamp,
-            "value": versions[0].value[:LISTED_VALUE_BYTES],
+            "value": versions[0].value[:MAX_VALUE_BYTES_LISTED],
             "value_bytes": len(versions[0].value),
         }
-        for key, versions in held
+        for key, versions in versions_by_key
     ]
 
 
-def _known(replica: Replica, address: str) -> Clock | None:
-    """Return the clock of the member at ``address`` as it was last told; None where it has not talked yet.
+def _known_clock(replica: Replica, address: str) -> Clock | None:
+    """Return the last clock received from the member at ``address``; None if its present incarnation sent none yet.
 
-    It is a lower bound: what it covers has been applied there, what it lacks may have arrived since.
+    It is a lower bound: the member has applied everything that the clock covers, and may have applied more since.
     """
     if address == replica.address:
         return replica.store.clock
@@ -84,21 +86,21 @@ def _version(replica: Replica, version: Version, clocks: Mapping[str, Clock | No
         "timestamp": version.timestamp,
         "expires": version.expires,
         "expires_in_s": None if version.expires is None else round((version.expires - now.wall_us) / 1e6, 3),
-        "members": [_member(replica, address, known, version.dot, now) for address, known in clocks.items()],
+        "members": [_member(replica, address, clock, version.dot, now) for address, clock in clocks.items()],
     }
 
 
-def _member(replica: Replica, address: str, known: Clock | None, dot: Dot, now: Instant) -> dict[str, Any]:
-    """Tell whether a member has applied ``dot``: ``has`` is None where it has not told any clock yet."""
+def _member(replica: Replica, address: str, clock: Clock | None, dot: Dot, now: Instant) -> dict[str, Any]:
+    """Return whether a member has applied ``dot``. ``has`` is None if the clock of the member is not known."""
     origin, counter = dot
     is_self = address == replica.address
-    contact = replica.membership.last_contact(address)
+    contact_s = replica.membership.last_contact(address)
     return {
         "address": address,
         "state": replica.membership.state(address, now.mono_s),
         "self": is_self,
-        "has": None if known is None else known.get(origin, 0) >= counter,
-        "last_contact_s": 0.0 if is_self else None if contact is None else round(now.mono_s - contact, 3),
+        "has": None if clock is None else clock.get(origin, 0) >= counter,
+        "last_contact_s": 0.0 if is_self else None if contact_s is None else round(now.mono_s - contact_s, 3),
     }
 
 
@@ -109,7 +111,7 @@ def _pending(replica: Replica, key: str, now: Instant) -> Iterator[dict[str, Any
         if not writes:
             continue
         listed += 1
-        if listed > LISTED_PENDING:
+        if listed > MAX_PENDING_LISTED:
             return
         yield {
             "dot": list(update.dot),

@@ -22,7 +22,7 @@ from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, Updat
 from replication.peer_client import Endpoints, PeerClientSettings
 from replication.rate_limit import LogRateLimiter
 from replication.replica import Outgoing, Replica
-from replication.status import Rates, describe, lacking, latest
+from replication.status import CounterSamples, missing_updates, recent_updates, replica_status
 from replication.transport import Transport
 from store.engine import Engine, read_clocks
 
@@ -74,7 +74,7 @@ class Node:
         self._counts = dict.fromkeys(("exchanges", "exchange_failures", "exchanges_answered", "messages_refused"), 0)
         self._exchange_metrics = ExchangeMetrics()
         self._events_logged = 0
-        self._rates = Rates()
+        self._samples = CounterSamples()
         engine.dependencies = self
 
     # -- life ------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class Node:
             self.replica.tick(read_clocks())
             self.engine.wake()
         self._after_change()
-        self._rates.sample(time.monotonic(), self._sample)
+        self._samples.sample(time.monotonic(), self._sample)
 
     def _after_change(self) -> None:
         """Start a thread for each new peer, end those of peers that are gone, and log what has happened."""
@@ -404,7 +404,7 @@ class Node:
 
     def _sample(self) -> dict[str, int]:
         with self._lock:
-            return {**self._counters(), "lacking": lacking(self.replica)}
+            return {**self._counters(), "missing": missing_updates(self.replica)}
 
     def status(self, *, history: bool = False, recent: int = 0) -> dict[str, Any]:
         """Return what ``/replication/status`` tells (replication/status.py).
@@ -413,12 +413,12 @@ class Node:
         """
         counters = self._counters()
         with self._lock:
-            status = describe(self.replica, counters, read_clocks())
+            status = replica_status(self.replica, counters, read_clocks())
             if recent:
-                status["recent"] = latest(self.replica, recent)
+                status["recent"] = recent_updates(self.replica, recent)
         if history:
-            status["history"] = self._rates.history(time.monotonic())
-        status["throughput"].update(self._rates.per_second())
+            status["history"] = self._samples.history(time.monotonic())
+        status["throughput"].update(self._samples.per_second())
         status["open"] = self.is_open
         return status
 

@@ -1,4 +1,4 @@
-"""What a replica tells people of itself: the content of ``/replication/status``."""
+"""The content of ``/replication/status``: what a replica reports about itself to operators and to the dashboard."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ from typing import Any
 
 from replication.replica import Replica
 from store.causal import LATEST_KEPT
-from store.clock import Instant, incarnation_of
+from store.clock import Instant, count_missing, incarnation_of
 
 MAX_RECENT = LATEST_KEPT
-"""Of the updates applied last, so many can be asked for."""
+"""Upper bound of the query parameter ``recent``: the number of applied updates that a replica remembers."""
 
-LISTED_PENDING = 1000
-"""Pending updates that the status lists; their number is told in full."""
+MAX_PENDING_LISTED = 1000
+"""Pending updates that the status lists. ``pending_count`` counts all of them."""
+
+MAX_EVENTS_LISTED = 50
+"""Events that the status lists: the latest ones."""
+
+MAX_KEYS_LISTED = 10
+"""Keys that the status lists of one pending update."""
 
 
-def describe(replica: Replica, counters: Mapping[str, int], now: Instant) -> dict[str, Any]:
-    """Return the status as JSON-able data; called under the lock. ``counters``: of the engine and the node."""
+def replica_status(replica: Replica, counters: Mapping[str, int], now: Instant) -> dict[str, Any]:
+    """Return the status as JSON-able data. The caller holds the lock.
+
+    ``counters``: the totals of the engine and the node, by name.
+    """
     store = replica.store
     return {
         "replica_id": replica.id,
@@ -43,7 +52,7 @@ def describe(replica: Replica, counters: Mapping[str, int], now: Instant) -> dic
         "clock_lead_s": round(store.hybrid.lead_us / 1e6, 6),
         "drained": replica.unreplicated() == 0,
         "throughput": {name: counters[name] for name in _COUNTERS},
-        "events": [event._asdict() for event in list(replica.event_log.events)[-50:]],
+        "events": [event._asdict() for event in list(replica.event_log.events)[-MAX_EVENTS_LISTED:]],
     }
 
 
@@ -64,33 +73,35 @@ _COUNTERS = (
 
 
 def _member(replica: Replica, address: str, now: Instant) -> dict[str, Any]:
-    view = replica.membership
+    membership = replica.membership
     is_self = address == replica.address
     peer = replica.peer(address)
-    present = view.present_id(address)
-    known = dict(replica.store.clock) if is_self else dict(peer.known) if peer and peer.replica == present else {}
-    contact = view.last_contact(address)
+    present_id = membership.present_id(address)
+    # A clock that an earlier incarnation acknowledged does not describe the present one.
+    peer_clock = peer.known if peer and peer.replica == present_id else {}
+    clock = dict(replica.store.clock if is_self else peer_clock)
+    contact_s = membership.last_contact(address)
     return {
         "address": address,
-        "replica_id": present,
-        "incarnation": f"{view.table[address].incarnation:016x}",
-        "state": view.state(address, now.mono_s),
+        "replica_id": present_id,
+        "incarnation": f"{membership.table[address].incarnation:016x}",
+        "state": membership.state(address, now.mono_s),
         "self": is_self,
-        "last_contact_s": 0.0 if is_self else None if contact is None else round(now.mono_s - contact, 3),
-        "clock": known,
-        "lacks_updates": sum(n - min(n, known.get(id_, 0)) for id_, n in replica.store.clock.items()),
+        "last_contact_s": 0.0 if is_self else None if contact_s is None else round(now.mono_s - contact_s, 3),
+        "clock": clock,
+        "missing_updates": count_missing(clock, replica.store.clock),
     }
 
 
 def _pending(replica: Replica, now: Instant) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = []
     for update, waits_for, since_s in replica.store.pending:
-        if len(listed) >= LISTED_PENDING:
+        if len(listed) >= MAX_PENDING_LISTED:
             break
         listed.append(
             {
                 "dot": list(update.dot),
-                "keys": [write.key for write in update.writes[:10]],
+                "keys": [write.key for write in update.writes[:MAX_KEYS_LISTED]],
                 "waits_for": list(waits_for),
                 "since_s": round(now.mono_s - since_s, 3),
             }
@@ -99,32 +110,33 @@ def _pending(replica: Replica, now: Instant) -> list[dict[str, Any]]:
 
 
 def resident_bytes() -> int | None:
-    """Return the memory of this process (resident set), None where the system does not tell it: macOS has no /proc."""
+    """Return the resident set size of this process. None where the system has no /proc, as on macOS."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     except OSError:
         return None
 
 
-HISTORY_RATES = ("reads", "writes", "deletes", "transactions", "lists", "applied")
-HISTORY_GAUGES = ("pending", "lacking")
+def recent_updates(replica: Replica, limit: int) -> list[dict[str, Any]]:
+    """Return the last ``limit`` updates that were applied, oldest first. The caller holds the lock.
 
-
-def latest(replica: Replica, limit: int) -> list[dict[str, Any]]:
-    """Return the ``limit`` updates that were applied last, oldest first; called under the lock.
-
-    ``key``: the first that it wrote; None for a marker, and once every member has the update and the log forgot it.
+    ``key``: the first key that the update wrote. It is None for a marker, and for an update that every member has,
+    because the log does not keep it.
     """
-    log, told = replica.store.log, []
+    log = replica.store.log
+    recent = []
     for wall_us, origin, counter in list(replica.store.latest)[-limit:]:
         update = log.get((origin, counter))
         key = update.writes[0].key if update and update.writes else None
-        told.append({"dot": [origin, counter], "wall_us": wall_us, "key": key})
-    return told
+        recent.append({"dot": [origin, counter], "wall_us": wall_us, "key": key})
+    return recent
 
 
-def lacking(replica: Replica) -> int:
-    """Return how many updates peers are known to have that ``replica`` lacks; called under the lock, once a second."""
+def missing_updates(replica: Replica) -> int:
+    """Return how many updates at least one peer is known to have and ``replica`` does not.
+
+    The caller holds the lock. The node calls this once a second.
+    """
     clock = replica.store.clock
     highest: dict[str, int] = {}
     for address in replica.membership.others():
@@ -132,34 +144,43 @@ def lacking(replica: Replica) -> int:
         for id_, counter in peer.known.items() if peer else ():
             if counter > max(clock.get(id_, 0), highest.get(id_, 0)):
                 highest[id_] = counter
-    return sum(counter - clock.get(id_, 0) for id_, counter in highest.items())
+    return count_missing(clock, highest)
 
 
-class Rates:
-    """Counters sampled once a second, for rates and for charts of the last ten minutes."""
+_HISTORY_RATES = ("reads", "writes", "deletes", "transactions", "lists", "applied")
+_HISTORY_GAUGES = ("pending", "missing")
+
+
+class CounterSamples:
+    """Samples of the counters, one per second, for rates and for the charts of the last ten minutes.
+
+    ``samples``: (monotonic seconds, counters), oldest first. ``keep``: how many samples are kept.
+    """
 
     def __init__(self, keep: int = 600) -> None:
         self.samples: deque[tuple[float, dict[str, int]]] = deque(maxlen=keep)
 
     def sample(self, now_s: float, read: Callable[[], dict[str, int]]) -> None:
-        """Take a sample when the last one is a second old."""
+        """Add a sample if the last one is at least a second old. ``read`` returns the counters."""
         if not self.samples or now_s - self.samples[-1][0] >= 1.0:
             self.samples.append((now_s, read()))
 
     def per_second(self) -> dict[str, float]:
-        """Return the rates of the last two samples, by name of counter with ``_per_s``."""
+        """Return the rates between the last two samples, named after the counters with the suffix ``_per_s``."""
         if len(self.samples) < 2:
             return {f"{name}_per_s": 0.0 for name in _COUNTERS}
         (then_s, then), (now_s, now) = self.samples[-2], self.samples[-1]
         return {f"{name}_per_s": round((now[name] - then[name]) / (now_s - then_s), 1) for name in _COUNTERS}
 
     def history(self, now_s: float) -> list[dict[str, float]]:
-        """Return a point per sample, oldest first: its age, the rates since the one before, and what waited then."""
+        """Return one point per interval between samples, oldest first.
+
+        A point holds its age in seconds, the rates since the previous sample, and the gauges at its end.
+        """
         points = []
-        samples = list(self.samples)
-        for (then_s, then), (at_s, now) in pairwise(samples):
-            passed_s = at_s - then_s
-            point = {name: round((now[name] - then[name]) / passed_s, 1) for name in HISTORY_RATES}
-            gauges = {name: float(now[name]) for name in HISTORY_GAUGES}
-            points.append({"age_s": round(now_s - at_s, 1), **point, **gauges})
+        for (then_s, then), (at_s, now) in pairwise(list(self.samples)):
+            interval_s = at_s - then_s
+            rates = {name: round((now[name] - then[name]) / interval_s, 1) for name in _HISTORY_RATES}
+            gauges = {name: float(now[name]) for name in _HISTORY_GAUGES}
+            points.append({"age_s": round(now_s - at_s, 1), **rates, **gauges})
         return points

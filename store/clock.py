@@ -85,6 +85,11 @@ def missing(clock: Mapping[str, int], past: Mapping[str, int]) -> dict[str, tupl
     }
 
 
+def count_missing(clock: Mapping[str, int], past: Mapping[str, int]) -> int:
+    """Return the number of updates in ``past`` that ``clock`` does not cover."""
+    return sum(needed - known for known, needed in missing(clock, past).values())
+
+
 def join(left: Mapping[str, int], right: Mapping[str, int]) -> Clock:
     """Return the least clock that covers both: the entry-wise maximum, as a new dictionary."""
     joined = dict(left)

@@ -61,7 +61,7 @@ def charts(history: Sequence[Point], wall_us: int) -> tuple[Chart, Chart]:
             "updates",
             history,
             wall_us,
-            [("lacking", lambda p: p.lacking, max), ("pending", lambda p: p.pending, max)],
+            [("missing", lambda p: p.missing, max), ("pending", lambda p: p.pending, max)],
         ),
     )
 

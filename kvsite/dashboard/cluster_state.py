@@ -28,7 +28,7 @@ class Member:
     replica_id: str | None = None
     last_contact_s: float | None = None
     clock: Clock = field(default_factory=dict)
-    lacks_updates: int = 0
+    missing_updates: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A second of a replica's history: ``age_s`` ago; rates are per second, ``pending`` and ``lacking`` updates."""
+    """A second of a replica's history: ``age_s`` ago; rates are per second, ``pending`` and ``missing`` updates."""
 
     age_s: float
     reads: float = 0.0
@@ -72,7 +72,7 @@ class Point:
     lists: float = 0.0
     applied: float = 0.0
     pending: float = 0.0
-    lacking: float = 0.0
+    missing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

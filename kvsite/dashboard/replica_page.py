@@ -115,7 +115,7 @@ def _seen(member: Member, replica: Replica) -> Seen:
         address=member.address,
         state="itself" if is_self and member.state == "alive" else member.state,
         contact="" if is_self else ago(contact),
-        lacks="" if is_self else f"{member.lacks_updates:,}",
+        lacks="" if is_self else f"{member.missing_updates:,}",
         is_self=is_self,
         incarnation=(member.replica_id or "").rpartition("@")[2],
     )

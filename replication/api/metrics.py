@@ -130,7 +130,7 @@ def _members(status: Mapping[str, Any]) -> Iterator[Metric]:
     state = GaugeMetricFamily("causeway_peer_state", "1 for the state that the peer is in.", labels=["peer", "state"])
     contact = GaugeMetricFamily("causeway_peer_contact_age_seconds", "Since it was last heard of.", labels=["peer"])
     lacks = GaugeMetricFamily(
-        "causeway_peer_lacks_updates", "Updates here that it is not known to have.", labels=["peer"]
+        "causeway_peer_missing_updates", "Updates here that it is not known to have.", labels=["peer"]
     )
     for member in status["view"]:
         if member["self"]:
@@ -140,7 +140,7 @@ def _members(status: Mapping[str, Any]) -> Iterator[Metric]:
         if member["last_contact_s"] is not None:
             contact.add_metric([member["address"]], member["last_contact_s"])
         if member["state"] != "left":
-            lacks.add_metric([member["address"]], member["lacks_updates"])
+            lacks.add_metric([member["address"]], member["missing_updates"])
     yield from (state, contact, lacks)
 
 

@@ -156,7 +156,7 @@ STATUS: Final = operate(
                             "self": False,
                             "last_contact_s": 0.4,
                             "clock": {REPLICA: 6, OTHER: 4},
-                            "lacks_updates": 1,
+                            "missing_updates": 1,
                         }
                     ],
                     "pending": [],

@@ -22,7 +22,7 @@ def member(address: str, state: str = "alive", **more: Any) -> dict[str, Any]:
         "self": False,
         "last_contact_s": 0.3,
         "clock": {},
-        "lacks_updates": 0,
+        "missing_updates": 0,
         **more,
     }
 
@@ -122,7 +122,7 @@ def history(seconds: int = 600) -> list[dict[str, float]]:
                 "reads": 420 + 60 * math.sin(age / 23),
                 "writes": 90 * swell + 60,
                 "applied": 0.0 if is_cut else 900.0 if 190 < age <= 200 else max(0.0, 160 * swell + 90),
-                "lacking": float(max(0, late)),
+                "missing": float(max(0, late)),
                 "pending": float(late // 9 if 190 < age < 215 else 0),
             }
         )

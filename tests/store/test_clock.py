@@ -12,6 +12,7 @@ from store.clock import (
     HybridClock,
     Instant,
     address_of,
+    count_missing,
     covers,
     incarnation_of,
     join,
@@ -56,6 +57,7 @@ def test_missing_says_what_is_here_and_what_is_needed(a: Clock, b: Clock) -> Non
     for replica, (have, need) in gaps.items():
         assert (have, need) == (a.get(replica, 0), b[replica])
         assert have < need
+    assert count_missing(a, b) == sum(max(0, n - a.get(replica, 0)) for replica, n in b.items())
 
 
 @given(clocks, clocks)
