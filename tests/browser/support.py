@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import requests
 from playwright.sync_api import Page
 
 from kvsite.cluster import LocalCluster
+from tests.support.waiting import wait_until
 
 QUICK = {"KV_DOWN_AFTER": "1.5", "KV_SYNC_INTERVAL": "0.3"}
 LIVE_MS = 2000
@@ -106,10 +106,14 @@ def said(told: Mapping[str, Any], origins: Iterable[str]) -> dict[str, Any]:
 
 def agree(check: Callable[[], bool | list[Any]]) -> None:
     """Wait until ``check`` is true, or returns an empty list of differences: within the two seconds of the contract."""
-    deadline = time.monotonic() + LIVE_MS / 1000
-    while (result := check()) is False or (result is not True and result):
-        assert time.monotonic() < deadline, result
-        time.sleep(0.05)
+    last: bool | list[Any] = False
+
+    def holds() -> bool:
+        nonlocal last
+        last = check()
+        return last is True or last == []
+
+    wait_until(holds, timeout_s=LIVE_MS / 1000, what=lambda: last, every_s=0.05)
 
 
 def live(pages: Iterable[Page], cluster: LocalCluster) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.support import QUICK, calm
+from tests.cluster.support import QUICK, heal_and_converge
 from tools.netns.cluster import NetnsCluster
 
 
@@ -26,5 +26,5 @@ def shared_trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetnsClust
 @pytest.fixture
 def trio(shared_trio: NetnsCluster) -> NetnsCluster:
     """Three replicas without a fault, and in step."""
-    calm(shared_trio)
+    heal_and_converge(shared_trio)
     return shared_trio

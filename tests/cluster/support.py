@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import requests
 
+from tests.support.waiting import wait_until
 from tools.netns.cluster import NetnsCluster
 
 DOWN_AFTER_S = 2.0
@@ -62,7 +63,7 @@ class Reply(NamedTuple):
         return replica, int(counter)
 
 
-def ask(
+def send(
     cluster: NetnsCluster,
     i: int,
     method: str,
@@ -85,7 +86,7 @@ def ask(
 
 
 def put(cluster: NetnsCluster, i: int, key: str, value: Any, past: Past | None = None, **fields: Any) -> Reply:
-    reply = ask(cluster, i, "PUT", f"/kvs/{key}", {"value": value, "causal-metadata": past, **fields})
+    reply = send(cluster, i, "PUT", f"/kvs/{key}", {"value": value, "causal-metadata": past, **fields})
     assert reply.status in (200, 201, 202), reply
     return reply
 
@@ -93,27 +94,27 @@ def put(cluster: NetnsCluster, i: int, key: str, value: Any, past: Past | None =
 def get(
     cluster: NetnsCluster, i: int, key: str, past: Past | None = None, *, query: str = "", timeout_s: float = 5.0
 ) -> Reply:
-    return ask(cluster, i, "GET", f"/kvs/{key}{query}", {"causal-metadata": past}, timeout_s=timeout_s)
+    return send(cluster, i, "GET", f"/kvs/{key}{query}", {"causal-metadata": past}, timeout_s=timeout_s)
 
 
 def delete(cluster: NetnsCluster, i: int, key: str, past: Past | None = None) -> Reply:
-    return ask(cluster, i, "DELETE", f"/kvs/{key}", {"causal-metadata": past})
+    return send(cluster, i, "DELETE", f"/kvs/{key}", {"causal-metadata": past})
 
 
 def view(cluster: NetnsCluster, i: int) -> set[int]:
     """Return the replicas in the view of replica ``i``, as numbers."""
-    reply = ask(cluster, i, "GET", "/view")
+    reply = send(cluster, i, "GET", "/view")
     assert reply.status == 200, reply
     return {cluster.addresses.index(address) for address in reply.body["view"]}
 
 
 def change_view(cluster: NetnsCluster, i: int, method: str, member: int) -> Reply:
     """PUT or DELETE ``member`` at replica ``i``."""
-    return ask(cluster, i, method, "/view", {"socket-address": cluster.addresses[member]})
+    return send(cluster, i, method, "/view", {"socket-address": cluster.addresses[member]})
 
 
 def status(cluster: NetnsCluster, i: int) -> dict[str, Any]:
-    return ask(cluster, i, "GET", "/replication/status").body
+    return send(cluster, i, "GET", "/replication/status").body
 
 
 def readiness(cluster: NetnsCluster, i: int) -> tuple[int, str]:
@@ -122,36 +123,16 @@ def readiness(cluster: NetnsCluster, i: int) -> tuple[int, str]:
     return response.status_code, response.text
 
 
-def soon(what: Callable[[], T], *, within_s: float, every_s: float = 0.02) -> T:
-    """Return the first true result of ``what``. Fails, telling the last one, after ``within_s`` seconds.
-
-    A request that gets no answer is no result yet: replicas come and go.
-    """
-    deadline = time.monotonic() + within_s
-    while True:
-        try:
-            result: Any = what()
-        except requests.RequestException as exc:
-            result = None
-            last: object = exc
-        else:
-            last = result
-        if result:
-            return result  # type: ignore[no-any-return]  # a T that is true
-        assert time.monotonic() < deadline, f"not within {within_s:g} s; the last answer was {last!r}"
-        time.sleep(every_s)
+def wait_until_at(replicas: Iterable[int], what: Callable[[int], T], *, timeout_s: float) -> list[T]:
+    """Wait until ``what`` is true at each of ``replicas``: ``timeout_s`` seconds for all of them together."""
+    deadline = time.monotonic() + timeout_s
+    return [wait_until(partial(what, i), timeout_s=deadline - time.monotonic()) for i in replicas]
 
 
-def soon_at(replicas: Iterable[int], what: Callable[[int], T], *, within_s: float) -> list[T]:
-    """Wait until ``what`` is true at each of ``replicas``: ``within_s`` seconds for all of them together."""
-    deadline = time.monotonic() + within_s
-    return [soon(partial(what, i), within_s=deadline - time.monotonic()) for i in replicas]
-
-
-def seen_everywhere(cluster: NetnsCluster, key: str, value: Any, *, within_s: float) -> None:
+def wait_for_value(cluster: NetnsCluster, key: str, value: Any, *, timeout_s: float) -> None:
     """Wait until every running replica shows ``value`` (None: absent) to a client without metadata."""
     up = [i for i in range(len(cluster.addresses)) if cluster.is_running(i) and i not in cluster.paused]
-    soon_at(up, lambda i: shows(cluster, i, key, value), within_s=within_s)
+    wait_until_at(up, lambda i: shows(cluster, i, key, value), timeout_s=timeout_s)
 
 
 def shows(cluster: NetnsCluster, i: int, key: str, value: Any) -> bool:
@@ -159,7 +140,7 @@ def shows(cluster: NetnsCluster, i: int, key: str, value: Any) -> bool:
     return reply.status in (200, 404) and reply.value == value
 
 
-def in_step(cluster: NetnsCluster) -> bool:
+def converged(cluster: NetnsCluster) -> bool:
     """Whether all replicas serve, see each other, and have the same updates and none waiting."""
     everybody = set(range(len(cluster.addresses)))
     if any(readiness(cluster, i)[0] != 200 or view(cluster, i) != everybody for i in everybody):
@@ -169,7 +150,7 @@ def in_step(cluster: NetnsCluster) -> bool:
     return all(clock == clocks[0] for clock in clocks) and not any(state["pending_count"] for state in states)
 
 
-def calm(cluster: NetnsCluster, within_s: float = 20) -> None:
+def heal_and_converge(cluster: NetnsCluster, timeout_s: float = 20) -> None:
     """End every fault, and wait until all replicas are back in step."""
     cluster.heal()
     everybody = range(len(cluster.addresses))
@@ -180,14 +161,14 @@ def calm(cluster: NetnsCluster, within_s: float = 20) -> None:
             cluster.skew(i, 0)
         if not cluster.is_running(i):
             cluster.start_one(i)
-    soon(lambda: all(readiness(cluster, i)[1] for i in everybody), within_s=within_s)
+    wait_until(lambda: all(readiness(cluster, i)[1] for i in everybody), timeout_s=timeout_s)
     for i in everybody:
         for j in everybody:
             change_view(cluster, i, "PUT", j)
-    soon(lambda: in_step(cluster), within_s=within_s)
+    wait_until(lambda: converged(cluster), timeout_s=timeout_s)
 
 
-def at_once(*calls: Callable[[], T]) -> list[T]:
+def concurrently(*calls: Callable[[], T]) -> list[T]:
     """Make all calls at the same time, each in a thread; return their results in order."""
     with ThreadPoolExecutor(len(calls)) as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]

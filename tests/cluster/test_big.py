@@ -9,7 +9,8 @@ import time
 import pytest
 import requests
 
-from tests.cluster.support import CATCHING_UP, QUICK, ask, get, readiness, soon, status
+from tests.cluster.support import CATCHING_UP, QUICK, get, readiness, send, status
+from tests.support.waiting import wait_until
 from tools.netns.cluster import NetnsCluster
 
 KEYS = 20_000
@@ -26,7 +27,7 @@ def test_an_empty_replica_with_20000_keys_to_take_serves_only_when_it_has_them(
     with NetnsCluster(2, settings, tmp_path_factory.mktemp("big")) as cluster:
         for start in range(0, KEYS, BATCH):
             writes = [{"key": f"big/{n:05}", "value": f"{n} {VALUE}"} for n in range(start, start + BATCH)]
-            assert ask(cluster, 0, "POST", "/kvs", {"writes": writes, "w": 2, "w-timeout": 5}).status == 200
+            assert send(cluster, 0, "POST", "/kvs", {"writes": writes, "w": 2, "w-timeout": 5}).status == 200
         cluster.kill(1)
         stop = threading.Event()
         written: list[str] = []
@@ -60,7 +61,7 @@ def test_an_empty_replica_with_20000_keys_to_take_serves_only_when_it_has_them(
             assert get(cluster, 1, f"big/{n:05}").value == f"{n} {VALUE}"
         for key in written[:before]:
             assert get(cluster, 1, key).status == 200
-        soon(lambda: status(cluster, 1)["keys"] == KEYS + len(written), within_s=5)
+        wait_until(lambda: status(cluster, 1)["keys"] == KEYS + len(written), timeout_s=5)
         took_over = "keys taken over" in cluster.log(1)
         assert took_over or log_bytes > 1 << 20, "the log was to be too short for this"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from tests.cluster.support import DOWN_AFTER_S, change_view, get, put, seen_everywhere, soon_at, status, view
+from tests.cluster.support import DOWN_AFTER_S, change_view, get, put, status, view, wait_for_value, wait_until_at
 from tools.netns.cluster import NetnsCluster
 
 MINUTE_S = 60.0
@@ -22,7 +22,7 @@ def test_what_follows_wins_over_a_clock_that_is_minutes_ahead(trio: NetnsCluster
         assert get(trio, i, "clock/key", after.past).value == "after"
     # No history, but its replica holds the other: it follows that too.
     put(trio, 2, "clock/key", "last", after.past)
-    seen_everywhere(trio, "clock/key", "last", within_s=1)
+    wait_for_value(trio, "clock/key", "last", timeout_s=1)
     assert all(get(trio, i, "clock/key").body.get("conflicts", 1) == 1 for i in range(3))
 
 
@@ -34,7 +34,7 @@ def test_a_clock_that_steps_back_while_it_runs_loses_no_write(trio: NetnsCluster
         past = put(trio, 1, "clock/step", n, past).past
         for i in range(3):
             assert get(trio, i, "clock/step", past).value == n
-    soon_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, within_s=1)
+    wait_until_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, timeout_s=1)
 
 
 def test_a_step_of_the_wall_clock_takes_nobody_out_of_the_view(trio: NetnsCluster) -> None:
@@ -53,11 +53,11 @@ def test_a_view_change_by_a_replica_whose_clock_is_behind_still_counts(trio: Net
     trio.skew(0, 10 * MINUTE_S)
     trio.skew(1, -10 * MINUTE_S)
     assert change_view(trio, 0, "DELETE", 2).status == 200
-    soon_at((0, 1), lambda i: view(trio, i) == {0, 1}, within_s=DOWN_AFTER_S)
+    wait_until_at((0, 1), lambda i: view(trio, i) == {0, 1}, timeout_s=DOWN_AFTER_S)
     assert change_view(trio, 1, "PUT", 2).status == 201
-    soon_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, within_s=DOWN_AFTER_S)
+    wait_until_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, timeout_s=DOWN_AFTER_S)
     assert change_view(trio, 1, "DELETE", 2).status == 200
-    soon_at((0, 1), lambda i: view(trio, i) == {0, 1}, within_s=DOWN_AFTER_S)
+    wait_until_at((0, 1), lambda i: view(trio, i) == {0, 1}, timeout_s=DOWN_AFTER_S)
 
 
 def test_a_replica_started_with_a_clock_far_back_is_taken_in(trio: NetnsCluster) -> None:
@@ -67,7 +67,7 @@ def test_a_replica_started_with_a_clock_far_back_is_taken_in(trio: NetnsCluster)
     trio.skew(2, -24 * 60 * MINUTE_S)
     trio.start_one(2)
     trio.wait_ready_one(2)
-    soon_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, within_s=DOWN_AFTER_S)
+    wait_until_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, timeout_s=DOWN_AFTER_S)
     assert status(trio, 2)["incarnation"] > before
     put(trio, 2, "clock/back", 1)
-    seen_everywhere(trio, "clock/back", 1, within_s=1)
+    wait_for_value(trio, "clock/back", 1, timeout_s=1)

@@ -24,6 +24,7 @@ import pytest
 from kvsite.cluster import LocalCluster
 from replication.address import split_address
 from tests.conftest import free_ports
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -110,13 +111,6 @@ class Client:
 
 def _kebab(fields: dict[str, Any]) -> dict[str, Any]:
     return {name.replace("_", "-"): value for name, value in fields.items()}
-
-
-def until(holds: Callable[[], bool], timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -461,7 +455,7 @@ def test_2_2_conditions_act_on_this_replicas_state(api: Client, key: str) -> Non
     old = api.put(0, key, "old", w="all").etag
     with api.cut_off(1):
         api.put(0, key, "new", w=2)
-    until(lambda: api.get(1, key).body["value"] == "new")
+    wait_until(lambda: api.get(1, key).body["value"] == "new")
     assert api.ask(1, "PUT", key, {"value": 2}, headers={"If-Match": old}).status == 412
     assert api.ask(1, "PUT", key, {"value": 2}, headers={"If-Match": api.get(1, key).etag}).status == 200
 
@@ -765,7 +759,7 @@ def test_2_6_64_watch_the_next_gets_its_503_at_once_and_nobody_starves(api: Clie
     alone_s = times_of(work, 300)
     with ThreadPoolExecutor(64) as pool:
         watching = [pool.submit(watch) for _ in range(64)]
-        until(lambda: api.status(0)["watchers"] == 64)
+        wait_until(lambda: api.status(0)["watchers"] == 64)
         refused = watch()
         assert refused.status == 503
         assert refused.took_s < 0.5
@@ -783,7 +777,7 @@ def test_2_6_64_are_deferred_and_the_next_gets_its_503_at_once(api: Client, key:
     """At most KV_MAX_DEFERRED (64) requests are deferred at once; the next one gets its 503 at once."""
     with ThreadPoolExecutor(64) as pool:
         held = [pool.submit(api.get, 0, key + "?wait=2", {"nobody": 1}) for _ in range(64)]
-        until(lambda: api.status(0)["deferred_requests"] == 64)
+        wait_until(lambda: api.status(0)["deferred_requests"] == 64)
         refused = api.get(0, key + "?wait=2", {"nobody": 1})
         assert (refused.status, "nobody" in refused.body["missing"]) == (503, True)
         assert refused.took_s < 0.5
@@ -797,7 +791,7 @@ def test_2_6_both_bounds_are_settings(small: Client) -> None:
     with ThreadPoolExecutor(2) as pool:
         watching = pool.submit(small.get, 0, "/kvs/w?wait=1", headers={"If-None-Match": etag})
         deferred = pool.submit(small.get, 0, "/kvs/w?wait=1", {"nobody": 1})
-        until(lambda: (small.status(0)["watchers"], small.status(0)["deferred_requests"]) == (1, 1))
+        wait_until(lambda: (small.status(0)["watchers"], small.status(0)["deferred_requests"]) == (1, 1))
         for refused in (
             small.get(0, "/kvs/w?wait=9", headers={"If-None-Match": etag}),
             small.get(0, "/kvs/w?wait=9", {"nobody": 1}),
@@ -853,25 +847,25 @@ def test_2_7_too_few_acks_in_time_are_a_202_and_the_write_stands(api: Client, ke
         assert api.put(0, key + "m", 1, w="majority", w_timeout=5).status == 201
         assert api.put(0, key + "five", 1, w=5, w_timeout=0.1).status == 202
     for path, value in ((key, "safe"), (key + "t", 1), (key + "m", 1), (key + "five", 1)):
-        until(lambda path=path, value=value: api.get(2, path).body.get("value") == value)  # type: ignore[misc]
-    until(lambda: api.get(2, key + "gone").status == 404)
+        wait_until(lambda path=path, value=value: api.get(2, path).body.get("value") == value)  # type: ignore[misc]
+    wait_until(lambda: api.get(2, key + "gone").status == 404)
     assert api.put(0, key, "all again", w="all", w_timeout=5).body["acks"] == 3
 
 
 def test_2_7_all_counts_members_that_are_down(api: Client, key: str) -> None:
     """Of the members that belong to the view, reachable or not."""
     with api.cut_off(2):
-        until(lambda: len(api.ask(0, "GET", "/view").body["view"]) == 2)
+        wait_until(lambda: len(api.ask(0, "GET", "/view").body["view"]) == 2)
         assert api.put(0, key, 1, w="all", w_timeout=0.2).status == 202
         assert api.put(0, key, 2, w="majority", w_timeout=2).body["acks"] == 2
-    until(lambda: len(api.ask(0, "GET", "/view").body["view"]) == 3)
+    wait_until(lambda: len(api.ask(0, "GET", "/view").body["view"]) == 3)
 
 
 def test_2_7_writes_that_wait_for_acks_are_bounded_and_starve_nobody(api: Client, key: str) -> None:
     """64 may wait for acks; the next is refused before it is made, so that it can be sent again."""
     with api.cut_off(2), ThreadPoolExecutor(64) as pool:
         held: list[Future[Answer]] = [pool.submit(api.put, 0, f"{key}/{n}", n, w="all", w_timeout=3) for n in range(64)]
-        until(lambda: all(api.get(1, f"{key}/{n}").status == 200 for n in range(64)))
+        wait_until(lambda: all(api.get(1, f"{key}/{n}").status == 200 for n in range(64)))
         refused = api.put(0, key, 1, w="all", w_timeout=3)
         assert refused.status == 503
         assert refused.took_s < 0.5
@@ -910,18 +904,18 @@ def test_2_1_503_while_the_replica_is_removed_and_while_it_joins(fragile: Client
     """503 "Replica is not in the view" while it is removed, and 503 "Replica is catching up" while it joins."""
     past = fragile.put(0, "/kvs/a", 1, w="all").past
     assert fragile.ask(0, "DELETE", "/view", {"socket-address": fragile.cluster.addresses[2]}).status == 200
-    until(lambda: fragile.get(2, "/kvs/a").status == 503)
+    wait_until(lambda: fragile.get(2, "/kvs/a").status == 503)
     for answer in (fragile.get(2, "/kvs/a", past), fragile.put(2, "/kvs/a", 2, past)):
         assert (answer.status, answer.body) == (503, {"error": "Replica is not in the view", "causal-metadata": past})
     assert fragile.put(0, "/kvs/a", 2, w="all").body["acks"] == 2
     fragile.ask(0, "PUT", "/view", {"socket-address": fragile.cluster.addresses[2]})
-    until(lambda: fragile.get(2, "/kvs/a").status == 200)
+    wait_until(lambda: fragile.get(2, "/kvs/a").status == 200)
 
     # One that joins waits for those that answered: stop both while it asks.
     fragile.cluster.kill(2)
     with fragile.cut_off(0), fragile.cut_off(1):
         fragile.cluster.start_one(2)
-        until(lambda: answers(fragile, 2))
+        wait_until(lambda: answers(fragile, 2))
         joining = fragile.get(2, "/kvs/a", past)
         assert (joining.status, joining.body) == (503, {"error": "Replica is catching up", "causal-metadata": past})
 

@@ -25,7 +25,8 @@ from kvsite.cluster import MANAGE
 from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import derive_key
 from store.client import ClientError, Delete, Put, Session, Uncertain
-from tests.cluster.support import DOWN_AFTER_S, QUICK, soon
+from tests.cluster.support import DOWN_AFTER_S, QUICK
+from tests.support.waiting import wait_until
 from tools import history
 from tools.netns.cluster import PORT, SYSTEM_PATH, NetnsCluster, run
 from tools.netns.nameserver import NameServer, resolving
@@ -120,9 +121,9 @@ class Pods:
             )
         )
 
-    def settle(self, within_s: float = FOUND_WITHIN_S) -> None:
+    def settle(self, timeout_s: float = FOUND_WITHIN_S) -> None:
         try:
-            soon(self.agree, within_s=within_s)
+            wait_until(self.agree, timeout_s=timeout_s)
         except AssertionError:
             told = {i: (self.status(i)["state"], self.members(i)) for i in sorted(self.running)}
             raise AssertionError(f"{told}\n{[self.cluster.log(i)[-1500:] for i in sorted(self.running)]}") from None
@@ -208,7 +209,7 @@ def states(pods: Pods) -> dict[str, dict[str, list[str]]]:
 def test_scaling_from_3_to_5_to_3_under_load_restarts_nobody_and_loses_nothing(pods: Pods) -> None:
     pods.publish(0, 1, 2)
     pods.start(0, 1, 2)
-    soon(pods.agree, within_s=START_WITHIN_S)
+    wait_until(pods.agree, timeout_s=START_WITHIN_S)
     pids = [pods.cluster.pid(i) for i in range(3)]
     kept = {f"kept/{n}": n for n in range(200)}
     with Session([f"{pods.services[0]}:{PORT}"]) as session:
@@ -219,11 +220,11 @@ def test_scaling_from_3_to_5_to_3_under_load_restarts_nobody_and_loses_nothing(p
 
         # Up. The name server is behind: the first of the new ones finds the others, and is not told of itself.
         pods.start(3)
-        soon(lambda: pods.cluster.is_ready(3), within_s=START_WITHIN_S)
+        wait_until(lambda: pods.cluster.is_ready(3), timeout_s=START_WITHIN_S)
         pods.start(4)
         pods.publish(0, 1, 2, 3, 4)
-        soon(lambda: pods.cluster.is_ready(4), within_s=START_WITHIN_S)
-        soon(lambda: {*pods.members(0)} == {*pods.addresses}, within_s=FOUND_WITHIN_S)
+        wait_until(lambda: pods.cluster.is_ready(4), timeout_s=START_WITHIN_S)
+        wait_until(lambda: {*pods.members(0)} == {*pods.addresses}, timeout_s=FOUND_WITHIN_S)
         time.sleep(1)
 
         # For a while it answers nothing of use. Who is known stays known.
@@ -248,7 +249,7 @@ def test_scaling_from_3_to_5_to_3_under_load_restarts_nobody_and_loses_nothing(p
         pods.publish(0, 2)
         pods.cluster.start_one(1, pods.environment(1))
         pods.publish(0, 1, 2)
-        soon(lambda: pods.cluster.is_ready(1), within_s=START_WITHIN_S)
+        wait_until(lambda: pods.cluster.is_ready(1), timeout_s=START_WITHIN_S)
         pods.running |= {1}
         time.sleep(1)
     finally:

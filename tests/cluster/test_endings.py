@@ -14,17 +14,17 @@ from tests.cluster.support import (
     DOWN_AFTER_S,
     SLACK_S,
     SYNC_INTERVAL_S,
-    at_once,
     change_view,
+    concurrently,
     get,
     put,
     readiness,
-    seen_everywhere,
-    soon,
-    soon_at,
     status,
     view,
+    wait_for_value,
+    wait_until_at,
 )
+from tests.support.waiting import wait_until
 from tools.netns.cluster import NetnsCluster
 
 # -- draining ----------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def test_sigterm_hands_over_what_was_just_written_and_exits_0(trio: NetnsCluster
         for i in (0, 1):
             assert get(trio, i, f"drain/{n}", past).value == n
     # It said that it leaves: nobody has to find out by its silence.
-    soon_at((0, 1), lambda i: view(trio, i) == {0, 1}, within_s=SYNC_INTERVAL_S + 0.3)
+    wait_until_at((0, 1), lambda i: view(trio, i) == {0, 1}, timeout_s=SYNC_INTERVAL_S + 0.3)
 
 
 def test_every_write_that_a_stopping_replica_acknowledged_is_on_the_others(trio: NetnsCluster) -> None:
@@ -111,10 +111,10 @@ def test_a_replica_stopped_for_longer_than_down_after_is_back_and_in_step_when_i
     time.sleep(0.5)
     trio.resume(1)
     assert get(trio, 1, "pause/during", past, query="?wait=5", timeout_s=8).value == "last"
-    soon_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, within_s=DOWN_AFTER_S)
+    wait_until_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, timeout_s=DOWN_AFTER_S)
     assert slowest_s < AT_ONCE_S
     put(trio, 1, "pause/after", "after")
-    seen_everywhere(trio, "pause/after", "after", within_s=1)
+    wait_for_value(trio, "pause/after", "after", timeout_s=1)
     time.sleep(1.2)  # it must not think, a little later, that it was asked to end
     assert trio.is_running(1), trio.log(1)[-800:]
     assert trio.pid(1) == pid
@@ -130,7 +130,7 @@ def test_requests_sent_to_a_stopped_replica_are_answered_rightly_when_it_goes_on
         time.sleep(DOWN_AFTER_S + 0.3)
         trio.resume(1)
 
-    answer, _ = at_once(lambda: get(trio, 1, "pause/asked", past, query="?wait=5", timeout_s=15), resume)
+    answer, _ = concurrently(lambda: get(trio, 1, "pause/asked", past, query="?wait=5", timeout_s=15), resume)
     assert answer is not None
     assert answer.value == "new"
 
@@ -155,14 +155,14 @@ def test_no_dot_is_ever_used_again_over_crashes_and_clocks_going_back(trio: Netn
         if cut_off:
             # Only now it hears of the incarnation before it, which had a higher number.
             trio.heal()
-            seen_everywhere(trio, f"dots/{life}", 4, within_s=DOWN_AFTER_S + 1)
+            wait_for_value(trio, f"dots/{life}", 4, timeout_s=DOWN_AFTER_S + 1)
             dots += [put(trio, 2, f"dots/{life}/b", n).dot for n in range(5)]
         seen.append(status(trio, 2)["replica_id"])
-        seen_everywhere(trio, f"dots/{life}", 4, within_s=DOWN_AFTER_S + 1)
+        wait_for_value(trio, f"dots/{life}", 4, timeout_s=DOWN_AFTER_S + 1)
     assert len(set(dots)) == len(dots)
     assert len(set(seen)) == 4
     for life in range(4):
-        seen_everywhere(trio, f"dots/{life}", 4, within_s=1)
+        wait_for_value(trio, f"dots/{life}", 4, timeout_s=1)
     incarnations = [int(replica.rpartition("@")[2], 16) for replica in seen]
     assert incarnations == sorted(incarnations), "a later life has the higher incarnation"
 
@@ -178,7 +178,7 @@ def test_metadata_stays_small_over_restarts(trio: NetnsCluster) -> None:
     def carried() -> set[str]:
         return set(get(trio, 0, "small/2", past, query="?wait=5").past)
 
-    soon(lambda: carried() <= ids, within_s=10 * SYNC_INTERVAL_S)
+    wait_until(lambda: carried() <= ids, timeout_s=10 * SYNC_INTERVAL_S)
 
 
 def test_a_replica_cut_off_at_its_start_serves_alone_after_down_after_and_loses_nothing(trio: NetnsCluster) -> None:
@@ -188,7 +188,7 @@ def test_a_replica_cut_off_at_its_start_serves_alone_after_down_after_and_loses_
     trio.isolate(2)
     trio.start_one(2)
     started_s = time.monotonic()
-    soon(lambda: readiness(trio, 2)[0] == 503, within_s=5)
+    wait_until(lambda: readiness(trio, 2)[0] == 503, timeout_s=5)
     assert CATCHING_UP in readiness(trio, 2)[1]
     refused = get(trio, 2, "lone/old")
     assert (refused.status, refused.body["error"]) == (503, CATCHING_UP)
@@ -197,15 +197,15 @@ def test_a_replica_cut_off_at_its_start_serves_alone_after_down_after_and_loses_
     assert get(trio, 2, "lone/old").status == 404
     put(trio, 2, "lone/new", "new")
     trio.heal()
-    seen_everywhere(trio, "lone/new", "new", within_s=DOWN_AFTER_S)
-    seen_everywhere(trio, "lone/old", "old", within_s=DOWN_AFTER_S)
+    wait_for_value(trio, "lone/new", "new", timeout_s=DOWN_AFTER_S)
+    wait_for_value(trio, "lone/old", "old", timeout_s=DOWN_AFTER_S)
 
 
 def test_all_but_one_crash_at_once_and_come_back_with_everything(trio: NetnsCluster) -> None:
     """SPEC P5: one that has it lives, so nothing is lost."""
     for n in range(30):
         put(trio, n % 3, f"crash/{n}", n)
-    soon(lambda: all(get(trio, 1, f"crash/{n}").status == 200 for n in range(30)), within_s=2)
+    wait_until(lambda: all(get(trio, 1, f"crash/{n}").status == 200 for n in range(30)), timeout_s=2)
     trio.kill(0)
     trio.kill(2)
     trio.start_one(0)

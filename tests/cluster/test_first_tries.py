@@ -16,11 +16,11 @@ from tests.cluster.support import (
     delete,
     get,
     put,
-    seen_everywhere,
-    soon,
-    soon_at,
     view,
+    wait_for_value,
+    wait_until_at,
 )
+from tests.support.waiting import wait_until
 from tools.netns.cluster import NetnsCluster
 
 OTHERS = (1, 2)
@@ -37,7 +37,7 @@ def test_what_is_created_and_replaced_is_seen_at_all_three_replicas(trio: NetnsC
     for i in range(3):
         assert get(trio, i, "first/seen", replaced.past).value == "new"
     put(trio, 2, "first/seen", "newest")
-    seen_everywhere(trio, "first/seen", "newest", within_s=1)
+    wait_for_value(trio, "first/seen", "newest", timeout_s=1)
 
 
 def test_what_is_deleted_is_gone_at_all_three_replicas_and_can_be_created_again(trio: NetnsCluster) -> None:
@@ -86,7 +86,7 @@ def test_a_killed_replica_leaves_the_views_and_comes_back_with_all_data(trio: Ne
     for key, value in kept.items():
         past = put(trio, 2, key, value, w="all").past
     trio.kill(2)
-    soon_at((0, 1), lambda i: view(trio, i) == {0, 1}, within_s=DOWN_AFTER_S + SLACK_S)
+    wait_until_at((0, 1), lambda i: view(trio, i) == {0, 1}, timeout_s=DOWN_AFTER_S + SLACK_S)
     with pytest.raises(requests.ConnectionError):
         view(trio, 2)
     past = put(trio, 0, "killed/0", "meanwhile", past).past
@@ -96,7 +96,7 @@ def test_a_killed_replica_leaves_the_views_and_comes_back_with_all_data(trio: Ne
     for key, value in kept.items():
         # Without metadata, and at once: that it is ready means that it has everything.
         assert get(trio, 2, key).value == value
-    soon_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, within_s=DOWN_AFTER_S)
+    wait_until_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, timeout_s=DOWN_AFTER_S)
     assert get(trio, 2, "killed/0", past).value == "meanwhile"
 
 
@@ -118,10 +118,10 @@ def test_a_cut_off_replica_refuses_newer_metadata_serves_older_metadata_and_catc
     for past in (old.past, None):
         assert get(trio, 2, "cut/key", past).value == "old"
     assert put(trio, 2, "cut/mine", "cut off", old.past).seconds < AT_ONCE_S
-    soon(lambda: view(trio, 0) == {0, 1} and view(trio, 2) == {2}, within_s=DOWN_AFTER_S + SLACK_S)
+    wait_until(lambda: view(trio, 0) == {0, 1} and view(trio, 2) == {2}, timeout_s=DOWN_AFTER_S + SLACK_S)
     trio.heal()
-    seen_everywhere(trio, "cut/key", "new", within_s=DOWN_AFTER_S)
-    seen_everywhere(trio, "cut/mine", "cut off", within_s=DOWN_AFTER_S)
+    wait_for_value(trio, "cut/key", "new", timeout_s=DOWN_AFTER_S)
+    wait_for_value(trio, "cut/mine", "cut off", timeout_s=DOWN_AFTER_S)
     assert get(trio, 2, "cut/key", new.past).value == "new"
 
 
@@ -155,7 +155,7 @@ def test_concurrent_writes_on_both_sides_of_a_partition_are_siblings_everywhere(
     def siblings(i: int) -> list[str]:
         return [each["value"] for each in get(trio, i, "both", query="?siblings=true").body.get("siblings", [])]
 
-    soon_at(range(3), lambda i: len(siblings(i)) == 2, within_s=DOWN_AFTER_S)
+    wait_until_at(range(3), lambda i: len(siblings(i)) == 2, timeout_s=DOWN_AFTER_S)
     assert {tuple(siblings(i)) for i in range(3)} == {("right", "left")}, "the later one wins, the same everywhere"
     both = {**left.past, **right.past}
     settled = put(trio, 2, "both", "settled", both)

@@ -12,15 +12,15 @@ from tests.cluster.support import (
     QUICK,
     SLACK_S,
     SYNC_INTERVAL_S,
-    calm,
     change_view,
     get,
+    heal_and_converge,
     put,
-    seen_everywhere,
-    soon,
-    soon_at,
     view,
+    wait_for_value,
+    wait_until_at,
 )
+from tests.support.waiting import wait_until
 from tools.netns.cluster import NetnsCluster
 
 
@@ -33,7 +33,7 @@ def shared_five(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetnsClust
 @pytest.fixture
 def five(shared_five: NetnsCluster) -> NetnsCluster:
     """Five replicas without a fault, and in step."""
-    calm(shared_five)
+    heal_and_converge(shared_five)
     return shared_five
 
 
@@ -51,7 +51,7 @@ def test_in_a_ring_nobody_sees_everybody_and_all_is_replicated(five: NetnsCluste
     for i in EVERYBODY:
         put(five, i, f"ring/{i}", i)
     for i in EVERYBODY:
-        seen_everywhere(five, f"ring/{i}", i, within_s=hops(2))
+        wait_for_value(five, f"ring/{i}", i, timeout_s=hops(2))
     deadline = time.monotonic() + DOWN_AFTER_S * 1.5
     while time.monotonic() < deadline:
         assert [view(five, i) for i in EVERYBODY] == [EVERYBODY] * 5
@@ -67,17 +67,17 @@ def test_a_broken_ring_still_replicates_from_end_to_end(five: NetnsCluster) -> N
     five.partition([0], [4])
     put(five, 0, "line", "from 0")
     put(five, 4, "line/back", "from 4")
-    seen_everywhere(five, "line", "from 0", within_s=hops(3))
-    seen_everywhere(five, "line/back", "from 4", within_s=hops(3))
+    wait_for_value(five, "line", "from 0", timeout_s=hops(3))
+    wait_for_value(five, "line/back", "from 4", timeout_s=hops(3))
 
 
 def test_members_cut_from_each_other_settle_a_view_change_through_a_third(five: NetnsCluster) -> None:
     """SPEC 3: view changes reach every replica, on any path."""
     five.ring()
     assert change_view(five, 0, "DELETE", 2).status == 200
-    soon_at((1, 3, 4, 0), lambda i: view(five, i) == EVERYBODY - {2}, within_s=hops(2))
+    wait_until_at((1, 3, 4, 0), lambda i: view(five, i) == EVERYBODY - {2}, timeout_s=hops(2))
     assert change_view(five, 3, "PUT", 2).status == 201
-    soon_at(EVERYBODY, lambda i: view(five, i) == EVERYBODY, within_s=hops(2) + DOWN_AFTER_S)
+    wait_until_at(EVERYBODY, lambda i: view(five, i) == EVERYBODY, timeout_s=hops(2) + DOWN_AFTER_S)
 
 
 @pytest.mark.parametrize("what", ["packets", "requests"])
@@ -88,17 +88,17 @@ def test_a_one_way_cut_neither_loses_nor_delays_for_ever_and_heals(five: NetnsCl
     put(five, 0, "oneway/out", what)
     put(five, 1, "oneway/in", what)
     if what == "requests":
-        seen_everywhere(five, "oneway/out", what, within_s=hops(0))
-        seen_everywhere(five, "oneway/in", what, within_s=hops(0))
+        wait_for_value(five, "oneway/out", what, timeout_s=hops(0))
+        wait_for_value(five, "oneway/in", what, timeout_s=hops(0))
         time.sleep(DOWN_AFTER_S)
         assert [view(five, i) for i in EVERYBODY] == [EVERYBODY] * 5
     else:
-        soon_at((1, 2, 3, 4), lambda i: view(five, i) == {1, 2, 3, 4}, within_s=DOWN_AFTER_S + SLACK_S)
+        wait_until_at((1, 2, 3, 4), lambda i: view(five, i) == {1, 2, 3, 4}, timeout_s=DOWN_AFTER_S + SLACK_S)
         assert get(five, 1, "oneway/out").value != what
     five.heal()
-    seen_everywhere(five, "oneway/out", what, within_s=DOWN_AFTER_S)
-    seen_everywhere(five, "oneway/in", what, within_s=DOWN_AFTER_S)
-    soon_at(EVERYBODY, lambda i: view(five, i) == EVERYBODY, within_s=DOWN_AFTER_S)
+    wait_for_value(five, "oneway/out", what, timeout_s=DOWN_AFTER_S)
+    wait_for_value(five, "oneway/in", what, timeout_s=DOWN_AFTER_S)
+    wait_until_at(EVERYBODY, lambda i: view(five, i) == EVERYBODY, timeout_s=DOWN_AFTER_S)
 
 
 def test_one_link_cut_one_way_is_gone_around(five: NetnsCluster) -> None:
@@ -106,8 +106,8 @@ def test_one_link_cut_one_way_is_gone_around(five: NetnsCluster) -> None:
     five.cut(0, 1)
     put(five, 0, "around", "from 0")
     put(five, 1, "around/back", "from 1")
-    seen_everywhere(five, "around", "from 0", within_s=hops(1))
-    seen_everywhere(five, "around/back", "from 1", within_s=hops(1))
+    wait_for_value(five, "around", "from 0", timeout_s=hops(1))
+    wait_for_value(five, "around/back", "from 1", timeout_s=hops(1))
     time.sleep(DOWN_AFTER_S)
     assert [view(five, i) for i in EVERYBODY] == [EVERYBODY] * 5
 
@@ -120,9 +120,9 @@ def test_with_a_third_of_all_packets_lost_all_is_replicated(five: NetnsCluster) 
         slowest_s = max(slowest_s, put(five, n % 5, f"loss/{n}", n).seconds)
     assert slowest_s < 1
     for n in range(100):
-        seen_everywhere(five, f"loss/{n}", n, within_s=10)
+        wait_for_value(five, f"loss/{n}", n, timeout_s=10)
     five.heal()
-    soon_at(EVERYBODY, lambda i: view(five, i) == EVERYBODY, within_s=DOWN_AFTER_S)
+    wait_until_at(EVERYBODY, lambda i: view(five, i) == EVERYBODY, timeout_s=DOWN_AFTER_S)
 
 
 def test_a_minority_and_a_majority_go_on_and_meet_again(five: NetnsCluster) -> None:
@@ -130,10 +130,10 @@ def test_a_minority_and_a_majority_go_on_and_meet_again(five: NetnsCluster) -> N
     five.partition([0, 1], [2, 3, 4])
     for n in range(20):
         put(five, n % 5, f"sides/{n % 7}/{n % 5}", n)
-    soon(lambda: get(five, 1, "sides/0/0").status == 200, within_s=2)
-    soon_at((0, 1), lambda i: view(five, i) == {0, 1}, within_s=DOWN_AFTER_S + SLACK_S)
-    soon_at((2, 3, 4), lambda i: view(five, i) == {2, 3, 4}, within_s=SLACK_S)
+    wait_until(lambda: get(five, 1, "sides/0/0").status == 200, timeout_s=2)
+    wait_until_at((0, 1), lambda i: view(five, i) == {0, 1}, timeout_s=DOWN_AFTER_S + SLACK_S)
+    wait_until_at((2, 3, 4), lambda i: view(five, i) == {2, 3, 4}, timeout_s=SLACK_S)
     five.heal()
     for n in range(20):
-        seen_everywhere(five, f"sides/{n % 7}/{n % 5}", n, within_s=DOWN_AFTER_S + 1)
-    soon_at(EVERYBODY, lambda i: view(five, i) == EVERYBODY, within_s=DOWN_AFTER_S)
+        wait_for_value(five, f"sides/{n % 7}/{n % 5}", n, timeout_s=DOWN_AFTER_S + 1)
+    wait_until_at(EVERYBODY, lambda i: view(five, i) == EVERYBODY, timeout_s=DOWN_AFTER_S)

@@ -23,7 +23,8 @@ import requests
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 from store.client import ClientError, Put, Session
-from tests.cluster.support import in_step, soon, status
+from tests.cluster.support import converged, status
+from tests.support.waiting import wait_until
 from tools import history
 from tools.netns.cluster import NetnsCluster
 from tools.soak.run import judge_records
@@ -179,7 +180,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_shows_no_client_an_error
     assert load.refusals["connection refused"] > 10, load.refusals
     assert len(load.recorder.operations) > 200
 
-    soon(lambda: in_step(trio), within_s=10)
+    wait_until(lambda: converged(trio), timeout_s=10)
     for i in range(3):
         assert values_at(trio, i, "plain/") == load.created
     operations = [msgspec.convert(each, history.Operation) for each in load.recorder.operations]
@@ -206,7 +207,7 @@ def test_a_kept_connection_to_a_replica_that_ends_is_answered_until_an_answer_sa
 
     with ThreadPoolExecutor(1) as pool:
         writer = pool.submit(write_on)
-        soon(lambda: len(told) > 50, within_s=10)
+        wait_until(lambda: len(told) > 50, timeout_s=10)
         assert trio.terminate(2) == 0
         writer.result()
     assert told[-1] == (503, "close")

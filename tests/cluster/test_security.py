@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import requests
 
 from kvsite.cluster import MANAGE, LocalCluster
 from tests.conftest import ClusterFactory
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -31,15 +31,6 @@ def ask(made: LocalCluster, i: int, method: str, path: str, body: Any = None, **
 
 def holds(made: LocalCluster, i: int, key: str, **options: Any) -> bool:
     return ask(made, i, "GET", f"/kvs/{key}", **options).status_code == 200
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 10) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -62,7 +53,7 @@ def test_two_clusters_pointed_at_each_other_never_exchange(cluster: ClusterFacto
     made.wait_ready()
     for i in range(4):
         assert ask(made, i, "PUT", f"/kvs/of-{i}", {"value": i}).status_code == 201
-    assert eventually(lambda: all(holds(made, i, f"of-{i ^ 1}") for i in range(4)))
+    wait_until(lambda: all(holds(made, i, f"of-{i ^ 1}") for i in range(4)))
     time.sleep(2)  # Ten sync intervals: as good a "never" as a test can wait for.
     for i in range(4):
         mine, theirs = ((0, 1), (2, 3)) if i < 2 else ((2, 3), (0, 1))
@@ -84,7 +75,7 @@ def test_a_secured_cluster_works_as_any_other(cluster: ClusterFactory) -> None:
     token = {"headers": {"Authorization": f"Bearer {WRITE}"}}
     look = {"headers": {"Authorization": f"Bearer {READ}"}}
     assert ask(made, 0, "PUT", "/kvs/a", {"value": "not for the log"}, **token).status_code == 201
-    assert eventually(lambda: all(holds(made, i, "a", **look) for i in range(3)))
+    wait_until(lambda: all(holds(made, i, "a", **look) for i in range(3)))
     made.kill(1)
     made.start_one(1)
     made.wait_ready()
@@ -122,7 +113,7 @@ def test_with_tokens_alone_replicas_use_the_first_that_may_write(cluster: Cluste
     made = cluster(2, KV_API_TOKENS=TOKENS, **QUICK)
     token = {"headers": {"Authorization": f"Bearer {WRITE}"}}
     assert ask(made, 0, "PUT", "/kvs/a", {"value": 1}, **token).status_code == 201
-    assert eventually(lambda: holds(made, 1, "a", **token))
+    wait_until(lambda: holds(made, 1, "a", **token))
     assert ask(made, 0, "PUT", "/view", {"socket-address": "127.0.0.1:1"}).status_code == 401
     assert "whoever holds a write token may change the view" in made.log(0)
 
@@ -164,7 +155,7 @@ def test_replicas_talk_tls_and_verify_each_other(cluster: ClusterFactory, tmp_pa
     made.wait_ready()
     verify = {"verify": str(ours)}
     assert ask(made, 0, "PUT", "/kvs/a", {"value": 1}, **verify).status_code == 201
-    assert eventually(lambda: holds(made, 1, "a", **verify))
+    wait_until(lambda: holds(made, 1, "a", **verify))
     time.sleep(1)
     assert not holds(made, 2, "a", verify=str(theirs))
     assert "TLS failed" in made.log(0)

@@ -8,18 +8,18 @@ from tests.cluster.support import (
     DOWN_AFTER_S,
     NOT_IN_VIEW,
     SLACK_S,
-    ask,
     change_view,
     delete,
     get,
     put,
     readiness,
-    seen_everywhere,
-    soon,
-    soon_at,
+    send,
     status,
     view,
+    wait_for_value,
+    wait_until_at,
 )
+from tests.support.waiting import wait_until
 from tools.netns.cluster import NetnsCluster
 
 ALL = {0, 1, 2}
@@ -32,7 +32,7 @@ def refuses(cluster: NetnsCluster, i: int) -> bool:
 
 
 def seen_everywhere_but(cluster: NetnsCluster, out: int, key: str, value: str) -> None:
-    soon_at(ALL - {out}, lambda i: get(cluster, i, key).value == value, within_s=DOWN_AFTER_S)
+    wait_until_at(ALL - {out}, lambda i: get(cluster, i, key).value == value, timeout_s=DOWN_AFTER_S)
 
 
 def test_a_deleted_replica_leaves_all_views_refuses_clients_and_comes_back_by_put(trio: NetnsCluster) -> None:
@@ -40,10 +40,10 @@ def test_a_deleted_replica_leaves_all_views_refuses_clients_and_comes_back_by_pu
     put(trio, 2, "view/of-2", "before")
     removed = change_view(trio, 0, "DELETE", 2)
     assert (removed.status, removed.body["result"]) == (200, "deleted")
-    soon_at((0, 1), lambda i: view(trio, i) == {0, 1}, within_s=DOWN_AFTER_S)
-    soon(lambda: refuses(trio, 2), within_s=DOWN_AFTER_S)
+    wait_until_at((0, 1), lambda i: view(trio, i) == {0, 1}, timeout_s=DOWN_AFTER_S)
+    wait_until(lambda: refuses(trio, 2), timeout_s=DOWN_AFTER_S)
     for method, path in (("PUT", "/kvs/view/of-2"), ("DELETE", "/kvs/view/of-2"), ("GET", "/kvs"), ("POST", "/kvs")):
-        refused = ask(trio, 2, method, path, {"value": 1, "reads": ["view/of-2"], "writes": []})
+        refused = send(trio, 2, method, path, {"value": 1, "reads": ["view/of-2"], "writes": []})
         assert (refused.status, refused.body["error"]) == (503, NOT_IN_VIEW), (method, path)
     code, text = readiness(trio, 2)
     assert code == 503
@@ -59,13 +59,13 @@ def test_a_deleted_replica_leaves_all_views_refuses_clients_and_comes_back_by_pu
     id_before = status(trio, 2)["replica_id"]
     added = change_view(trio, 1, "PUT", 2)
     assert (added.status, added.body["result"]) == (201, "added")
-    soon_at(range(3), lambda i: view(trio, i) == ALL, within_s=DOWN_AFTER_S)
-    soon(lambda: readiness(trio, 2)[0] == 200, within_s=DOWN_AFTER_S)
+    wait_until_at(range(3), lambda i: view(trio, i) == ALL, timeout_s=DOWN_AFTER_S)
+    wait_until(lambda: readiness(trio, 2)[0] == 200, timeout_s=DOWN_AFTER_S)
     assert get(trio, 2, "view/meanwhile", meanwhile).value == "missed"
     assert get(trio, 2, "view/of-2").value == "before"
     assert status(trio, 2)["replica_id"] == id_before, "the same process goes on with its counters"
     put(trio, 2, "view/after", "again one of all")
-    seen_everywhere(trio, "view/after", "again one of all", within_s=1)
+    wait_for_value(trio, "view/after", "again one of all", timeout_s=1)
 
 
 def test_a_member_that_is_present_or_down_is_already_present_and_an_unknown_one_cannot_be_deleted(
@@ -74,13 +74,13 @@ def test_a_member_that_is_present_or_down_is_already_present_and_an_unknown_one_
     """SPEC 3: a member that is down still belongs."""
     assert change_view(trio, 0, "PUT", 1).body == {"result": "already present"}
     trio.kill(1)
-    soon(lambda: view(trio, 0) == {0, 2}, within_s=DOWN_AFTER_S + SLACK_S)
+    wait_until(lambda: view(trio, 0) == {0, 2}, timeout_s=DOWN_AFTER_S + SLACK_S)
     down = change_view(trio, 0, "PUT", 1)
     assert (down.status, down.body["result"]) == (200, "already present")
-    unknown = ask(trio, 0, "DELETE", "/view", {"socket-address": "10.77.255.77:8090"})
+    unknown = send(trio, 0, "DELETE", "/view", {"socket-address": "10.77.255.77:8090"})
     assert (unknown.status, unknown.body["error"]) == (404, "View has no such replica")
     for bad in ("nonsense", "", 7, None):
-        assert ask(trio, 0, "PUT", "/view", {"socket-address": bad}).status == 400
+        assert send(trio, 0, "PUT", "/view", {"socket-address": bad}).status == 400
     assert view(trio, 0) == {0, 2}
 
 
@@ -89,10 +89,10 @@ def test_a_replica_deleted_while_down_comes_back_by_starting(trio: NetnsCluster)
     past = put(trio, 1, "view/started", 1, w="all").past
     trio.kill(2)
     assert change_view(trio, 0, "DELETE", 2).body["result"] == "deleted"
-    soon_at((0, 1), lambda i: view(trio, i) == {0, 1}, within_s=DOWN_AFTER_S)
+    wait_until_at((0, 1), lambda i: view(trio, i) == {0, 1}, timeout_s=DOWN_AFTER_S)
     trio.start_one(2)
     trio.wait_ready_one(2)
-    soon_at(range(3), lambda i: view(trio, i) == ALL, within_s=DOWN_AFTER_S)
+    wait_until_at(range(3), lambda i: view(trio, i) == ALL, timeout_s=DOWN_AFTER_S)
     assert get(trio, 2, "view/started", past).value == 1
 
 
@@ -103,12 +103,12 @@ def test_a_replica_that_was_deleted_and_is_restarted_comes_back_by_itself(trio: 
     assert change_view(trio, 0, "DELETE", 2).body["result"] == "deleted"
     assert get(trio, 2, "view/only-2").value == "mine", "cut off, it cannot know yet that it is out"
     trio.heal()
-    soon(lambda: refuses(trio, 2), within_s=DOWN_AFTER_S)
+    wait_until(lambda: refuses(trio, 2), timeout_s=DOWN_AFTER_S)
     # Without metadata: with it, "lost" is a right answer in the moment between the removal and the handing over (2.8).
     seen_everywhere_but(trio, 2, "view/only-2", "mine")
     assert get(trio, 0, "view/only-2", only.past).value == "mine"
     trio.restart(2)
-    soon_at(range(3), lambda i: view(trio, i) == ALL, within_s=DOWN_AFTER_S)
+    wait_until_at(range(3), lambda i: view(trio, i) == ALL, timeout_s=DOWN_AFTER_S)
     assert get(trio, 2, "view/only-2").value == "mine"
 
 
@@ -119,7 +119,7 @@ def test_deletes_and_puts_at_two_sides_of_a_partition_end_the_same_everywhere(tr
     assert change_view(trio, 1, "DELETE", 2).status == 200
     assert change_view(trio, 1, "PUT", 2).status == 201
     trio.heal()
-    soon_at(range(3), lambda i: view(trio, i) == ALL, within_s=DOWN_AFTER_S * 2)
+    wait_until_at(range(3), lambda i: view(trio, i) == ALL, timeout_s=DOWN_AFTER_S * 2)
 
 
 def test_a_replica_can_be_told_to_leave_itself(trio: NetnsCluster) -> None:
@@ -127,11 +127,11 @@ def test_a_replica_can_be_told_to_leave_itself(trio: NetnsCluster) -> None:
     put(trio, 2, "view/itself", "kept")
     assert change_view(trio, 2, "DELETE", 2).body["result"] == "deleted"
     assert refuses(trio, 2)
-    soon_at((0, 1), lambda i: view(trio, i) == {0, 1}, within_s=DOWN_AFTER_S)
+    wait_until_at((0, 1), lambda i: view(trio, i) == {0, 1}, timeout_s=DOWN_AFTER_S)
     delete(trio, 0, "view/itself")
     assert change_view(trio, 2, "PUT", 2).body["result"] == "added"
-    soon_at(range(3), lambda i: view(trio, i) == ALL, within_s=DOWN_AFTER_S)
-    seen_everywhere(trio, "view/itself", None, within_s=DOWN_AFTER_S)
+    wait_until_at(range(3), lambda i: view(trio, i) == ALL, timeout_s=DOWN_AFTER_S)
+    wait_for_value(trio, "view/itself", None, timeout_s=DOWN_AFTER_S)
 
 
 @pytest.mark.parametrize("survivor", [0, 1])
@@ -142,4 +142,4 @@ def test_deleting_everybody_else_leaves_one_that_serves(trio: NetnsCluster, surv
     assert view(trio, survivor) == {survivor}
     past = put(trio, survivor, "view/one", survivor).past
     assert get(trio, survivor, "view/one", past).value == survivor
-    soon_at(ALL - {survivor}, lambda i: refuses(trio, i), within_s=DOWN_AFTER_S)
+    wait_until_at(ALL - {survivor}, lambda i: refuses(trio, i), timeout_s=DOWN_AFTER_S)

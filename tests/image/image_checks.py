@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from tests.image.podman import REPOSITORY, ImageError, Podman, base_of, build, stand_in
+from tests.support.waiting import wait_until
 from tools.netns.cluster import Network
 
 IMAGE = "localhost/causeway:checked"
@@ -90,10 +91,12 @@ class Cluster:
     def wait_health(self, i: int, code: int) -> None:
         """Wait until the image's HEALTHCHECK exits with ``code`` in replica ``i``: 0 where it is ready, 1 where not."""
         command = self.podman.inspect(IMAGE)["Healthcheck"]["Test"][1:]
-        deadline = time.monotonic() + 60
-        while (now := self.podman.code("exec", self.name(i), *command)) != code:
-            assert time.monotonic() < deadline, f"{now}\n{self.podman.logs(self.name(i))}"
-            time.sleep(0.2)
+        wait_until(
+            lambda: self.podman.code("exec", self.name(i), *command) == code,
+            timeout_s=60,
+            what=lambda: self.podman.logs(self.name(i)),
+            every_s=0.2,
+        )
 
     def inside(self, i: int, *command: str) -> str:
         return self.podman("exec", self.name(i), *command)

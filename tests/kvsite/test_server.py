@@ -19,6 +19,7 @@ import requests
 
 from kvsite.cluster import MANAGE, LocalCluster
 from tests.conftest import ClusterFactory, free_ports
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -115,12 +116,7 @@ def test_it_listens_on_ipv6(cluster: ClusterFactory) -> None:
     port = free_ports(1)
     made = cluster(1, start=False, SOCKET_ADDRESS=f"[::1]:{port}", VIEW="")
     made.start()
-    for _ in range(100):
-        try:
-            answer = requests.get(f"http://[::1]:{port}/view", timeout=5)
-            break
-        except requests.ConnectionError:
-            time.sleep(0.1)
+    answer = wait_until(lambda: requests.get(f"http://[::1]:{port}/view", timeout=5), timeout_s=20)
     assert answer.json() == {"view": [f"[::1]:{port}"]}
 
 
@@ -129,12 +125,10 @@ def test_it_serves_tls(cluster: ClusterFactory, tmp_path: Path) -> None:
     make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
     subprocess.run([*make.split(), "-out", str(cert), "-keyout", str(key)], check=True, capture_output=True)
     made = cluster(2, KV_TLS_CERT=cert, KV_TLS_KEY=key, KV_TLS_CA=cert, **QUICK)
-    for _ in range(100):
-        view = requests.get(f"{made.url(0)}/view", verify=str(cert), timeout=5).json()["view"]
-        if len(view) == 2:
-            break
-        time.sleep(0.1)
-    assert view == made.addresses, made.log(0)
+    wait_until(
+        lambda: requests.get(f"{made.url(0)}/view", verify=str(cert), timeout=5).json()["view"] == made.addresses,
+        what=lambda: made.log(0),
+    )
 
 
 # -- ending ------------------------------------------------------------------------------------------------------------
@@ -202,15 +196,16 @@ def put(made: LocalCluster, i: int, key: str, value: Any) -> requests.Response:
     return answer
 
 
-def wait_for_view(made: LocalCluster, members: int, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while any(
-        len(requests.get(f"{made.url(i)}/view", timeout=5).json()["view"]) != members
-        for i in range(len(made.addresses))
-        if made.is_running(i)
-    ):
-        assert time.monotonic() < deadline, [made.log(i) for i in range(len(made.addresses))]
-        time.sleep(0.1)
+def wait_for_view(made: LocalCluster, members: int) -> None:
+    everybody = range(len(made.addresses))
+    wait_until(
+        lambda: all(
+            len(requests.get(f"{made.url(i)}/view", timeout=5).json()["view"]) == members
+            for i in everybody
+            if made.is_running(i)
+        ),
+        what=lambda: [made.log(i) for i in everybody],
+    )
 
 
 def pieces(*texts: bytes) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from typing import Any, NamedTuple, TypeVar
@@ -61,7 +61,7 @@ def cluster_of(replicas: int, *, start: int | None = None, **environment: Any) -
         made.stop(0)
 
 
-def ask(
+def send(
     cluster: LocalCluster,
     i: int,
     method: str,
@@ -89,32 +89,17 @@ def transact(cluster: LocalCluster, i: int, writes: Mapping[str, Any], **fields:
     changes = [
         {"key": key, "delete": True} if value is None else {"key": key, "value": value} for key, value in writes.items()
     ]
-    reply = ask(cluster, i, "POST", "/kvs", {"writes": changes, **{n.replace("_", "-"): v for n, v in fields.items()}})
+    reply = send(cluster, i, "POST", "/kvs", {"writes": changes, **{n.replace("_", "-"): v for n, v in fields.items()}})
     assert reply.status == 200, reply
     return reply
 
 
 def status(cluster: LocalCluster, i: int) -> dict[str, Any]:
-    told: dict[str, Any] = ask(cluster, i, "GET", "/replication/status").body
+    told: dict[str, Any] = send(cluster, i, "GET", "/replication/status").body
     return told
 
 
-def soon(what: Callable[[], T], *, within_s: float, every_s: float = 0.02) -> T:
-    """Return the first true result of ``what``; no answer is none yet. Fails after ``within_s`` seconds."""
-    deadline = time.monotonic() + within_s
-    while True:
-        last: Any
-        try:
-            last = what()
-        except OSError as exc:
-            last = None if time.monotonic() < deadline else exc
-        if last and not isinstance(last, OSError):
-            return last  # type: ignore[no-any-return]  # a T that is true
-        assert time.monotonic() < deadline, f"not within {within_s:g} s; the last answer was {last!r}"
-        time.sleep(every_s)
-
-
-def in_step(cluster: LocalCluster, replicas: int) -> bool:
+def converged(cluster: LocalCluster, replicas: int) -> bool:
     """Whether the first ``replicas`` have the same updates, and no log to keep for each other."""
     states = [status(cluster, i) for i in range(replicas)]
     clocks = [state["clock"] for state in states]

@@ -25,8 +25,9 @@ from store.api.context import Limits
 from store.errors import OutOfMemory
 from store.settings import StoreSettings
 from store.versions import Change
-from tests.long_life.support import Reply, ask, cluster_of, report, soon, status, transact
+from tests.long_life.support import Reply, cluster_of, report, send, status, transact
 from tests.long_life.weight import weight
+from tests.support.waiting import wait_until
 from tests.support.wire import Wire, address
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
@@ -101,17 +102,17 @@ def pair(two: LocalCluster) -> Iterator[LocalCluster]:
     for i in (0, 1):
         told = status(two, i)
         assert (told["deferred_requests"], told["watchers"]) == (0, 0)
-    soon(lambda: status(two, 0)["clock"] == status(two, 1)["clock"], within_s=5)
+    wait_until(lambda: status(two, 0)["clock"] == status(two, 1)["clock"], timeout_s=5)
 
 
 def empty(cluster: LocalCluster) -> None:
-    while keys := ask(cluster, 0, "GET", "/kvs?limit=4").body["keys"]:
+    while keys := send(cluster, 0, "GET", "/kvs?limit=4").body["keys"]:
         transact(cluster, 0, dict.fromkeys(keys), w=2, w_timeout=20)
-    soon(lambda: status(cluster, 1)["keys"] == 0, within_s=5)
+    wait_until(lambda: status(cluster, 1)["keys"] == 0, timeout_s=5)
 
 
 def put(cluster: LocalCluster, i: int, key: str, value: Any, **fields: Any) -> Reply:
-    return ask(cluster, i, "PUT", f"/kvs/{key}", {"value": value, **fields})
+    return send(cluster, i, "PUT", f"/kvs/{key}", {"value": value, **fields})
 
 
 @pytest.mark.processes
@@ -135,11 +136,11 @@ def test_at_each_bound_of_a_request_it_is_served_and_one_beyond_it_gets_a_clear_
         ("PUT", "/kvs/a", past_of(3), past_of(4), 400, "causal-metadata has more than 3 entries"),
     ]
     for method, path, fits, exceeds, refusal, error in table:
-        assert ask(pair, 0, method, path, fits).status in (200, 201), error
-        before = status(pair, 0)["clock"], ask(pair, 0, "GET", "/kvs?values=true").body["items"]
-        refused = ask(pair, 0, method, path, exceeds)
+        assert send(pair, 0, method, path, fits).status in (200, 201), error
+        before = status(pair, 0)["clock"], send(pair, 0, "GET", "/kvs?values=true").body["items"]
+        refused = send(pair, 0, method, path, exceeds)
         assert (refused.status, refused.body["error"]) == (refusal, error)
-        assert (status(pair, 0)["clock"], ask(pair, 0, "GET", "/kvs?values=true").body["items"]) == before
+        assert (status(pair, 0)["clock"], send(pair, 0, "GET", "/kvs?values=true").body["items"]) == before
     assert put(pair, 0, quote("ü") * 4, 1).status == 201  # 8 bytes
     refused = put(pair, 0, quote("ü") * 4 + "x", 1)
     assert (refused.status, refused.body["error"]) == (400, "Key is too long")
@@ -148,7 +149,7 @@ def test_at_each_bound_of_a_request_it_is_served_and_one_beyond_it_gets_a_clear_
 @pytest.mark.processes
 def test_a_body_far_beyond_the_bound_is_refused_without_being_kept(pair: LocalCluster) -> None:
     before = status(pair, 0)["memory_bytes"]
-    refused = ask(pair, 0, "PUT", "/kvs/a", b'{"value": "' + b"x" * (48 << 20) + b'"}')
+    refused = send(pair, 0, "PUT", "/kvs/a", b'{"value": "' + b"x" * (48 << 20) + b'"}')
     after = status(pair, 0)["memory_bytes"]
     report(f"48 MiB sent to a bound of 4 KiB: {refused.status}; resident {before >> 20} -> {after >> 20} MiB")
     assert refused.status == 413
@@ -163,26 +164,26 @@ def test_beyond_the_bound_of_deferred_requests_and_watchers_a_503_comes_at_once_
     unknown = {"causal-metadata": {"nobody": 1}}
 
     def defer() -> Reply:
-        return ask(pair, 0, "GET", "/kvs/w?wait=3", unknown)
+        return send(pair, 0, "GET", "/kvs/w?wait=3", unknown)
 
     def watch() -> Reply:
-        return ask(pair, 0, "GET", "/kvs/w?wait=3", headers={"If-None-Match": etag})
+        return send(pair, 0, "GET", "/kvs/w?wait=3", headers={"If-None-Match": etag})
 
     with ThreadPoolExecutor(4) as pool:
         held = [pool.submit(call) for call in (defer, watch, defer, watch)]
-        soon(
+        wait_until(
             lambda: (status(pair, 0)["deferred_requests"], status(pair, 0)["watchers"]) == (2, 2),
-            within_s=2,
+            timeout_s=2,
         )
         for refused in (defer(), watch()):
             assert refused.status == 503
             assert refused.seconds < 1
             assert int(refused.headers["retry-after"]) >= 1
-        assert ask(pair, 0, "PUT", "/kvs/w?wait=3", {"value": 2, **unknown}).seconds < 1
-        assert ask(pair, 0, "GET", "/kvs/w").body["value"] == 1
+        assert send(pair, 0, "PUT", "/kvs/w?wait=3", {"value": 2, **unknown}).seconds < 1
+        assert send(pair, 0, "GET", "/kvs/w").body["value"] == 1
         assert put(pair, 0, "other", 1).seconds < 1
         assert sorted(one.result().status for one in held) == [304, 304, 503, 503]
-    assert ask(pair, 0, "GET", "/kvs/w?wait=0.1", headers={"If-None-Match": etag}).status == 304
+    assert send(pair, 0, "GET", "/kvs/w?wait=0.1", headers={"If-None-Match": etag}).status == 304
 
 
 @pytest.mark.processes
@@ -198,19 +199,19 @@ def test_beyond_max_memory_writes_get_507_reads_deletes_and_smaller_values_go_on
     assert "KV_MAX_MEMORY" in reply.body["error"]
     assert reply.past == past
     assert data <= 12_000
-    assert ask(pair, 0, "GET", "/kvs/m0").body["value"] == "x" * 900
-    assert len(ask(pair, 0, "GET", "/kvs").body["keys"]) == stored
+    assert send(pair, 0, "GET", "/kvs/m0").body["value"] == "x" * 900
+    assert len(send(pair, 0, "GET", "/kvs").body["keys"]) == stored
     # A transaction is refused whole.
-    refused = ask(pair, 0, "POST", "/kvs", {"writes": [{"key": "m0", "value": 1}, *_large(2)]})
+    refused = send(pair, 0, "POST", "/kvs", {"writes": [{"key": "m0", "value": 1}, *_large(2)]})
     assert refused.status == 507
-    assert ask(pair, 0, "GET", "/kvs/m0").body["value"] == "x" * 900
+    assert send(pair, 0, "GET", "/kvs/m0").body["value"] == "x" * 900
     # What frees memory is let through, and so is what replaces something by something of its size.
     assert put(pair, 0, "m1", "y" * 900).status == 200
     assert put(pair, 0, "m1", "small").status == 200
     assert put(pair, 0, "m2", "z" * 901).status == 200  # m1 made room
-    assert ask(pair, 0, "DELETE", "/kvs/m3").status == 200
+    assert send(pair, 0, "DELETE", "/kvs/m3").status == 200
     swap = [{"key": "m4", "delete": True}, {"key": "m9x", "value": "x" * 500}]
-    assert ask(pair, 0, "POST", "/kvs", {"writes": swap}).status == 200
+    assert send(pair, 0, "POST", "/kvs", {"writes": swap}).status == 200
     assert put(pair, 0, "new", "x" * 900).status == 201
 
 
@@ -233,7 +234,7 @@ def test_a_replica_beyond_max_memory_still_takes_what_others_wrote() -> None:
         assert told["data_bytes"] > 12_000
         assert put(cluster, 1, "mine", 1).status == 507
         assert put(cluster, 1, "m0", "small").status == 200
-        assert ask(cluster, 1, "DELETE", "/kvs/m1", {"w": 2, "w-timeout": 5}).status == 200
+        assert send(cluster, 1, "DELETE", "/kvs/m1", {"w": 2, "w-timeout": 5}).status == 200
         # Empty again, it takes over all of them at once.
         cluster.kill(1)
         cluster.start_one(1, small)
@@ -253,7 +254,7 @@ def test_a_member_that_needs_more_than_the_log_holds_gets_a_snapshot(pair: Local
     pair.start_one(1)
     pair.wait_ready()
     pair.wait_logged(1, "keys taken over")
-    assert [ask(pair, 1, "GET", f"/kvs/k{n}").body["value"] for n in range(8)] == list(range(592, 600))
+    assert [send(pair, 1, "GET", f"/kvs/k{n}").body["value"] for n in range(8)] == list(range(592, 600))
 
 
 # -- between replicas ------------------------------------------------------------------------------------------------
@@ -423,12 +424,12 @@ def test_over_http_the_register_takes_1024_addresses_and_the_next_put_is_a_400()
     with cluster_of(1) as cluster:
         for n in range(1023):
             body = {"socket-address": f"127.1.{n // 250}.{n % 250 + 1}:9"}
-            assert ask(cluster, 0, "PUT", "/view", body).status == 201
-            assert ask(cluster, 0, "DELETE", "/view", body).status == 200
-        refused = ask(cluster, 0, "PUT", "/view", {"socket-address": "127.2.0.1:9"})
+            assert send(cluster, 0, "PUT", "/view", body).status == 201
+            assert send(cluster, 0, "DELETE", "/view", body).status == 200
+        refused = send(cluster, 0, "PUT", "/view", {"socket-address": "127.2.0.1:9"})
         assert (refused.status, "1024" in refused.body["error"]) == (400, True)
         assert put(cluster, 0, "x", 1).status == 201
-        assert ask(cluster, 0, "GET", "/view").body["view"] == cluster.addresses
+        assert send(cluster, 0, "GET", "/view").body["view"] == cluster.addresses
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

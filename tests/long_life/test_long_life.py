@@ -25,8 +25,9 @@ from store.clock import Clock, Dot, covers
 from store.settings import StoreSettings
 from store.versions import Change, Update
 from tests.cluster import support as faults
-from tests.long_life.support import Past, ask, cluster_of, in_step, report, soon, status, transact
+from tests.long_life.support import Past, cluster_of, converged, report, send, status, transact
 from tests.long_life.weight import traces, weight
+from tests.support.waiting import wait_until
 from tests.support.wire import Wire
 from tools.benchmark.stats import percentile
 from tools.netns.cluster import NetnsCluster
@@ -297,7 +298,7 @@ def shared_trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetnsClust
 
 @pytest.fixture
 def trio(shared_trio: NetnsCluster) -> NetnsCluster:
-    faults.calm(shared_trio)
+    faults.heal_and_converge(shared_trio)
     return shared_trio
 
 
@@ -323,7 +324,7 @@ def refuse(cluster: NetnsCluster, replicas: list[int], past: faults.Past) -> Non
 def test_clients_whose_past_died_are_served_again_within_10_s_of_the_crashed_replicas_return(
     trio: NetnsCluster,
 ) -> None:
-    """Whatever they ask, at whatever replica: 503 before, then answered, and told what is lost."""
+    """Whatever they send, at whatever replica: 503 before, then answered, and told what is lost."""
     faults.put(trio, 2, "lost", "old", w="all")
     trio.isolate(2)
     wrote = [faults.put(trio, 2, "lost", f"dead {n}") for n in range(3)]
@@ -338,18 +339,18 @@ def test_clients_whose_past_died_are_served_again_within_10_s_of_the_crashed_rep
 
     def served(i: int, request: tuple[str, str, dict[str, Any]]) -> faults.Reply:
         method, path, body = request
-        return faults.ask(trio, i, method, path, {**body, "causal-metadata": wrote[-1].past}, timeout_s=30)
+        return faults.send(trio, i, method, path, {**body, "causal-metadata": wrote[-1].past}, timeout_s=30)
 
     with ThreadPoolExecutor(15) as pool:
         asked = [pool.submit(served, i, request) for i in EVERYBODY for request in ANY_REQUEST]
         replies = [future.result() for future in asked]
-    within_s = time.monotonic() - returned_s
-    report(f"started again and ready after {ready_s:.2f} s; all 15 requests served {within_s:.2f} s after the start")
+    timeout_s = time.monotonic() - returned_s
+    report(f"started again and ready after {ready_s:.2f} s; all 15 requests served {timeout_s:.2f} s after the start")
     for reply in replies:
         assert reply.status in (200, 201, 404), reply
         assert reply.body["lost"] == {replica: [wrote[0].dot[1], last]}
         assert reply.past.get(replica, 0) < wrote[0].dot[1]
-    assert within_s < 10
+    assert timeout_s < 10
     assert {faults.get(trio, i, "lost").value for i in EVERYBODY} == {"old"}
 
 
@@ -363,7 +364,7 @@ def test_while_a_paused_member_still_holds_it_nobody_is_told_lost(trio: NetnsClu
     trio.kill(2)
     trio.heal()
     trio.start_one(2)
-    faults.soon(lambda: faults.readiness(trio, 2)[0] == 200, within_s=15)
+    wait_until(lambda: faults.readiness(trio, 2)[0] == 200, timeout_s=15)
     ends_s = time.monotonic() + 5  # well past KV_DOWN_AFTER
     while time.monotonic() < ends_s:
         refuse(trio, [0, 2], wrote.past)
@@ -381,21 +382,21 @@ def test_when_all_replicas_have_crashed_clients_of_before_are_served_within_10_s
     with cluster_of(3) as cluster:
         past: Past = {}
         for i in EVERYBODY:
-            past |= ask(cluster, i, "PUT", "/kvs/x", {"value": i, "causal-metadata": past}).past
-            past |= ask(cluster, i, "DELETE", "/kvs/y", {"causal-metadata": past}).past
+            past |= send(cluster, i, "PUT", "/kvs/x", {"value": i, "causal-metadata": past}).past
+            past |= send(cluster, i, "DELETE", "/kvs/y", {"causal-metadata": past}).past
         for i in EVERYBODY:
             cluster.kill(i)
         cluster.start()
         returned_s = time.monotonic()
         cluster.wait_ready()
         for i in EVERYBODY:
-            reply = ask(cluster, i, "GET", "/kvs/x?wait=20", {"causal-metadata": past})
+            reply = send(cluster, i, "GET", "/kvs/x?wait=20", {"causal-metadata": past})
             assert reply.status == 404, reply
             assert reply.body["lost"].keys() == past.keys()
             assert not reply.past.keys() & past.keys()
-        within_s = time.monotonic() - returned_s
-        report(f"served {within_s:.2f} s after all were started again")
-        assert within_s < 10
+        timeout_s = time.monotonic() - returned_s
+        report(f"served {timeout_s:.2f} s after all were started again")
+        assert timeout_s < 10
 
 
 @pytest.mark.netns
@@ -419,7 +420,7 @@ def test_a_real_partition_with_10000_writes_on_each_side_past_the_log_heals_with
     assert all(faults.status(trio, i)["log"]["bytes"] <= 256 * 1024 for i in EVERYBODY)
     trio.heal()
     healed_s = time.monotonic()
-    faults.soon(lambda: faults.in_step(trio), within_s=30)
+    wait_until(lambda: faults.converged(trio), timeout_s=30)
     took_s = time.monotonic() - healed_s
     report(f"10,000 writes a side in {wrote_s:.1f} s; in step {took_s:.1f} s after the heal")
     kept = []
@@ -441,7 +442,7 @@ def found(cluster: LocalCluster, i: int, prefix: str, *, conflicts: bool = False
     after = ""
     while True:
         query = f"prefix={prefix}&after={after}&limit=1000&values=true" + ("&conflicts=true" if conflicts else "")
-        page = ask(cluster, i, "GET", f"/kvs?{query}").body
+        page = send(cluster, i, "GET", f"/kvs?{query}").body
         items |= page["items"]
         after = page["next"]
         if after is None:
@@ -469,7 +470,7 @@ def test_what_two_clients_did_to_one_key_at_two_cut_off_replicas_ends_the_same_e
     deleted(trio, 1, "delete-delete", past)
     trio.heal()
     healed_s = time.monotonic()
-    faults.soon(lambda: faults.in_step(trio), within_s=15)
+    wait_until(lambda: faults.converged(trio), timeout_s=15)
     report(f"in step {time.monotonic() - healed_s:.2f} s after the heal")
     for key in ("put", "settle", "delete", "new"):
         read = [faults.get(trio, i, key, query="?siblings=true") for i in EVERYBODY]
@@ -487,7 +488,7 @@ def test_what_two_clients_did_to_one_key_at_two_cut_off_replicas_ends_the_same_e
     faults.put(trio, 1, "settle", "one", seen.past, w="all")
     gone = faults.get(trio, 0, "delete", query="?siblings=true")
     deleted(trio, 2, "delete", gone.past)
-    faults.soon(lambda: faults.in_step(trio), within_s=5)
+    wait_until(lambda: faults.converged(trio), timeout_s=5)
     for i in EVERYBODY:
         settled = faults.get(trio, i, "settle", query="?siblings=true")
         assert (settled.value, "conflicts" in settled.body) == ("one", False)
@@ -510,7 +511,7 @@ def put_and_delete(cluster: LocalCluster, rng: random.Random, operations: int, u
 def resident_kib(cluster: LocalCluster) -> list[int]:
     """Bring all to 100 keys of one size and to rest; return the memory of each process."""
     transact(cluster, 0, dict.fromkeys(KEYS, f"gone-value-{0:020}"), w="all", w_timeout=5)
-    soon(lambda: in_step(cluster, 3), within_s=20)
+    wait_until(lambda: converged(cluster, 3), timeout_s=20)
     return [status(cluster, i)["memory_bytes"] >> 10 for i in EVERYBODY]
 
 
@@ -526,7 +527,7 @@ def test_resident_memory_is_back_after_200000_puts_and_deletes_with_one_replica_
         put_and_delete(cluster, rng, 40_000, 3)
         # Killed while its updates are on their way, it would leave the two different ones: what follows from those
         # waits at the other until they are relayed, megabytes that Python's allocator then keeps, or not, by chance.
-        soon(lambda: in_step(cluster, 3), within_s=20)
+        wait_until(lambda: converged(cluster, 3), timeout_s=20)
         cluster.kill(2)
         put_and_delete(cluster, rng, 100_000, 2)
         cluster.start_one(2)
@@ -535,11 +536,11 @@ def test_resident_memory_is_back_after_200000_puts_and_deletes_with_one_replica_
         late = resident_kib(cluster)
         report(f"KiB resident after 10,000: {early}; after 200,000: {late}; in {time.monotonic() - began_s:.0f} s")
         transact(cluster, 1, dict.fromkeys(KEYS), w="all", w_timeout=5)
-        soon(lambda: in_step(cluster, 3), within_s=20)
+        wait_until(lambda: converged(cluster, 3), timeout_s=20)
         for i in EVERYBODY:
             told = status(cluster, i)
             assert (told["keys"], told["conflicts"], told["data_bytes"]) == (0, 0, 0)
-            assert ask(cluster, i, "GET", "/kvs").body["keys"] == []
+            assert send(cluster, i, "GET", "/kvs").body["keys"] == []
             assert "gone-" not in json.dumps(told)
         assert all(after <= 1.1 * before for before, after in zip(early, late, strict=True))
 
@@ -566,7 +567,7 @@ def test_while_an_empty_replica_takes_over_200000_keys_the_givers_clients_hardly
             time.sleep(8)
             started_s = time.monotonic()
             cluster.start_one(1)
-            soon(lambda: ask(cluster, 1, "GET", "/healthz").status == 200, within_s=30)
+            wait_until(lambda: send(cluster, 1, "GET", "/healthz").status == 200, timeout_s=30)
             asked_s = time.monotonic()
             cluster.wait_ready(60)
             ready_s = time.monotonic()
@@ -591,10 +592,10 @@ def test_while_an_empty_replica_takes_over_200000_keys_the_givers_clients_hardly
             report(f"{name}: {len(took)} requests, {quantiles}")
         cluster.wait_logged(1, "keys taken over")
         assert p99["it takes over"] < 5 * p99["before"] + 0.020
-        soon(lambda: in_step(cluster, 2), within_s=10)
+        wait_until(lambda: converged(cluster, 2), timeout_s=10)
         assert status(cluster, 1)["keys"] == JOINED_KEYS
         for n in range(0, JOINED_KEYS, 9973):
-            assert ask(cluster, 1, "GET", f"/kvs/k{n:06}").body == ask(cluster, 0, "GET", f"/kvs/k{n:06}").body
+            assert send(cluster, 1, "GET", f"/kvs/k{n:06}").body == send(cluster, 0, "GET", f"/kvs/k{n:06}").body
 
 
 @pytest.mark.processes
@@ -617,10 +618,10 @@ def test_a_transaction_of_1000_keys_is_never_seen_in_part_by_a_joiner_or_in_a_li
                 return
             try:
                 if number % 2:
-                    reply = ask(cluster, i, "GET", "/kvs?prefix=tx/&limit=1000&values=true")
+                    reply = send(cluster, i, "GET", "/kvs?prefix=tx/&limit=1000&values=true")
                     values = reply.body.get("items")
                 else:
-                    reply = ask(cluster, i, "POST", "/kvs", {"reads": keys})
+                    reply = send(cluster, i, "POST", "/kvs", {"reads": keys})
                     values = reply.body.get("values")
             except OSError:
                 time.sleep(0.01)
@@ -642,7 +643,7 @@ def test_a_transaction_of_1000_keys_is_never_seen_in_part_by_a_joiner_or_in_a_li
                 cluster.start_one(2)
                 cluster.wait_ready()
                 before = len(looks[2])
-                soon(lambda: len(looks[2]) > before + 3, within_s=20)  # noqa: B023  # called before the next turn
+                wait_until(lambda: len(looks[2]) > before + 3, timeout_s=20)  # noqa: B023  # called before the next turn
                 cluster.wait_logged(2, "keys taken over")
                 cluster.kill(2)
         finally:

@@ -26,6 +26,7 @@ from replication.seeds import Seeds
 from store.clock import Instant
 from tests.conftest import ClusterFactory, free_ports
 from tests.kvsite.test_server import start_alone
+from tests.support.waiting import wait_until
 from tests.support.wire import NOW, Wire, address
 
 DOWN_AFTER_S = 3.0
@@ -348,13 +349,6 @@ def test_a_failing_lookup_keeps_what_is_known_and_is_told_once(caplog: pytest.Lo
     ]
 
 
-def eventually(what: Callable[[], Any], within_s: float = 10.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (result := what()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return result
-
-
 def test_it_looks_again_and_again_and_survives_what_it_is_told_to_call(caplog: pytest.LogCaptureFixture) -> None:
     names, calls = Names("not yet", "not yet", ["a"], ["b"]), list[frozenset[str]]()
     discovery = Discovery("peers.test:80", 0.01, lookup=names)
@@ -365,7 +359,7 @@ def test_it_looks_again_and_again_and_survives_what_it_is_told_to_call(caplog: p
             raise RuntimeError("a fault of whoever is told")
 
     discovery.start(on_found)
-    assert eventually(lambda: frozenset({"b:80"}) in calls), calls
+    wait_until(lambda: frozenset({"b:80"}) in calls, what=lambda: calls)
     discovery.stop()
     assert calls[0] == {"a:80"}
     assert "a fault of whoever is told" in caplog.text
@@ -454,8 +448,9 @@ def test_who_is_found_is_called_and_verified_by_the_name_that_led_there(tmp_path
     with made:
         view = f"{made.url(1)}/view"
         verify = str(tmp_path / "cert.pem")
-        assert eventually(lambda: requests.get(view, timeout=5, verify=verify).json()["view"] == made.addresses), (
-            made.log(1)
+        wait_until(
+            lambda: requests.get(view, timeout=5, verify=verify).json()["view"] == made.addresses,
+            what=lambda: made.log(1),
         )
     assert "TLS failed" not in made.log(1)
 

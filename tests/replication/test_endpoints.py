@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import ssl
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +23,7 @@ from replication.peer_client import PeerClientSettings
 from replication.replica import Replica
 from replication.settings import ReplicationSettings
 from store.engine import Change, Engine, read_clocks
+from tests.support.waiting import wait_until
 
 LOOKUP = "peers.test:1"
 QUICK = ReplicationSettings(sync_interval_s=0.1, down_after_s=1.0)
@@ -142,13 +142,6 @@ def start() -> Iterator[Start]:
         node.stop(0.0)
 
 
-def eventually(what: Callable[[], Any], within_s: float = 10.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (result := what()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return result
-
-
 def has(node: Node, key: str) -> bool:
     with node.engine.lock:
         return bool(node.replica.store.table.get(key))
@@ -165,7 +158,7 @@ def test_the_first_of_a_rolling_restart_to_lookups_reaches_those_that_do_not_kno
     old = site(own=own)
     with caplog.at_level(logging.INFO, "causeway.replication"):
         node = start(found=old.listens_at)
-        assert eventually(lambda: node.ready)
+        wait_until(lambda: node.ready)
     assert has(node, "kept")
     assert old.hosts[:2] == [LOOKUP, "localhost:1"]
     assert "no exchange" not in caplog.text, "it was refused under one name and taken in under the other"
@@ -180,19 +173,19 @@ def test_a_member_is_called_by_its_own_address_whether_lookup_or_register_told_i
         node = start(found=old.listens_at)
     else:
         node = start(old.listens_at, found="127.0.0.1:9")
-        assert eventually(lambda: node.members() == sorted(["127.0.0.1:1", old.listens_at]))
+        wait_until(lambda: node.members() == sorted(["127.0.0.1:1", old.listens_at]))
         assert node._discovery is not None
         node._discovery.addresses = frozenset({old.listens_at})
-    assert eventually(lambda: node.ready and old.hosts.count(old.listens_at) > 3)
+    wait_until(lambda: node.ready and old.hosts.count(old.listens_at) > 3)
     del old.hosts[:]
-    assert eventually(lambda: len(old.hosts) > 3)
+    wait_until(lambda: len(old.hosts) > 3)
     assert {*old.hosts} == {old.listens_at}
 
 
 def test_pages_ask_for_a_status_by_the_same_name_as_exchanges_go(site: MakeSite, start: Start) -> None:
     old = site()
     node = start(found=old.listens_at)
-    assert eventually(lambda: node.ready and old.listens_at in old.hosts)
+    wait_until(lambda: node.ready and old.listens_at in old.hosts)
     del old.hosts[:]
     told = node.status_of(old.listens_at)
     assert told is not None
@@ -228,11 +221,11 @@ def test_a_certificate_that_names_only_the_lookup_will_do_for_members_that_it_le
     made = certified(tmp_path, "DNS:localhost")
     old = site(tls=made.server)
     node = start(found=old.listens_at, lookup="localhost:1", settings=made.settings)
-    assert eventually(lambda: node.ready)
+    wait_until(lambda: node.ready)
     assert has(node, "kept")
     assert old.listens_at in node.members(), "from now on it is known by its own address"
     old.put("later", b"2")
-    assert eventually(lambda: has(node, "later"))
+    wait_until(lambda: has(node, "later"))
     assert node.status_of(old.listens_at) is not None
 
 
@@ -242,7 +235,7 @@ def test_a_member_whose_certificate_names_both_is_verified_and_called_by_its_add
     made = certified(tmp_path, "DNS:localhost", "IP:127.0.0.1")
     old = site(tls=made.server)
     node = start(found=old.listens_at, lookup="localhost:1", settings=made.settings)
-    assert eventually(lambda: node.ready and old.hosts.count(old.listens_at) > 3)
+    wait_until(lambda: node.ready and old.hosts.count(old.listens_at) > 3)
     assert old.hosts[0] == "localhost:1"
 
 
@@ -253,8 +246,8 @@ def test_who_is_known_from_a_lookup_alone_is_verified_by_no_other_name(
     made = certified(tmp_path, "IP:127.0.0.1")
     stranger = site(tls=made.server)
     node = start(found=stranger.listens_at, lookup="localhost:1", settings=made.settings)
-    assert eventually(lambda: node.ready), "as where nobody answers"
-    assert eventually(lambda: "TLS failed" in caplog.text)
+    wait_until(lambda: node.ready, what="as where nobody answers")
+    wait_until(lambda: "TLS failed" in caplog.text)
     assert stranger.hosts == []
     assert not has(node, "kept")
 
@@ -265,5 +258,5 @@ def test_an_address_in_view_is_known_by_itself_although_lookups_tell_it_too(
     made = certified(tmp_path, "IP:127.0.0.1")
     old = site(tls=made.server)
     node = start(old.listens_at, found=old.listens_at, lookup="localhost:1", settings=made.settings)
-    assert eventually(lambda: node.ready)
+    wait_until(lambda: node.ready)
     assert has(node, "kept")

@@ -17,6 +17,7 @@ from store.engine import Engine, WriteConcern
 from store.errors import Busy, Mismatch, NotReached, OutOfMemory, Refused, StoreError, TooManyAckWaits, TooManyWatchers
 from store.settings import StoreSettings
 from store.versions import Change, Update
+from tests.support.waiting import wait_until
 from tests.support.wire import NOW, write
 
 LONG_S = 20.0
@@ -79,17 +80,11 @@ class Rig:
     def ask(self, request: Callable[..., Any], *args: Any, **options: Any) -> Future[Any]:
         return self.pool.submit(request, *args, **options)
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 5.0
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
     def deferred(self, count: int) -> None:
-        self.until(lambda: self.engine.deferred == count)
+        wait_until(lambda: self.engine.deferred == count)
 
     def watching(self, count: int) -> None:
-        self.until(lambda: self.engine.watchers == count)
+        wait_until(lambda: self.engine.watchers == count)
 
     def receive(self, *updates: Update) -> None:
         with self.engine.lock:
@@ -360,7 +355,7 @@ def acked(rig: Rig, count: int) -> None:
 @pytest.mark.parametrize(("members", "needed"), [(2, 2), ("majority", 2), ("all", 3)])
 def test_a_write_waits_for_as_many_acks_as_it_wants(rig: Rig, members: int | str, needed: int) -> None:
     writing = rig.ask(rig.engine.acknowledged, WriteConcern(members, LONG_S), rig.engine.write, Change("x", b"1"), {})
-    rig.until(lambda: len(rig.engine._waiters) == 1)
+    wait_until(lambda: len(rig.engine._waiters) == 1)
     assert rig.engine.get("x", {}).versions  # It stands here already.
     acked(rig, needed - 1)
     assert not writing.done()
@@ -391,7 +386,7 @@ def test_what_issued_nothing_has_no_acks(rig: Rig) -> None:
 
 def test_a_wait_for_acks_ends_when_the_gate_closes(rig: Rig) -> None:
     writing = rig.ask(rig.engine.acknowledged, WriteConcern(3, LONG_S), rig.engine.write, Change("x", b"1"), {})
-    rig.until(lambda: len(rig.engine._waiters) == 1)
+    wait_until(lambda: len(rig.engine._waiters) == 1)
     rig.close()
     assert result(writing)[1] == (1, False)
 
@@ -399,7 +394,7 @@ def test_a_wait_for_acks_ends_when_the_gate_closes(rig: Rig) -> None:
 def test_one_more_than_may_wait_for_acks_is_refused_before_it_is_made(rig: Rig) -> None:
     for key in ("a", "b"):
         rig.ask(rig.engine.acknowledged, WriteConcern(3, LONG_S), rig.engine.write, Change(key, b"1"), {})
-    rig.until(lambda: rig.engine.ack_waits == 2 and len(rig.engine._waiters) == 2)
+    wait_until(lambda: rig.engine.ack_waits == 2 and len(rig.engine._waiters) == 2)
     with pytest.raises(TooManyAckWaits):
         rig.engine.acknowledged(WriteConcern(3, LONG_S), rig.engine.write, Change("c", b"1"), {})
     assert rig.engine.get("c", {}).versions == ()

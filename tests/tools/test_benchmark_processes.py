@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from kvsite.cluster import MANAGE
+from tests.support.waiting import wait_until
 from tools.benchmark import costs, throughput
 from tools.benchmark.drivers import REPOSITORY, Bundled, Wrk
 from tools.benchmark.lag import Probe
 from tools.benchmark.loads import OPERATIONS, Shape
 from tools.benchmark.processes import Cores, cpu_s, give_way, pinned, resident_bytes
-from tools.benchmark.systems import Causeway, Lab, ask, wait_until
+from tools.benchmark.systems import Causeway, Lab, ask
 
 pytestmark = pytest.mark.processes
 PORT = 25100
@@ -142,7 +143,7 @@ def test_an_interrupted_benchmark_leaves_nothing_behind(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert "Causeway, 1 replica" in process.stdout.readline()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    wait_until("a replica was started", lambda: bool(children.read_text().split()), every_s=0.01)
+    wait_until(lambda: children.read_text().split(), what="a replica was started")
     started = [int(pid) for pid in children.read_text().split()]
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)

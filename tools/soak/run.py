@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import requests
 
-from tests.cluster.support import get, in_step, status
+from tests.cluster.support import converged, get, status
 from tools import history
 from tools.netns.cluster import NetnsCluster
 from tools.soak.clients import KEYS, Client, Setting
@@ -160,7 +160,7 @@ class Run:
 
     def _in_step(self) -> bool:
         try:
-            return in_step(self.cluster)
+            return converged(self.cluster)
         except requests.RequestException:
             return False
 

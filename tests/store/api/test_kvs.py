@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from store.api import context
 from store.engine import Engine
 from store.errors import Busy, StoreError, TooManyWatchers
 from tests.support.api import LIMITS, OWN_ID, PEER_ID, Answer, Api, api, make_store
+from tests.support.waiting import wait_until
 
 __all__ = ["api"]
 
@@ -196,8 +196,7 @@ def test_wait_holds_a_request_until_its_past_is_there(api: Api) -> None:
     asking = threading.Thread(target=lambda: held.append(api.get("/kvs/a?wait=20", {PEER_ID: 1})))
     engine = context.engine()
     asking.start()
-    while not engine.deferred:
-        time.sleep(0.001)
+    wait_until(lambda: engine.deferred)
     with engine.lock:
         api.hear("a", b'"from afar"')
         engine.wake()
@@ -287,8 +286,7 @@ def test_watch_answers_when_the_key_changes(api: Api) -> None:
     headers = {"If-None-Match": OWN_ETAG}
     watching = threading.Thread(target=lambda: held.append(api.get("/kvs/a?wait=20", headers=headers)))
     watching.start()
-    while not context.engine().watchers:
-        time.sleep(0.001)
+    wait_until(lambda: context.engine().watchers)
     assert api.put("/kvs/a", 2).status == 200
     watching.join(10)
     assert (held[0].status, held[0].body["value"]) == (200, 2)
@@ -299,8 +297,8 @@ def test_ttl(api: Api) -> None:
     assert api.ask("PUT", "/kvs/a", {"value": 1, "ttl": 1000}).status == 201
     assert api.ask("PUT", "/kvs/b", {"value": 1, "ttl": 0.000001}).status == 201
     assert api.ask("PUT", "/kvs/c", {"value": 1, "ttl": None}).status == 201
-    time.sleep(0.001)
-    assert [api.get(f"/kvs/{key}").status for key in "abc"] == [200, 404, 200]
+    wait_until(lambda: api.get("/kvs/b").status == 404)
+    assert [api.get(f"/kvs/{key}").status for key in "ac"] == [200, 200]
 
 
 # --- write concern ---------------------------------------------------------------------------------------------------
@@ -345,8 +343,7 @@ def test_who_waits_for_acks_does_not_hold_others_up_and_is_let_go_when_the_gate_
     waiting = threading.Thread(target=lambda: held.append(api.ask("PUT", "/kvs/a", body)))
     waiting.start()
     engine = context.engine()
-    while not engine.ack_waits or api.get("/kvs/a").status == 404:
-        time.sleep(0.001)
+    wait_until(lambda: engine.ack_waits and api.get("/kvs/a").status == 200)
     assert api.put("/kvs/b", 1).status == 201
     with engine.lock:
         api.store.closed = "Replica is not in the view"

@@ -1,0 +1,42 @@
+"""The polling helper of all tests: wait for a condition, with a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_until(
+    condition: Callable[[], T],
+    *,
+    timeout_s: float = 10.0,
+    what: str | Callable[[], object] = "the condition is true",
+    every_s: float = 0.02,
+) -> T:
+    """Call ``condition`` until it returns a true value, and return that value.
+
+    Fails the test after ``timeout_s`` seconds. The failure shows ``what`` (a text, or a function that returns what
+    helps to find the cause) and the last result. The condition is checked at least once, and once more at the deadline.
+
+    An ``OSError`` counts as a false result: a replica that is starting or stopping refuses connections. (The
+    exceptions of ``requests`` are ``OSError`` too.) Any other exception fails the test at once.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        is_last = time.monotonic() >= deadline_s
+        last: object
+        try:
+            result = condition()
+        except OSError as exc:
+            last = exc
+        else:
+            if result:
+                return result
+            last = result
+        if is_last:
+            details = what if isinstance(what, str) else what()
+            raise AssertionError(f"not within {timeout_s:g} s: {details}; last result: {last!r}")
+        time.sleep(max(0.0, min(every_s, deadline_s - time.monotonic())))
