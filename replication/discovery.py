@@ -1,11 +1,11 @@
-"""Peers from DNS (``KV_VIEW_DNS=name:port``): the name is resolved again and again, each address found is a seed.
+"""Discovery of peers by DNS. ``KV_VIEW_DNS=name:port`` is resolved repeatedly; each address found becomes a seed.
 
-An address from DNS says whom to ask (replication/seeds.py), never who belongs: a name service forgets a replica that
-does not answer for a moment, and remembers one that is gone. So nobody leaves the view because a name lost an
-address; replicas leave by draining, or by DELETE /view.
+A discovered address is an address to contact (seeds.py), not a member. A name service drops a replica that does not
+answer for a moment, and keeps one that has died. So no replica leaves the view because its address disappears from
+DNS: replicas leave when they drain, or by DELETE /view.
 
-``getaddrinfo`` blocks, for many seconds where no name server answers. It runs in one thread of its own, one lookup at
-a time, without any lock: whatever a name server does, clients and exchanges do not notice.
+``getaddrinfo`` blocks, possibly for many seconds when no name server answers. So lookups run one at a time in a thread
+of their own that takes no lock during a lookup. A slow name server delays neither clients nor exchanges.
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ from replication.address import join_address, parse_address, split_address
 logger = logging.getLogger("causeway.replication")
 
 FIRST_INTERVAL_S: Final = 0.2
-"""Pause between lookups until the first one has found somebody: a replica that starts waits for that."""
+"""Longest pause between lookups until the first one succeeds, because a joining replica waits for that."""
 
 MAX_ADDRESSES: Final = 256
-"""Addresses of one lookup that are used at most: each one that does not answer holds a thread."""
+"""Addresses used of one lookup at most, because each address that does not answer occupies a thread."""
 
 OnAddresses = Callable[[frozenset[str]], None]
 
 
 class LookupFailed(Exception):
-    """The name did not resolve; the text says how, for the log."""
+    """The name did not resolve. The text is the reason, for the log."""
 
 
 def resolve(name: str, port: int) -> frozenset[str]:
-    """Return the addresses (``host:port``, IPv4 and IPv6) that ``name`` has now. Raises ``LookupFailed``; blocks."""
+    """Return the addresses (``host:port``, IPv4 and IPv6) of ``name``. Blocks. Raises ``LookupFailed``.
+
+    Returns at least 1 and at most ``MAX_ADDRESSES``: the first ones in sorted order, so that all replicas use the same.
+    """
     try:
         records = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-        # A zone (fe80::1%eth0) means something on one machine only.
+        # Skip addresses with a zone (fe80::1%eth0): a zone is meaningful on one machine only.
         hosts = {host for record in records if "%" not in (host := str(record[4][0]))}
     except (OSError, UnicodeError) as exc:
         raise LookupFailed(getattr(exc, "strerror", None) or str(exc)) from exc
@@ -48,52 +51,53 @@ def resolve(name: str, port: int) -> frozenset[str]:
 
 
 class Discovery:
-    """Looks ``address`` (``name:port``) up every ``interval_s`` seconds, in a thread of its own.
-
-    ``found``: the addresses of the last lookup that found any.
-    """
+    """Resolves ``address`` (``name:port``) every ``interval_s`` seconds, in a thread of its own."""
 
     def __init__(
         self, address: str, interval_s: float, *, lookup: Callable[[str, int], frozenset[str]] = resolve
     ) -> None:
         self.address = address
         self.addresses: frozenset[str] = frozenset()
+        """Result of the last successful lookup; empty before it. Replaced as a whole, so any thread may read it."""
         self._host, self._port = split_address(address)
         self._interval_s = interval_s
         self._lookup = lookup
-        self._ended = threading.Event()
-        self._told = ""
+        self._stopped = threading.Event()
+        self._last_logged = ""
 
-    def start(self, on_found: OnAddresses) -> None:
-        """Begin. ``on_found`` is called from the thread, after each lookup that found somebody."""
-        threading.Thread(target=self._run, args=(on_found,), name="discovery", daemon=True).start()
+    def start(self, on_addresses: OnAddresses) -> None:
+        """Start the thread. It calls ``on_addresses`` with the result of each successful lookup."""
+        threading.Thread(target=self._run, args=(on_addresses,), name="discovery", daemon=True).start()
 
     def stop(self) -> None:
-        """Look nothing up any more. A lookup under way is not waited for: it may take long, and nobody needs it."""
-        self._ended.set()
+        """Stop without waiting for a lookup in progress, which may block for long. Its result is not reported."""
+        self._stopped.set()
 
-    def _run(self, on_found: OnAddresses) -> None:
-        while not self._ended.is_set():
+    def _run(self, on_addresses: OnAddresses) -> None:
+        while not self._stopped.is_set():
             try:
-                self.look_up(on_found)
-            except Exception:  # Later peers are found by this thread alone: it must live on.
+                self.look_up(on_addresses)
+            except Exception:  # This thread must survive: no other one finds replicas that start later.
                 logger.exception("lookup of %s failed", self.address)
             pause_s = self._interval_s if self.addresses else min(self._interval_s, FIRST_INTERVAL_S)
-            self._ended.wait(pause_s)
+            self._stopped.wait(pause_s)
 
-    def look_up(self, on_found: OnAddresses) -> None:
-        """Resolve once. Where that fails, what is known stays; the log is told when the outcome is another one."""
+    def look_up(self, on_addresses: OnAddresses) -> None:
+        """Resolve the name once and report its addresses. If that fails, keep the previous addresses.
+
+        The outcome is logged if it differs from that of the previous lookup.
+        """
         try:
-            found = self._lookup(self._host, self._port)
+            addresses = self._lookup(self._host, self._port)
         except LookupFailed as exc:
-            self._tell(logging.WARNING, f"KV_VIEW_DNS: {self._host} does not resolve: {exc}")
+            self._log_change(logging.WARNING, f"KV_VIEW_DNS: {self._host} does not resolve: {exc}")
             return
-        self.addresses = found
-        self._tell(logging.INFO, f"KV_VIEW_DNS: {self._host} resolves to {', '.join(sorted(found))}")
-        if not self._ended.is_set():
-            on_found(found)
+        self.addresses = addresses
+        self._log_change(logging.INFO, f"KV_VIEW_DNS: {self._host} resolves to {', '.join(sorted(addresses))}")
+        if not self._stopped.is_set():
+            on_addresses(addresses)
 
-    def _tell(self, level: int, outcome: str) -> None:
-        if outcome != self._told:
-            self._told = outcome
+    def _log_change(self, level: int, outcome: str) -> None:
+        if outcome != self._last_logged:
+            self._last_logged = outcome
             logger.log(level, "%s", outcome)

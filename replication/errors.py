@@ -1,35 +1,38 @@
-"""What can go wrong between replicas.
+"""Errors of replication.
 
 ReplicationError
-├── BadMessage      what arrived is no message of ours (the peer's fault); nothing of it was taken
-├── Unreachable     a peer did not answer in time, or not with a message of ours
-│   ├── MessageRejected     it says that what we sent is no message of its protocol; nothing was taken
-│   └── NotTrusted  it does not prove that it is of this cluster, or does not take us for one; nothing was taken
-└── AddressTaken    another live process uses this replica's address: this one has to stop
+├── BadMessage           a peer sent something that is not a valid message (the peer's fault)
+├── Unreachable          an exchange with a peer failed: no response in time, or not the response of a replica
+│   ├── MessageRejected  the peer answered 400: it does not understand our message or does not accept our Host header
+│   └── NotTrusted       one side does not accept the other as a member of its cluster
+└── DuplicateAddress     another live process uses this replica's address: this process has to stop
+
+After any of them this replica's state is as before the call. After ``Unreachable`` the peer may nevertheless have
+applied the message; after its two subclasses it has not.
 """
 
 from __future__ import annotations
 
 
 class ReplicationError(Exception):
-    """Base of all that replication raises on purpose."""
+    """Base class of all errors that replication raises on purpose."""
 
 
 class BadMessage(ReplicationError):
-    """What a peer sent cannot be a message of a correct replica; the state is as before."""
+    """A message that a correct replica cannot have sent. Nothing of it was applied."""
 
 
 class Unreachable(ReplicationError):
-    """A peer could not be asked; it may or may not have got the message."""
+    """An exchange with a peer failed. The peer may or may not have received the message."""
 
 
 class MessageRejected(Unreachable):
-    """The peer does not understand us: its protocol is of another version, or it is no replica."""
+    """The peer rejected the message: its protocol version differs, or it is not a replica."""
 
 
 class NotTrusted(Unreachable):
-    """One of the two sides does not take the other for a replica of its cluster: secret, token, clock, certificate."""
+    """The cluster secret, API token or TLS certificate of one side is not valid for the other side."""
 
 
 class DuplicateAddress(ReplicationError):
-    """Another process with a higher incarnation talks under this replica's address."""
+    """A process with a higher incarnation sends messages under this replica's address."""

@@ -1,7 +1,7 @@
-"""What exchanges showed, in numbers: how late updates become visible, how far clocks are apart, how large messages are.
+"""Metrics of exchanges: replication lag, clock drift, message sizes and round trip times.
 
-Filled under the engine's lock, so it has to cost next to nothing: one update an exchange is looked at, the oldest
-that it brought.
+The node updates them under the engine's lock, so each update must be cheap: of each message, only its first new update
+is measured. All tables are keyed by address, not by replica id, so that series continue after a restart.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ from store.histogram import BYTES, Histogram
 from store.versions import Update
 
 MAX_ADDRESSES = 1024
-"""Who talks is not always who belongs: what strangers can make this remember is bounded."""
+"""Addresses in each table at most. A sender need not be a member, so strangers could otherwise grow the tables."""
 
 
 class ExchangeMetrics:
-    """Not thread-safe. Everything is by address, not by replica id: a restart goes on where it was."""
+    """Metrics of all exchanges of one replica. Not thread-safe."""
 
     def __init__(self) -> None:
         self.visibility_lag_s: dict[str, Histogram] = {}
-        """Origin -> hybrid time at which an update of it was applied here, less the hybrid time of its issue."""
+        """Origin's address -> hybrid time at which its update was applied here, minus the update's hybrid time."""
         self.drift_s: dict[str, float] = {}
-        """Peer -> its hybrid time less this replica's, at its last message. Above 0: its clock ran ahead; else about
-        the time that the message took, negative."""
+        """Peer's address -> hybrid time in its last message, minus this replica's at receipt. Positive: the peer's
+        clock is ahead. Otherwise negative, by about the transmission time."""
         self.jumped_s = 0.0
-        """By how much, in all, peers' clocks have pushed this replica's hybrid clock forward."""
+        """Sum of all positive drifts: how far messages have pushed this replica's hybrid clock forward. Only grows."""
         self.exchange_s = Histogram()
-        """Round trips that this replica began."""
+        """Round trip times of exchanges that this replica started."""
         self.message_bytes = {
             (role, direction): Histogram(BYTES) for role in ("asked", "answered") for direction in ("sent", "received")
         }
+        """(role of this replica in the exchange, direction) -> body sizes."""
 
     def record_peer_time(self, sender: str, time_us: int, store: CausalStore, now: Instant) -> None:
-        """Note the hybrid time that a message told; called before the message is taken in."""
+        """Record the hybrid time of a message from ``sender``. Call it before the message is applied."""
         drift_s = (time_us - store.hybrid.read(now)) / 1e6
         if len(self.drift_s) < MAX_ADDRESSES or address_of(sender) in self.drift_s:
             self.drift_s[address_of(sender)] = drift_s
@@ -43,7 +44,7 @@ class ExchangeMetrics:
             self.jumped_s += drift_s
 
     def record_visibility(self, update: Update | None, store: CausalStore, now: Instant) -> None:
-        """Note how old an update was when it was applied, if it was; see ``first_unapplied``."""
+        """Record the age of ``update`` if it has been applied. ``update``: the result of ``first_unapplied``."""
         if update is None or store.clock.get(update.origin, 0) < update.counter:
             return
         histogram = self.visibility_lag_s.get(address_of(update.origin))
@@ -54,12 +55,15 @@ class ExchangeMetrics:
         histogram.observe(max(0.0, (store.hybrid.read(now) - update.timestamp) / 1e6))
 
     def record_message_sizes(self, role: str, sent: int, received: int) -> None:
-        """Note the sizes of a request and its reply. ``role``: ``asked`` or ``answered``."""
+        """Record the body sizes of one exchange. ``role``: ``asked`` if this replica started it, else ``answered``."""
         self.message_bytes[role, "sent"].observe(sent)
         self.message_bytes[role, "received"].observe(received)
 
     def copy(self, addresses: frozenset[str]) -> ExchangeMetrics:
-        """Return a copy, to be read while this one goes on; forget addresses other than these here as well."""
+        """Return a copy limited to ``addresses``, for reading without the lock.
+
+        The original forgets other addresses too, so that removed members do not stay in the tables.
+        """
         for by_address in (self.visibility_lag_s, self.drift_s):
             for address in by_address.keys() - addresses:
                 del by_address[address]
@@ -73,5 +77,5 @@ class ExchangeMetrics:
 
 
 def first_unapplied(updates: Sequence[Update], clock: Clock) -> Update | None:
-    """Return the first of ``updates`` that ``clock`` does not cover: the one that is longest on its way."""
+    """Return the first of ``updates`` that ``clock`` does not cover: the one that has been in flight longest."""
     return next((update for update in updates if clock.get(update.origin, 0) < update.counter), None)

@@ -1,18 +1,21 @@
-"""How long new writes wait for company, so that one exchange carries many of them where the CPU is short.
+"""Pacing: how long new writes wait, so that one exchange carries many of them when the CPU is short. Pure.
 
-An exchange costs a hundred times as much as an update in it. Where there is CPU to spare that does not matter, and the
-sooner a write leaves the better; where clients wait for the CPU, exchanges are to leave it to them. Two signs tell:
+An exchange costs about a hundred times as much CPU as one update in it. With spare CPU that does not matter: a write is
+sent as soon as possible. When clients compete for the CPU, fewer and larger exchanges leave more of it to them. Two
+signals set the interval between exchanges:
 
-* *A round trip takes long*: the peer has its own clients to serve. It is left as much time as it takes, at least.
-* *Threads wake late*: whoever talks to a peer sleeps until an exchange is due, and how much later it runs is how long
-  this process makes its threads wait. With few requests at a time a thread runs at once, with many it stands in line.
+* *Round trip time.* A long round trip means that the peer is busy with its own clients. The interval is at least a
+  multiple of the round trip (``pace_round_trips``).
+* *Wakeup delay.* A peer thread sleeps until its next exchange is due. How much later it runs shows how long threads of
+  this process wait for the CPU. The interval is at least a multiple of that delay (``pace_times_late``).
 
-A thread may wake late for other reasons: a collection, or somebody else on the machine. That makes some of them late,
-and a busy process nearly all. So what counts is what a quarter of the last ones stayed below: it tells full load from
-half of it by three to seven times, and the mean of lateness or of round trips by less than two (docs/benchmarks).
+A thread may also wake late because of a garbage collection or another process. That delays some wakeups, whereas a busy
+process delays nearly all of them. So the delay that counts is the lower quartile of the recent wakeups. Between half
+and full load it grows three to seven times; the mean delay and the mean round trip grow less than two times
+(docs/benchmarks).
 
-Sources: a delay that lasts tells load from a burst, and the low end of a window shows it: Nichols and Jacobson, ACM
-Queue 2012 (CoDel). Time spent waiting to run as the sign of overload: Zhou et al., SoCC 2018 (DAGOR).
+Sources: the low end of a window tells lasting delay from a burst: Nichols and Jacobson, ACM Queue 2012 (CoDel). Time
+spent waiting to run as the signal of overload: Zhou et al., SoCC 2018 (DAGOR).
 """
 
 from __future__ import annotations
@@ -22,37 +25,45 @@ from collections import deque
 from replication.settings import ReplicationSettings
 
 WINDOW_S = 1.0
-"""How old a wake may be to count."""
+"""Wakeups older than this do not count."""
 
 MAX_WAKEUPS = 32
-"""How many of the last wakes count, of all threads that talk to peers."""
+"""Number of recent wakeups that count, of all peer threads together."""
 
 MIN_WAKEUPS = 4
-"""With fewer there is no quarter to look at: somebody who talks so seldom is not to be slowed down."""
+"""With fewer recent wakeups there is no quartile, and the wakeup delay counts as 0."""
 
 
 class Pacing:
-    """How far apart exchanges with one peer that carry writes are. Times are monotonic seconds."""
+    """Computes the interval between exchanges that carry writes to one peer. Not thread-safe.
+
+    Times are monotonic seconds.
+    """
 
     def __init__(self, settings: ReplicationSettings) -> None:
         self._settings = settings
         self._wakeups: deque[tuple[float, float]] = deque(maxlen=MAX_WAKEUPS)
+        """(time, delay in seconds) of recent wakeups, oldest first."""
 
     def record_wakeup(self, delay_s: float, now_s: float) -> None:
-        """Note that a thread woke ``delay_s`` after the time that it had set."""
+        """Record that a peer thread woke ``delay_s`` after the time that it had set."""
         self._wakeups.append((now_s, delay_s))
 
     def wakeup_delay_s(self, now_s: float) -> float:
-        """Return what a quarter of the last wakes were late by at most; 0 where there were too few."""
-        wakes = self._wakeups
-        while wakes and wakes[0][0] < now_s - WINDOW_S:
-            wakes.popleft()
-        if len(wakes) < MIN_WAKEUPS:
+        """Return the lower quartile of the recent wakeup delays; 0 if there are fewer than ``MIN_WAKEUPS``."""
+        wakeups = self._wakeups
+        while wakeups and wakeups[0][0] < now_s - WINDOW_S:
+            wakeups.popleft()
+        if len(wakeups) < MIN_WAKEUPS:
             return 0.0
-        return sorted([delay_s for _, delay_s in wakes])[len(wakes) // 4]
+        return sorted([delay_s for _, delay_s in wakeups])[len(wakeups) // 4]
 
     def interval_s(self, round_trip_s: float, now_s: float) -> float:
-        """Return how long after the beginning of an exchange the next one begins; ``round_trip_s``: as one takes."""
+        """Return the least time from the start of one exchange with a peer to the start of the next.
+
+        ``round_trip_s``: the present round trip time of exchanges with that peer. The result is between ``pace_s`` and
+        ``max_pace_s``.
+        """
         settings = self._settings
         wanted_s = max(settings.pace_round_trips * round_trip_s, settings.pace_times_late * self.wakeup_delay_s(now_s))
         return max(settings.pace_s, min(wanted_s, settings.max_pace_s))

@@ -1,27 +1,25 @@
-"""Proof that whoever sent a request, or answered it, has the cluster's secret (``KV_CLUSTER_SECRET``).
-
-Pure: keys, messages, the time and nonces come in; headers and verdicts go out.
+"""Proof that the sender of a request or response has the cluster's secret (``KV_CLUSTER_SECRET``). Pure.
 
 Theory of operation
 -------------------
-A request carries one header, ``X-Causeway-Proof: 1 <to> <time> <nonce> <digest> <mac>``. The MAC (HMAC-SHA256) covers
-method, path with query, and the other fields; the digest (SHA-256) covers the body, so that a receiver can refuse a
-stranger before it reads what he sends. A reply carries ``1 <from> <time> <mac>``, and its MAC covers the request's
-nonce, the status and the body: a reply is as good as a request, and none can be played back either.
+A request carries the header ``X-Causeway-Proof: 1 <receiver> <time> <nonce> <digest> <mac>``. The MAC (HMAC-SHA256)
+covers the method, the path with its query and the other fields. The digest (SHA-256) is that of the body, so a receiver
+can reject a stranger before it reads the body. A response carries ``1 <sender> <time> <mac>``. Its MAC covers the
+request's nonce, the status and the body, so a response proves as much as a request and cannot be replayed either.
 
-What makes a recorded request worthless:
+Three fields make a recorded request useless:
 
-* the nonce: a receiver takes each one once. It remembers them for as long as their time is acceptable;
-* the time: within ``window_s`` of the receiver's, which bounds what there is to remember;
-* ``to``: the receiver's replica id, incarnation included. A request that changes anything has to name it, so it is
-  worth nothing at another replica, nor at this one after a restart, when the nonces are forgotten. One that only reads
-  may name nobody (``-``): that is how a sender gets to know the id.
+* Nonce: a receiver accepts each nonce once. It remembers a nonce for as long as its time is acceptable.
+* Time: it has to be within ``window_s`` of the receiver's clock. This bounds how many nonces there are to remember.
+* Receiver: the replica id, incarnation included. A request that changes anything has to name its receiver. So it is
+  useless at another replica, and at the same one after a restart, which forgets the nonces. A request that only reads
+  may leave the receiver open (``-``); this is how a sender learns the id.
 
-Clocks that are off, even by hours, cut nobody off. A request that is refused for its time, or because the receiver has
-a new incarnation, still proves the secret; so the refusal is a proven reply, it tells the receiver's id and time, and
-the sender reckons with those from then on. A stranger, whose MAC is wrong, gets a refusal without proof.
+A wrong clock, even by hours, does not exclude a replica. A request that is rejected for its time, or because the
+receiver has a new incarnation, still proves the secret. So the rejection is a response with proof, which contains the
+receiver's id and time; the sender uses both from then on. A stranger's MAC is wrong; its rejection carries no proof.
 
-This is proof, not secrecy: whoever can read the wire reads the data. That is what TLS is for.
+The proof does not encrypt: TLS does that.
 """
 
 from __future__ import annotations
@@ -35,19 +33,23 @@ from typing import Final, NamedTuple
 HEADER: Final = "X-Causeway-Proof"
 VERSION: Final = "1"
 ANY_RECEIVER: Final = "-"
+"""Stands for the receiver in a request that only reads."""
+
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods of requests that only read."""
 
 MAX_NONCES: Final = 1_000_000
-"""Nonces remembered at most (some 100 bytes each). Only holders of the secret can fill it; then they have to wait."""
+"""Nonces remembered at most, about 100 bytes each. Only senders that have the secret can reach this limit; further
+requests with proof are rejected until old nonces expire."""
 
 _REQUEST: Final = re.compile(r"1 (\S{1,300}) ([0-9]{1,17}) ([0-9a-f]{32}) ([0-9a-f]{64}) ([0-9a-f]{64})")
-_REPLY: Final = re.compile(r"1 (\S{1,300}) ([0-9]{1,17}) ([0-9a-f]{64})")
+_RESPONSE: Final = re.compile(r"1 (\S{1,300}) ([0-9]{1,17}) ([0-9a-f]{64})")
 
 
 class RequestProof(NamedTuple):
-    """What a request's header says; nothing of it is proven yet. ``time_us``: the sender's, as Unix time."""
+    """The fields of a request's header, not verified yet. ``time_us``: the sender's clock, Unix microseconds."""
 
-    to: str
+    receiver: str
     time_us: int
     nonce: str
     digest: str
@@ -55,49 +57,56 @@ class RequestProof(NamedTuple):
 
 
 class ResponseSender(NamedTuple):
-    """What a proven reply tells of its sender: its replica id, and its time in microseconds."""
+    """The verified sender of a response: its replica id and its clock in Unix microseconds."""
 
     replica: str
     time_us: int
 
 
 def derive_key(secret: str) -> bytes:
-    """Return the key that ``secret`` stands for. Stretched (some 50 ms): a recorded MAC invites to try secrets."""
+    """Return the key for ``secret``, 32 bytes.
+
+    Slow on purpose (about 50 ms): anybody who has recorded a MAC can try secrets against it.
+    """
     return hashlib.scrypt(secret.encode(), salt=b"causeway cluster proof 1", n=2**14, r=8, p=1, dklen=32)
 
 
-def sign_request(key: bytes, method: str, target: str, body: bytes, *, to: str, now_us: int, nonce: str) -> str:
-    """Return the header for a request. ``target``: path and query; ``nonce``: 32 random hex digits, never reused."""
+def sign_request(key: bytes, method: str, target: str, body: bytes, *, receiver: str, now_us: int, nonce: str) -> str:
+    """Return the header for a request.
+
+    ``target``: path and query. ``receiver``: a replica id or ``ANY_RECEIVER``. ``nonce``: 32 random hex digits that are
+    never used again.
+    """
     digest = hashlib.sha256(body).hexdigest()
-    mac = _mac(key, "request", (method, target, to, str(now_us), nonce, digest))
-    return f"{VERSION} {to} {now_us} {nonce} {digest} {mac}"
+    mac = _mac(key, "request", (method, target, receiver, str(now_us), nonce, digest))
+    return f"{VERSION} {receiver} {now_us} {nonce} {digest} {mac}"
 
 
 def parse_request_proof(header: str) -> RequestProof | None:
-    """Return what a request's header says; None where it is none of this version."""
+    """Return the fields of a request's header; None if it is malformed or of another version."""
     match = _REQUEST.fullmatch(header)
     if match is None:
         return None
-    to, time_us, nonce, digest, mac = match.groups()
-    return RequestProof(to, int(time_us), nonce, digest, mac)
+    receiver, time_us, nonce, digest, mac = match.groups()
+    return RequestProof(receiver, int(time_us), nonce, digest, mac)
 
 
 def has_valid_mac(key: bytes, proof: RequestProof, method: str, target: str) -> bool:
-    """Return whether whoever made ``proof`` has ``key``; in constant time."""
-    fields = (method, target, proof.to, str(proof.time_us), proof.nonce, proof.digest)
+    """Return whether ``proof`` was made with ``key`` for this request. Takes constant time."""
+    fields = (method, target, proof.receiver, str(proof.time_us), proof.nonce, proof.digest)
     return hmac.compare_digest(_mac(key, "request", fields), proof.mac)
 
 
 def sign_response(key: bytes, nonce: str, status: int, body: bytes, *, sender: str, now_us: int) -> str:
-    """Return the header for the reply to the request that had ``nonce``."""
+    """Return the header for the response to the request that had ``nonce``. ``sender``: own replica id."""
     digest = hashlib.sha256(body).hexdigest()
     mac = _mac(key, "reply", (nonce, str(status), sender, str(now_us), digest))
     return f"{VERSION} {sender} {now_us} {mac}"
 
 
 def verify_response(key: bytes, header: str, nonce: str, status: int, body: bytes) -> ResponseSender | None:
-    """Return who replied and its time; None where the header does not prove that it has ``key`` and means this."""
-    match = _REPLY.fullmatch(header)
+    """Return the sender of a response; None if ``header`` was not made with ``key`` for this request and response."""
+    match = _RESPONSE.fullmatch(header)
     if match is None:
         return None
     sender, time_us, mac = match.groups()
@@ -106,9 +115,11 @@ def verify_response(key: bytes, header: str, nonce: str, status: int, body: byte
 
 
 class ProofCheck(NamedTuple):
-    """What to make of a request. ``refusal``: why not, empty where it may come in.
+    """Result of verifying a request's proof.
 
-    ``nonce`` is empty where no secret is proven: then the reply must not be signed. ``key``: the one to sign it with.
+    ``rejection``: why the request is rejected; empty if it is accepted.
+    ``nonce``: empty if the proof was not made with one of our keys. Then the response must not be signed.
+    ``digest``: the SHA-256 that the body has to have. ``key``: the key that made the proof; it also signs the response.
     """
 
     rejection: str
@@ -118,59 +129,67 @@ class ProofCheck(NamedTuple):
 
 
 class ProofVerifier:
-    """Judges requests at one replica. Not thread-safe.
+    """Verifies the proofs of requests to one replica, and remembers their nonces. Not thread-safe.
 
-    ``keys``: any of them will do, so that a secret can be changed while the cluster runs; ``window_s``: how far a
-    request's time may be off.
+    ``keys``: a proof with any of them is accepted, so that the secret can be changed while the cluster runs.
+    ``window_s``: how far a request's time may be from the receiver's, in either direction.
     """
 
     def __init__(self, keys: Iterable[bytes], window_s: float, max_nonces: int = MAX_NONCES) -> None:
         self._keys = tuple(keys)
         self._window_us = round(window_s * 1_000_000)
         self._max_nonces = max_nonces
-        # A nonce's time is acceptable for at most two windows. Two generations, each as long, remember it through.
-        self._young: set[str] = set()
-        self._old: set[str] = set()
-        self._turned_us = 0
+        # A nonce has to be remembered for two windows: its time may be one window ahead, and is accepted until it is
+        # one window behind. Each generation collects nonces for at least two windows; then the next one starts and the
+        # previous one is dropped.
+        self._recent_nonces: set[str] = set()
+        self._older_nonces: set[str] = set()
+        self._rotated_us = 0
 
     def verify(self, header: str, method: str, target: str, *, own_id: str, now_us: int) -> ProofCheck:
-        """Return what to make of a request; its nonce is used up where it may come in."""
+        """Verify the proof of a request. If it is accepted, its nonce is used up.
+
+        ``target``: path and query. ``own_id``: the receiver's replica id. ``now_us``: the receiver's clock.
+        """
         proof = parse_request_proof(header)
         if proof is None:
-            return ProofCheck("the proof is none of version 1")
+            return ProofCheck("the proof is malformed or not of version 1")
         for key in self._keys:
             if has_valid_mac(key, proof, method, target):
-                return ProofCheck(self._refusal(proof, method, own_id, now_us), proof.nonce, proof.digest, key)
-        return ProofCheck("the proof is of another KV_CLUSTER_SECRET, or of another request")
+                return ProofCheck(self._reject_replay(proof, method, own_id, now_us), proof.nonce, proof.digest, key)
+        return ProofCheck("the proof was made with another KV_CLUSTER_SECRET or for another request")
 
-    def _refusal(self, proof: RequestProof, method: str, own_id: str, now_us: int) -> str:
+    def _reject_replay(self, proof: RequestProof, method: str, own_id: str, now_us: int) -> str:
+        """Return why a request with a valid MAC is rejected; empty if it is accepted."""
         ahead_us = proof.time_us - now_us
         if abs(ahead_us) > self._window_us:
-            behind = "ahead of" if ahead_us > 0 else "behind"
+            relation = "ahead of" if ahead_us > 0 else "behind"
             return (
-                f"the sender's clock is {abs(ahead_us) / 1e6:.0f} s {behind} this replica's: one of the two is wrong, "
-                f"or this is a recorded request ({self._window_us / 1e6:g} s are allowed)"
+                f"the sender's clock is {abs(ahead_us) / 1e6:.0f} s {relation} this replica's: one of the two is "
+                f"wrong, or this is a recorded request (at most {self._window_us / 1e6:g} s are allowed)"
             )
-        if proof.to != own_id and (proof.to != ANY_RECEIVER or method not in SAFE_METHODS):
-            return "it is meant for another replica, or for an earlier incarnation of this one"
-        return self._use_up(proof.nonce, now_us)
+        if proof.receiver != own_id and (proof.receiver != ANY_RECEIVER or method not in SAFE_METHODS):
+            return "the request is meant for another replica or for an earlier incarnation of this one"
+        return self._use_nonce(proof.nonce, now_us)
 
-    def _use_up(self, nonce: str, now_us: int) -> str:
-        if now_us - self._turned_us > 2 * self._window_us:
-            # Longer ago than two generations: what is old is of no use any more, whichever set it is in.
-            stale = now_us - self._turned_us > 4 * self._window_us
-            self._old, self._young, self._turned_us = set() if stale else self._young, set(), now_us
-        if nonce in self._young or nonce in self._old:
+    def _use_nonce(self, nonce: str, now_us: int) -> str:
+        """Remember ``nonce``. Returns why that is rejected; empty if it is accepted."""
+        if now_us - self._rotated_us > 2 * self._window_us:
+            # Four windows without a rotation: the recent nonces, too, were added more than two windows ago.
+            both_expired = now_us - self._rotated_us > 4 * self._window_us
+            self._older_nonces = set() if both_expired else self._recent_nonces
+            self._recent_nonces, self._rotated_us = set(), now_us
+        if nonce in self._recent_nonces or nonce in self._older_nonces:
             return "this request was received before"
-        if len(self._young) + len(self._old) >= self._max_nonces:
+        if len(self._recent_nonces) + len(self._older_nonces) >= self._max_nonces:
             return "too many requests with proof at once; try again later"
-        self._young.add(nonce)
+        self._recent_nonces.add(nonce)
         return ""
 
 
-def _mac(key: bytes, what: str, fields: Iterable[str]) -> str:
-    """Each field goes in with its length: no two lists of fields look alike."""
-    mac = hmac.new(key, f"causeway {what} {VERSION}".encode(), hashlib.sha256)
+def _mac(key: bytes, purpose: str, fields: Iterable[str]) -> str:
+    """Return the MAC of ``fields`` in hex. Each is preceded by its length, so different lists never look alike."""
+    mac = hmac.new(key, f"causeway {purpose} {VERSION}".encode(), hashlib.sha256)
     for field in fields:
         encoded = field.encode("utf-8", "surrogateescape")
         mac.update(len(encoded).to_bytes(8, "big"))

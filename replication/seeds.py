@@ -1,17 +1,20 @@
-"""Seeds: addresses to ask until they have answered once. Pure.
+"""Seeds: addresses that this replica contacts until each has answered once. Pure.
 
-They come from two sources. Those of ``VIEW`` are fixed: each is asked until it answers. Those of lookups
-(``KV_VIEW_DNS``) come and go: what the latest lookup found replaces what the one before it found, so an address that
-was never reached and has left the name is asked no more, and one that comes back is asked anew (a name service hands
-out the address of a dead host again: who answers there now may be somebody else).
+There are two sources:
 
-A seed says whom to ask, not who belongs: the answer tells the replica's own name and its register (view.py). An
-address that leaves the name therefore takes nobody out of the view.
+* ``VIEW`` names the fixed seeds. Each is contacted until it answers.
+* Lookups of ``KV_VIEW_DNS`` find further ones. Each lookup replaces the result of the one before. So an address that
+  never answered and has disappeared from the result is not contacted any more. An address that reappears is contacted
+  anew, because a name service may assign the address of a dead host to another replica.
 
-Until a lookup has found somebody else, this replica is *blind*: it does not know whom it does not know. It then joins
-as if one more seed did not answer (joining.py), and gives nothing up as lost (lost.py, rule 2). Its own address proves
-nothing: a name service may know of it before it knows of those that started a little earlier. Only where lookups go on
-finding nobody else for as long as it takes to count one as down, it is the only one.
+A seed is an address to contact, not a member: its reply contains the replica's own address and its membership table
+(membership.py). So an address that disappears from a lookup removes no member.
+
+Until a lookup has found another replica, this replica is *undiscovered*: it cannot know which replicas exist. While
+undiscovered, it joins as if one more seed had not answered (recovery.py), and declares no update unrecoverable
+(loss.py, rule 2). Finding its own address proves nothing, because a name service may know a new replica before it knows
+others that started a little earlier. Only if lookups find nobody else for as long as it takes to count a member as down
+does the replica conclude that it is the only one.
 """
 
 from __future__ import annotations
@@ -20,38 +23,49 @@ from collections.abc import Iterable
 
 
 class Seeds:
-    """The seeds of the replica at ``own``. ``discovers``: lookups tell further ones as time goes on."""
+    """The seeds of the replica at the address ``own``.
+
+    ``fixed``: addresses from ``VIEW``. ``discovers``: whether lookups will find further seeds. Times are monotonic
+    seconds.
+    """
 
     def __init__(self, own: str, fixed: Iterable[str], *, discovers: bool, now_s: float) -> None:
         self.unanswered: dict[str, float] = {seed: now_s for seed in fixed if seed != own}
-        """Address -> since when it is asked, monotonic seconds."""
-        self._discovers = discovers
-        self._has_met_others = False
-        self._own_aliases: set[str] = set()
-        self._alone_since_s: float | None = None
-        self._own = own
+        """Seeds that have not answered: address -> when this replica began to contact it. Never contains ``own``."""
         self.fixed = frozenset(self.unanswered)
-        """The seeds of ``VIEW``."""
+        """The seeds from ``VIEW``. Never changes."""
+        self._own = own
+        self._discovers = discovers
         self._discovered: frozenset[str] = frozenset()
+        """The result of the last lookup, without ``own`` and without ``fixed``."""
+        self._own_aliases: set[str] = set()
+        """Those of ``_discovered`` at which this replica itself answered."""
+        self._has_met_others = False
+        """Whether another replica has ever answered at a discovered address."""
+        self._alone_since_s: float | None = None
+        """Since when every lookup has found only this replica; None before the first lookup or if others are found."""
 
     def update(self, addresses: Iterable[str], now_s: float) -> list[str]:
-        """Take in what a lookup found; return the addresses of the one before it that are gone, in order."""
-        found = frozenset(addresses) - {self._own} - self.fixed
-        gone = sorted(self._discovered - found)
-        for address in gone:
+        """Replace the discovered seeds by the result of a lookup.
+
+        Returns the addresses that the previous lookup found and this one did not, sorted.
+        """
+        discovered = frozenset(addresses) - {self._own} - self.fixed
+        disappeared = sorted(self._discovered - discovered)
+        for address in disappeared:
             self.unanswered.pop(address, None)
-        for address in sorted(found - self._discovered):
+        for address in sorted(discovered - self._discovered):
             self.unanswered[address] = now_s
-        self._discovered = found
-        self._own_aliases &= found
-        if found - self._own_aliases:
+        self._discovered = discovered
+        self._own_aliases &= discovered
+        if discovered - self._own_aliases:
             self._alone_since_s = None
         elif self._alone_since_s is None:
             self._alone_since_s = now_s
-        return gone
+        return disappeared
 
     def mark_answered(self, address: str, *, is_own: bool) -> None:
-        """Ask ``address`` no more, because it has answered; ``is_own``: it leads to this replica itself."""
+        """Record that ``address`` has answered. ``is_own``: this replica itself answered there."""
         if is_own:
             self._own_aliases.add(address)
         elif address in self._discovered:
@@ -59,11 +73,15 @@ class Seeds:
         self.remove(address)
 
     def is_undiscovered(self, now_s: float, alone_after_s: float) -> bool:
-        """Whether no lookup has told of anybody else yet, nor for ``alone_after_s`` that there is nobody else."""
+        """Return whether this replica cannot know yet which replicas exist.
+
+        False as soon as a lookup has found an address that is not this replica's own, or once lookups have found nobody
+        else for ``alone_after_s`` seconds.
+        """
         if not self._discovers or self._has_met_others or self._discovered - self._own_aliases:
             return False
         return self._alone_since_s is None or now_s - self._alone_since_s < alone_after_s
 
     def remove(self, address: str) -> bool:
-        """Ask ``address`` no more, because it has answered or nobody is to wait for it; False where it is not asked."""
+        """Stop contacting ``address``. Returns False if it was not contacted."""
         return self.unanswered.pop(address, None) is not None

@@ -306,4 +306,4 @@ def test_like_events_are_logged_seldom_and_their_kinds_are_bounded() -> None:
     assert seldom.allow("a", 62.0), "what it was about was mended meanwhile"
     for n in range(1000):
         seldom.allow(str(n), 100.0)
-    assert len(seldom._last_s) <= 10
+    assert len(seldom._last_allowed_s) <= 10

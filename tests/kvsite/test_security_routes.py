@@ -187,7 +187,9 @@ def proof(
     n: list[int] = [0],  # noqa: B006  # counts over all tests
 ) -> dict[str, str]:
     n[0] += 1
-    return {"x_causeway_proof": sign_request(key, method, target, body, to=to, now_us=at_us, nonce=f"{n[0]:032x}")}
+    return {
+        "x_causeway_proof": sign_request(key, method, target, body, receiver=to, now_us=at_us, nonce=f"{n[0]:032x}")
+    }
 
 
 BODY = (

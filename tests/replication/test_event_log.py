@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from replication.event_log import DRIFT_US, EVENTS_KEPT, EventLog
+from replication.event_log import DRIFT_US, MAX_EVENTS, EventLog
 from replication.membership import Membership
 from replication.messages import MembershipEntry
 from replication.settings import ReplicationSettings
@@ -65,8 +65,8 @@ def test_a_clock_that_runs_behind_is_told_of_each_time_it_is_a_second_worse(watc
 
 def test_events_are_numbered_by_how_many_there_ever_were() -> None:
     event_log = EventLog()
-    for index in range(EVENTS_KEPT + 3):
+    for index in range(MAX_EVENTS + 3):
         event_log.record("started", str(index), "", Instant(0.0, index))
-    assert len(event_log.events) == EVENTS_KEPT
+    assert len(event_log.events) == MAX_EVENTS
     assert (event_log.events[0].number, event_log.events[0].subject) == (4, "3")
-    assert event_log.events[-1] == (EVENTS_KEPT + 3, EVENTS_KEPT + 2, "started", str(EVENTS_KEPT + 2), "")
+    assert event_log.events[-1] == (MAX_EVENTS + 3, MAX_EVENTS + 2, "started", str(MAX_EVENTS + 2), "")

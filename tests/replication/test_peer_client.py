@@ -194,7 +194,7 @@ def test_a_recorded_request_is_worth_nothing(serve: Serve, client: PeerClient) -
     post(client, address)
     header = peer.headers[-1]["HTTP_" + HEADER.upper().replace("-", "_")]
     thief = PeerClient(PeerClientSettings())
-    thief._http.headers[HEADER] = header
+    thief._session.headers[HEADER] = header
 
     def play(address: str) -> bytes:
         answer = thief.request("POST", address, "/replication/exchange", b"data", "application/msgpack")

@@ -37,7 +37,7 @@ def signed(
     at_us: int = NOW_US,
     n: int = 1,
 ) -> str:
-    return sign_request(key, method, target, body, to=to, now_us=at_us, nonce=nonce(n))
+    return sign_request(key, method, target, body, receiver=to, now_us=at_us, nonce=nonce(n))
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_what_is_remembered_is_bounded_in_time_and_number() -> None:
     assert "too many" in verify(verifier, signed(n=10)).rejection
     later_us = NOW_US + 121 * SECOND_US
     assert not verify(verifier, signed(n=10, at_us=later_us), now_us=later_us).rejection
-    assert len(verifier._young) + len(verifier._old) == 1
+    assert len(verifier._recent_nonces) + len(verifier._older_nonces) == 1
 
 
 @pytest.mark.parametrize(("off_s", "words"), [(31, "31 s ahead of"), (-31, "31 s behind"), (-7200, "7200 s behind")])

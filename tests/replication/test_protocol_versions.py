@@ -325,7 +325,7 @@ def test_one_that_calls_a_replica_two_versions_away_says_so_once_and_goes_on(
         transport.close()
     told = [record.getMessage() for record in caplog.records]
     expected = {
-        "400": f'no exchange: {at} does not understand us: 400 \'{{"error":"speaks another"}}\'',
+        "400": f'no exchange: {at} rejects our message: 400 \'{{"error":"speaks another"}}\'',
         "a later version": f"no exchange with {at}: peer:1@02 speaks protocol 3, which is not next to {PROTOCOL}",
     }
     assert told == [expected[answers]]
