@@ -1,60 +1,69 @@
-"""Judge recorded histories: whether what clients saw is causally consistent.
+"""Check recorded histories of client operations for causal consistency.
 
-Theory of operation. The bad patterns of Bouajjani, Enea, Guerraoui, Hamza, "On verifying causal consistency" (POPL
-2017) are looked for in one pass. Every written value is unique per key, so a read names its write. The *causal order*
-co is the transitive closure of session order, reads-from, and ``after`` (metadata handed from client to client). It is
-never built: each write keeps one vector, session -> how far that session lies in its past (Fidge, Mattern). Of the
-earlier writes of a key only the last one per session needs looking at: what holds for an earlier one holds for it.
-Time is near to (operations + reads x sessions that wrote the key), and never quadratic.
+The package is independent: it imports nothing of the store, so it cannot share a mistake with the code that it checks.
 
-Patterns, each with what Causeway promises in its place (SPEC P1-P3):
+Theory of operation
+    The checker searches one history for the bad patterns of Bouajjani, Enea, Guerraoui and Hamza, "On verifying causal
+    consistency" (POPL 2017), in one pass. Every written value is unique per key, so a read identifies its write. The
+    *causal order* co is the transitive closure of session order, reads-from and ``after`` (metadata that one client
+    hands to another). The checker never builds this relation: each write has one vector clock, session -> how many
+    operations of that session are in its causal past (Fidge, Mattern). Of the earlier writes of a key, only the last
+    one per session has to be compared with a read; a conclusion about an earlier one follows from it. The running time
+    is close to (operations + reads x sessions that wrote the key) and never quadratic.
 
-    CyclicCO         causes follow their effects: somebody read what was not written yet
-    ThinAirRead      a read shows a value, or a version, that nobody wrote
-    WriteCORead      a read shows a value although its causal past holds a write that followed that value
-    DeletedRead      the same where a delete followed the value: it came back
-    FracturedRead    the same where the read itself shows another key of that newer write: a transaction seen by half
-    WriteCOInitRead  a key reads as absent although its causal past holds a write that nothing can have removed
-    CyclicCF         two reads tell of one pair of conflicting writes, or a ring of them, in contrary orders: no
-                     arbitration explains both ("causal convergence")
+Patterns, and the promises that they break (docs/contract.md, section 1, P1 to P3)
+    CyclicCO         a cycle of causes: some operation read a value that was not yet written
+    ThinAirRead      a read returns a value, or a version, that no operation wrote
+    WriteCORead      a read returns a value although its causal past contains a write that replaced the value
+    DeletedRead      the same, and the later write is a delete: the value reappeared
+    FracturedRead    the same, and the read returns another key of the later write: half of a transaction is visible
+    WriteCOInitRead  a key reads as absent although its causal past contains a write that nothing can have removed
+    CyclicCF         reads imply contradictory orders of conflicting writes (two or more of them in a cycle), so no
+                     arbitration explains all reads ("causal convergence")
     DotReuse         two operations have the same update id
 
-Transactions and listings are one operation each: all its reads are one snapshot, before its writes.
+A transaction or listing is one operation. All its reads are one snapshot, taken before its writes.
 
-What is assumed, so that a legal history is never blamed:
+Assumptions, which keep the checker from reporting a legal history
+    * A session carries the metadata of each response to its next request. A write with an unknown outcome returned no
+      metadata: its causal past is that of its session, but the session continues without it until it reads the value.
+    * A write replaces every version of the key that its replica has. Its causal past is applied there, so the write
+      replaces the versions in its causal past too.
+    * A delete removes every version that its replica has, possibly more than its client knew. So any delete or expiring
+      write of a key excuses an absent read, with two exceptions: a delete that causally precedes the missed write did
+      not have it, and a delete that causally follows the read came too late. With ``exact=True`` the operations'
+      ``replaces`` say what each one removed.
+    * CyclicCF: the store picks the version with the highest (hybrid timestamp, replica id) among those that nothing
+      replaced; this pair is the arbitration order. If read r has w1 in its causal past and returns w2, then w1, or the
+      last write that replaced w1, lost to w2. **This holds only if the timestamp of each write is higher than all
+      timestamps that its replica has applied** (a hybrid clock that observes what it receives; ``check_survivors``
+      tests this). A counterexample without it: v2 (timestamp 5) replaces v1 (10), and v3 (7) is concurrent to both. A
+      reader of v1 and v3 returns v1, so v3 < v1. A reader of all three returns v3, so v2 < v3. But v1 < v2 causally:
+      a cycle although every replica is correct. Deletes break the rule too: a delete of w1 alone makes an older w2
+      visible. So the checker uses such a pair only if no delete or expiring write can have removed w1 before r, by
+      the rule for absent reads. ``arbitration=False`` disables this pattern.
+    * Writes with status "lost" died with their replica, and the store reported the loss to clients (docs/contract.md,
+      section 2.8). The checker makes no claims about these writes or about what they replaced. As deletes they still
+      excuse absent reads.
+    * Expiry depends on each replica's wall clock (docs/contract.md, section 2.5). A key that is visible, then absent,
+      then visible again is no violation.
 
-* A session carries its metadata from each answer to the next request. A write whose outcome is not known ("unknown")
-  gave no metadata: it has its session's past, but the session goes on without it until somebody reads it.
-* A write replaces all that its replica held of the key. Its causal past was applied there, so it replaced that too.
-* Deletes: one removes what its replica held, which can be more than its client knew. So an absent read is excused by
-  any delete or expiring write of the key, except where that one causally precedes the write that is missed (it did
-  not have it) or causally follows the read. With ``exact=True`` the operations' ``replaces`` tell what was removed.
-* CyclicCF. Winners are picked by the highest (hybrid timestamp, replica id) of those that nothing replaced, so this
-  pair is the arbitration order: if read r has w1 in its past and shows w2, then w1 or its last replacer lost to w2.
-  **That needs each write's timestamp to be higher than all that its replica had applied** (a hybrid clock that observes
-  all it hears; ``check_survivors`` tests it). Without: v1 (10) is replaced by v2 (5), and v3 (7) is concurrent to both.
-  Who saw v1 and v3 shows v1, so v3 < v1; who saw all shows v3, so v2 < v3; and v1 < v2 causally. A ring, and nobody
-  erred. Deletes break it as well: a delete of w1 alone lets an older w2 show. So a pair is judged only where no
-  delete or expiring write could have removed w1 before r, by the rule for absent reads. ``arbitration=False`` skips it.
-* "lost" writes died with their replica and their clients were told (SPEC 2.8): neither they nor what they replaced are
-  judged; as deletes they still excuse.
-* Expiry is judged by each replica's wall clock (SPEC 2.5): seen, then gone, then seen again is no violation.
+File format
+    JSON lines, one operation per line. Operations of one session appear in session order; sessions may interleave.
+    ``Operation`` documents the fields; a field with its default value may be omitted. Values are strings or integers;
+    ``null`` means "absent" in reads and "deleted" in writes. Record a DELETE that returned 404 as a get that read null.
+    Rejected operations may be omitted. A client that starts without metadata is a new session.
 
-File format: JSON lines, one operation each, of a session in its order; sessions may be mixed. Fields: see
-``Operation``; those at their default may be left out. Values are strings or whole numbers; ``null`` is "absent" in
-reads and "deleted" in writes. A DELETE that answered 404 is a get that read null. Refused operations need not be
-recorded. A client that starts without metadata is a new session.
+        {"session":"ann","kind":"put","writes":[["photo","p1"]]}
+        {"session":"ann","kind":"put","writes":[["album","a1"]]}
+        {"session":"bob","kind":"list","reads":[["album","a1"],["photo",null]]}
 
-    {"session":"ann","kind":"put","writes":[["photo","p1"]]}
-    {"session":"ann","kind":"put","writes":[["album","a1"]]}
-    {"session":"bob","kind":"list","reads":[["album","a1"],["photo",null]]}
-
-is a FracturedRead's cousin, a WriteCOInitRead: Bob sees the album but not the photo that was there before it.
+    This history is a WriteCOInitRead: Bob's listing contains the album but not the photo, which Ann wrote before it.
 """
 
 from tools.history.checker import check
 from tools.history.final_state import FINAL_SESSION, Survivor, check_convergence, check_durability, check_survivors
-from tools.history.operations import HistoryError, Kind, Operation, Status, Value, describe, dump, load, named
+from tools.history.operations import HistoryError, Kind, Operation, Status, Value, describe, dump, load, with_ids
 from tools.history.report import Report, Violation
 from tools.history.shrink import shrink
 
@@ -75,6 +84,6 @@ __all__ = [
     "describe",
     "dump",
     "load",
-    "named",
     "shrink",
+    "with_ids",
 ]

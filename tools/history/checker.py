@@ -1,15 +1,34 @@
-"""The judge: one pass over all operations, causes first, in which each read is compared with its causal past."""
+"""Check a history: visit all operations, causes first, and compare each read with its causal past.
+
+Rules of the pass
+
+* An operation is visited after all of its causes. If no operation can be visited and some are left, they contain a
+  cycle: CyclicCO, and nothing that follows from the cycle can be checked.
+* Each session has a vector: chain -> position of the last operation of that chain in the session's causal past. A chain
+  is a session, or a sequence of unknown writes that causally follow each other. Reading a value joins the vector of its
+  write (vector clocks: Fidge, 1988; Mattern, 1989).
+* For each read, the last write of its key per chain within the vector is compared with the write that the read returns.
+  It is *missed* if the read is absent; it makes the read *stale* if it causally follows the returned write; it is a
+  *conflict* if it is concurrent to the returned write: then the returned write must be later in the arbitration order.
+* A delete that is visited later can still excuse an absent read or a conflict, so these are resolved after the pass.
+* A second pass adds the order of conflicts to the causal order. If it stops, there is a cycle: CyclicCF.
+
+The patterns are those of Bouajjani et al., POPL 2017; the package's docstring lists them with their assumptions.
+"""
 
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from tools.history.cycles import Conflicts, Rings
-from tools.history.index import ABSENT, THIN_AIR, Arrangement
+from tools.history.cycles import Conflicts, CycleFinder
+from tools.history.index import ABSENT, THIN_AIR, Index
 from tools.history.operations import Operation
 from tools.history.report import Report
 from tools.history.violations import Findings
 
 _NEVER = 1 << 60  # a position that no vector reaches
+
+ChainWrites = dict[int, tuple[list[int], list[int]]]
+"""Chain -> (positions, operations at these positions), both rising."""
 
 
 def check(
@@ -20,17 +39,19 @@ def check(
     served_in_order: bool = False,
     limit: int = 20,
 ) -> Report:
-    """Look for all patterns of the module's head; report at most ``limit`` findings.
+    """Search the history for all patterns of the package's docstring; report at most ``limit`` violations.
 
-    ``exact``: every write that happened has ``update`` and ``replaces``: deletes and expiry excuse only what they,
-    by a chain of replacements, removed. A write that was replaced by one the reader had seen is then a finding too.
-    ``served_in_order``: operations with the same ``replica`` stand in the order in which that incarnation served
-    them. What it had applied for one answer it must still have for the next, whoever asks. For simulations.
-    Raises ``HistoryError`` where two operations write the same value to a key, share an id, or follow an unknown id.
+    ``arbitration``: search for CyclicCF too.
+    ``exact``: every write that happened has ``update`` and ``replaces``. Then a delete or an expiry excuses only what
+    it removed, directly or by a chain of replacements, and a read of a version that a write in its past replaced is a
+    violation even if the two writes are concurrent.
+    ``served_in_order``: operations with the same ``replica`` appear in the order in which that incarnation served them.
+    What it had applied for one response must then be visible in the next, whichever client asks. For simulations.
+    Raises ``HistoryError`` if two operations write the same value to a key, share an id, or follow an unknown id.
     """
     spare = min(8, sum(operation.status == "unknown" for operation in operations))
     while True:
-        this_check = _Check(
+        checker = _Checker(
             operations,
             arbitration=arbitration,
             exact=exact,
@@ -39,19 +60,19 @@ def check(
             spare=spare,
         )
         try:
-            return this_check.run()
+            return checker.run()
         except _OutOfChainsError:
-            # Vectors have one length, and how many chains unknown writes need shows only on the way. Doubling keeps
-            # the sum of all tries within twice the last one.
+            # All vectors have the same length, but the number of chains for unknown writes is known only during the
+            # pass. Doubling keeps the total work within twice that of the last attempt.
             spare *= 2
 
 
 class _OutOfChainsError(Exception):
-    """More unknown writes are concurrent than vectors have room for."""
+    """The vectors have no free entry for another chain of unknown writes."""
 
 
-class _Check:
-    """One run over one history. Operations are numbers: their index in the list."""
+class _Checker:
+    """Checks one history once. Operations are numbers: their index in the history."""
 
     def __init__(
         self,
@@ -70,62 +91,65 @@ class _Check:
         self.served_in_order = served_in_order
         self.spare = spare
         self.findings = Findings(operations, limit)
-        self.result = self.findings.report
-        self.arranged = Arrangement(operations, self.findings, exact=exact, served_in_order=served_in_order)
-        # An operation's place: a chain (a session, or unknown writes that follow one another), a position from 1.
+        self.report = self.findings.report
+        self.index = Index(operations, self.findings, exact=exact, served_in_order=served_in_order)
+        # Operation -> its chain, and its position in the chain from 1; ``_NEVER`` if it is in no chain.
         self.chain = [0] * count
         self.position = [_NEVER] * count
-        # Write -> its causal past: per chain the last position in it, itself included.
-        self.seen: list[list[int]] = [[]] * count
-        # Key -> chain -> positions, operations that wrote it; rising.
-        self.columns: dict[str, dict[int, tuple[list[int], list[int]]]] = {}
-        # The same of those that may remove its value; and the removal met last on the run.
-        self.removed_by_chain: dict[str, dict[int, tuple[list[int], list[int]]]] = {}
+        # Write or handed-over operation -> the vector of its causal past, itself included. Empty before its visit.
+        self.vectors: list[list[int]] = [[]] * count
+        # Key -> visited writes of it. Lost writes and unknown writes that nobody read are left out.
+        self.writes: dict[str, ChainWrites] = {}
+        # Key -> visited deletes and expiring writes of it; chain -1 collects those that are in no chain.
+        self.removals: dict[str, ChainWrites] = {}
+        # Key -> the last delete or expiring write that was visited.
         self.last_removal: dict[str, int] = {}
-        # Absent reads and conflicts whose excuse may come later: (read, key, missed write[, shown write]).
+        # (read, key, missed write), (read, key, concurrent write, returned write): a later visit may excuse them.
         self.open_absences: list[tuple[int, str, int]] = []
         self.open_conflicts: list[tuple[int, str, int, int]] = []
         self.conflicts: Conflicts = {}
-        # (key, write) that a removal met on the run ended, by links met on the run. Full knowledge only.
-        self.ended: set[tuple[str, int]] = set()
+        # Exact mode: (key, write) whose version a visited removal removed, through visited replacements.
+        self.removed: set[tuple[str, int]] = set()
 
     def run(self) -> Report:
-        """Judge everything."""
-        arranged, rings = self.arranged, Rings(self.arranged, self.findings)
-        self.result.checked = sum(map(len, arranged.queues))
+        """Check the whole history."""
+        index, cycles = self.index, CycleFinder(self.index, self.findings)
+        self.report.checked = sum(map(len, index.queues))
         done = bytearray(len(self.operations))
         heads = self._visit_all(done)
         if heads is not None:
-            # Nothing that follows from a ring can be judged.
-            rings.report("CyclicCO", done, heads, {})
-            return self.result
-        self._settle_absences()
-        self._settle_conflicts()
-        self.result.conflicts = sum(map(len, self.conflicts.values()))
+            # The operations behind a cycle have no causal past to compare with.
+            cycles.report("CyclicCO", done, heads, {})
+            return self.report
+        self._resolve_absences()
+        self._resolve_conflicts()
+        self.report.conflicts = sum(map(len, self.conflicts.values()))
         if self.conflicts:
             done = bytearray(len(self.operations))
-            # Timestamps follow causes, not the order at a replica: a client that read there takes no clock along.
-            arranged.served = {}
+            # Timestamps follow the causal order, not the order of serving: a read raises no clock.
+            index.served_after = {}
             heads = self._sort(done)
             if heads is not None:
-                rings.report("CyclicCF", done, heads, self.conflicts)
-        return self.result
+                cycles.report("CyclicCF", done, heads, self.conflicts)
+        return self.report
 
-    # -- the run ---------------------------------------------------------------------------------------
+    # -- the pass --------------------------------------------------------------------------------------
 
-    def _visit_all(self, done: bytearray) -> list[int] | None:  # noqa: C901, PLR0912, PLR0915 (in one piece for speed)
-        """Visit all operations, causes first, and judge the reads. Returns the queues' heads if a ring stops it.
+    def _visit_all(self, done: bytearray) -> list[int] | None:  # noqa: C901, PLR0912, PLR0915 (one function for speed)
+        """Visit all operations, causes first, and check their reads; mark the visited ones in ``done``.
 
-        Written in one piece for speed. A queue runs until an operation must wait for another one, and stands in
-        ``waiting`` under that one alone. ``past[queue]`` is the session's vector, owned and changed in place.
+        Returns None, or if a cycle stops the pass, queue -> how many of its operations were visited.
+        A queue advances until one of its operations has a cause that is not done; then it waits in ``waiting`` under
+        this cause only. ``vectors_of_queues[queue]`` is the vector of the session; it is changed in place.
         """
-        arranged, operations = self.arranged, self.operations
-        queues, sources, further, served = arranged.queues, arranged.sources, arranged.further, arranged.served
-        chain, position, seen, handed = self.chain, self.position, self.seen, arranged.handed
-        regular, read_unknown = arranged.regular, arranged.read_unknown
-        past = [[0] * (regular + self.spare) for _ in queues]
+        index, operations = self.index, self.operations
+        queues, sources = index.queues, index.sources
+        extra_causes, served_after = index.extra_causes, index.served_after
+        chain, position, vectors, handed_over = self.chain, self.position, self.vectors, index.handed_over
+        session_count, read_unknown = index.session_count, index.read_unknown
+        vectors_of_queues = [[0] * (session_count + self.spare) for _ in queues]
         lengths = [0] * self.spare  # of the chains of unknown writes
-        at_replica: dict[str, list[int]] = {}
+        vectors_of_replicas: dict[str, list[int]] = {}
         heads = [0] * len(queues)
         waiting: dict[int, list[int]] = {}
         for start in range(len(queues)):
@@ -134,7 +158,7 @@ class _Check:
                 queue = runnable.pop()
                 items = queues[queue]
                 head = heads[queue]
-                own = past[queue]
+                own = vectors_of_queues[queue]
                 while head < len(items):
                     number = items[head]
                     read_from = sources[number]
@@ -143,222 +167,232 @@ class _Check:
                         if source >= 0 and not done[source]:
                             missing = source
                             break
-                    if missing < 0 and (number in further or number in served):
-                        missing = arranged.first_undone(number, done)
+                    if missing < 0 and (number in extra_causes or number in served_after):
+                        missing = index.first_undone(number, done)
                     if missing >= 0:
                         waiting.setdefault(missing, []).append(queue)
                         break
                     for source in read_from:
-                        # A past is closed: who has the write has all of its past.
+                        # A vector that includes the write includes its whole past, so joining again changes nothing.
                         if source >= 0 and own[chain[source]] < position[source]:
-                            own = _join(own, seen[source])
-                    if number in further:
-                        for cause in further[number]:
-                            own = _join(own, seen[cause])
+                            own = _join(own, vectors[source])
+                    if number in extra_causes:
+                        for cause in extra_causes[number]:
+                            own = _join(own, vectors[cause])
                     head += 1
                     operation = operations[number]
-                    if queue < regular:
+                    if queue < session_count:
                         chain[number] = queue
                         position[number] = own[queue] = head
                     elif number in read_unknown:
                         self._extend_chain(number, own, lengths)
-                    view = own
-                    if self.served_in_order and queue < regular and operation.replica is not None:
-                        known = at_replica.get(operation.replica)
-                        view = _join(own, known) if known is not None else own[:]
-                        at_replica[operation.replica] = view
+                    visible = own
+                    if self.served_in_order and queue < session_count and operation.replica is not None:
+                        # The replica must have applied what it had applied for its earlier responses.
+                        known = vectors_of_replicas.get(operation.replica)
+                        visible = _join(own, known) if known is not None else own[:]
+                        vectors_of_replicas[operation.replica] = visible
                     if read_from:
-                        self._judge_reads(number, operation, read_from, view)
+                        self._check_reads(number, operation, read_from, visible)
                     if operation.writes:
-                        seen[number] = own[:]
-                        self._register(number, operation)
-                    elif number in handed:
-                        seen[number] = own[:]
+                        vectors[number] = own[:]
+                        self._add_writes(number, operation)
+                    elif number in handed_over:
+                        vectors[number] = own[:]
                     done[number] = 1
                     if number in waiting:
                         runnable.extend(waiting.pop(number))
                 heads[queue] = head
-                past[queue] = own
+                vectors_of_queues[queue] = own
         return heads if waiting else None
 
     def _extend_chain(self, number: int, own: list[int], lengths: list[int]) -> None:
-        """Put an unknown write at the end of a chain that lies in its past as a whole, or start one."""
+        """Append an unknown write to a chain that is completely in its past, or start a chain."""
         for index, length in enumerate(lengths):
-            if own[self.arranged.regular + index] == length:
+            if own[self.index.session_count + index] == length:
                 lengths[index] = length + 1
-                self.chain[number] = self.arranged.regular + index
-                self.position[number] = own[self.arranged.regular + index] = length + 1
+                self.chain[number] = self.index.session_count + index
+                self.position[number] = own[self.index.session_count + index] = length + 1
                 return
         raise _OutOfChainsError
 
-    def _register(self, number: int, operation: Operation) -> None:
+    def _add_writes(self, number: int, operation: Operation) -> None:
+        """Make the writes of a visited operation known to later reads."""
         at = self.chain[number]
-        place = self.position[number]
+        position = self.position[number]
         lost = operation.status == "lost"
         for key, value in operation.writes:
             if value is None or operation.expiring:
                 self.last_removal[key] = number
-                # Unknown ones that nobody read are in nobody's past and have no place: chain -1, each for itself.
-                _append(self.removed_by_chain, key, at if place != _NEVER else -1, place, number)
+                # An unknown write that nobody read is in nobody's past and in no chain.
+                _append(self.removals, key, at if position != _NEVER else -1, position, number)
                 if self.exact:
-                    self._end(key, number)
-            if not lost and place != _NEVER:
-                by_chain = self.columns.get(key)
+                    self._mark_removed(key, number)
+            if not lost and position != _NEVER:
+                # Not ``_append``: this is a hot path.
+                by_chain = self.writes.get(key)
                 if by_chain is None:
-                    self.columns[key] = {at: ([place], [number])}
+                    self.writes[key] = {at: ([position], [number])}
                 elif at in by_chain:
-                    places, numbers = by_chain[at]
-                    places.append(place)
+                    positions, numbers = by_chain[at]
+                    positions.append(position)
                     numbers.append(number)
                 else:
-                    by_chain[at] = ([place], [number])
+                    by_chain[at] = ([position], [number])
 
-    def _end(self, key: str, removal: int) -> None:
-        """Note all that a removal ended, back along the chains of replacement, each write once."""
-        ending = [removal]
-        while ending:
-            for name, update in self.operations[ending.pop()].replaces:
-                number = self.arranged.updates.get(update, ABSENT) if name == key else ABSENT
-                if number >= 0 and self.seen[number] and (key, number) not in self.ended:
-                    self.ended.add((key, number))
-                    ending.append(number)
+    def _mark_removed(self, key: str, removal: int) -> None:
+        """Mark every write that ``removal`` removed, following the chains of replacements back."""
+        unvisited = [removal]
+        while unvisited:
+            for name, update in self.operations[unvisited.pop()].replaces:
+                number = self.index.updates.get(update, ABSENT) if name == key else ABSENT
+                if number >= 0 and self.vectors[number] and (key, number) not in self.removed:
+                    self.removed.add((key, number))
+                    unvisited.append(number)
 
-    def _judge_reads(  # noqa: C901, PLR0912 (the innermost loop)
-        self, number: int, operation: Operation, sources: Sequence[int], view: list[int]
+    def _check_reads(  # noqa: C901, PLR0912 (the innermost loop)
+        self, number: int, operation: Operation, sources: Sequence[int], visible: list[int]
     ) -> None:
-        """Compare each read with the last write of its key per chain that is in ``view``."""
-        seen, chain, position = self.seen, self.chain, self.position
-        shown = operation.reads
-        winners = len(shown)
+        """Compare each read with the last write of its key per chain within the vector ``visible``."""
+        vectors, chain, position = self.vectors, self.chain, self.position
+        reads = operation.reads
+        winners = len(reads)
         for index, source in enumerate(sources):
-            key = shown[index][0] if index < winners else operation.siblings[index - winners][0]
-            by_chain = self.columns.get(key)
+            key = reads[index][0] if index < winners else operation.siblings[index - winners][0]
+            by_chain = self.writes.get(key)
             if by_chain is None or source == THIN_AIR:
                 continue
-            self.result.reads += 1
+            self.report.reads += 1
             if source >= 0:
                 if self.operations[source].status == "lost":
                     continue
-                # A version that should not show tells nothing about the order of conflicts.
-                telling = self.arbitration and index < winners
-                if self.exact and self._judge_replaced(number, key, source, view):
-                    telling = False
-                rivals: list[int] = []
-                chain_of_source, place, past = chain[source], position[source], seen[source]
-            for at, (places, numbers) in by_chain.items():
-                reach = view[at]
-                if reach >= places[-1]:
+                # Only a winner implies an order of conflicts, and only if the store was right to return it.
+                implies_order = self.arbitration and index < winners
+                if self.exact and self._check_replaced(number, key, source, visible):
+                    implies_order = False
+                concurrent: list[int] = []
+                chain_of_source, position_of_source, past = chain[source], position[source], vectors[source]
+            for at, (positions, numbers) in by_chain.items():
+                reach = visible[at]
+                if reach >= positions[-1]:
                     other = numbers[-1]
-                elif reach < places[0]:
+                elif reach < positions[0]:
                     continue
                 else:
-                    other = numbers[bisect_right(places, reach) - 1]
+                    other = numbers[bisect_right(positions, reach) - 1]
                 if source < 0:
-                    # A delete excuses what came before it in its chain.
+                    # A delete excuses the absence of every write before it in its chain.
                     if (key, None) not in self.operations[other].writes:
-                        self._miss(number, key, other)
+                        self._add_absence(number, key, other)
                 elif other == source:
                     continue
-                elif seen[other][chain_of_source] >= place:
-                    telling = False
+                elif vectors[other][chain_of_source] >= position_of_source:
+                    implies_order = False
                     self._report_stale(number, key, source, other)
-                elif telling and past[at] < position[other]:
-                    rivals.append(other)
-            if source >= 0 and telling:
-                for other in rivals:
-                    self._conflict(number, key, other, source)
+                elif implies_order and past[at] < position[other]:
+                    concurrent.append(other)
+            if source >= 0 and implies_order:
+                for other in concurrent:
+                    self._add_conflict(number, key, other, source)
 
-    def _judge_replaced(self, number: int, key: str, source: int, view: list[int]) -> bool:
-        """Full knowledge: report who replaced the version shown and was in view; say whether anybody did."""
+    def _check_replaced(self, number: int, key: str, source: int, visible: list[int]) -> bool:
+        """Exact mode: report each visible write that replaced the returned version; return whether there was one."""
         found = False
         update = self.operations[source].update
-        for other in self.arranged.replacers.get((key, update), ()) if update is not None else ():
-            # A transaction that reads a version and replaces it is innocent: it reads first.
+        for other in self.index.replacers.get((key, update), ()) if update is not None else ():
+            # A transaction that reads a version and replaces it is correct: it reads first.
             if other == number or self.operations[other].status == "lost":
                 continue
-            if view[self.chain[other]] >= self.position[other]:
+            if visible[self.chain[other]] >= self.position[other]:
                 self._report_stale(number, key, source, other)
                 found = True
         return found
 
     def _is_excused(self, write: int, key: str) -> bool:
-        """Say whether a removal met on the run excuses. It does not follow the present read, or it would come later."""
-        if self.exact:
-            return (key, write) in self.ended
-        last = self.last_removal.get(key)
-        return last is not None and not self._before(last, write)
+        """Return whether a visited removal excuses that the current read does not return ``write``.
 
-    def _miss(self, number: int, key: str, missed: int) -> None:
+        A visited removal cannot follow the current read: then it would be visited later.
+        """
+        if self.exact:
+            return (key, write) in self.removed
+        last = self.last_removal.get(key)
+        return last is not None and not self._precedes(last, write)
+
+    def _add_absence(self, number: int, key: str, missed: int) -> None:
         if not self._is_excused(missed, key):
             self.open_absences.append((number, key, missed))
 
-    def _conflict(self, number: int, key: str, earlier: int, later: int) -> None:
-        if key not in self.arranged.removals:
+    def _add_conflict(self, number: int, key: str, earlier: int, later: int) -> None:
+        """Read ``number`` returns ``later`` although the concurrent ``earlier`` is visible: ``earlier`` lost."""
+        if key not in self.index.removals:
             self.conflicts.setdefault(later, {}).setdefault(earlier, number)
-        # A delete competes with no write, and what it removed does no longer.
+        # A delete does not compete with writes, and neither does a write that a delete removed.
         elif (key, None) not in self.operations[earlier].writes and not self._is_excused(earlier, key):
             self.open_conflicts.append((number, key, earlier, later))
 
-    # -- after the run ---------------------------------------------------------------------------------
+    # -- after the pass --------------------------------------------------------------------------------
 
-    def _before(self, a: int, b: int) -> bool:
-        """Say whether write (or handed) b has a in its causal past, itself left out."""
-        return a != b and self.seen[b][self.chain[a]] >= self.position[a]
+    def _precedes(self, a: int, b: int) -> bool:
+        """Return whether operation a is in the causal past of b. Writes and handed-over operations b only."""
+        return a != b and self.vectors[b][self.chain[a]] >= self.position[a]
 
     def _may_be_removed(self, write: int, key: str, read: int) -> bool:
-        """Say whether a delete or an expiry can have taken the write, and all that replaced it, before the read."""
-        if key not in self.arranged.removals:
+        """Return whether a delete or expiry can have removed the write, and all that replaced it, before the read."""
+        if key not in self.index.removals:
             return False
         if self.operations[write].expiring:
             return True
         if self.exact and self.operations[write].update is not None:
             return self._is_removed(write, key, read)
-        past = self.seen[write]
-        for at, (places, numbers) in self.removed_by_chain.get(key, {}).items():
+        past = self.vectors[write]
+        for at, (positions, numbers) in self.removals.get(key, {}).items():
             if at < 0:
-                if not all(self._before(read, number) for number in numbers):
+                if not all(self._precedes(read, number) for number in numbers):
                     return True
                 continue
-            # The first that does not precede the write; if it follows the read, so do all later ones of its chain.
-            index = bisect_right(places, past[at])
-            if index < len(places) and not self._follows(numbers[index], read):
+            # The first removal of the chain that does not precede the write. If it follows the read, all later ones do.
+            first = bisect_right(positions, past[at])
+            if first < len(positions) and not self._follows(numbers[first], read):
                 return True
         return False
 
     def _follows(self, removal: int, read: int) -> bool:
-        """A removal by the reading operation itself comes after its reads."""
-        return self.seen[removal][self.chain[read]] >= self.position[read]
+        """Return whether the removal comes after the read: in its causal future, or by the same operation."""
+        return self.vectors[removal][self.chain[read]] >= self.position[read]
 
     def _is_removed(self, write: int, key: str, read: int) -> bool:
-        """As ``_may_be_removed``, with full knowledge: walk the chains of replacements."""
-        unseen, met = [write], {write}
-        while unseen:
-            update = self.operations[unseen.pop()].update
-            for number in self.arranged.replacers.get((key, update), ()) if update is not None else ():
-                if number in met or not self.seen[number] or self._follows(number, read):
+        """Like ``_may_be_removed`` in exact mode: follow the chains of replacements from the write."""
+        unvisited, visited = [write], {write}
+        while unvisited:
+            update = self.operations[unvisited.pop()].update
+            for number in self.index.replacers.get((key, update), ()) if update is not None else ():
+                if number in visited or not self.vectors[number] or self._follows(number, read):
                     continue
                 operation = self.operations[number]
                 if operation.expiring or (key, None) in operation.writes:
                     return True
-                met.add(number)
-                unseen.append(number)
+                visited.add(number)
+                unvisited.append(number)
         return False
 
-    def _settle_absences(self) -> None:
+    def _resolve_absences(self) -> None:
+        """Report the absent reads that no removal excuses."""
         for number, key, missed in self.open_absences:
             if not self._may_be_removed(missed, key, number):
-                self.findings.absent(number, key, missed, is_half=missed in self.arranged.sources[number])
+                self.findings.absent(number, key, missed, is_half=missed in self.index.sources[number])
 
-    def _settle_conflicts(self) -> None:
+    def _resolve_conflicts(self) -> None:
+        """Keep the conflicts whose losing write no removal can have removed before the read."""
         for number, key, earlier, later in self.open_conflicts:
             known = self.conflicts.get(later, ())
             if earlier not in known and not self._may_be_removed(earlier, key, number):
                 self.conflicts.setdefault(later, {}).setdefault(earlier, number)
 
     def _sort(self, done: bytearray) -> list[int] | None:
-        """Visit all again, conflict order added. Returns the queues' heads if a ring stops it."""
-        arranged, conflicts = self.arranged, self.conflicts
-        queues, sources, further, served = arranged.queues, arranged.sources, arranged.further, arranged.served
+        """Visit all operations again, in causal and conflict order. Returns the same as ``_visit_all``."""
+        index, conflicts = self.index, self.conflicts
+        queues, sources = index.queues, index.sources
+        extra_causes, served_after = index.extra_causes, index.served_after
         heads = [0] * len(queues)
         waiting: dict[int, list[int]] = {}
         for start in range(len(queues)):
@@ -374,8 +408,8 @@ class _Check:
                         if source >= 0 and not done[source]:
                             missing = source
                             break
-                    if missing < 0 and (number in further or number in served):
-                        missing = arranged.first_undone(number, done)
+                    if missing < 0 and (number in extra_causes or number in served_after):
+                        missing = index.first_undone(number, done)
                     if missing < 0 and number in conflicts:
                         for source in conflicts[number]:
                             if not done[source]:
@@ -397,8 +431,8 @@ class _Check:
             key,
             source,
             other,
-            is_half=other in self.arranged.sources[number],
-            is_chain=self._before(source, other),
+            is_half=other in self.index.sources[number],
+            is_causal=self._precedes(source, other),
             by_replica=self.served_in_order,
         )
 
@@ -407,9 +441,7 @@ def _join(a: list[int], b: list[int]) -> list[int]:
     return [x if x > y else y for x, y in zip(a, b, strict=True)]  # noqa: FURB136 (max() takes three times as long)
 
 
-def _append(
-    table: dict[str, dict[int, tuple[list[int], list[int]]]], key: str, chain: int, place: int, number: int
-) -> None:
-    places, numbers = table.setdefault(key, {}).setdefault(chain, ([], []))
-    places.append(place)
+def _append(table: dict[str, ChainWrites], key: str, chain: int, position: int, number: int) -> None:
+    positions, numbers = table.setdefault(key, {}).setdefault(chain, ([], []))
+    positions.append(position)
     numbers.append(number)

@@ -1,58 +1,65 @@
-"""Rings: operations each of which must come before the next, and the last before the first."""
+"""Find and report a cycle of operations: each must precede the next, and the last must precede the first.
 
-from tools.history.index import Arrangement
+A pass over the history stops if some queues wait for each other. Walking back from a waiting operation to a cause that
+is not done, again and again, must return to a queue that it has visited: that part of the path is a cycle.
+"""
+
+from tools.history.index import Index
 from tools.history.violations import Findings
 
 Conflicts = dict[int, dict[int, int]]
-"""Later write -> {earlier write: a read that tells}."""
+"""Write -> {conflicting write that precedes it in the arbitration order: a read that shows this}."""
 
 
-class Rings:
-    """Looks for a ring in what is left to do when nothing can go on."""
+class CycleFinder:
+    """Reports one cycle among the operations that a stopped pass could not visit."""
 
-    def __init__(self, arranged: Arrangement, findings: Findings) -> None:
-        self._arranged = arranged
+    def __init__(self, index: Index, findings: Findings) -> None:
+        self._index = index
         self._findings = findings
 
     def report(self, pattern: str, done: bytearray, heads: list[int], conflicts: Conflicts) -> None:
-        """Report a ring. ``done``: operations that came; ``heads``: queue -> how many of it did."""
+        """Add a violation for a short cycle.
+
+        ``done``: operation -> whether it was visited; ``heads``: queue -> how many of its operations were visited.
+        """
         findings = self._findings
-        ring = self._shortest(done, heads, conflicts)
+        cycle = self._shortest(done, heads, conflicts)
         numbers: list[int] = []
-        told: list[int] = []
+        readers: list[int] = []
         order: list[tuple[int, int]] = []
         pairs: list[tuple[str, str]] = []
         keys: list[str] = []
-        words = []
-        for a, b, kind in ring:
+        texts = []
+        for a, b, kind in cycle:
             numbers.append(a)
             if kind != "conflict":
                 order.append((a, b))
-                words.append(f"{findings.tell(a)} precedes {findings.tell(b)} ({kind})")
+                texts.append(f"{findings.describe(a)} precedes {findings.describe(b)} ({kind})")
                 continue
             reader = conflicts[b][a]
-            told.append(reader)
+            readers.append(reader)
             order.append((a, reader))
-            pairs.append((findings.name(a), findings.name(b)))
+            pairs.append((findings.id_of(a), findings.id_of(b)))
             keys.extend(
-                sorted({key for key, _ in self._arranged.operations[a].writes if findings.written(b, key) is not None})
+                sorted({key for key, _ in self._index.operations[a].writes if findings.written(b, key) is not None})
             )
-            why = f"{findings.tell(reader)} knew the one, showed the other"
-            words.append(f"{findings.tell(a)} precedes {findings.tell(b)} ({why})")
-        identity = (frozenset(pairs),) if pairs else ("ring",)
-        everybody = list(dict.fromkeys(numbers + told))
+            why = f"{findings.describe(reader)} knew the first and returned the second"
+            texts.append(f"{findings.describe(a)} precedes {findings.describe(b)} ({why})")
+        # The conflicts identify the violation. Without conflicts, all cycles of causes count as the same violation.
+        identity = (frozenset(pairs),) if pairs else ("cycle",)
         findings.add(
             pattern,
-            "a ring: " + "; ".join(words),
-            everybody,
+            "a cycle: " + "; ".join(texts),
+            list(dict.fromkeys(numbers + readers)),
             keys=tuple(dict.fromkeys(keys)),
             order=order,
             identity=identity,
         )
 
     def _shortest(self, done: bytearray, heads: list[int], conflicts: Conflicts) -> list[tuple[int, int, str]]:
-        """Return the shortest ring met when walking back from each queue that is stuck, as edges in order."""
-        queues = self._arranged.queues
+        """Walk back from each waiting queue; return the shortest cycle found, as edges (cause, effect, kind)."""
+        queues = self._index.queues
         queue_of = {number: q for q, items in enumerate(queues) for number in items[heads[q] :]}
         best: list[tuple[int, int, str]] = []
         for start, items in enumerate(queues):
@@ -70,19 +77,20 @@ class Rings:
                 first = queues[queue][heads[queue]]
                 if first != cause:
                     path.append((first, cause, "session"))
-            ring = path[entered[queue] :][::-1]
-            if not best or len(ring) < len(best):
-                best = ring
+            cycle = path[entered[queue] :][::-1]
+            if not best or len(cycle) < len(best):
+                best = cycle
         return best
 
     def _undone_cause(self, number: int, done: bytearray, conflicts: Conflicts) -> tuple[int, str]:
-        for source in self._arranged.sources[number]:
+        """Return a cause of the operation that was not visited, and the kind of their order."""
+        for source in self._index.sources[number]:
             if source >= 0 and not done[source]:
                 return source, "read"
-        for cause in self._arranged.further.get(number, ()):
+        for cause in self._index.extra_causes.get(number, ()):
             if not done[cause]:
                 return cause, "metadata"
         for cause in conflicts.get(number, ()):
             if not done[cause]:
                 return cause, "conflict"
-        return self._arranged.served[number], "replica"
+        return self._index.served_after[number], "replica"

@@ -1,18 +1,31 @@
-"""Before the run: who wrote what, who read from whom, and what else precedes what."""
+"""Index a history before the check: which write each read returns, and what precedes each operation.
+
+The causal order has four sources:
+
+* session order: ``queues``;
+* reads-from: ``sources``;
+* metadata that one session hands to another (``after``), and the place of a write with an unknown outcome behind the
+  last acknowledged operation of its session: ``extra_causes``;
+* only if replicas list their operations in the order of serving: the previous operation at the same replica,
+  ``served_after``.
+
+Reads of values that nobody wrote and reused update ids are found here.
+"""
 
 from collections.abc import Sequence
 
-from tools.history.operations import HistoryError, Operation, Value, names_of
+from tools.history.operations import HistoryError, Operation, Value, ids_of
 from tools.history.violations import Findings
 
-ABSENT = -1  # source of a read that found nothing
-THIN_AIR = -2  # source of a read that nobody wrote
+ABSENT = -1  # source of a read that found no value
+THIN_AIR = -2  # source of a read of a value that no operation wrote
 
 
-class Arrangement:
-    """A history made ready to be judged. Operations are numbers: their index in the list.
+class Index:
+    """The lookup tables of a history. Operations are numbers: their index in the history.
 
-    Reads of what nobody wrote, and ids that are used twice, are found on the way, and told to ``findings``.
+    ThinAirRead and DotReuse are added to ``findings``. Raises ``HistoryError`` if two operations write the same value
+    to a key, share an id, or follow an unknown id.
     """
 
     def __init__(
@@ -22,32 +35,34 @@ class Arrangement:
         self._findings = findings
         self._exact = exact
         self._served_in_order = served_in_order
-        # Each queue holds operations of one session in order; a kept unknown write is a queue of its own, and these
-        # come after the ``regular`` ones.
+        # Operations of one session in order. Each unknown write that is kept has a queue of its own behind the queues
+        # of the sessions, of which there are ``session_count``.
         self.queues: list[list[int]] = []
-        self.regular = 0
-        # Operation -> the operation whose write each read shows, in the order of reads, then siblings.
+        self.session_count = 0
+        # Operation -> the write that each read returns, in the order of ``reads``, then ``siblings``.
         self.sources: list[Sequence[int]] = [()] * len(operations)
-        # Operation -> further operations that precede it: ``after``, and an unknown write's place in its session.
-        self.further: dict[int, list[int]] = {}
-        # Operations whose vector somebody else needs although they write nothing.
-        self.handed: set[int] = set()
-        # Unknown writes that somebody read: they happened, and can be in somebody's past.
+        # Operation -> operations that precede it besides its session and its reads.
+        self.extra_causes: dict[int, list[int]] = {}
+        # Operations that appear as a cause in ``extra_causes``: they need a vector although they may write nothing.
+        self.handed_over: set[int] = set()
+        # Unknown writes whose value some operation read: they happened, and can be in a causal past.
         self.read_unknown: set[int] = set()
-        # Operation -> the one served before it at its replica.
-        self.served: dict[int, int] = {}
-        # Key -> operations that may remove its value.
+        # Operation -> the operation that its replica served before it. Empty unless ``served_in_order``.
+        self.served_after: dict[int, int] = {}
+        # Key -> deletes and expiring writes of it.
         self.removals: dict[str, list[int]] = {}
-        # (key, update id) -> operations that replaced it. Full knowledge only.
+        # (key, update id) -> operations that replaced this version. Complete only in exact mode.
         self.replacers: dict[tuple[str, str], list[int]] = {}
+        # Update id -> operation.
         self.updates: dict[str, int] = {}
-        self._arrange()
+        self._build()
 
-    def _arrange(self) -> None:  # noqa: C901, PLR0912, PLR0915 (one pass over all, for speed)
+    def _build(self) -> None:  # noqa: C901, PLR0912, PLR0915 (one pass over all operations, for speed)
         operations = self.operations
         writer: dict[tuple[str, Value], int] = {}
         updates = self.updates
-        before: list[int] = [ABSENT] * len(operations)  # the acknowledged operation before it in its session
+        # Operation -> the last acknowledged operation before it in its session.
+        before: list[int] = [ABSENT] * len(operations)
         queue_of: dict[str, int] = {}
         queues = self.queues
         last: list[int] = []
@@ -78,30 +93,32 @@ class Arrangement:
                     readers.append(number)
                 if self._served_in_order and operation.replica is not None:
                     if operation.replica in last_served:
-                        self.served[number] = last_served[operation.replica]
+                        self.served_after[number] = last_served[operation.replica]
                     last_served[operation.replica] = number
             for pair in operation.writes:
                 if pair[1] is None:
                     removals.setdefault(pair[0], []).append(number)
                     continue
                 if writer.setdefault(pair, number) != number:  # type: ignore[arg-type]
-                    raise HistoryError(f"{pair[1]!r} is written to {pair[0]!r} twice: values must be unique per key")
+                    raise HistoryError(
+                        f"two operations write {pair[1]!r} to {pair[0]!r}: values must be unique per key"
+                    )
                 if operation.expiring:
                     removals.setdefault(pair[0], []).append(number)
             if operation.update is not None and updates.setdefault(operation.update, number) != number:
-                self._findings.reuse(updates[operation.update], number)
+                self._findings.reused_dot(updates[operation.update], number)
             if operation.replaces and not operation.writes:
-                raise HistoryError("an operation that writes nothing replaces something")
+                raise HistoryError('an operation has "replaces" but no writes')
             for replaced in operation.replaces:
                 self.replacers.setdefault(replaced, []).append(number)
-        self.regular = len(queues)
+        self.session_count = len(queues)
         for number in readers:
             self._resolve(number, writer, updates)
-        self._follow(followers, before)
+        self._resolve_after(followers, before)
         self._place_unknown(unknown, before)
 
     def _resolve(self, number: int, writer: dict[tuple[str, Value], int], updates: dict[str, int]) -> None:
-        """Find the writes that the operation's reads show."""
+        """Find the write that each read of the operation returns."""
         operation = self.operations[number]
         sources = []
         for key, value in operation.reads + operation.siblings:
@@ -110,7 +127,7 @@ class Arrangement:
                 continue
             source = writer.get((key, value), THIN_AIR)
             if source == THIN_AIR:
-                self._findings.thin_air(number, key, value, "which nobody wrote")
+                self._findings.thin_air(number, key, value, "which no operation wrote")
             sources.append(source)
         for index, version in enumerate(operation.versions):
             key, value = operation.reads[index]
@@ -120,33 +137,33 @@ class Arrangement:
             update = self.operations[source].update
             owner = updates.get(version, source)
             if owner != source or (update is not None and update != version):
-                self._findings.thin_air(number, key, value, f"as version {version}, which is not the one that wrote it")
+                self._findings.thin_air(number, key, value, f"as version {version}, but another update wrote it")
         self.sources[number] = sources
 
-    def _follow(self, followers: list[int], before: list[int]) -> None:
-        """Turn ``after`` into numbers. Metadata is handed over, and a request without an answer brought none."""
+    def _resolve_after(self, followers: list[int], before: list[int]) -> None:
+        """Resolve ``after``. A request without a response returned no metadata: its predecessor counts instead."""
         if not followers:
             return
-        numbers: dict[str, int] = {}
-        for number, name in enumerate(names_of(self.operations)):
-            if numbers.setdefault(name, number) != number:
+        by_id: dict[str, int] = {}
+        for number, name in enumerate(ids_of(self.operations)):
+            if by_id.setdefault(name, number) != number:
                 raise HistoryError(f"two operations have the id {name!r}")
         for number in followers:
             for name in self.operations[number].after:
-                if name not in numbers:
+                if name not in by_id:
                     raise HistoryError(f"an operation follows {name!r}, which is not in the history")
-                cause = numbers[name]
+                cause = by_id[name]
                 if self.operations[cause].status in ("unknown", "failed"):
                     cause = before[cause]
                 if cause != ABSENT:
-                    self._precede(cause, number)
+                    self._add_cause(cause, number)
 
-    def _precede(self, cause: int, number: int) -> None:
-        self.further.setdefault(number, []).append(cause)
-        self.handed.add(cause)
+    def _add_cause(self, cause: int, number: int) -> None:
+        self.extra_causes.setdefault(number, []).append(cause)
+        self.handed_over.add(cause)
 
     def _place_unknown(self, unknown: list[int], before: list[int]) -> None:
-        """Keep the unknown writes that somebody read (they happened) and those that may have removed something."""
+        """Queue the unknown writes that matter: those that were read, and those that may have removed a value."""
         if not unknown:
             return
         read = {source for sources in self.sources for source in sources}
@@ -154,16 +171,17 @@ class Arrangement:
         for number in unknown:
             if number in read:
                 self.read_unknown.add(number)
-            elif number not in removing and not self._exact:  # exact: they may be links of a chain of replacements
+            elif number not in removing and not self._exact:
+                # In exact mode an unknown write may be a link in a chain of replacements, so it is kept.
                 continue
             self.queues.append([number])
             if before[number] != ABSENT:
-                self._precede(before[number], number)
+                self._add_cause(before[number], number)
 
     def first_undone(self, number: int, done: bytearray) -> int:
-        """Return an operation that must come before this one besides what it read, and has not; ``ABSENT`` if none."""
-        for cause in self.further.get(number, ()):
+        """Return a cause of the operation, reads aside, that is not done yet; ``ABSENT`` if all are done."""
+        for cause in self.extra_causes.get(number, ()):
             if not done[cause]:
                 return cause
-        served = self.served.get(number, ABSENT)
-        return served if served >= 0 and not done[served] else ABSENT
+        previous = self.served_after.get(number, ABSENT)
+        return previous if previous >= 0 and not done[previous] else ABSENT

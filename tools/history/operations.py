@@ -1,4 +1,4 @@
-"""Operations, as clients saw them; their file format; and how they are told to people."""
+"""Operations as clients saw them, their file format, and their description for people."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -11,39 +11,40 @@ Status = Literal["ok", "unknown", "failed", "lost"]
 
 
 class HistoryError(ValueError):
-    """The history itself cannot be judged: malformed, or its values are not unique."""
+    """The history cannot be checked: it is malformed, or its values are not unique."""
 
 
 class Operation(msgspec.Struct, omit_defaults=True, gc=False):
     """One request of a client, as the client saw it.
 
-    ``kind`` is a label; ``reads`` and ``writes`` decide: tuples of pairs (key, value), each key once in ``writes``.
+    ``reads`` and ``writes`` decide what is checked; ``kind`` is a label for people. ``writes`` has each key once.
     """
 
     session: str
     kind: Kind
+    # Pairs (key, value). None: the key was absent (reads) or is deleted (writes).
     reads: tuple[tuple[str, Value | None], ...] = ()
     writes: tuple[tuple[str, Value | None], ...] = ()
-    # Values that were shown beside the winners. They are read, but they won nothing.
+    # Concurrent values that the response returned besides the winners. They are read, but imply no order of conflicts.
     siblings: tuple[tuple[str, Value], ...] = ()
-    # "unknown": may or may not have happened (a write that timed out). "failed": it certainly did not.
-    # "lost": acknowledged, then lost with its replica, and clients were told so.
+    # "unknown": the write may or may not have happened (for example, it timed out). "failed": it did not happen.
+    # "lost": the store acknowledged it, lost it with its replica, and reported the loss to clients.
     status: Status = "ok"
-    # True: what this operation writes may expire (a ttl).
+    # Whether what this operation writes may expire (it has a ttl).
     expiring: bool = False
-    # Name of this operation; "" means "<session>#<index in its session, from 0>".
+    # Unique id of this operation. "" stands for "<session>#<index in its session, from 0>".
     id: str = ""
-    # Names of operations after which another session handed its metadata over.
+    # Ids of operations whose session handed its metadata to this session after them, before this operation.
     after: tuple[str, ...] = ()
-    # Id (dot) of the update that the writes became, where the recorder knows it.
+    # Id (dot) of the update that carries the writes; None if the recorder does not know it.
     update: str | None = None
-    # Per entry of ``reads`` the id of the update that was shown; empty: not known.
+    # For each entry of ``reads``, the id of the update that was returned; empty if unknown.
     versions: tuple[str | None, ...] = ()
-    # Full knowledge (simulation): (key, id of an update whose version of the key this one removed).
+    # Exact mode (simulation) only: (key, id of an update whose version of the key this operation removed).
     replaces: tuple[tuple[str, str], ...] = ()
-    # Name of the replica's incarnation that served it.
+    # Id of the incarnation of the replica that served it.
     replica: str | None = None
-    # Seconds by the recorder's clock; for people only, never judged.
+    # Seconds by the recorder's clock. For people; the checker ignores them.
     invoked: float | None = None
     completed: float | None = None
 
@@ -53,17 +54,17 @@ _DECODER = msgspec.json.Decoder(Operation)
 
 
 def dump(operations: Iterable[Operation]) -> bytes:
-    """Return the history as JSON lines (UTF-8, one operation a line, each ended by a newline)."""
+    """Return the history as JSON lines: UTF-8, one operation per line, each line ended by a newline."""
     return b"".join(_ENCODER.encode(operation) + b"\n" for operation in operations)
 
 
 def load(data: bytes | str) -> list[Operation]:
-    """Return the operations of JSON lines. Empty lines are skipped.
+    """Return the operations in JSON lines; skip empty lines.
 
-    Raises ``HistoryError`` with the line's number where a line is no operation.
+    Raises ``HistoryError`` with the line number if a line is not an operation.
     """
     operations = []
-    # Not str.splitlines: it also cuts at separators that may stand inside a JSON string.
+    # str.splitlines() would also split at separators that are legal inside a JSON string, such as U+2028.
     lines: list[bytes] = (data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data).split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -75,36 +76,36 @@ def load(data: bytes | str) -> list[Operation]:
     return operations
 
 
-def named(operations: Iterable[Operation]) -> list[Operation]:
-    """Return copies in which every operation has its ``id``, so that parts of a history keep their names."""
-    whole = list(operations)
-    names = names_of(whole)
-    return [msgspec.structs.replace(operation, id=name) for operation, name in zip(whole, names, strict=True)]
+def with_ids(operations: Iterable[Operation]) -> list[Operation]:
+    """Return copies that have an explicit ``id``, so that operations keep their ids in a part of the history."""
+    history = list(operations)
+    ids = ids_of(history)
+    return [msgspec.structs.replace(operation, id=id_) for operation, id_ in zip(history, ids, strict=True)]
 
 
-def names_of(operations: Iterable[Operation]) -> list[str]:
-    """Return each operation's ``id``, made up where it has none."""
+def ids_of(operations: Iterable[Operation]) -> list[str]:
+    """Return the id of each operation, generated from session and index if it has none."""
     counts: dict[str, int] = {}
-    names = []
+    ids = []
     for operation in operations:
         index = counts.get(operation.session, 0)
         counts[operation.session] = index + 1
-        names.append(operation.id or f"{operation.session}#{index}")
-    return names
+        ids.append(operation.id or f"{operation.session}#{index}")
+    return ids
 
 
 def show(key: str, value: Value | None) -> str:
-    """Return a key and its value in a few characters."""
+    """Return a key and its value as short text; None as "no <key>"."""
     return f"{key}={value!r}" if value is not None else f"no {key}"
 
 
-def describe(operation: Operation, name: str = "") -> str:
-    """Return one operation in a few words; of long ones only the first keys."""
+def describe(operation: Operation, id_: str = "") -> str:
+    """Return a short description of one operation, with at most four keys of each kind."""
     parts = []
-    for word, pairs in (("read", operation.reads), ("beside", operation.siblings), ("wrote", operation.writes)):
+    for word, pairs in (("read", operation.reads), ("siblings", operation.siblings), ("wrote", operation.writes)):
         if pairs:
-            shown = [show(key, value) for key, value in pairs[:4]] + ["…"] * (len(pairs) > 4)
-            parts.append(f"{word} {', '.join(shown)}")
+            texts = [show(key, value) for key, value in pairs[:4]] + ["…"] * (len(pairs) > 4)
+            parts.append(f"{word} {', '.join(texts)}")
     status = "" if operation.status == "ok" else f", {operation.status}"
     place = f" at {operation.replica}" if operation.replica else ""
-    return f"{name or operation.id or operation.session} [{operation.kind}{place}: {'; '.join(parts)}{status}]"
+    return f"{id_ or operation.id or operation.session} [{operation.kind}{place}: {'; '.join(parts)}{status}]"

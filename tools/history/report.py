@@ -1,17 +1,23 @@
-"""What a judge says."""
+"""The result of a check: a report with its violations."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One broken promise. ``identity`` is equal where two histories show the same fault on the same operations."""
+    """One broken promise.
+
+    ``pattern``: its name, as listed in the package's docstring; ``text``: an explanation in one sentence.
+    ``operations``, ``keys``: ids of the operations and the keys that show it.
+    ``order``: pairs (a, b); the violation holds only if a is in the causal past of b, or if one replica served a
+    before b.
+    ``identity``: equal for the same violation by the same operations in two histories (one is a part of the other).
+    """
 
     pattern: str
     text: str
     operations: tuple[str, ...]
     keys: tuple[str, ...] = ()
-    # Pairs (a, b): the finding rests on b having a in its causal past, or having been served after it.
     order: tuple[tuple[str, str], ...] = ()
     identity: tuple[object, ...] = ()
 
@@ -21,22 +27,23 @@ class Violation:
 
 @dataclass(slots=True)
 class Report:
-    """What a judge found. True in a condition when nothing is wrong.
+    """The result of one check. It is true if it contains no violation.
 
-    ``checked`` counts operations and ``reads`` those reads that could have been wrong: a run that checks nothing shows.
-    ``conflicts`` counts pairs of concurrent writes whose order some read told.
+    ``checked``: how many operations (replicas in ``check_convergence``, updates in ``check_survivors``) were checked;
+    ``reads``: how many reads could have violated a promise; ``conflicts``: how many pairs of concurrent writes some
+    read put in an order. The counts show whether a check was effective: a clean report with 0 reads proves nothing.
+    ``truncated``: there were more violations than the caller's limit.
     """
 
     violations: list[Violation] = field(default_factory=list)
     checked: int = 0
     reads: int = 0
     conflicts: int = 0
-    # There were more violations than were asked for.
     truncated: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
+        """Whether the check found no violation."""
         return not self.violations
 
     def __bool__(self) -> bool:
