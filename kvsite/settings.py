@@ -34,6 +34,16 @@ DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 DATABASES: dict[str, Any] = {}
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
 
+
+def _has_tools() -> bool:
+    """Return whether ``import tools`` finds this checkout's package, not another package of this common name."""
+    spec = find_spec("tools")
+    if spec is None or spec.origin is None:
+        return False
+    package = BASE_DIR / "tools"
+    return Path(spec.origin).resolve() == package / "__init__.py" and (package / "apps.py").is_file()
+
+
 INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.auth",
@@ -48,7 +58,7 @@ INSTALLED_APPS = [
     "replication.apps.ReplicationConfig",
     "store.apps.StoreConfig",
     # Benchmark, demo, simulation and history checker: a checkout has them, the image does not.
-    *(["tools.apps.ToolsConfig"] if find_spec("tools") is not None else []),
+    *(["tools.apps.ToolsConfig"] if _has_tools() else []),
 ]
 
 # What a request of the API passes through; kvsite.fast_path knows no other middleware.

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -79,3 +83,52 @@ def test_the_matrix_names_a_python_that_is_missing(
     assert matrix.main(["3.12"]) == 1, "nothing was tested"
     assert re.search(r"^3\.12 +- +not on this machine, so not tested$", capsys.readouterr().out, re.MULTILINE)
     assert matrix.main(["2.7"]) == 2
+
+
+@pytest.fixture
+def product(tmp_path: Path) -> Path:
+    """A directory with what the image contains: the product without the development tools and the tests."""
+    directory = tmp_path / "product"
+    for package in ("store", "replication", "kvsite"):
+        shutil.copytree(REPOSITORY / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "manage.py", directory)
+    return directory
+
+
+def manage(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DJANGO_SETTINGS_MODULE")}
+    return subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        cwd=directory,
+        env={**kept, "SOCKET_ADDRESS": "127.0.0.1:8090", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_product_works_without_the_development_tools(product: Path) -> None:
+    done = manage(product, "check")
+    assert done.returncode == 0, done.stderr
+    done = manage(product, "help", "run_cluster")
+    assert done.returncode == 0, done.stderr
+    assert "--replicas" in done.stdout
+    commands = manage(product, "help", "--commands").stdout.split()
+    assert "run_replica" in commands
+    assert "benchmark" not in commands
+
+
+def test_another_package_named_tools_is_ignored(product: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "tools"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise RuntimeError('a foreign package was imported')\n")
+    (other / "apps.py").write_text("")
+    done = manage(product, "check", PYTHONPATH=str(other.parent))
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_checkout_has_the_commands_of_the_development_tools() -> None:
+    assert {"benchmark", "demo", "simulate", "check_history"} <= set(
+        manage(REPOSITORY, "help", "--commands").stdout.split()
+    )
