@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test demo soak lint fmt lock system clean image matrix audit
+.PHONY: help setup run test demo soak lint fmt settings lock system clean image matrix audit
 
 # The first Python that is new enough. Set PYTHON=… to choose another.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
@@ -60,9 +60,12 @@ lint: setup ## Format, rules, types, who imports whom, and the Dockerfile
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
-fmt: setup ## Format, and mend what can be mended
+fmt: setup ## Format, and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+settings: setup ## Write docs/settings.md from the declarations of the settings
+	$(BIN)/python -m tools.settings_page
 
 test: setup system lint ## All checks, then all tests (PYTEST_ARGS=… to choose)
 	$(BIN)/pytest $(PYTEST_ARGS)

@@ -12,4 +12,4 @@ from kvsite.config import current
 @register(Tags.security, deploy=True)
 def check_secured(app_configs: Any, **options: Any) -> list[CheckMessage]:
     """Return a warning for each part that nothing guards."""
-    return [Warning(f"Not secured: {gap}.", id="causeway.W001") for gap in current().gaps]
+    return [Warning(f"Not secured: {warning}.", id="causeway.W001") for warning in current().security_warnings]

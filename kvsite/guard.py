@@ -22,12 +22,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from kvsite.config import ApiToken, Config
+from kvsite.config import Config
 from kvsite.denied_responses import SignReply, Turned
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER, SAFE_METHODS, ProofVerifier, derive_key, sign_response
 from replication.rate_limit import LogRateLimiter
 from store.api.access import READ_ONLY
+from store.api_tokens import ApiToken
 
 Environ = dict[str, Any]
 

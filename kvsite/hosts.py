@@ -19,19 +19,12 @@ from django.http import HttpRequest, HttpResponse
 
 from kvsite.config import Config, current
 from kvsite.errors import json_error
-from replication.address import split_address
+from replication.address import host_of_header, split_address
 
 Handler = Callable[[HttpRequest], HttpResponse]
 
 MAX_REMEMBERED = 1024
 """Headers found good that are remembered, so that the check costs one set lookup a request."""
-
-
-def host_of(header: str) -> str:
-    """Return the host of a Host header, in lower case, without port, brackets or a trailing dot."""
-    if header.startswith("[") and "]" in header:
-        return header[1:].partition("]")[0].lower()
-    return header.partition(":")[0].lower().rstrip(".")
 
 
 def is_loopback(host: str) -> bool:
@@ -69,8 +62,8 @@ class HostMiddleware:
         return json_error(400, "Host header names no member of this cluster; see KV_ALLOWED_HOSTS")
 
     def _allows(self, header: str) -> bool:
-        host = host_of(header)
-        if not (host in self._fixed or is_loopback(host) or host in self._member_hosts()):
+        host = host_of_header(header)
+        if host is None or not (host in self._fixed or is_loopback(host) or host in self._member_hosts()):
             return False
         if len(self._remembered) < MAX_REMEMBERED:
             self._remembered.add(header)

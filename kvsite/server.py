@@ -46,7 +46,7 @@ from granian.server.mt import MTServer
 import replication.api.context
 import store.api.context
 from kvsite import signals
-from kvsite.config import Config, current
+from kvsite.config import SETTINGS, Config, current
 from kvsite.listener_shutdown import stop_listening
 from kvsite.signals import StopRequest
 from replication.address import join_address
@@ -55,10 +55,7 @@ from replication.node import Node
 from replication.peer_client import PeerClientSettings
 from replication.proof import derive_key
 from replication.replica import Replica
-from replication.settings import ReplicationSettings
-from store.api.context import Limits
 from store.engine import Engine, read_clocks
-from store.settings import StoreSettings
 
 if TYPE_CHECKING:
     from kvsite.wsgi import Edge
@@ -184,36 +181,21 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> Runtime:
         discovers=bool(config.view_dns),
         now=read_clocks(),
         rng=random.SystemRandom(),
-        settings=ReplicationSettings(sync_interval_s=config.sync_interval_s, down_after_s=config.down_after_s),
-        store_settings=StoreSettings(
-            max_log_bytes=config.max_log_bytes,
-            max_memory_bytes=config.max_memory_bytes,
-            max_pending=config.max_pending,
-            max_deferred=config.max_deferred,
-            max_ack_waits=config.max_deferred,
-            max_watchers=config.max_watchers,
-            defer_timeout_s=config.defer_timeout_s,
-        ),
+        settings=config.replication,
+        store_settings=config.store,
     )
     engine = Engine(replica.store)
     transport = PeerClientSettings(
         # One that hangs must not look alive for longer than one that is gone.
-        timeout_s=min(1.0, config.down_after_s / 2),
+        timeout_s=min(1.0, config.replication.down_after_s / 2),
         scheme=config.scheme,
         verify=str(config.tls_ca) if config.tls_ca else True,
         key=derive_key(config.cluster_secret) if config.cluster_secret else b"",
-        token="" if config.cluster_secret else config.own_token,
+        token=config.peer_token,
     )
-    discovery = Discovery(config.view_dns, config.sync_interval_s) if config.view_dns else None
-    node = Node(replica, engine, transport, on_fatal=on_fatal, is_open=config.open, discovery=discovery)
-    limits = Limits(
-        max_body_bytes=config.max_body_bytes,
-        max_key_bytes=config.max_key_bytes,
-        max_value_bytes=config.max_value_bytes,
-        max_clock_entries=config.max_clock_entries,
-        max_batch=config.max_batch,
-    )
-    store.api.context.bind(engine, limits)
+    discovery = Discovery(config.view_dns, config.replication.sync_interval_s) if config.view_dns else None
+    node = Node(replica, engine, transport, on_fatal=on_fatal, is_open=config.is_open, discovery=discovery)
+    store.api.context.bind(engine, config.limits)
     replication.api.context.bind(node)
     return Runtime(config, engine, node)
 
@@ -265,20 +247,21 @@ def announce(config: Config) -> None:
     others = [seed for seed in config.seeds if seed != config.address]
     asked = [*others, *([f"whoever {config.view_dns} leads to"] if config.view_dns else [])]
     logger.info("asking %s", ", ".join(asked) if asked else "nobody: VIEW names no other replica")
-    if config.open:
+    if config.is_open:
         logger.warning("open: anybody who can reach it may read and write; see KV_CLUSTER_SECRET, KV_API_TOKENS")
         return
-    if config.api_tokens and not (config.own_token or config.cluster_secret):
+    if config.api_tokens and not (config.peer_token or config.cluster_secret):
         logger.warning("alone: no token of KV_API_TOKENS may write, so replicas cannot talk; set KV_CLUSTER_SECRET")
-    for gap in config.gaps:
-        logger.warning("not secured: %s", gap)
+    for warning in config.security_warnings:
+        logger.warning("not secured: %s", warning)
 
 
 def forget_secrets() -> None:
     """Take the secrets out of the environment, once they are read: granian puts all of it into every request."""
     current()
-    for variable in Config.variables(secret=True):
-        os.environ.pop(variable, None)
+    for setting in SETTINGS:
+        if setting.is_secret:
+            os.environ.pop(setting.variable, None)
 
 
 def application() -> Edge:

@@ -73,7 +73,7 @@ class Edge:
         """Return the edge that ``config`` asks for."""
         guard = Guard.for_config(config, own_id)
         slow_s = config.slow_request_s or math.inf
-        return cls(application, config.max_body_bytes, guard, Cors(config.cors_origins), slow_s)
+        return cls(application, config.limits.max_body_bytes, guard, Cors(config.cors_origins), slow_s)
 
     def close_connections(self) -> None:
         """Say with each answer from now on that its connection ends: the replica is about to."""

@@ -1,7 +1,8 @@
-"""Addresses of replicas: ``host:port`` or ``[ipv6]:port``, in one spelling.
+"""Parse addresses of replicas, ``host:port`` or ``[ipv6]:port``, and hosts into one canonical form.
 
-An address is an identity (it is half of every replica id), so two texts that mean the same have to become the same
-text. What this cannot see, that two names lead to one host, is the node's business. Pure.
+An address is an identity: every replica id begins with it. So two texts for the same address must become the same
+text. Whether two host names resolve to the same machine is not decided here; the node detects duplicate addresses.
+Pure.
 """
 
 from __future__ import annotations
@@ -12,56 +13,75 @@ from typing import Final
 
 MAX_PORT: Final = 65535
 
-MAX_SHOWN: Final = 80
-"""Characters of a bad address that its error repeats."""
+MAX_QUOTED: Final = 80
+"""Characters of an invalid address that the error quotes."""
 
-# Letters, digits, dots, hyphens, and underscores, which container networks hand out though DNS has none.
-_HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
+# Letters, digits, dots and hyphens, and underscores, which DNS forbids but container networks use.
+_NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _LOOKS_LIKE_IPV4: Final = re.compile(r"[0-9.]+")
 
 
 def parse_address(text: str) -> str:
-    """Return ``text`` in its one spelling: lower case, IPv6 compressed, no leading zeros in the port.
+    """Return an address in canonical form: host as ``parse_host`` returns it, no leading zeros in the port.
 
-    Raises ``ValueError`` whose text says what is wrong.
+    Raises ``ValueError`` with a text that says what is wrong.
     """
     return join_address(*split_address(text))
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Return the host, in its one spelling and without brackets, and the port. Raises as ``parse_address``."""
+    """Return the host, in canonical form and without brackets, and the port. Raises as ``parse_address``."""
     host, colon, port = text.strip().rpartition(":")
     if not colon or not host:
-        raise ValueError(f"{text[:MAX_SHOWN]!r} is not of the form host:port")
+        raise ValueError(f"{text[:MAX_QUOTED]!r} is not of the form host:port")
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= MAX_PORT):
-        raise ValueError(f"{text[:MAX_SHOWN]!r} has no port from 1 to {MAX_PORT}")
-    if host.startswith("[") and host.endswith("]"):
-        return _ipv6(host[1:-1], text), int(port)
-    if not _HOST.fullmatch(host):
-        hint = " (an IPv6 address stands in brackets: [::1]:8090)" if ":" in host else ""
-        raise ValueError(f"{text[:MAX_SHOWN]!r} has no valid host{hint}")
-    if _LOOKS_LIKE_IPV4.fullmatch(host):
-        return _ipv4(host, text), int(port)
-    return host.lower(), int(port)
+        raise ValueError(f"{text[:MAX_QUOTED]!r} has no port from 1 to {MAX_PORT}")
+    if ":" in host and not host.startswith("["):
+        raise ValueError(f"{text[:MAX_QUOTED]!r} needs brackets around its IPv6 address, as in [::1]:8090")
+    try:
+        return parse_host(host), int(port)
+    except ValueError:
+        raise ValueError(f"{text[:MAX_QUOTED]!r} has no valid host name or IP address") from None
 
 
 def join_address(host: str, port: int) -> str:
-    """Return ``host:port``, an IPv6 host in brackets: the inverse of ``split_address``."""
+    """Return ``host:port``, with brackets around an IPv6 host: the inverse of ``split_address``."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _ipv4(host: str, text: str) -> str:
+def parse_host(text: str) -> str:
+    """Return a host in canonical form: names in lower case, IPv6 compressed and without brackets.
+
+    Raises ``ValueError`` with a text that says what is wrong.
+    """
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
-        return str(ipaddress.IPv4Address(host))
+        if ":" in bare or bare != text:
+            return _parse_ipv6(bare)
+        if _LOOKS_LIKE_IPV4.fullmatch(text):
+            return str(ipaddress.IPv4Address(text))
     except ValueError:
-        raise ValueError(f"{text[:MAX_SHOWN]!r} has no valid IPv4 address") from None
+        raise ValueError(f"{text[:MAX_QUOTED]!r} is not a valid IP address") from None
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{text[:MAX_QUOTED]!r} is not a host name or an IP address")
+    return text.lower()
 
 
-def _ipv6(host: str, text: str) -> str:
+def host_of_header(header: str) -> str | None:
+    """Return the canonical host that a ``Host`` header names, without port and trailing dot; None if it is invalid."""
+    if header.startswith("["):
+        host, bracket, _ = header.partition("]")
+        host += bracket
+    else:
+        host = header.partition(":")[0].removesuffix(".")
     try:
-        address = ipaddress.IPv6Address(host)
+        return parse_host(host)
     except ValueError:
-        address = None
-    if address is None or address.scope_id is not None:  # A zone (%eth0) means something on one machine only.
-        raise ValueError(f"{text[:MAX_SHOWN]!r} has no valid IPv6 address")
+        return None
+
+
+def _parse_ipv6(text: str) -> str:
+    address = ipaddress.IPv6Address(text)
+    if address.scope_id is not None:  # A zone (%eth0) is valid on one machine only.
+        raise ValueError(text)
     return address.compressed

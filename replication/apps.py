@@ -1,4 +1,4 @@
-"""The middle floor as a Django application: it brings the view's management commands, and no models."""
+"""The replication layer as a Django application, for its management commands; it has no models."""
 
 from __future__ import annotations
 

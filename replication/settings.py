@@ -1,62 +1,78 @@
-"""The knobs of replication, as one frozen object handed down by the shell."""
+"""Settings of replication, as one frozen object that is passed in. Times are seconds, sizes are bytes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from store.environment import Section, seconds, setting
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicationSettings:
-    """How replicas exchange and how they judge each other. Times are seconds."""
+    """How replicas exchange updates, and when they consider each other down."""
 
-    sync_interval_s: float = 1.0
-    """Time between two exchanges with a peer that nothing else calls for. Shorter heals faster and costs more."""
+    down_after_s: float = setting(
+        3.0,
+        "KV_DOWN_AFTER",
+        seconds(0.1, 3600),
+        Section.TIME,
+        "A member that has been silent for this long leaves the view of every replica. A shorter time detects "
+        "failures sooner and more often mistakes slow members for dead ones. It must be at least twice "
+        "`KV_SYNC_INTERVAL`.",
+    )
 
-    down_after_s: float = 3.0
-    """A replica that was not heard of for so long is out of everybody's view; at least twice ``sync_interval_s``."""
+    sync_interval_s: float = setting(
+        1.0,
+        "KV_SYNC_INTERVAL",
+        seconds(0.01, 600),
+        Section.TIME,
+        "Pause between two anti-entropy exchanges with the same member. A shorter pause repairs differences sooner "
+        "and costs one small request per member and interval. Writes do not wait for it: the replica sends them at "
+        "once.",
+    )
 
     pace_s: float = 0.004
-    """Least time between two exchanges with a peer that carry new writes there. A write after a pause leaves at once;
-    under load many share one exchange. Longer saves work and adds to the replication lag."""
+    """Shortest time between two exchanges that carry new writes to the same peer. The first write after a pause leaves
+    at once; under load several writes share one exchange. A longer time saves work and adds replication lag."""
 
     pace_round_trips: float = 2.0
-    """The same as a multiple of how long an exchange takes at present (replication/pacing.py)."""
+    """The same limit as a multiple of the present duration of an exchange (replication/pacing.py)."""
 
     pace_times_late: float = 50.0
-    """The same as a multiple of how late threads wake at present (replication/pacing.py)."""
+    """The same limit as a multiple of the present delay with which threads wake up (replication/pacing.py)."""
 
     max_pace_s: float = 0.08
-    """What pacing comes to at most, however busy the machine is."""
+    """Upper bound of the three limits above, however busy the machine is."""
 
     batch_updates: int = 1000
-    """Updates in one message at most; more go with the next exchange, at once."""
+    """Most updates in one message. The next exchange, which follows at once, carries more."""
 
     batch_bytes: int = 256 * 1024
-    """Estimated bytes of updates in one message at most (a single update is sent whatever its size)."""
+    """Most estimated bytes of updates in one message. A single larger update is sent whole."""
 
     piece_rest_times: float = 1.0
-    """How long a receiver rests after each piece of a snapshot, as a multiple of how long it took. Without a rest a
-    giver that is half busy with its clients is more than busy while it gives, and they wait (docs/benchmarks)."""
+    """Pause of a receiver after each piece of a snapshot, as a multiple of the time that the piece took. Without the
+    pause, clients of the sender would wait while it gives the snapshot (docs/benchmarks)."""
 
     max_piece_rest_s: float = 0.1
-    """What that rest comes to at most: a piece may have been late for other reasons."""
+    """Upper bound of that pause: a piece can be late for other reasons."""
 
     snapshot_piece_bytes: int = 256 * 1024
-    """Estimated bytes of one piece of a snapshot."""
+    """Estimated bytes in one piece of a snapshot."""
 
     max_snapshots: int = 4
-    """Snapshots handed out at the same time at most; a further receiver is asked to come back."""
+    """Snapshots that a replica gives at the same time. It asks a further receiver to come back later."""
 
     max_members: int = 1024
-    """Addresses in the register at most: a bound on what peers can make this replica remember."""
+    """Most addresses in the membership table. It limits the memory that peers can use in this replica."""
 
     @property
     def suspect_after_s(self) -> float:
-        """Age of the last contact from which a member is suspect."""
+        """Seconds since the last contact after which a member is suspect."""
         return self.down_after_s / 2
 
     @property
     def silent_after_s(self) -> float:
-        """Age of the last contact from which a member is down: a tenth early, so that it has left every view *within*
-        ``down_after_s``."""
+        """Seconds since the last contact after which a member is down. It is 0.9 of ``down_after_s``, so that the
+        member has left every view within ``down_after_s``."""
         return self.down_after_s * 0.9

@@ -329,7 +329,7 @@ class Engine:
             yield
             return
         with self.lock:
-            if self.ack_waits >= self._settings.max_ack_waits:
+            if self.ack_waits >= self._settings.max_deferred:
                 self.counts["refused"] += 1
                 raise TooManyAckWaits(f"{self.ack_waits} writes wait for acks already")
             self.ack_waits += 1

@@ -1,35 +1,126 @@
-"""The limits of one replica's data, as one frozen object handed down by the shell."""
+"""Settings of one replica's data and of the requests for it, as frozen objects that are passed in.
+
+Each default stands here and nowhere else. Sizes are bytes, times are seconds.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from store.environment import Section, seconds, setting, whole_number
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one client request may carry. The API answers 400 or 413 to requests that exceed these limits."""
+
+    max_body_bytes: int = setting(
+        8 * 1024 * 1024,
+        "KV_MAX_BODY_BYTES",
+        whole_number(1024, 64 * 1024 * 1024, "bytes"),
+        Section.REQUEST,
+        "Longest request body. It limits the memory that one request can use. The upper bound keeps the update that "
+        "the request becomes, or a key with all its siblings, within one message between replicas (256 MiB).",
+    )
+
+    max_key_bytes: int = setting(
+        512,
+        "KV_MAX_KEY_BYTES",
+        whole_number(1, 65536, "bytes"),
+        Section.REQUEST,
+        "Longest key, encoded in UTF-8. For comparison: memcached 250, S3 1024. Keys are part of URLs, which many "
+        "clients and proxies limit to about 8000 bytes.",
+    )
+
+    max_value_bytes: int = setting(
+        1024 * 1024,
+        "KV_MAX_VALUE_BYTES",
+        whole_number(1, 64 * 1024 * 1024, "bytes"),
+        Section.REQUEST,
+        "Longest value, encoded as JSON. It must be below `KV_MAX_BODY_BYTES`, because the body also holds the "
+        "metadata.",
+    )
+
+    max_clock_entries: int = setting(
+        1024,
+        "KV_MAX_CLOCK_ENTRIES",
+        whole_number(1, 1_000_000, "entries"),
+        Section.REQUEST,
+        "Most entries in the `causal-metadata` of a request. It must exceed the number of replicas.",
+    )
+
+    max_batch: int = setting(
+        1000,
+        "KV_MAX_BATCH",
+        whole_number(1, 1_000_000, "keys"),
+        Section.REQUEST,
+        "Most keys in one transaction, reads and writes together. The writes of a transaction are one update: "
+        "replicas send, apply and show it as a whole.",
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """What bounds the data of one replica. Sizes are bytes, times are seconds."""
+    """Limits of the data that one replica holds, and of the requests that wait in it."""
 
-    max_log_bytes: int = 64 * 1024 * 1024
-    """Estimated size of the updates kept for peers that lack them; a peer that needs more pulls a snapshot."""
+    max_watchers: int = setting(
+        64,
+        "KV_MAX_WATCHERS",
+        whole_number(0, 2048, "requests"),
+        Section.REPLICA,
+        "Requests that may watch a key at the same time. The replica answers 503 to further ones. Each uses a server "
+        "thread while it waits.",
+    )
+
+    max_deferred: int = setting(
+        64,
+        "KV_MAX_DEFERRED",
+        whole_number(0, 2048, "requests"),
+        Section.REPLICA,
+        "Requests that may wait for their causal past at the same time, and also writes that may wait for the acks "
+        "of other members (`w`). The replica answers 503 to further ones, before it writes anything. Each uses a "
+        "server thread while it waits.",
+    )
+
+    max_log_bytes: int = setting(
+        64 * 1024 * 1024,
+        "KV_MAX_LOG_BYTES",
+        whole_number(65536, 1 << 40, "bytes"),
+        Section.REPLICA,
+        "Estimated size of the recent updates that are kept for members that lack them. A member that needs older "
+        "updates pulls a snapshot of all data. A larger log costs memory; a smaller one costs traffic when a member "
+        "returns after a long absence.",
+    )
+
+    max_memory_bytes: int = setting(
+        0,
+        "KV_MAX_MEMORY",
+        whole_number(0, 1 << 50, "bytes"),
+        Section.REPLICA,
+        "Estimated size of keys and versions above which the replica rejects clients' writes with 507. `0` means no "
+        "limit. Deletes and the updates of other replicas are always accepted: rejecting those would prevent "
+        "convergence.",
+        default_text="`0` (no limit)",
+    )
+
+    max_pending: int = setting(
+        100_000,
+        "KV_MAX_PENDING",
+        whole_number(1, 100_000_000, "updates"),
+        Section.REPLICA,
+        "Updates of other replicas that may wait for their causal past. Further ones stay with their sender, which "
+        "offers them again. It limits memory while a third replica is unreachable.",
+    )
+
+    defer_timeout_s: float = setting(
+        1.0,
+        "KV_DEFER_TIMEOUT",
+        seconds(0, 60),
+        Section.TIME,
+        "How long a request without `wait=` waits for its causal past before the replica answers 503. `0`: it does "
+        "not wait.",
+    )
 
     log_segment_bytes: int = 256 * 1024
-    """Encoded updates of one origin that are put together in one piece of memory when they are so many. More of them
-    in a log of more than 1 GiB, which would come to too many pieces (``store.log.MAX_SEGMENTS``)."""
-
-    max_memory_bytes: int = 0
-    """Estimated size of keys and versions beyond which clients' writes are refused; 0 means no limit."""
-
-    max_pending: int = 100_000
-    """Updates that may wait for their causal past. One more is not taken: its sender offers it again."""
-
-    max_deferred: int = 64
-    """Requests that may wait for their causal past at once; one more is refused at once."""
-
-    max_watchers: int = 64
-    """Requests that may watch a key at once; one more is refused at once."""
-
-    max_ack_waits: int = 64
-    """Writes that may wait for acks of other members at once; one more is refused before it is made."""
-
-    defer_timeout_s: float = 1.0
-    """How long a request waits for its causal past where it does not say itself; 0 means not at all."""
+    """Size up to which the log joins encoded updates of one origin into one piece of memory. A log of more than 1 GiB
+    uses larger segments, because it would otherwise have more of them than ``store.log.MAX_SEGMENTS``."""

@@ -17,11 +17,11 @@ from msgspec import UNSET, UnsetType
 from rest_framework.exceptions import ParseError, UnsupportedMediaType
 
 from store.api import query as queries
-from store.api.context import Limits
 from store.api.errors import TooLarge
 from store.api.keys import check_key
 from store.api.rendering import JSON
 from store.engine import Change, WriteConcern
+from store.settings import RequestLimits
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024 * 1024
 _PIECE_BYTES: Final = 64 * 1024
@@ -103,7 +103,9 @@ class Asked(msgspec.Struct, Generic[AnyBody], frozen=True):
     past: dict[str, int]
 
 
-def ask(request: HttpRequest, body: bytes, decoder: msgspec.json.Decoder[AnyBody], limits: Limits) -> Asked[AnyBody]:
+def ask(
+    request: HttpRequest, body: bytes, decoder: msgspec.json.Decoder[AnyBody], limits: RequestLimits
+) -> Asked[AnyBody]:
     """Parse ``request``, whose body was read. Raises ``ParseError``."""
     decoded = decode(body, decoder)
     query = queries.parameters(request)
@@ -182,7 +184,7 @@ def causal_past(request: HttpRequest, body: Body, query: queries.Query, max_entr
     return past
 
 
-def readable_past(request: HttpRequest, body: bytes | None, limits: Limits) -> dict[str, int] | None:
+def readable_past(request: HttpRequest, body: bytes | None, limits: RequestLimits) -> dict[str, int] | None:
     """Return the causal past of a request that failed, for the answer to repeat; None where it cannot be read.
 
     ``body`` None: it could not be read. Else only the metadata is looked for: the rest may be what was wrong.
@@ -215,7 +217,7 @@ def encode_value(value: Any, max_bytes: int) -> bytes:
     return encoded
 
 
-def transaction(body: TransactionBody, limits: Limits) -> tuple[list[str], list[Change]]:
+def transaction(body: TransactionBody, limits: RequestLimits) -> tuple[list[str], list[Change]]:
     """Return the keys to read and the writes of a transaction, checked. Raises ``ParseError``, ``TooLarge``.
 
     A key that is read twice is answered once; of two writes to one key the engine takes the last.
@@ -230,7 +232,7 @@ def transaction(body: TransactionBody, limits: Limits) -> tuple[list[str], list[
     return keys, [_change(write, limits) for write in writes]
 
 
-def _change(write: WriteBody, limits: Limits) -> Change:
+def _change(write: WriteBody, limits: RequestLimits) -> Change:
     key = check_key(write.key, limits.max_key_bytes)
     if write.delete == (write.value is not UNSET):
         raise ParseError('A write has either a value or "delete": true')

@@ -91,7 +91,7 @@ class Pods:
             timeout=30,
             check=False,
         )
-        assert done.stdout == f"{self.addresses[i]} left; all that it had is elsewhere\n", done
+        assert done.stdout == f"{self.addresses[i]} left; other members have all its updates\n", done
 
     def stop(self, i: int) -> None:
         """SIGTERM, as after the hook."""

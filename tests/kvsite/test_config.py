@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvsite.config import CLIENT_VARIABLES, ApiToken, Config, ConfigError
+from kvsite.config import SETTINGS, Config, ConfigError
+from store.api_tokens import ApiToken
+from store.environment import declaration, nested, settings_of
+from store.management.connection import CLIENT_SETTINGS
+from tools import settings_page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
@@ -19,7 +25,7 @@ def test_nothing_set_is_an_open_replica_on_loopback() -> None:
     assert config == Config()
     assert config.address == "127.0.0.1:8090"
     assert config.listen == ("127.0.0.1", 8090)
-    assert config.open
+    assert config.is_open
     assert config.scheme == "http"
 
 
@@ -36,20 +42,20 @@ def test_nothing_set_is_an_open_replica_on_loopback() -> None:
         ("VIEW", "a:1, B:2 ,,a:1", "seeds", ("a:1", "b:2")),
         ("KV_VIEW_DNS", "", "view_dns", ""),
         ("KV_VIEW_DNS", " Peers.kv.svc:8090 ", "view_dns", "peers.kv.svc:8090"),
-        ("KV_DOWN_AFTER", "2.5", "down_after_s", 2.5),
-        ("KV_SYNC_INTERVAL", ".5", "sync_interval_s", 0.5),
-        ("KV_DEFER_TIMEOUT", "0", "defer_timeout_s", 0.0),
-        ("KV_DEFER_TIMEOUT", "  ", "defer_timeout_s", 1.0),
-        ("KV_MAX_BODY_BYTES", "16777216", "max_body_bytes", 16 << 20),
-        ("KV_MAX_KEY_BYTES", "1024", "max_key_bytes", 1024),
-        ("KV_MAX_VALUE_BYTES", "100", "max_value_bytes", 100),
-        ("KV_MAX_CLOCK_ENTRIES", "7", "max_clock_entries", 7),
-        ("KV_MAX_BATCH", "10", "max_batch", 10),
-        ("KV_MAX_WATCHERS", "0", "max_watchers", 0),
-        ("KV_MAX_DEFERRED", "1", "max_deferred", 1),
-        ("KV_MAX_LOG_BYTES", "65536", "max_log_bytes", 65536),
-        ("KV_MAX_MEMORY", "1000000", "max_memory_bytes", 1_000_000),
-        ("KV_MAX_PENDING", "5", "max_pending", 5),
+        ("KV_DOWN_AFTER", "2.5", "replication.down_after_s", 2.5),
+        ("KV_SYNC_INTERVAL", ".5", "replication.sync_interval_s", 0.5),
+        ("KV_DEFER_TIMEOUT", "0", "store.defer_timeout_s", 0.0),
+        ("KV_DEFER_TIMEOUT", "  ", "store.defer_timeout_s", 1.0),
+        ("KV_MAX_BODY_BYTES", "16777216", "limits.max_body_bytes", 16 << 20),
+        ("KV_MAX_KEY_BYTES", "1024", "limits.max_key_bytes", 1024),
+        ("KV_MAX_VALUE_BYTES", "100", "limits.max_value_bytes", 100),
+        ("KV_MAX_CLOCK_ENTRIES", "7", "limits.max_clock_entries", 7),
+        ("KV_MAX_BATCH", "10", "limits.max_batch", 10),
+        ("KV_MAX_WATCHERS", "0", "store.max_watchers", 0),
+        ("KV_MAX_DEFERRED", "1", "store.max_deferred", 1),
+        ("KV_MAX_LOG_BYTES", "65536", "store.max_log_bytes", 65536),
+        ("KV_MAX_MEMORY", "1000000", "store.max_memory_bytes", 1_000_000),
+        ("KV_MAX_PENDING", "5", "store.max_pending", 5),
         ("KV_CLUSTER_SECRET", "correct horse", "cluster_secret", "correct horse"),
         (
             "KV_API_TOKENS",
@@ -73,7 +79,7 @@ def test_nothing_set_is_an_open_replica_on_loopback() -> None:
     ],
 )
 def test_a_right_value_is_taken(variable: str, text: str, field: str, value: Any) -> None:
-    assert getattr(Config.from_env({variable: text}), field) == value
+    assert operator.attrgetter(field)(Config.from_env({variable: text})) == value
 
 
 @pytest.mark.parametrize(
@@ -146,14 +152,14 @@ def test_a_misspelt_variable_is_refused_and_the_right_one_named() -> None:
         Config.from_env({"KV_CLUSTER_SECRT": "whatever it is"})
     with pytest.raises(ConfigError, match=r"^KV_ZZZZZZZZZ: there is no such setting$"):
         Config.from_env({"KV_ZZZZZZZZZ": "1"})
-    assert Config.from_env(dict.fromkeys(CLIENT_VARIABLES, "some token")) == Config()
+    assert Config.from_env({each.variable: "some token" for each in CLIENT_SETTINGS}) == Config()
 
 
 @pytest.mark.parametrize("variable", ["KV_CLUSTER_SECRET", "KV_API_TOKENS", "KV_ADMIN_PASSWORD"])
 def test_secrets_are_never_shown(variable: str) -> None:
     secret = "name:hunter2hunter2:read"
     config = Config.from_env({variable: secret})
-    assert not config.open
+    assert not config.is_open
     assert "hunter2" not in repr(config)
     assert "hunter2" not in repr(config.api_tokens)
     with pytest.raises(ConfigError) as caught:
@@ -178,14 +184,50 @@ def test_a_config_does_not_change() -> None:
 
 def test_threads_suffice_for_everybody_who_may_wait_and_for_others() -> None:
     config = Config()
-    assert config.threads >= config.max_watchers + config.max_deferred + 32
+    assert config.threads >= config.store.max_watchers + 2 * config.store.max_deferred + 32
+
+
+def fields_of(settings_class: type[Any]) -> Iterator[dataclasses.Field[Any]]:
+    for each in dataclasses.fields(settings_class):
+        inner = nested(each)
+        if inner is None:
+            yield each
+        else:
+            yield from fields_of(inner)
+
+
+def test_every_variable_is_declared_once() -> None:
+    variables = [each.variable for each in SETTINGS]
+    assert len(variables) == len(set(variables)) > 25
+
+
+def test_a_field_of_the_process_itself_is_always_a_setting() -> None:
+    """Only the layers below have internal fields, which a variable does not set."""
+    assert [each.name for each in dataclasses.fields(Config) if not (declaration(each) or nested(each))] == []
+    declared = [declared for each in fields_of(Config) if (declared := declaration(each))]
+    assert declared == [*settings_of(Config)]
+
+
+def test_every_default_is_an_accepted_value() -> None:
+    for each in SETTINGS:
+        if isinstance(each.default, int | float):
+            assert (
+                each.parser.parse(f"{each.default:g}" if isinstance(each.default, float) else str(each.default))
+                == each.default
+            )
 
 
 def test_every_setting_is_documented_with_its_default_and_nothing_else_is() -> None:
-    rows = re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", DOCS.read_text(), re.MULTILINE)
-    assert {name for name, _ in rows} == {*Config.variables(), *CLIENT_VARIABLES}
-    defaults = {declared.metadata["variable"]: declared.default for declared in dataclasses.fields(Config)}
-    for name, told in rows:
-        default = defaults.get(name)
+    rows = re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", DOCS.read_text("utf-8"), re.MULTILINE)
+    assert [name for name, *_ in rows] == [each.variable for each in settings_page.in_order(SETTINGS)]
+    defaults = {each.variable: each.default for each in SETTINGS}
+    for name, shown, accepted, meaning in rows:
+        default = defaults[name]
         if isinstance(default, int | float):
-            assert f"`{default:g}`" in told or f"`{default}`" in told, name
+            assert f"`{default:g}`" in shown or f"`{default}`" in shown, name
+        assert accepted.strip()
+        assert len(meaning) > 20, name
+
+
+def test_the_page_of_settings_is_current() -> None:
+    assert DOCS.read_text("utf-8") == settings_page.render(), "run `make settings`"

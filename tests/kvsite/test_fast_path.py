@@ -22,15 +22,17 @@ from django.urls import get_resolver
 import replication.api.context as replication_context
 import replication.api.urls
 import store.api.urls
-from kvsite.config import ApiToken, Config
+from kvsite.config import Config
 from kvsite.fast_path import LeanEntry, LeanRequest, Routes
 from kvsite.wsgi import Edge
 from replication.errors import BadMessage
 from replication.node import Node
 from store.api import context
 from store.api.views import KeyView
+from store.api_tokens import ApiToken
 from store.causal import CausalStore
 from store.clock import Instant
+from store.settings import RequestLimits
 from store.versions import Change, Update, Write
 from tests.support.api import PEER_ID, make_store
 
@@ -202,7 +204,7 @@ def environ_of(case: Case) -> Environ:
 def send(application: Application, case: Case, caplog: pytest.LogCaptureFixture) -> Told:
     """Send ``case`` through ``application`` to a fresh replica that holds a key and a conflict."""
     store = make_store()
-    context.bind(context.engine(), context.Limits(max_body_bytes=2000, max_value_bytes=1000))
+    context.bind(context.engine(), RequestLimits(max_body_bytes=2000, max_value_bytes=1000))
     _fill(store)
     caplog.clear()
     told: list[Any] = []

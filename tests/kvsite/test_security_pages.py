@@ -15,12 +15,13 @@ from django.test import Client
 
 from kvsite.checks import check_secured
 from kvsite.cluster import MANAGE
-from kvsite.config import ApiToken, Config
+from kvsite.config import Config
 from kvsite.cors import Cors, as_browsers_say
 from kvsite.dashboard.throttle import FREE_ATTEMPTS, MAX_PAUSE_S, Throttle, source_of, throttle
 from kvsite.logs import ANSWERING, Human, Json
 from kvsite.wsgi import Edge
 from replication.rate_limit import LogRateLimiter
+from store.api_tokens import ApiToken
 
 APP = "https://app.example.org"
 TOKEN = "token-that-writes"

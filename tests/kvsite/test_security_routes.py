@@ -18,7 +18,7 @@ import pytest
 from django.core.handlers.wsgi import WSGIHandler
 from django.urls import URLPattern, URLResolver, get_resolver
 
-from kvsite.config import ApiToken, Config
+from kvsite.config import Config
 from kvsite.denied_responses import Turned
 from kvsite.fast_path import LeanEntry
 from kvsite.guard import Guard
@@ -26,6 +26,7 @@ from kvsite.wsgi import Edge
 from replication.api import context as replication_context
 from replication.errors import BadMessage
 from replication.proof import ANY_RECEIVER, HEADER, derive_key, sign_request, verify_response
+from store.api_tokens import ApiToken
 from tests.support.api import Api, api
 
 __all__ = ["api"]  # a fixture
@@ -393,7 +394,7 @@ def test_refusals_are_logged_without_secrets_and_not_at_every_attempt(
 def test_nothing_set_is_open_and_costs_no_guard(site: Any) -> None:
     opened: Site = site()
     assert opened.edge._guard is None
-    assert opened.config.open
+    assert opened.config.is_open
     assert opened.ask("PUT", "/kvs/a", b'{"value": 1}').status == 201
 
 

@@ -5,7 +5,6 @@ What a client meets is tested over HTTP; the queues between replicas with replic
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +20,9 @@ from kvsite.config import Config
 from replication.errors import BadMessage
 from replication.messages import Exchange, MembershipEntry, SnapshotPiece, encode
 from replication.settings import ReplicationSettings
-from store.api.context import Limits
+from store.environment import settings_of
 from store.errors import OutOfMemory
-from store.settings import StoreSettings
+from store.settings import RequestLimits, StoreSettings
 from store.versions import Change
 from tests.long_life.support import Reply, cluster_of, report, send, status, transact
 from tests.long_life.weight import weight
@@ -55,18 +54,16 @@ def test_each_bound_is_a_setting_with_its_default_in_the_documentation(variable:
     row = re.search(rf"^\| `{variable}` \| `(\d+)`", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
     assert row is not None
     assert int(row[1]) == BOUNDS[variable]
-    field = next(field for field in dataclasses.fields(Config) if field.metadata["variable"] == variable)
-    assert field.default == BOUNDS[variable]
+    setting = next(setting for setting in settings_of(Config) if setting.variable == variable)
+    assert setting.default == BOUNDS[variable]
 
 
 def test_the_defaults_of_all_floors_are_the_same() -> None:
     """A replica that a test puts together has the limits that one has in operation."""
-    config = Config()
-    for settings in (StoreSettings(), Limits()):
-        for field in dataclasses.fields(settings):
-            # The one is as max_deferred, says docs/settings.md; the other is nothing that anybody would want to set.
-            if field.name not in {"max_ack_waits", "log_segment_bytes"}:
-                assert getattr(settings, field.name) == getattr(config, field.name), field.name
+    for config in (Config(), Config.from_env({})):
+        assert config.store == StoreSettings()
+        assert config.limits == RequestLimits()
+        assert config.replication == ReplicationSettings()
 
 
 # -- what clients meet -----------------------------------------------------------------------------------------------

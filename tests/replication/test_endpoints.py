@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kvsite.hosts import host_of
+from replication.address import host_of_header
 from replication.discovery import Discovery
 from replication.node import Node
 from replication.peer_client import PeerClientSettings
@@ -69,7 +69,7 @@ class Site:
             def answer(self, what: Callable[[bytes], bytes]) -> None:
                 body, host = self.rfile.read(int(self.headers.get("Content-Length", 0))), self.headers["Host"]
                 site.hosts.append(host)
-                is_known = host_of(host) in {site.own, "localhost"}
+                is_known = host_of_header(host) in {site.own, "localhost"}
                 reply = what(body) if is_known else b'{"error":"Host header names no member"}'
                 self.send_response(200 if is_known else 400)
                 self.send_header("Content-Length", str(len(reply)))

@@ -12,7 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 
-from kvsite.config import ApiToken, Config
+from kvsite.config import Config
 from kvsite.guard import Guard
 from kvsite.wsgi import Edge
 from replication.errors import NotTrusted, Unreachable
@@ -20,6 +20,7 @@ from replication.messages import SnapshotRequest
 from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import HEADER, derive_key
 from replication.transport import Transport, translate_errors
+from store.api_tokens import ApiToken
 
 SECRET, OTHER = "the secret of this cluster", "the secret of another cluster"
 KEY = derive_key(SECRET)

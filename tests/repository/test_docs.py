@@ -12,7 +12,7 @@ import pytest
 import yaml
 from django.core.management import get_commands
 
-from kvsite.config import CLIENT_VARIABLES, Config
+from kvsite.config import SETTINGS
 from kvsite.schema import document
 from replication.api import metrics
 
@@ -81,7 +81,7 @@ def test_links_are_found_at_all() -> None:
 def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     """That each one that exists is documented in docs/settings.md, tests/kvsite/test_config.py sees to."""
     named = set(re.findall(r"\bKV_[A-Z_]*[A-Z]\b", page.read_text("utf-8")))
-    assert named - {*Config.variables(), *CLIENT_VARIABLES} == set()
+    assert named - {setting.variable for setting in SETTINGS} == set()
 
 
 METRICS = set(re.findall(r'"(causeway_[a-z_]+)"', Path(metrics.__file__).read_text("utf-8")))

@@ -22,12 +22,15 @@ from django.urls import resolve
 from kvsite.config import Config, ConfigError
 from kvsite.hosts import HostMiddleware
 from kvsite.server import STOP_TIMEOUT_S
-from store.api.context import Limits
+from store.environment import settings_of
+from store.settings import RequestLimits
 
 ROOT = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 BASE, COMPONENTS, EXAMPLE = ROOT / "base", ROOT / "components", ROOT / "overlays" / "example"
 OLDEST, NEWEST = "1.27", kubernetes_validate.latest_version().removesuffix(".0")
 """docs/kubernetes.md names the oldest: from there on all fields are on by default."""
+
+SECRETS = {setting.variable for setting in settings_of(Config) if setting.is_secret}
 
 Resource = dict[str, Any]
 
@@ -242,7 +245,7 @@ def test_memory_has_room_for_more_than_clients_may_fill(container: Resource) -> 
     held = int(environment(container)["KV_MAX_MEMORY"]) >> 20
     assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
     assert mebibytes(container["resources"]["limits"]["memory"]) >= 2 * held + 256
-    assert held << 20 > 10 * Limits().max_body_bytes
+    assert held << 20 > 10 * RequestLimits().max_body_bytes
 
 
 def test_every_container_is_locked_down(pod: Resource) -> None:
@@ -290,7 +293,7 @@ def test_secrets_come_from_a_file_that_is_not_here_and_whose_example_starts_noth
     assert "causeway.env" in (EXAMPLE / ".gitignore").read_text().split()
     example = (EXAMPLE / "causeway.env.example").read_text().splitlines()
     told = dict(line.split("=", 1) for line in example if line and not line.startswith("#"))
-    assert {*told} == {*Config.variables(secret=True)} - {"KV_CLUSTER_SECRET_ALSO"}
+    assert {*told} == SECRETS - {"KV_CLUSTER_SECRET_ALSO"}
     for name, value in told.items():
         with pytest.raises(ConfigError, match=f"^{name}: "):
             Config.from_env({name: value})
@@ -298,6 +301,6 @@ def test_secrets_come_from_a_file_that_is_not_here_and_whose_example_starts_noth
 
 def test_nothing_that_is_shipped_holds_a_secret() -> None:
     shipped = "".join(path.read_text() for path in ROOT.rglob("*.yaml"))
-    for name in Config.variables(secret=True):
+    for name in SECRETS:
         assert not re.search(rf"name: {name}\b", shipped)
     assert "kind: Secret" not in shipped

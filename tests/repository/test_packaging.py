@@ -16,12 +16,13 @@ import jsonschema  # type: ignore[import-untyped]  # ships no types
 import pytest
 import yaml
 
-from kvsite.config import Config
+from kvsite.config import SETTINGS, Config
 from kvsite.server import STOP_TIMEOUT_S
 from tools import matrix
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+SECRETS = {setting.variable for setting in SETTINGS if setting.is_secret}
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -56,8 +57,8 @@ def test_compose_sets_what_exists_and_no_secret(compose: dict[str, Any]) -> None
     for service in compose["services"].values():
         environment = service["environment"]
         Config.from_env({name: value for name, value in environment.items() if value is not None})
-        assert set(environment) <= set(Config.variables())
-        assert {environment[name] for name in Config.variables(secret=True) if name in environment} == {None}
+        assert set(environment) <= {setting.variable for setting in SETTINGS}
+        assert {environment[name] for name in SECRETS if name in environment} == {None}
 
 
 def test_compose_gives_a_replica_the_time_to_end_and_nothing_to_write_to(compose: dict[str, Any]) -> None:

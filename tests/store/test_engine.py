@@ -64,7 +64,7 @@ class Peers:
         assert self.engine.lock._is_owned()  # type: ignore[attr-defined]
 
 
-SETTINGS = StoreSettings(max_deferred=2, max_watchers=2, max_ack_waits=2, defer_timeout_s=LONG_S)
+SETTINGS = StoreSettings(max_deferred=2, max_watchers=2, defer_timeout_s=LONG_S)
 
 
 @dataclass

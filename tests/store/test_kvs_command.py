@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
-from store.management.commands import kvs
+from store.management.connection import Connection
 from tests.support.fake_replicas import (
     FakeReplica,
     close_connection,
@@ -158,15 +158,20 @@ def test_at_wins_over_the_environment(replica: FakeReplica) -> None:
 @pytest.mark.parametrize(
     ("environ", "token"),
     [
-        ({}, None),
+        ({}, ""),
         ({"KV_API_TOKENS": "reader:aaaaaaaa:read, writer:bb:bb:bbbb:write,other:cccccccc:write"}, "bb:bb:bbbb"),
         ({"KV_API_TOKENS": "reader:aaaaaaaa:read"}, "aaaaaaaa"),
         ({"KV_API_TOKENS": "reader:aaaaaaaa:read", "KV_TOKEN": "dddddddd"}, "dddddddd"),
-        ({"KV_API_TOKENS": "nonsense"}, None),
     ],
 )
-def test_the_token_comes_from_the_environment(environ: dict[str, str], token: str | None) -> None:
-    assert kvs.token(environ) == token
+def test_the_token_comes_from_the_environment(environ: dict[str, str], token: str) -> None:
+    assert Connection.from_environ(environ).token == token
+
+
+def test_invalid_tokens_are_an_error(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KV_API_TOKENS", "nonsense")
+    assert fails("get", "k").returncode == 2
+    assert replica.requests == []
 
 
 def test_the_token_is_sent(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,13 @@ from store.api.keys import RAW_PATH
 from store.causal import CausalStore
 from store.clock import Instant, replica_id
 from store.engine import Engine, read_clocks
-from store.settings import StoreSettings
+from store.settings import RequestLimits, StoreSettings
 from store.versions import Update, Write
 
 OWN_ID = replica_id(parse_address("127.0.0.1:21500"), 1)
 PEER_ID = replica_id(parse_address("127.0.0.1:21501"), 2)
 
-LIMITS = context.Limits(max_body_bytes=2_000_000, max_value_bytes=10_000, max_clock_entries=8, max_batch=10)
+LIMITS = RequestLimits(max_body_bytes=2_000_000, max_value_bytes=10_000, max_clock_entries=8, max_batch=10)
 """Small, so that a test passes them quickly; the body's is above what a test of deep nesting sends."""
 
 

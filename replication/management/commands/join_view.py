@@ -1,4 +1,4 @@
-"""``join_view ADDRESS``: let a replica belong to the cluster (again)."""
+"""``join_view ADDRESS``: add a replica to the membership table of the cluster."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from replication.management.remote import Remote, add_at, address
+from replication.management.remote import Remote, address_argument
+from store.management.connection import add_at_argument
 
 
 class Command(BaseCommand):
     """PUT /view."""
 
-    help = "Let the replica at ADDRESS belong to the view; it need not run yet."
+    help = "Add the replica at ADDRESS to the view. It does not have to run yet."
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take the address."""
-        parser.add_argument("address", metavar="ADDRESS", help="host:port or [ipv6]:port of the replica")
-        add_at(parser)
+        """Declare the arguments."""
+        parser.add_argument("address", metavar="ADDRESS", help="host:port or [ipv6]:port of the replica to add")
+        add_at_argument(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Ask one replica; it tells the others."""
-        member = address(options["address"])
-        result = Remote(options["at"]).ask("PUT", "/view", {"socket-address": member})["result"]
+        """Send the change to one replica, which passes it on to the others."""
+        member = address_argument(options["address"])
+        result = Remote(options["at"]).request("PUT", "/view", {"socket-address": member})["result"]
         self.stdout.write(f"{member} {result}")

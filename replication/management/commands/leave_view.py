@@ -1,4 +1,4 @@
-"""``leave_view [ADDRESS]``: take a replica out of the view and wait until it has handed over what only it has."""
+"""``leave_view [ADDRESS]``: remove a replica from the view, and wait until other members have all its updates."""
 
 from __future__ import annotations
 
@@ -7,54 +7,60 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from replication.management.remote import NoAnswer, Remote, add_at, address
+from replication.management.remote import NoAnswer, Remote, address_argument
+from store.management.connection import add_at_argument
 
 POLL_S = 0.2
 
 
 class Command(BaseCommand):
-    """DELETE /view, then poll the leaver's status until it is drained."""
+    """DELETE /view, then poll the status of the removed replica until it is drained."""
 
-    help = "Take the replica at ADDRESS (default: the one at --at) out of the view, and wait until it is drained."
+    help = (
+        "Remove the replica at ADDRESS (default: the one at --at) from the view, and wait until it is drained, which "
+        "means that other members have all its updates."
+    )
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take the address and how long to wait."""
-        parser.add_argument("address", metavar="ADDRESS", nargs="?", help="host:port of the replica that leaves")
+        """Declare the arguments."""
+        parser.add_argument("address", metavar="ADDRESS", nargs="?", help="host:port of the replica to remove")
         parser.add_argument(
             "--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait for the drain (60)"
         )
-        add_at(parser)
+        add_at_argument(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Ask one replica; the one that leaves learns of it, hands over, and says so in its status."""
+        """Send the removal to one replica; the removed one learns of it, and its status says when it is drained."""
         remote = Remote(options["at"])
-        own = address(str(remote.status()["address"]))
-        leaver = address(options["address"]) if options["address"] else own
-        remote.ask("DELETE", "/view", {"socket-address": leaver})
-        # The replica at --at may be reachable under another address than its own.
-        if self._drained(remote if leaver == own else Remote(leaver), options["timeout"], sure=leaver == own):
-            self.stdout.write(f"{leaver} left; all that it had is elsewhere")
+        own = address_argument(str(remote.status()["address"]))
+        leaver = address_argument(options["address"]) if options["address"] else own
+        remote.request("DELETE", "/view", {"socket-address": leaver})
+        # The replica at --at may be reachable under another address than its own, so keep the connection to it.
+        is_own = leaver == own
+        if self._wait_until_drained(remote if is_own else Remote(leaver), options["timeout"], is_reachable=is_own):
+            self.stdout.write(f"{leaver} left; other members have all its updates")
         else:
             self.stdout.write(f"{leaver} left")
-            self.stderr.write(f"{leaver} does not answer: whether it had what nobody else has is not known")
+            self.stderr.write(f"{leaver} does not answer: it may have had updates that no other member has")
 
-    def _drained(self, leaver: Remote, timeout_s: float, *, sure: bool) -> bool:
-        """Wait for the drain. False: the leaver cannot be asked, which is no error if it may be dead (not ``sure``).
+    def _wait_until_drained(self, leaver: Remote, timeout_s: float, *, is_reachable: bool) -> bool:
+        """Return whether ``leaver`` is known to be drained; False: it does not answer, and may be dead.
 
-        Raises ``CommandError`` when the time is over.
+        ``is_reachable``: it has answered before, so that no answer is an error. Raises ``CommandError`` for that, and
+        after ``timeout_s``.
         """
         deadline = time.monotonic() + timeout_s
         while True:
             try:
                 status = leaver.status()
-                # Drained alone may be the case before the leaver knows that it is out, and still takes writes.
+                # A member can be drained before it learns of its removal, and still accept writes then.
                 if status["state"] in {"removed", "leaving"} and status["drained"]:
                     return True
             except NoAnswer:
-                if not sure:
+                if not is_reachable:
                     return False
                 raise
             if time.monotonic() >= deadline:
-                raise CommandError(f"{leaver.at} left but is not drained after {timeout_s:g} s; it goes on by itself")
+                raise CommandError(f"{leaver.at} left but is not drained after {timeout_s:g} s; draining continues")
             time.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""``show_view``: who is in the view, as one replica sees it."""
+"""``show_view``: print the live members, as one replica sees them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from replication.management.remote import Remote, add_at
+from replication.management.remote import Remote
+from store.management.connection import add_at_argument
 
 
 class Command(BaseCommand):
     """GET /view."""
 
-    help = "Print the live members, one address a line, as the replica at --at sees them."
+    help = "Print the addresses of the live members, one per line, as the replica at --at sees them."
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take the replica to ask."""
-        add_at(parser)
+        """Declare the arguments."""
+        add_at_argument(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Ask and print."""
-        for member in Remote(options["at"]).ask("GET", "/view")["view"]:
+        """Request the view and print it."""
+        for member in Remote(options["at"]).request("GET", "/view")["view"]:
             self.stdout.write(member)

@@ -18,8 +18,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from store.client import ClientError, Json, Session, Uncertain
+from store.management.connection import Connection, add_at_argument
 
-DEFAULT_ADDRESS = "127.0.0.1:8090"
 ABSENT, FAILED, UNKNOWN = 1, 2, 3
 
 
@@ -129,9 +129,7 @@ class Command(BaseCommand):
 
 def add_common_arguments(parser: ArgumentParser) -> None:
     """Add what every action takes."""
-    parser.add_argument(
-        "--at", metavar="HOST:PORT", help=f"the replica (default: SOCKET_ADDRESS, then {DEFAULT_ADDRESS})"
-    )
+    add_at_argument(parser)
     parser.add_argument(
         "--metadata", type=Path, metavar="FILE", help="carry the causal metadata in this file from one call to the next"
     )
@@ -145,28 +143,17 @@ def open_session(options: dict[str, Any]) -> Iterator[Session]:
     """A session with the credentials of the environment, and with the metadata of ``--metadata`` read and kept."""
     path: Path | None = options["metadata"]
     metadata = json.loads(path.read_text("utf-8")) if path is not None and path.exists() else {}
-    environ = os.environ
-    address = options["at"] or environ.get("SOCKET_ADDRESS") or DEFAULT_ADDRESS
-    if "://" not in address and (environ.get("KV_TLS_CERT") or environ.get("KV_TLS_CA")):
+    connection = Connection.from_environ(at=options["at"])
+    address = connection.address
+    if "://" not in address and connection.is_tls:
         address = f"https://{address}"
-    with Session(
-        [address], token=token(environ), metadata=metadata, verify=environ.get("KV_TLS_CA") or True
-    ) as session:
+    with Session([address], token=connection.token or None, metadata=metadata, verify=connection.verify) as session:
         try:
             yield session
         finally:
             # After a failure too: a refused precondition has shown something.
             if path is not None and session.metadata != metadata:
                 replace_file(path, as_json(session.metadata) + "\n")
-
-
-def token(environ: os._Environ[str] | dict[str, str]) -> str | None:
-    """The API token to send: ``KV_TOKEN``, or else the first of ``KV_API_TOKENS`` that may write, or else the first."""
-    if own := environ.get("KV_TOKEN"):
-        return own
-    entries = [entry.strip().split(":") for entry in environ.get("KV_API_TOKENS", "").split(",")]
-    tokens = [(entry[-1] != "write", ":".join(entry[1:-1])) for entry in entries if len(entry) >= 3]
-    return min(tokens, key=lambda entry: entry[0])[1] if tokens else None
 
 
 def replace_file(path: Path, text: str) -> None:

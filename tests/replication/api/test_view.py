@@ -18,7 +18,6 @@ from kvsite.wsgi import application
 from replication.address import join_address, parse_address, split_address
 from replication.api import context
 from replication.errors import BadMessage
-from replication.management import remote
 from replication.management.commands import leave_view
 from replication.node import Node
 from tests.support.api import LIMITS, Api, api
@@ -300,7 +299,7 @@ def test_leave_waits_until_the_replica_is_drained(
 ) -> None:
     monkeypatch.setattr(leave_view, "POLL_S", 0.001)
     out, err = run("leave_view", "--at", serve())
-    assert (out, err) == (f"{node.address} left; all that it had is elsewhere\n", "")
+    assert (out, err) == (f"{node.address} left; other members have all its updates\n", "")
     assert node.undrained_polls == 0
     assert node.members == []
 
@@ -329,7 +328,7 @@ def test_errors_are_said_and_end_the_command(serve: Callable[..., str], node: Wr
         (("show_view", "--at", "nonsense"), "'nonsense' is not of the form host:port"),
         (("show_view", "--at", "127.0.0.1:1"), "127.0.0.1:1 does not answer: cannot connect"),
         (("show_view", "--at", serve(stranger)), "answers, but is no replica"),
-        (("leave_view", "a:1", "--at", at), "says 404: View has no such replica"),
+        (("leave_view", "a:1", "--at", at), "answers 404: View has no such replica"),
     ]:
         with pytest.raises(CommandError, match=message) as raised:
             run(*arguments)
@@ -347,7 +346,11 @@ def test_commands_carry_the_first_token_that_may_write(
 
     at = serve(listening)
     run("show_view", "--at", at)
-    monkeypatch.setenv("KV_API_TOKENS", "reader:r1:read, writer:w1:write, other:w2:write")
+    monkeypatch.setenv("KV_API_TOKENS", "reader:reader-1:read, writer:writer-1:write, other:writer-2:write")
     run("show_view", "--at", at)
-    assert seen == [None, "Bearer w1"]
-    assert remote.write_token("reader:r1:read") is None
+    monkeypatch.setenv("KV_API_TOKENS", "reader:reader-1:read")
+    run("show_view", "--at", at)
+    assert seen == [None, "Bearer writer-1", "Bearer reader-1"]
+    monkeypatch.setenv("KV_API_TOKENS", "reader")
+    with pytest.raises(CommandError, match=r"^KV_API_TOKENS: entry 1"):
+        run("show_view", "--at", at)

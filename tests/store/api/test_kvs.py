@@ -328,7 +328,7 @@ def test_nothing_written_is_nothing_to_acknowledge(api: Api) -> None:
 
 
 def test_a_write_for_which_there_is_no_room_to_wait_is_not_made(api: Api) -> None:
-    full = Api(make_store(max_ack_waits=0))
+    full = Api(make_store(max_deferred=0))
     before = full.state()
     refused = full.ask("PUT", "/kvs/a", {"value": 1, "w": 2, "causal-metadata": {OWN_ID: 0}})
     assert (refused.status, refused.metadata) == (503, {})

@@ -1,0 +1,68 @@
+"""How commands connect to a replica: address, TLS and token, from the variables that configure the replica itself."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from store.api_tokens import first_write_token, parse_api_tokens
+from store.environment import DEFAULT_ADDRESS, Parser, Section, Setting
+
+CLIENT_SETTINGS = (
+    Setting(
+        variable="KV_TOKEN",
+        parser=Parser(str, "a token of `KV_API_TOKENS`"),
+        section=Section.SECURITY,
+        meaning="Used by the commands that talk to a replica (`kvs`, `show_view` and others), not by a replica: the "
+        "token that they send.",
+        default="",
+        is_secret=True,
+    ),
+)
+"""Variables that only commands read. A replica accepts them in its environment and ignores them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """``verify``: path of a CA bundle, or True for the system's certificates. ``token``: empty if there is none."""
+
+    address: str
+    is_tls: bool
+    verify: str | bool
+    token: str = field(repr=False)
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ, at: str | None = None) -> Connection:
+        """Return how to reach the replica at ``at``, which defaults to ``SOCKET_ADDRESS``.
+
+        Raises ``ValueError`` for an invalid ``KV_API_TOKENS``.
+        """
+        return cls(
+            address=at or environ.get("SOCKET_ADDRESS") or DEFAULT_ADDRESS,
+            is_tls=bool(environ.get("KV_TLS_CERT") or environ.get("KV_TLS_CA")),
+            verify=environ.get("KV_TLS_CA") or True,
+            token=_token(environ),
+        )
+
+
+def add_at_argument(parser: ArgumentParser) -> None:
+    """Add ``--at HOST:PORT``, the replica to talk to, to a command."""
+    parser.add_argument(
+        "--at",
+        metavar="HOST:PORT",
+        help=f"address of the replica to talk to (default: SOCKET_ADDRESS, or {DEFAULT_ADDRESS})",
+    )
+
+
+def _token(environ: Mapping[str, str]) -> str:
+    """Return ``KV_TOKEN``, or else the first of ``KV_API_TOKENS`` that may write, or else the first of them."""
+    if token := environ.get("KV_TOKEN"):
+        return token
+    text = environ.get("KV_API_TOKENS", "")
+    try:
+        tokens = parse_api_tokens(text) if text.strip() else ()
+    except ValueError as exc:
+        raise ValueError(f"KV_API_TOKENS: {exc}") from None
+    return first_write_token(tokens) or (tokens[0].token if tokens else "")
