@@ -8,7 +8,6 @@ have their own way in, as through a Service: the replicas' own addresses stand i
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 import sys
 import threading
@@ -28,8 +27,8 @@ from store.client import ClientError, Delete, Put, Session, Uncertain
 from tests.cluster.support import DOWN_AFTER_S, QUICK
 from tests.support.waiting import wait_until
 from tools import history
-from tools.netns.cluster import PORT, SYSTEM_PATH, NetnsCluster, run
-from tools.netns.nameserver import NameServer, resolving
+from tools.netns.cluster import PORT, NetnsCluster, run_checked
+from tools.netns.nameserver import NameServer, write_resolv_conf
 
 PEERS = "peers.test"
 SECRET = "not the secret of any cluster"
@@ -56,7 +55,7 @@ class Pods:
         self.services = [f"10.77.{network.slot}.{101 + i}" for i in range(PODS)]
         """How clients reach each replica."""
         for namespace, service in zip(network.namespaces, self.services, strict=True):
-            run("ip", "-n", namespace, "addr", "add", f"{service}/24", "dev", "eth0")
+            run_checked("ip", "-n", namespace, "addr", "add", f"{service}/24", "dev", "eth0")
         self._client = PeerClient(PeerClientSettings(timeout_s=5, key=derive_key(SECRET)))
 
     def environment(self, i: int) -> dict[str, str]:
@@ -82,9 +81,8 @@ class Pods:
 
     def pre_stop(self, i: int) -> None:
         """Run the hook of deploy/kubernetes in the pod."""
-        inside = [shutil.which("ip", path=SYSTEM_PATH) or "ip", "netns", "exec", self.cluster.network.namespaces[i]]
         done = subprocess.run(
-            [*inside, sys.executable, str(MANAGE), "leave_view", "--timeout", "40"],
+            self.cluster.command_in(i, sys.executable, str(MANAGE), "leave_view", "--timeout", "40"),
             env=self.cluster._env_of(i, self.environment(i)),
             capture_output=True,
             text=True,
@@ -137,7 +135,8 @@ def pods(tmp_path: Path) -> Iterator[Pods]:
     cluster = NetnsCluster(PODS, {}, tmp_path)
     try:
         server = f"10.77.{cluster.network.slot}.254"
-        with resolving(cluster.network.namespaces, server), NameServer(server) as dns:
+        cluster.resolv_conf = write_resolv_conf(tmp_path, server)
+        with NameServer(server) as dns:
             made = Pods(cluster, dns)
             yield made
             made.close()

@@ -114,7 +114,7 @@ def test_one_link_cut_one_way_is_gone_around(five: NetnsCluster) -> None:
 
 def test_with_a_third_of_all_packets_lost_all_is_replicated(five: NetnsCluster) -> None:
     """SPEC P5, P4: 30% loss in each direction; clients notice nothing."""
-    five.lose(0.3)
+    five.drop_packets(0.3)
     slowest_s = 0.0
     for n in range(100):
         slowest_s = max(slowest_s, put(five, n % 5, f"loss/{n}", n).seconds)

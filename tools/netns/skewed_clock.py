@@ -1,13 +1,13 @@
-"""Run ``manage.py`` with a wall clock that is wrong, and that can be moved while it runs.
+"""Run ``manage.py`` with a wrong wall clock, whose offset can be changed while it runs.
 
     python -m tools.netns.skewed_clock OFFSET_FILE run_replica …
 
-``OFFSET_FILE`` holds one signed 64-bit number: microseconds to add to the machine's wall clock. It is mapped, so that
-another process moves the clock of this one by writing there (``Offset``).
+``OFFSET_FILE`` contains one signed 64-bit number: microseconds to add to the machine's wall clock. The file is mapped
+into memory. Another process changes the clock of this one by writing to the file (``Offset``).
 
-Only Python's wall clock is moved, which is the only one that a replica reads (``store.engine.read_clocks``); the
-monotonic clock stays right, as on a machine whose wall clock is set. libfaketime would do the same one floor lower, but
-it breaks ``time.sleep`` of Python 3.11 (EINVAL from clock_nanosleep), and would have to be installed.
+Only Python's wall clock changes, the only wall clock that a replica reads (``store.engine.read_clocks``). The monotonic
+clock stays right, as on a machine whose wall clock is set. libfaketime is not used: it breaks ``time.sleep`` of Python
+3.11 (EINVAL from clock_nanosleep).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NUMBER = struct.Struct("<q")
 
 
 class Offset:
-    """A number of microseconds that processes share through ``path``; made as 0 where there is no such file."""
+    """A number of microseconds that processes share through the file ``path``. A new file starts with 0."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -39,20 +39,20 @@ class Offset:
 
     @us.setter
     def us(self, value: int) -> None:
-        # One aligned store of eight bytes: a reader sees the old number or the new one.
+        # One aligned store of eight bytes: readers see the old number or the new one, never a mixture.
         self._map[:] = _NUMBER.pack(value)
 
 
-def move_clock(offset: Offset) -> None:
-    """Let ``time.time`` and ``time.time_ns`` of this process read ``offset`` more from now on."""
+def skew_clock(offset: Offset) -> None:
+    """Add ``offset`` to what ``time.time`` and ``time.time_ns`` return in this process."""
     real_time, real_time_ns = time.time, time.time_ns
     time.time = lambda: real_time() + offset.us / 1e6
     time.time_ns = lambda: real_time_ns() + offset.us * 1000
 
 
 def main() -> None:
-    """Move the clock of this process, then run ``manage.py`` with the arguments that follow."""
-    move_clock(Offset(Path(sys.argv[1])))
+    """Skew the clock of this process, then run ``manage.py`` with the remaining arguments."""
+    skew_clock(Offset(Path(sys.argv[1])))
     sys.argv = [str(MANAGE), *sys.argv[2:]]
     sys.path.insert(0, str(MANAGE.parent))
     runpy.run_path(str(MANAGE), run_name="__main__")

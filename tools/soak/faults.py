@@ -1,4 +1,4 @@
-"""What breaks and mends in a soak: links, machines, clocks, several of them at a time."""
+"""CutKind breaks and mends in a soak: links, machines, clocks, several of them at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import requests
 
 from tests.cluster.support import change_view, readiness
-from tools.netns.cluster import NetnsCluster, What
+from tools.netns.cluster import CutKind, NetnsCluster
 from tools.soak.reach import Cuts, Reach
 from tools.soak.tally import Fault, Tally
 
@@ -87,7 +87,7 @@ class Nemesis:
 
     # -- links -----------------------------------------------------------------------------------------
 
-    def _cut(self, kind: str, cuts: Mapping[tuple[int, int], What], text: str = "") -> None:
+    def _cut(self, kind: str, cuts: Mapping[tuple[int, int], CutKind], text: str = "") -> None:
         if len(self._cuts) >= 2:
             return
         made = (self._begin(kind, text), cuts)
@@ -119,7 +119,7 @@ class Nemesis:
 
     def _partition(self) -> None:
         groups = self._cluster.random_groups(self._rng)
-        self._cut("partition", self._cluster.between(*groups), str(groups))
+        self._cut("partition", self._cluster.cuts_between(*groups), str(groups))
 
     def _one_way(self) -> None:
         a, b = self._rng.sample(range(self._count), 2)
@@ -131,7 +131,7 @@ class Nemesis:
         self._cut("requests cut", {(a, b): "requests" for b in others}, f"of {a}")
 
     def _ring(self) -> None:
-        self._cut("ring", self._cluster.all_but_ring())
+        self._cut("ring", self._cluster.cuts_for_ring())
 
     def _lose(self) -> None:
         if self._loss:
@@ -139,10 +139,10 @@ class Nemesis:
         share = self._rng.uniform(0.1, 0.3)
         loss = self._loss = self._begin("loss", f"{share:.0%}")
         self._links_become(self._cluster.network.cuts)
-        self._cluster.lose(share)
+        self._cluster.drop_packets(share)
 
         def end() -> None:
-            self._cluster.lose(0)
+            self._cluster.drop_packets(0)
             self._loss = None
             self._links_become(self._cluster.network.cuts)
             loss.ended_s = time.monotonic()
@@ -242,8 +242,8 @@ class Nemesis:
                 self._down.pop(i).ended_s = time.monotonic()
 
 
-def _joined(*several: Cuts) -> dict[tuple[int, int], What]:
-    joined: dict[tuple[int, int], What] = {}
+def _joined(*several: Cuts) -> dict[tuple[int, int], CutKind]:
+    joined: dict[tuple[int, int], CutKind] = {}
     for cuts in several:
         for pair, what in cuts.items():
             joined[pair] = "packets" if "packets" in (what, joined.get(pair)) else what

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tools.netns.cluster import What
+from tools.netns.cluster import CutKind
 from tools.soak.tally import FOREVER, Tally
 
 DIED = "all who had it were killed since"
@@ -25,10 +25,10 @@ NO_EXCUSE = "could have had it"
 REASONS = (DIED, CUT_OFF, JUST_HEALED, PACKETS_LOST, OVER_OTHERS, NO_EXCUSE)
 """Of several that apply to one request, the first one counts."""
 
-Cuts = Mapping[tuple[int, int], What]
+Cuts = Mapping[tuple[int, int], CutKind]
 
 GRAIN_S = 0.05
-"""What a replica has is remembered as of so many seconds."""
+"""CutKind a replica has is remembered as of so many seconds."""
 
 KEPT = 400
 """So many times: 20 s at least, longer than any request waits."""
@@ -36,7 +36,7 @@ KEPT = 400
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """What of the links was cut from ``at_s`` on, and whether packets were lost."""
+    """CutKind of the links was cut from ``at_s`` on, and whether packets were lost."""
 
     at_s: float
     cuts: Cuts
