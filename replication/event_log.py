@@ -89,7 +89,7 @@ class EventLog:
         for origin, (first, last) in self._unrecoverable.items():
             self.record("lost", origin, f"updates {first} to {last}", now)
         self._unrecoverable = {}
-        lead_us = store.hybrid.lead_us
+        lead_us = store.hybrid_clock.lead_us
         if lead_us > self._reported_lead_us + DRIFT_US:
             self._reported_lead_us = lead_us
             self.record("drift", store.replica_id, f"{lead_us / 1e6:.1f} s behind the fastest peer", now)

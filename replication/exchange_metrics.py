@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from store.causal import CausalStore
 from store.clock import Clock, Instant, address_of
-from store.histogram import BYTES, Histogram
+from store.histogram import SIZE_BOUNDS_BYTES, Histogram
 from store.versions import Update
 
 MAX_ADDRESSES = 1024
@@ -31,13 +31,15 @@ class ExchangeMetrics:
         self.exchange_s = Histogram()
         """Round trip times of exchanges that this replica started."""
         self.message_bytes = {
-            (role, direction): Histogram(BYTES) for role in ("asked", "answered") for direction in ("sent", "received")
+            (role, direction): Histogram(SIZE_BOUNDS_BYTES)
+            for role in ("asked", "answered")
+            for direction in ("sent", "received")
         }
         """(role of this replica in the exchange, direction) -> body sizes."""
 
     def record_peer_time(self, sender: str, time_us: int, store: CausalStore, now: Instant) -> None:
         """Record the hybrid time of a message from ``sender``. Call it before the message is applied."""
-        drift_s = (time_us - store.hybrid.read(now)) / 1e6
+        drift_s = (time_us - store.hybrid_clock.read(now)) / 1e6
         if len(self.drift_s) < MAX_ADDRESSES or address_of(sender) in self.drift_s:
             self.drift_s[address_of(sender)] = drift_s
         if drift_s > 0:
@@ -52,7 +54,7 @@ class ExchangeMetrics:
             if len(self.visibility_lag_s) >= MAX_ADDRESSES:
                 return
             histogram = self.visibility_lag_s[address_of(update.origin)] = Histogram()
-        histogram.observe(max(0.0, (store.hybrid.read(now) - update.timestamp) / 1e6))
+        histogram.observe(max(0.0, (store.hybrid_clock.read(now) - update.timestamp) / 1e6))
 
     def record_message_sizes(self, role: str, sent: int, received: int) -> None:
         """Record the body sizes of one exchange. ``role``: ``asked`` if this replica started it, else ``answered``."""

@@ -120,12 +120,12 @@ class Node:
     @property
     def ready(self) -> bool:
         """Whether clients are served: in the view and caught up."""
-        return self.replica.store.closed is None
+        return self.replica.store.not_serving_reason is None
 
     @property
     def not_ready_reason(self) -> str:
         """Why clients are not served; empty when they are."""
-        return self.replica.store.closed or ""
+        return self.replica.store.not_serving_reason or ""
 
     # -- messages of peers -----------------------------------------------------------------------------
 

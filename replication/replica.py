@@ -59,7 +59,7 @@ from store.clock import (
     replica_id,
 )
 from store.errors import BadUpdate
-from store.log import NOTHING, Delta
+from store.log import EMPTY_DELTA, Delta
 from store.settings import StoreSettings
 from store.versions import Update
 
@@ -210,7 +210,7 @@ class Replica:
             return Outgoing(address, self._serial, self._pull.request(self.id))
         # Of a peer that has never talked it is not known what it lacks: ask first, send then.
         relay_before_s = now.mono_s - self.settings.sync_interval_s
-        delta = self._delta(peer, peer.known, relay_before_s) if peer.replica else NOTHING
+        delta = self._delta(peer, peer.known, relay_before_s) if peer.replica else EMPTY_DELTA
         message = self._message(peer, delta, now, want_all=peer.urgent or self._joining is not None)
         peer.urgent = peer.more = False
         peer.cut_at = peer.seen() if delta.more else None
@@ -327,7 +327,7 @@ class Replica:
                 self._snapshot_sender.forget(peer.replica)
                 self.event_log.record("superseded", peer.replica, f"{message.sender} talks", now)
             peer.become(message.sender, now.mono_s)
-        self.store.hybrid.observe(message.time, now)
+        self.store.hybrid_clock.observe(message.time, now)
         self._hear(message, now)
         peer.membership_digest = message.membership_digest
         peer.retired_digest = message.retired_digest
@@ -350,7 +350,7 @@ class Replica:
     def answer(self, peer: PeerProgress | None, request: Exchange, now: Instant) -> Exchange:
         """Return the reply to ``request``; ``peer`` is what ``take`` returned for it."""
         if peer is None:
-            return self._message(None, NOTHING, now, accepted=False)
+            return self._message(None, EMPTY_DELTA, now, accepted=False)
         if request.truncated:
             peer.may_offer = peer.urgent = True
         known = peer.known
@@ -384,7 +384,7 @@ class Replica:
             sender=self.id,
             heartbeat=self._beat,
             protocol=PROTOCOL,
-            time=self.store.hybrid.read(now),
+            time=self.store.hybrid_clock.read(now),
             membership_digest=self.membership.digest,
             membership=self._table_for(peer),
             clock={id_: n for id_ in self.membership.present_ids if (n := self.store.clock.get(id_, 0))},
@@ -420,7 +420,7 @@ class Replica:
         """Return the lowest pending counter of each origin that is no present incarnation."""
         if not self.store.pending:
             return {}
-        return {id_: n for id_, n in self.store.pending.lowest().items() if id_ not in self.membership.present}
+        return {id_: n for id_, n in self.store.pending.lowest_counters().items() if id_ not in self.membership.present}
 
     def _hear(self, message: Exchange, now: Instant) -> None:
         self.membership.hear(message.sender, message.heartbeat, now.mono_s)
@@ -477,7 +477,7 @@ class Replica:
     def add_replica_from_view(self, replica: str, now: Instant) -> bool:
         """Let the address ``replica`` in (PUT /view); False when it is in already."""
         address = self._aliases.get(replica, replica)
-        added = self.membership.add_replica_from_view(address, self.store.hybrid.read(now), now.mono_s)
+        added = self.membership.add_replica_from_view(address, self.store.hybrid_clock.read(now), now.mono_s)
         if added:
             self._register_changed("added", address, now)
         return added
@@ -485,7 +485,7 @@ class Replica:
     def remove_replica_from_view(self, replica: str, now: Instant) -> bool:
         """Put the address ``replica`` out (DELETE /view); False when it is not in."""
         address = self._aliases.get(replica, replica)
-        stamp = self.store.hybrid.read(now)
+        stamp = self.store.hybrid_clock.read(now)
         if self._seeds.remove(address) and not self.membership.belongs(address):
             # A seed that was never reached: from now on it is known to be out, and nothing waits for it.
             self.membership.add_replica_from_view(address, stamp, now.mono_s)
@@ -561,27 +561,27 @@ class Replica:
         if known > incarnation_of(self.id):
             # A predecessor had a clock that was ahead. Take a still higher one; data, clock and log stay.
             incarnation = self._new_incarnation(known, now)
-            self.membership.start(incarnation, self.store.hybrid.read(now))
+            self.membership.start(incarnation, self.store.hybrid_clock.read(now))
             self.store.replica_id = replica_id(self.address, incarnation)
             for peer in self._peers.values():
                 peer.offered = 0
             self.event_log.record("raised", self.id, "a higher incarnation of this address is known", now)
-        self.store.know_present(self.membership.present)
+        self.store.set_present_ids(self.membership.present)
         self._watch_left(now)
         self._set_gate(now)
 
     def _set_gate(self, now: Instant) -> None:
         if not self.membership.belongs(self.address):
-            self.store.closed = NOT_IN_VIEW
+            self.store.not_serving_reason = NOT_IN_VIEW
             return
-        if self.store.closed == NOT_IN_VIEW:
+        if self.store.not_serving_reason == NOT_IN_VIEW:
             # Put back. Members have trimmed their logs without regard to it: it has to catch up as one that starts.
-            self.store.closed = CATCHING_UP
+            self.store.not_serving_reason = CATCHING_UP
             self._joining = Recovery(now.mono_s)
             for address in self.membership.others():
                 self._peer(address).urgent = True
             self._finish_joining(now)
-        self.store.closed = CATCHING_UP if self._joining else None
+        self.store.not_serving_reason = CATCHING_UP if self._joining else None
 
     def _new_incarnation(self, known: int, now: Instant) -> int:
         """Return an incarnation above ``known``: milliseconds, then bits that nobody else draws."""
@@ -601,7 +601,7 @@ class Replica:
         if entry is None or not entry.belongs:
             return
         # An alias was PUT: put the name out again, and in what it stands for.
-        stamp = self.store.hybrid.read(now)
+        stamp = self.store.hybrid_clock.read(now)
         self.membership.remove_replica_from_view(asked, stamp)
         self.membership.add_replica_from_view(actual, stamp, now.mono_s)
         self._register_changed("alias", asked, now)
@@ -688,7 +688,7 @@ class Replica:
         if self.state != "serving" or now.mono_s - self._last_marker_s < self.settings.sync_interval_s:
             return
         retired = self._retired.clock
-        if retired and not self.store.markers.stand_for(retired, self.membership.present):
+        if retired and not self.store.markers.cover_retired(retired, self.membership.present):
             self._last_marker_s = now.mono_s
             self.store.issue_marker(now)
 

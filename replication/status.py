@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from replication.replica import Replica
-from store.causal import LATEST_KEPT
+from store.causal import MAX_RECENT_UPDATES
 from store.clock import Instant, count_missing, incarnation_of
 
-MAX_RECENT = LATEST_KEPT
+MAX_RECENT = MAX_RECENT_UPDATES
 """Upper bound of the query parameter ``recent``: the number of applied updates that a replica remembers."""
 
 MAX_PENDING_LISTED = 1000
@@ -49,7 +49,7 @@ def replica_status(replica: Replica, counters: Mapping[str, int], now: Instant) 
         "log": {"updates": counters["log_updates"], "bytes": counters["log_bytes"]},
         "data_bytes": counters["bytes"],
         "memory_bytes": resident_bytes(),
-        "clock_lead_s": round(store.hybrid.lead_us / 1e6, 6),
+        "clock_lead_s": round(store.hybrid_clock.lead_us / 1e6, 6),
         "drained": replica.unreplicated() == 0,
         "throughput": {name: counters[name] for name in _COUNTERS},
         "events": [event._asdict() for event in list(replica.event_log.events)[-MAX_EVENTS_LISTED:]],
@@ -125,7 +125,7 @@ def recent_updates(replica: Replica, limit: int) -> list[dict[str, Any]]:
     """
     log = replica.store.log
     recent = []
-    for wall_us, origin, counter in list(replica.store.latest)[-limit:]:
+    for wall_us, origin, counter in list(replica.store.recent_updates)[-limit:]:
         update = log.get((origin, counter))
         key = update.writes[0].key if update and update.writes else None
         recent.append({"dot": [origin, counter], "wall_us": wall_us, "key": key})

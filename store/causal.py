@@ -33,26 +33,26 @@ import msgspec
 
 from store.clock import Clock, Dot, HybridClock, Instant, covers, merge_into, missing
 from store.delivery import PendingQueue, first_missing
-from store.errors import BadUpdate, Mismatch, NotReached, OutOfMemory, Refused
+from store.errors import BadUpdate, DependenciesMissing, NotServing, OutOfMemory, PreconditionFailed
 from store.log import UpdateLog
 from store.markers import Marker, Markers
 from store.settings import StoreSettings
 from store.snapshot import Snapshot, join_tables
 from store.table import KeyTable, cost
-from store.versions import Change, Update, Version, Versions, Write, settle, version_of
+from store.versions import Change, Update, Version, Versions, Write, apply_write, version_of
 
 Gaps = dict[str, tuple[int, int]]
 """Replica id -> (first, last) counter of updates that a client depended on and that no replica has any more."""
 
-Applied = tuple[int, str, int]
+AppliedUpdate = tuple[int, str, int]
 """What is remembered of an applied update: wall microseconds at which it was, and its dot. No key: those are forgotten
 when they are deleted."""
 
-LATEST_KEPT = 200
+MAX_RECENT_UPDATES = 200
 """Applied updates that are remembered: a screenful of a picture, and next to no memory."""
 
 
-class Found(msgspec.Struct, frozen=True):
+class ReadResult(msgspec.Struct, frozen=True):
     """Answer to a read of one key: its versions, the winner first (empty: absent), and the metadata to tell."""
 
     versions: Versions
@@ -60,7 +60,7 @@ class Found(msgspec.Struct, frozen=True):
     lost: Gaps = {}
 
 
-class Wrote(msgspec.Struct, frozen=True):
+class WriteResult(msgspec.Struct, frozen=True):
     """Answer to a write of one key.
 
     ``existed``: the key was there before. ``update``: what was issued; None when nothing had to be (the
@@ -88,7 +88,7 @@ class Wrote(msgspec.Struct, frozen=True):
         return None if self.update is None else self.update.etag
 
 
-class Listed(msgspec.Struct, frozen=True):
+class ListResult(msgspec.Struct, frozen=True):
     """Answer to a listing. ``next``: the last key when there are more after it. ``items``: key -> encoded value."""
 
     keys: list[str]
@@ -98,7 +98,7 @@ class Listed(msgspec.Struct, frozen=True):
     lost: Gaps = {}
 
 
-class Transacted(msgspec.Struct, frozen=True):
+class TransactionResult(msgspec.Struct, frozen=True):
     """Answer to a transaction: encoded values read, keys that were absent, and the update issued, if any."""
 
     values: dict[str, bytes]
@@ -111,36 +111,36 @@ class Transacted(msgspec.Struct, frozen=True):
 class CausalStore:
     """All versions, the exact clock, the pending queue and the log of one replica. Not thread-safe.
 
-    ``closed``: why clients are not served now, None when they are; the replica sets it, every client
+    ``not_serving_reason``: why clients are not served now, None when they are; the replica sets it, every client
     operation checks it in the same step in which it reads or writes.
     """
 
     def __init__(self, replica_id: str, settings: StoreSettings | None = None) -> None:
         self.settings = settings or StoreSettings()
         self.replica_id = replica_id
-        self.closed: str | None = None
+        self.not_serving_reason: str | None = None
         self.clock: Clock = {}
         self.delete_clock: Clock = {}
-        self.hybrid = HybridClock()
+        self.hybrid_clock = HybridClock()
         self.table = KeyTable()
         self.pending = PendingQueue(self.settings.max_pending)
         self.log = UpdateLog(self.settings.max_log_bytes, self.settings.log_segment_bytes)
         self.markers = Markers()
-        self.changes = 0
+        self.clock_changes = 0
         """How often the clock moved; lets others see cheaply whether anything happened."""
-        self.present: Collection[str] = ()
-        """The ids of the members' present incarnations; the replica tells them by ``know_present``."""
+        self.present_ids: Collection[str] = ()
+        """The ids of the members' present incarnations; the replica tells them by ``set_present_ids``."""
         self.retired_changes = 0
         """How often clock entries of other ids moved: rarely."""
-        self.applied = 0
-        self.latest: deque[Applied] = deque(maxlen=LATEST_KEPT)
+        self.applied_count = 0
+        self.recent_updates: deque[AppliedUpdate] = deque(maxlen=MAX_RECENT_UPDATES)
         """The updates applied last, for people to look at; those that came in a snapshot are not among them."""
         self._last_deps: dict[str, Clock] = {}
         self._ids: dict[str, str] = {}
 
-    def know_present(self, present: Collection[str]) -> None:
+    def set_present_ids(self, present: Collection[str]) -> None:
         """Take in which ids are the members' present incarnations."""
-        self.present = present
+        self.present_ids = present
         self._last_deps = {origin: deps for origin, deps in self._last_deps.items() if origin in present}
 
     # -- admission -------------------------------------------------------------------------------------
@@ -150,12 +150,14 @@ class CausalStore:
         return covers(self.clock, meta_clock)
 
     def admit(self, past: Mapping[str, int], now: Instant) -> None:
-        """Let a client with this causal past in. Raises Refused when the gate is closed, NotReached when the
-        past is not here; after it, nothing that expired is in the table."""
-        if self.closed is not None:
-            raise Refused(self.closed)
+        """Admit a client request with this causal past, and remove expired versions.
+
+        Raises NotServing, or DependenciesMissing when part of ``past`` has not been applied here.
+        """
+        if self.not_serving_reason is not None:
+            raise NotServing(self.not_serving_reason)
         if not covers(self.clock, past):
-            raise NotReached(missing(self.clock, past))
+            raise DependenciesMissing(missing(self.clock, past))
         if now.wall_us >= self.table.next_deadline:
             self.expire(now)
 
@@ -166,26 +168,26 @@ class CausalStore:
 
     # -- clients ---------------------------------------------------------------------------------------
 
-    def get(self, key: str, past: Clock, now: Instant, *, all_siblings: bool = False) -> Found:
+    def get(self, key: str, past: Clock, now: Instant, *, all_siblings: bool = False) -> ReadResult:
         """Read one key. ``all_siblings``: the answer is to show all versions, so its metadata covers all."""
         self.admit(past, now)
         versions = self.table.get(key)
         shown = versions if all_siblings else versions[:1]
-        return Found(versions, self._told(past, shown))
+        return ReadResult(versions, self._response_metadata(past, shown))
 
-    def put(self, change: Change, past: Clock, now: Instant) -> Wrote:
-        """Write or delete one key. Raises Mismatch, OutOfMemory, and what ``admit`` raises."""
+    def put(self, change: Change, past: Clock, now: Instant) -> WriteResult:
+        """Write or delete one key. Raises PreconditionFailed, OutOfMemory, and what ``admit`` raises."""
         self.admit(past, now)
         held = self.table.get(change.key)
         if change.conditional:
             self._check_condition(change, held, past)
         if change.value is None and not held:
-            return Wrote(existed=False, update=None, metadata=self._told(past, ()))
+            return WriteResult(existed=False, update=None, metadata=self._response_metadata(past, ()))
         if self.settings.max_memory_bytes:
             self._check_memory({change.key: change}, {change.key: held})
-        deps = self.markers.simplify(self._joined_pasts(past, held))
-        update = self._take_dot(deps, (_write(change, held, now),), now)
-        return Wrote(bool(held), update, update.past)
+        deps = self.markers.simplify(self._join_pasts(past, held))
+        update = self._issue_update(deps, (_write(change, held, now),), now)
+        return WriteResult(bool(held), update, update.past)
 
     def list_keys(
         self,
@@ -196,7 +198,7 @@ class CausalStore:
         after: str = "",
         limit: int = 100,
         conflicts: bool = False,
-    ) -> Listed:
+    ) -> ListResult:
         """List up to ``limit`` keys that start with ``prefix``, in code point order: one causal snapshot."""
         self.admit(past, now)
         found = (self.table.conflicting_keys if conflicts else self.table.keys)(prefix, after)
@@ -205,22 +207,22 @@ class CausalStore:
         del keys[limit:]
         winners = [self.table.get(key)[0] for key in keys]
         items = {key: version.value for key, version in zip(keys, winners, strict=True)}
-        return Listed(keys, keys[-1] if more else None, items, self._told(past, winners))
+        return ListResult(keys, keys[-1] if more else None, items, self._response_metadata(past, winners))
 
-    def transact(self, reads: Sequence[str], changes: Sequence[Change], past: Clock, now: Instant) -> Transacted:
+    def transact(self, reads: Sequence[str], changes: Sequence[Change], past: Clock, now: Instant) -> TransactionResult:
         """Read keys, then write keys, in one step and as one update."""
         self.admit(past, now)
         shown = {key: versions[0] for key in reads if (versions := self.table.get(key))}
-        update = self._issue(changes, past, shown.values(), now)
-        metadata = update.past if update else self._told(past, shown.values())
+        update = self._issue_changes(changes, past, shown.values(), now)
+        metadata = update.past if update else self._response_metadata(past, shown.values())
         values = {key: version.value for key, version in shown.items()}
-        return Transacted(values, [key for key in reads if key not in shown], update, metadata)
+        return TransactionResult(values, [key for key in reads if key not in shown], update, metadata)
 
-    def _told(self, past: Clock, shown: Iterable[Version]) -> Clock:
+    def _response_metadata(self, past: Clock, shown: Iterable[Version]) -> Clock:
         """Return what an answer tells: the client's past, the pasts of what it is shown, the delete clock."""
-        return self.markers.simplify(self._joined_pasts(past, shown))
+        return self.markers.simplify(self._join_pasts(past, shown))
 
-    def _joined_pasts(self, past: Clock, versions: Iterable[Version]) -> Clock:
+    def _join_pasts(self, past: Clock, versions: Iterable[Version]) -> Clock:
         joined = dict(past)
         for version in versions:
             if joined.get(version.origin, 0) < version.counter:  # Else all of the version's past is in it as well.
@@ -232,7 +234,9 @@ class CausalStore:
 
     # -- issuing updates -------------------------------------------------------------------------------
 
-    def _issue(self, changes: Sequence[Change], past: Clock, read: Iterable[Version], now: Instant) -> Update | None:
+    def _issue_changes(
+        self, changes: Sequence[Change], past: Clock, read: Iterable[Version], now: Instant
+    ) -> Update | None:
         """Issue one update for all ``changes``; None when they change nothing. Of a key named twice the last counts."""
         wanted = {change.key: change for change in changes}
         held = {key: self.table.get(key) for key in wanted}
@@ -246,27 +250,27 @@ class CausalStore:
         if self.settings.max_memory_bytes:
             self._check_memory(wanted, held)
         replaced = [version for versions in held.values() for version in versions]
-        deps = self.markers.simplify(self._joined_pasts(past, [*read, *replaced]))
-        return self._take_dot(deps, tuple(writes), now)
+        deps = self.markers.simplify(self._join_pasts(past, [*read, *replaced]))
+        return self._issue_update(deps, tuple(writes), now)
 
-    def _take_dot(self, deps: Clock, writes: tuple[Write, ...], now: Instant) -> Update:
+    def _issue_update(self, deps: Clock, writes: tuple[Write, ...], now: Instant) -> Update:
         """Issue an update. ``deps``: its past, a clock that nobody else has, from which the own entry is taken."""
         own = self.replica_id
         deps.pop(own, None)
-        update = Update(own, self.clock.get(own, 0) + 1, self.hybrid.stamp(now), deps, writes)
+        update = Update(own, self.clock.get(own, 0) + 1, self.hybrid_clock.stamp(now), deps, writes)
         self._apply(update, now)
         return update
 
     def _check_condition(self, change: Change, versions: Versions, past: Clock) -> None:
         etag = versions[0].etag if versions else None
-        if not change.holds(etag):
-            raise Mismatch(self._told(past, versions[:1]), etag)
+        if not change.condition_holds(etag):
+            raise PreconditionFailed(self._response_metadata(past, versions[:1]), etag)
 
     def _check_memory(self, wanted: Mapping[str, Change], held: Mapping[str, Versions]) -> None:
         """Refuse what would grow the data beyond the limit; what frees memory is always let through."""
         limit = self.settings.max_memory_bytes
         growth = sum(
-            cost(key, ()) if change.value is None else cost(key, (_weightless,)) + len(change.value)
+            cost(key, ()) if change.value is None else cost(key, (_EMPTY_VERSION,)) + len(change.value)
             for key, change in wanted.items()
         ) - sum(cost(key, versions) for key, versions in held.items())
         if growth > 0 and self.table.bytes + growth > limit:
@@ -274,7 +278,7 @@ class CausalStore:
 
     def issue_marker(self, now: Instant) -> Update:
         """Issue an update without writes whose past is the whole clock (store/markers.py)."""
-        return self._take_dot(dict(self.clock), (), now)
+        return self._issue_update(dict(self.clock), (), now)
 
     # -- updates from elsewhere ------------------------------------------------------------------------
 
@@ -283,14 +287,14 @@ class CausalStore:
 
         Raises BadUpdate, before anything of that update was taken, for one that cannot be.
         """
-        before = self.applied
+        before = self.applied_count
         for update in updates:
             if self.clock.get(update.origin, 0) < update.counter:
-                self._check(update)
+                self._validate(update)
                 self._deliver(update, now)
-        return self.applied - before
+        return self.applied_count - before
 
-    def _check(self, update: Update) -> None:
+    def _validate(self, update: Update) -> None:
         if update.origin == self.replica_id:
             raise BadUpdate(f"{update.dot} is mine and I never issued it")
         if update.origin in update.deps:
@@ -300,14 +304,14 @@ class CausalStore:
 
     def _deliver(self, update: Update, now: Instant) -> None:
         """Apply ``update`` and all that it wakes, or let it wait under its first missing dot."""
-        if self._applied_now(update, now.mono_s, now) and self.pending:
-            ready = self.pending.wake(update.dot)
+        if self._try_apply(update, now.mono_s, now) and self.pending:
+            ready = self.pending.take_waiting_for(update.dot)
             while ready:
                 woken, _, since_s = ready.pop()
-                if self._applied_now(woken, since_s, now):
-                    ready += self.pending.wake(woken.dot)
+                if self._try_apply(woken, since_s, now):
+                    ready += self.pending.take_waiting_for(woken.dot)
 
-    def _applied_now(self, update: Update, since_s: float, now: Instant) -> bool:
+    def _try_apply(self, update: Update, since_s: float, now: Instant) -> bool:
         """Apply ``update`` unless it is known; or let it wait, as it does since ``since_s``. Return whether it was."""
         if self.clock.get(update.origin, 0) >= update.counter:
             return False
@@ -315,31 +319,31 @@ class CausalStore:
         if waits_for is not None:
             self.pending.add(update, waits_for, since_s)
             return False
-        self.hybrid.observe(update.timestamp, now)
+        self.hybrid_clock.observe(update.timestamp, now)
         self._apply(update, now)
         return True
 
     def _apply(self, update: Update, now: Instant) -> None:
         """Make ``update`` visible: its writes and its dot in one step. Its past is covered."""
-        origin = self._interned(update.origin)
-        deps = self._shared(origin, update.deps)
+        origin = self._intern(update.origin)
+        deps = self._share_deps(origin, update.deps)
         table = self.table
         for write in update.writes:
             version = None if write.value is None else version_of(write, update, origin, deps)
-            table.set(write.key, settle(table.get(write.key), write, version))
+            table.set(write.key, apply_write(table.get(write.key), write, version))
             if version is None:
                 self.delete_clock[origin] = update.counter
         if not update.writes:
-            self.markers.note(Marker(origin, update.counter, deps))
+            self.markers.add(Marker(origin, update.counter, deps))
         self.clock[origin] = update.counter
-        if origin not in self.present:
+        if origin not in self.present_ids:
             self.retired_changes += 1
         self.log.append(update, now.mono_s)
-        self.changes += 1
-        self.applied += 1
-        self.latest.append((now.wall_us, origin, update.counter))
+        self.clock_changes += 1
+        self.applied_count += 1
+        self.recent_updates.append((now.wall_us, origin, update.counter))
 
-    def _shared(self, origin: str, deps: Clock) -> Clock:
+    def _share_deps(self, origin: str, deps: Clock) -> Clock:
         """Return an equal clock that is already in memory where there is one: pasts repeat from update to update.
 
         The ids in it repeat even more; each message brings texts of its own, so one of each is kept.
@@ -347,10 +351,10 @@ class CausalStore:
         last = self._last_deps.get(origin)
         if last == deps:
             return last
-        shared = self._last_deps[origin] = {self._interned(replica): counter for replica, counter in deps.items()}
+        shared = self._last_deps[origin] = {self._intern(replica): counter for replica, counter in deps.items()}
         return shared
 
-    def _interned(self, replica: str) -> str:
+    def _intern(self, replica: str) -> str:
         return self._ids.setdefault(replica, replica)
 
     def simplify_delete_clock(self) -> None:
@@ -365,7 +369,7 @@ class CausalStore:
 
     def snapshot(self, now: Instant) -> Snapshot:
         """Return everything at this one moment; costs a pointer a key."""
-        time = self.hybrid.read(now)
+        time = self.hybrid_clock.read(now)
         return Snapshot(time, dict(self.clock), dict(self.delete_clock), self.markers.all(), self.table.copy())
 
     def join(self, snapshot: Snapshot, now: Instant) -> None:
@@ -373,13 +377,13 @@ class CausalStore:
         self.table.replace(join_tables(self.table.copy(), self.clock, snapshot.table, snapshot.clock))
         merge_into(self.delete_clock, snapshot.delete_clock)
         for marker in snapshot.markers:
-            self.markers.note(marker)
+            self.markers.add(marker)
         for origin in missing(self.clock, snapshot.clock):
             # What the log held of this origin would have a gap after it now.
-            self.log.restart(origin)
+            self.log.drop_origin(origin)
         merge_into(self.clock, snapshot.clock)
-        self.hybrid.observe(snapshot.timestamp, now)
-        self.changes += 1
+        self.hybrid_clock.observe(snapshot.timestamp, now)
+        self.clock_changes += 1
         self.retired_changes += 1
         for waiting in self.pending.take_all():
             self._deliver(waiting.update, now)
@@ -390,4 +394,4 @@ def _write(change: Change, held: Versions, now: Instant) -> Write:
     return Write(change.key, change.value, tuple([version.dot for version in held]), expires)
 
 
-_weightless = Version(b"", "-", 1, 0, {})
+_EMPTY_VERSION = Version(b"", "-", 1, 0, {})

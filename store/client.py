@@ -46,7 +46,7 @@ Errors::
     │   ├── NotAllowed           401, 403: the token is missing, unknown, or may not write
     │   └── PreconditionFailed   412: another version is there than ``if_match`` / ``if_none_match`` said
     ├── Unavailable              no replica answered in time; nothing was changed
-    │   └── NotReached           … as none that answered has reached the session's causal past yet
+    │   └── DependenciesMissing           … as none that answered has reached the session's causal past yet
     └── Uncertain                a write went out, its outcome is unknown: it may have been, or may yet be, applied
 
 Arguments that can never be right (an empty key, NaN in a value) raise ``ValueError`` or ``TypeError`` before anything
@@ -141,7 +141,7 @@ class Unavailable(ClientError):
         super().__init__("; ".join(f"{replica}: {why}" for replica, why in last.items()) or "no time was left to ask")
 
 
-class NotReached(Unavailable):
+class DependenciesMissing(Unavailable):
     """Every replica that answered lacks something of the session's causal past, and did not get it in time.
 
     ``missing``: replica id -> [has, needs], as the last one told.
@@ -837,7 +837,7 @@ class _Tour:
         """The error of a call that ends here without an answer."""
         if self._unknown:
             return Uncertain(*self._unknown)
-        return NotReached(self._attempts, self._missing) if self._missing else Unavailable(self._attempts)
+        return DependenciesMissing(self._attempts, self._missing) if self._missing else Unavailable(self._attempts)
 
     def _move_on(self, pause_s: float) -> None:
         self._not_before[self.index] = time.monotonic() + pause_s

@@ -28,7 +28,7 @@ def first_missing(clock: Mapping[str, int], update: Update) -> Dot | None:
     return None
 
 
-class Waiting(NamedTuple):
+class PendingUpdate(NamedTuple):
     """One pending update: what it waits for, and since when (monotonic seconds)."""
 
     update: Update
@@ -43,7 +43,7 @@ class PendingQueue:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._waiting: dict[Dot, Waiting] = {}
+        self._waiting: dict[Dot, PendingUpdate] = {}
         self._by_dot: dict[Dot, list[Dot]] = {}
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class PendingQueue:
     def __contains__(self, dot: Dot) -> bool:
         return dot in self._waiting
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[PendingUpdate]:
         return iter(self._waiting.values())
 
     def add(self, update: Update, waits_for: Dot, now_s: float) -> bool:
@@ -63,15 +63,15 @@ class PendingQueue:
         """
         if update.dot in self._waiting or len(self._waiting) >= self._limit:
             return False
-        self._waiting[update.dot] = Waiting(update, waits_for, now_s)
+        self._waiting[update.dot] = PendingUpdate(update, waits_for, now_s)
         self._by_dot.setdefault(waits_for, []).append(update.dot)
         return True
 
-    def wake(self, dot: Dot) -> list[Waiting]:
+    def take_waiting_for(self, dot: Dot) -> list[PendingUpdate]:
         """Take out and return the updates that waited for ``dot``, in the order in which they came."""
         return [self._waiting.pop(waiting) for waiting in self._by_dot.pop(dot, ())]
 
-    def take_all(self) -> list[Waiting]:
+    def take_all(self) -> list[PendingUpdate]:
         """Empty the queue and return what was in it: after a jump of the clock everything is tried again."""
         everything = list(self._waiting.values())
         self._waiting.clear()
@@ -87,7 +87,7 @@ class PendingQueue:
             del self._by_dot[waiting.waits_for]
         return waiting.update
 
-    def lowest(self) -> dict[str, int]:
+    def lowest_counters(self) -> dict[str, int]:
         """Return replica id -> the lowest counter that waits here."""
         lowest: dict[str, int] = {}
         for origin, counter in self._waiting:

@@ -21,9 +21,9 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from msgspec import structs
 
-from store.causal import CausalStore, Found, Gaps, Listed, Transacted, Wrote
+from store.causal import CausalStore, Gaps, ListResult, ReadResult, TransactionResult, WriteResult
 from store.clock import Clock, Dot, Instant
-from store.errors import Busy, NotReached, TooManyAckWaits, TooManyWatchers
+from store.errors import DependenciesMissing, TooManyAckWaits, TooManyDeferred, TooManyWatchers
 from store.hold_time import HELD
 from store.settings import StoreSettings
 from store.versions import Change, Update
@@ -32,18 +32,18 @@ __all__ = [
     "Acks",
     "Change",
     "Engine",
-    "Found",
-    "Listed",
+    "ListResult",
     "LoneReplica",
+    "ReadResult",
     "Replication",
-    "Transacted",
+    "TransactionResult",
     "WriteConcern",
-    "Wrote",
+    "WriteResult",
     "read_clocks",
 ]
 
-Answer = TypeVar("Answer", Found, Wrote, Listed, Transacted)
-Issued = TypeVar("Issued", Wrote, Transacted)
+Answer = TypeVar("Answer", ReadResult, WriteResult, ListResult, TransactionResult)
+Issued = TypeVar("Issued", WriteResult, TransactionResult)
 What = TypeVar("What")
 Arguments = ParamSpec("Arguments")
 
@@ -149,24 +149,26 @@ class Engine:
 
     # -- requests --------------------------------------------------------------------------------------
 
-    def get(self, key: str, past: Clock, *, wait_s: float | None = None, all_siblings: bool = False) -> Found:
+    def get(self, key: str, past: Clock, *, wait_s: float | None = None, all_siblings: bool = False) -> ReadResult:
         """Read one key. ``past``: the client's causal past; ``wait_s``: how long to wait for it, seconds.
 
-        Raises Refused, NotReached.
+        Raises NotServing, DependenciesMissing.
         """
         read = partial(self._store.get, all_siblings=True) if all_siblings else self._store.get
         with self.lock:
             self.counts["reads"] += 1
             return self._serve(read, key, past, wait_s)
 
-    def watch(self, key: str, past: Clock, etags: Sequence[str], wait_s: float, *, all_siblings: bool = False) -> Found:
+    def watch(
+        self, key: str, past: Clock, etags: Sequence[str], wait_s: float, *, all_siblings: bool = False
+    ) -> ReadResult:
         """Read one key as soon as its winner has none of ``etags``, or after ``wait_s`` seconds as it is then.
 
-        Raises Refused, NotReached, TooManyWatchers.
+        Raises NotServing, DependenciesMissing, TooManyWatchers.
         """
         deadline = time.monotonic() + wait_s
 
-        def unchanged(found: Found) -> bool:
+        def unchanged(found: ReadResult) -> bool:
             return bool(found.versions) and found.versions[0].etag in etags
 
         with self.lock:
@@ -185,10 +187,10 @@ class Engine:
                 found = self.get(key, past, wait_s=0, all_siblings=all_siblings)
         return structs.replace(found, lost=lost) if lost else found
 
-    def write(self, change: Change, past: Clock, wait_s: float | None = None) -> Wrote:
-        """Write or delete one key, if the change's conditions hold; ``Wrote.deleted`` says whether there was anything.
+    def write(self, change: Change, past: Clock, wait_s: float | None = None) -> WriteResult:
+        """Write or delete one key if the change's conditions hold. ``WriteResult.deleted``: the key was present.
 
-        Raises Refused, NotReached, Mismatch, OutOfMemory.
+        Raises NotServing, DependenciesMissing, PreconditionFailed, OutOfMemory.
         """
         with self.lock:
             self.counts["deletes" if change.value is None else "writes"] += 1
@@ -208,7 +210,7 @@ class Engine:
         limit: int = 100,
         conflicts: bool = False,
         wait_s: float | None = None,
-    ) -> Listed:
+    ) -> ListResult:
         """List keys that start with ``prefix`` and come after ``after``: one causal snapshot."""
         page = partial(self._store.list_keys, after=after, limit=limit, conflicts=conflicts)
         with self.lock:
@@ -217,7 +219,7 @@ class Engine:
 
     def transact(
         self, reads: Sequence[str], writes: Sequence[Change], past: Clock, *, wait_s: float | None = None
-    ) -> Transacted:
+    ) -> TransactionResult:
         """Read keys from one snapshot, then write keys as one update."""
         with self.lock:
             self.counts["transactions"] += 1
@@ -260,7 +262,7 @@ class Engine:
 
         with self.lock:
             if not acks().enough and concern.timeout_s > 0:
-                self._wait(lambda: self._store.closed is not None or acks().enough, concern.timeout_s)
+                self._wait(lambda: self._store.not_serving_reason is not None or acks().enough, concern.timeout_s)
             return acks()
 
     # -- waiting ---------------------------------------------------------------------------------------
@@ -277,14 +279,14 @@ class Engine:
         """Do one of the store's operations, when it may be done; called under the lock, which waiting releases."""
         try:
             return operation(what, past, self._now())
-        except NotReached as unreached:
+        except DependenciesMissing as unreached:
             timeout_s = self._settings.defer_timeout_s if wait_s is None else wait_s
             # One that may not wait asks all the same, for itself when it comes again; but it takes no place.
             with self._deferral(unreached) if timeout_s > 0 else nullcontext():
                 return self._serve_later(partial(operation, what), past, timeout_s)
 
     def _serve_later(self, operation: Callable[[Clock, Instant], Answer], past: Clock, timeout_s: float) -> Answer:
-        """Answer when the causal past is here, or what is missing of it is lost for good; else raise NotReached."""
+        """Serve when the causal past has arrived or the rest of it is unrecoverable; else raise DependenciesMissing."""
         deadline = time.monotonic() + timeout_s
         lost: Gaps = {}
         token = self.dependencies.ask(past) if timeout_s > 0 else self.dependencies.ask_again(past)
@@ -294,7 +296,7 @@ class Engine:
             past = _reduced(past, gone)
             try:
                 answer = operation(past, self._now())
-            except NotReached:
+            except DependenciesMissing:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     self.counts["refused"] += 1
@@ -305,16 +307,16 @@ class Engine:
 
     def _is_served(self, past: Clock, token: int) -> Callable[[], bool]:
         return lambda: (
-            self._store.closed is not None
+            self._store.not_serving_reason is not None
             or self._store.is_causal(past)
             or bool(self.dependencies.unrecoverable(past, token))
         )
 
     @contextmanager
-    def _deferral(self, unreached: NotReached) -> Iterator[None]:
+    def _deferral(self, unreached: DependenciesMissing) -> Iterator[None]:
         if self.deferred >= self._settings.max_deferred:
             self.counts["refused"] += 1
-            raise Busy(unreached.missing)
+            raise TooManyDeferred(unreached.missing)
         self.deferred += 1
         self.counts["deferred"] += 1
         try:
@@ -351,12 +353,12 @@ class Engine:
             self._waiters.remove(waiter)
 
     def _changed(self, key: str, etags: Sequence[str]) -> bool:
-        if self._store.closed is not None:
+        if self._store.not_serving_reason is not None:
             return True
         versions = self._store.table.get(key)
         return not versions or versions[0].etag not in etags
 
-    def _until_expiry(self, found: Found, remaining_s: float) -> float:
+    def _until_expiry(self, found: ReadResult, remaining_s: float) -> float:
         """Nothing wakes a watcher when a version expires but the time itself."""
         deadlines = [version.expires for version in found.versions if version.expires is not None]
         if not deadlines:
@@ -380,7 +382,7 @@ class Engine:
                 "pending": len(store.pending),
                 "log_updates": store.log.count,
                 "log_bytes": store.log.bytes,
-                "applied": store.applied,
+                "applied": store.applied_count,
                 "deferred_now": self.deferred,
                 "watchers": self.watchers,
                 "ack_waits": self.ack_waits,

@@ -2,8 +2,8 @@
 
     StoreError
     ├── Refused        the gate is closed: joining, leaving or removed
-    ├── NotReached     the client's causal past has not arrived here
-    ├── Mismatch       a precondition (If-Match, If-None-Match) does not hold
+    ├── DependenciesMissing     the client's causal past has not arrived here
+    ├── PreconditionFailed       a precondition (If-Match, If-None-Match) does not hold
     ├── OutOfMemory    KV_MAX_MEMORY is reached; only what frees memory is still done
     ├── Busy           as many requests wait already as are allowed
     ├── TooManyWatchers, TooManyAckWaits   the same of those that watch, and of writes that wait for acks
@@ -21,7 +21,7 @@ class StoreError(Exception):
     """Base of all that the store raises on purpose."""
 
 
-class Refused(StoreError):
+class NotServing(StoreError):
     """This replica does not serve clients now; ``reason`` is a sentence for the client."""
 
     def __init__(self, reason: str) -> None:
@@ -29,7 +29,7 @@ class Refused(StoreError):
         self.reason = reason
 
 
-class NotReached(StoreError):
+class DependenciesMissing(StoreError):
     """The causal past of a request is not here yet.
 
     ``missing``: replica id -> (counter that is here, counter that is needed).
@@ -42,7 +42,7 @@ class NotReached(StoreError):
         self.retry_after_s = retry_after_s
 
 
-class Busy(NotReached):
+class TooManyDeferred(DependenciesMissing):
     """As many requests wait for their causal past as may wait at once: this one is not let in."""
 
 
@@ -54,7 +54,7 @@ class TooManyAckWaits(StoreError):
     """As many writes wait for the acks of other members as may wait at once; this one was not made."""
 
 
-class Mismatch(StoreError):
+class PreconditionFailed(StoreError):
     """A precondition does not hold.
 
     ``metadata``: the clock to answer with; ``etag``: of the version that is there, None when the key is absent.

@@ -29,7 +29,7 @@ import msgspec
 from store.clock import Dot
 from store.versions import Update, decode_update, encode_update
 
-ENTRY_BYTES = 40
+ENTRY_OVERHEAD_BYTES = 40
 """What an update costs beyond its encoded form, estimated."""
 
 MAX_SEGMENTS = 16_384
@@ -37,7 +37,7 @@ MAX_SEGMENTS = 16_384
 65,530 of them (vm.max_map_count)."""
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class LogEntry(msgspec.Struct, frozen=True, gc=False):
     """One update in the log: its wire form, its hybrid time (microseconds), and when it was applied here
     (monotonic seconds)."""
 
@@ -55,7 +55,7 @@ class Delta(NamedTuple):
     more: bool
 
 
-NOTHING = Delta([], truncated=False, more=False)
+EMPTY_DELTA = Delta([], truncated=False, more=False)
 
 
 class UpdateLog:
@@ -64,37 +64,37 @@ class UpdateLog:
     ``segment_bytes`` of one origin make a segment; more where the log would come to more than ``MAX_SEGMENTS``.
     """
 
-    __slots__ = ("_limit", "_runs", "_segment_bytes", "bytes", "count")
+    __slots__ = ("_limit", "_origins", "_segment_bytes", "bytes", "count")
 
     def __init__(self, limit_bytes: int, segment_bytes: int) -> None:
         self._limit = limit_bytes
         self._segment_bytes = max(segment_bytes, limit_bytes // MAX_SEGMENTS)
-        self._runs: dict[str, _Run] = {}
+        self._origins: dict[str, _OriginLog] = {}
         self.bytes = 0
         self.count = 0
 
     def append(self, update: Update, now_s: float) -> None:
         """Add the update that was just applied; its counter is the next one of its origin."""
-        run = self._runs.get(update.origin)
-        if run is None:
-            run = self._runs[update.origin] = _Run(update.counter, self._segment_bytes)
-        assert run.next == update.counter
+        origin_log = self._origins.get(update.origin)
+        if origin_log is None:
+            origin_log = self._origins[update.origin] = _OriginLog(update.counter, self._segment_bytes)
+        assert origin_log.next == update.counter
         encoded = encode_update(update)
-        run.append(Entry(encoded, update.timestamp, now_s))
-        self.bytes += len(encoded) + ENTRY_BYTES
+        origin_log.append(LogEntry(encoded, update.timestamp, now_s))
+        self.bytes += len(encoded) + ENTRY_OVERHEAD_BYTES
         self.count += 1
         if self.bytes > self._limit:
             self._cut()
 
-    def restart(self, origin: str) -> None:
+    def drop_origin(self, origin: str) -> None:
         """Forget an origin whose clock entry jumped: what the log held would have a gap after it."""
-        if run := self._runs.get(origin):
-            self._forget(origin, run.next - 1)
+        if origin_log := self._origins.get(origin):
+            self._forget_until(origin, origin_log.next - 1)
 
     def trim(self, floor: Mapping[str, int]) -> None:
         """Forget what everybody has. ``floor``: replica id -> highest counter that every member has."""
-        for origin in list(self._runs):
-            self._forget(origin, floor.get(origin, 0))
+        for origin in list(self._origins):
+            self._forget_until(origin, floor.get(origin, 0))
 
     def delta(
         self,
@@ -118,16 +118,16 @@ class UpdateLog:
         for one that is never sent.)
         """
         truncated = False
-        lacking: list[Iterator[Entry]] = []
+        lacking: list[Iterator[LogEntry]] = []
         for origin, last in clock.items():
             first = known.get(origin, 0) + 1
             if first > last:
                 continue
-            run = self._runs.get(origin)
-            if run is None or first < run.first:
+            origin_log = self._origins.get(origin)
+            if origin_log is None or first < origin_log.first:
                 truncated = True
                 continue
-            entries = run.since(first)
+            entries = origin_log.entries_from(first)
             if origin != own:
                 entries = takewhile(lambda entry: entry.applied_s <= relay_before_s, entries)
             lacking.append(entries)
@@ -136,41 +136,43 @@ class UpdateLog:
 
     def origins(self) -> list[str]:
         """Return the ids of which the log holds updates."""
-        return list(self._runs)
+        return list(self._origins)
 
     def get(self, dot: Dot) -> Update | None:
         """Return the update named ``dot``, None where the log does not hold it."""
         origin, counter = dot
-        run = self._runs.get(origin)
-        if run is None or not run.first <= counter < run.next:
+        origin_log = self._origins.get(origin)
+        if origin_log is None or not origin_log.first <= counter < origin_log.next:
             return None
-        return decode_update(next(run.since(counter)).encoded)
+        return decode_update(next(origin_log.entries_from(counter)).encoded)
 
     def updates(self, origin: str) -> list[Update]:
         """Return all updates of ``origin`` that the log holds, oldest first."""
-        run = self._runs.get(origin)
-        return [decode_update(entry.encoded) for entry in run.since(run.first)] if run else []
+        origin_log = self._origins.get(origin)
+        return (
+            [decode_update(entry.encoded) for entry in origin_log.entries_from(origin_log.first)] if origin_log else []
+        )
 
     def _cut(self) -> None:
         """Get a tenth below the limit: the oldest half of whichever origin holds the most updates, repeatedly."""
         while self.bytes > self._limit * 9 // 10:
-            origin, run = max(self._runs.items(), key=lambda item: len(item[1]))
-            self._forget(origin, run.first + (len(run) - 1) // 2)
+            origin, origin_log = max(self._origins.items(), key=lambda item: len(item[1]))
+            self._forget_until(origin, origin_log.first + (len(origin_log) - 1) // 2)
 
-    def _forget(self, origin: str, last: int) -> None:
+    def _forget_until(self, origin: str, last: int) -> None:
         """Forget the updates of ``origin`` up to ``last``."""
-        run = self._runs[origin]
-        last = min(last, run.next - 1)
-        count = last + 1 - run.first
+        origin_log = self._origins[origin]
+        last = min(last, origin_log.next - 1)
+        count = last + 1 - origin_log.first
         if count <= 0:
             return
-        self.bytes -= run.forget(last) + count * ENTRY_BYTES
+        self.bytes -= origin_log.forget(last) + count * ENTRY_OVERHEAD_BYTES
         self.count -= count
-        if not run:
-            del self._runs[origin]
+        if not origin_log:
+            del self._origins[origin]
 
 
-class _Run:
+class _OriginLog:
     """The updates ``first`` to ``next - 1`` of one origin: the older ones in segments, then one by one."""
 
     __slots__ = ("_newest", "_newest_bytes", "_pack_at_bytes", "_segment_bytes", "_segments", "first", "next")
@@ -179,13 +181,13 @@ class _Run:
         self.first = self.next = first
         self._segment_bytes = self._pack_at_bytes = segment_bytes
         self._segments: list[_Segment] = []
-        self._newest: list[Entry] = []
+        self._newest: list[LogEntry] = []
         self._newest_bytes = 0
 
     def __len__(self) -> int:
         return self.next - self.first
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: LogEntry) -> None:
         self._newest.append(entry)
         self._newest_bytes += len(entry.encoded)
         self.next += 1
@@ -204,11 +206,11 @@ class _Run:
         self._segments.append(segment)
         self._newest, self._newest_bytes, self._pack_at_bytes = [], 0, self._segment_bytes
 
-    def since(self, counter: int) -> Iterator[Entry]:
+    def entries_from(self, counter: int) -> Iterator[LogEntry]:
         """Yield the entries from ``counter`` on, which is not before ``first``."""
         start = max(0, bisect_right(self._segments, counter, key=lambda segment: segment.first) - 1)
         for segment in islice(self._segments, start, None):
-            yield from segment.since(counter)
+            yield from segment.entries_from(counter)
         newest = self._newest
         yield from islice(newest, max(0, counter - (self.next - len(newest))), None)
 
@@ -241,7 +243,7 @@ class _Segment:
 
     __slots__ = ("_applied_s", "_encoded", "_ends", "_memory", "_timestamps", "first")
 
-    def __init__(self, first: int, entries: list[Entry]) -> None:
+    def __init__(self, first: int, entries: list[LogEntry]) -> None:
         ends = array("Q", accumulate([len(entry.encoded) for entry in entries], initial=0)).tobytes()
         timestamps = array("Q", [entry.timestamp for entry in entries]).tobytes()
         applied_s = array("d", [entry.applied_s for entry in entries]).tobytes()
@@ -284,16 +286,16 @@ class _Segment:
             with suppress(OSError):  # Refused where memory is locked; it goes back with the segment then.
                 self._memory.madvise(MADV_DONTNEED, first_page * PAGESIZE, (end_page - first_page) * PAGESIZE)
 
-    def since(self, counter: int) -> Iterator[Entry]:
+    def entries_from(self, counter: int) -> Iterator[LogEntry]:
         """Yield the entries from ``counter`` on; all of them where it is before ``first``."""
         ends = self._ends
         for i in range(max(0, counter - self.first), len(self._timestamps)):
-            yield Entry(bytes(self._encoded[ends[i] : ends[i + 1]]), self._timestamps[i], self._applied_s[i])
+            yield LogEntry(bytes(self._encoded[ends[i] : ends[i + 1]]), self._timestamps[i], self._applied_s[i])
 
 
-def _batch(runs: list[Iterator[Entry]], limit: int, limit_bytes: int) -> tuple[list[bytes], bool]:
+def _batch(runs: list[Iterator[LogEntry]], limit: int, limit_bytes: int) -> tuple[list[bytes], bool]:
     """Return the first entries of all runs in the order of their timestamps, and whether a limit cut them."""
-    entries: Iterable[Entry] = runs[0] if len(runs) == 1 else heapq.merge(*runs, key=_timestamp)
+    entries: Iterable[LogEntry] = runs[0] if len(runs) == 1 else heapq.merge(*runs, key=_timestamp)
     batch: list[bytes] = []
     size = 0
     for entry in entries:
@@ -304,5 +306,5 @@ def _batch(runs: list[Iterator[Entry]], limit: int, limit_bytes: int) -> tuple[l
     return batch, False
 
 
-def _timestamp(entry: Entry) -> int:
+def _timestamp(entry: LogEntry) -> int:
     return entry.timestamp

@@ -38,7 +38,7 @@ class Markers:
         self._usable: list[Marker] = []
         self._substitutes: dict[str, tuple[int, str, int]] = {}
 
-    def note(self, marker: Marker) -> None:
+    def add(self, marker: Marker) -> None:
         """Take in a marker that was applied here, or that came with a snapshot. Again is harmless."""
         if marker not in self._known and marker not in self._usable:
             self._known.append(marker)
@@ -47,7 +47,7 @@ class Markers:
         """Return what a snapshot has to carry, because its receiver never sees these updates."""
         return [*self._usable, *self._known]
 
-    def stand_for(self, rest: Clock, present: Collection[str]) -> bool:
+    def cover_retired(self, rest: Clock, present: Collection[str]) -> bool:
         """Return whether one marker of a present incarnation, usable yet or not, covers all entries of ``rest``."""
         return any(marker.origin in present and covers(marker.past, rest) for marker in self.all())
 

@@ -19,7 +19,7 @@ KEY_COST_BYTES = 420
 """Estimated bytes of a key with one version, beyond the text of the key and the value (docs/memory.md)."""
 
 
-DEADLINES_KEPT = 1000
+MAX_STALE_DEADLINES = 1000
 """Deadlines of versions that are gone already which are kept before they are sorted out."""
 
 
@@ -55,7 +55,7 @@ class KeyTable:
         for version in versions:
             if version.expires is not None and version not in held:
                 heapq.heappush(self._deadlines, (version.expires, key, version.origin, version.counter))
-                if len(self._deadlines) > 2 * len(self._table) + DEADLINES_KEPT:
+                if len(self._deadlines) > 2 * len(self._table) + MAX_STALE_DEADLINES:
                     # Most are of versions that were replaced long before their time.
                     self._collect_deadlines()
 

@@ -53,7 +53,7 @@ class Change(msgspec.Struct, frozen=True):
         """Whether there is a condition at all."""
         return self.if_none_match or self.if_match is not None
 
-    def holds(self, etag: str | None) -> bool:
+    def condition_holds(self, etag: str | None) -> bool:
         """Return whether the conditions hold where the winner is ``etag`` (None: the key is absent)."""
         if self.if_none_match and etag is not None:
             return False
@@ -156,7 +156,7 @@ def version_of(write: Write, update: Update, origin: str, deps: Clock) -> Versio
     return Version(write.value, origin, update.counter, update.timestamp, deps, write.expires)
 
 
-def settle(held: Versions, write: Write, version: Version | None) -> Versions:
+def apply_write(held: Versions, write: Write, version: Version | None) -> Versions:
     """Return what a key holds after ``write``: the replaced dots go, the new version (None: a delete) comes.
 
     This is the whole conflict rule: a concurrent version is not among the replaced dots and stays.

@@ -20,7 +20,15 @@ from django.http import HttpResponse
 from rest_framework.exceptions import APIException, MethodNotAllowed
 
 from store.api import rendering
-from store.errors import Mismatch, NotReached, OutOfMemory, Refused, StoreError, TooManyAckWaits, TooManyWatchers
+from store.errors import (
+    DependenciesMissing,
+    NotServing,
+    OutOfMemory,
+    PreconditionFailed,
+    StoreError,
+    TooManyAckWaits,
+    TooManyWatchers,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +71,14 @@ def fault_of(exc: Exception, view: Any) -> Fault:
 
 
 def _store_fault(exc: StoreError) -> Fault:
-    if isinstance(exc, NotReached):
+    if isinstance(exc, DependenciesMissing):
         missing = {replica: {"has": has, "needs": needs} for replica, (has, needs) in exc.missing.items()}
         return Fault(503, _NOT_REACHED, {"missing": missing}, {"Retry-After": str(exc.retry_after_s)})
-    if isinstance(exc, Refused):
+    if isinstance(exc, NotServing):
         return Fault(503, exc.reason)
     if isinstance(exc, (TooManyWatchers, TooManyAckWaits)):
         return Fault(503, "Too many requests wait already; try again later", headers={"Retry-After": "1"})
-    if isinstance(exc, Mismatch):
+    if isinstance(exc, PreconditionFailed):
         headers = {} if exc.etag is None else {"ETag": exc.etag}
         return Fault(412, "Precondition failed", headers=headers, metadata=exc.metadata)
     if isinstance(exc, OutOfMemory):

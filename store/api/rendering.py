@@ -16,7 +16,7 @@ from django.http import HttpResponse
 from store.api.response import Finished
 
 if TYPE_CHECKING:
-    from store.engine import Acks, Found, Listed, Transacted, Wrote
+    from store.engine import Acks, ListResult, ReadResult, TransactionResult, WriteResult
 
 MAX_METADATA_HEADER_BYTES: Final = 4096
 """SPEC 2: longer metadata travels in the body alone; proxies commonly refuse headers from 8 KiB on."""
@@ -36,7 +36,7 @@ def encoded(status: int, body: bytes, content_type: str, headers: Mapping[str, s
     return Finished(status, body, {"Content-Type": content_type, "Content-Length": str(len(body)), **headers})
 
 
-def found(answer: Found, *, siblings: bool) -> HttpResponse:
+def found(answer: ReadResult, *, siblings: bool) -> HttpResponse:
     """Answer a GET of a key: the winner, how many conflict, and all of them where ``siblings`` were asked for."""
     if not answer.versions:
         return absent(answer)
@@ -52,28 +52,28 @@ def found(answer: Found, *, siblings: bool) -> HttpResponse:
     return _answer(200, b'{"result":"found","value":' + winner.value, answer, tail, winner.etag)
 
 
-def not_modified(answer: Found) -> HttpResponse:
+def not_modified(answer: ReadResult) -> HttpResponse:
     """Answer a conditional GET whose version is still the winner: the metadata goes in the header alone."""
     return Finished(304, b"", {**_metadata_headers(_encode(answer.metadata)), "ETag": answer.versions[0].etag})
 
 
-def absent(answer: Found | Wrote | Transacted) -> HttpResponse:
+def absent(answer: ReadResult | WriteResult | TransactionResult) -> HttpResponse:
     """Answer that the key does not exist; the metadata covers why (a delete that the replica has applied)."""
     return _answer(404, b'{"error":"Key does not exist"', answer)
 
 
-def written(answer: Wrote, acks: Acks | None) -> HttpResponse:
+def written(answer: WriteResult, acks: Acks | None) -> HttpResponse:
     """Answer a PUT."""
     status, head = (201, b'{"result":"created"') if answer.created else (200, b'{"result":"replaced"')
     return _acknowledged(status, head, answer, acks, answer.etag)
 
 
-def deleted(answer: Wrote, acks: Acks | None) -> HttpResponse:
+def deleted(answer: WriteResult, acks: Acks | None) -> HttpResponse:
     """Answer a DELETE of a key that was there."""
     return _acknowledged(200, b'{"result":"deleted"', answer, acks, answer.etag)
 
 
-def listed(answer: Listed, *, values: bool) -> HttpResponse:
+def listed(answer: ListResult, *, values: bool) -> HttpResponse:
     """Answer a listing; the items only where ``values`` were asked for."""
     head: dict[str, Any] = {"keys": answer.keys, "next": answer.next}
     if values:
@@ -81,7 +81,7 @@ def listed(answer: Listed, *, values: bool) -> HttpResponse:
     return _answer(200, _opened(head), answer)
 
 
-def transacted(answer: Transacted, acks: Acks | None) -> HttpResponse:
+def transacted(answer: TransactionResult, acks: Acks | None) -> HttpResponse:
     """Answer a transaction."""
     head = {"values": _raw(answer.values), "missing-keys": answer.missing_keys}
     return _acknowledged(200, _opened(head), answer, acks)
@@ -105,7 +105,7 @@ def error(
 
 
 def _acknowledged(
-    status: int, head: bytes, answer: Wrote | Transacted, acks: Acks | None, etag: str | None = None
+    status: int, head: bytes, answer: WriteResult | TransactionResult, acks: Acks | None, etag: str | None = None
 ) -> HttpResponse:
     """Answer a write, with its acks where they were asked for; too few of them make it a 202 (SPEC 2.7)."""
     if acks is None:
@@ -116,7 +116,7 @@ def _acknowledged(
 def _answer(
     status: int,
     head: bytes,
-    answer: Found | Wrote | Listed | Transacted,
+    answer: ReadResult | WriteResult | ListResult | TransactionResult,
     tail: Mapping[str, Any] | None = None,
     etag: str | None = None,
 ) -> HttpResponse:

@@ -19,7 +19,7 @@ from store.api.conditions import ANY, if_match, if_none_match, known_versions
 from store.api.context import engine, limits
 from store.api.keys import key_from_path
 from store.api.query import flag, wait_s, whole
-from store.engine import Acks, Change, Wrote
+from store.engine import Acks, Change, WriteResult
 
 DEFAULT_PAGE_KEYS = 100
 MAX_PAGE_KEYS = 1000
@@ -87,7 +87,7 @@ class KeyView(KvsView):
         change = Change(key, value, parsing.ttl_us(body.ttl), if_match(self.http), if_none_match(self.http))
         return rendering.written(*self.write(change, asked))
 
-    def write(self, change: Change, asked: parsing.Asked[AnyWrite]) -> tuple[Wrote, Acks | None]:
+    def write(self, change: Change, asked: parsing.Asked[AnyWrite]) -> tuple[WriteResult, Acks | None]:
         """Make one change, with as many acks as the request asks for."""
         store = engine()
         return store.acknowledged(asked.body.concern, store.write, change, asked.past, wait_s(asked.query))

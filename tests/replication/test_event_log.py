@@ -58,7 +58,7 @@ def test_many_requests_that_find_the_same_lost_make_one_event(watched: Watched) 
 def test_a_clock_that_runs_behind_is_told_of_each_time_it_is_a_second_worse(watched: Watched) -> None:
     told = []
     for lead_us in (DRIFT_US, DRIFT_US + 1, 2 * DRIFT_US, 2 * DRIFT_US + 2):
-        watched.store.hybrid.lead_us = lead_us
+        watched.store.hybrid_clock.lead_us = lead_us
         told.append([kind for kind, _, _ in watched.observe(0.0)])
     assert told == [[], ["drift"], [], ["drift"]]
 

@@ -73,10 +73,10 @@ def test_what_has_expired_is_told_no_more_and_nothing_is_changed() -> None:
     r1.store.put(Change("k", b"1", ttl_us=2_000_000), {}, NOW)
     (version,) = told(r1, "k")["versions"]
     assert (version["expires"], version["expires_in_s"]) == (NOW.wall_us + 2_000_000, 2.0)
-    changes = r1.store.changes
+    changes = r1.store.clock_changes
     assert told(r1, "k", Instant(NOW.mono_s + 2, NOW.wall_us + 2_000_000))["versions"] == []
     assert len(r1.store.table) == 1
-    assert r1.store.changes == changes
+    assert r1.store.clock_changes == changes
 
 
 def test_an_update_that_waits_is_told_with_what_it_waits_for() -> None:

@@ -283,7 +283,7 @@ def test_a_replica_two_versions_away_gets_a_400_changes_nothing_and_is_told_of(
             said = answer.json()["error"]
             assert said == f"127.0.0.1:27211@0000000000000007 speaks protocol 3, which is not next to {PROTOCOL}"
     assert (state(made.store), dict(made.membership.table), made.targets(read_clocks())) == before
-    assert made.store.hybrid.lead_us < 10**6
+    assert made.store.hybrid_clock.lead_us < 10**6
     told = [record.getMessage() for record in caplog.records if record.name == "causeway.replication"]
     assert told == [f"refused a message: {said}"]  # once, not at each attempt
     assert node.status()["throughput"]["messages_refused"] == 6

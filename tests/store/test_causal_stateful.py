@@ -19,8 +19,8 @@ from replication.messages import SnapshotPiece, decode, encode
 from replication.snapshots import SnapshotPull, cut
 from store.causal import CausalStore
 from store.clock import Clock, Dot, Instant, covers, join, missing, replica_id
-from store.errors import Mismatch, NotReached
-from store.log import ENTRY_BYTES
+from store.errors import DependenciesMissing, PreconditionFailed
+from store.log import ENTRY_OVERHEAD_BYTES
 from store.settings import StoreSettings
 from store.snapshot import Snapshot
 from store.versions import Change, Update, Version, decode_update, encode_update
@@ -78,7 +78,14 @@ class Model:
 
 def fingerprint(store: CausalStore) -> Any:
     pending = sorted(waiting.update.dot for waiting in store.pending)
-    return dict(store.clock), store.table.copy(), dict(store.delete_clock), pending, store.log.count, store.changes
+    return (
+        dict(store.clock),
+        store.table.copy(),
+        dict(store.delete_clock),
+        pending,
+        store.log.count,
+        store.clock_changes,
+    )
 
 
 class Stores(RuleBasedStateMachine):
@@ -104,7 +111,7 @@ class Stores(RuleBasedStateMachine):
 
     def tell_who_is_present(self) -> None:
         for store in self.stores:
-            store.present = frozenset(other.replica_id for other in self.stores)
+            store.present_ids = frozenset(other.replica_id for other in self.stores)
 
     def now(self, at: int) -> Instant:
         self.time_s += 0.001
@@ -119,10 +126,10 @@ class Stores(RuleBasedStateMachine):
         if covers(store.clock, client.past):
             assert covers(store.clock, client.true_past), "let in without what its earlier answers were made of"
             return True
-        with pytest.raises(NotReached) as unreached:
+        with pytest.raises(DependenciesMissing) as unreached:
             store.get("a", client.past, self.now(at))
         assert unreached.value.missing == missing(store.clock, client.past)
-        with pytest.raises(NotReached):
+        with pytest.raises(DependenciesMissing):
             store.put(Change("a", b"refused"), client.past, self.now(at))
         assert fingerprint(store) == before
         return False
@@ -223,7 +230,7 @@ class Stores(RuleBasedStateMachine):
         holds = {"matches": bool(held[key]), "other": False, "any": bool(held[key]), "absent": not held[key], "": True}
         if not holds[condition]:
             before = fingerprint(store)
-            with pytest.raises(Mismatch) as mismatch:
+            with pytest.raises(PreconditionFailed) as mismatch:
                 store.put(change, client.past, self.now(at))
             assert fingerprint(store) == before
             assert mismatch.value.etag == etag
@@ -302,10 +309,10 @@ class Stores(RuleBasedStateMachine):
         delta = giver.log.delta(
             taker.clock, giver.clock, own=giver.replica_id, relay_before_s=float("inf"), limit=limit, limit_bytes=10**6
         )
-        before = taker.applied
+        before = taker.applied_count
         taker.receive([decode_update(encoded) for encoded in delta.batch], self.now(at))
         if not delta.truncated:
-            assert taker.applied - before >= len(delta.batch)
+            assert taker.applied_count - before >= len(delta.batch)
             assert delta.more or covers(taker.clock, giver.clock)
 
     @rule(source=st.integers(0, STORES - 1), at=st.integers(0, STORES - 1), whole=st.booleans())
@@ -369,7 +376,7 @@ class Stores(RuleBasedStateMachine):
         clocks = [store.clock for store in self.stores]
         for store in (self.stores[at] for at in knows):
             everybody = {id_: min(clock.get(id_, 0) for clock in clocks) for id_ in store.clock}
-            store.markers.promote(everybody, store.present)
+            store.markers.promote(everybody, store.present_ids)
             store.simplify_delete_clock()
 
     # -- invariants ------------------------------------------------------------------------------------
@@ -440,7 +447,7 @@ class Stores(RuleBasedStateMachine):
                 counters = [update.counter for update in updates]
                 assert counters == list(range(last - len(updates) + 1, last + 1))
                 assert all(self.model.updates[update.dot] == update for update in updates)
-                sizes += sum(len(encode_update(update)) + ENTRY_BYTES for update in updates)
+                sizes += sum(len(encode_update(update)) + ENTRY_OVERHEAD_BYTES for update in updates)
             assert store.log.bytes == sizes <= SETTINGS.max_log_bytes
 
     def teardown(self) -> None:

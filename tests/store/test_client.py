@@ -17,9 +17,9 @@ from store import client
 from store.client import (
     ClientError,
     Delete,
+    DependenciesMissing,
     JsonLines,
     NotAllowed,
-    NotReached,
     PreconditionFailed,
     Put,
     Rejected,
@@ -255,9 +255,9 @@ def test_some_other_servers_404_is_not_an_absent_key(replicas: list[FakeReplica]
 
 
 def test_errors_form_one_tree() -> None:
-    for error in (Rejected, NotAllowed, PreconditionFailed, Unavailable, NotReached, Uncertain):
+    for error in (Rejected, NotAllowed, PreconditionFailed, Unavailable, DependenciesMissing, Uncertain):
         assert issubclass(error, ClientError)
-    assert issubclass(NotReached, Unavailable)
+    assert issubclass(DependenciesMissing, Unavailable)
     assert issubclass(PreconditionFailed, Rejected)
 
 
@@ -344,7 +344,7 @@ def test_deadline_bounds_the_rounds(replicas: list[FakeReplica]) -> None:
 
 def test_unreached_past_is_told_with_what_is_missing(replicas: list[FakeReplica]) -> None:
     replicas[0].respond_with(unavailable("9", missing={"b@1": [1, 2]}))
-    with session(replicas[0], timeout_s=0.5) as s, pytest.raises(NotReached) as caught:
+    with session(replicas[0], timeout_s=0.5) as s, pytest.raises(DependenciesMissing) as caught:
         s.get("k")
     assert caught.value.missing == {"b@1": [1, 2]}
 

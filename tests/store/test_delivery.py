@@ -43,8 +43,8 @@ def test_applying_a_dot_wakes_exactly_those_that_wait_for_it_in_the_order_in_whi
     queue = PendingQueue(10)
     for waiting, dot in ((update("a", 5), ("x", 1)), (update("b", 5), ("x", 2)), (update("c", 5), ("x", 1))):
         assert queue.add(waiting, dot, 0.0)
-    assert [item.update.origin for item in queue.wake(("x", 1))] == ["a", "c"]
-    assert queue.wake(("x", 1)) == []
+    assert [item.update.origin for item in queue.take_waiting_for(("x", 1))] == ["a", "c"]
+    assert queue.take_waiting_for(("x", 1)) == []
     assert [item.update.origin for item in queue] == ["b"]
 
 
@@ -54,7 +54,7 @@ def test_an_update_waits_once() -> None:
     assert not queue.add(update("a", 2), ("a", 1), 1.0)
     assert len(queue) == 1
     assert ("a", 2) in queue
-    assert len(queue.wake(("a", 1))) == 1
+    assert len(queue.take_waiting_for(("a", 1))) == 1
 
 
 def test_a_full_queue_turns_away_and_keeps_what_it_has() -> None:
@@ -62,7 +62,7 @@ def test_a_full_queue_turns_away_and_keeps_what_it_has() -> None:
     assert queue.add(update("a", 2), ("a", 1), 0.0)
     assert queue.add(update("a", 3), ("a", 2), 0.0)
     assert not queue.add(update("a", 4), ("a", 3), 0.0)
-    assert queue.wake(("a", 3)) == []
+    assert queue.take_waiting_for(("a", 3)) == []
     assert len(queue) == 2
 
 
@@ -71,7 +71,7 @@ def test_dropping_forgets_one_and_leaves_those_beside_it() -> None:
     queue.add(update("a", 2), ("x", 1), 0.0)
     queue.add(update("b", 2), ("x", 1), 0.0)
     assert queue.drop(("a", 2)).origin == "a"
-    assert [item.update.origin for item in queue.wake(("x", 1))] == ["b"]
+    assert [item.update.origin for item in queue.take_waiting_for(("x", 1))] == ["b"]
     with pytest.raises(KeyError):
         queue.drop(("a", 2))
 
@@ -81,7 +81,7 @@ def test_taking_all_empties_the_queue() -> None:
     queue.add(update("a", 2), ("x", 1), 3.0)
     assert [(item.update.dot, item.waits_for, item.since_s) for item in queue.take_all()] == [(("a", 2), ("x", 1), 3.0)]
     assert len(queue) == 0
-    assert queue.wake(("x", 1)) == []
+    assert queue.take_waiting_for(("x", 1)) == []
 
 
 def test_the_lowest_counter_of_each_origin() -> None:
@@ -89,7 +89,7 @@ def test_the_lowest_counter_of_each_origin() -> None:
     for counter in (7, 3, 5):
         queue.add(update("a", counter), ("x", 1), 0.0)
     queue.add(update("b", 9), ("x", 1), 0.0)
-    assert queue.lowest() == {"a": 3, "b": 9}
+    assert queue.lowest_counters() == {"a": 3, "b": 9}
 
 
 @st.composite
@@ -122,7 +122,7 @@ def test_whatever_the_order_of_arrival_all_are_applied_and_none_before_its_cause
             else:
                 assert not store.table.get(applied.writes[0].key)
     assert len(store.pending) == 0
-    assert sum(store.clock.values()) == store.applied == len(history)
+    assert sum(store.clock.values()) == store.applied_count == len(history)
 
 
 def test_a_long_chain_that_arrives_backwards_is_applied_without_deep_recursion() -> None:

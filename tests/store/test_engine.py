@@ -14,7 +14,16 @@ import pytest
 from store.causal import CausalStore, Gaps
 from store.clock import Clock, Dot, Instant
 from store.engine import Engine, WriteConcern
-from store.errors import Busy, Mismatch, NotReached, OutOfMemory, Refused, StoreError, TooManyAckWaits, TooManyWatchers
+from store.errors import (
+    DependenciesMissing,
+    NotServing,
+    OutOfMemory,
+    PreconditionFailed,
+    StoreError,
+    TooManyAckWaits,
+    TooManyDeferred,
+    TooManyWatchers,
+)
 from store.settings import StoreSettings
 from store.versions import Change, Update
 from tests.support.waiting import wait_until
@@ -93,7 +102,7 @@ class Rig:
 
     def close(self) -> None:
         with self.engine.lock:
-            self.store.closed = "closed"
+            self.store.not_serving_reason = "closed"
             self.engine.wake()
 
 
@@ -157,7 +166,7 @@ def test_only_those_are_woken_whose_past_is_here(rig: Rig) -> None:
 
 def test_a_past_that_does_not_arrive_is_reported_when_the_time_is_over(rig: Rig) -> None:
     started = time.monotonic()
-    with pytest.raises(NotReached) as unreached:
+    with pytest.raises(DependenciesMissing) as unreached:
         rig.engine.get("x", {"other": 3}, wait_s=0.05)
     assert 0.05 <= time.monotonic() - started < 1.0
     assert unreached.value.missing == {"other": (0, 3)}
@@ -166,14 +175,14 @@ def test_a_past_that_does_not_arrive_is_reported_when_the_time_is_over(rig: Rig)
 
 
 def test_no_time_to_wait_is_refused_at_once(rig: Rig) -> None:
-    with pytest.raises(NotReached):
+    with pytest.raises(DependenciesMissing):
         rig.engine.get("x", {"other": 1}, wait_s=0)
     assert rig.engine.counts["deferred"] == 0
 
 
 def test_the_default_wait_is_the_setting(rig: Rig) -> None:
     short = make(StoreSettings(defer_timeout_s=0.02))
-    with pytest.raises(NotReached):
+    with pytest.raises(DependenciesMissing):
         short.engine.get("x", {"other": 1})
     short.pool.shutdown()
 
@@ -182,7 +191,7 @@ def test_one_more_than_may_be_deferred_is_refused_at_once_and_the_others_are_not
     update = write(rig.other, "x", b"1")
     waiting = [rig.ask(rig.engine.get, "x", update.past) for _ in range(2)]
     rig.deferred(2)
-    with pytest.raises(Busy) as busy:
+    with pytest.raises(TooManyDeferred) as busy:
         rig.engine.get("x", update.past)
     assert busy.value.missing == {update.origin: (0, 1)}
     assert rig.engine.get("x", {}).versions == ()  # Those that wait starve nobody.
@@ -200,7 +209,7 @@ def test_a_closed_gate_wakes_those_that_wait_and_refuses_them(rig: Rig) -> None:
     rig.watching(1)
     rig.close()
     for future in (reading, watching):
-        with pytest.raises(Refused):
+        with pytest.raises(NotServing):
             result(future)
 
 
@@ -210,14 +219,14 @@ def test_the_gate_is_checked_again_when_a_request_wakes_although_its_past_is_her
     rig.deferred(1)
     with rig.engine.lock:
         rig.store.receive([update], NOW)
-        rig.store.closed = "closed"
+        rig.store.not_serving_reason = "closed"
         rig.engine.wake()
-    with pytest.raises(Refused):
+    with pytest.raises(NotServing):
         result(reading)
 
 
 def test_a_deferral_asks_whoever_may_have_it_once(rig: Rig) -> None:
-    with pytest.raises(NotReached):
+    with pytest.raises(DependenciesMissing):
         rig.engine.get("x", {"other": 1}, wait_s=0.05)
     assert rig.peers.asked == [{"other": 1}]
     assert set(rig.peers.tokens) == {1}
@@ -302,7 +311,7 @@ def test_a_watch_is_answered_by_a_delete_by_a_transaction_and_by_a_peers_update(
         watching = rig.ask(rig.engine.watch, "x", {}, [wrote.etag or ""], LONG_S)
         rig.watching(1)
         if change is changes[-1]:
-            rig.other.hybrid.observe(rig.store.hybrid.read(NOW) + 10**16, NOW)  # So that it wins.
+            rig.other.hybrid_clock.observe(rig.store.hybrid_clock.read(NOW) + 10**16, NOW)  # So that it wins.
         change()
         result(watching)
 
@@ -404,7 +413,7 @@ def test_one_more_than_may_wait_for_acks_is_refused_before_it_is_made(rig: Rig) 
 
 def test_a_write_that_fails_gives_its_place_among_the_ack_waits_back(rig: Rig) -> None:
     for _ in range(3):
-        with pytest.raises(Mismatch):
+        with pytest.raises(PreconditionFailed):
             rig.engine.acknowledged(
                 WriteConcern(3, LONG_S), rig.engine.write, Change("x", b"1", if_match=('"none"',)), {}
             )
@@ -438,15 +447,15 @@ def fingerprint(store: CausalStore) -> Any:
         store.log.count,
         store.log.bytes,
         len(store.pending),
-        store.changes,
-        store.applied,
+        store.clock_changes,
+        store.applied_count,
     )
 
 
 REFUSALS: list[tuple[str, type[StoreError]]] = [
-    ("not reached", NotReached),
-    ("closed", Refused),
-    ("mismatch", Mismatch),
+    ("not reached", DependenciesMissing),
+    ("closed", NotServing),
+    ("mismatch", PreconditionFailed),
     ("memory", OutOfMemory),
 ]
 
@@ -477,14 +486,14 @@ def test_after_a_refused_call_nothing_has_moved(call: str, why: str, error: type
         rig.store.table.bytes = 500
     before, told = fingerprint(rig.store), len(rig.peers.written)
     if why == "closed":
-        rig.store.closed = "closed"
+        rig.store.not_serving_reason = "closed"
     with pytest.raises(error):
         CALLS[call](
             rig.engine, {"other": 1} if why == "not reached" else {}, ('"none"',) if why == "mismatch" else None
         )
     assert fingerprint(rig.store) == before
     assert len(rig.peers.written) == told
-    rig.store.closed = None
+    rig.store.not_serving_reason = None
     if why != "memory":
         assert rig.engine.write(Change("x", b"2"), {}).metadata == {rig.store.replica_id: 2}
     rig.pool.shutdown()
@@ -503,7 +512,7 @@ def test_at_the_memory_limit_what_frees_memory_is_let_through() -> None:
 
 def test_one_mismatch_in_a_transaction_and_none_of_it_is_written(rig: Rig) -> None:
     rig.engine.write(Change("x", b"1"), {})
-    with pytest.raises(Mismatch) as mismatch:
+    with pytest.raises(PreconditionFailed) as mismatch:
         rig.engine.transact([], [Change("y", b"1"), Change("x", b"2", if_none_match=True)], {})
     assert mismatch.value.etag == f'"{rig.store.replica_id}:1"'
     assert rig.engine.get("y", {}).versions == ()
@@ -564,5 +573,5 @@ def test_stats_name_what_is_there_and_what_waits(rig: Rig) -> None:
     stats = rig.engine.stats()
     assert (stats["keys"], stats["writes"], stats["deferred_now"], stats["deferred"]) == (1, 1, 1, 1)
     rig.close()
-    with pytest.raises(Refused):
+    with pytest.raises(NotServing):
         result(reading)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from store.clock import Clock, covers
-from store.log import ENTRY_BYTES, MAX_SEGMENTS, NOTHING, Delta, UpdateLog
+from store.log import EMPTY_DELTA, ENTRY_OVERHEAD_BYTES, MAX_SEGMENTS, Delta, UpdateLog
 from store.settings import StoreSettings
 from store.versions import Update, Write, decode_update, encode_update
 
@@ -27,7 +27,7 @@ def update(origin: str, counter: int, timestamp: int = 0, size: int = 0) -> Upda
 
 
 def cost(update: Update) -> int:
-    return len(encode_update(update)) + ENTRY_BYTES
+    return len(encode_update(update)) + ENTRY_OVERHEAD_BYTES
 
 
 def filled(*updates: Update, limit_bytes: int = 10**5, at_s: float = 0.0, segment_bytes: int = 50) -> UpdateLog:
@@ -60,8 +60,8 @@ def dots(delta: Delta) -> list[tuple[str, int]]:
 def test_a_delta_is_what_is_above_the_known_clock() -> None:
     log = filled(*(update("own", n) for n in range(1, 6)))
     assert dots(delta(log, {"own": 3}, {"own": 5})) == [("own", 4), ("own", 5)]
-    assert delta(log, {"own": 5}, {"own": 5}) == NOTHING
-    assert delta(log, {"own": 9}, {"own": 5}) == NOTHING
+    assert delta(log, {"own": 5}, {"own": 5}) == EMPTY_DELTA
+    assert delta(log, {"own": 9}, {"own": 5}) == EMPTY_DELTA
 
 
 def test_updates_of_several_origins_come_in_the_order_of_their_timestamps() -> None:
@@ -116,9 +116,9 @@ def test_of_an_origin_that_is_cut_off_nothing_goes_but_of_the_others_all() -> No
 
 def test_an_origin_that_jumped_starts_anew() -> None:
     log = filled(update("a", 1), update("b", 1))
-    log.restart("a")
+    log.drop_origin("a")
     assert log.origins() == ["b"]
-    log.restart("unknown")
+    log.drop_origin("unknown")
     log.append(update("a", 8), 0.0)
     assert delta(log, {"a": 1}, {"a": 8}).truncated
     assert dots(delta(log, {"a": 7}, {"a": 8})) == [("a", 8)]
@@ -178,7 +178,7 @@ def test_the_log_is_a_window_without_gaps_and_a_delta_is_exactly_what_is_lacking
         elif step == "trim":
             log.trim({origin: extra})
         else:
-            log.restart(origin)
+            log.drop_origin(origin)
             clock[origin] = clock.get(origin, 0) + 1 + extra
         updates = [update for kept in log.origins() for update in log.updates(kept)]
         for kept in log.origins():
@@ -287,7 +287,7 @@ def test_a_log_of_any_limit_is_a_bounded_number_of_segments(limit_bytes: int) ->
     while segments_of(log) < 2:
         counter += 1
         log.append(update("a", counter, size=500), 0.0)
-    assert log.bytes == pytest.approx(2 * full * (1 + ENTRY_BYTES / 530), rel=0.1)
+    assert log.bytes == pytest.approx(2 * full * (1 + ENTRY_OVERHEAD_BYTES / 530), rel=0.1)
     assert StoreSettings().max_log_bytes // MAX_SEGMENTS < StoreSettings().log_segment_bytes, "defaults are not touched"
 
 

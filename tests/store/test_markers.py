@@ -19,7 +19,7 @@ PRESENT = {"a", "b"}
 def usable(*markers: Marker, everybody: Clock | None = None) -> Markers:
     made = Markers()
     for marker in markers:
-        made.note(marker)
+        made.add(marker)
     made.promote({marker.origin: marker.counter for marker in markers} if everybody is None else everybody, PRESENT)
     return made
 
@@ -73,7 +73,7 @@ def test_a_marker_of_an_incarnation_that_is_over_goes_once_another_stands_for_it
     first, second = Marker("dead", 5, {"old": 3}), Marker("a", 1, {"dead": 5, "old": 3})
     markers = usable(first)
     assert markers.all() == [first]
-    markers.note(second)
+    markers.add(second)
     markers.promote({"a": 1}, PRESENT)
     assert markers.all() == [second]
     assert markers.simplify({"old": 3, "dead": 5}) == {"a": 1}
@@ -87,18 +87,18 @@ def test_a_marker_that_only_one_of_an_over_incarnation_would_replace_is_kept() -
 
 def test_noting_again_is_harmless() -> None:
     markers = usable(Marker("a", 5, {"old": 3}))
-    markers.note(Marker("a", 5, {"old": 3}))
+    markers.add(Marker("a", 5, {"old": 3}))
     assert len(markers.all()) == 1
 
 
 def test_whether_one_marker_of_a_present_incarnation_stands_for_all_entries() -> None:
     markers = Markers()
-    markers.note(Marker("a", 1, {"x": 3}))
-    markers.note(Marker("dead", 1, {"x": 3, "y": 3}))
-    assert markers.stand_for({"x": 2}, PRESENT)
-    assert markers.stand_for({}, PRESENT)
-    assert not markers.stand_for({"x": 4}, PRESENT)
-    assert not markers.stand_for({"x": 1, "y": 1}, PRESENT)
+    markers.add(Marker("a", 1, {"x": 3}))
+    markers.add(Marker("dead", 1, {"x": 3, "y": 3}))
+    assert markers.cover_retired({"x": 2}, PRESENT)
+    assert markers.cover_retired({}, PRESENT)
+    assert not markers.cover_retired({"x": 4}, PRESENT)
+    assert not markers.cover_retired({"x": 1, "y": 1}, PRESENT)
 
 
 def test_a_marker_of_a_store_stands_for_its_whole_clock() -> None:
@@ -166,7 +166,7 @@ def test_simple_metadata_is_covered_by_exactly_those_members_that_cover_it_in_fu
     markers = Markers()
     for marker in world.markers:
         if marker.counter <= here.get(marker.origin, 0):
-            markers.note(marker)
+            markers.add(marker)
     everybody = {id_: min(clock.get(id_, 0) for clock in world.clocks) for id_ in here}
     markers.promote(everybody, {"a", "b", "c"})
     simple = markers.simplify(past)
@@ -178,7 +178,7 @@ def test_simple_metadata_is_covered_by_exactly_those_members_that_cover_it_in_fu
 
 def test_updates_issued_after_a_marker_name_it_instead_of_what_it_stands_for() -> None:
     store, old = CausalStore("a"), CausalStore("old")
-    store.present = {"a"}
+    store.present_ids = {"a"}
     store.receive([write(old, "x", b"1")], NOW)
     marker = store.issue_marker(NOW)
     store.markers.promote({"a": marker.counter}, {"a"})

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from store.table import DEADLINES_KEPT, KEY_COST_BYTES, KeyTable, cost
+from store.table import KEY_COST_BYTES, MAX_STALE_DEADLINES, KeyTable, cost
 from store.versions import Version, Versions
 
 keys = st.one_of(
@@ -122,10 +122,10 @@ def test_a_version_that_was_replaced_before_its_time_does_not_take_its_successor
 
 def test_deadlines_of_what_is_gone_do_not_pile_up() -> None:
     table = KeyTable()
-    for counter in range(1, 10 * DEADLINES_KEPT):
+    for counter in range(1, 10 * MAX_STALE_DEADLINES):
         table.set("x", (version(counter, 10**9 + counter),))
-    assert len(table._deadlines) <= DEADLINES_KEPT + 3
-    assert table.next_deadline <= 10**9 + 10 * DEADLINES_KEPT
+    assert len(table._deadlines) <= MAX_STALE_DEADLINES + 3
+    assert table.next_deadline <= 10**9 + 10 * MAX_STALE_DEADLINES
     assert len(table.expire(2 * 10**9)) == 1
 
 

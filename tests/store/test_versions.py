@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from store.clock import MAX_COUNTER
-from store.versions import Change, Update, Version, Versions, Write, decode_update, encode_update, settle, version_of
+from store.versions import (
+    Change,
+    Update,
+    Version,
+    Versions,
+    Write,
+    apply_write,
+    decode_update,
+    encode_update,
+    version_of,
+)
 
 
 def version(origin: str, counter: int, timestamp: int = 0, value: bytes = b"1") -> Version:
@@ -24,21 +34,21 @@ def version(origin: str, counter: int, timestamp: int = 0, value: bytes = b"1") 
 def test_a_write_replaces_what_it_names_and_nothing_else() -> None:
     held = (version("b", 1, 5), version("a", 1, 3))
     new = version("c", 1, 9)
-    assert settle(held, Write("k", b"1", (("a", 1),)), new) == (new, held[0])
-    assert settle(held, Write("k", b"1", (("a", 1), ("b", 1))), new) == (new,)
-    assert settle(held, Write("k", b"1"), new) == (new, *held)
+    assert apply_write(held, Write("k", b"1", (("a", 1),)), new) == (new, held[0])
+    assert apply_write(held, Write("k", b"1", (("a", 1), ("b", 1))), new) == (new,)
+    assert apply_write(held, Write("k", b"1"), new) == (new, *held)
 
 
 def test_a_delete_takes_what_it_names_and_adds_nothing() -> None:
     held = (version("b", 1, 5), version("a", 1, 3))
-    assert settle(held, Write("k", None, (("b", 1),)), None) == (held[1],)
-    assert settle(held, Write("k", None, (("a", 1), ("b", 1))), None) == ()
-    assert settle((), Write("k", None, (("a", 1),)), None) == ()
+    assert apply_write(held, Write("k", None, (("b", 1),)), None) == (held[1],)
+    assert apply_write(held, Write("k", None, (("a", 1), ("b", 1))), None) == ()
+    assert apply_write((), Write("k", None, (("a", 1),)), None) == ()
 
 
 def test_a_later_version_of_the_same_replica_is_not_the_one_that_was_replaced() -> None:
     held = (version("a", 2),)
-    assert settle(held, Write("k", None, (("a", 1),)), None) == held
+    assert apply_write(held, Write("k", None, (("a", 1),)), None) == held
 
 
 def test_the_winner_has_the_highest_timestamp_and_then_the_highest_id() -> None:
@@ -46,7 +56,7 @@ def test_the_winner_has_the_highest_timestamp_and_then_the_highest_id() -> None:
     for order in permutations((one, other, late)):
         held: Versions = ()
         for each in order:
-            held = settle(held, Write("k", b"1"), each)
+            held = apply_write(held, Write("k", b"1"), each)
         assert held == (other, one, late)
 
 
@@ -69,7 +79,7 @@ def test_the_order_of_concurrent_writes_does_not_matter(drawn: list[Any], rng: A
     def run(order: list[int]) -> Versions:
         held: Versions = ()
         for index in order:
-            held = settle(held, steps[index][0], steps[index][1])
+            held = apply_write(held, steps[index][0], steps[index][1])
         return held
 
     straight = run(list(range(len(steps))))
@@ -81,7 +91,7 @@ def test_the_order_of_concurrent_writes_does_not_matter(drawn: list[Any], rng: A
 
 def test_settling_leaves_the_versions_that_were_held_as_they_were() -> None:
     held = (version("a", 1),)
-    settle(held, Write("k", b"2", (("a", 1),)), version("b", 1))
+    apply_write(held, Write("k", b"2", (("a", 1),)), version("b", 1))
     assert held == (version("a", 1),)
 
 
@@ -127,7 +137,11 @@ CONDITIONS: list[tuple[dict[str, Any], bool, bool, bool]] = [
 @pytest.mark.parametrize(("conditions", "absent", "same", "other"), CONDITIONS)
 def test_conditions(conditions: dict[str, Any], absent: bool, same: bool, other: bool) -> None:
     change = Change("k", b"1", **conditions)
-    assert [change.holds(None), change.holds(TAG), change.holds('"c:3"')] == [absent, same, other]
+    assert [change.condition_holds(None), change.condition_holds(TAG), change.condition_holds('"c:3"')] == [
+        absent,
+        same,
+        other,
+    ]
 
 
 # -- wire form -----------------------------------------------------------------------------------------------------

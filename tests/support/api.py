@@ -85,7 +85,7 @@ class Api:
     def state(self) -> tuple[Any, ...]:
         """Return all that a request could change."""
         store = self.store
-        return dict(store.clock), dict(store.delete_clock), store.table.copy(), store.changes
+        return dict(store.clock), dict(store.delete_clock), store.table.copy(), store.clock_changes
 
     def hear(self, key: str, value: bytes | None, *, counter: int = 1, deps: dict[str, int] | None = None) -> None:
         """Let a peer's update arrive that knows of nothing but ``deps``; its timestamp is above all here."""

@@ -48,15 +48,15 @@ from pathlib import Path
 
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
 from store.clock import Clock, Dot, Instant, address_of, join
-from store.delivery import Waiting
-from store.errors import NotReached, Refused
-from store.log import ENTRY_BYTES
+from store.delivery import PendingUpdate
+from store.errors import DependenciesMissing, NotServing
+from store.log import ENTRY_OVERHEAD_BYTES
 from store.snapshot import Snapshot
 from store.versions import Change, Update, Version, Write, encode_update
 from tests.support.wire import Loss, Wire, address
 
 FIRST = Update("r1:80@0123456789abcdef", 1, 10**15, {}, (Write("x", b"1"),))
-UPDATE_BYTES = len(encode_update(FIRST)) + ENTRY_BYTES
+UPDATE_BYTES = len(encode_update(FIRST)) + ENTRY_OVERHEAD_BYTES
 """What an update costs in the log that writes a new key; one that replaces something costs more."""
 
 
@@ -378,9 +378,9 @@ class Scenario:
                 client.past = {id_: counter for id_, counter in client.past.items() if counter}
         try:
             said, client.past = operation(client)
-        except Refused as refused:
+        except NotServing as refused:
             return [f"refused: {refused.reason}"]
-        except NotReached as unreached:
+        except DependenciesMissing as unreached:
             if at not in client.tokens:
                 client.tokens[at] = replica.ask(client.past)
             gaps = [f"{self.names.short(id_)}:{need} (has {have})" for id_, (have, need) in unreached.missing.items()]
@@ -433,7 +433,7 @@ class Scenario:
         said += [f"  {self._pending(item)}" for item in replica.store.pending]
         return said
 
-    def _pending(self, item: Waiting) -> str:
+    def _pending(self, item: PendingUpdate) -> str:
         return f"pending {self.names.dot(item.update.dot)}, waits for {self.names.dot(item.waits_for)}"
 
     def _shown(self, key: str, versions: tuple[Version, ...]) -> str:

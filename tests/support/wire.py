@@ -15,7 +15,7 @@ from replication.errors import DuplicateAddress
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
 from replication.replica import Outgoing, Replica
 from replication.settings import ReplicationSettings
-from store.causal import CausalStore, Found, Wrote
+from store.causal import CausalStore, ReadResult, WriteResult
 from store.clock import Clock, Dot, Instant, address_of
 from store.settings import StoreSettings
 from store.versions import Change, Update
@@ -127,7 +127,7 @@ class Wire:
 
     # -- clients ---------------------------------------------------------------------------------------
 
-    def put(self, name: str, key: str, value: bytes | None, past: Clock | None = None) -> Wrote:
+    def put(self, name: str, key: str, value: bytes | None, past: Clock | None = None) -> WriteResult:
         """Write (None: delete) one key at a replica."""
         return self[name].store.put(Change(key, value), past or {}, self.now(name))
 
@@ -135,7 +135,7 @@ class Wire:
         """Like ``put``, for writes that do issue an update; return it."""
         return write(self[name].store, key, value, past, self.now(name))
 
-    def get(self, name: str, key: str, past: Clock | None = None) -> Found:
+    def get(self, name: str, key: str, past: Clock | None = None) -> ReadResult:
         return self[name].store.get(key, past or {}, self.now(name))
 
     def values(self, name: str, key: str) -> list[bytes]:

@@ -36,12 +36,12 @@ def take_causality_out() -> None:
     """Change this process's store and API."""
     from store.api import parsing, rendering  # noqa: PLC0415  # the classes, before anybody makes one
     from store.causal import CausalStore  # noqa: PLC0415
-    from store.errors import Refused  # noqa: PLC0415
+    from store.errors import NotServing  # noqa: PLC0415
     from store.versions import Update  # noqa: PLC0415
 
     def admit(self: CausalStore, past: object, now: Any) -> None:
-        if self.closed is not None:
-            raise Refused(self.closed)
+        if self.not_serving_reason is not None:
+            raise NotServing(self.not_serving_reason)
         if now.wall_us >= self.table.next_deadline:
             self.expire(now)
 
@@ -50,8 +50,8 @@ def take_causality_out() -> None:
         return rendering.encoded(status, body, rendering.JSON, {} if etag is None else {"ETag": etag})
 
     replace(CausalStore, "admit", admit)
-    replace(CausalStore, "_told", lambda self, past, shown: _NOTHING)
-    replace(CausalStore, "_joined_pasts", lambda self, past, versions: _NOTHING)
+    replace(CausalStore, "_response_metadata", lambda self, past, shown: _NOTHING)
+    replace(CausalStore, "_join_pasts", lambda self, past, versions: _NOTHING)
     replace(Update, "past", property(lambda self: _NOTHING))
     replace(parsing, "causal_past", lambda *asked: _NOTHING)
     replace(rendering, "_answer", answer)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from replication.replica import Replica
 from store.causal import Gaps
 from store.clock import Clock, Dot, join
-from store.errors import NotReached, Refused
+from store.errors import DependenciesMissing, NotServing
 from store.versions import Change, Update, Versions
 from tools.history import Kind, Operation
 from tools.simulation.oracle import Oracle
@@ -148,9 +148,9 @@ class Clients:
                 self.drop_lost(client, replica, replica.unrecoverable(client.past, token))
             try:
                 action(host)
-            except Refused:
+            except NotServing:
                 self.world.counts["refused"] += 1
-            except NotReached:
+            except DependenciesMissing:
                 if self.world.now_s < deadline_s:
                     self._defer(client, host, action, deadline_s, token)
                     return False
@@ -192,7 +192,7 @@ class Clients:
     def _is_due(replica: Replica, past: Clock, token: int) -> bool:
         """Whether an engine would wake a request that waits for ``past``."""
         store = replica.store
-        return store.closed is not None or store.is_causal(past) or bool(replica.unrecoverable(past, token))
+        return store.not_serving_reason is not None or store.is_causal(past) or bool(replica.unrecoverable(past, token))
 
     def drop_lost(self, client: Client, teller: Replica, lost: Gaps) -> None:
         """Let ``client`` go on without what ``teller`` says is lost."""
@@ -319,7 +319,7 @@ class Clients:
                     continue
                 try:
                     self._list(client, host)
-                except NotReached as exc:
+                except DependenciesMissing as exc:
                     refused.append(f"Refused: {client.session} at {host.replica.id} misses {exc.missing}")
         return refused
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from store.client import ClientError, Delete, NotReached, Put, Rejected, Session, Unavailable, Uncertain
+from store.client import ClientError, Delete, DependenciesMissing, Put, Rejected, Session, Unavailable, Uncertain
 from tools.soak.reach import JUST_HEALED, NO_EXCUSE, OVER_OTHERS, Reach
 from tools.soak.tally import Recorder, Tally
 
@@ -190,7 +190,7 @@ class Client:
             return "rejected"
         except Uncertain:
             return "outcome unknown"
-        except NotReached:
+        except DependenciesMissing:
             self.aside.append(self.session)
             self.session = self._new_session()
             return "past not reached"

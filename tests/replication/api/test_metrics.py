@@ -62,7 +62,7 @@ def test_visibility_lag_is_of_updates_that_were_applied() -> None:
 def test_a_clock_that_runs_ahead_is_seen() -> None:
     store, exchange_metrics = CausalStore("a:1@1"), ExchangeMetrics()
     exchange_metrics.record_peer_time("b:1@0000000000000001", NOW.wall_us + 3_000_000, store, NOW)
-    store.hybrid.observe(NOW.wall_us + 3_000_000, NOW)
+    store.hybrid_clock.observe(NOW.wall_us + 3_000_000, NOW)
     exchange_metrics.record_peer_time("c:1@0000000000000001", NOW.wall_us + 1_000_000, store, NOW)
     assert exchange_metrics.drift_s == {"b:1": 3.0, "c:1": -2.0}
     assert exchange_metrics.jumped_s == 3.0

@@ -9,7 +9,7 @@ from replication.errors import BadMessage
 from replication.messages import Exchange, MembershipEntry
 from replication.settings import ReplicationSettings
 from store.clock import Clock, address_of, covers
-from store.errors import NotReached
+from store.errors import DependenciesMissing
 from store.versions import Change, Update, Write, encode_update
 from tests.support.wire import Wire, address, three
 
@@ -153,7 +153,7 @@ def test_a_lost_reply_costs_only_a_second_sending(wire: Wire) -> None:
     assert r1.acks(update.dot) == 1
     assert wire.talk("r1", "r2")[0].updates == [update]
     assert r1.acks(update.dot) == 2
-    assert r2.store.applied == 1
+    assert r2.store.applied_count == 1
 
 
 def test_a_lost_request_is_sent_again_by_the_timer(wire: Wire) -> None:
@@ -346,7 +346,7 @@ def test_a_client_that_hops_meets_what_it_wrote_or_waits(wire: Wire) -> None:
     three(wire)
     wire.isolate("r2")
     wrote = wire.put("r1", "x", b"1")
-    with pytest.raises(NotReached):
+    with pytest.raises(DependenciesMissing):
         wire.get("r2", "x", wrote.metadata)
     wire.heal()
     wire["r2"].ask(wrote.metadata)

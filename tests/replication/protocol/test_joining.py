@@ -11,7 +11,7 @@ from replication.messages import Exchange
 from replication.replica import CATCHING_UP, Replica
 from replication.settings import ReplicationSettings
 from store.clock import incarnation_of
-from store.errors import Refused
+from store.errors import NotServing
 from tests.support.wire import NOW, SMALL_LOG, SMALL_PIECES, Wire, address, three
 
 
@@ -136,10 +136,10 @@ def test_a_peer_is_known_by_its_present_incarnation_only(wire: Wire) -> None:
 
 def test_a_joiner_serves_nobody_and_takes_no_dot(wire: Wire) -> None:
     r1 = wire.start("r1", "r2")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(NotServing) as refused:
         wire.put("r1", "x", b"1")
     assert refused.value.reason == CATCHING_UP
-    with pytest.raises(Refused):
+    with pytest.raises(NotServing):
         wire.get("r1", "x")
     assert r1.store.clock == {}
 

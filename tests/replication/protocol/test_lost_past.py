@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from store.errors import NotReached
+from store.errors import DependenciesMissing
 from store.versions import Update
 from tests.support.wire import Wire, address, three
 
@@ -238,7 +238,7 @@ def test_rule_3_what_a_member_has_is_on_its_way(wire: Wire) -> None:
     wire.cuts = {("r2", "r3"), ("r3", "r2")}
     wire.flow(0.2)
     r1 = wire["r1"]
-    r1.store.log.restart(update.origin)
+    r1.store.log.drop_origin(update.origin)
     if wire.has("r1", update.dot):
         pytest.fail("the scene is set wrongly: r1 has it already")
     token = r1.ask(update.past)
@@ -294,7 +294,7 @@ def test_a_pending_update_that_waits_for_a_lost_one_is_dropped(wire: Wire) -> No
 
 def test_a_lost_dependency_is_deferred_until_then_and_served_after(wire: Wire) -> None:
     update = gone(wire)
-    with pytest.raises(NotReached) as unreached:
+    with pytest.raises(DependenciesMissing) as unreached:
         wire.get("r1", "x", update.past)
     assert unreached.value.missing == {update.origin: (0, 1)}
 

@@ -6,7 +6,7 @@ import pytest
 
 from replication.messages import Exchange
 from replication.replica import NOT_IN_VIEW
-from store.errors import Refused
+from store.errors import NotServing
 from tests.support.wire import Wire, address, three
 
 
@@ -18,7 +18,7 @@ def test_a_removed_replica_closes_its_gate_and_still_hands_over_what_only_it_has
     wire.heal()
     wire.flow(2.5)
     assert wire.state("r3") == "removed"
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(NotServing) as refused:
         wire.get("r3", "x")
     assert refused.value.reason == NOT_IN_VIEW
     assert wire.has("r1", update.dot)
@@ -166,7 +166,7 @@ def test_unshared_of_one_that_leaves_is_not_zero_before_a_member_knows_that_it_l
     wire.isolate("r3")
     r3.leave(wire.now("r3"))
     assert wire.state("r3") == "leaving"
-    assert r3.store.closed == NOT_IN_VIEW
+    assert r3.store.not_serving_reason == NOT_IN_VIEW
     assert r3.unreplicated() == 1
     wire.heal()
     wire.flow()

@@ -8,7 +8,7 @@ from replication.errors import BadMessage
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
 from replication.replica import CATCHING_UP
 from replication.settings import ReplicationSettings
-from store.errors import Refused
+from store.errors import NotServing
 from tests.support.wire import SMALL_LOG, SMALL_PIECES, Wire, address, three
 
 
@@ -124,7 +124,7 @@ def test_a_replica_that_is_put_back_serves_nobody_before_it_has_caught_up(wire: 
     assert wire.values("r3", "k3") == []
     wire["r3"].add_replica_from_view(address("r3"), wire.now("r3"))
     assert wire.state("r3") == "joining"
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(NotServing) as refused:
         wire.get("r3", "k3")
     assert refused.value.reason == CATCHING_UP
     states = []
@@ -191,7 +191,7 @@ def test_a_pull_from_one_that_is_out_is_given_up_when_the_rest_comes_in_other_wa
 
     wire.isolate("r3")
     last = wire.issue("r1", "later", b"1")
-    wire["r1"].store.log.restart(last.origin)
+    wire["r1"].store.log.drop_origin(last.origin)
     wire.heal()
     wire.flow(3.0)
     assert wire.has("r3", last.dot)

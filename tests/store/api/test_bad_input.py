@@ -323,7 +323,7 @@ class Served(NamedTuple):
 def served(api: Api) -> Iterator[Served]:
     fatal: list[str] = []
     replica = Replica("127.0.0.1:21503", [], now=read_clocks(), rng=random.Random(1))
-    replica.store.closed = None
+    replica.store.not_serving_reason = None
     node = Node(replica, Engine(replica.store), PeerClientSettings(), on_fatal=fatal.append)
     unbound = replication_context._node
     # Only who is in the register is listened to.

@@ -11,7 +11,7 @@ import pytest
 
 from store.api import context
 from store.engine import Engine
-from store.errors import Busy, StoreError, TooManyWatchers
+from store.errors import StoreError, TooManyDeferred, TooManyWatchers
 from tests.support.api import LIMITS, OWN_ID, PEER_ID, Answer, Api, api, make_store
 from tests.support.waiting import wait_until
 
@@ -206,7 +206,7 @@ def test_wait_holds_a_request_until_its_past_is_there(api: Api) -> None:
 
 def test_a_closed_gate_is_a_503_with_its_reason(api: Api) -> None:
     for reason in ("Replica is not in the view", "Replica is catching up"):
-        api.store.closed = reason
+        api.store.not_serving_reason = reason
         past = {OWN_ID: 0, PEER_ID: 1}
         answer = api.get("/kvs/a", past)
         assert (answer.status, answer.body) == (503, {"error": reason, "causal-metadata": {PEER_ID: 1}})
@@ -346,7 +346,7 @@ def test_who_waits_for_acks_does_not_hold_others_up_and_is_let_go_when_the_gate_
     wait_until(lambda: engine.ack_waits and api.get("/kvs/a").status == 200)
     assert api.put("/kvs/b", 1).status == 201
     with engine.lock:
-        api.store.closed = "Replica is not in the view"
+        api.store.not_serving_reason = "Replica is not in the view"
         engine.wake()
     waiting.join(10)
     assert (held[0].status, held[0].body["acks"]) == (202, 1)
@@ -491,7 +491,7 @@ def test_out_of_memory_is_507_and_deletes_go_on(api: Api) -> None:
     assert full.delete("/kvs/a").status == 200
 
 
-@pytest.mark.parametrize("error", [Busy({PEER_ID: (0, 1)}), TooManyWatchers("64 requests watch already")])
+@pytest.mark.parametrize("error", [TooManyDeferred({PEER_ID: (0, 1)}), TooManyWatchers("64 requests watch already")])
 def test_too_many_waiting_is_503(api: Api, monkeypatch: pytest.MonkeyPatch, error: StoreError) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise error

@@ -23,10 +23,10 @@ from replication.seeds import Seeds
 from replication.snapshots import SnapshotPull
 from store.causal import CausalStore
 from store.clock import INCARNATION_RANDOM_BITS, Instant, merge_into
-from store.errors import Refused
+from store.errors import NotServing
 from store.markers import Markers
 from store.snapshot import Snapshot
-from store.versions import Update, Version, Versions, Write, settle
+from store.versions import Update, Version, Versions, Write, apply_write
 
 Mutant = Callable[[], AbstractContextManager[None]]
 
@@ -48,8 +48,8 @@ def skip_the_causality_check() -> Iterator[None]:
     """Clients are answered whether or not their causal past is here."""
 
     def admit(self: CausalStore, past: dict[str, int], now: Instant) -> None:
-        if self.closed is not None:
-            raise Refused(self.closed)
+        if self.not_serving_reason is not None:
+            raise NotServing(self.not_serving_reason)
 
     with replaced(CausalStore, "admit", admit):
         yield
@@ -60,8 +60,8 @@ def take_a_clients_clock_before_delivery() -> Iterator[None]:
     """A client's metadata is merged into the replica's clock, as if the updates it names were here."""
 
     def admit(self: CausalStore, past: dict[str, int], now: Instant) -> None:
-        if self.closed is not None:
-            raise Refused(self.closed)
+        if self.not_serving_reason is not None:
+            raise NotServing(self.not_serving_reason)
         merge_into(self.clock, past)
 
     with replaced(CausalStore, "admit", admit):
@@ -149,17 +149,17 @@ def drop_a_sibling() -> Iterator[None]:
     """Of concurrent versions only the winner is kept."""
 
     def winner_only(held: Versions, write: Write, version: Version | None) -> Versions:
-        return settle(held, write, version)[:1]
+        return apply_write(held, write, version)[:1]
 
-    with replaced(store.causal, "settle", winner_only):
+    with replaced(store.causal, "apply_write", winner_only):
         yield
 
 
 @mutant
 def forget_the_past_of_a_replaced_version() -> Iterator[None]:
     """A write depends on what its client had seen, but not on what it replaced."""
-    issue = CausalStore._issue
-    joined = CausalStore._joined_pasts
+    issue = CausalStore._issue_changes
+    joined = CausalStore._join_pasts
 
     def forgetful(self: CausalStore, changes: Any, past: Any, read: Any, now: Instant) -> Update | None:
         kept = list(read)
@@ -167,10 +167,10 @@ def forget_the_past_of_a_replaced_version() -> Iterator[None]:
         def only_read(self: CausalStore, past: Any, versions: Any) -> dict[str, int]:
             return joined(self, past, kept)
 
-        with replaced(CausalStore, "_joined_pasts", only_read):
+        with replaced(CausalStore, "_join_pasts", only_read):
             return issue(self, changes, past, kept, now)
 
-    with replaced(CausalStore, "_issue", forgetful):
+    with replaced(CausalStore, "_issue_changes", forgetful):
         yield
 
 
@@ -186,7 +186,7 @@ def let_transactions_interleave() -> Iterator[None]:
                 version = None
                 if write.value is not None:
                     version = Version(write.value, late.origin, late.counter, late.timestamp, late.deps)
-                self.table.set(write.key, settle(self.table.get(write.key), write, version))
+                self.table.set(write.key, apply_write(self.table.get(write.key), write, version))
         if update.origin == self.replica_id or len(update.writes) < 2:
             apply(self, update, now)
             return
@@ -220,11 +220,11 @@ def answers_without_the_delete_clock() -> Iterator[None]:
     def told(self: CausalStore, past: dict[str, int], shown: Any) -> dict[str, int]:
         kept, self.delete_clock = self.delete_clock, {}
         try:
-            return self.markers.simplify(self._joined_pasts(past, shown))
+            return self.markers.simplify(self._join_pasts(past, shown))
         finally:
             self.delete_clock = kept
 
-    with replaced(CausalStore, "_told", told):
+    with replaced(CausalStore, "_response_metadata", told):
         yield
 
 
@@ -233,7 +233,7 @@ def a_gate_that_is_not_checked() -> Iterator[None]:
     """Joining and removed replicas answer clients."""
 
     def set_gate(self: Replica) -> None:
-        self.store.closed = None
+        self.store.not_serving_reason = None
 
     with replaced(Replica, "_set_gate", set_gate):
         yield
@@ -287,7 +287,7 @@ def a_marker_whose_past_is_not_the_whole_clock() -> Iterator[None]:
     """A marker leaves out what it was issued for: the entries of incarnations that are over."""
 
     def issue_marker(self: CausalStore, now: Instant) -> Update:
-        return self._take_dot({id_: n for id_, n in self.clock.items() if id_ in self.present}, (), now)
+        return self._issue_update({id_: n for id_, n in self.clock.items() if id_ in self.present_ids}, (), now)
 
     with replaced(CausalStore, "issue_marker", issue_marker):
         yield
@@ -444,7 +444,7 @@ def put_back_and_served_at_once() -> Iterator[None]:
             and self._joining is not None
             and self._joining.started_s > self.started_s
         ):
-            self._joining = self.store.closed = None
+            self._joining = self.store.not_serving_reason = None
 
     with replaced(Replica, "_set_gate", open_at_once):
         yield
