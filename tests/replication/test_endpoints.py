@@ -1,4 +1,4 @@
-"""The name by which a replica is called (replication/peer_client.py): Host header and certificate, over real HTTP."""
+"""Which name a peer is sent: Host header and certificate (replication/peer_client.py). Real HTTP."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QUICK = ReplicationSettings(sync_interval_s=0.1, down_after_s=1.0)
 def make(
     address: str, *seeds: str, settings: PeerClientSettings | None = None, discovery: Discovery | None = None
 ) -> Node:
-    """Put a replica and its node together; no thread runs yet."""
+    """Return a node that has not been started."""
     replica = Replica(
         address, seeds, now=read_clocks(), rng=Random(address), settings=QUICK, discovers=discovery is not None
     )
@@ -45,9 +45,9 @@ def make(
 
 @dataclass
 class Site:
-    """The node of one replica behind HTTP, answering as kvsite/hosts.py lets it: 400 to hosts that it does not know.
+    """The node of one replica behind HTTP. Like kvsite/hosts.py, it answers 400 to a Host header that it does not know.
 
-    ``own``: the host in its ``SOCKET_ADDRESS``; it listens at 127.0.0.1 whatever that is.
+    ``own``: the host of its ``SOCKET_ADDRESS``; it always listens at 127.0.0.1. ``hosts``: received Host headers.
     """
 
     own: str = "127.0.0.1"
@@ -61,16 +61,16 @@ class Site:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self.answer(lambda _: msgspec.json.encode(site.node.status()))
+                self.respond(lambda _: msgspec.json.encode(site.node.status()))
 
             def do_POST(self) -> None:
-                self.answer(site.node.snapshot if self.path.endswith("snapshot") else site.node.exchange)
+                self.respond(site.node.snapshot if self.path.endswith("snapshot") else site.node.exchange)
 
-            def answer(self, what: Callable[[bytes], bytes]) -> None:
+            def respond(self, handle: Callable[[bytes], bytes]) -> None:
                 body, host = self.rfile.read(int(self.headers.get("Content-Length", 0))), self.headers["Host"]
                 site.hosts.append(host)
                 is_known = host_of_header(host) in {site.own, "localhost"}
-                reply = what(body) if is_known else b'{"error":"Host header names no member"}'
+                reply = handle(body) if is_known else b'{"error":"Host header names no member"}'
                 self.send_response(200 if is_known else 400)
                 self.send_header("Content-Length", str(len(reply)))
                 self.end_headers()
@@ -83,18 +83,18 @@ class Site:
             daemon_threads = True
 
             def handle_error(self, *_: Any) -> None:
-                """Say nothing of clients that do not like the certificate."""
+                """Log nothing: clients reject the certificate on purpose."""
 
         self.server = Server(("127.0.0.1", 0), Handler)
         if self.tls is not None:
-            # The handshake is for the thread of the connection: one that a client breaks off must not stop the server.
+            # The connection's thread does the handshake: a handshake that a client aborts must not stop the server.
             self.server.socket = self.tls.wrap_socket(
                 self.server.socket, server_side=True, do_handshake_on_connect=False
             )
         self.listens_at = f"127.0.0.1:{self.server.server_port}"
         self.node = make(f"{self.own}:{self.server.server_port}")
         Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        # It has served for long, so its log is trimmed: who lacks anything has to come and pull a snapshot.
+        # Its log is trimmed, as after a long time: a joiner has to pull a snapshot.
         self.put("kept", b"1")
         self.node.check_replica_health()
         assert self.node.ready
@@ -126,14 +126,14 @@ def site() -> Iterator[MakeSite]:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start replicas that nobody can call, told of others by ``seeds`` (VIEW) and of ``found`` by a lookup."""
+    """Start nodes that nobody can connect to, with ``seeds`` as VIEW and a lookup that returns ``found``."""
     nodes: list[Node] = []
 
     def begin(*seeds: str, found: str, lookup: str = LOOKUP, settings: PeerClientSettings | None = None) -> Node:
         discovery = Discovery(lookup, 0.1, lookup=lambda *_: frozenset({found}))
         node = make("127.0.0.1:1", *seeds, settings=settings, discovery=discovery)
         nodes.append(node)
-        discovery.look_up(node.discovered)  # Done before the first exchange, in every run.
+        discovery.look_up(node.discovered)  # Always before the first exchange.
         node.start()
         return node
 
@@ -151,21 +151,24 @@ def has(node: Node, key: str) -> bool:
 
 
 @pytest.mark.parametrize("own", ["127.0.0.1", "localhost"], ids=["address", "name"])
-def test_the_first_of_a_rolling_restart_to_lookups_reaches_those_that_do_not_know_the_name(
+def test_a_peer_that_rejects_the_looked_up_name_is_sent_localhost(
     site: MakeSite, start: Start, own: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It left in order, so the others do not call it. It must not serve empty: the operator would go on."""
+    """A rolling restart that introduces KV_VIEW_DNS: the first replica must not serve without data.
+
+    It drained before, so it is no member, and the others do not connect to it.
+    """
     old = site(own=own)
     with caplog.at_level(logging.INFO, "causeway.replication"):
         node = start(found=old.listens_at)
         wait_until(lambda: node.ready)
     assert has(node, "kept")
     assert old.hosts[:2] == [LOOKUP, "localhost:1"]
-    assert "no exchange" not in caplog.text, "it was refused under one name and taken in under the other"
+    assert "no exchange" not in caplog.text, "rejected by one name and accepted by the next"
 
 
-@pytest.mark.parametrize("first", ["lookup", "register"])
-def test_a_member_is_called_by_its_own_address_whether_lookup_or_register_told_it_first(
+@pytest.mark.parametrize("first", ["lookup", "membership table"])
+def test_a_member_is_sent_its_own_address_once_the_membership_table_has_it(
     site: MakeSite, start: Start, first: str
 ) -> None:
     old = site()
@@ -182,14 +185,14 @@ def test_a_member_is_called_by_its_own_address_whether_lookup_or_register_told_i
     assert {*old.hosts} == {old.listens_at}
 
 
-def test_pages_ask_for_a_status_by_the_same_name_as_exchanges_go(site: MakeSite, start: Start) -> None:
+def test_status_requests_use_the_same_name_as_exchanges(site: MakeSite, start: Start) -> None:
     old = site()
     node = start(found=old.listens_at)
     wait_until(lambda: node.ready and old.listens_at in old.hosts)
     del old.hosts[:]
-    told = node.status_of(old.listens_at)
-    assert told is not None
-    assert told["replica_id"] == old.node.id
+    status = node.status_of(old.listens_at)
+    assert status is not None
+    assert status["replica_id"] == old.node.id
     assert {*old.hosts} == {old.listens_at}
 
 
@@ -198,7 +201,7 @@ def test_pages_ask_for_a_status_by_the_same_name_as_exchanges_go(site: MakeSite,
 
 @dataclass
 class Certified:
-    """A certificate and who trusts it."""
+    """A server's certificate, and settings of a client that trusts it."""
 
     server: ssl.SSLContext
     settings: PeerClientSettings
@@ -214,22 +217,22 @@ def certified(directory: Path, *names: str) -> Certified:
     return Certified(server, PeerClientSettings(scheme="https", verify=str(cert)))
 
 
-def test_a_certificate_that_names_only_the_lookup_will_do_for_members_that_it_leads_to(
+def test_a_certificate_for_the_looked_up_name_is_enough_for_discovered_members(
     site: MakeSite, start: Start, tmp_path: Path
 ) -> None:
-    """Addresses of pods are known too late to be certified."""
+    """The addresses of pods are unknown when certificates are issued."""
     made = certified(tmp_path, "DNS:localhost")
     old = site(tls=made.server)
     node = start(found=old.listens_at, lookup="localhost:1", settings=made.settings)
     wait_until(lambda: node.ready)
     assert has(node, "kept")
-    assert old.listens_at in node.members(), "from now on it is known by its own address"
+    assert old.listens_at in node.members(), "its own address is a member"
     old.put("later", b"2")
     wait_until(lambda: has(node, "later"))
     assert node.status_of(old.listens_at) is not None
 
 
-def test_a_member_whose_certificate_names_both_is_verified_and_called_by_its_address(
+def test_a_member_whose_certificate_names_both_is_verified_by_its_address(
     site: MakeSite, start: Start, tmp_path: Path
 ) -> None:
     made = certified(tmp_path, "DNS:localhost", "IP:127.0.0.1")
@@ -239,20 +242,20 @@ def test_a_member_whose_certificate_names_both_is_verified_and_called_by_its_add
     assert old.hosts[0] == "localhost:1"
 
 
-def test_who_is_known_from_a_lookup_alone_is_verified_by_no_other_name(
+def test_a_replica_known_from_a_lookup_alone_is_verified_by_no_other_name(
     site: MakeSite, start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A certificate for the address proves nothing: whoever answers lookups can name an address of his own."""
+    """A certificate for the address proves nothing: an attacker who forges DNS answers can name his own address."""
     made = certified(tmp_path, "IP:127.0.0.1")
     stranger = site(tls=made.server)
     node = start(found=stranger.listens_at, lookup="localhost:1", settings=made.settings)
-    wait_until(lambda: node.ready, what="as where nobody answers")
+    wait_until(lambda: node.ready, what="as if nobody answered")
     wait_until(lambda: "TLS failed" in caplog.text)
     assert stranger.hosts == []
     assert not has(node, "kept")
 
 
-def test_an_address_in_view_is_known_by_itself_although_lookups_tell_it_too(
+def test_an_address_in_view_is_verified_by_itself_although_a_lookup_finds_it_too(
     site: MakeSite, start: Start, tmp_path: Path
 ) -> None:
     made = certified(tmp_path, "IP:127.0.0.1")

@@ -1,4 +1,4 @@
-"""What people are told has become of a replica and of the others (replication/event_log.py)."""
+"""The event log (replication/event_log.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SETTINGS = ReplicationSettings(down_after_s=3.0)
 
 
 class Watched:
-    """A journal, and what it looks at."""
+    """An event log, with the membership and store that it observes."""
 
     def __init__(self) -> None:
         self.event_log = EventLog()
@@ -26,7 +26,7 @@ class Watched:
         self.store = CausalStore(replica_id(ME, 1))
 
     def observe(self, mono_s: float) -> list[tuple[str, str, str]]:
-        """Look once; return the events that are new: kind, subject, detail."""
+        """Observe once; return the new events: kind, subject, detail."""
         before = self.event_log.events[-1].number if self.event_log.events else 0
         self.event_log.observe(self.membership, self.store, Instant(mono_s, 0))
         return [event[2:] for event in self.event_log.events if event.number > before]
@@ -37,7 +37,7 @@ def watched() -> Watched:
     return Watched()
 
 
-def test_what_becomes_of_a_member_is_told_once(watched: Watched) -> None:
+def test_a_change_of_a_members_state_is_recorded_once(watched: Watched) -> None:
     assert watched.observe(0.0) == []
     assert watched.observe(SETTINGS.suspect_after_s) == [("suspected", OTHER, "")]
     assert watched.observe(SETTINGS.suspect_after_s + 0.1) == []
@@ -48,22 +48,22 @@ def test_what_becomes_of_a_member_is_told_once(watched: Watched) -> None:
     assert watched.observe(3.6) == []
 
 
-def test_many_requests_that_find_the_same_lost_make_one_event(watched: Watched) -> None:
+def test_many_reports_of_the_same_gap_make_one_event(watched: Watched) -> None:
     for _ in range(3):
         watched.event_log.record_unrecoverable({"b:1@0000000000000007": (3, 5)})
     assert watched.observe(0.0) == [("lost", "b:1@0000000000000007", "updates 3 to 5")]
     assert watched.observe(0.1) == []
 
 
-def test_a_clock_that_runs_behind_is_told_of_each_time_it_is_a_second_worse(watched: Watched) -> None:
-    told = []
+def test_drift_is_recorded_each_time_the_lead_grows_by_a_second(watched: Watched) -> None:
+    kinds = []
     for lead_us in (DRIFT_US, DRIFT_US + 1, 2 * DRIFT_US, 2 * DRIFT_US + 2):
         watched.store.hybrid_clock.lead_us = lead_us
-        told.append([kind for kind, _, _ in watched.observe(0.0)])
-    assert told == [[], ["drift"], [], ["drift"]]
+        kinds.append([kind for kind, _, _ in watched.observe(0.0)])
+    assert kinds == [[], ["drift"], [], ["drift"]]
 
 
-def test_events_are_numbered_by_how_many_there_ever_were() -> None:
+def test_event_numbers_count_all_events_ever_recorded() -> None:
     event_log = EventLog()
     for index in range(MAX_EVENTS + 3):
         event_log.record("started", str(index), "", Instant(0.0, index))

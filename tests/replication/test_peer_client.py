@@ -1,4 +1,4 @@
-"""The asking side of the proof: who gets data, whose answers count, and what clocks and restarts do. Real HTTP."""
+"""The peer client: which peers receive data, which responses count, wrong clocks and restarts. Real HTTP."""
 
 from __future__ import annotations
 
@@ -32,17 +32,21 @@ class Quiet(WSGIRequestHandler):
 
 
 class Peer:
-    """A replica's edge with an application that writes down what got through. ``skew_s``: of its clock."""
+    """A replica's edge, with an application that records the requests that the guard admits.
+
+    ``skew_s``: its clock minus ours. ``requests``: all requests as "METHOD path"; ``bodies``: those of admitted ones;
+    ``headers``: the environ of all. ``change_headers`` and ``change_body`` act on every response.
+    """
 
     def __init__(self, secret: str = SECRET, tokens: tuple[ApiToken, ...] = (), also: str = "") -> None:
         self.id = "a:1@0000000000000001"
         self.skew_s = 0.0
         self.bodies: list[bytes] = []
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.headers: list[dict[str, Any]] = []
         self.status = "200 OK"
-        self.replay: Callable[[list[tuple[str, str]]], list[tuple[str, str]]] = lambda headers: headers
-        self.swap: Callable[[bytes], bytes] = lambda body: body
+        self.change_headers: Callable[[list[tuple[str, str]]], list[tuple[str, str]]] = lambda headers: headers
+        self.change_body: Callable[[bytes], bytes] = lambda body: body
         config = Config(cluster_secret=secret, api_tokens=tokens, cluster_secret_also=also)
         guard = Guard(config, lambda: self.id, lambda: time.time_ns() // 1000 + round(self.skew_s * 1e6))
         self._edge = Edge(self._serve, 1000, guard if secret or tokens else None)
@@ -50,15 +54,15 @@ class Peer:
     def _serve(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         self.bodies.append(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
         start_response(self.status, [("Content-Type", "application/json")])
-        return [b'{"told": "all"}']
+        return [b'{"state": "serving"}']
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         environ["wsgi.input_terminated"] = False
-        self.asked.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
         self.headers.append(environ)
-        told: list[Any] = []
-        body = self.swap(b"".join(self._edge(environ, lambda *args: told.extend(args))))
-        start_response(told[0], self.replay(told[1]))
+        started: list[Any] = []
+        body = self.change_body(b"".join(self._edge(environ, lambda *args: started.extend(args))))
+        start_response(started[0], self.change_headers(started[1]))
         return [body]
 
 
@@ -85,27 +89,27 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture
 def client() -> Iterator[PeerClient]:
-    made = PeerClient(PeerClientSettings(key=KEY))
-    yield made
-    made.close()
+    peer_client = PeerClient(PeerClientSettings(key=KEY))
+    yield peer_client
+    peer_client.close()
 
 
 def post(client: PeerClient, address: str) -> tuple[int, bytes]:
-    answer = client.request("POST", address, "/replication/exchange", b"data", "application/msgpack")
-    return answer.status, answer.body
+    response = client.request("POST", address, "/replication/exchange", b"data", "application/msgpack")
+    return response.status, response.body
 
 
-def test_data_goes_to_who_has_proven_the_secret_and_a_greeting_is_enough(serve: Serve, client: PeerClient) -> None:
+def test_one_greeting_precedes_data_to_a_peer_that_has_not_proven_the_secret(serve: Serve, client: PeerClient) -> None:
     peer = Peer()
     address = serve(peer)
     for _ in range(3):
-        assert post(client, address) == (200, b'{"told": "all"}')
-    assert peer.asked == ["GET /healthz", *["POST /replication/exchange"] * 3]
+        assert post(client, address) == (200, b'{"state": "serving"}')
+    assert peer.requests == ["GET /healthz", *["POST /replication/exchange"] * 3]
     assert peer.bodies == [b"", b"data", b"data", b"data"]
 
 
 @pytest.mark.parametrize("secret", [OTHER, ""], ids=["another secret", "no secret"])
-def test_another_cluster_gets_no_data_and_its_answers_do_not_count(
+def test_a_replica_of_another_cluster_gets_no_data_and_its_responses_are_rejected(
     serve: Serve, client: PeerClient, secret: str
 ) -> None:
     stranger = Peer(secret)
@@ -118,7 +122,7 @@ def test_another_cluster_gets_no_data_and_its_answers_do_not_count(
         client.request("GET", address, "/replication/status")
 
 
-def test_who_has_no_secret_gets_nothing_from_who_has_one(serve: Serve) -> None:
+def test_a_client_without_the_secret_is_rejected(serve: Serve) -> None:
     peer = Peer()
     transport = Transport(PeerClientSettings())
     with pytest.raises(NotTrusted, match="403"):
@@ -128,21 +132,19 @@ def test_who_has_no_secret_gets_nothing_from_who_has_one(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("skew_s", [-100_000.0, -60.0, 60.0, 100_000.0])
-def test_a_wrong_clock_cuts_nobody_off_and_the_greeting_tells_of_it(
-    serve: Serve, client: PeerClient, skew_s: float
-) -> None:
+def test_a_wrong_clock_does_not_stop_exchanges(serve: Serve, client: PeerClient, skew_s: float) -> None:
     peer = Peer()
     peer.skew_s = skew_s
     address = serve(peer)
     for _ in range(3):
         assert post(client, address)[0] == 200
-    assert len(peer.asked) == 1 + 3
-    peer.skew_s = 0  # Somebody has set it right: one request more.
+    assert len(peer.requests) == 1 + 3
+    peer.skew_s = 0  # The clock is corrected: this costs one more request.
     assert post(client, address)[0] == 200
-    assert len(peer.asked) == 1 + 3 + 2
+    assert len(peer.requests) == 1 + 3 + 2
 
 
-def test_a_restart_of_the_peer_costs_one_request(serve: Serve, client: PeerClient) -> None:
+def test_a_restart_of_the_peer_costs_one_more_request(serve: Serve, client: PeerClient) -> None:
     peer = Peer()
     address = serve(peer)
     assert post(client, address)[0] == 200
@@ -151,7 +153,7 @@ def test_a_restart_of_the_peer_costs_one_request(serve: Serve, client: PeerClien
     assert peer.bodies == [b"", b"data", b"data"]
 
 
-def test_a_reply_that_was_recorded_or_changed_does_not_count(serve: Serve, client: PeerClient) -> None:
+def test_a_replayed_or_changed_response_is_rejected(serve: Serve, client: PeerClient) -> None:
     peer = Peer()
     address = serve(peer)
     post(client, address)
@@ -161,34 +163,34 @@ def test_a_reply_that_was_recorded_or_changed_does_not_count(serve: Serve, clien
         recorded[:] = headers
         return headers
 
-    peer.replay = record
+    peer.change_headers = record
     post(client, address)
-    peer.replay = lambda _: recorded
+    peer.change_headers = lambda _: recorded
     with pytest.raises(NotTrusted):
         post(client, address)
-    peer.replay = lambda headers: headers
-    peer.swap = lambda body: body.replace(b"all", b"lie")
+    peer.change_headers = lambda headers: headers
+    peer.change_body = lambda body: body.replace(b"serving", b"joining")
     with pytest.raises(NotTrusted):
         post(client, address)
-    peer.swap = lambda body: body
+    peer.change_body = lambda body: body
     assert post(client, address)[0] == 200
 
 
-def test_after_any_failure_whoever_answers_is_greeted_first(serve: Serve, client: PeerClient) -> None:
+def test_a_greeting_follows_any_failure(serve: Serve, client: PeerClient) -> None:
     peer = Peer()
     address = serve(peer)
     post(client, address)
-    peer.swap = lambda body: b"broken"
+    peer.change_body = lambda body: b"broken"
     with pytest.raises(NotTrusted):
         post(client, address)
-    peer.swap = lambda body: body
-    peer.asked.clear()
+    peer.change_body = lambda body: body
+    peer.requests.clear()
     post(client, address)
-    assert peer.asked[0] == "GET /healthz"
+    assert peer.requests[0] == "GET /healthz"
 
 
-def test_a_recorded_request_is_worth_nothing(serve: Serve, client: PeerClient) -> None:
-    """Played again at once, at another replica of the cluster, after a restart, and later."""
+def test_a_replayed_request_is_rejected(serve: Serve, client: PeerClient) -> None:
+    """Replayed at once, at another replica of the cluster, after a restart, and later."""
     peer, other = Peer(), Peer()
     other.id = "b:1@0000000000000001"
     address, elsewhere = serve(peer), serve(other)
@@ -197,36 +199,36 @@ def test_a_recorded_request_is_worth_nothing(serve: Serve, client: PeerClient) -
     thief = PeerClient(PeerClientSettings())
     thief._session.headers[HEADER] = header
 
-    def play(address: str) -> bytes:
-        answer = thief.request("POST", address, "/replication/exchange", b"data", "application/msgpack")
-        assert answer.status == 403
-        return answer.body
+    def replay(address: str) -> bytes:
+        response = thief.request("POST", address, "/replication/exchange", b"data", "application/msgpack")
+        assert response.status == 403
+        return response.body
 
-    assert b"received before" in play(address)
-    assert b"meant for another" in play(elsewhere)
+    assert b"received before" in replay(address)
+    assert b"meant for another" in replay(elsewhere)
     peer.id = "a:1@0000000000000002"
-    assert b"meant for another" in play(address)
+    assert b"meant for another" in replay(address)
     peer.skew_s = 31
-    assert b"clock" in play(address)
+    assert b"clock" in replay(address)
     thief.close()
     assert peer.bodies.count(b"data") == 1
     assert other.bodies == []
 
 
-def test_a_secret_changes_in_three_rolls_and_each_can_talk_to_the_one_before(serve: Serve) -> None:
-    rolls = [(SECRET, ""), (SECRET, OTHER), (OTHER, SECRET), (OTHER, "")]
-    for old, new in itertools.pairwise(rolls):
-        for asking, asked in ((old, new), (new, old)):
-            client = PeerClient(PeerClientSettings(key=derive_key(asking[0])))
-            assert post(client, serve(Peer(asked[0], also=asked[1])))[0] == 200
+def test_a_secret_changes_in_three_steps_and_neighbouring_steps_can_communicate(serve: Serve) -> None:
+    steps = [(SECRET, ""), (SECRET, OTHER), (OTHER, SECRET), (OTHER, "")]
+    for old, new in itertools.pairwise(steps):
+        for own, peers in ((old, new), (new, old)):
+            client = PeerClient(PeerClientSettings(key=derive_key(own[0])))
+            assert post(client, serve(Peer(peers[0], also=peers[1])))[0] == 200
             client.close()
 
 
-def test_with_tokens_alone_replicas_present_theirs(serve: Serve) -> None:
+def test_replicas_send_a_token_if_there_is_no_secret(serve: Serve) -> None:
     peer = Peer("", (ApiToken("app", "token-that-writes", "write"),))
     address = serve(peer)
     transport = Transport(PeerClientSettings(token="token-that-writes"))
-    assert transport.status(address) == {"told": "all"}
+    assert transport.status(address) == {"state": "serving"}
     transport.close()
     wrong = Transport(PeerClientSettings(token="token-of-yesterday"))
     with pytest.raises(NotTrusted, match="401"):
@@ -234,7 +236,7 @@ def test_with_tokens_alone_replicas_present_theirs(serve: Serve) -> None:
     wrong.close()
 
 
-def test_other_errors_are_those_of_any_peer_that_cannot_be_asked(serve: Serve) -> None:
+def test_other_errors_are_unreachable_and_not_trust_errors(serve: Serve) -> None:
     peer = Peer()
     peer.status = "500 Internal Server Error"
     transport = Transport(PeerClientSettings(key=KEY))
@@ -245,8 +247,8 @@ def test_other_errors_are_those_of_any_peer_that_cannot_be_asked(serve: Serve) -
     transport.close()
 
 
-def test_a_message_that_could_not_be_sent_is_forgotten_at_once() -> None:
-    """urllib3's errors make circles with their frames: without care each keeps the message until a full collection."""
+def test_a_message_that_could_not_be_sent_leaves_no_garbage() -> None:
+    """Errors of urllib3 and their frames form reference cycles, which would keep each message in memory."""
     client = PeerClient(PeerClientSettings())
     gc.collect()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Proof of the cluster's secret, without a server: what a header proves, and what makes a recorded one worthless."""
+"""Proof of the cluster secret, without a server: what a header proves, and why replays are rejected."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def signed(
     target: str = "/view",
     body: bytes = BODY,
     *,
-    to: str = OWN,
+    receiver: str = OWN,
     at_us: int = NOW_US,
     n: int = 1,
 ) -> str:
-    return sign_request(key, method, target, body, receiver=to, now_us=at_us, nonce=nonce(n))
+    return sign_request(key, method, target, body, receiver=receiver, now_us=at_us, nonce=nonce(n))
 
 
 @pytest.fixture
@@ -51,19 +51,19 @@ def verify(
     return verifier.verify(header, method, target, own_id=OWN, now_us=now_us)
 
 
-def test_one_secret_is_one_key_and_the_key_does_not_show_it() -> None:
+def test_a_key_is_derived_from_its_secret_and_does_not_contain_it() -> None:
     assert derive_key("correct horse") == KEY
     assert KEY != OTHER
     assert b"correct horse" not in KEY
 
 
-def test_what_was_signed_comes_in_with_the_digest_of_its_body(verifier: ProofVerifier) -> None:
-    claim = parse_request_proof(signed())
-    assert claim is not None
-    assert verify(verifier, signed()) == ProofCheck("", nonce(), claim.digest, KEY)
+def test_a_valid_proof_is_accepted_with_the_digest_of_the_body(verifier: ProofVerifier) -> None:
+    proof = parse_request_proof(signed())
+    assert proof is not None
+    assert verify(verifier, signed()) == ProofCheck("", nonce(), proof.digest, KEY)
 
 
-def test_any_of_several_secrets_will_do_and_the_reply_is_of_the_same() -> None:
+def test_any_configured_key_is_accepted_and_signs_the_response() -> None:
     verifier = ProofVerifier([KEY, OTHER], WINDOW_S)
     assert [verify(verifier, signed(key, n=n)).key for n, key in enumerate((KEY, OTHER))] == [KEY, OTHER]
     assert verify(verifier, signed(derive_key("a third one"), n=2)).rejection
@@ -84,20 +84,20 @@ def test_any_of_several_secrets_will_do_and_the_reply_is_of_the_same() -> None:
         *((text, "PUT", "/view") for text in ("", "1", "x" * 10_000, signed()[2:], "2" + signed()[1:], signed() + "0")),
     ],
 )
-def test_anything_else_proves_nothing_and_its_refusal_is_not_signed(header: str, method: str, target: str) -> None:
+def test_an_invalid_proof_is_rejected_without_a_signed_response(header: str, method: str, target: str) -> None:
     check = verify(ProofVerifier([KEY], WINDOW_S), header, method, target)
     assert check.rejection
     assert not check.nonce
 
 
-def test_a_request_comes_in_once(verifier: ProofVerifier) -> None:
+def test_a_request_is_accepted_once(verifier: ProofVerifier) -> None:
     assert not verify(verifier, signed()).rejection
     assert "before" in verify(verifier, signed()).rejection
     assert not verify(verifier, signed(n=2)).rejection
 
 
 def test_a_nonce_is_remembered_for_as_long_as_its_time_is_acceptable(verifier: ProofVerifier) -> None:
-    """The worst case: signed a whole window ahead, so acceptable for two, with others coming in all the while."""
+    """The worst case: its time is a window ahead, so it is acceptable for two, while other requests arrive."""
     header = signed(at_us=NOW_US + 30 * SECOND_US)
     assert not verify(verifier, header).rejection
     for second in range(1, 60):
@@ -107,7 +107,7 @@ def test_a_nonce_is_remembered_for_as_long_as_its_time_is_acceptable(verifier: P
     assert "clock" in verify(verifier, header, now_us=NOW_US + 61 * SECOND_US).rejection
 
 
-def test_what_is_remembered_is_bounded_in_time_and_number() -> None:
+def test_remembered_nonces_are_bounded_in_age_and_number() -> None:
     verifier = ProofVerifier([KEY], WINDOW_S, max_nonces=10)
     for n in range(10):
         assert not verify(verifier, signed(n=n)).rejection
@@ -118,31 +118,31 @@ def test_what_is_remembered_is_bounded_in_time_and_number() -> None:
 
 
 @pytest.mark.parametrize(("off_s", "words"), [(31, "31 s ahead of"), (-31, "31 s behind"), (-7200, "7200 s behind")])
-def test_a_clock_that_is_off_is_called_so_and_the_refusal_is_signed(
-    verifier: ProofVerifier, off_s: int, words: str
-) -> None:
+def test_a_wrong_clock_is_named_in_a_signed_rejection(verifier: ProofVerifier, off_s: int, words: str) -> None:
     check = verify(verifier, signed(at_us=NOW_US + off_s * SECOND_US))
     assert words in check.rejection
     assert "clock" in check.rejection
     assert check.nonce == nonce()
 
 
-@pytest.mark.parametrize("to", ["127.0.0.1:8091@0123456789abcdef", "127.0.0.1:8090@0000000000000000", ANY_RECEIVER])
-def test_a_change_names_the_receiver_and_its_incarnation(verifier: ProofVerifier, to: str) -> None:
-    check = verify(verifier, signed(to=to))
+@pytest.mark.parametrize(
+    "receiver", ["127.0.0.1:8091@0123456789abcdef", "127.0.0.1:8090@0000000000000000", ANY_RECEIVER]
+)
+def test_a_write_must_name_the_receiver_and_its_incarnation(verifier: ProofVerifier, receiver: str) -> None:
+    check = verify(verifier, signed(receiver=receiver))
     assert "meant for another" in check.rejection
     assert check.nonce
 
 
-def test_a_question_may_name_nobody(verifier: ProofVerifier) -> None:
-    header = signed(method="GET", target="/replication/status", body=b"", to=ANY_RECEIVER)
+def test_a_read_may_leave_the_receiver_open(verifier: ProofVerifier) -> None:
+    header = signed(method="GET", target="/replication/status", body=b"", receiver=ANY_RECEIVER)
     assert not verify(verifier, header, "GET", "/replication/status").rejection
 
 
-def test_a_reply_is_for_one_request_one_status_and_one_body() -> None:
+def test_a_response_proof_is_valid_for_one_request_status_and_body() -> None:
     header = sign_response(KEY, nonce(), 200, b"body", sender=OWN, now_us=NOW_US)
     assert verify_response(KEY, header, nonce(), 200, b"body") == (OWN, NOW_US)
-    for key, shown, asked, status, body in [
+    for key, proof, request_nonce, status, body in [
         (OTHER, header, nonce(), 200, b"body"),
         (KEY, header, nonce(2), 200, b"body"),
         (KEY, header, nonce(), 201, b"body"),
@@ -152,4 +152,4 @@ def test_a_reply_is_for_one_request_one_status_and_one_body() -> None:
         (KEY, signed(), nonce(), 200, BODY),
         (KEY, "", nonce(), 200, b"body"),
     ]:
-        assert verify_response(key, shown, asked, status, body) is None
+        assert verify_response(key, proof, request_nonce, status, body) is None

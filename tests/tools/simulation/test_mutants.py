@@ -75,13 +75,13 @@ SCENES: dict[str, Scene] = {
         test_joining.test_a_joiner_does_not_wait_for_a_member_that_the_others_know_to_be_down
     ),
     "a_replica_that_thinks_that_it_knows_everybody": (
-        test_discovery.test_a_replica_that_never_found_anybody_gives_nothing_up_as_lost
+        test_discovery.test_an_undiscovered_replica_declares_no_update_unrecoverable
     ),
     "alone_because_a_lookup_found_nobody_else": (
-        test_discovery.test_a_joiner_that_is_told_of_itself_first_still_waits_for_the_others
+        test_discovery.test_a_joiner_that_discovers_itself_first_still_waits_for_others
     ),
     "found_late_and_not_waited_for": (
-        test_discovery.test_a_joiner_that_is_told_of_the_others_late_still_waits_for_their_answer
+        test_discovery.test_a_joiner_that_discovers_others_late_still_waits_for_their_replies
     ),
     "lost_while_one_that_was_put_out_may_bring_it": (
         test_lost_past.test_rule_2_one_that_was_put_out_hands_over_what_it_has_as_long_as_it_lives
@@ -96,10 +96,10 @@ SCENES: dict[str, Scene] = {
     "put_back_and_served_at_once": (
         test_snapshots.test_a_replica_that_is_put_back_serves_nobody_before_it_has_caught_up
     ),
-    "an_address_asked_once_in_a_life": (
-        test_discovery.test_an_address_that_comes_back_is_asked_anew_for_it_may_be_somebody_else
+    "an_address_asked_once_in_a_life": (test_discovery.test_an_address_that_reappears_is_contacted_anew),
+    "an_address_asked_for_ever": (
+        test_discovery.test_an_unanswered_address_is_contacted_until_it_disappears_from_the_name
     ),
-    "an_address_asked_for_ever": test_discovery.test_an_address_that_never_answered_is_asked_until_it_leaves_the_name,
     "answers_without_the_delete_clock": who_saw_an_absence_does_not_meet_what_was_deleted,
 }
 
