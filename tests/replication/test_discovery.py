@@ -416,7 +416,7 @@ def test_an_invalid_name_stops_the_start_with_one_line() -> None:
     refused = start_alone(KV_VIEW_DNS="10.0.0.1:8090")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
-        "KV_VIEW_DNS: '10.0.0.1:8090' is an IP address, not name:port of something to look up; VIEW takes addresses\n"
+        "KV_VIEW_DNS: '10.0.0.1:8090' is an IP address, but must be a DNS name and a port; set VIEW for addresses\n"
     )
 
 
