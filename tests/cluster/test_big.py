@@ -9,8 +9,9 @@ import time
 import pytest
 import requests
 
-from tests.cluster.support import CATCHING_UP, QUICK, get, readiness, send, status
+from tests.cluster.support import CATCHING_UP, QUICK
 from tests.support.waiting import wait_until
+from tools.netns.client import get, readiness, send, status
 from tools.netns.cluster import NetnsCluster
 
 KEYS = 20_000

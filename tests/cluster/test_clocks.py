@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from tests.cluster.support import DOWN_AFTER_S, change_view, get, put, status, view, wait_for_value, wait_until_at
+from tests.cluster.support import DOWN_AFTER_S, wait_for_value, wait_until_at
+from tools.netns.client import change_view, get, put, status, view
 from tools.netns.cluster import NetnsCluster
 
 MINUTE_S = 60.0

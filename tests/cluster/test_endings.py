@@ -14,17 +14,12 @@ from tests.cluster.support import (
     DOWN_AFTER_S,
     SLACK_S,
     SYNC_INTERVAL_S,
-    change_view,
     concurrently,
-    get,
-    put,
-    readiness,
-    status,
-    view,
     wait_for_value,
     wait_until_at,
 )
 from tests.support.waiting import wait_until
+from tools.netns.client import change_view, get, put, readiness, status, view
 from tools.netns.cluster import NetnsCluster
 
 # -- draining ----------------------------------------------------------------------------------------------------------

@@ -12,15 +12,12 @@ from tests.cluster.support import (
     QUICK,
     SLACK_S,
     SYNC_INTERVAL_S,
-    change_view,
-    get,
     heal_and_converge,
-    put,
-    view,
     wait_for_value,
     wait_until_at,
 )
 from tests.support.waiting import wait_until
+from tools.netns.client import change_view, get, put, view
 from tools.netns.cluster import NetnsCluster
 
 

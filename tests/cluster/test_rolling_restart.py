@@ -23,9 +23,9 @@ import requests
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 from store.client import ClientError, Put, Session
-from tests.cluster.support import converged, status
 from tests.support.waiting import wait_until
 from tools import history
+from tools.netns.client import has_converged, status
 from tools.netns.cluster import NetnsCluster
 from tools.soak.run import judge_records
 from tools.soak.tally import Recorder
@@ -180,7 +180,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_shows_no_client_an_error
     assert load.refusals["connection refused"] > 10, load.refusals
     assert len(load.recorder.operations) > 200
 
-    wait_until(lambda: converged(trio), timeout_s=10)
+    wait_until(lambda: has_converged(trio), timeout_s=10)
     for i in range(3):
         assert values_at(trio, i, "plain/") == load.created
     operations = [msgspec.convert(each, history.Operation) for each in load.recorder.operations]

@@ -99,7 +99,7 @@ def status(cluster: LocalCluster, i: int) -> dict[str, Any]:
     return told
 
 
-def converged(cluster: LocalCluster, replicas: int) -> bool:
+def has_converged(cluster: LocalCluster, replicas: int) -> bool:
     """Whether the first ``replicas`` have the same updates, and no log to keep for each other."""
     states = [status(cluster, i) for i in range(replicas)]
     clocks = [state["clock"] for state in states]

@@ -24,12 +24,13 @@ from replication.messages import encode
 from store.clock import Clock, Dot, covers
 from store.settings import StoreSettings
 from store.versions import Change, Update
-from tests.cluster import support as faults
-from tests.long_life.support import Past, cluster_of, converged, report, send, status, transact
+from tests.cluster.support import heal_and_converge
+from tests.long_life.support import Past, cluster_of, has_converged, report, send, status, transact
 from tests.long_life.weight import traces, weight
 from tests.support.waiting import wait_until
 from tests.support.wire import Wire
 from tools.benchmark.stats import percentile
+from tools.netns import client as netns_client
 from tools.netns.cluster import NetnsCluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -298,7 +299,7 @@ def shared_trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetnsClust
 
 @pytest.fixture
 def trio(shared_trio: NetnsCluster) -> NetnsCluster:
-    faults.heal_and_converge(shared_trio)
+    heal_and_converge(shared_trio)
     return shared_trio
 
 
@@ -312,10 +313,10 @@ ANY_REQUEST: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def refuse(cluster: NetnsCluster, replicas: list[int], past: faults.Past) -> None:
+def refuse(cluster: NetnsCluster, replicas: list[int], past: netns_client.Past) -> None:
     """Make sure that ``replicas`` neither serve what follows ``past`` nor tell that it is lost."""
     for i in replicas:
-        reply = faults.get(cluster, i, "lost", past)
+        reply = netns_client.get(cluster, i, "lost", past)
         assert reply.status == 503, reply
         assert "lost" not in reply.body
 
@@ -325,9 +326,9 @@ def test_clients_whose_past_died_are_served_again_within_10_s_of_the_crashed_rep
     trio: NetnsCluster,
 ) -> None:
     """Whatever they send, at whatever replica: 503 before, then answered, and told what is lost."""
-    faults.put(trio, 2, "lost", "old", w="all")
+    netns_client.put(trio, 2, "lost", "old", w="all")
     trio.isolate(2)
-    wrote = [faults.put(trio, 2, "lost", f"dead {n}") for n in range(3)]
+    wrote = [netns_client.put(trio, 2, "lost", f"dead {n}") for n in range(3)]
     replica, last = wrote[-1].dot
     trio.kill(2)
     trio.heal()
@@ -337,9 +338,9 @@ def test_clients_whose_past_died_are_served_again_within_10_s_of_the_crashed_rep
     trio.wait_ready_one(2)
     ready_s = time.monotonic() - returned_s
 
-    def served(i: int, request: tuple[str, str, dict[str, Any]]) -> faults.Reply:
+    def served(i: int, request: tuple[str, str, dict[str, Any]]) -> netns_client.Reply:
         method, path, body = request
-        return faults.send(trio, i, method, path, {**body, "causal-metadata": wrote[-1].past}, timeout_s=30)
+        return netns_client.send(trio, i, method, path, {**body, "causal-metadata": wrote[-1].past}, timeout_s=30)
 
     with ThreadPoolExecutor(15) as pool:
         asked = [pool.submit(served, i, request) for i in EVERYBODY for request in ANY_REQUEST]
@@ -351,27 +352,27 @@ def test_clients_whose_past_died_are_served_again_within_10_s_of_the_crashed_rep
         assert reply.body["lost"] == {replica: [wrote[0].dot[1], last]}
         assert reply.past.get(replica, 0) < wrote[0].dot[1]
     assert timeout_s < 10
-    assert {faults.get(trio, i, "lost").value for i in EVERYBODY} == {"old"}
+    assert {netns_client.get(trio, i, "lost").value for i in EVERYBODY} == {"old"}
 
 
 @pytest.mark.netns
 def test_while_a_paused_member_still_holds_it_nobody_is_told_lost(trio: NetnsCluster) -> None:
-    faults.put(trio, 2, "lost", "old", w="all")
+    netns_client.put(trio, 2, "lost", "old", w="all")
     trio.partition([0], [1, 2])
-    wrote = faults.put(trio, 2, "lost", "held", w=2)
+    wrote = netns_client.put(trio, 2, "lost", "held", w=2)
     assert wrote.body["acks"] == 2
     trio.pause(1)
     trio.kill(2)
     trio.heal()
     trio.start_one(2)
-    wait_until(lambda: faults.readiness(trio, 2)[0] == 200, timeout_s=15)
+    wait_until(lambda: netns_client.readiness(trio, 2)[0] == 200, timeout_s=15)
     ends_s = time.monotonic() + 5  # well past KV_DOWN_AFTER
     while time.monotonic() < ends_s:
         refuse(trio, [0, 2], wrote.past)
     trio.resume(1)
     resumed_s = time.monotonic()
     for i in EVERYBODY:
-        reply = faults.get(trio, i, "lost", wrote.past, query="?wait=10", timeout_s=20)
+        reply = netns_client.get(trio, i, "lost", wrote.past, query="?wait=10", timeout_s=20)
         assert (reply.value, reply.body.get("lost")) == ("held", None)
     report(f"served by all {time.monotonic() - resumed_s:.2f} s after the holder went on")
 
@@ -417,10 +418,10 @@ def test_a_real_partition_with_10000_writes_on_each_side_past_the_log_heals_with
     with ThreadPoolExecutor(2) as pool:
         sides = [pool.submit(write, i, side) for i, side in ((0, "left"), (2, "right"))]
         wrote_s = max(side.result() for side in sides)
-    assert all(faults.status(trio, i)["log"]["bytes"] <= 256 * 1024 for i in EVERYBODY)
+    assert all(netns_client.status(trio, i)["log"]["bytes"] <= 256 * 1024 for i in EVERYBODY)
     trio.heal()
     healed_s = time.monotonic()
-    wait_until(lambda: faults.converged(trio), timeout_s=30)
+    wait_until(lambda: netns_client.has_converged(trio), timeout_s=30)
     took_s = time.monotonic() - healed_s
     report(f"10,000 writes a side in {wrote_s:.1f} s; in step {took_s:.1f} s after the heal")
     kept = []
@@ -429,7 +430,7 @@ def test_a_real_partition_with_10000_writes_on_each_side_past_the_log_heals_with
         assert len(found(trio, i, "heal/shared/", conflicts=True)) == 5000
         kept.append(found(trio, i, "heal/"))
         for n in range(0, 5000, 499):
-            siblings = faults.get(trio, i, f"heal/shared/{n:04}", query="?siblings=true").body["siblings"]
+            siblings = netns_client.get(trio, i, f"heal/shared/{n:04}", query="?siblings=true").body["siblings"]
             assert sorted(sibling["value"] for sibling in siblings) == [f"left {n}", f"right {n}"]
     assert kept[0] == kept[1] == kept[2]
     assert all(kept[0][f"heal/{side}/{n:04}"] == f"{side} {n}" for side in ("left", "right") for n in range(5000))
@@ -449,51 +450,51 @@ def found(cluster: LocalCluster, i: int, prefix: str, *, conflicts: bool = False
             return items
 
 
-def deleted(cluster: NetnsCluster, i: int, key: str, past: faults.Past) -> None:
-    assert faults.delete(cluster, i, key, past).status == 200
+def deleted(cluster: NetnsCluster, i: int, key: str, past: netns_client.Past) -> None:
+    assert netns_client.delete(cluster, i, key, past).status == 200
 
 
 @pytest.mark.netns
 def test_what_two_clients_did_to_one_key_at_two_cut_off_replicas_ends_the_same_everywhere(trio: NetnsCluster) -> None:
     """The same winner, siblings=true shows both, one PUT with that metadata leaves one everywhere; deletes likewise."""
     keys = ["put", "settle", "delete", "put-delete", "delete-delete", "new"]
-    past: faults.Past = {}
+    past: netns_client.Past = {}
     for key in keys[:-1]:
-        past = faults.put(trio, 0, key, "before", past, w="all").past
+        past = netns_client.put(trio, 0, key, "before", past, w="all").past
     trio.partition([0], [1], [2])
     for i in (0, 1):
         for key in ("put", "settle", "delete", "new"):
-            faults.put(trio, i, key, f"of {i}", past)
-    faults.put(trio, 0, "put-delete", "stays", past)
+            netns_client.put(trio, i, key, f"of {i}", past)
+    netns_client.put(trio, 0, "put-delete", "stays", past)
     deleted(trio, 1, "put-delete", past)
     deleted(trio, 0, "delete-delete", past)
     deleted(trio, 1, "delete-delete", past)
     trio.heal()
     healed_s = time.monotonic()
-    wait_until(lambda: faults.converged(trio), timeout_s=15)
+    wait_until(lambda: netns_client.has_converged(trio), timeout_s=15)
     report(f"in step {time.monotonic() - healed_s:.2f} s after the heal")
     for key in ("put", "settle", "delete", "new"):
-        read = [faults.get(trio, i, key, query="?siblings=true") for i in EVERYBODY]
+        read = [netns_client.get(trio, i, key, query="?siblings=true") for i in EVERYBODY]
         assert len({reply.value for reply in read}) == 1
         for reply in read:
             assert reply.body["conflicts"] == 2
             assert sorted(sibling["value"] for sibling in reply.body["siblings"]) == ["of 0", "of 1"]
             assert reply.body["siblings"] == read[0].body["siblings"]
             assert reply.body["siblings"][0]["value"] == reply.value
-    assert {faults.get(trio, i, "put-delete").value for i in EVERYBODY} == {"stays"}
-    assert {faults.get(trio, i, "delete-delete").status for i in EVERYBODY} == {404}
+    assert {netns_client.get(trio, i, "put-delete").value for i in EVERYBODY} == {"stays"}
+    assert {netns_client.get(trio, i, "delete-delete").status for i in EVERYBODY} == {404}
     assert {"delete", "new", "put", "settle"} <= found(trio, 1, "", conflicts=True).keys()
 
-    seen = faults.get(trio, 2, "settle", query="?siblings=true")
-    faults.put(trio, 1, "settle", "one", seen.past, w="all")
-    gone = faults.get(trio, 0, "delete", query="?siblings=true")
+    seen = netns_client.get(trio, 2, "settle", query="?siblings=true")
+    netns_client.put(trio, 1, "settle", "one", seen.past, w="all")
+    gone = netns_client.get(trio, 0, "delete", query="?siblings=true")
     deleted(trio, 2, "delete", gone.past)
-    wait_until(lambda: faults.converged(trio), timeout_s=5)
+    wait_until(lambda: netns_client.has_converged(trio), timeout_s=5)
     for i in EVERYBODY:
-        settled = faults.get(trio, i, "settle", query="?siblings=true")
+        settled = netns_client.get(trio, i, "settle", query="?siblings=true")
         assert (settled.value, "conflicts" in settled.body) == ("one", False)
         assert [sibling["value"] for sibling in settled.body["siblings"]] == ["one"]
-        assert faults.get(trio, i, "delete").status == 404
+        assert netns_client.get(trio, i, "delete").status == 404
 
 
 # -- real memory -----------------------------------------------------------------------------------------------------
@@ -511,7 +512,7 @@ def put_and_delete(cluster: LocalCluster, rng: random.Random, operations: int, u
 def resident_kib(cluster: LocalCluster) -> list[int]:
     """Bring all to 100 keys of one size and to rest; return the memory of each process."""
     transact(cluster, 0, dict.fromkeys(KEYS, f"gone-value-{0:020}"), w="all", w_timeout=5)
-    wait_until(lambda: converged(cluster, 3), timeout_s=20)
+    wait_until(lambda: has_converged(cluster, 3), timeout_s=20)
     return [status(cluster, i)["memory_bytes"] >> 10 for i in EVERYBODY]
 
 
@@ -527,7 +528,7 @@ def test_resident_memory_is_back_after_200000_puts_and_deletes_with_one_replica_
         put_and_delete(cluster, rng, 40_000, 3)
         # Killed while its updates are on their way, it would leave the two different ones: what follows from those
         # waits at the other until they are relayed, megabytes that Python's allocator then keeps, or not, by chance.
-        wait_until(lambda: converged(cluster, 3), timeout_s=20)
+        wait_until(lambda: has_converged(cluster, 3), timeout_s=20)
         cluster.kill(2)
         put_and_delete(cluster, rng, 100_000, 2)
         cluster.start_one(2)
@@ -536,7 +537,7 @@ def test_resident_memory_is_back_after_200000_puts_and_deletes_with_one_replica_
         late = resident_kib(cluster)
         report(f"KiB resident after 10,000: {early}; after 200,000: {late}; in {time.monotonic() - began_s:.0f} s")
         transact(cluster, 1, dict.fromkeys(KEYS), w="all", w_timeout=5)
-        wait_until(lambda: converged(cluster, 3), timeout_s=20)
+        wait_until(lambda: has_converged(cluster, 3), timeout_s=20)
         for i in EVERYBODY:
             told = status(cluster, i)
             assert (told["keys"], told["conflicts"], told["data_bytes"]) == (0, 0, 0)
@@ -592,7 +593,7 @@ def test_while_an_empty_replica_takes_over_200000_keys_the_givers_clients_hardly
             report(f"{name}: {len(took)} requests, {quantiles}")
         cluster.wait_logged(1, "keys taken over")
         assert p99["it takes over"] < 5 * p99["before"] + 0.020
-        wait_until(lambda: converged(cluster, 2), timeout_s=10)
+        wait_until(lambda: has_converged(cluster, 2), timeout_s=10)
         assert status(cluster, 1)["keys"] == JOINED_KEYS
         for n in range(0, JOINED_KEYS, 9973):
             assert send(cluster, 1, "GET", f"/kvs/k{n:06}").body == send(cluster, 0, "GET", f"/kvs/k{n:06}").body

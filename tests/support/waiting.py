@@ -1,4 +1,4 @@
-"""The polling helper of all tests: wait for a condition, with a deadline."""
+"""The polling helpers of all tests: wait for a condition with a deadline, or observe that it stays true."""
 
 from __future__ import annotations
 
@@ -40,3 +40,15 @@ def wait_until(
             details = what if isinstance(what, str) else what()
             raise AssertionError(f"not within {timeout_s:g} s: {details}; last result: {last!r}")
         time.sleep(max(0.0, min(every_s, deadline_s - time.monotonic())))
+
+
+def assert_stays(condition: Callable[[], object], *, for_s: float, every_s: float = 0.1) -> None:
+    """Fail unless ``condition`` is true all the time for ``for_s`` seconds.
+
+    For promises that something does not happen: nothing else can be waited for.
+    """
+    end_s = time.monotonic() + for_s
+    while time.monotonic() < end_s:
+        assert condition()
+        time.sleep(every_s)
+    assert condition()

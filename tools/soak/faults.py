@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import requests
 
-from tests.cluster.support import change_view, readiness
+from tools.netns.client import change_view, readiness
 from tools.netns.cluster import CutKind, NetnsCluster
 from tools.soak.reach import Cuts, Reach
 from tools.soak.tally import Fault, Tally

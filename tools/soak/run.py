@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 import requests
 
-from tests.cluster.support import converged, get, status
 from tools import history
+from tools.netns.client import get, has_converged, status
 from tools.netns.cluster import NetnsCluster
 from tools.soak.clients import KEYS, Client, Setting
 from tools.soak.faults import DOWN_AFTER_S, Nemesis
@@ -160,7 +160,7 @@ class Run:
 
     def _in_step(self) -> bool:
         try:
-            return converged(self.cluster)
+            return has_converged(self.cluster)
         except requests.RequestException:
             return False
 
