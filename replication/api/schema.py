@@ -1,4 +1,4 @@
-"""How OpenAPI describes the view, the replica's state and its health (see store/api/schema.py)."""
+"""OpenAPI descriptions of the view, the status and the health of a replica (see store/api/schema.py)."""
 
 from __future__ import annotations
 
@@ -8,44 +8,55 @@ from typing import Final
 from drf_spectacular.utils import extend_schema
 
 from replication.status import MAX_RECENT
-from store.api.schema import ETAG, KEY, NEXT, OTHER, PAST, REPLICA, Operation, answer, body, one, parameter, ref
+from store.api.schema import (
+    ETAG,
+    KEY,
+    NEXT,
+    NO_TOKEN,
+    OTHER,
+    PAST,
+    REPLICA,
+    SECURITY,
+    Object,
+    object_schema,
+    parameter,
+    ref,
+    request_body,
+    response,
+)
+from store.settings import RequestLimits
 
 ADDRESS: Final = "10.0.0.4:8090"
 
+# Host names and IPv4 addresses. The replica accepts IPv6 too, but a pattern for it would be unreadable.
 _HOST: Final = (
     r"([A-Za-z_]([A-Za-z0-9_-]{0,60}[A-Za-z0-9_])?|(25[0-5]|2[0-4]\d|1?[1-9]?\d)(\.(25[0-5]|2[0-4]\d|1?[1-9]?\d)){3})"
 )
 _PORT: Final = r"([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3})"
 
-SCHEMAS: Final[dict[str, Operation]] = {
-    "Address": {
-        "type": "object",
-        "required": ["socket-address"],
-        "properties": {
+SCHEMAS: Final[dict[str, Object]] = {
+    "AddressBody": object_schema(
+        {
             "socket-address": {
                 "type": "string",
                 "description": "host:port, or [IPv6]:port",
                 "pattern": f"^{_HOST}:{_PORT}$".replace(r"\d", "[0-9]"),
                 "example": ADDRESS,
             }
-        },
-    },
-    "View": one({"view": {"type": "array", "items": {"type": "string"}}}),
-    "Changed": one({"result": {"enum": ["added", "already present", "deleted"]}}),
-    "Health": one({"healthy": {"const": True}}),
-    "Ready": {
-        "type": "object",
-        "required": ["ready"],
-        "properties": {"ready": {"type": "boolean"}, "reason": {"type": "string"}},
-    },
+        }
+    ),
+    "View": object_schema({"view": {"type": "array", "items": {"type": "string"}}}),
+    "ViewChange": object_schema({"result": {"enum": ["added", "already present", "deleted"]}}),
+    "Health": object_schema({"healthy": {"const": True}}),
+    "Readiness": object_schema({"ready": {"type": "boolean"}}, reason={"type": "string"}),
     "Status": {"type": "object", "required": ["replica_id", "address", "state", "clock", "view", "pending"]},
-    "Explanation": one(
+    "Explanation": object_schema(
         {
             "key": {"type": "string"},
             "replica_id": {"type": "string"},
             "versions": {
                 "type": "array",
-                "items": one(
+                "items": object_schema(
                     {
                         "dot": {"type": "array"},
                         "past": ref("CausalMetadata"),
@@ -58,87 +69,90 @@ SCHEMAS: Final[dict[str, Operation]] = {
     ),
 }
 hidden = extend_schema(exclude=True)
-"""For what only replicas of this version say to each other: no client is to build on it."""
+"""Decorator for endpoints that only replicas use. ``/schema/`` leaves them out, because clients must not call them."""
 
 
-def operate(
+def operation(
     tag: str,
     operation_id: str,
     summary: str,
-    answers: Mapping[str, Operation],
+    responses: Mapping[str, Object],
     *,
-    parameters: Sequence[Operation] = (),
-    request: Operation | None = None,
+    parameters: Sequence[Object] = (),
+    body: Object | None = None,
     is_public: bool = False,
-) -> Operation:
-    """Return an operation. ``is_public``: it needs no token even where there are some."""
-    refusals = {} if is_public else REFUSALS
-    told: Operation = {
+) -> Object:
+    """Return the description of an operation. ``is_public``: it never needs a token."""
+    described: Object = {
         "operationId": operation_id,
         "summary": summary,
         "tags": [tag],
         "parameters": list(parameters),
-        "security": [{}] if is_public else [{}, {"token": []}],
-        "responses": {**answers, **refusals},
+        "security": [{}] if is_public else SECURITY,
+        "responses": {**responses, **({} if is_public else ACCESS_ERRORS)},
     }
-    return told if request is None else {**told, "requestBody": request}
+    return described if body is None else {**described, "requestBody": body}
 
 
-def error(description: str, text: str) -> Operation:
-    """Return a response with an error in JSON."""
-    return answer(description, ref("Error"), {"Error": {"error": text}})
+def error(description: str, text: str) -> Object:
+    """Return the description of an error response with the text ``text`` as its example."""
+    return response(description, ref("Error"), {"Error": {"error": text}})
 
 
-REFUSALS: Final = {
-    "401": error("Needs a token (KV_API_TOKENS).", "Needs an API token: Authorization: Bearer …"),
-    "403": error("Needs more than was shown.", "Refused: needs proof of KV_CLUSTER_SECRET"),
+ACCESS_ERRORS: Final = {
+    "401": NO_TOKEN,
+    "403": error("The credentials do not permit this.", "Refused: needs proof of KV_CLUSTER_SECRET"),
 }
-BAD_ADDRESS: Final = {
-    "400": error("Bad input; nothing has changed.", "socket-address: 'nonsense' is not of the form host:port"),
-    "413": error("Body is too large.", "Body is too large: at most 8388608 bytes"),
+ADDRESS_ERRORS: Final = {
+    "400": error("Invalid input; nothing has changed.", "socket-address: 'nonsense' is not of the form host:port"),
+    "413": error("The body is too large.", f"Body is too large: at most {RequestLimits().max_body_bytes} bytes"),
     "415": error("The body is not JSON.", 'Unsupported media type "text/plain" in request.'),
 }
 
 
-def _changed(description: str, result: str) -> Operation:
-    return answer(description, ref("Changed"), {description: {"result": result}})
+def _view_change(description: str, result: str) -> Object:
+    return response(description, ref("ViewChange"), {description: {"result": result}})
 
 
-GET_VIEW: Final = operate(
+GET_VIEW: Final = operation(
     "view",
     "getView",
-    "Who belongs and can be reached",
+    "The live members",
     {
-        "200": answer(
-            "The live members.", ref("View"), {"Three": {"view": ["10.0.0.1:8090", "10.0.0.2:8090", "10.0.0.3:8090"]}}
+        "200": response(
+            "Their addresses.", ref("View"), {"Three": {"view": ["10.0.0.1:8090", "10.0.0.2:8090", "10.0.0.3:8090"]}}
         )
     },
 )
-PUT_VIEW: Final = operate(
+PUT_VIEW: Final = operation(
     "view",
     "addToView",
-    "Let a replica in",
-    {"200": _changed("It was in.", "already present"), "201": _changed("Added.", "added"), **BAD_ADDRESS},
-    request=body("Address", required=True, one={"socket-address": ADDRESS}),
+    "Add a replica",
+    {
+        "200": _view_change("It was a member already.", "already present"),
+        "201": _view_change("Added.", "added"),
+        **ADDRESS_ERRORS,
+    },
+    body=request_body("AddressBody", required=True, one={"socket-address": ADDRESS}),
 )
-DELETE_VIEW: Final = operate(
+DELETE_VIEW: Final = operation(
     "view",
     "removeFromView",
-    "Put a replica out",
+    "Remove a replica",
     {
-        "200": _changed("Removed; it stays out until it is added again or started again.", "deleted"),
+        "200": _view_change("Removed. It stays out until it is added or started again.", "deleted"),
         "404": error("There is no such replica.", "View has no such replica"),
-        **BAD_ADDRESS,
+        **ADDRESS_ERRORS,
     },
-    request=body("Address", required=True, one={"socket-address": ADDRESS}),
+    body=request_body("AddressBody", required=True, one={"socket-address": ADDRESS}),
 )
-STATUS: Final = operate(
+STATUS: Final = operation(
     "operating",
     "getStatus",
-    "How this replica sees itself and its peers",
+    "The state of this replica, and of its peers as it sees them",
     {
-        "200": answer(
-            "Its state.",
+        "200": response(
+            "The status.",
             ref("Status"),
             {
                 "Shortened": {
@@ -167,29 +181,31 @@ STATUS: Final = operate(
                 }
             },
         ),
-        "400": error("A parameter is none.", "recent has to be a whole number from 1 to 200"),
+        "400": error("A parameter is invalid.", f"recent has to be a whole number from 1 to {MAX_RECENT}"),
     },
     parameters=[
-        parameter("history", "query", "The last ten minutes as well, a sample a second.", {"type": "boolean"}, False),
+        parameter(
+            "history", "query", "Include the last ten minutes, one sample per second.", {"type": "boolean"}, False
+        ),
         parameter(
             "recent",
             "query",
-            "So many of the updates applied last as well, with the wall time at which they were.",
+            "Include this many of the updates that were applied last, with the wall time of each.",
             {"type": "integer", "minimum": 1, "maximum": MAX_RECENT},
             20,
         ),
     ],
 )
-EXPLAIN: Final = operate(
+EXPLAIN: Final = operation(
     "operating",
     "explainKey",
-    "Why a key reads as it does here",
+    "Why this replica returns what it returns for a key",
     {
-        "200": answer(
-            "The key's versions; none where it is absent.",
+        "200": response(
+            "The versions of the key; none if it is absent.",
             ref("Explanation"),
             {
-                "One version, not everywhere yet": {
+                "One version that one member lacks": {
                     "key": "user/1",
                     "replica_id": REPLICA,
                     "state": "serving",
@@ -228,16 +244,16 @@ EXPLAIN: Final = operate(
                 }
             },
         ),
-        "400": error("The key is none.", "Key is too long"),
+        "400": error("The key is invalid.", "Key is too long"),
     },
     parameters=[KEY],
 )
-METRICS: Final = operate(
+METRICS: Final = operation(
     "operating",
     "getMetrics",
     "Metrics for Prometheus",
     {
-        "200": answer(
+        "200": response(
             "Prometheus text.",
             {"type": "string"},
             {"Shortened": 'causeway_requests_total{operation="put",status="201"} 12.0\n'},
@@ -245,20 +261,22 @@ METRICS: Final = operate(
         )
     },
 )
-HEALTHZ: Final = operate(
+HEALTHZ: Final = operation(
     "operating",
     "getHealth",
     "Whether the process serves",
-    {"200": answer("It does.", ref("Health"), {"Healthy": {"healthy": True}})},
+    {"200": response("It does.", ref("Health"), {"Healthy": {"healthy": True}})},
     is_public=True,
 )
-READYZ: Final = operate(
+READYZ: Final = operation(
     "operating",
     "getReadiness",
-    "Whether clients are served",
+    "Whether the replica serves clients",
     {
-        "200": answer("They are.", ref("Ready"), {"Ready": {"ready": True}}),
-        "503": answer("They are not.", ref("Ready"), {"Joining": {"ready": False, "reason": "Replica is catching up"}}),
+        "200": response("It does.", ref("Readiness"), {"Ready": {"ready": True}}),
+        "503": response(
+            "It does not.", ref("Readiness"), {"Joining": {"ready": False, "reason": "Replica is catching up"}}
+        ),
     },
     is_public=True,
 )

@@ -13,6 +13,10 @@ from rest_framework.exceptions import ParseError
 MAX_WAIT_S: Final = 60.0
 """SPEC 2.6: the longest that a request may ask to be held."""
 
+DEFAULT_PAGE_KEYS: Final = 100
+MAX_PAGE_KEYS: Final = 1000
+"""Keys on one page of a listing: the default of ``limit`` and its maximum (contract 2.4)."""
+
 _MAX_PARAMETERS: Final = 32
 
 Query = Mapping[str, str]

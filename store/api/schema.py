@@ -1,7 +1,8 @@
-"""How OpenAPI describes /kvs: operations with examples, as plain data that views are decorated with.
+"""OpenAPI descriptions of /kvs: operations with examples, and the schemas that they refer to.
 
-DRF's serializers, from which such descriptions are usually made, do not run here (store/api/base.py), so the
-descriptions are written out; that they are true is tested by sending what they allow (tests/kvsite/test_schema.py).
+The schemas of request bodies come from the structs that decode them (store/api/parsing.py), with the bounds of the
+limits in force. Everything else is written out, because responses are rendered without serializers.
+tests/kvsite/test_schema.py checks that the descriptions are true, by sending requests that they allow.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+import msgspec
 from drf_spectacular.utils import extend_schema
 
-from store.api.query import MAX_WAIT_S
+from store.api import parsing
+from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, MAX_WAIT_S
+from store.settings import RequestLimits
 
 Json = Any
-Operation = dict[str, Json]
+Object = dict[str, Json]
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 JSON: Final = "application/json"
+COMPONENTS: Final = "#/components/schemas/{name}"
 
+# Ids, clocks and tags that the examples share.
 REPLICA: Final = "10.0.0.1:8090@3440b4cb61180bc6"
 OTHER: Final = "10.0.0.2:8090@3440b4cb61206d0a"
 PAST: Final = {REPLICA: 7}
@@ -26,293 +32,275 @@ NEXT: Final = {REPLICA: 8}
 ETAG: Final = f'"{REPLICA}:7"'
 
 
-def described(operation: Operation) -> Callable[[Handler], Handler]:
-    """Return a decorator that lets ``/schema/`` tell ``operation`` of a handler."""
+def described(operation: Object) -> Callable[[Handler], Handler]:
+    """Return a decorator that attaches an operation to a handler, for ``/schema/``."""
     return extend_schema(operation=operation)
 
 
-def ref(name: str) -> Operation:
-    """Return a reference to one of the component schemas."""
-    return {"$ref": f"#/components/schemas/{name}"}
+# --- parts of a description ------------------------------------------------------------------------------------------
 
 
-def one(properties: Mapping[str, Json]) -> Operation:
-    """Return the schema of an object that has all of ``properties``."""
-    return {"type": "object", "required": list(properties), "properties": dict(properties)}
+def ref(name: str) -> Object:
+    """Return a reference to the component schema ``name``."""
+    return {"$ref": COMPONENTS.format(name=name)}
 
 
-def answer(
+def object_schema(required: Mapping[str, Json], **optional: Json) -> Object:
+    """Return the schema of an object with ``required`` and ``optional`` properties."""
+    return {"type": "object", "required": list(required), "properties": {**required, **optional}}
+
+
+def response(
     description: str,
-    schema: Operation | None = None,
+    schema: Object | None = None,
     examples: Mapping[str, Json] | None = None,
     *,
     headers: Sequence[str] = (),
     media_type: str = JSON,
-) -> Operation:
-    """Return one response. ``examples``: what happened -> body."""
-    told: Operation = {"description": description}
+) -> Object:
+    """Return the description of a response. ``examples``: summary -> body. ``headers``: keys of ``HEADERS``."""
+    described: Object = {"description": description}
     if headers:
-        told["headers"] = {name: HEADERS[name] for name in headers}
+        described["headers"] = {name: HEADERS[name] for name in headers}
     if schema is not None:
-        named = {
-            f"example{n}": {"summary": what, "value": value} for n, (what, value) in enumerate((examples or {}).items())
+        numbered = {
+            f"example{n}": {"summary": summary, "value": value}
+            for n, (summary, value) in enumerate((examples or {}).items())
         }
-        told["content"] = {media_type: {"schema": schema, **({"examples": named} if named else {})}}
-    return told
+        described["content"] = {media_type: {"schema": schema, **({"examples": numbered} if numbered else {})}}
+    return described
 
 
-def body(schema: str, *, required: bool = False, **examples: Json) -> Operation:
-    """Return a request's body. ``examples``: name -> body."""
+def request_body(schema: str, *, required: bool = False, **examples: Json) -> Object:
+    """Return the description of a JSON body with the component schema ``schema``. ``examples``: name -> body."""
     named = {name: {"summary": name.replace("_", " "), "value": value} for name, value in examples.items()}
     return {"required": required, "content": {JSON: {"schema": ref(schema), "examples": named}}}
 
 
-HEADERS: Final[dict[str, Operation]] = {
+def parameter(name: str, place: str, description: str, schema: Object, example: Json = None) -> Object:
+    """Return the description of a parameter, optional unless it is part of the path."""
+    described: Object = {"name": name, "in": place, "description": description, "schema": schema}
+    if place == "path":
+        described["required"] = True
+    return described if example is None else {**described, "example": example}
+
+
+HEADERS: Final[dict[str, Object]] = {
     "ETag": {"description": "Names the version: its dot.", "schema": {"type": "string"}, "example": ETAG},
     "X-Causal-Metadata": {
-        "description": "The same as causal-metadata in the body; left out above 4 KiB.",
+        "description": "The same as causal-metadata in the body; left out if it is longer than 4 KiB.",
         "schema": {"type": "string"},
         "example": '{"10.0.0.1:8090@3440b4cb61180bc6":7}',
     },
     "Retry-After": {"description": "Seconds.", "schema": {"type": "string"}, "example": "1"},
 }
 
-SCHEMAS: Final[dict[str, Operation]] = {
-    "CausalMetadata": {
-        "type": "object",
-        "description": "A vector clock: replica id to highest counter. Opaque: send back the latest one.",
-        "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 2**53 - 1},
-        "maxProperties": 1024,
-        "example": PAST,
-    },
-    "Past": {
-        "description": "The causal past of the client; null, absent or {} mean that it has none.",
-        "anyOf": [{"$ref": "#/components/schemas/CausalMetadata"}, {"type": "null"}],
-        "example": PAST,
-    },
-    "Value": {"description": "Any JSON value, null included; at most 1 MiB encoded."},
-    "WriteConcern": {
-        "description": "How many members are to have the write: 1 (this replica), a number, or of all that belong.",
-        "anyOf": [
-            {"type": "integer", "minimum": 1, "maximum": 2**53 - 1},
-            {"type": "string", "enum": ["majority", "all"]},
-            {"type": "null"},
-        ],
-    },
-    "AckSeconds": {
-        "description": "How long to wait for them; 1 where it is not said.",
-        "type": ["number", "null"],
-        "minimum": 0,
-        "maximum": MAX_WAIT_S,
-    },
-    "Ttl": {
-        "description": "Seconds after which the version counts as deleted.",
-        "type": ["number", "null"],
-        "exclusiveMinimum": 0,
-        "maximum": 1e10,
-    },
-    "Put": {
-        "type": "object",
-        "required": ["value"],
-        "properties": {
-            "value": ref("Value"),
-            "causal-metadata": ref("Past"),
-            "ttl": ref("Ttl"),
-            "w": ref("WriteConcern"),
-            "w-timeout": ref("AckSeconds"),
+
+# --- component schemas -----------------------------------------------------------------------------------------------
+
+
+def component_schemas(limits: RequestLimits) -> dict[str, Object]:
+    """Return the component schemas by name, with the bounds in ``limits``."""
+    return {
+        "CausalMetadata": {
+            **msgspec.json.schema(dict[str, parsing.Counter]),
+            "description": "A vector clock: replica id -> highest counter. Clients do not read it, and send the latest one.",
+            "maxProperties": limits.max_clock_entries,
+            "example": PAST,
         },
-    },
-    "Delete": {
-        "type": "object",
-        "properties": {"causal-metadata": ref("Past"), "w": ref("WriteConcern"), "w-timeout": ref("AckSeconds")},
-    },
-    "Key": {
-        "description": "Any non-empty text, at most 512 bytes in UTF-8.",
-        "type": "string",
-        "minLength": 1,
-        "maxLength": 512,
-        "example": "user/1",
-    },
-    "Write": {
-        "description": "A value, or a delete.",
+        "Past": {
+            "description": "The causal past of the client. null, {} or no field mean that it has none.",
+            "anyOf": [ref("CausalMetadata"), {"type": "null"}],
+            "example": PAST,
+        },
+        "Key": {
+            "description": f"Any non-empty text, at most {limits.max_key_bytes} bytes in UTF-8.",
+            "type": "string",
+            "minLength": 1,
+            "maxLength": limits.max_key_bytes,
+            "example": "user/1",
+        },
+        "Value": {"description": f"Any JSON value, null included; at most {limits.max_value_bytes} bytes encoded."},
+        **_request_bodies(limits),
+        **_RESPONSES,
+    }
+
+
+_FIELD_COMPONENTS: Final = {"causal-metadata": "Past", "key": "Key", "value": "Value"}
+"""Fields of request bodies, wherever they occur -> their component schema, which has the bounds in force."""
+
+_FIELD_DESCRIPTIONS: Final = {
+    "w": 'How many members must have the write: 1 (this replica), a number, "majority" or "all" of the members.',
+    "w-timeout": f"Seconds to wait for their acks; {parsing.DEFAULT_ACK_WAIT_S:g} if the field is absent.",
+    "ttl": "Seconds after which the version counts as deleted.",
+}
+
+
+def _request_bodies(limits: RequestLimits) -> dict[str, Object]:
+    """Return the schemas of the request bodies, by the names of their structs.
+
+    They are as strict as the checks that follow the decoding: a request that they allow is accepted.
+    """
+    structs = (parsing.PutBody, parsing.WriteConcernBody, parsing.TransactionBody)
+    schemas: dict[str, Object] = msgspec.json.schema_components(structs, ref_template=COMPONENTS)[1]
+    for schema in schemas.values():
+        schema["description"] = schema["description"].replace("``", "`")
+        properties = schema["properties"]
+        for name in properties:
+            if name in _FIELD_COMPONENTS:
+                properties[name] = ref(_FIELD_COMPONENTS[name])
+            elif name in _FIELD_DESCRIPTIONS:
+                properties[name] = {**properties[name], "description": _FIELD_DESCRIPTIONS[name]}
+    schemas["PutBody"]["required"] = ["value"]
+
+    transaction = schemas["TransactionBody"]
+    transaction["anyOf"] = [{"required": ["reads"]}, {"required": ["writes"]}]
+    # The limit is on reads and writes together, which JSON Schema cannot express: half of it for each is always right.
+    transaction["properties"]["reads"] |= {"items": ref("Key"), "maxItems": limits.max_batch // 2}
+    transaction["properties"]["writes"] |= {"maxItems": limits.max_batch // 2}
+
+    write = schemas["WriteBody"]
+    is_value = {"delete": {"const": False}}
+    is_delete = {"delete": {"const": True}, "value": False, "ttl": {"type": "null"}}
+    schemas["WriteBody"] = {
+        "description": write["description"],
         "oneOf": [
-            {
-                "type": "object",
-                "required": ["key", "value"],
-                "properties": {
-                    "key": ref("Key"),
-                    "value": ref("Value"),
-                    "delete": {"const": False},
-                    "ttl": ref("Ttl"),
-                    "if-match": {"type": ["string", "null"]},
-                    "if-none-match": {"enum": ["*", None]},
-                },
-            },
-            {
-                "type": "object",
-                "required": ["key", "delete"],
-                "properties": {
-                    "key": ref("Key"),
-                    "value": False,
-                    "delete": {"const": True},
-                    "ttl": {"type": "null"},
-                    "if-match": {"type": ["string", "null"]},
-                    "if-none-match": {"enum": ["*", None]},
-                },
-            },
+            {**write, "required": ["key", "value"], "properties": {**write["properties"], **is_value}},
+            {**write, "required": ["key", "delete"], "properties": {**write["properties"], **is_delete}},
         ],
-    },
-    "Transaction": {
-        "type": "object",
-        "anyOf": [{"required": ["reads"]}, {"required": ["writes"]}],
-        "properties": {
-            "reads": {"type": "array", "items": ref("Key"), "maxItems": 500},
-            "writes": {"type": "array", "items": ref("Write"), "maxItems": 500},
-            "causal-metadata": ref("Past"),
-            "w": ref("WriteConcern"),
-            "w-timeout": ref("AckSeconds"),
-        },
-    },
+    }
+    return schemas
+
+
+_METADATA: Final = {"causal-metadata": ref("CausalMetadata")}
+_LOST: Final = {"lost": ref("Lost")}
+_ACKS: Final = {"acks": {"type": "integer", "minimum": 1}, **_LOST}
+_SIBLING: Final = object_schema(
+    {
+        "value": ref("Value"),
+        "etag": {"type": "string"},
+        "origin": {"type": "string"},
+        "timestamp": {"type": "integer", "description": "Hybrid time in microseconds."},
+    }
+)
+
+_RESPONSES: Final[dict[str, Object]] = {
     "Lost": {
         "type": "object",
-        "description": "Replica id to first and last update of the client's past that no replica has any more.",
+        "description": "Replica id -> first and last update of the client's causal past that no replica has any more.",
         "additionalProperties": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
     },
     "Found": {
-        **one({"result": {"const": "found"}, "value": ref("Value"), "causal-metadata": ref("CausalMetadata")}),
-        "description": "conflicts: how many versions there are, where there is more than one.",
+        **object_schema(
+            {"result": {"const": "found"}, "value": ref("Value"), **_METADATA},
+            conflicts={"type": "integer", "minimum": 2},
+            siblings={"type": "array", "items": _SIBLING},
+            **_LOST,
+        ),
+        "description": "conflicts: the number of versions, if there are several.",
     },
-    "Written": one({"result": {"enum": ["created", "replaced"]}, "causal-metadata": ref("CausalMetadata")}),
-    "Deleted": one({"result": {"const": "deleted"}, "causal-metadata": ref("CausalMetadata")}),
-    "Listed": one(
+    "Written": object_schema({"result": {"enum": ["created", "replaced"]}, **_METADATA}, **_ACKS),
+    "Deleted": object_schema({"result": {"const": "deleted"}, **_METADATA}, **_ACKS),
+    "Listed": object_schema(
         {
             "keys": {"type": "array", "items": {"type": "string"}},
             "next": {"type": ["string", "null"]},
-            "causal-metadata": ref("CausalMetadata"),
-        }
+            **_METADATA,
+        },
+        items={"type": "object"},
+        **_LOST,
     ),
-    "Transacted": one(
+    "Transacted": object_schema(
         {
             "values": {"type": "object"},
             "missing-keys": {"type": "array", "items": {"type": "string"}},
-            "causal-metadata": ref("CausalMetadata"),
-        }
-    ),
-    "Error": {
-        "type": "object",
-        "required": ["error"],
-        "properties": {"error": {"type": "string", "minLength": 1}, "causal-metadata": ref("CausalMetadata")},
-    },
-    "Unavailable": {
-        "type": "object",
-        "required": ["error"],
-        "properties": {
-            "error": {"type": "string"},
-            "missing": {
-                "type": "object",
-                "additionalProperties": one({"has": {"type": "integer"}, "needs": {"type": "integer"}}),
-            },
-            "causal-metadata": ref("CausalMetadata"),
+            **_METADATA,
         },
-    },
+        **_ACKS,
+    ),
+    "Error": object_schema({"error": {"type": "string", "minLength": 1}}, **_METADATA),
+    "Unavailable": object_schema(
+        {"error": {"type": "string"}},
+        missing={
+            "type": "object",
+            "additionalProperties": object_schema({"has": {"type": "integer"}, "needs": {"type": "integer"}}),
+        },
+        **_METADATA,
+    ),
 }
-
-SCHEMAS["Found"]["properties"] |= {
-    "conflicts": {"type": "integer", "minimum": 2},
-    "siblings": {
-        "type": "array",
-        "items": one(
-            {
-                "value": ref("Value"),
-                "etag": {"type": "string"},
-                "origin": {"type": "string"},
-                "timestamp": {"type": "integer", "description": "Hybrid time, microseconds."},
-            }
-        ),
-    },
-    "lost": ref("Lost"),
-}
-for _name in ("Written", "Deleted", "Transacted"):
-    SCHEMAS[_name]["properties"] |= {"acks": {"type": "integer", "minimum": 1}, "lost": ref("Lost")}
-SCHEMAS["Listed"]["properties"] |= {"items": {"type": "object"}, "lost": ref("Lost")}
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------
 
-
-def parameter(name: str, place: str, description: str, schema: Operation, example: Json = None) -> Operation:
-    """Return an optional parameter; one of the path is required."""
-    told: Operation = {"name": name, "in": place, "description": description, "schema": schema}
-    if place == "path":
-        told["required"] = True
-    return told if example is None else {**told, "example": example}
-
-
-_TAG: Final[Operation] = {
-    "description": "An entity tag, several with commas between them, or *.",
+_TAGS: Final[Object] = {
+    "description": "One or more entity tags, separated by commas, or *.",
     "anyOf": [
         {"type": "string", "const": "*"},
         {"type": "string", "pattern": r'^"[!#-~]*"(, *"[!#-~]*")*$'},
     ],
 }
 
-KEY: Final = parameter("key", "path", "Percent-encoded; may contain / as it is.", ref("Key"), "user/1")
+KEY: Final = parameter("key", "path", "Percent-encoded. It may contain / as it is.", ref("Key"), "user/1")
 WAIT: Final = parameter(
     "wait",
     "query",
-    "Seconds for which the request may be held: until its causal past is here (default: KV_DEFER_TIMEOUT, 1), or "
-    "with If-None-Match on GET until the key changes.",
+    "Seconds that the request may wait: for its causal past (default: KV_DEFER_TIMEOUT), or on a GET with "
+    "If-None-Match until the key changes.",
     {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S},
     0,
 )
-IN_HEADER: Final[Operation] = {
+METADATA_HEADER: Final[Object] = {
     "name": "X-Causal-Metadata",
     "in": "header",
-    "description": "The client's causal past, where it is not in the body.",
+    "description": "The client's causal past, if it is not in the body.",
     "content": {JSON: {"schema": ref("CausalMetadata"), "example": {}}},
 }
-IN_QUERY: Final[Operation] = {
+METADATA_PARAMETER: Final[Object] = {
     "name": "causal-metadata",
     "in": "query",
-    "description": "The client's causal past, where it is neither in the body nor in the header.",
+    "description": "The client's causal past, if it is neither in the body nor in the header.",
     "content": {JSON: {"schema": ref("CausalMetadata"), "example": {}}},
 }
-SIBLINGS: Final = parameter("siblings", "query", "Show all concurrent versions.", {"type": "boolean"}, False)
-KNOWN: Final = parameter("If-None-Match", "header", "Versions that the client knows.", _TAG, ETAG)
-IF_MATCH: Final = parameter("If-Match", "header", "Write only over this version.", _TAG, ETAG)
+SIBLINGS: Final = parameter("siblings", "query", "Return all concurrent versions.", {"type": "boolean"}, False)
+IF_CHANGED: Final = parameter("If-None-Match", "header", "Versions that the client has.", _TAGS, ETAG)
+IF_MATCH: Final = parameter("If-Match", "header", "Write only if this is the current version.", _TAGS, ETAG)
 IF_ABSENT: Final = parameter(
-    "If-None-Match", "header", "*: only if the key is absent.", {"type": "string", "enum": ["*"]}
+    "If-None-Match", "header", "*: write only if the key is absent.", {"type": "string", "enum": ["*"]}
 )
 
 
-# --- what goes wrong -------------------------------------------------------------------------------------------------
+# --- operations ------------------------------------------------------------------------------------------------------
 
-_ABSENT: Final = {"error": "Key does not exist", "causal-metadata": NEXT}
-_SECURITY: Final[list[Operation]] = [{}, {"token": []}]
+SECURITY: Final[list[Object]] = [{}, {"token": []}]
+"""A token, if the replica has KV_API_TOKENS."""
+
+NO_TOKEN: Final = response(
+    "The request needs a token (KV_API_TOKENS).",
+    ref("Error"),
+    {"No token": {"error": "Needs an API token: Authorization: Bearer …"}},
+)
 
 
-def refusals(bad: str) -> Operation:
-    """Return the responses that every operation of /kvs may give. ``bad``: an example of what a 400 says."""
+def error_responses(bad_input: str) -> Object:
+    """Return the error responses that every operation of /kvs has. ``bad_input``: an example of a 400's text."""
     return {
-        "400": answer("Bad input; nothing has changed.", ref("Error"), {"Bad input": {"error": bad}}),
-        "401": answer(
-            "Needs a token (KV_API_TOKENS).",
-            ref("Error"),
-            {"No token": {"error": "Needs an API token: Authorization: Bearer …"}},
+        "400": response("Invalid input; nothing has changed.", ref("Error"), {"Invalid": {"error": bad_input}}),
+        "401": NO_TOKEN,
+        "403": response(
+            "The token only permits reading.", ref("Error"), {"Read-only": {"error": "Token 'web' may only read"}}
         ),
-        "403": answer("The token may only read.", ref("Error"), {"Read-only": {"error": "Token 'web' may only read"}}),
-        "413": answer(
-            "Body or value is too large.",
+        "413": response(
+            "The body or the value is too large.",
             ref("Error"),
-            {"Value": {"error": "Value is too large: at most 1048576 bytes"}},
+            {"Value": {"error": f"Value is too large: at most {RequestLimits().max_value_bytes} bytes"}},
         ),
-        "415": answer(
+        "415": response(
             "The body is not JSON.",
             ref("Error"),
             {"Form": {"error": 'Unsupported media type "text/plain" in request.'}},
         ),
-        "503": answer(
-            "The client's causal past is not here yet, too many requests wait, or the replica serves nobody now.",
+        "503": response(
+            "The client's causal past has not arrived, too many requests wait, or the replica does not serve clients.",
             ref("Unavailable"),
             {
                 "Causal past": {
@@ -328,59 +316,65 @@ def refusals(bad: str) -> Operation:
     }
 
 
-def kvs(
+def kvs_operation(
     operation_id: str,
     summary: str,
     description: str,
-    answers: Mapping[str, Operation],
+    responses: Mapping[str, Object],
     *,
-    parameters: Sequence[Operation] = (),
-    request: Operation | None = None,
-    bad: str,
-) -> Operation:
-    """Return an operation of /kvs."""
-    told: Operation = {
+    parameters: Sequence[Object] = (),
+    body: Object | None = None,
+    bad_input: str,
+) -> Object:
+    """Return the description of an operation of /kvs."""
+    described: Object = {
         "operationId": operation_id,
         "summary": summary,
         "description": description,
         "tags": ["kvs"],
-        "parameters": [*parameters, WAIT, IN_HEADER, IN_QUERY],
-        "security": _SECURITY,
-        "responses": {**answers, **refusals(bad)},
+        "parameters": [*parameters, WAIT, METADATA_HEADER, METADATA_PARAMETER],
+        "security": SECURITY,
+        "responses": {**responses, **error_responses(bad_input)},
     }
-    return told if request is None else {**told, "requestBody": request}
+    return described if body is None else {**described, "requestBody": body}
 
 
 _VERSION_HEADERS: Final = ("ETag", "X-Causal-Metadata")
-_FULL: Final = answer(
-    "KV_MAX_MEMORY is reached.",
+_ABSENT: Final = response(
+    "The key is absent.",
+    ref("Error"),
+    {"Absent": {"error": "Key does not exist", "causal-metadata": NEXT}},
+    headers=("X-Causal-Metadata",),
+)
+_FULL: Final = response(
+    "The data has reached KV_MAX_MEMORY.",
     ref("Error"),
     {"Full": {"error": "Out of memory: delete something, or ask for a higher KV_MAX_MEMORY"}},
 )
-_MISMATCH: Final = answer(
-    "A precondition does not hold; tells what is there.",
+_MISMATCH: Final = response(
+    "The precondition does not hold. The ETag and the metadata are those of the current version.",
     ref("Error"),
     {"Mismatch": {"error": "Precondition failed", "causal-metadata": PAST}},
     headers=_VERSION_HEADERS,
 )
 
 
-def _late(schema: str, example: Json) -> Operation:
-    return answer(
-        "Written here, but fewer acks came in time than were asked for; the write stands and goes on spreading.",
+def _too_few_acks(schema: str, example: Json) -> Object:
+    return response(
+        "Written here, but fewer acks than requested arrived in time. The write stands and keeps spreading.",
         ref(schema),
         {"Too few acks": example},
         headers=("X-Causal-Metadata",),
     )
 
 
-GET_KEY: Final = kvs(
+GET_KEY: Final = kvs_operation(
     "getKey",
     "Read a key",
     "Returns the winner of the key's versions. With `If-None-Match` and `wait`, returns as soon as the key changes. "
-    'The causal past may also stand in a JSON body, as `{"causal-metadata": …}`.',
+    'The causal past can also be in a JSON body, as `{"causal-metadata": …}`.',
     {
-        "200": answer(
+        "200": response(
             "The value.",
             ref("Found"),
             {
@@ -398,11 +392,11 @@ GET_KEY: Final = kvs(
             },
             headers=_VERSION_HEADERS,
         ),
-        "304": {"description": "The client knows this version; with `wait`, still after that time."},
-        "404": answer("The key is absent.", ref("Error"), {"Absent": _ABSENT}, headers=("X-Causal-Metadata",)),
+        "304": {"description": "The client has this version; with `wait`, the key did not change in that time."},
+        "404": _ABSENT,
     },
-    parameters=[KEY, SIBLINGS, KNOWN],
-    bad="Key is too long",
+    parameters=[KEY, SIBLINGS, IF_CHANGED],
+    bad_input="Key is too long",
 )
 
 PUT_EXAMPLES: Final = {
@@ -412,67 +406,69 @@ PUT_EXAMPLES: Final = {
 }
 
 
-def _put(operation_id: str, summary: str) -> Operation:
-    return kvs(
+def _put(operation_id: str, summary: str) -> Object:
+    return kvs_operation(
         operation_id,
         summary,
-        "Replaces all that this replica holds of the key.",
+        "Replaces every version of the key that this replica holds.",
         {
-            "200": answer(
+            "200": response(
                 "Replaced.",
                 ref("Written"),
                 {"Replaced": {"result": "replaced", "causal-metadata": NEXT}},
                 headers=_VERSION_HEADERS,
             ),
-            "201": answer(
+            "201": response(
                 "Created.",
                 ref("Written"),
                 {"Created, with w": {"result": "created", "causal-metadata": NEXT, "acks": 2}},
                 headers=_VERSION_HEADERS,
             ),
-            "202": _late("Written", {"result": "created", "causal-metadata": NEXT, "acks": 1}),
+            "202": _too_few_acks("Written", {"result": "created", "causal-metadata": NEXT, "acks": 1}),
             "412": _MISMATCH,
             "507": _FULL,
         },
         parameters=[KEY, IF_MATCH, IF_ABSENT],
-        request=body("Put", required=True, **PUT_EXAMPLES),
-        bad="PUT request does not specify a value",
+        body=request_body("PutBody", required=True, **PUT_EXAMPLES),
+        bad_input="PUT request does not specify a value",
     )
 
 
 PUT_KEY: Final = _put("putKey", "Write a key")
 POST_KEY: Final = _put("postKey", "Write a key (the same as PUT)")
 
-DELETE_KEY: Final = kvs(
+DELETE_KEY: Final = kvs_operation(
     "deleteKey",
     "Delete a key",
-    "Deletes all that this replica holds of the key; a concurrent write survives it.",
+    "Deletes every version of the key that this replica holds. A concurrent write survives.",
     {
-        "200": answer(
+        "200": response(
             "Deleted.",
             ref("Deleted"),
             {"Deleted": {"result": "deleted", "causal-metadata": NEXT}},
             headers=_VERSION_HEADERS,
         ),
-        "202": _late("Deleted", {"result": "deleted", "causal-metadata": NEXT, "acks": 2}),
-        "404": answer("The key is absent.", ref("Error"), {"Absent": _ABSENT}, headers=("X-Causal-Metadata",)),
+        "202": _too_few_acks("Deleted", {"result": "deleted", "causal-metadata": NEXT, "acks": 2}),
+        "404": _ABSENT,
         "412": _MISMATCH,
     },
     parameters=[KEY, IF_MATCH, IF_ABSENT],
-    request=body("Delete", plain={"causal-metadata": PAST}, everywhere={"causal-metadata": PAST, "w": "all"}),
-    bad="Key is too long",
+    body=request_body(
+        "WriteConcernBody", plain={"causal-metadata": PAST}, everywhere={"causal-metadata": PAST, "w": "all"}
+    ),
+    bad_input="Key is too long",
 )
 
-LIST_KEYS: Final = kvs(
+LIST_KEYS: Final = kvs_operation(
     "listKeys",
     "List keys",
-    "Keys in the order of their code points. One response is one causal snapshot.",
+    "Keys are ordered by code point. One response is one causal snapshot.",
     {
-        "200": answer(
+        "200": response(
             "A page.",
             ref("Listed"),
             {
-                "More to come": {"keys": ["user/1", "user/2"], "next": "user/2", "causal-metadata": PAST},
+                "More pages follow": {"keys": ["user/1", "user/2"], "next": "user/2", "causal-metadata": PAST},
                 "With values=true": {
                     "keys": ["user/1"],
                     "next": None,
@@ -484,35 +480,41 @@ LIST_KEYS: Final = kvs(
         )
     },
     parameters=[
-        parameter("prefix", "query", "Only keys that start with this.", {"type": "string"}, "user/"),
+        parameter("prefix", "query", "Only keys with this prefix.", {"type": "string"}, "user/"),
         parameter(
-            "after", "query", "Only keys after this one: `next` of the page before.", {"type": "string"}, "user/1"
+            "after", "query", "Only keys after this one: `next` of the previous page.", {"type": "string"}, "user/1"
         ),
-        parameter("limit", "query", "Keys of a page.", {"type": "integer", "minimum": 1, "maximum": 1000}, 100),
-        parameter("values", "query", "Values as well, as `items`.", {"type": "boolean"}, True),
-        parameter("conflicts", "query", "Only keys in conflict.", {"type": "boolean"}, False),
+        parameter(
+            "limit",
+            "query",
+            "Most keys on the page.",
+            {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_KEYS, "default": DEFAULT_PAGE_KEYS},
+            DEFAULT_PAGE_KEYS,
+        ),
+        parameter("values", "query", "Return the values too, in `items`.", {"type": "boolean"}, True),
+        parameter("conflicts", "query", "Only keys with several versions.", {"type": "boolean"}, False),
     ],
-    bad="limit has to be a whole number from 1 to 1000",
+    bad_input=f"limit has to be a whole number from 1 to {MAX_PAGE_KEYS}",
 )
 
-TRANSACT: Final = kvs(
+TRANSACT: Final = kvs_operation(
     "transact",
     "Read and write several keys at once",
     "The reads are one causal snapshot taken before the writes; the writes are one update that every replica shows "
-    "whole or not at all. At most 1000 keys, reads and writes together.",
+    "completely or not at all. At most KV_MAX_BATCH keys, reads and writes together.",
     {
-        "200": answer(
+        "200": response(
             "Done.",
             ref("Transacted"),
             {"Done": {"values": {"user/1": {"name": "Ada"}}, "missing-keys": ["user/2"], "causal-metadata": NEXT}},
             headers=("X-Causal-Metadata",),
         ),
-        "202": _late("Transacted", {"values": {}, "missing-keys": [], "causal-metadata": NEXT, "acks": 1}),
+        "202": _too_few_acks("Transacted", {"values": {}, "missing-keys": [], "causal-metadata": NEXT, "acks": 1}),
         "412": _MISMATCH,
         "507": _FULL,
     },
-    request=body(
-        "Transaction",
+    body=request_body(
+        "TransactionBody",
         required=True,
         read_two_write_one={"reads": ["user/1", "user/2"], "writes": [{"key": "user/2", "value": {"name": "Bob"}}]},
         move={
@@ -520,5 +522,5 @@ TRANSACT: Final = kvs(
             "w": "majority",
         },
     ),
-    bad="A transaction needs reads or writes",
+    bad_input="A transaction needs reads or writes",
 )

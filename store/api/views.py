@@ -18,12 +18,8 @@ from store.api.base import ApiView
 from store.api.conditions import ANY, if_match, if_none_match, known_versions
 from store.api.context import engine, limits
 from store.api.keys import key_from_path
-from store.api.query import flag, wait_s, whole
+from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, flag, wait_s, whole
 from store.engine import Acks, Change, WriteResult
-
-DEFAULT_PAGE_KEYS = 100
-MAX_PAGE_KEYS = 1000
-"""SPEC 2.4: how many keys one page of a listing has where the client does not say, and at most."""
 
 AnyBody = TypeVar("AnyBody", bound=parsing.Body)
 AnyWrite = TypeVar("AnyWrite", bound=parsing.WriteConcernBody)

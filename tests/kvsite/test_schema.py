@@ -1,4 +1,4 @@
-"""The OpenAPI document is served, whole, true (schemathesis), and browsable without anything from elsewhere."""
+"""The OpenAPI document: complete, true (checked by schemathesis), and readable in a browser without Internet access."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ from kvsite.cluster import LocalCluster
 from kvsite.schema import document
 from kvsite.wsgi import application
 from replication.api import context
+from replication.api.views import AddressBody
 from replication.node import Node
+from store.settings import RequestLimits
 from tests.conftest import free_ports
 from tests.kvsite.schemathesis import hooks as _hooks
 from tests.replication.api.test_view import WrittenDown
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "kvsite" / "schemathesis" / "schemathesis.toml"
-NOT_TOLD = {"/replication/exchange", "/replication/snapshot", "/schema/", "/docs/"}
-"""What replicas say to each other, and the document itself."""
+UNDOCUMENTED = {"/replication/exchange", "/replication/snapshot", "/schema/", "/docs/"}
+"""Routes that only replicas use, and the document itself."""
 
-assert _hooks  # registers itself
+assert _hooks  # imported for its registrations
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def browser() -> Client:
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for path, methods in document()["paths"].items():
+    for path, methods in document(RequestLimits())["paths"].items():
         for method, operation in methods.items():
             yield method.upper(), path, operation
 
@@ -50,25 +52,25 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 # --- the document ----------------------------------------------------------------------------------------------------
 
 
-def test_it_comes_as_json_and_as_yaml(browser: Client) -> None:
-    told = browser.get("/schema/")
-    assert (told.status_code, told["Content-Type"]) == (200, "application/json")
-    assert json.loads(told.content) == json.loads(json.dumps(document()))
-    assert document()["openapi"].startswith("3.")
+def test_it_is_served_as_json_and_as_yaml(browser: Client) -> None:
+    response = browser.get("/schema/")
+    assert (response.status_code, response["Content-Type"]) == (200, "application/json")
+    assert json.loads(response.content) == json.loads(json.dumps(document(RequestLimits())))
+    assert document(RequestLimits())["openapi"].startswith("3.")
     for yaml in (browser.get("/schema/?format=yaml"), browser.get("/schema/", headers={"Accept": "application/yaml"})):
         assert yaml["Content-Type"] == "application/yaml"
         assert yaml.content.startswith(b"openapi: 3.1")
-    assert browser.get("/schema/?format=json", headers={"Accept": "application/yaml"}).content == told.content
+    assert browser.get("/schema/?format=json", headers={"Accept": "application/yaml"}).content == response.content
     assert browser.get("/schema/?format=xml").status_code == 400
     assert browser.post("/schema/").status_code == 405
 
 
-def test_every_route_of_the_api_is_told(browser: Client) -> None:
+def test_the_document_contains_every_route_of_the_api(browser: Client) -> None:
     from replication.api.urls import urlpatterns as of_replicas
     from store.api.urls import urlpatterns as of_keys
 
     routes = {"/" + re.sub(r"^\^|\(.*$", "", str(route.pattern)) for route in [*of_keys, *of_replicas]}
-    assert {path.replace("{key}", "") for path in document()["paths"]} == routes - NOT_TOLD
+    assert {path.replace("{key}", "") for path in document(RequestLimits())["paths"]} == routes - UNDOCUMENTED
 
 
 def test_every_operation_has_a_summary_and_examples() -> None:
@@ -84,8 +86,10 @@ def test_every_operation_has_a_summary_and_examples() -> None:
         assert any(status.startswith("2") for status in operation["responses"]), where
 
 
-def test_every_example_is_what_the_schema_says() -> None:
-    registry: Registry[Any] = Registry().with_resource("urn:api", DRAFT202012.create_resource(document()))
+def test_every_example_matches_its_schema() -> None:
+    registry: Registry[Any] = Registry().with_resource(
+        "urn:api", DRAFT202012.create_resource(document(RequestLimits()))
+    )
     checked = 0
     for method, path, operation in operations():
         for body in [*operation["responses"].values(), operation.get("requestBody", {})]:
@@ -99,10 +103,31 @@ def test_every_example_is_what_the_schema_says() -> None:
     assert checked > 60
 
 
+def test_its_bounds_are_the_limits_in_force() -> None:
+    limits = RequestLimits(max_key_bytes=7, max_value_bytes=11, max_clock_entries=5, max_batch=6)
+    schemas = document(limits)["components"]["schemas"]
+    assert schemas["Key"]["maxLength"] == 7
+    assert "11 bytes" in schemas["Value"]["description"]
+    assert schemas["CausalMetadata"]["maxProperties"] == 5
+    assert {schemas["TransactionBody"]["properties"][name]["maxItems"] for name in ("reads", "writes")} == {3}
+    assert schemas["TransactionBody"]["properties"]["writes"]["items"] == {"$ref": "#/components/schemas/WriteBody"}
+    assert document(RequestLimits())["components"]["schemas"]["Key"]["maxLength"] == RequestLimits().max_key_bytes
+
+
+def test_request_bodies_have_the_fields_that_the_replica_decodes() -> None:
+    schemas = document(RequestLimits())["components"]["schemas"]
+    write_concern = {"causal-metadata", "w", "w-timeout"}
+    assert {*schemas["PutBody"]["properties"]} == write_concern | {"value", "ttl"}
+    assert {*schemas["WriteConcernBody"]["properties"]} == write_concern
+    assert {*schemas["TransactionBody"]["properties"]} == write_concern | {"reads", "writes"}
+    assert schemas["PutBody"]["properties"]["ttl"]["anyOf"][0]["exclusiveMinimum"] == 0
+    assert schemas["AddressBody"]["required"] == [*AddressBody.__struct_encode_fields__]
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def test_docs_come_from_this_replica_alone(browser: Client) -> None:
+def test_the_page_loads_everything_from_this_replica(browser: Client) -> None:
     page = browser.get("/docs/")
     assert page.status_code == 200
     html = page.content.decode()
@@ -113,7 +138,7 @@ def test_docs_come_from_this_replica_alone(browser: Client) -> None:
         answer = browser.get(asset)
         assert answer.status_code == 200, asset
         assert b"".join(answer) if answer.streaming else answer.content
-    assert not re.search(r"<script>|onload=|style=", html)  # nothing inline: a strict policy may stand
+    assert not re.search(r"<script>|onload=|style=", html)  # nothing inline, so a strict Content-Security-Policy works
 
 
 # --- true ------------------------------------------------------------------------------------------------------------
@@ -122,14 +147,13 @@ def test_docs_come_from_this_replica_alone(browser: Client) -> None:
 @pytest.mark.processes
 @pytest.mark.slow
 def test_schemathesis_finds_nothing_against_a_real_replica(tmp_path: Path) -> None:
-    """All checks, thousands of requests that the schema allows or forbids, over HTTP.
+    """All checks, with thousands of requests that the schema allows or forbids, over HTTP.
 
-    Nobody may wait (KV_MAX_DEFERRED and KV_MAX_WATCHERS are 0): schemathesis asks to be held for a minute gladly.
-    Left out are changes of the view: the replica would look up and call whatever names schemathesis invents. The next
-    test does those.
+    No request may wait (KV_MAX_DEFERRED and KV_MAX_WATCHERS are 0), because schemathesis would send waits of a minute.
+    View changes are left to the next test: the replica would resolve and call the names that schemathesis invents.
     """
-    nobody_waits = {"KV_DEFER_TIMEOUT": "0", "KV_MAX_DEFERRED": "0", "KV_MAX_WATCHERS": "0"}
-    with LocalCluster(1, free_ports(1), environment=nobody_waits) as cluster:
+    no_waiting = {"KV_DEFER_TIMEOUT": "0", "KV_MAX_DEFERRED": "0", "KV_MAX_WATCHERS": "0"}
+    with LocalCluster(1, free_ports(1), environment=no_waiting) as cluster:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG)),
             *("run", f"{cluster.url(0)}/schema/", "--max-examples", "20"),
@@ -143,14 +167,14 @@ def test_schemathesis_finds_nothing_against_a_real_replica(tmp_path: Path) -> No
 
 
 config = SchemathesisConfig.from_path(CONFIG)
-of_view = schemathesis.openapi.from_dict(document(), config=config).include(path="/view")
-of_view.app = application
+view_api = schemathesis.openapi.from_dict(document(RequestLimits()), config=config).include(path="/view")
+view_api.app = application
 
 
-@of_view.parametrize()
+@view_api.parametrize()
 @settings(max_examples=60, deadline=None)
-def test_schemathesis_finds_nothing_in_changes_of_the_view(case: schemathesis.Case[Any]) -> None:
-    """Here a node that only writes the addresses down."""
+def test_schemathesis_finds_nothing_in_view_changes(case: schemathesis.Case[Any]) -> None:
+    """The node here is a fake that only records the addresses."""
     unbound = context._node
     context.bind(cast("Node", WrittenDown()))
     try:

@@ -15,6 +15,7 @@ from django.core.management import get_commands
 from kvsite.config import SETTINGS
 from kvsite.schema import document
 from replication.api import metrics
+from store.settings import RequestLimits
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -104,7 +105,7 @@ def test_every_parameter_of_the_api_is_documented() -> None:
     named = set(re.findall(r"[`?&]([a-z-]+)[=`]", (ROOT / "docs" / "api.md").read_text("utf-8")))
     parameters = [
         parameter["name"]
-        for methods in document()["paths"].values()
+        for methods in document(RequestLimits())["paths"].values()
         for operation in methods.values()
         for parameter in operation.get("parameters", [])
         if parameter["in"] == "query"

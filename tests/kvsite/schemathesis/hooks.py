@@ -1,7 +1,7 @@
-"""What schemathesis is told of this API that JSON Schema cannot say; loaded by its config.
+"""Hooks of schemathesis for what JSON Schema cannot express about this API; its configuration loads them.
 
-To JSON Schema 7.0 is an integer, and schemathesis sends such numbers on purpose. Counters and ``w`` have to be written
-as whole numbers (SPEC 2: "non-negative whole numbers", and a float among them is bad input).
+In JSON Schema 7.0 is an integer, and schemathesis sends such numbers on purpose. The replica rejects them as counters
+and as ``w``, which must be written as whole numbers.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from typing import Any
 
 import schemathesis
 
-WHOLE = ("causal-metadata", "X-Causal-Metadata", "w")
+WHOLE_NUMBER_FIELDS = ("causal-metadata", "X-Causal-Metadata", "w")
 
 
-def whole(value: Any) -> Any:
-    """Return ``value`` with its numbers like 7.0 as 7."""
+def without_fractions(value: Any) -> Any:
+    """Return ``value`` with numbers such as 7.0 replaced by 7."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, dict):
-        return {name: whole(each) for name, each in value.items()}
+        return {name: without_fractions(each) for name, each in value.items()}
     return value
 
 
 def map_part(context: Any, part: Any) -> Any:
-    """Return a body, a query or headers with whole numbers where they have to be."""
+    """Return a generated body, query or set of headers with whole numbers in ``WHOLE_NUMBER_FIELDS``."""
     if not isinstance(part, dict):
         return part
-    return {name: whole(value) if name in WHOLE else value for name, value in part.items()}
+    return {name: without_fractions(value) if name in WHOLE_NUMBER_FIELDS else value for name, value in part.items()}
 
 
 for _name in ("map_body", "map_query", "map_headers"):
