@@ -104,7 +104,7 @@ def component_schemas(limits: RequestLimits) -> dict[str, Object]:
     return {
         "CausalMetadata": {
             **msgspec.json.schema(dict[str, parsing.Counter]),
-            "description": "A vector clock: replica id -> highest counter. Clients do not read it, and send the latest one.",
+            "description": "A vector clock: replica id -> highest counter. Opaque to clients, who send the latest one.",
             "maxProperties": limits.max_clock_entries,
             "example": PAST,
         },
