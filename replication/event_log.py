@@ -30,7 +30,7 @@ from collections import deque
 from typing import NamedTuple
 
 from replication.membership import Membership
-from store.causal import CausalStore, Gaps
+from store.causal import CausalStore, LostUpdates
 from store.clock import Instant
 
 MAX_EVENTS = 500
@@ -62,7 +62,7 @@ class EventLog:
         """Oldest first; their numbers are consecutive."""
         self._states: dict[str, str] = {}
         """Other members' states at the last ``observe``: address -> ``alive``, ``suspect`` or ``down``."""
-        self._unrecoverable: Gaps = {}
+        self._unrecoverable: LostUpdates = {}
         """Gaps that were found since the last ``observe``."""
         self._reported_lead_us = 0
         """The hybrid clock's lead when the last ``drift`` event was recorded."""
@@ -72,7 +72,7 @@ class EventLog:
         number = self.events[-1].number + 1 if self.events else 1
         self.events.append(Event(number, now.wall_us, kind, subject, detail))
 
-    def record_unrecoverable(self, gaps: Gaps) -> None:
+    def record_unrecoverable(self, gaps: LostUpdates) -> None:
         """Remember unrecoverable gaps for the next ``observe``.
 
         Every request that depends on them finds the same gaps; collecting them first makes one event of all.

@@ -26,8 +26,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from replication.progress import PeerProgress, Report
-from store.causal import Gaps
-from store.clock import covers
+from store.causal import LostUpdates
+from store.clock import Gaps, covers
 
 
 def reports_since(
@@ -49,7 +49,9 @@ def reports_since(
     return reports
 
 
-def unrecoverable(gaps: Gaps, reports: Iterable[Report], clock: Mapping[str, int], pending: Mapping[str, int]) -> Gaps:
+def unrecoverable(
+    gaps: Gaps, reports: Iterable[Report], clock: Mapping[str, int], pending: Mapping[str, int]
+) -> LostUpdates:
     """Return replica id -> (first, last) lost counter, for those of ``gaps`` to which rules 3 and 4 apply.
 
     ``gaps``: replica id -> (counter here, counter needed), of incarnations that rule 1 names.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from store.causal import Gaps
+from store.clock import Gaps
 
 MAX_QUESTIONS = 1024
 """Missing dependencies that are remembered at once."""

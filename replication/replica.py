@@ -46,7 +46,7 @@ from replication.retired import RetiredEntries
 from replication.seeds import Seeds
 from replication.settings import ReplicationSettings
 from replication.snapshots import SnapshotPull, SnapshotSender
-from store.causal import CausalStore, Gaps
+from store.causal import CausalStore, LostUpdates
 from store.clock import (
     INCARNATION_RANDOM_BITS,
     Clock,
@@ -722,7 +722,7 @@ class Replica:
         self.ask(past)
         return self._questions.token(missing(self.store.clock, past), self._serial)
 
-    def unrecoverable(self, past: Mapping[str, int], token: int) -> Gaps:
+    def unrecoverable(self, past: Mapping[str, int], token: int) -> LostUpdates:
         """Return replica id -> (first, last) counter of what of ``past`` is lost for good (replication/loss.py)."""
         gaps = missing(self.store.clock, past)
         gaps = {id_: gap for id_, gap in gaps.items() if self._is_past(id_)}

@@ -1,26 +1,32 @@
-"""CausalStore: the data of one replica, and every rule by which it changes.
+"""CausalStore: the data of one replica and the rules that keep it causally consistent.
 
 Theory of operation
 -------------------
-The **clock** is exact: entry n for id i means that the updates (i, 1..n) have been applied here, no more and
-no less, and it is causally closed: with an update, all of its past has been applied. Everything rests on that:
+The **clock** is exact: entry n for replica id i means that this replica has applied the updates (i, 1) to (i, n), no
+more and no fewer. It is also causally closed: if an update is applied, its whole causal past is applied. All rules
+depend on these two invariants.
 
-* *Admission*: a client whose past the clock does not cover is not answered (``is_causal``). A client's clock
-  is never merged into this one: that would claim updates that are not here.
-* *Delivery*: an update from elsewhere is applied when its past is covered, else it waits (store/delivery.py).
-* *Local writes* take the next counter and are applied at once. Their past is the client's past, joined with
-  the pasts of the versions that they replace, and with the delete clock.
-* *Answers* tell the client's past joined with the pasts of what was shown, and with the delete clock.
+* *Admission*: a client request is served only if the clock covers the client's causal past (``is_causal``). The
+  client's clock is never merged into the replica's clock, because that would claim updates that are not here.
+* *Delivery*: an update from another replica is applied when the clock covers its causal past. Until then it waits
+  in the pending queue (store/delivery.py).
+* *Local writes*: a write takes the next counter of this replica and is applied at once. Its causal past is the join
+  of the client's past, the pasts of the versions that it read or replaces, and the delete clock.
+* *Responses*: the metadata of a response is the join of the client's past, the pasts of the versions in the response,
+  and the delete clock. It does not contain the replica's whole clock. Otherwise a client that reads one old key would
+  depend on everything that the replica has applied (docs/contract.md, section 2.1).
 
-The **delete clock** holds, per origin, the highest applied update that deletes something. There are no
-tombstones; it stands for the cause of every absence. Without it, a client that reads "absent" here, or an
-older concurrent version beside a deleted one, could meet the deleted version again at another replica.
+There are no tombstones. The **delete clock** takes their place: for each origin it holds the highest applied update
+that deleted or expired a version. It is the cause of every absence, and every response includes it. Without it, a
+client that read "absent" here, or read an older concurrent version after the newer one was deleted, could get the
+deleted version again from another replica.
 
-After any refused call nothing has changed: validation comes before the dot is taken, because a dot without
-an update is a gap that no peer can pass.
+An operation that raises an error changes nothing, except that it may remove versions that have expired. In particular,
+all checks come before a write takes its dot: a dot without an update would be a gap in the origin's counters, and no
+replica could ever apply the updates after it.
 
-Sources: Ladin et al., TOCS 1992 (lazy replication); Petersen et al., SOSP 1997 (Bayou, session guarantees);
-Lloyd et al., SOSP 2011 (COPS, causal+).
+Sources: Ladin et al., TOCS 1992 (lazy replication); Petersen et al., SOSP 1997 (Bayou); Terry et al., PDIS 1994
+(session guarantees); Lloyd et al., SOSP 2011 (COPS, causal+ consistency).
 """
 
 from __future__ import annotations
@@ -41,118 +47,145 @@ from store.snapshot import Snapshot, join_tables
 from store.table import KeyTable, cost
 from store.versions import Change, Update, Version, Versions, Write, apply_write, version_of
 
-Gaps = dict[str, tuple[int, int]]
-"""Replica id -> (first, last) counter of updates that a client depended on and that no replica has any more."""
+LostUpdates = dict[str, tuple[int, int]]
+"""Updates that a client depended on and that no replica can provide: replica id -> (first, last) counter."""
 
 AppliedUpdate = tuple[int, str, int]
-"""What is remembered of an applied update: wall microseconds at which it was, and its dot. No key: those are forgotten
-when they are deleted."""
+"""When an update was applied (wall microseconds), and its dot (origin, counter). It names no keys, so that nothing
+about a deleted key stays in memory."""
 
 MAX_RECENT_UPDATES = 200
-"""Applied updates that are remembered: a screenful of a picture, and next to no memory."""
+"""Length of ``CausalStore.recent_updates``: as many as the dashboard's diagram can show."""
 
 
 class ReadResult(msgspec.Struct, frozen=True):
-    """Answer to a read of one key: its versions, the winner first (empty: absent), and the metadata to tell."""
+    """Result of reading one key.
+
+    ``versions``: all versions of the key, the winner first; empty if the key is absent.
+    ``metadata``: the clock that the response returns as the client's new causal past.
+    ``lost``: what the engine dropped from the client's causal past because no replica can provide it.
+    """
 
     versions: Versions
     metadata: Clock
-    lost: Gaps = {}
+    lost: LostUpdates = {}
 
 
 class WriteResult(msgspec.Struct, frozen=True):
-    """Answer to a write of one key.
+    """Result of writing or deleting one key.
 
-    ``existed``: the key was there before. ``update``: what was issued; None when nothing had to be (the
-    delete of an absent key).
+    ``existed``: whether the key had a version before.
+    ``update``: the update that was issued; None if nothing had to change (delete of an absent key).
+    ``metadata``, ``lost``: as in ``ReadResult``.
     """
 
     existed: bool
     update: Update | None
     metadata: Clock
-    lost: Gaps = {}
+    lost: LostUpdates = {}
 
     @property
     def created(self) -> bool:
-        """Whether a write found the key absent."""
+        """For a write: whether the key was absent before."""
         return not self.existed
 
     @property
     def deleted(self) -> bool:
-        """Whether a delete found something to delete."""
+        """For a delete: whether there was a version to delete."""
         return self.existed
 
     @property
     def etag(self) -> str | None:
-        """The entity tag of what was issued: of a write the version's, of a delete its own; None where nothing was."""
+        """The entity tag of the update; None if no update was issued."""
         return None if self.update is None else self.update.etag
 
 
 class ListResult(msgspec.Struct, frozen=True):
-    """Answer to a listing. ``next``: the last key when there are more after it. ``items``: key -> encoded value."""
+    """Result of listing keys: one page of one causal snapshot.
+
+    ``keys``: in code point order. ``items``: key -> encoded value of the winner.
+    ``next``: the last key of the page if more keys follow, else None.
+    ``metadata``, ``lost``: as in ``ReadResult``.
+    """
 
     keys: list[str]
     next: str | None
     items: dict[str, bytes]
     metadata: Clock
-    lost: Gaps = {}
+    lost: LostUpdates = {}
 
 
 class TransactionResult(msgspec.Struct, frozen=True):
-    """Answer to a transaction: encoded values read, keys that were absent, and the update issued, if any."""
+    """Result of a transaction.
+
+    ``values``: key -> encoded value, for the keys that were read and present. ``missing_keys``: those that were absent.
+    ``update``: the update that was issued; None if there was nothing to write.
+    ``metadata``, ``lost``: as in ``ReadResult``.
+    """
 
     values: dict[str, bytes]
     missing_keys: list[str]
     update: Update | None
     metadata: Clock
-    lost: Gaps = {}
+    lost: LostUpdates = {}
 
 
 class CausalStore:
-    """All versions, the exact clock, the pending queue and the log of one replica. Not thread-safe.
+    """The versions, exact clock, pending queue and log of one replica. Not thread-safe.
 
-    ``not_serving_reason``: why clients are not served now, None when they are; the replica sets it, every client
-    operation checks it in the same step in which it reads or writes.
+    The engine serves client requests from it, under one lock. Replication applies updates to it, under the same lock.
     """
 
     def __init__(self, replica_id: str, settings: StoreSettings | None = None) -> None:
         self.settings = settings or StoreSettings()
         self.replica_id = replica_id
+        """Id of this replica. Only this object issues dots with it."""
         self.not_serving_reason: str | None = None
+        """Why clients are not served (joining, removed); None if they are. Replication sets it. Every client operation
+        checks it in the same step in which it reads or writes, so no request slips in after a removal."""
         self.clock: Clock = {}
+        """Exact and causally closed: see the module's docstring."""
         self.delete_clock: Clock = {}
+        """Origin -> highest applied update that deleted or expired a version. The clock always covers it."""
         self.hybrid_clock = HybridClock()
         self.table = KeyTable()
+        """Key -> versions: exactly the effect of the updates that the clock contains, without expired versions."""
         self.pending = PendingQueue(self.settings.max_pending)
+        """Updates that wait for a part of their causal past. None of them is in the clock, the table or the log."""
         self.log = UpdateLog(self.settings.max_log_bytes, self.settings.log_segment_bytes)
+        """For each origin, the newest of the updates that the clock contains."""
         self.markers = Markers()
         self.clock_changes = 0
-        """How often the clock moved; lets others see cheaply whether anything happened."""
+        """Number of times that the clock changed. Others compare it to see cheaply whether anything was applied."""
         self.present_ids: Collection[str] = ()
-        """The ids of the members' present incarnations; the replica tells them by ``set_present_ids``."""
+        """Ids of the members' present incarnations, from the membership table."""
         self.retired_changes = 0
-        """How often clock entries of other ids moved: rarely."""
+        """Number of times that a clock entry of any other id changed, which is rare."""
         self.applied_count = 0
+        """Number of updates applied one by one. Updates that arrived in a snapshot do not count."""
         self.recent_updates: deque[AppliedUpdate] = deque(maxlen=MAX_RECENT_UPDATES)
-        """The updates applied last, for people to look at; those that came in a snapshot are not among them."""
+        """The updates applied most recently, the newest last, for the dashboard."""
         self._last_deps: dict[str, Clock] = {}
+        """Origin -> dependencies of its last applied update, for ``_share_deps``."""
         self._ids: dict[str, str] = {}
+        """Every replica id in a stored clock -> the one string object that all of them share."""
 
     def set_present_ids(self, present: Collection[str]) -> None:
-        """Take in which ids are the members' present incarnations."""
+        """Set which ids are the members' present incarnations."""
         self.present_ids = present
         self._last_deps = {origin: deps for origin, deps in self._last_deps.items() if origin in present}
 
     # -- admission -------------------------------------------------------------------------------------
 
     def is_causal(self, meta_clock: Mapping[str, int]) -> bool:
-        """Return whether every update that ``meta_clock`` names has been applied here."""
+        """Return whether this replica has applied every update that ``meta_clock`` contains."""
         return covers(self.clock, meta_clock)
 
     def admit(self, past: Mapping[str, int], now: Instant) -> None:
-        """Admit a client request with this causal past, and remove expired versions.
+        """Check that a client with this causal past may be served now, then remove expired versions.
 
-        Raises NotServing, or DependenciesMissing when part of ``past`` has not been applied here.
+        Raises ``NotServing`` while this replica does not serve clients, and ``DependenciesMissing`` if part of
+        ``past`` has not been applied here.
         """
         if self.not_serving_reason is not None:
             raise NotServing(self.not_serving_reason)
@@ -162,32 +195,40 @@ class CausalStore:
             self.expire(now)
 
     def expire(self, now: Instant) -> None:
-        """Take out what has expired. An expiry is the cause of an absence, so it enters the delete clock."""
+        """Remove the versions whose deadline has passed. Like a delete, an expiry enters the delete clock."""
         for version in self.table.expire(now.wall_us):
             merge_into(self.delete_clock, {version.origin: version.counter})
 
     # -- clients ---------------------------------------------------------------------------------------
 
     def get(self, key: str, past: Clock, now: Instant, *, all_siblings: bool = False) -> ReadResult:
-        """Read one key. ``all_siblings``: the answer is to show all versions, so its metadata covers all."""
+        """Read one key.
+
+        ``all_siblings``: the response will contain all versions, so its metadata must cover all of them.
+        Raises what ``admit`` raises.
+        """
         self.admit(past, now)
         versions = self.table.get(key)
-        shown = versions if all_siblings else versions[:1]
-        return ReadResult(versions, self._response_metadata(past, shown))
+        returned = versions if all_siblings else versions[:1]
+        return ReadResult(versions, self._response_metadata(past, returned))
 
     def put(self, change: Change, past: Clock, now: Instant) -> WriteResult:
-        """Write or delete one key. Raises PreconditionFailed, OutOfMemory, and what ``admit`` raises."""
+        """Write or delete one key.
+
+        Raises ``PreconditionFailed``, ``OutOfMemory``, and what ``admit`` raises.
+        """
+        # The same steps as in ``_issue_changes``, without its loops: nearly all writes concern one key.
         self.admit(past, now)
-        held = self.table.get(change.key)
+        current = self.table.get(change.key)
         if change.conditional:
-            self._check_condition(change, held, past)
-        if change.value is None and not held:
+            self._check_condition(change, current, past)
+        if change.value is None and not current:
             return WriteResult(existed=False, update=None, metadata=self._response_metadata(past, ()))
         if self.settings.max_memory_bytes:
-            self._check_memory({change.key: change}, {change.key: held})
-        deps = self.markers.simplify(self._join_pasts(past, held))
-        update = self._issue_update(deps, (_write(change, held, now),), now)
-        return WriteResult(bool(held), update, update.past)
+            self._check_memory({change.key: change}, {change.key: current})
+        deps = self.markers.simplify(self._join_pasts(past, current))
+        update = self._issue_update(deps, (_write(change, current, now),), now)
+        return WriteResult(bool(current), update, update.past)
 
     def list_keys(
         self,
@@ -199,10 +240,13 @@ class CausalStore:
         limit: int = 100,
         conflicts: bool = False,
     ) -> ListResult:
-        """List up to ``limit`` keys that start with ``prefix``, in code point order: one causal snapshot."""
+        """List up to ``limit`` keys that start with ``prefix`` and come after ``after``, in code point order.
+
+        ``conflicts``: only keys with several versions. The result is one causal snapshot. Raises what ``admit`` raises.
+        """
         self.admit(past, now)
-        found = (self.table.conflicting_keys if conflicts else self.table.keys)(prefix, after)
-        keys = list(islice(found, limit + 1))
+        matching = (self.table.conflicting_keys if conflicts else self.table.keys)(prefix, after)
+        keys = list(islice(matching, limit + 1))
         more = len(keys) > limit
         del keys[limit:]
         winners = [self.table.get(key)[0] for key in keys]
@@ -210,22 +254,28 @@ class CausalStore:
         return ListResult(keys, keys[-1] if more else None, items, self._response_metadata(past, winners))
 
     def transact(self, reads: Sequence[str], changes: Sequence[Change], past: Clock, now: Instant) -> TransactionResult:
-        """Read keys, then write keys, in one step and as one update."""
-        self.admit(past, now)
-        shown = {key: versions[0] for key in reads if (versions := self.table.get(key))}
-        update = self._issue_changes(changes, past, shown.values(), now)
-        metadata = update.past if update else self._response_metadata(past, shown.values())
-        values = {key: version.value for key, version in shown.items()}
-        return TransactionResult(values, [key for key in reads if key not in shown], update, metadata)
+        """Read the keys ``reads``, then apply ``changes`` as one update. All in one step: one causal snapshot.
 
-    def _response_metadata(self, past: Clock, shown: Iterable[Version]) -> Clock:
-        """Return what an answer tells: the client's past, the pasts of what it is shown, the delete clock."""
-        return self.markers.simplify(self._join_pasts(past, shown))
+        If one condition fails, nothing is written. Of several changes of the same key, only the last one is written.
+        Raises ``PreconditionFailed``, ``OutOfMemory``, and what ``admit`` raises.
+        """
+        self.admit(past, now)
+        winners = {key: versions[0] for key in reads if (versions := self.table.get(key))}
+        update = self._issue_changes(changes, past, winners.values(), now)
+        metadata = update.past if update else self._response_metadata(past, winners.values())
+        values = {key: version.value for key, version in winners.items()}
+        return TransactionResult(values, [key for key in reads if key not in winners], update, metadata)
+
+    def _response_metadata(self, past: Clock, returned: Iterable[Version]) -> Clock:
+        """Return the metadata of a response that contains the versions ``returned``."""
+        return self.markers.simplify(self._join_pasts(past, returned))
 
     def _join_pasts(self, past: Clock, versions: Iterable[Version]) -> Clock:
+        """Return the join of ``past``, the pasts of ``versions`` and the delete clock, as a new clock."""
         joined = dict(past)
         for version in versions:
-            if joined.get(version.origin, 0) < version.counter:  # Else all of the version's past is in it as well.
+            # Skip a version whose dot is covered: a causal past that contains a dot contains the past of that dot.
+            if joined.get(version.origin, 0) < version.counter:
                 merge_into(joined, version.deps)
                 joined[version.origin] = version.counter
         if self.delete_clock:
@@ -237,42 +287,56 @@ class CausalStore:
     def _issue_changes(
         self, changes: Sequence[Change], past: Clock, read: Iterable[Version], now: Instant
     ) -> Update | None:
-        """Issue one update for all ``changes``; None when they change nothing. Of a key named twice the last counts."""
-        wanted = {change.key: change for change in changes}
-        held = {key: self.table.get(key) for key in wanted}
+        """Issue one update for ``changes``. Return None if they change nothing.
+
+        ``read``: the versions that the same request has read; the update depends on them.
+        """
+        last_changes = {change.key: change for change in changes}
+        current = {key: self.table.get(key) for key in last_changes}
         for change in changes:
             if change.conditional:
-                self._check_condition(change, held[change.key], past)
-        effective = [change for key, change in wanted.items() if change.value is not None or held[key]]
-        writes = [_write(change, held[change.key], now) for change in effective]
+                self._check_condition(change, current[change.key], past)
+        # Deletes of absent keys change nothing and are left out.
+        effective = [change for key, change in last_changes.items() if change.value is not None or current[key]]
+        writes = [_write(change, current[change.key], now) for change in effective]
         if not writes:
             return None
         if self.settings.max_memory_bytes:
-            self._check_memory(wanted, held)
-        replaced = [version for versions in held.values() for version in versions]
+            self._check_memory(last_changes, current)
+        replaced = [version for versions in current.values() for version in versions]
         deps = self.markers.simplify(self._join_pasts(past, [*read, *replaced]))
         return self._issue_update(deps, tuple(writes), now)
 
     def _issue_update(self, deps: Clock, writes: tuple[Write, ...], now: Instant) -> Update:
-        """Issue an update. ``deps``: its past, a clock that nobody else has, from which the own entry is taken."""
+        """Take the next dot, and issue and apply an update with these writes.
+
+        ``deps``: the update's causal past. The caller must have the only reference to this clock: the entry of this
+        replica is removed from it. Nothing here may fail, because a dot without an update is a gap for ever.
+        """
         own = self.replica_id
+        # The own entry is implied: the past of update n of an origin contains the updates 1 to n-1 (store/versions.py).
         deps.pop(own, None)
         update = Update(own, self.clock.get(own, 0) + 1, self.hybrid_clock.stamp(now), deps, writes)
         self._apply(update, now)
         return update
 
     def _check_condition(self, change: Change, versions: Versions, past: Clock) -> None:
+        """Raise ``PreconditionFailed`` unless the key, which has ``versions`` now, meets the change's conditions."""
         etag = versions[0].etag if versions else None
         if not change.condition_holds(etag):
             raise PreconditionFailed(self._response_metadata(past, versions[:1]), etag)
 
-    def _check_memory(self, wanted: Mapping[str, Change], held: Mapping[str, Versions]) -> None:
-        """Refuse what would grow the data beyond the limit; what frees memory is always let through."""
+    def _check_memory(self, changes: Mapping[str, Change], current: Mapping[str, Versions]) -> None:
+        """Raise ``OutOfMemory`` if ``changes`` would grow the data beyond the limit.
+
+        Changes that free memory always pass, so that clients of a full replica can delete. Each new value replaces
+        all current versions of its key.
+        """
         limit = self.settings.max_memory_bytes
         growth = sum(
-            cost(key, ()) if change.value is None else cost(key, (_EMPTY_VERSION,)) + len(change.value)
-            for key, change in wanted.items()
-        ) - sum(cost(key, versions) for key, versions in held.items())
+            0 if change.value is None else cost(key, (_EMPTY_VERSION,)) + len(change.value)
+            for key, change in changes.items()
+        ) - sum(cost(key, versions) for key, versions in current.items())
         if growth > 0 and self.table.bytes + growth > limit:
             raise OutOfMemory(f"The data would take more than {limit} bytes (KV_MAX_MEMORY)")
 
@@ -280,12 +344,13 @@ class CausalStore:
         """Issue an update without writes whose past is the whole clock (store/markers.py)."""
         return self._issue_update(dict(self.clock), (), now)
 
-    # -- updates from elsewhere ------------------------------------------------------------------------
+    # -- updates from other replicas -------------------------------------------------------------------
 
     def receive(self, updates: Iterable[Update], now: Instant) -> int:
-        """Apply what may be applied, let the rest wait, pass over what is known; return how many were applied.
+        """Apply each update whose causal past is here. Add the others to the pending queue; ignore known ones.
 
-        Raises BadUpdate, before anything of that update was taken, for one that cannot be.
+        Returns how many updates were applied, pending ones that became applicable included. Raises ``BadUpdate`` for
+        an update that no correct replica issues; the updates before it in the list stay received.
         """
         before = self.applied_count
         for update in updates:
@@ -295,6 +360,7 @@ class CausalStore:
         return self.applied_count - before
 
     def _validate(self, update: Update) -> None:
+        """Raise ``BadUpdate`` for an update that is well-formed but contradicts the rules."""
         if update.origin == self.replica_id:
             raise BadUpdate(f"{update.dot} is mine and I never issued it")
         if update.origin in update.deps:
@@ -303,16 +369,20 @@ class CausalStore:
             raise BadUpdate(f"{update.dot} writes a key twice")
 
     def _deliver(self, update: Update, now: Instant) -> None:
-        """Apply ``update`` and all that it wakes, or let it wait under its first missing dot."""
+        """Apply ``update`` and all pending updates that it makes applicable, or add it to the pending queue."""
         if self._try_apply(update, now.mono_s, now) and self.pending:
+            # A list, not recursion: a chain of pending updates can be as long as the queue.
             ready = self.pending.take_waiting_for(update.dot)
             while ready:
-                woken, _, since_s = ready.pop()
-                if self._try_apply(woken, since_s, now):
-                    ready += self.pending.take_waiting_for(woken.dot)
+                next_update, _, since_s = ready.pop()
+                if self._try_apply(next_update, since_s, now):
+                    ready += self.pending.take_waiting_for(next_update.dot)
 
     def _try_apply(self, update: Update, since_s: float, now: Instant) -> bool:
-        """Apply ``update`` unless it is known; or let it wait, as it does since ``since_s``. Return whether it was."""
+        """Apply ``update`` if its causal past is here and it is new. Return whether it was applied.
+
+        Otherwise a new update goes to the pending queue. ``since_s``: when it first arrived (monotonic seconds).
+        """
         if self.clock.get(update.origin, 0) >= update.counter:
             return False
         waits_for = first_missing(self.clock, update)
@@ -324,7 +394,10 @@ class CausalStore:
         return True
 
     def _apply(self, update: Update, now: Instant) -> None:
-        """Make ``update`` visible: its writes and its dot in one step. Its past is covered."""
+        """Make ``update`` visible: all its writes and its dot in one step.
+
+        Requires that the clock covers the update's past and that the update is the next one of its origin.
+        """
         origin = self._intern(update.origin)
         deps = self._share_deps(origin, update.deps)
         table = self.table
@@ -332,6 +405,7 @@ class CausalStore:
             version = None if write.value is None else version_of(write, update, origin, deps)
             table.set(write.key, apply_write(table.get(write.key), write, version))
             if version is None:
+                # Counters of an origin only rise, so this is the highest deleting update of the origin.
                 self.delete_clock[origin] = update.counter
         if not update.writes:
             self.markers.add(Marker(origin, update.counter, deps))
@@ -344,9 +418,11 @@ class CausalStore:
         self.recent_updates.append((now.wall_us, origin, update.counter))
 
     def _share_deps(self, origin: str, deps: Clock) -> Clock:
-        """Return an equal clock that is already in memory where there is one: pasts repeat from update to update.
+        """Return a clock equal to ``deps`` that versions can share, to save memory.
 
-        The ids in it repeat even more; each message brings texts of its own, so one of each is kept.
+        Successive updates of an origin often have equal dependencies; then all their versions share one clock. The
+        ids in the clocks repeat even more often, but each message decodes to new strings. So equal ids share one
+        string, too.
         """
         last = self._last_deps.get(origin)
         if last == deps:
@@ -358,40 +434,46 @@ class CausalStore:
         return self._ids.setdefault(replica, replica)
 
     def simplify_delete_clock(self) -> None:
-        """Let markers stand for what they may stand for: every answer merges the delete clock, so it must not grow."""
+        """Replace entries of the delete clock by markers where possible: every response includes this clock."""
         self.delete_clock = self.markers.simplify(self.delete_clock)
 
     def drop_pending(self, dot: Dot) -> None:
-        """Forget a pending update: its cause is lost for good (replication/loss.py)."""
+        """Remove a pending update that can never be applied: a dependency is unrecoverable (replication/loss.py)."""
         self.pending.drop(dot)
 
     # -- snapshots -------------------------------------------------------------------------------------
 
     def snapshot(self, now: Instant) -> Snapshot:
-        """Return everything at this one moment; costs a pointer a key."""
+        """Return all data and the clock as of this moment. Cheap: copies one pointer for each key, not the values."""
         time = self.hybrid_clock.read(now)
         return Snapshot(time, dict(self.clock), dict(self.delete_clock), self.markers.all(), self.table.copy())
 
     def join(self, snapshot: Snapshot, now: Instant) -> None:
-        """Take over another replica's snapshot in one step; sound whatever has happened here meanwhile."""
+        """Merge another replica's snapshot into this store, in one step (store/snapshot.py).
+
+        The result is correct whatever this replica has applied before, or while it received the snapshot.
+        """
         self.table.replace(join_tables(self.table.copy(), self.clock, snapshot.table, snapshot.clock))
         merge_into(self.delete_clock, snapshot.delete_clock)
         for marker in snapshot.markers:
             self.markers.add(marker)
         for origin in missing(self.clock, snapshot.clock):
-            # What the log held of this origin would have a gap after it now.
+            # The clock entry jumps over updates that the log never gets, and the log must not have a gap.
             self.log.drop_origin(origin)
         merge_into(self.clock, snapshot.clock)
         self.hybrid_clock.observe(snapshot.timestamp, now)
         self.clock_changes += 1
         self.retired_changes += 1
-        for waiting in self.pending.take_all():
-            self._deliver(waiting.update, now)
+        # Any of the pending updates may have become applicable, or known.
+        for item in self.pending.take_all():
+            self._deliver(item.update, now)
 
 
-def _write(change: Change, held: Versions, now: Instant) -> Write:
+def _write(change: Change, current: Versions, now: Instant) -> Write:
+    """Return the write for ``change`` of a key that has the versions ``current``: it replaces all of them."""
     expires = None if change.ttl_us is None else now.wall_us + change.ttl_us
-    return Write(change.key, change.value, tuple([version.dot for version in held]), expires)
+    return Write(change.key, change.value, tuple([version.dot for version in current]), expires)
 
 
 _EMPTY_VERSION = Version(b"", "-", 1, 0, {})
+"""Stands for a version without a value where memory is estimated."""

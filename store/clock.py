@@ -1,19 +1,24 @@
-"""Vector clocks, dots and hybrid time: the vocabulary of causality.
+"""Dots, vector clocks and hybrid time.
 
 Theory of operation
 -------------------
-A *dot* ``(replica id, counter)`` names one update. A *vector clock* maps a replica id to the highest
-counter seen **without gaps**: ``{"a": 3}`` stands for the dots (a,1), (a,2) and (a,3). Because updates of
-one origin are applied in order, a clock is an exact description of a set of updates, and comparing two
-sets costs one pass over the smaller description.
+A *dot* ``(replica id, counter)`` names one update. A *vector clock* maps each replica id to the highest counter
+applied **without gaps**: ``{"a": 3}`` stands for the dots (a,1), (a,2) and (a,3). A replica applies the updates of
+one origin in order, so a clock describes a set of updates exactly, and it takes one pass over clock ``b`` to decide
+whether clock ``a`` covers it.
 
-Clocks are plain dictionaries. The rules that make that safe:
+Clocks are plain dictionaries. Two rules make that safe:
 
-* an absent entry means 0, and no clock holds an entry of 0;
-* a clock is never changed after it was handed to somebody else; ``join`` returns a new one.
+* An absent entry means 0. No clock stores an entry of 0.
+* A clock is never changed after other code has a reference to it. ``join`` returns a new clock. ``merge_into``
+  changes its first argument, so only the function that created that clock may call it.
 
-Sources: Lamport, CACM 1978; Fidge 1988 and Mattern 1989 (vector clocks); Preguiça et al. 2010 and Almeida
-et al. 2014 (dots); Kulkarni et al., OPODIS 2014 (hybrid logical clocks).
+A wall clock cannot order updates: the clocks of two machines differ, and a machine can set its clock back. Hybrid
+time keeps close to the wall clock and still gives every update a higher timestamp than the updates in its causal
+past. See ``HybridClock``.
+
+Sources: Lamport, CACM 1978 (happened-before); Fidge 1988 and Mattern 1989 (vector clocks); Preguiça et al. 2010 and
+Almeida et al. 2014 (dots); Kulkarni et al., OPODIS 2014 (hybrid logical clocks).
 """
 
 from __future__ import annotations
@@ -23,26 +28,29 @@ from collections.abc import Mapping
 import msgspec
 
 Clock = dict[str, int]
-"""Replica id -> highest counter seen without gaps; an absent entry means 0."""
+"""Replica id -> highest counter applied without gaps. An absent entry means 0."""
 
 Dot = tuple[str, int]
-"""One update: (replica id, counter); counters of an id start at 1."""
+"""The name of one update: (replica id, counter). The counters of a replica id start at 1."""
+
+Gaps = dict[str, tuple[int, int]]
+"""What a clock lacks: replica id -> (counter that is here, counter that is needed). The first is the lower one."""
 
 MAX_COUNTER = 2**53
-"""Counters stay below this, so that every JSON reader keeps them exact (RFC 8259, section 6)."""
+"""Counters stay below this limit, because a JSON reader may store numbers as doubles (RFC 8259, section 6)."""
 
 INCARNATION_RANDOM_BITS = 21
-"""Low bits of an incarnation that are random; the others are the start time in milliseconds."""
+"""An incarnation has this many random low bits. Its high bits are the start time in milliseconds."""
 
 MAX_INCARNATION = 2**63 - 1
-"""No incarnation is above this: 42 bits of milliseconds (until the year 2109) and the random bits."""
+"""The highest incarnation: 42 bits of milliseconds (enough until the year 2109), then the random bits."""
 
 
 class Instant(msgspec.Struct, frozen=True, gc=False):
-    """One reading of the clocks, handed in by the shell: the protocol has no clock of its own.
+    """One reading of the machine's clocks. The caller passes it in, because pure modules read no clock.
 
-    ``mono_s``: seconds of a clock that never goes back (ages, timeouts).
-    ``wall_us``: microseconds since 1970 as this machine believes (order of concurrent writes, expiry).
+    ``mono_s``: seconds on a clock that never goes back. Used for ages and timeouts.
+    ``wall_us``: microseconds since 1970 on this machine's wall clock. Used for hybrid time and expiry.
     """
 
     mono_s: float
@@ -50,17 +58,17 @@ class Instant(msgspec.Struct, frozen=True, gc=False):
 
 
 def replica_id(address: str, incarnation: int) -> str:
-    """Return the id of one process: its address and its incarnation, the latter as 16 hex digits."""
+    """Return the id of one process: its address, ``@``, and its incarnation as 16 hex digits."""
     return f"{address}@{incarnation:016x}"
 
 
 def address_of(replica: str) -> str:
-    """Return the ``host:port`` part of a replica id; an id without ``@`` is returned whole."""
+    """Return the ``host:port`` part of a replica id. Return an id without ``@`` unchanged."""
     return replica.rpartition("@")[0] or replica
 
 
 def incarnation_of(replica: str) -> int:
-    """Return the incarnation of a replica id; 0 where the text is not one of ours (clients may send any)."""
+    """Return the incarnation in a replica id, or 0 if there is none: clients may send any text as a replica id."""
     digits = replica.rpartition("@")[2]
     try:
         return int(digits, 16) if len(digits) == 16 else 0
@@ -69,15 +77,15 @@ def incarnation_of(replica: str) -> int:
 
 
 def covers(clock: Mapping[str, int], past: Mapping[str, int]) -> bool:
-    """Return whether ``clock`` has seen every update that ``past`` names."""
+    """Return whether ``clock`` contains every update that ``past`` names."""
     for replica, counter in past.items():
         if clock.get(replica, 0) < counter:
             return False
     return True
 
 
-def missing(clock: Mapping[str, int], past: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """Return replica id -> (counter that ``clock`` has, counter that ``past`` needs) where it has too little."""
+def missing(clock: Mapping[str, int], past: Mapping[str, int]) -> Gaps:
+    """Return what ``clock`` lacks of ``past``; empty if it covers ``past``."""
     return {
         replica: (clock.get(replica, 0), counter)
         for replica, counter in past.items()
@@ -91,27 +99,31 @@ def count_missing(clock: Mapping[str, int], past: Mapping[str, int]) -> int:
 
 
 def join(left: Mapping[str, int], right: Mapping[str, int]) -> Clock:
-    """Return the least clock that covers both: the entry-wise maximum, as a new dictionary."""
+    """Return the least clock that covers both: for each replica id the higher counter. The result is a new clock."""
     joined = dict(left)
     merge_into(joined, right)
     return joined
 
 
 def merge_into(clock: Clock, other: Mapping[str, int]) -> None:
-    """Raise the entries of ``clock``, which the caller still owns alone, to those of ``other``."""
+    """Raise each entry of ``clock`` to that of ``other``. Only the caller may have a reference to ``clock``."""
     for replica, counter in other.items():
         if clock.get(replica, 0) < counter:
             clock[replica] = counter
 
 
 class HybridClock:
-    """Timestamps that follow causality even where wall clocks do not.
+    """Timestamps that respect causality even if wall clocks are wrong.
 
-    The time is the wall clock plus the largest *lead* over it seen so far. A replica whose wall clock is
-    wrong pushes the others' lead up once and they all go on flowing at the pace of real time; nothing has to
-    wait. The time orders concurrent versions and nothing else.
+    Hybrid time is the wall clock plus a *lead*, the largest one needed so far. If one replica's wall clock is fast,
+    the other replicas raise their lead once. Then hybrid time advances everywhere at the rate of real time, and no
+    replica has to wait. Hybrid time decides which of several concurrent writes wins. Whether an update may be applied
+    is decided by clocks alone, so a wrong wall clock never breaks causal order.
 
-    Source: Kulkarni et al., OPODIS 2014, with the counter folded into the microseconds.
+    ``lead_us``: how far hybrid time is ahead of the wall clock, microseconds. It never decreases.
+    ``_last``: the highest time that was returned or observed. Every new timestamp is above it.
+
+    Source: Kulkarni et al., OPODIS 2014. The paper's logical counter is part of the microseconds here.
     """
 
     __slots__ = ("_last", "lead_us")
@@ -121,25 +133,25 @@ class HybridClock:
         self._last = 0
 
     def read(self, now: Instant) -> int:
-        """Return the hybrid time at ``now`` in microseconds, never below one returned before."""
+        """Return the hybrid time at ``now`` in microseconds, never below an earlier result."""
         time = now.wall_us + self.lead_us
-        if time < self._last:  # The wall clock went back: keep flowing from where time was.
+        if time < self._last:  # The wall clock was set back: raise the lead by as much.
             self.lead_us = self._last - now.wall_us
             time = self._last
         self._last = time
         return time
 
     def stamp(self, now: Instant) -> int:
-        """Return a timestamp above every one returned or observed before, for one new update."""
+        """Return a timestamp for a new update: above every timestamp returned or observed before."""
         time = now.wall_us + self.lead_us
-        if time <= self._last:  # Also where the wall clock went back: keep flowing from where time was.
+        if time <= self._last:  # A second update in the same microsecond, or the wall clock was set back.
             time = self._last + 1
             self.lead_us = time - now.wall_us
         self._last = time
         return time
 
     def observe(self, timestamp: int, now: Instant) -> None:
-        """Take in a timestamp of another replica: what is issued from now on is above it."""
+        """Take account of another replica's timestamp: later results of ``stamp`` are above it."""
         if timestamp > self._last and timestamp > self.read(now):
             self.lead_us = timestamp - now.wall_us
             self._last = timestamp

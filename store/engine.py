@@ -21,7 +21,7 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from msgspec import structs
 
-from store.causal import CausalStore, Gaps, ListResult, ReadResult, TransactionResult, WriteResult
+from store.causal import CausalStore, ListResult, LostUpdates, ReadResult, TransactionResult, WriteResult
 from store.clock import Clock, Dot, Instant
 from store.errors import DependenciesMissing, TooManyAckWaits, TooManyDeferred, TooManyWatchers
 from store.hold_time import HELD
@@ -78,7 +78,7 @@ class Replication(Protocol):
     def ask_again(self, past: Clock) -> int:
         """The same for a request that may not wait: the token dates the first time that this was asked for."""
 
-    def unrecoverable(self, past: Clock, token: int) -> Gaps:
+    def unrecoverable(self, past: Clock, token: int) -> LostUpdates:
         """Return what of ``past`` no replica has any more, as known from answers younger than ``token``."""
 
     def acks(self, dot: Dot) -> int:
@@ -100,7 +100,7 @@ class LoneReplica:
     def ask_again(self, past: Clock) -> int:
         return 0
 
-    def unrecoverable(self, past: Clock, token: int) -> Gaps:
+    def unrecoverable(self, past: Clock, token: int) -> LostUpdates:
         return {}
 
     def acks(self, dot: Dot) -> int:
@@ -288,7 +288,7 @@ class Engine:
     def _serve_later(self, operation: Callable[[Clock, Instant], Answer], past: Clock, timeout_s: float) -> Answer:
         """Serve when the causal past has arrived or the rest of it is unrecoverable; else raise DependenciesMissing."""
         deadline = time.monotonic() + timeout_s
-        lost: Gaps = {}
+        lost: LostUpdates = {}
         token = self.dependencies.ask(past) if timeout_s > 0 else self.dependencies.ask_again(past)
         while True:
             gone = self.dependencies.unrecoverable(past, token)
@@ -390,7 +390,7 @@ class Engine:
             }
 
 
-def _reduced(past: Clock, lost: Gaps) -> Clock:
+def _reduced(past: Clock, lost: LostUpdates) -> Clock:
     """Return ``past`` without what is lost: of each origin up to the last update before it."""
     if not lost:
         return past

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from store.causal import CausalStore, Gaps
+from store.causal import CausalStore, LostUpdates
 from store.clock import Clock, Dot, Instant
 from store.engine import Engine, WriteConcern
 from store.errors import (
@@ -41,7 +41,7 @@ class Peers:
     written: list[Update] = field(default_factory=list)
     asked: list[Clock] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    gone: Gaps = field(default_factory=dict)
+    gone: LostUpdates = field(default_factory=dict)
     acked: int = 1
     members: int = 3
 
@@ -56,7 +56,7 @@ class Peers:
 
     ask_again = ask
 
-    def unrecoverable(self, past: Clock, token: int) -> Gaps:
+    def unrecoverable(self, past: Clock, token: int) -> LostUpdates:
         self._check_lock()
         self.tokens.append(token)
         return {id_: gap for id_, gap in self.gone.items() if past.get(id_, 0) >= gap[0]}

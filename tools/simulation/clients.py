@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from replication.replica import Replica
-from store.causal import Gaps
+from store.causal import LostUpdates
 from store.clock import Clock, Dot, join
 from store.errors import DependenciesMissing, NotServing
 from store.versions import Change, Update, Versions
@@ -73,7 +73,7 @@ class Clients:
         self.budget = budget
         self.history: list[Operation] = []
         self.acknowledged: dict[Dot, None] = {}
-        self.lost: Gaps = {}
+        self.lost: LostUpdates = {}
         self._keys = [f"k{number}" for number in range(habits.keys)]
         self._addresses = list(world.hosts)
         self._value = 0
@@ -194,7 +194,7 @@ class Clients:
         store = replica.store
         return store.not_serving_reason is not None or store.is_causal(past) or bool(replica.unrecoverable(past, token))
 
-    def drop_lost(self, client: Client, teller: Replica, lost: Gaps) -> None:
+    def drop_lost(self, client: Client, teller: Replica, lost: LostUpdates) -> None:
         """Let ``client`` go on without what ``teller`` says is lost."""
         self.oracle.told_lost(teller, lost)
         for replica, (first, last) in lost.items():

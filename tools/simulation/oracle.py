@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from replication.replica import Replica
-from store.causal import Gaps
+from store.causal import LostUpdates
 from store.clock import Clock, Dot, incarnation_of
 from store.versions import Update
 from tools.simulation.world import Host, World
@@ -46,7 +46,7 @@ class Oracle:
             if not any(address in other.replica.membership.left() for other in others if other.replica):
                 del self.world.removed[address]
 
-    def told_lost(self, teller: Replica, lost: Gaps) -> None:
+    def told_lost(self, teller: Replica, lost: LostUpdates) -> None:
         """Note that a client is told so: no member, down or cut off, may have any of it."""
         for origin, (first, _) in lost.items():
             for host in self.world.live():
