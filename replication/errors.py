@@ -7,8 +7,8 @@ ReplicationError
 │   └── NotTrusted       one side does not accept the other as a member of its cluster
 └── DuplicateAddress     another live process uses this replica's address: this process has to stop
 
-After any of them this replica's state is as before the call. After ``Unreachable`` the peer may nevertheless have
-applied the message; after its two subclasses it has not.
+The call that raises one of them changes nothing at this replica. After ``Unreachable`` the peer may have applied the
+message all the same; after ``MessageRejected`` it has not.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class ReplicationError(Exception):
 
 
 class BadMessage(ReplicationError):
-    """A message that a correct replica cannot have sent. Nothing of it was applied."""
+    """A message, or a chunk of its updates, that a correct replica cannot have sent. It is not applied."""
 
 
 class Unreachable(ReplicationError):
-    """An exchange with a peer failed. The peer may or may not have received the message."""
+    """An exchange with a peer failed: it did not answer in time, or not as a replica does."""
 
 
 class MessageRejected(Unreachable):

@@ -12,7 +12,7 @@ kind            subject         meaning
 ``snapshot``    sender's id     The replica joined a snapshot: it was too far behind for the log. Detail: keys.
 ``added``       address         PUT /view at this replica added the address to the membership table.
 ``removed``     address         DELETE /view or the shutdown of this replica removed the address.
-``alias``       address         The replica at this address has another own address, which replaced this one.
+``alias``       address         PUT /view had named an alias. The own address of that replica has replaced it.
 ``joined``      address         A peer's table brought a member or its new incarnation. Detail: the incarnation.
 ``left``        address         A peer's table removed the address. Detail: the incarnation.
 ``superseded``  previous id     A new incarnation sends messages under the address of a peer. Detail: its id.

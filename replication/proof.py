@@ -15,9 +15,9 @@ Three fields make a recorded request useless:
   useless at another replica, and at the same one after a restart, which forgets the nonces. A request that only reads
   may leave the receiver open (``-``); this is how a sender learns the id.
 
-A wrong clock, even by hours, does not exclude a replica. A request that is rejected for its time, or because the
-receiver has a new incarnation, still proves the secret. So the rejection is a response with proof, which contains the
-receiver's id and time; the sender uses both from then on. A stranger's MAC is wrong; its rejection carries no proof.
+A clock that is wrong, even by hours, does not exclude a replica. A request that is rejected for its time, or because
+the receiver has a new incarnation, still proves the secret. So the rejection is a response with proof, which contains
+the receiver's id and time; the sender uses both from then on. A request with a wrong MAC is rejected without proof.
 
 The proof does not encrypt: TLS does that.
 """
@@ -140,8 +140,8 @@ class ProofVerifier:
         self._window_us = round(window_s * 1_000_000)
         self._max_nonces = max_nonces
         # A nonce has to be remembered for two windows: its time may be one window ahead, and is accepted until it is
-        # one window behind. Each generation collects nonces for at least two windows; then the next one starts and the
-        # previous one is dropped.
+        # one window behind. So two generations are kept. After at least two windows a new one starts and replaces the
+        # older of the two.
         self._recent_nonces: set[str] = set()
         self._older_nonces: set[str] = set()
         self._rotated_us = 0

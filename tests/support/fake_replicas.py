@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 PORTS = iter(range(24100, 24999))
+"""Below the range of ports that the kernel assigns, so that a free port stays free."""
 
 
 @dataclass
@@ -155,9 +156,9 @@ def fake_replicas(count: int) -> Iterator[list[FakeReplica]]:
     """Run ``count`` fake replicas, each listening at a port of 127.0.0.1."""
     fakes, servers = [], []
     for _ in range(count):
-        fake = FakeReplica(free_port())
-        handler = type("BoundHandler", (Handler,), {"replica": fake})
-        server = QuietServer(("127.0.0.1", fake.port), handler)
+        server = QuietServer(("127.0.0.1", 0), Handler)
+        fake = FakeReplica(server.server_port)
+        server.RequestHandlerClass = type("BoundHandler", (Handler,), {"replica": fake})
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         fakes.append(fake)
         servers.append(server)
