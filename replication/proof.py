@@ -91,7 +91,7 @@ def parse_request_proof(header: str) -> RequestProof | None:
     return RequestProof(receiver, int(time_us), nonce, digest, mac)
 
 
-def has_valid_mac(key: bytes, proof: RequestProof, method: str, target: str) -> bool:
+def _has_valid_mac(key: bytes, proof: RequestProof, method: str, target: str) -> bool:
     """Return whether ``proof`` was made with ``key`` for this request. Takes constant time."""
     fields = (method, target, proof.receiver, str(proof.time_us), proof.nonce, proof.digest)
     return hmac.compare_digest(_mac(key, "request", fields), proof.mac)
@@ -155,7 +155,7 @@ class ProofVerifier:
         if proof is None:
             return ProofCheck("the proof is malformed or not of version 1")
         for key in self._keys:
-            if has_valid_mac(key, proof, method, target):
+            if _has_valid_mac(key, proof, method, target):
                 return ProofCheck(self._reject_replay(proof, method, own_id, now_us), proof.nonce, proof.digest, key)
         return ProofCheck("the proof was made with another KV_CLUSTER_SECRET or for another request")
 
