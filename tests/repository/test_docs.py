@@ -1,4 +1,4 @@
-"""What the documentation says of itself and of the code can be checked: links, settings, metrics, commands."""
+"""Checks of the documentation: every link, path, name, setting, metric and command in it exists."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Final
 from urllib.parse import unquote
 
+import msgspec
 import pytest
 import yaml
 from django.core.management import get_commands
@@ -15,6 +17,7 @@ from django.core.management import get_commands
 from kvsite.config import SETTINGS
 from kvsite.schema import document
 from replication.api import metrics
+from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
 from store.settings import RequestLimits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +42,7 @@ def prose(page: Path) -> str:
 
 
 def links(page: Path) -> list[str]:
-    """Return where a page leads to."""
+    """Return the targets of all links and images of a page."""
     text = re.sub(r"`[^`\n]*`", lambda code: code[0] if "](" in code[0] else "", prose(page))
     return [*LINK.findall(text), *REFERENCE.findall(text), *ATTRIBUTE.findall(text)]
 
@@ -58,7 +61,7 @@ def anchors(page: Path) -> frozenset[str]:
 
 
 @EACH_PAGE
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     broken = []
     for link in links(page):
         if re.match(r"[a-z]+:", link):
@@ -73,14 +76,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def test_links_are_found_at_all() -> None:
-    """Else the test above would be glad of everything."""
+    """Otherwise the test above would pass for any page."""
     assert sum(len(links(page)) for page in PAGES) > 100
     assert {"docs/operations.md", "docs/limits.md", "docs/memory.md", "README.md"} <= set(NAMES)
 
 
 @EACH_PAGE
 def test_every_setting_that_a_page_names_exists(page: Path) -> None:
-    """That each one that exists is documented in docs/settings.md, tests/kvsite/test_config.py sees to."""
+    """tests/kvsite/test_config.py checks the other direction: docs/settings.md has every setting."""
     named = set(re.findall(r"\bKV_[A-Z_]*[A-Z]\b", page.read_text("utf-8")))
     assert named - {setting.variable for setting in SETTINGS} == set()
 
@@ -96,12 +99,12 @@ def test_every_metric_that_a_page_names_exists(page: Path) -> None:
 
 
 def test_every_metric_is_documented() -> None:
-    told = (ROOT / "docs" / "api.md").read_text("utf-8")
-    assert {name for name in METRICS if name not in told} == set()
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    assert {name for name in METRICS if name not in page} == set()
 
 
 def test_every_parameter_of_the_api_is_documented() -> None:
-    """In docs/api.md as `name=…`, or as `name` alone."""
+    """docs/api.md names each query parameter as `name=…` or `name`."""
     named = set(re.findall(r"[`?&]([a-z-]+)[=`]", (ROOT / "docs" / "api.md").read_text("utf-8")))
     parameters = [
         parameter["name"]
@@ -121,7 +124,7 @@ def test_every_command_that_a_page_names_exists(page: Path) -> None:
 
 
 def test_every_target_of_make_that_a_page_names_exists() -> None:
-    """As `make NAME` in code; what is only written about is prose."""
+    """A target is `make NAME` in code."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     for page in PAGES:
         named = set(re.findall(r"(?:`|^\$ |^)make ([a-z]+)", page.read_text("utf-8"), re.MULTILINE))
@@ -129,7 +132,7 @@ def test_every_target_of_make_that_a_page_names_exists() -> None:
 
 
 @EACH_PAGE
-def test_every_block_of_yaml_is_one(page: Path) -> None:
+def test_every_block_of_yaml_is_valid(page: Path) -> None:
     for block in re.findall(r"^```ya?ml\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
         assert [*yaml.safe_load_all(block)] != []
 
@@ -137,3 +140,165 @@ def test_every_block_of_yaml_is_one(page: Path) -> None:
 def test_no_page_is_left_out_of_the_readme() -> None:
     readme = set(links(ROOT / "README.md"))
     assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= readme
+
+
+# -- paths and names in code spans -----------------------------------------------------------------------------------
+
+TOP: Final = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+CODE: Final = re.compile(r"`([^`\n]+)`")
+PATH: Final = re.compile(rf"(?:{'|'.join(TOP)})/[\w./*-]*|[\w-]+\.(?:py|md|toml|yaml)|Makefile|Dockerfile")
+MODULE: Final = re.compile(r"\b(?:store|replication|kvsite|tools)(?:\.[a-z_]+)+")
+GENERATED: Final = {"import.py", "causeway.env"}
+"""Names in examples: files that the reader creates."""
+
+
+def code_spans(page: Path) -> list[str]:
+    """Return the text of all code spans in the prose of a page."""
+    return CODE.findall(prose(page))
+
+
+@EACH_PAGE
+def test_every_path_in_a_code_span_exists(page: Path) -> None:
+    """A path is relative to the repository or to the page; a bare file name may be anywhere in the repository."""
+    missing = []
+    for span in code_spans(page):
+        path = span.strip()
+        if not PATH.fullmatch(path) or path in GENERATED:
+            continue
+        found = [*ROOT.glob(path)] or (page.parent / path).exists() or ("/" not in path and [*ROOT.rglob(path)])
+        if not found:
+            missing.append(path)
+    assert missing == []
+
+
+@EACH_PAGE
+def test_every_module_in_code_exists(page: Path) -> None:
+    """In code spans and code blocks. The last name may be a class or function of the module before it."""
+    code = "\n".join([*code_spans(page), *(block[0] for block in FENCED.finditer(page.read_text("utf-8")))])
+    missing = set()
+    for name in set(MODULE.findall(code)):
+        path = ROOT / name.replace(".", "/")
+        parents = (path, path.parent)
+        if not any(each.is_dir() or each.with_suffix(".py").exists() for each in parents if each != ROOT):
+            missing.add(name)
+    assert missing == set()
+
+
+SOURCE_PAGES: Final = [
+    ROOT / "ARCHITECTURE.md",
+    ROOT / "docs" / "protocol.md",
+    *sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md")),
+]
+NAME: Final = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*)(?:\(.*\))?")
+
+
+@cache
+def source_words() -> frozenset[str]:
+    """Return every word in the Python code and the settings of the repository."""
+    words: set[str] = set()
+    for top in TOP:
+        for path in (ROOT / top).rglob("*.py"):
+            words |= set(re.findall(r"\w+", path.read_text("utf-8")))
+    return frozenset(words | set(re.findall(r"\w+", (ROOT / "pyproject.toml").read_text("utf-8"))))
+
+
+@pytest.mark.parametrize("page", SOURCE_PAGES, ids=lambda page: page.name)
+def test_every_identifier_of_a_page_about_the_code_exists(page: Path) -> None:
+    """An identifier is a code span with an underscore or an inner capital, such as `due_at` or `PeerProgress`."""
+    missing = set()
+    for span in code_spans(page):
+        match = NAME.fullmatch(span.strip())
+        if match and re.search(r"_|[a-z][A-Z]", match[1]) and match[1] not in source_words():
+            missing.add(span)
+    assert missing == set()
+
+
+# -- the contract ----------------------------------------------------------------------------------------------------
+
+CONTRACT: Final = ROOT / "docs" / "contract.md"
+CITATION: Final = re.compile(r"contract(?:\.md)?[`)\]]*,? +(?:sections? +)?((?:P?\d+(?:\.\d+)?(?:,| to| and)? *)+)")
+
+
+def contract_sections() -> set[str]:
+    """Return the numbers of the contract's sections and guarantees: 2, 2.1, P1."""
+    text = CONTRACT.read_text("utf-8")
+    numbers = re.findall(r"^##+ (\d+(?:\.\d+)?)\.? ", text, re.MULTILINE)
+    return {*numbers, *re.findall(r"^- \*\*(P\d+) ", text, re.MULTILINE)}
+
+
+def test_every_citation_of_the_contract_names_a_section() -> None:
+    sections = contract_sections()
+    assert {"1", "2.1", "2.8", "5", "P1", "P7"} <= sections
+    wrong, citations = [], 0
+    suffixes = {".py", ".md", ".txt", ".toml", ".yaml", ".html"}
+    for path in (path for top in TOP for path in (ROOT / top).rglob("*") if path.suffix in suffixes):
+        text = re.sub(r"\s*\n\s*(?:# )?", " ", path.read_text("utf-8"))
+        for cited in CITATION.findall(text):
+            citations += 1
+            wrong += [
+                f"{path.relative_to(ROOT)}: {n}" for n in re.findall(r"P?\d+(?:\.\d+)?", cited) if n not in sections
+            ]
+    assert wrong == []
+    assert citations > 5
+
+
+@EACH_PAGE
+def test_pages_cite_documents_of_this_repository_only(page: Path) -> None:
+    assert re.findall(r"\bSPEC\b|\bDESIGN\b|\.\./shared", page.read_text("utf-8")) == []
+
+
+# -- glossary and decisions ------------------------------------------------------------------------------------------
+
+TERMS: Final = """
+membership table; event log; retired clock entries; superseded; ended; duplicate address; `Replication` port;
+dependencies; gap; unrecoverable; loss query; rate limiter; fast path; signal pruning; denied response; hold time;
+version; wait; peer client; endpoints; peer thread; context; possible holders; undiscovered; orphaned pending update;
+not yet notified; index; checker; cycle; shrink; final state; baseline; ablation; dot; vector clock; sibling; causal
+past; covers; concurrent; hybrid logical clock; incarnation; update; pending; deferred; log; delta; snapshot;
+broadcast; anti-entropy; view; alive; suspect; down; left; write concern; acks; marker; exchange; heartbeat; digest;
+seed; alias; report; relay; pacing; replica id; origin; counter; winner; delete clock; gate; engine; node; peer
+progress; acknowledged clock; member; stamp; proof; causal metadata; mutant; oracle; scenario
+"""
+"""Terms that code, JSON, logs and pages use. A new term is added here and to the glossary."""
+
+REPLACED: Final = re.compile(
+    r"\b(register|namesakes?|hearsay|bringers?|stranded|unaware|judging|rest_digest|seldom|talker|endings)\b",
+    re.IGNORECASE,
+)
+"""Words that a term of the glossary has replaced."""
+
+
+def test_the_glossary_defines_every_term_once() -> None:
+    rows = re.findall(r"^\| (\*\*.+?) \|", (ROOT / "docs" / "glossary.md").read_text("utf-8"), re.MULTILINE)
+    defined = [term for row in rows for term in re.findall(r"\*\*(.+?)\*\*", row)]
+    assert [term for term, count in Counter(defined).items() if count > 1] == []
+    assert {term.strip() for term in TERMS.replace("\n", " ").split(";")} - set(defined) == set()
+
+
+@EACH_PAGE
+def test_no_page_uses_a_word_that_a_term_has_replaced(page: Path) -> None:
+    assert REPLACED.findall(page.read_text("utf-8")) == []
+
+
+def test_decisions_are_numbered_and_have_the_same_parts() -> None:
+    directory = ROOT / "docs" / "decisions"
+    records = sorted(directory.glob("[0-9]*.md"))
+    assert [int(path.name[:4]) for path in records] == [*range(1, len(records) + 1)]
+    assert {path.name for path in records} <= set(links(directory / "README.md"))
+    for number, path in enumerate(records, start=1):
+        text = path.read_text("utf-8")
+        assert text.startswith(f"# {number}. "), path
+        assert re.findall(r"^\*\*Status:\*\* |^## (\w+)$", text, re.MULTILINE) == [
+            "",
+            "Context",
+            "Decision",
+            "Consequences",
+        ], path
+        assert len(text.splitlines()) <= 60, path
+
+
+def test_the_protocol_page_names_every_field_of_every_message() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+    for message in (Exchange, SnapshotRequest, SnapshotPiece):
+        fields = {field.encode_name for field in msgspec.structs.fields(message)}
+        assert {field for field in fields if f"`{field}`" not in page} == set()
