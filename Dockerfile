@@ -1,4 +1,5 @@
-# One replica. Its configuration is the environment: docs/settings.md. How to run, secure and prove it: docs/container.md.
+# One replica. Environment variables configure it: docs/settings.md. How to run, secure and test the image:
+# docs/container.md.
 #
 #   docker build -t causeway .
 #   docker run --rm --init -p 8090:8090 causeway
@@ -8,8 +9,8 @@ ARG PYTHON=docker.io/library/python:3.12-slim
 FROM ${PYTHON} AS build
 WORKDIR /app
 COPY requirements.txt ./
-# Wheels only, each checked against the lock: nothing that is downloaded runs here. Without pip in it, the environment
-# cannot change later. The two secrets are optional: a pip.conf and a CA, where packages come from a registry of one's own.
+# Only wheels, each with a locked hash: the build runs no downloaded code. The environment contains no pip, so nothing
+# can be installed into it later. The two secrets are optional: a pip.conf and a CA, for a private package registry.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem \
     python -m venv --without-pip /venv \
  && python -m pip --python /venv/bin/python install --no-cache-dir --no-compile --disable-pip-version-check \
@@ -18,8 +19,9 @@ COPY LICENSE manage.py ./
 COPY store store
 COPY replication replication
 COPY kvsite kvsite
-# Compiled here, for at run time nothing may be written; and to be taken without a look at the sources, because their times,
-# by which Python tells otherwise, do not survive every copy: a start, and every health check, would compile all it imports.
+# Compile here, because the running container cannot write files. The compiled files must be used without a comparison
+# with the sources: Python compares modification times, which not every copy keeps. Otherwise every start and every
+# health check would compile everything that it imports.
 RUN /venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /venv/lib store replication kvsite
 
 FROM ${PYTHON}
@@ -32,12 +34,13 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
 WORKDIR /app
 COPY --from=build /venv /venv
 COPY --from=build /app /app
-# A number needs no account, and Kubernetes can tell from it that it is not root. Everything belongs to root: it only reads.
+# A numeric user needs no account, and lets Kubernetes verify that it is not root. Root owns all files, so that the replica
+# can only read them.
 USER 10001:10001
 EXPOSE 8090
-# Ready: in the view and caught up. A replica that joins is "starting", one that was removed "unhealthy".
+# Healthy means ready: in the view and caught up. A joining replica is "starting", a removed one "unhealthy".
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-m", "kvsite.healthcheck"]
-# Exec form: SIGTERM reaches the replica itself, which hands over what only it has (10 s at most) and exits.
+# Exec form, so that SIGTERM reaches the replica itself. It sends its unsent updates to a peer (10 s at most) and exits.
 STOPSIGNAL SIGTERM
 CMD ["python", "manage.py", "run_replica"]

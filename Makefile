@@ -12,8 +12,6 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 	>/dev/null 2>&1 && { command -v $$p; break; }; done)
 BIN := .venv/bin
-REPLICAS ?= 3
-BASE_PORT ?= 8090
 MINUTES ?= 10
 # What network namespaces need, as program:package (see `system`).
 NETNS := ip:iproute2 iptables:iptables unshare:util-linux mount:mount
@@ -46,7 +44,7 @@ PIP_COMPILE := --quiet --generate-hashes --strip-extras --allow-unsafe --no-head
 # --- Use ----------------------------------------------------------------------------------------------------------
 
 run: setup ## Start a cluster on 127.0.0.1:8090 and the following ports (REPLICAS=3, BASE_PORT=8090)
-	@exec $(BIN)/python manage.py run_cluster --replicas $(REPLICAS) --base-port $(BASE_PORT)
+	@exec $(BIN)/python manage.py run_cluster $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(BASE_PORT),--base-port $(BASE_PORT))
 
 demo: setup ## Demonstrate the guarantees of the store on a temporary cluster
 	@exec $(BIN)/python manage.py demo

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Causeway's command line: ``python manage.py help`` lists what there is."""
+"""Causeway's command line: ``python manage.py help`` lists the commands."""
 
 import os
 import sys
@@ -8,10 +8,10 @@ from kvsite import signals
 
 
 def main() -> int:
-    """Run one command; a wrong variable of the environment is one line, not a traceback."""
+    """Run one command and return the exit code. An invalid environment variable is reported in one line."""
     if sys.argv[1:2] == ["run_replica"]:
-        # Until its server takes them, signals have to wait: the first process of a container has no default action for
-        # them, so SIGTERM would be lost while Django is being loaded.
+        # Keep signals pending until the server reads them. The first process of a container has no default action for
+        # them, so a SIGTERM that arrives while Django is being loaded would be lost.
         signals.block()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "kvsite.settings")
     from django.core.management import execute_from_command_line  # noqa: PLC0415  # after the variable

@@ -1,12 +1,12 @@
-"""Real replicas on this machine, each a process of its own: for ``run_cluster``, the demo, tests and benchmarks.
+"""Run replicas as processes on this machine: for ``run_cluster``, the demo, tests and benchmarks.
 
-    with LocalCluster(replicas=3) as cluster:      # starts them and waits until they are ready
-        cluster.kill(0)                            # as a crash would
+    with LocalCluster(replicas=3) as cluster:      # starts the replicas and waits until they are ready
+        cluster.kill(0)                            # like a crash
         cluster.start_one(0)
         requests.get(f"{cluster.url(0)}/view")
 
-A replica started here ends with whoever started it, however that ends: it watches its standard input, whose other end
-is held here.
+A replica stops when the process that started it ends, in whatever way: it waits for the end of its standard input, and
+that process has the other end of the pipe.
 """
 
 from __future__ import annotations
@@ -24,29 +24,33 @@ from typing import IO, Self
 
 from kvsite.healthcheck import answers_ready
 from replication.address import join_address, split_address
+from store.environment import DEFAULT_ADDRESS
+
+DEFAULT_REPLICAS = 3
+DEFAULT_HOST, DEFAULT_BASE_PORT = split_address(DEFAULT_ADDRESS)
 
 MANAGE = Path(__file__).resolve().parent.parent / "manage.py"
 POLL_S = 0.05
 
 
 class ClusterError(RuntimeError):
-    """A replica did not start, or is not in the state that a call needs."""
+    """A replica did not start, or it is not in the state that a call requires."""
 
 
 class LocalCluster:
-    """``replicas`` processes of ``run_replica`` on ``host``, at ``base_port`` and the ports after it.
+    """``replicas`` processes of ``run_replica`` on ``host``, on ``base_port`` and the ports after it.
 
-    ``environment`` is added to this process's own, less its ``KV_*``, ``VIEW`` and ``SOCKET_ADDRESS``: what a shell
-    happens to have set must not change a test. ``log_dir`` keeps each replica's stderr as ``replica-<port>.log``,
-    over restarts; without it they go to a temporary directory that is removed by ``stop``. ``program``: run in place of
-    manage.py, with its arguments.
+    ``environment``: variables for all replicas. They also inherit the environment of this process, except for ``KV_*``,
+    ``VIEW`` and ``SOCKET_ADDRESS``, so that the variables of a shell cannot change a test. ``log_dir``: where each
+    replica's output is kept as ``replica-<port>.log``, across restarts; the default is a temporary directory that
+    ``stop`` removes. ``program``: the command to run instead of manage.py; it gets the same arguments.
     """
 
     def __init__(
         self,
-        replicas: int = 3,
-        base_port: int = 8090,
-        host: str = "127.0.0.1",
+        replicas: int = DEFAULT_REPLICAS,
+        base_port: int = DEFAULT_BASE_PORT,
+        host: str = DEFAULT_HOST,
         environment: Mapping[str, str] | None = None,
         log_dir: Path | None = None,
         program: Sequence[str] | None = None,
@@ -60,7 +64,7 @@ class LocalCluster:
         self.log_dir.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Self:
-        """Start all, and wait until they are ready."""
+        """Start all replicas and wait until they are ready."""
         with contextlib.ExitStack() as undo:
             undo.callback(self.stop, 0)
             self.start()
@@ -71,7 +75,7 @@ class LocalCluster:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End all."""
+        """Stop all replicas."""
         self.stop()
 
     # -- one replica -----------------------------------------------------------------------------------
@@ -81,22 +85,22 @@ class LocalCluster:
         return f"{self._scheme}://{self.addresses[i]}"
 
     def pid(self, i: int) -> int:
-        """Return the process id of replica ``i``; raises ``ClusterError`` where it does not run."""
+        """Return the process id of replica ``i``. Raises ``ClusterError`` if it does not run."""
         return self._running(i).pid
 
     def is_running(self, i: int) -> bool:
-        """Return whether the process of replica ``i`` lives."""
+        """Return whether the process of replica ``i`` runs."""
         process = self._processes[i]
         return process is not None and process.poll() is None
 
     def log(self, i: int) -> str:
-        """Return what replica ``i`` has written to stderr so far, over all its lives."""
+        """Return the output of replica ``i`` so far, from all its starts."""
         return self._log_path(i).read_text(errors="replace")
 
     def start_one(self, i: int, environment: Mapping[str, str] | None = None) -> None:
-        """Start replica ``i``, not waiting for anything. ``environment`` is for this life only."""
+        """Start replica ``i`` without waiting until it is ready. ``environment``: further variables for this start."""
         if self.is_running(i):
-            raise ClusterError(f"{self.addresses[i]} runs already")
+            raise ClusterError(f"{self.addresses[i]} is already running")
         with self._log_path(i).open("ab") as log:
             self._processes[i] = subprocess.Popen(  # noqa: S603  # our own program
                 [*self._program, "run_replica", "--until-stdin-closes"],
@@ -104,23 +108,23 @@ class LocalCluster:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                # A session of its own: Ctrl-C in a terminal goes to whoever runs the cluster, who ends it in order.
+                # In its own session, so that Ctrl-C in a terminal reaches only the process that runs the cluster.
                 start_new_session=True,
             )
 
     def kill(self, i: int) -> None:
-        """End replica ``i`` as a crash would (SIGKILL), and wait until it is gone."""
+        """End replica ``i`` like a crash (SIGKILL), and wait until it has ended."""
         process = self._running(i)
         process.kill()
         self._reap(i, process, timeout_s=10)
 
     def terminate(self, i: int, timeout_s: float = 12) -> int:
-        """Ask replica ``i`` to drain and end (SIGTERM); returns its exit code."""
+        """Make replica ``i`` drain and end (SIGTERM). Returns its exit code."""
         self._running(i).terminate()
         return self.wait(i, timeout_s)
 
     def wait(self, i: int, timeout_s: float = 12) -> int:
-        """Wait until the process of replica ``i`` has ended; returns its exit code."""
+        """Wait until the process of replica ``i`` has ended. Returns its exit code."""
         process = self._processes[i]
         if process is None:
             raise ClusterError(f"{self.addresses[i]} does not run")
@@ -130,15 +134,15 @@ class LocalCluster:
         """Return whether replica ``i`` is in the view and has caught up."""
         return self.is_running(i) and self._answers_ready(i)
 
-    # -- all of them -----------------------------------------------------------------------------------
+    # -- all replicas ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start all replicas, not waiting for anything."""
+        """Start all replicas without waiting until they are ready."""
         for i in range(len(self.addresses)):
             self.start_one(i)
 
     def wait_ready(self, timeout_s: float = 30) -> None:
-        """Wait until every replica that was started is ready. Raises ``ClusterError``, with a log."""
+        """Wait until all started replicas are ready. Raises ``ClusterError`` with the end of a log."""
         deadline = time.monotonic() + timeout_s
         for i, process in enumerate(self._processes):
             while process is not None and not self._answers_ready(i):
@@ -150,7 +154,7 @@ class LocalCluster:
                 time.sleep(POLL_S)
 
     def wait_logged(self, i: int, text: str, timeout_s: float = 10) -> None:
-        """Wait until replica ``i`` has logged ``text``, a moment after what it tells of. Raises ClusterError."""
+        """Wait until the log of replica ``i`` contains ``text``. Raises ``ClusterError`` after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while text not in self.log(i):
             if time.monotonic() > deadline:
@@ -158,11 +162,11 @@ class LocalCluster:
             time.sleep(POLL_S)
 
     def stop(self, timeout_s: float = 3) -> None:
-        """End all replicas: together and so without handing anything over, at once where ``timeout_s`` is 0."""
+        """Stop all replicas at the same time, and kill those that still run after ``timeout_s``."""
         running = [(i, process) for i, process in enumerate(self._processes) if process is not None]
         for _, process in running:
-            # The last to leave has nobody to hand over to and would look for one until its time is over: all are
-            # meant to end here, so they get a moment to end what they do, and no more.
+            # The last replica finds no member that could receive its updates, and would search until its own timeout.
+            # All replicas stop here, so they only get a short time to complete their requests.
             process.kill() if timeout_s <= 0 else process.terminate()
         deadline = time.monotonic() + timeout_s
         for i, process in running:
@@ -173,7 +177,7 @@ class LocalCluster:
         if self._temporary:
             self._temporary.cleanup()
 
-    # -- within ----------------------------------------------------------------------------------------
+    # -- internal ---------------------------------------------------------------------------------------
 
     @property
     def _scheme(self) -> str:

@@ -1,8 +1,8 @@
-"""Django's settings. What an operator sets is in ``kvsite.config``; this is what follows from it.
+"""Django's settings. Operators set environment variables instead (kvsite/config.py); some of these depend on them.
 
-Django serves without a database here: data lives in the engine, sessions in signed cookies, and the admin site shows
-one page that is ours. Of the three settings that command flags of ``run_replica`` can override (address, bind, seeds)
-none is used in this module, so it may read the environment before the flags are known.
+Django has no database here: the engine holds the data, signed cookies hold the sessions, and the admin site shows only
+the dashboard. This module reads the environment before ``run_replica`` parses its flags. That is correct as long as it
+does not use the settings that flags can override: address, bind and seeds.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _CONFIG = current()
 
 DEBUG = False
 SECRET_KEY = _CONFIG.django_secret_key()
-# Hosts are checked by kvsite.hosts, which knows the members and takes names with underscores.
+# kvsite.hosts checks Host headers instead: it knows the members, and accepts names with underscores.
 ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = "kvsite.urls"
 WSGI_APPLICATION = "kvsite.wsgi.application"
 APPEND_SLASH = False  # /kvs/a and /kvs/a/ are different keys
 USE_I18N = False
 USE_TZ = True
-TIME_ZONE = "UTC"  # also the log's
+TIME_ZONE = "UTC"  # of the log, too
 LANGUAGE_CODE = "en"
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 
-# A dictionary with no database in it is not the same as none: Django then refuses every query with a clear error.
+# An empty dictionary makes Django reject every query with a clear error.
 DATABASES: dict[str, Any] = {}
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
 
@@ -57,14 +57,14 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",  # assets of /docs/
     "replication.apps.ReplicationConfig",
     "store.apps.StoreConfig",
-    # Benchmark, demo, simulation and history checker: a checkout has them, the image does not.
+    # Benchmark, demo, simulation and history checker: in a checkout, not in the image.
     *(["tools.apps.ToolsConfig"] if _has_tools() else []),
 ]
 
-# What a request of the API passes through; kvsite.fast_path knows no other middleware.
+# Middleware of API requests. kvsite.fast_path supports no other.
 API_MIDDLEWARE = ["kvsite.hosts.HostMiddleware"]
 
-# The rest steps aside unless the path is the dashboard's: see their module.
+# The rest acts only on paths of the dashboard, see the modules.
 MIDDLEWARE = [
     *API_MIDDLEWARE,
     "kvsite.dashboard.middleware.DashboardSecurity",
@@ -91,7 +91,7 @@ TEMPLATES = [
     },
 ]
 
-# Beneath the dashboard, whose pages alone use them: without tokens nothing else is served to anybody (SPEC 5).
+# Below /admin/, because requests without a token are answered only there (contract 5). Only the dashboard uses them.
 STATIC_URL = "/admin/static/"
 STATICFILES_DIRS = [_DASHBOARD / "static"]
 
@@ -105,21 +105,21 @@ LOGIN_URL = "admin:login"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
-# Browsers heed it over TLS alone; without, they tell everybody who opens the console that they do not.
+# Browsers respect it only over TLS; otherwise they ignore it and print a warning in the console.
 SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin" if _CONFIG.scheme == "https" else None
 
-# `check --deploy` looks for Django's own middleware by name. Ours are subclasses that step aside for the API (W001 to
-# W003); tests/kvsite/test_security_pages.py looks at what they do. What kvsite.checks adds is about KV_*.
+# `check --deploy` looks for Django's own middleware by name (W001 to W003). The subclasses used here skip API requests;
+# tests/kvsite/test_security_pages.py checks their behaviour. kvsite.checks adds checks of the KV_* variables.
 SILENCED_SYSTEM_CHECKS = ["security.W001", "security.W002", "security.W003"]
 SESSION_COOKIE_HTTPONLY = True
 CSRF_COOKIE_SAMESITE = "Strict"
 
-# Who reads a body says how long it may be: the API (KV_MAX_BODY_BYTES), replicas among themselves, the login form
-# (kvsite.dashboard.middleware). Django's one limit for all would be wrong for two of the three.
+# Each reader of a body has its own limit: the API (KV_MAX_BODY_BYTES), the exchange between replicas, and the login
+# form (kvsite.dashboard.middleware). Django's single limit would be wrong for two of them.
 DATA_UPLOAD_MAX_MEMORY_SIZE = None
 
 REST_FRAMEWORK: dict[str, Any] = {
-    # Who may do what is checked by the API's own guards (SPEC 5), not by accounts, which do not exist.
+    # kvsite.guard checks credentials (contract 5). There are no user accounts.
     "DEFAULT_AUTHENTICATION_CLASSES": [],
     "DEFAULT_PERMISSION_CLASSES": [],
     "UNAUTHENTICATED_USER": None,
@@ -134,7 +134,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "VERSION": "0.1.0",
     "OAS_VERSION": "3.1.1",
     "PREPROCESSING_HOOKS": ["kvsite.schema.name_keys"],
-    "DISABLE_ERRORS_AND_WARNINGS": True,  # what it cannot guess is written out
+    "DISABLE_ERRORS_AND_WARNINGS": True,  # its guesses are not used, see store/api/schema.py
 }
 
 LOGGING_CONFIG = "logging.config.dictConfig"
@@ -146,9 +146,9 @@ LOGGING: dict[str, Any] = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": _CONFIG.log_format}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {
-        # Replaces Django's default, which mails administrators.
+        # Replaces Django's default, which sends mail to administrators.
         "django": {"handlers": [], "level": "INFO", "propagate": True},
         "django.request": {"filters": ["unusual"]},
-        "_granian": {"level": "ERROR"},  # granian's own
+        "_granian": {"level": "ERROR"},  # the server
     },
 }

@@ -1,4 +1,4 @@
-"""``run_replica``: serve one replica in this process."""
+"""``run_replica``: run one replica in this process."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from kvsite.config import Config, ConfigError
 from kvsite.server import StartError, run
 
 FLAGS = {"address": "SOCKET_ADDRESS", "view": "VIEW", "bind": "KV_BIND"}
-"""Flag -> the variable that it overrides."""
+"""Flag -> the environment variable that it overrides."""
 
 
 class Command(BaseCommand):
-    """Serve one replica, configured by the environment (docs/settings.md) or by flags, until SIGTERM or Ctrl-C."""
+    """Run one replica until SIGTERM or Ctrl-C. Environment variables (docs/settings.md) and flags configure it."""
 
-    help = "Serve one replica, configured by the environment (docs/settings.md) or by these flags."
+    help = "Run one replica. Environment variables configure it (docs/settings.md); these flags override them."
     requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the flags."""
-        parser.add_argument("--address", help="own host:port, as peers reach it (default: SOCKET_ADDRESS)")
-        parser.add_argument("--view", help="comma-separated addresses to ask at the start (default: VIEW)")
-        parser.add_argument("--bind", help="host:port to listen on, if it is another (default: KV_BIND)")
+        parser.add_argument(
+            "--address", help="host:port at which peers and clients reach the replica (default: SOCKET_ADDRESS)"
+        )
+        parser.add_argument("--view", help="comma-separated addresses to contact at the start (default: VIEW)")
+        parser.add_argument("--bind", help="host:port to listen on, if it differs from --address (default: KV_BIND)")
         parser.add_argument(
             "--until-stdin-closes",
             action="store_true",
-            help="end when standard input is closed: for a program that starts replicas and must not leave them behind",
+            help="stop when standard input is closed, so that the replica ends with the program that started it",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Serve."""
+        """Read the settings and run the replica. Exits with its exit code, or 2 if it cannot start."""
         overrides = {variable: options[flag] for flag, variable in FLAGS.items() if options[flag] is not None}
         try:
             config = Config.from_env({**os.environ, **overrides})

@@ -1,4 +1,4 @@
-"""``runserver``: Django's development server around one lone replica."""
+"""``runserver``: Django's development server with a single replica."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from django.core.management.commands import runserver
 
+from kvsite.cluster import DEFAULT_BASE_PORT
 from kvsite.config import current
 from kvsite.server import build
 from replication.address import join_address
@@ -16,22 +17,22 @@ logger = logging.getLogger("causeway")
 
 
 class Command(runserver.Command):
-    """Serve one replica without peers, reloading on changes of the code. Data is lost at each reload.
+    """Run one replica without peers, and reload it when the code changes. Each reload loses the data.
 
-    Not for more than trying a view: it takes no chunked bodies, and hands over nothing at its end.
+    Use it to try views only: it accepts no chunked bodies, and the replica does not drain when it stops.
     """
 
-    addr: str  # set by Django's handle()
+    addr: str  # Django's handle() sets both
     port: str
-    help = "Serve one lone replica for development, with reloading."
-    default_port = "8090"
+    help = "Run a single replica for development, and reload it when the code changes."
+    default_port = str(DEFAULT_BASE_PORT)
 
     def check_migrations(self) -> None:
-        """Leave out Django's question: there is no database."""
+        """Do nothing: there is no database."""
 
     def inner_run(self, *args: Any, **options: Any) -> None:
-        """Start the replica in the process that serves: with reloading, a child of the one that was started."""
-        # "0" is Django's short form of 0.0.0.0, and that is nobody's name.
+        """Start the replica in the process that serves. With reloading, that is a child of the first process."""
+        # "0" is Django's short form of 0.0.0.0, which cannot be the address of a replica.
         host = "127.0.0.1" if self.addr in ("0", "0.0.0.0", "::") else self.addr  # noqa: S104
         address = join_address(host, int(self.port))
         runtime = build(dataclasses.replace(current(), address=address, bind="", seeds=()), logger.error)
