@@ -34,8 +34,8 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
 WORKDIR /app
 COPY --from=build /venv /venv
 COPY --from=build /app /app
-# A numeric user needs no account, and lets Kubernetes verify that it is not root. Root owns all files, so that the replica
-# can only read them.
+# A numeric user needs no account, and lets Kubernetes verify that it is not root. Root owns all files, so that the
+# replica can only read them.
 USER 10001:10001
 EXPOSE 8090
 # Healthy means ready: in the view and caught up. A joining replica is "starting", a removed one "unhealthy".
