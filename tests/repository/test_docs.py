@@ -213,6 +213,17 @@ def test_every_identifier_of_a_page_about_the_code_exists(page: Path) -> None:
     assert missing == set()
 
 
+def test_the_code_map_names_every_module() -> None:
+    mapped = set(links(ROOT / "ARCHITECTURE.md"))
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("store", "replication", "kvsite")
+        for path in (ROOT / package).glob("*.py")
+        if path.name not in ("__init__.py", "apps.py")
+    }
+    assert modules - mapped == set()
+
+
 # -- the contract ----------------------------------------------------------------------------------------------------
 
 CONTRACT: Final = ROOT / "docs" / "contract.md"
