@@ -1,4 +1,4 @@
-"""The environment: what is taken, what is refused, and how refusals read."""
+"""The environment: accepted values, rejected values and their errors, and the page that documents them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tools import settings_page
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
 
-def test_nothing_set_is_an_open_replica_on_loopback() -> None:
+def test_without_variables_the_replica_is_open_and_on_loopback() -> None:
     config = Config.from_env({"PATH": "/bin"})
     assert config == Config()
     assert config.address == "127.0.0.1:8090"
@@ -78,7 +78,7 @@ def test_nothing_set_is_an_open_replica_on_loopback() -> None:
         ),
     ],
 )
-def test_a_right_value_is_taken(variable: str, text: str, field: str, value: Any) -> None:
+def test_a_valid_value_becomes_the_field(variable: str, text: str, field: str, value: Any) -> None:
     assert operator.attrgetter(field)(Config.from_env({variable: text})) == value
 
 
@@ -119,14 +119,17 @@ def test_a_right_value_is_taken(variable: str, text: str, field: str, value: Any
         ("KV_API_TOKENS", "a:0123456789:read,a:9876543210:write"),
         ("KV_API_TOKENS", "a:0123456789:read,b:0123456789:write"),
         ("KV_ADMIN_PASSWORD", ""),
-        *(("KV_ALLOWED_HOSTS", bad) for bad in ("kv.example:443", "*", "a/b", "https://x")),
+        *(
+            ("KV_ALLOWED_HOSTS", bad)
+            for bad in ("kv.example:443", "*", "a/b", "https://x", "10.0.0.256", "[::1", "[a]")
+        ),
         *(("KV_CORS_ORIGINS", bad) for bad in ("*", "a.example", "https://a.example/", "null")),
         ("KV_TLS_CERT", "/no/such/file"),
         ("KV_TLS_KEY", "/"),
         ("KV_TLS_CA", "/no/such/file"),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_its_variable(variable: str, text: str) -> None:
+def test_an_invalid_value_is_one_line_that_names_the_variable(variable: str, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Config.from_env({variable: text})
     assert re.fullmatch(rf"{variable}: [^\n]+", str(caught.value))
@@ -142,12 +145,12 @@ def test_a_wrong_value_is_one_line_that_names_its_variable(variable: str, text: 
         ({"KV_TLS_KEY": __file__}, "KV_TLS_CERT"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(environ: dict[str, str], named: str) -> None:
+def test_settings_that_contradict_each_other_are_rejected(environ: dict[str, str], named: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{named}: "):
         Config.from_env(environ)
 
 
-def test_a_misspelt_variable_is_refused_and_the_right_one_named() -> None:
+def test_a_misspelled_variable_is_rejected_with_the_right_name() -> None:
     with pytest.raises(ConfigError, match=r"^KV_CLUSTER_SECRT: .*KV_CLUSTER_SECRET"):
         Config.from_env({"KV_CLUSTER_SECRT": "whatever it is"})
     with pytest.raises(ConfigError, match=r"^KV_ZZZZZZZZZ: there is no such setting$"):
@@ -156,7 +159,7 @@ def test_a_misspelt_variable_is_refused_and_the_right_one_named() -> None:
 
 
 @pytest.mark.parametrize("variable", ["KV_CLUSTER_SECRET", "KV_API_TOKENS", "KV_ADMIN_PASSWORD"])
-def test_secrets_are_never_shown(variable: str) -> None:
+def test_secrets_are_not_in_repr_or_errors(variable: str) -> None:
     secret = "name:hunter2hunter2:read"
     config = Config.from_env({variable: secret})
     assert not config.is_open
@@ -168,7 +171,7 @@ def test_secrets_are_never_shown(variable: str) -> None:
     assert caught.value.__cause__ is None
 
 
-def test_replicas_that_share_their_secrets_sign_alike_and_others_do_not() -> None:
+def test_replicas_with_the_same_secrets_have_the_same_django_secret_key() -> None:
     one, same = (Config.from_env({"KV_ADMIN_PASSWORD": "x"}) for _ in range(2))
     other = Config.from_env({"KV_ADMIN_PASSWORD": "y"})
     shifted = Config.from_env({"KV_CLUSTER_SECRET": "xxxxxxxx"}), Config.from_env({"KV_ADMIN_PASSWORD": "xxxxxxxx"})
@@ -177,12 +180,14 @@ def test_replicas_that_share_their_secrets_sign_alike_and_others_do_not() -> Non
     assert Config().django_secret_key() != Config().django_secret_key()
 
 
-def test_a_config_does_not_change() -> None:
+def test_a_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().address = "a:1"  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().limits.max_batch = 1  # type: ignore[misc]
 
 
-def test_threads_suffice_for_everybody_who_may_wait_and_for_others() -> None:
+def test_threads_suffice_for_all_waiting_requests_and_for_others() -> None:
     config = Config()
     assert config.threads >= config.store.max_watchers + 2 * config.store.max_deferred + 32
 
