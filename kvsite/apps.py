@@ -12,8 +12,8 @@ class KvsiteConfig(AppConfig):
     def ready(self) -> None:
         """Undo what would ask a database."""
         import kvsite.checks  # noqa: F401, PLC0415  # registers them
-        from kvsite.dashboard.auth import forget_last_login  # noqa: PLC0415  # needs the app registry
+        from kvsite.dashboard.auth import disable_last_login  # noqa: PLC0415  # needs the app registry
         from kvsite.signal_pruning import disconnect_idle_receivers  # noqa: PLC0415
 
-        forget_last_login()
+        disable_last_login()
         disconnect_idle_receivers()

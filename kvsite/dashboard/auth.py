@@ -1,8 +1,8 @@
-"""Who may see the dashboard: nobody asked where no password is set, else whoever knows it.
+"""Authentication for the dashboard: one shared password, ``KV_ADMIN_PASSWORD``.
 
-There is no database, so there are no accounts: one user exists, in memory, while a request lasts. The session is a
-signed cookie; its key is the same on all replicas that share their secrets (``Config.django_secret_key``), so that a
-login at one replica holds at all of them, and ends for all when the password changes.
+There is no database and therefore no accounts. The only user is created in memory for each request. The session is a
+signed cookie. All replicas with the same secrets derive the same signing key (``Config.django_secret_key``), so a login
+at one replica is valid at all of them. It ends everywhere when the password changes.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ USER_ID = 1
 
 
 def operator() -> User:
-    """Return the one user. The password is marked unusable: then the admin site offers no page to change it."""
+    """Return the only user. Its password is marked unusable, so that the admin site offers no page to change it."""
     return User(pk=USER_ID, username="admin", password="!", is_staff=True, is_active=True)  # noqa: S106
 
 
 class PasswordBackend(BaseBackend):
-    """Compare with ``KV_ADMIN_PASSWORD`` in constant time; the user name is not asked for."""
+    """Compares the password with ``KV_ADMIN_PASSWORD`` in constant time. The user name is ignored."""
 
     def authenticate(
         self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **extra: Any
     ) -> User | None:
-        """Return the user where the password is right and one is set."""
+        """Return the user if a password is set and ``password`` is correct, else None."""
         expected = current().admin_password
         if not expected or password is None:
             return None
         if not hmac.compare_digest(password.encode(), expected.encode()):
             return None
         if request is not None:
-            throttle.forgive(source_of(request))
+            throttle.reset(source_of(request))
         return operator()
 
     def get_user(self, user_id: int) -> User | None:
-        """Return the user of a session."""
+        """Return the user with the id that a session contains."""
         return operator() if user_id == USER_ID else None
 
 
-def forget_last_login() -> None:
-    """Stop Django from writing the time of a login to a database that is not there."""
+def disable_last_login() -> None:
+    """Stop Django from recording the time of a login: this writes to a database, and there is none."""
     user_logged_in.disconnect(dispatch_uid="update_last_login")

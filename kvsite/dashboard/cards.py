@@ -1,91 +1,101 @@
-"""A card and a pending queue per replica."""
+"""The data of a replica's card and of its pending queue."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvsite.dashboard.cluster_state import Clock, Pending, Replica, Snapshot, Status
-from kvsite.dashboard.formatting import ago, listed, named, rate, short_labels, size, span
-from kvsite.dashboard.lag import missing
+from kvsite.dashboard.cluster_state import ClusterState, ObservedReplica, PendingUpdate, Status
+from kvsite.dashboard.formatting import ago, listed, rate, short_labels, size, span, update_name
+from store.clock import Clock, count_missing
 
-MAX_QUEUED = 6
-"""Pending updates shown of one replica; how many more there are is told."""
+MAX_QUEUE_ITEMS = 6
+"""Pending updates that the overview lists of one replica. The others are counted."""
 
-SHOWN_KEY = 40
+MAX_KEY_CHARS = 40
 """Characters shown of a key."""
 
-TONES = {"serving": "good", "joining": "busy", "leaving": "busy", "silent": "warn", "suspect": "warn"}
-WORDS = {"joining": "catching up", "silent": "no answer"}
+TONES = {"serving": "good", "joining": "busy", "leaving": "busy", "unreachable": "warn", "suspect": "warn"}
+"""State -> tone of the card. Any other state is ``bad``."""
+
+STATE_TEXTS = {"joining": "catching up", "unreachable": "no response"}
+"""State -> its text on the card, where the two differ."""
+
 OPERATIONS = ("reads", "writes", "deletes", "transactions", "lists")
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One line of a card. ``more``: for who points at it; ``wide``: it is long; ``alert``: it stands out."""
+    """A name and a value. ``is_wide``: the value is long; ``is_alert``: highlight it."""
 
     name: str
     value: str
-    more: str = ""
-    wide: bool = False
-    alert: bool = False
+    tooltip: str = ""
+    is_wide: bool = False
+    is_alert: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
-    """One replica. ``tone``: ``good``, ``busy``, ``warn`` or ``bad``; ``stale``: why its facts are greyed, if so."""
+class ReplicaCard:
+    """One replica. ``tone``: ``good``, ``busy``, ``warn`` or ``bad``.
+
+    ``stale_reason``: why the facts may be out of date and are greyed; empty if they are current.
+    """
 
     address: str
     state: str
     tone: str
-    is_asked: bool
+    is_local: bool
     facts: tuple[Fact, ...]
-    stale: str = ""
+    stale_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """One pending update, in words. ``what``: which keys it changes, or what it does to the key that is shown."""
+class QueueItem:
+    """One pending update in words. ``effect``: the keys that it writes, or on the page of a key, what it does to it."""
 
     update: str
-    what: str
+    effect: str
     waits_for: str
-    since: str
+    duration: str
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
-    """The pending updates of one replica: the first of them, and how many ``more``."""
+class PendingQueue:
+    """The pending updates of one replica: their ``count``, the first ``items`` and how many ``more`` there are.
+
+    ``stale_age``: the age of the data; empty if they are current.
+    """
 
     address: str
     count: int
-    items: tuple[Waiting, ...]
+    items: tuple[QueueItem, ...]
     more: int
-    stale: str = ""
+    stale_age: str = ""
 
 
-def card(replica: Replica, highest: Clock) -> Card:
-    """Return the card of ``replica``."""
-    return Card(
+def replica_card(replica: ObservedReplica, highest: Clock) -> ReplicaCard:
+    """Return the card of ``replica``. ``highest``: see ``highest_known``."""
+    return ReplicaCard(
         address=replica.address,
-        state=WORDS.get(replica.state, replica.state),
+        state=STATE_TEXTS.get(replica.state, replica.state),
         tone=TONES.get(replica.state, "bad"),
-        is_asked=replica.is_asked,
-        facts=(*_own_facts(replica.status), *_observed_facts(replica, highest)),
-        stale=_stale(replica),
+        is_local=replica.is_local,
+        facts=(*_status_facts(replica.status), *_observed_facts(replica, highest)),
+        stale_reason=_stale_reason(replica),
     )
 
 
-def _stale(replica: Replica) -> str:
-    if replica.problem:
-        return f"Its status cannot be read: {replica.problem}"
-    if replica.answers:
+def _stale_reason(replica: ObservedReplica) -> str:
+    if replica.status_error:
+        return f"Invalid status: {replica.status_error}"
+    if replica.is_reachable:
         return ""
     if replica.status is None:
-        return "It does not answer, and has not since this replica was first asked."
+        return "It has not responded to any status request yet."
     return f"Last known state, {span(replica.age_s)} old"
 
 
-def _own_facts(status: Status | None) -> tuple[Fact, ...]:
+def _status_facts(status: Status | None) -> tuple[Fact, ...]:
     if status is None:
         return ()
     per_second = {name: status.throughput.get(f"{name}_per_s", 0.0) for name in OPERATIONS}
@@ -98,45 +108,50 @@ def _own_facts(status: Status | None) -> tuple[Fact, ...]:
             "Pending",
             f"{status.pending_count:,}",
             "updates that wait for their causal past",
-            alert=status.pending_count > 0,
+            is_alert=status.pending_count > 0,
         ),
     )
 
 
-def _observed_facts(replica: Replica, highest: Clock) -> tuple[Fact, ...]:
+def _observed_facts(replica: ObservedReplica, highest: Clock) -> tuple[Fact, ...]:
     status, clock = replica.status, replica.clock
-    contact = "this replica" if replica.is_asked else ago(replica.seen.last_contact_s if replica.seen else None)
+    contact = "this replica" if replica.is_local else ago(replica.member.last_contact_s if replica.member else None)
     incarnation = (replica.replica_id or "").rpartition("@")[2]
-    lag = 0 if clock is None else missing(clock, highest)
-    told = "unknown" if clock is None else f"{lag:,}"
-    facts = [Fact("Lag", told, "updates that it lacks", alert=lag > 0)]
+    lag = 0 if clock is None else count_missing(clock, highest)
+    lag_text = "unknown" if clock is None else f"{lag:,}"
+    facts = [Fact("Lag", lag_text, "updates known elsewhere and missing here", is_alert=lag > 0)]
     if status:
-        facts.append(Fact("Memory", size(status.memory_bytes), "of its process"))
+        facts.append(Fact("Memory", size(status.memory_bytes), "resident memory of the process"))
         facts.append(Fact("Uptime", span(status.uptime_s)))
-    facts.append(Fact("Last contact", contact, wide=True))
-    facts.append(Fact("Incarnation", incarnation or "unknown", wide=True))
+    facts.append(Fact("Last contact", contact, is_wide=True))
+    facts.append(Fact("Incarnation", incarnation or "unknown", is_wide=True))
     return tuple(facts)
 
 
-def queues(snapshot: Snapshot) -> tuple[Queue, ...]:
-    """Return the queue of each replica whose status is known."""
-    labels = short_labels(replica.address for replica in snapshot.replicas)
-    return tuple(queue(replica, status, labels) for replica in snapshot.replicas if (status := replica.status))
+def pending_queues(cluster: ClusterState) -> tuple[PendingQueue, ...]:
+    """Return the pending queue of each replica whose status is known."""
+    labels = short_labels(replica.address for replica in cluster.replicas)
+    return tuple(pending_queue(replica, status, labels) for replica in cluster.replicas if (status := replica.status))
 
 
-def queue(replica: Replica, status: Status, labels: dict[str, str], limit: int = MAX_QUEUED) -> Queue:
-    """Return the queue of ``replica``, of which ``status`` is; at most ``limit`` of it one by one."""
-    return Queue(
+def pending_queue(
+    replica: ObservedReplica, status: Status, labels: dict[str, str], limit: int = MAX_QUEUE_ITEMS
+) -> PendingQueue:
+    """Return the pending queue of ``replica``, with at most ``limit`` items. ``status``: the status of ``replica``."""
+    return PendingQueue(
         address=replica.address,
         count=status.pending_count,
-        items=tuple(_waiting(waiting, labels) for waiting in status.pending[:limit]),
+        items=tuple(_queue_item(pending, labels) for pending in status.pending[:limit]),
         more=max(0, status.pending_count - min(len(status.pending), limit)),
-        stale="" if replica.answers else f"{span(replica.age_s)} old",
+        stale_age="" if replica.is_reachable else f"{span(replica.age_s)} old",
     )
 
 
-def _waiting(waiting: Pending, labels: dict[str, str]) -> Waiting:
-    keys = [key if len(key) <= SHOWN_KEY else f"{key[:SHOWN_KEY]}…" for key in waiting.keys]
-    return Waiting(
-        named(waiting.dot, labels), listed(keys) or "no keys", named(waiting.waits_for, labels), span(waiting.since_s)
+def _queue_item(pending: PendingUpdate, labels: dict[str, str]) -> QueueItem:
+    keys = [key if len(key) <= MAX_KEY_CHARS else f"{key[:MAX_KEY_CHARS]}…" for key in pending.keys]
+    return QueueItem(
+        update=update_name(pending.dot, labels),
+        effect=listed(keys) or "no keys",
+        waits_for=update_name(pending.waits_for, labels),
+        duration=span(pending.since_s),
     )

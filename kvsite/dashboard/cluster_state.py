@@ -1,7 +1,8 @@
-"""The cluster at one moment, as one replica could find out: what every page of the dashboard is made from.
+"""The state of the cluster at one moment, as the local replica observed it. Every page is rendered from it.
 
-``Members.cluster`` asks each one for its status. Members may be of another version, or be something else that
-answers on that port: here texts become typed values, once, and what cannot be understood is told as such.
+The *local replica* is the replica that serves the page. ``StatusFetcher.fetch_all`` collects the status of each
+member. A member may run another version, or something else may answer on its port. ``parse_cluster`` therefore
+validates every status once and records the error where a status cannot be parsed.
 """
 
 from __future__ import annotations
@@ -9,19 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
 from kvsite.dashboard.formatting import iso, time_of_day
-
-Clock: TypeAlias = dict[str, int]
-Dot: TypeAlias = tuple[str, int]
+from store.clock import Clock, Dot, join
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """What a replica says of a member of its view. ``last_contact_s``: seconds ago; None: never."""
+class ViewMember:
+    """A member in the view of a replica. ``last_contact_s``: seconds since the last contact; None means never."""
 
     address: str
     state: str
@@ -32,8 +31,8 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """An update that waits for its causal past. ``keys``: the first of them."""
+class PendingUpdate:
+    """An update that waits for its causal past. ``keys``: the first keys that it writes."""
 
     dot: Dot
     waits_for: Dot
@@ -43,7 +42,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened at a replica. ``wall_us``: by its own wall clock."""
+    """An entry of a replica's event log. ``wall_us``: the time by that replica's wall clock."""
 
     wall_us: int
     kind: str
@@ -52,8 +51,11 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
-    """An update that a replica applied. ``wall_us``: when, by its own clock; ``key``: its first, where it is kept."""
+class AppliedUpdate:
+    """An update that a replica applied at ``wall_us`` by its own wall clock.
+
+    ``key``: the first key that it wrote; None if the replica does not have it in its log.
+    """
 
     dot: Dot
     wall_us: int
@@ -61,8 +63,11 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A second of a replica's history: ``age_s`` ago; rates are per second, ``pending`` and ``missing`` updates."""
+class HistoryPoint:
+    """One second of a replica's history, ``age_s`` seconds ago.
+
+    ``pending`` and ``missing`` count updates. The other fields are rates per second.
+    """
 
     age_s: float
     reads: float = 0.0
@@ -76,8 +81,8 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
-    """How much a replica keeps for peers that lack it."""
+class LogSize:
+    """The size of the log: updates that a replica keeps for members that do not have them yet."""
 
     updates: int = 0
     bytes: int = 0
@@ -85,7 +90,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a replica says of itself: ``/replication/status``, as far as pages use it. Absent numbers count as 0."""
+    """The fields of ``/replication/status`` that the pages use. A number that is absent counts as 0."""
 
     replica_id: str
     address: str
@@ -93,8 +98,8 @@ class Status:
     uptime_s: float = 0.0
     state: str = "unknown"
     clock: Clock = field(default_factory=dict)
-    view: list[Member] = field(default_factory=list)
-    pending: list[Pending] = field(default_factory=list)
+    view: list[ViewMember] = field(default_factory=list)
+    pending: list[PendingUpdate] = field(default_factory=list)
     pending_count: int = 0
     deferred_requests: int = 0
     watchers: int = 0
@@ -105,134 +110,144 @@ class Status:
     memory_bytes: int | None = None
     open: bool = False
     events: list[Event] = field(default_factory=list)
-    log: Log = field(default_factory=Log)
+    log: LogSize = field(default_factory=LogSize)
     data_bytes: int = 0
-    history: list[Point] = field(default_factory=list)
-    recent: list[Applied] = field(default_factory=list)
+    history: list[HistoryPoint] = field(default_factory=list)
+    recent: list[AppliedUpdate] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Replica:
-    """One member as the replica that was asked knows it.
+class ObservedReplica:
+    """One member as the local replica observes it.
 
-    ``answers``: it answered just now; then ``status`` is of now, else the last known one, ``age_s`` seconds old.
-    ``seen``: what the view of the replica that was asked says of it.
+    ``is_reachable``: it returned its status just now. Otherwise ``status`` is the last known one, ``age_s`` old.
+    ``is_local``: it is the replica that serves the page.
+    ``member``: its entry in the view of the local replica, if there is one.
+    ``status_error``: why its status could not be parsed; empty if it could.
     """
 
     address: str
-    answers: bool
-    is_asked: bool = False
+    is_reachable: bool
+    is_local: bool = False
     age_s: float | None = None
     status: Status | None = None
-    seen: Member | None = None
-    problem: str = ""
+    member: ViewMember | None = None
+    status_error: str = ""
 
     @property
     def replica_id(self) -> str | None:
-        """Its id, by itself or else by the view."""
-        return self.status.replica_id if self.status else self.seen.replica_id if self.seen else None
+        """The replica id from its status, or else from the local view."""
+        return self.status.replica_id if self.status else self.member.replica_id if self.member else None
 
     @property
     def clock(self) -> Clock | None:
-        """Its clock when it was last heard; None where nothing is known. Clocks only grow within an incarnation."""
-        known = self.seen.clock if self.seen and self.seen.replica_id == self.replica_id else {}
+        """The latest known clock; None if none is known. A clock only grows within one incarnation."""
+        acknowledged = self.member.clock if self.member and self.member.replica_id == self.replica_id else {}
         if self.status is None:
-            return known or None
-        own = self.status.clock
-        if self.answers or not known:
-            return own
-        # It died after it was last asked: the exchange may have heard a later clock than this page.
-        return {id_: max(own.get(id_, 0), known.get(id_, 0)) for id_ in {*own, *known}}
+            return acknowledged or None
+        if self.is_reachable or not acknowledged:
+            return self.status.clock
+        # The local replica may have exchanged updates with it after the last status: the view has the later clock.
+        return join(self.status.clock, acknowledged)
 
     @property
-    def silent_s(self) -> float | None:
-        """How long ago anything was heard of it; None: never."""
-        signs = [self.age_s, self.seen.last_contact_s if self.seen else None]
-        return min((sign for sign in signs if sign is not None), default=None)
+    def silent_for_s(self) -> float | None:
+        """Seconds since the last status or the last exchange, whichever is later; None if there was none."""
+        ages_s = [self.age_s, self.member.last_contact_s if self.member else None]
+        return min((age_s for age_s in ages_s if age_s is not None), default=None)
 
     @property
     def state(self) -> str:
-        """One word: its own (``serving``, ``joining``…) where it answers, else how the view judges its silence."""
-        if self.answers:
+        """One word: the state that it reports (``serving``, ``joining``…), or else its state in the local view.
+
+        ``unreachable``: the view has it as alive, but it did not return its status.
+        """
+        if self.is_reachable:
             return self.status.state if self.status else "unreadable"
-        state = self.seen.state if self.seen else "unknown"
-        return "silent" if state == "alive" else state
+        state = self.member.state if self.member else "unknown"
+        return "unreachable" if state == "alive" else state
 
     @property
     def is_alive(self) -> bool:
-        """Whether it answers and belongs."""
-        return self.answers and self.state in ("serving", "joining")
+        """Whether it is reachable and a member of the view."""
+        return self.is_reachable and self.state in ("serving", "joining")
 
 
 @dataclass(frozen=True, slots=True)
 class AsOf:
-    """Where and when a page was made. ``asked``: the replica that serves it; ``time``, ``iso``: UTC."""
+    """Which replica made a page, and when. ``time``, ``iso``: UTC."""
 
-    asked: str
+    local_address: str
     time: str
     iso: str
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """All members, in the order of their addresses. ``asked``: the replica that this page is served by."""
+class ClusterState:
+    """All members, sorted by address. ``wall_us``: when the local replica started to collect their status."""
 
-    asked: str
+    local_address: str
     wall_us: int
-    replicas: tuple[Replica, ...] = ()
+    replicas: tuple[ObservedReplica, ...] = ()
 
     @property
     def as_of(self) -> AsOf:
-        """What every page says of itself."""
-        return AsOf(self.asked, time_of_day(self.wall_us), iso(self.wall_us))
+        """The origin and the time that every page shows."""
+        return AsOf(self.local_address, time_of_day(self.wall_us), iso(self.wall_us))
 
     @property
     def is_open(self) -> bool:
-        """Whether the replica that was asked lets anybody in."""
-        return any(replica.is_asked and replica.status and replica.status.open for replica in self.replicas)
+        """Whether the local replica accepts requests without any credentials."""
+        return any(replica.is_local and replica.status and replica.status.open for replica in self.replicas)
 
 
-def read(cluster: Mapping[str, Mapping[str, Any]], asked: str, wall_us: int) -> Snapshot:
-    """Return what ``Members.cluster`` found out. ``asked``: address of the node; ``wall_us``: when, by its clock."""
-    own, _ = _status(cluster.get(asked, {}).get("status"))
-    seen = {member.address: member for member in own.view} if own else {}
-    return Snapshot(
-        asked,
+def parse_cluster(fetched: Mapping[str, Mapping[str, Any]], local_address: str, wall_us: int) -> ClusterState:
+    """Return the cluster state from what ``StatusFetcher.fetch_all`` returned.
+
+    ``wall_us``: when the statuses were requested, by the local wall clock.
+    """
+    local_status, _ = _parse_status(fetched.get(local_address, {}).get("status"))
+    members = {member.address: member for member in local_status.view} if local_status else {}
+    return ClusterState(
+        local_address,
         wall_us,
         tuple(
-            _replica(address, known, asked, seen.get(address))
-            for address, known in sorted(cluster.items(), key=_by_number)
+            _observed(address, result, local_address, members.get(address))
+            for address, result in sorted(fetched.items(), key=_natural_order)
         ),
     )
 
 
-def _by_number(item: tuple[str, Any]) -> list[tuple[int, str]]:
-    """Sort 10.0.0.2 before 10.0.0.10."""
+def _natural_order(item: tuple[str, Any]) -> list[tuple[int, str]]:
+    """Return a sort key that puts 10.0.0.2 before 10.0.0.10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", item[0])]
 
 
-def _replica(address: str, known: Mapping[str, Any], asked: str, seen: Member | None) -> Replica:
-    status, problem = _status(known.get("status"))
-    return Replica(
+def _observed(
+    address: str, result: Mapping[str, Any], local_address: str, member: ViewMember | None
+) -> ObservedReplica:
+    status, error = _parse_status(result.get("status"))
+    return ObservedReplica(
         address=address,
-        answers=bool(known.get("reachable")),
-        is_asked=address == asked,
-        age_s=known.get("age_s"),
+        is_reachable=bool(result.get("reachable")),
+        is_local=address == local_address,
+        age_s=result.get("age_s"),
         status=status,
-        seen=seen,
-        problem=problem,
+        member=member,
+        status_error=error,
     )
 
 
-# msgspec builds what it knows of a type at its first use, and two threads doing so at once crash the process: here,
-# where modules are imported, there is one.
+# msgspec builds its type information at the first use of a type. If two threads do this at the same time, the process
+# crashes. Modules are imported by one thread, so build it here.
 msgspec.json.Decoder(Status)
 
 
-def _status(told: Any) -> tuple[Status | None, str]:
-    if told is None:
+def _parse_status(data: Any) -> tuple[Status | None, str]:
+    """Return the status, or None and the error. Both are empty if there are no data."""
+    if data is None:
         return None, ""
     try:
-        return msgspec.convert(told, Status), ""
+        return msgspec.convert(data, Status), ""
     except msgspec.ValidationError as exc:
         return None, str(exc)

@@ -1,6 +1,6 @@
-"""More than the overview asks for, when a page wants it: one replica's history, the updates applied last, keys.
+"""Fetches what pages need beyond the overview: the history of one replica, recent updates, keys.
 
-What is found out is kept for a moment, so that many browsers on one page cost as much as one (see ``keeper``).
+Results are cached for a moment, so that many browsers on one page cost as much as one (see ``ClusterPoller``).
 """
 
 from __future__ import annotations
@@ -11,77 +11,77 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kvsite.dashboard.cluster_state import Replica, Snapshot, read
-from kvsite.dashboard.members import addresses_of, members
-from kvsite.dashboard.polling import FRESH_S
+from kvsite.dashboard.cluster_state import ClusterState, ObservedReplica, parse_cluster
+from kvsite.dashboard.polling import FRESH_S, poll_cluster
+from kvsite.dashboard.status_fetcher import member_addresses, status_fetcher
 from replication.api import context
 
-RECENT = 60
-"""Updates asked of each replica for the picture: more than it shows, as replicas do not apply the same ones last."""
+RECENT_UPDATES = 60
+"""Recent updates requested from each replica for the space-time diagram.
+
+This is more than the diagram shows, because the replicas do not apply the same updates last.
+"""
 
 
-class Kept:
-    """Keeps what ``ask(key)`` returned, by key, while it is fresh; one thread asks, the others wait for it."""
+class FetchCache:
+    """Caches what ``fetch(key)`` returns, by key, while it is fresh. One thread fetches; the others wait for it."""
 
-    def __init__(self, ask: Callable[[str], Any], clock: Callable[[], float] = time.monotonic) -> None:
-        self._ask = ask
+    def __init__(self, fetch: Callable[[str], Any], clock: Callable[[], float] = time.monotonic) -> None:
+        self._fetch = fetch
         self._clock = clock
         self._locks: dict[str, threading.Lock] = {}
-        self._found: dict[str, tuple[float, Any]] = {}
+        self._results: dict[str, tuple[float, Any]] = {}
 
     def get(self, key: str) -> Any:
-        """Return what was found of ``key``, at most half a second ago."""
+        """Return the result for ``key``, at most ``FRESH_S`` old."""
         with self._locks.setdefault(key, threading.Lock()):
-            at_s, found = self._found.get(key, (float("-inf"), None))
+            at_s, result = self._results.get(key, (float("-inf"), None))
             if self._clock() - at_s >= FRESH_S:
-                at_s, found = self._clock(), self._ask(key)
-                self._found[key] = (at_s, found)
-            return found
+                at_s, result = self._clock(), self._fetch(key)
+                self._results[key] = (at_s, result)
+            return result
 
 
-def _ask_history(address: str) -> Any:
+def _fetch_history(address: str) -> Any:
     if not context.bound():
         return None
-    return members.statuses(context.node(), [address], history=True).get(address)
+    return status_fetcher.fetch(context.node(), [address], history=True).get(address)
 
 
-def _ask_latest(_key: str) -> Snapshot:
-    wall_us = time.time_ns() // 1000
-    if not context.bound():
-        return Snapshot("", wall_us)
-    node = context.node()
-    return read(members.cluster(node, recent=RECENT), node.replica.address, wall_us)
+def _fetch_recent(_key: str) -> ClusterState:
+    return poll_cluster(recent=RECENT_UPDATES)
 
 
-_histories = Kept(_ask_history)
-_latest = Kept(_ask_latest)
+_history_cache = FetchCache(_fetch_history)
+_recent_cache = FetchCache(_fetch_recent)
 
 
-def with_history(replica: Replica, snapshot: Snapshot) -> Replica:
-    """Return ``replica`` (of ``snapshot``) with its history, as of now where it answers; else as it is."""
-    told = _histories.get(replica.address) if replica.answers else None
-    if told is None:
+def with_history(replica: ObservedReplica, cluster: ClusterState) -> ObservedReplica:
+    """Return ``replica`` (of ``cluster``) with a new status that includes its history, or unchanged if that fails."""
+    status = _history_cache.get(replica.address) if replica.is_reachable else None
+    if status is None:
         return replica
-    fresh = read({replica.address: {"status": told, "age_s": 0.0, "reachable": True}}, snapshot.asked, 0).replicas[0]
-    return replace(fresh, seen=replica.seen)
+    result = {"status": status, "age_s": 0.0, "reachable": True}
+    observed = parse_cluster({replica.address: result}, cluster.local_address, 0).replicas[0]
+    return replace(observed, member=replica.member)
 
 
-def latest() -> Snapshot:
-    """Return the cluster with the updates that each replica applied last."""
-    snapshot: Snapshot = _latest.get("")
-    return snapshot
+def cluster_with_recent_updates() -> ClusterState:
+    """Return the cluster state in which each status includes its recent updates."""
+    cluster: ClusterState = _recent_cache.get("")
+    return cluster
 
 
 def known_members() -> list[str]:
-    """Return the addresses of the members that the replica of this process knows; empty where there is none."""
-    return addresses_of(context.node()) if context.bound() else []
+    """Return the addresses of the members that the local replica knows; empty if no replica runs in this process."""
+    return member_addresses(context.node()) if context.bound() else []
 
 
 def keys(prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]] | None:
-    """Return keys of the replica of this process; None where there is none."""
+    """Return keys of the local replica; None if no replica runs in this process."""
     return context.node().keys(prefix, after, limit, conflicts=conflicts) if context.bound() else None
 
 
 def explanation(key: str) -> dict[str, Any] | None:
-    """Return what the replica of this process knows of ``key``; None where there is none."""
+    """Return what the local replica knows about ``key``; None if no replica runs in this process."""
     return context.node().explain(key) if context.bound() else None

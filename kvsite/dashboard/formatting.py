@@ -1,20 +1,22 @@
-"""How numbers, times and addresses read on the pages: the same words everywhere."""
+"""Formats numbers, times and addresses for the pages, the same way on each of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
+from store.clock import Dot, address_of
+
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 
 
 def counted(number: int, noun: str) -> str:
-    """Return ``1 update``, ``1,200 updates``."""
+    """Return a number with its noun: ``1 update``, ``1,200 updates``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def span(seconds: float | None) -> str:
-    """Return a length of time in one or two units, ``unknown`` where there is none."""
+    """Return a duration in one or two units; ``unknown`` for None."""
     if seconds is None:
         return "unknown"
     whole = int(seconds)
@@ -30,22 +32,22 @@ def span(seconds: float | None) -> str:
 
 
 def ago(seconds: float | None) -> str:
-    """Return how long ago something was."""
+    """Return how long ago something happened; ``never`` for None."""
     return "never" if seconds is None else f"{span(seconds)} ago"
 
 
 def iso(wall_us: int) -> str:
-    """Return a moment in UTC for machines."""
+    """Return a timestamp in UTC, in ISO 8601 format."""
     return datetime.fromtimestamp(wall_us / 1e6, UTC).isoformat(timespec="milliseconds")
 
 
 def time_of_day(wall_us: int) -> str:
-    """Return a moment's time in UTC."""
+    """Return the time of day of a timestamp, in UTC."""
     return f"{datetime.fromtimestamp(wall_us / 1e6, UTC):%H:%M:%S}"
 
 
 def size(number: int | None) -> str:
-    """Return a number of bytes in the unit that keeps it short."""
+    """Return a number of bytes with a decimal unit; ``unknown`` for None."""
     if number is None:
         return "unknown"
     amount = float(number)
@@ -57,30 +59,25 @@ def size(number: int | None) -> str:
 
 
 def rate(per_second: float) -> str:
-    """Return a rate, without decimals where they say nothing."""
+    """Return a rate per second, with a decimal place only below 10."""
     return f"{per_second:,.0f}/s" if per_second >= 10 or per_second == 0 else f"{per_second:.1f}/s"
 
 
 def listed(items: Sequence[str], limit: int = 3) -> str:
-    """Return ``a, b and c``, or the first of them and how many more there are."""
+    """Return ``a, b and c``, or the first ``limit`` items and the number of the others."""
     if len(items) > limit:
         return f"{', '.join(items[:limit])} and {len(items) - limit:,} more"
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
-def address_of(replica_id: str) -> str:
-    """Return the ``host:port`` of a replica id."""
-    return replica_id.rpartition("@")[0] or replica_id
-
-
-def named(dot: tuple[str, int], labels: Mapping[str, str]) -> str:
-    """Return how an update is called: its origin's short label and its number."""
+def update_name(dot: Dot, labels: Mapping[str, str]) -> str:
+    """Return the name of an update: the short label of its origin and its counter, as in ``10.0.0.1 #42``."""
     address = address_of(dot[0])
     return f"{labels.get(address, address)} #{dot[1]:,}"
 
 
 def short_labels(addresses: Iterable[str]) -> dict[str, str]:
-    """Return address -> what tells it from the others: its port, its host, or where neither does, all of it."""
+    """Return address -> label: the part in which the addresses differ (port or host), or the whole address."""
     parts = {address: address.rpartition(":") for address in addresses}
     hosts, ports = {host for host, _, _ in parts.values()}, {port for _, _, port in parts.values()}
     if len(hosts) == 1:

@@ -1,160 +1,168 @@
-"""Is the cluster well? In words, and where it is not: what is wrong."""
+"""Assesses the health of the cluster and describes every problem in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from kvsite.dashboard.cluster_state import Clock, Replica, Snapshot
+from kvsite.dashboard.cluster_state import ClusterState, ObservedReplica
 from kvsite.dashboard.formatting import counted, listed, span
-from kvsite.dashboard.lag import missing
+from store.clock import Clock, count_missing, merge_into
 
-IN_STEP_S = 1.5
-"""Lacking an update for less than this is the way of things while writes go on: a refresh and a round trip."""
+IN_SYNC_S = 1.5
+"""A replica that lags for less than this is in sync: a refresh and a round trip take that long while writes go on."""
 
 STUCK_S = 10.0
-"""Lacking an update, or keeping one pending, for longer than this is not."""
+"""An update that is missing or pending for longer than this is a problem."""
 
 MAX_LEAD_S = 1.0
-"""A hybrid clock further ahead of the wall clock than this means that some member's clock is, or was, wrong."""
+"""If the hybrid clock is further ahead of the wall clock than this, the clock of some member is or was wrong."""
 
-ABSENT = {
+NOT_SERVING = {
     "down": ("bad", "is down", "are down"),
     "suspect": ("bad", "is suspected to be down", "are suspected to be down"),
-    "silent": ("bad", "does not answer this page", "do not answer this page"),
-    "unknown": ("bad", "has not been heard of yet", "have not been heard of yet"),
-    "unreadable": ("bad", "has a status that cannot be read", "have statuses that cannot be read"),
+    "unreachable": ("bad", "does not respond to status requests", "do not respond to status requests"),
+    "unknown": ("bad", "has never been reached", "have never been reached"),
+    "unreadable": ("bad", "returned an invalid status", "returned an invalid status"),
     "removed": ("bad", "was removed from the view", "were removed from the view"),
     "left": ("bad", "has left the view", "have left the view"),
     "leaving": ("busy", "is leaving the view", "are leaving the view"),
-    "joining": ("busy", "is catching up and does not serve yet", "are catching up and do not serve yet"),
+    "joining": ("busy", "is catching up and not serving yet", "are catching up and not serving yet"),
 }
-"""States in which a replica does not serve (``Replica.state``): level, and the words for one and for several."""
+"""States of a replica that does not serve (``ObservedReplica.state``): level, text for one, text for several."""
 
 LEVELS = ("good", "busy", "bad")
+"""Health levels, best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to know. ``level``: ``note`` (nothing is wrong), ``busy`` (should pass) or ``bad`` (look into it)."""
+    """One observation. ``level``: ``note`` (no problem), ``busy`` (should pass by itself) or ``bad`` (a problem)."""
 
     level: str
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """``headline`` changes only when what it says does: it is read out. What counts up stands in ``findings``."""
+class ClusterHealth:
+    """The overall level, a headline and the findings.
+
+    Screen readers announce ``headline`` whenever it changes. Numbers that change every second belong in ``findings``.
+    """
 
     level: str
     headline: str
     findings: tuple[Finding, ...]
 
 
-def judge(snapshot: Snapshot, highest: Clock, behind_s: Mapping[str, float]) -> Verdict:
-    """Return the verdict. ``behind_s``: address -> for how long it has been lacking updates (``Lag.behind_s``)."""
-    if not snapshot.replicas:
-        return Verdict("busy", "No replica runs in this process", ())
+def assess(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) -> ClusterHealth:
+    """Return the health of ``cluster``. ``highest``: see ``highest_known``; ``lag_s``: see ``LagTracker.lag_s``."""
+    if not cluster.replicas:
+        return ClusterHealth("busy", "No replica runs in this process", ())
     findings = (
-        *_about_absent(snapshot),
-        *_about_views(snapshot),
-        *_about_lag(snapshot, highest, behind_s),
-        *_about_pending(snapshot),
-        *_about_data(snapshot),
+        *_not_serving(cluster),
+        *_view_differences(cluster),
+        *_lagging(cluster, highest, lag_s),
+        *_pending(cluster),
+        *_notes(cluster),
     )
     levels = {finding.level for finding in findings}
     level = next((level for level in reversed(LEVELS) if level in levels), "good")
-    return Verdict(level, _headline(snapshot, behind_s), findings)
+    return ClusterHealth(level, _headline(cluster, lag_s), findings)
 
 
-def _headline(snapshot: Snapshot, behind_s: Mapping[str, float]) -> str:
-    everybody = len(snapshot.replicas)
-    alive = [replica for replica in snapshot.replicas if replica.is_alive]
-    parts = [f"{len(alive)} of {counted(everybody, 'replica')} alive"]
+def _headline(cluster: ClusterState, lag_s: Mapping[str, float]) -> str:
+    alive = [replica for replica in cluster.replicas if replica.is_alive]
+    parts = [f"{len(alive)} of {counted(len(cluster.replicas), 'replica')} alive"]
     if any(replica.state == "joining" for replica in alive):
         parts.append("catching up")
-    elif any(behind_s.get(replica.address, 0) >= IN_STEP_S for replica in alive):
-        parts.append("not in step")
+    elif any(lag_s.get(replica.address, 0) >= IN_SYNC_S for replica in alive):
+        parts.append("not in sync")
     elif len(alive) > 1:
-        parts.append("in step")
-    is_pending = any(replica.status and replica.status.pending_count for replica in alive)
-    parts.append("updates pending" if is_pending else "nothing pending")
+        parts.append("in sync")
+    has_pending = any(replica.status and replica.status.pending_count for replica in alive)
+    parts.append("updates pending" if has_pending else "no updates pending")
     return ", ".join(parts)
 
 
-def _about_absent(snapshot: Snapshot) -> Iterator[Finding]:
-    for state, (level, one, many) in ABSENT.items():
-        those = [replica.address for replica in snapshot.replicas if replica.state == state]
-        if those:
-            yield Finding(level, f"{listed(those)} {one if len(those) == 1 else many}.")
+def _not_serving(cluster: ClusterState) -> Iterator[Finding]:
+    for state, (level, one, several) in NOT_SERVING.items():
+        addresses = [replica.address for replica in cluster.replicas if replica.state == state]
+        if addresses:
+            yield Finding(level, f"{listed(addresses)} {one if len(addresses) == 1 else several}.")
 
 
-def _about_views(snapshot: Snapshot) -> Iterator[Finding]:
-    """Yield who has lost sight of one that answers this page: a cut between these two, in one direction or both."""
-    answering = {replica.address for replica in snapshot.replicas if replica.is_alive}
-    blind = [
+def _view_differences(cluster: ClusterState) -> Iterator[Finding]:
+    """Report replicas that consider another replica down although the local replica reaches both.
+
+    The network between these two is cut, in one direction or both.
+    """
+    reachable = {replica.address for replica in cluster.replicas if replica.is_alive}
+    cuts = [
         f"{replica.address} does not reach {member.address}"
-        for replica in snapshot.replicas
+        for replica in cluster.replicas
         if replica.is_alive and replica.status
         for member in replica.status.view
-        if member.address in answering and member.state in ("down", "left")
+        if member.address in reachable and member.state in ("down", "left")
     ]
-    if blind:
-        yield Finding("bad", f"Views differ: {listed(blind)}.")
+    if cuts:
+        yield Finding("bad", f"Views differ: {listed(cuts)}.")
 
 
-def _about_lag(snapshot: Snapshot, highest: Clock, behind_s: Mapping[str, float]) -> Iterator[Finding]:
-    alive = [replica for replica in snapshot.replicas if replica.is_alive]
-    late = [replica for replica in alive if behind_s.get(replica.address, 0) >= IN_STEP_S]
-    for_s = max((behind_s[replica.address] for replica in late), default=0.0)
-    for replica in sorted(late, key=lambda replica: -_lacks(replica, highest))[:3]:
-        waited_s = behind_s[replica.address]
-        level = "bad" if waited_s >= STUCK_S else "busy"
-        lacks = counted(_lacks(replica, highest), "update")
-        yield Finding(level, f"{replica.address} lacks {lacks}, some for {span(waited_s)}.")
+def _lagging(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) -> Iterator[Finding]:
+    alive = [replica for replica in cluster.replicas if replica.is_alive]
+    late = [replica for replica in alive if lag_s.get(replica.address, 0) >= IN_SYNC_S]
+    late.sort(key=lambda replica: -_missing(replica, highest))
+    for replica in late[:3]:
+        level = "bad" if lag_s[replica.address] >= STUCK_S else "busy"
+        missing = counted(_missing(replica, highest), "update")
+        yield Finding(level, f"{replica.address} is missing {missing}, some for {span(lag_s[replica.address])}.")
     if len(late) > 3:
-        yield Finding("busy", f"{counted(len(late) - 3, 'more replica')} lack updates, for up to {span(for_s)}.")
-    lost_sight_of = missing(_join(alive), highest)
-    if late and lost_sight_of:
-        them = counted(lost_sight_of, "update")
-        yield Finding("bad", f"{them} {'is' if lost_sight_of == 1 else 'are'} at no replica that answers.")
+        longest_s = max(lag_s[replica.address] for replica in late)
+        verb = "is" if len(late) == 4 else "are"
+        yield Finding(
+            "busy", f"{counted(len(late) - 3, 'more replica')} {verb} missing updates, for up to {span(longest_s)}."
+        )
+    unreachable = count_missing(_joined_clock(alive), highest)
+    if late and unreachable:
+        verb = "is" if unreachable == 1 else "are"
+        yield Finding("bad", f"{counted(unreachable, 'update')} {verb} not available on any reachable replica.")
 
 
-def _join(replicas: list[Replica]) -> Clock:
+def _joined_clock(replicas: Iterable[ObservedReplica]) -> Clock:
     joined: Clock = {}
     for replica in replicas:
-        for id_, counter in (replica.clock or {}).items():
-            joined[id_] = max(counter, joined.get(id_, 0))
+        merge_into(joined, replica.clock or {})
     return joined
 
 
-def _lacks(replica: Replica, highest: Clock) -> int:
-    return missing(replica.clock or {}, highest)
+def _missing(replica: ObservedReplica, highest: Clock) -> int:
+    return count_missing(replica.clock or {}, highest)
 
 
-def _about_pending(snapshot: Snapshot) -> Iterator[Finding]:
-    for replica in snapshot.replicas:
+def _pending(cluster: ClusterState) -> Iterator[Finding]:
+    for replica in cluster.replicas:
         status = replica.status
         if status and replica.is_alive and status.pending_count:
-            oldest_s = max((waiting.since_s for waiting in status.pending), default=0.0)
-            what = counted(status.pending_count, "update")
-            verb = "waits" if status.pending_count == 1 else "wait"
+            oldest_s = max((pending.since_s for pending in status.pending), default=0.0)
+            count = counted(status.pending_count, "update")
+            verb = "is" if status.pending_count == 1 else "are"
             level = "bad" if oldest_s >= STUCK_S else "busy"
-            yield Finding(level, f"{what} {verb} at {replica.address}, the oldest for {span(oldest_s)}.")
+            yield Finding(level, f"{count} {verb} pending at {replica.address}, the oldest for {span(oldest_s)}.")
 
 
-def _about_data(snapshot: Snapshot) -> Iterator[Finding]:
-    known = [replica.status for replica in snapshot.replicas if replica.status and replica.answers]
-    conflicts = max((status.conflicts for status in known), default=0)
+def _notes(cluster: ClusterState) -> Iterator[Finding]:
+    statuses = [replica.status for replica in cluster.replicas if replica.status and replica.is_reachable]
+    conflicts = max((status.conflicts for status in statuses), default=0)
     if conflicts:
-        verb = "holds" if conflicts == 1 else "hold"
+        verb = "has" if conflicts == 1 else "have"
         yield Finding("note", f"{counted(conflicts, 'key')} {verb} concurrent values.")
-    lead_s = max((status.clock_lead_s for status in known), default=0.0)
+    lead_s = max((status.clock_lead_s for status in statuses), default=0.0)
     if lead_s > MAX_LEAD_S:
         yield Finding(
-            "note", f"The hybrid clock runs {span(lead_s)} ahead of a wall clock: some member's clock is off."
+            "note", f"The hybrid clock is {span(lead_s)} ahead of a wall clock: the clock of some member is wrong."
         )
-    deferred = sum(status.deferred_requests for status in known)
+    deferred = sum(status.deferred_requests for status in statuses)
     if deferred:
-        verb = "waits" if deferred == 1 else "wait"
-        yield Finding("note", f"{counted(deferred, 'request')} {verb} for the causal past that came along.")
+        verb = "waits for its" if deferred == 1 else "wait for their"
+        yield Finding("note", f"{counted(deferred, 'request')} {verb} causal past.")

@@ -1,4 +1,4 @@
-"""The pages of keys: a list by prefix, and all that the replica asked knows of one key."""
+"""The data of the key pages: a list of keys by prefix, and everything that the local replica knows about one key."""
 
 from __future__ import annotations
 
@@ -7,52 +7,56 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from kvsite.dashboard.cards import Waiting
-from kvsite.dashboard.formatting import address_of, iso, named, short_labels, size, span
+from kvsite.dashboard.cards import QueueItem
+from kvsite.dashboard.formatting import iso, short_labels, size, span, update_name
+from store.clock import address_of
 
-PAGE = 50
-"""Keys of a page."""
+PAGE_SIZE = 50
+"""Keys per page."""
 
-SHOWN_IN_LIST, SHOWN = 120, 4000
-"""Characters shown of a value; all of it is for the API to tell."""
+MAX_VALUE_CHARS_IN_LIST, MAX_VALUE_CHARS = 120, 4000
+"""Characters shown of a value. The API returns the whole value."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A key. ``query``: of the link to its page; ``versions``: how many it holds; ``written``: by which update."""
+class KeyRow:
+    """A key in the list. ``query``: query string of its page; ``written_by``: the update that wrote the winner."""
 
     key: str
     query: str
     value: str
     size: str
     versions: int
-    written: str
-    at: str
+    written_by: str
+    written_at: str
 
 
 @dataclass(frozen=True, slots=True)
-class KeysPage:
-    """What was searched for, and what was found. ``more``: the query of the next page, empty on the last."""
+class KeyListPage:
+    """The search and its result. ``next_query``: query string of the next page; empty on the last page.
+
+    ``is_running``: whether a replica runs in this process.
+    """
 
     prefix: str
     conflicts: bool
     after: str
-    rows: tuple[Row, ...]
-    more: str
+    rows: tuple[KeyRow, ...]
+    next_query: str
     is_running: bool = True
 
     @property
-    def start(self) -> str:
-        """The query of the first page."""
-        return urlencode(_searched(self.prefix, conflicts=self.conflicts))
+    def first_query(self) -> str:
+        """The query string of the first page."""
+        return urlencode(_search_parameters(self.prefix, conflicts=self.conflicts))
 
 
 @dataclass(frozen=True, slots=True)
-class Has:
-    """Whether a member has a version. ``word``: yes, not yet, or unknown."""
+class MemberTag:
+    """Whether a member has applied a version, as far as the local replica knows."""
 
     address: str
-    word: str
+    text: str
     tone: str
     state: str
 
@@ -62,131 +66,138 @@ class PastEntry:
     """An entry of a causal past."""
 
     label: str
-    title: str
+    replica_id: str
     counter: int
 
 
 @dataclass(frozen=True, slots=True)
 class VersionCard:
-    """One version of a key: the winner, or one that is concurrent to it."""
+    """One version of a key: the winner or a sibling. ``truncation``: says that the value was cut; empty if not."""
 
     etag: str
-    written: str
+    written_by: str
     origin: str
     counter: int
     is_winner: bool
     value: str
-    value_more: str
-    at: str
+    truncation: str
+    written_at: str
     expires: str
     past: tuple[PastEntry, ...]
-    members: tuple[Has, ...]
+    members: tuple[MemberTag, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class KeyPage:
-    """All there is to tell of one key."""
+    """One key. ``is_running``: whether a replica runs in this process."""
 
     key: str
     versions: tuple[VersionCard, ...]
-    pending: tuple[Waiting, ...]
+    pending: tuple[QueueItem, ...]
     is_running: bool = True
 
     @property
     def summary(self) -> str:
-        """What the key is, in words."""
+        """How many values the key has."""
         count = len(self.versions)
         if not count:
-            return "This key is absent here."
-        return (
-            "One value." if count == 1 else f"{count} concurrent values: the first is the one that everybody is shown."
-        )
+            return "This key does not exist on this replica."
+        return "One value." if count == 1 else f"{count} concurrent values. A read returns the first one, the winner."
 
 
-def keys_page(
-    found: Sequence[Mapping[str, Any]] | None, members: Sequence[str], *, prefix: str, after: str, conflicts: bool
-) -> KeysPage:
-    """Return the list. ``found``: up to ``PAGE + 1`` keys (``Node.keys``); ``members``: addresses, for short labels."""
+def key_list_page(
+    keys: Sequence[Mapping[str, Any]] | None, members: Sequence[str], *, prefix: str, after: str, conflicts: bool
+) -> KeyListPage:
+    """Return a page of the list.
+
+    ``keys``: up to ``PAGE_SIZE + 1`` keys (``Node.keys``); None if no replica runs in this process.
+    ``members``: addresses, from which the short labels are made.
+    """
     labels = short_labels(members)
-    rows = tuple(_row(each, labels) for each in (found or ())[:PAGE])
-    more = ""
-    if found and len(found) > PAGE:
-        more = urlencode({**_searched(prefix, conflicts=conflicts), "after": found[PAGE - 1]["key"]})
-    return KeysPage(prefix, conflicts, after, rows, more, is_running=found is not None)
+    rows = tuple(_key_row(each, labels) for each in (keys or ())[:PAGE_SIZE])
+    next_query = ""
+    if keys and len(keys) > PAGE_SIZE:
+        parameters = _search_parameters(prefix, conflicts=conflicts)
+        next_query = urlencode({**parameters, "after": keys[PAGE_SIZE - 1]["key"]})
+    return KeyListPage(prefix, conflicts, after, rows, next_query, is_running=keys is not None)
 
 
-def _searched(prefix: str, *, conflicts: bool) -> dict[str, str]:
+def _search_parameters(prefix: str, *, conflicts: bool) -> dict[str, str]:
     return {**({"prefix": prefix} if prefix else {}), **({"conflicts": "true"} if conflicts else {})}
 
 
-def _row(told: Mapping[str, Any], labels: Mapping[str, str]) -> Row:
-    text, _ = _shown(told["value"], SHOWN_IN_LIST, told["value_bytes"])
-    return Row(
-        key=told["key"],
-        query=urlencode({"key": told["key"]}),
-        value=text,
-        size=size(told["value_bytes"]),
-        versions=told["versions"],
-        written=named(told["dot"], labels),
-        at=_moment(told["timestamp"]),
+def _key_row(entry: Mapping[str, Any], labels: Mapping[str, str]) -> KeyRow:
+    value, _ = _shortened(entry["value"], MAX_VALUE_CHARS_IN_LIST, entry["value_bytes"])
+    return KeyRow(
+        key=entry["key"],
+        query=urlencode({"key": entry["key"]}),
+        value=value,
+        size=size(entry["value_bytes"]),
+        versions=entry["versions"],
+        written_by=update_name(entry["dot"], labels),
+        written_at=_date_and_time(entry["timestamp"]),
     )
 
 
-def key_page(told: Mapping[str, Any] | None, key: str, members: Sequence[str]) -> KeyPage:
-    """Return the page of ``key``. ``told``: what ``Node.explain`` tells."""
-    if told is None:
+def key_page(explanation: Mapping[str, Any] | None, key: str, members: Sequence[str]) -> KeyPage:
+    """Return the page of ``key``. ``explanation``: from ``Node.explain``; None if no replica runs in this process."""
+    if explanation is None:
         return KeyPage(key, (), (), is_running=False)
     labels = short_labels(members)
     return KeyPage(
         key,
-        tuple(_version(version, labels, is_winner=i == 0) for i, version in enumerate(told["versions"])),
-        tuple(_waiting(update, labels) for update in told["pending"]),
+        tuple(_version_card(version, labels, is_winner=i == 0) for i, version in enumerate(explanation["versions"])),
+        tuple(_queue_item(update, labels) for update in explanation["pending"]),
     )
 
 
-def _version(told: Mapping[str, Any], labels: Mapping[str, str], *, is_winner: bool) -> VersionCard:
-    value = bytes(told["value"])
-    text, more = _shown(value, SHOWN, len(value))
-    origin, counter = told["dot"]
-    expires_in_s = told["expires_in_s"]
+def _version_card(version: Mapping[str, Any], labels: Mapping[str, str], *, is_winner: bool) -> VersionCard:
+    encoded = bytes(version["value"])
+    value, truncation = _shortened(encoded, MAX_VALUE_CHARS, len(encoded))
+    origin, counter = version["dot"]
+    expires_in_s = version["expires_in_s"]
     return VersionCard(
-        etag=told["etag"],
-        written=named((origin, counter), labels),
+        etag=version["etag"],
+        written_by=update_name((origin, counter), labels),
         origin=origin,
         counter=counter,
         is_winner=is_winner,
-        value=text,
-        value_more=more,
-        at=_moment(told["timestamp"]),
+        value=value,
+        truncation=truncation,
+        written_at=_date_and_time(version["timestamp"]),
         expires="" if expires_in_s is None else f"in {span(expires_in_s)}",
         past=tuple(
-            PastEntry(labels.get(address_of(id_), address_of(id_)), id_, n) for id_, n in sorted(told["past"].items())
+            PastEntry(labels.get(address_of(id_), address_of(id_)), id_, n)
+            for id_, n in sorted(version["past"].items())
         ),
-        members=tuple(_has(member) for member in told["members"]),
+        members=tuple(_member_tag(member) for member in version["members"]),
     )
 
 
-def _has(member: Mapping[str, Any]) -> Has:
-    word, tone = {True: ("has it", "good"), False: ("not yet", "warn"), None: ("unknown", "note")}[member["has"]]
-    return Has(member["address"], word, tone, "" if member["self"] else member["state"])
+def _member_tag(member: Mapping[str, Any]) -> MemberTag:
+    text, tone = {True: ("has it", "good"), False: ("not yet", "warn"), None: ("unknown", "note")}[member["has"]]
+    return MemberTag(member["address"], text, tone, "" if member["self"] else member["state"])
 
 
-def _waiting(told: Mapping[str, Any], labels: Mapping[str, str]) -> Waiting:
-    return Waiting(
-        named(tuple(told["dot"]), labels),
-        "deletes it" if told["deletes"] else "writes it",
-        named(tuple(told["waits_for"]), labels),
-        span(told["since_s"]),
+def _queue_item(update: Mapping[str, Any], labels: Mapping[str, str]) -> QueueItem:
+    return QueueItem(
+        update=update_name(tuple(update["dot"]), labels),
+        effect="deletes it" if update["deletes"] else "writes it",
+        waits_for=update_name(tuple(update["waits_for"]), labels),
+        duration=span(update["since_s"]),
     )
 
 
-def _shown(value: bytes, limit: int, whole_bytes: int) -> tuple[str, str]:
-    """Return the start of an encoded value as text, and how much there is where that is not all of it."""
+def _shortened(value: bytes, limit: int, total_bytes: int) -> tuple[str, str]:
+    """Return the start of an encoded value as text, and a note on its size if the text is not the whole value.
+
+    ``value`` may itself be only the first bytes of ``total_bytes``.
+    """
     text = value[: 4 * limit].decode("utf-8", "ignore")
-    if len(text) <= limit and len(value) == whole_bytes:
+    if len(text) <= limit and len(value) == total_bytes:
         return text, ""
-    return f"{text[:limit]}…", f"The first {min(limit, len(text)):,} characters of {size(whole_bytes)}."
+    return f"{text[:limit]}…", f"The first {min(limit, len(text)):,} characters of {size(total_bytes)}."
 
 
-def _moment(timestamp_us: int) -> str:
+def _date_and_time(timestamp_us: int) -> str:
     return iso(timestamp_us).replace("T", " ").removesuffix("+00:00")

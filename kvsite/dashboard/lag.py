@@ -1,66 +1,60 @@
-"""Who is behind, by how much, and for how long.
+"""Which replicas lag, by how many updates and for how long.
 
-Statuses are taken one after another while writes go on: that some replica lacks an update which another just issued
-says nothing. What says something is an update that was known a while ago and is lacking still. So the highest clock
-seen in each snapshot is remembered, and a replica is behind since the first of them that its clock does not reach.
+The statuses of the replicas are not taken at the same instant. While writes go on, a replica always lacks updates that
+another replica has just issued, so the number of missing updates alone says nothing. A replica lags if it still lacks
+an update that was known some time ago. ``LagTracker`` therefore remembers the highest known clock of each cluster
+state. A replica has lagged since the oldest of these clocks that its own clock does not cover.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 
-from kvsite.dashboard.cluster_state import Clock, Snapshot
+from kvsite.dashboard.cluster_state import ClusterState
+from store.clock import Clock, covers, merge_into
 
-REMEMBERED = 240
-"""Snapshots that are remembered: two minutes at two a second."""
-
-
-def missing(clock: Clock, highest: Clock) -> int:
-    """Return how many updates of ``highest`` are beyond ``clock``."""
-    return sum(n - min(n, clock.get(id_, 0)) for id_, n in highest.items())
+MAX_REMEMBERED = 240
+"""Cluster states whose highest clocks are remembered: two minutes at two polls per second."""
 
 
-def highest_of(snapshot: Snapshot) -> Clock:
-    """Return replica id -> the highest counter that anybody is known to have seen, in a queue or in a clock."""
+def highest_known(cluster: ClusterState) -> Clock:
+    """Return replica id -> the highest counter that appears in any clock or pending queue."""
     highest: Clock = {}
-
-    def note(clock: Mapping[str, int]) -> None:
-        for id_, counter in clock.items():
-            if counter > highest.get(id_, 0):
-                highest[id_] = counter
-
-    for replica in snapshot.replicas:
-        note(replica.clock or {})
+    for replica in cluster.replicas:
+        merge_into(highest, replica.clock or {})
         if replica.status:
-            for waiting in replica.status.pending:
-                note(dict([waiting.dot]))
-                note(dict([waiting.waits_for]))
+            for pending in replica.status.pending:
+                merge_into(highest, dict([pending.dot]))
+                merge_into(highest, dict([pending.waits_for]))
     return highest
 
 
-class Lag:
-    """Remembers the highest clocks of late. Not thread-safe."""
+class LagTracker:
+    """Remembers the highest clocks of the last two minutes. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._highest: deque[tuple[float, Clock]] = deque(maxlen=REMEMBERED)
+        self._highest: deque[tuple[float, Clock]] = deque(maxlen=MAX_REMEMBERED)
+        """(monotonic seconds, highest known clock), oldest first."""
 
-    def behind_s(self, snapshot: Snapshot, now_s: float) -> dict[str, float]:
-        """Return address -> for how many seconds it has been lacking something, of the replicas that lack anything.
+    def lag_s(self, cluster: ClusterState, now_s: float) -> dict[str, float]:
+        """Return address -> for how many seconds the replica has lacked updates, for each replica that lacks any.
 
-        0 where what is lacking was not known before. ``now_s``: monotonic.
+        The value is 0 if no missing update was known before. ``now_s``: monotonic.
         """
-        latest = highest_of(snapshot)
+        latest = highest_known(cluster)
         self._highest.append((now_s, latest))
-        behind: dict[str, float] = {}
-        for replica in snapshot.replicas:
+        lag_s: dict[str, float] = {}
+        for replica in cluster.replicas:
             clock = replica.clock or {}
-            if missing(clock, latest):
-                since_s = (at_s for at_s, highest in self._highest if missing(clock, _meet(highest, latest)))
-                behind[replica.address] = now_s - next(since_s, now_s)
-        return behind
+            if not covers(clock, latest):
+                since_s = (at_s for at_s, highest in self._highest if not covers(clock, _intersection(highest, latest)))
+                lag_s[replica.address] = now_s - next(since_s, now_s)
+        return lag_s
 
 
-def _meet(highest: Clock, latest: Clock) -> Clock:
-    """Return what both reach: updates that died with their replica are lacking no more once nobody has them."""
+def _intersection(highest: Clock, latest: Clock) -> Clock:
+    """Return the updates that both clocks cover.
+
+    An update that died with its replica is in no clock any more. It must not count as missing.
+    """
     return {id_: min(counter, latest[id_]) for id_, counter in highest.items() if id_ in latest}

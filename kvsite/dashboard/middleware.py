@@ -1,7 +1,7 @@
-"""Sessions, login, CSRF and messages, for the pages of the dashboard only.
+"""Sessions, login, CSRF protection and messages, for the dashboard only.
 
-Django wants them in MIDDLEWARE, where every request passes. A request of the API has no session and no cookie, and
-should not pay for them: each class here steps aside unless the path is the dashboard's.
+Django expects these in MIDDLEWARE, which every request passes. API requests have no session and no cookies and should
+not pay for them, so each class here does nothing unless the path belongs to the dashboard.
 """
 
 from __future__ import annotations
@@ -23,63 +23,64 @@ from kvsite.errors import json_error
 PREFIX = "/admin/"
 
 MAX_FORM_BYTES = 64 * 1024
-"""The longest form is the login's: a password and a token."""
+"""Maximum size of a request body. The only form that is posted is the login form: a password and a token."""
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""Everything from this replica, nothing inline: a key that is some script shows as its text, whatever goes wrong."""
+"""Allow resources from this replica only, and nothing inline. A key that contains a script could not run it even if a
+template failed to escape it."""
 
 
 class OnlyDashboard(MiddlewareMixin):
-    """Mixin, to stand first: skip the middleware for every other path."""
+    """Mixin that skips the middleware for all other paths. It must be the first base class."""
 
     def __call__(self, request: HttpRequest) -> Any:
-        """Run the middleware, or go straight on."""
+        """Run the middleware if the path belongs to the dashboard, or pass the request on."""
         if request.path_info.startswith(PREFIX):
             return super().__call__(request)
         return self.get_response(request)
 
 
 class DashboardSecurity(OnlyDashboard, SecurityMiddleware):
-    """No sniffing of types, no referrers to elsewhere, no scripts but ours, no bodies beyond a login form's."""
+    """Limits body sizes and sets security headers: no content sniffing, no referrer, a Content-Security-Policy."""
 
     def process_request(self, request: HttpRequest) -> Any:
-        """Refuse a long body before anything reads it."""
+        """Reject a request with a body that is too large, before the body is read."""
         if int(request.META.get("CONTENT_LENGTH") or 0) > MAX_FORM_BYTES:
             return json_error(413, "Form is too large")
         return super().process_request(request)
 
     def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
-        """Add the policy for content."""
+        """Add the Content-Security-Policy."""
         response["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
         return super().process_response(request, response)
 
 
 class DashboardFrames(OnlyDashboard, XFrameOptionsMiddleware):
-    """No framing by other sites."""
+    """Forbids other sites to show a page in a frame."""
 
 
 class DashboardSession(OnlyDashboard, SessionMiddleware):
-    """Sessions in signed cookies."""
+    """Sessions, stored in signed cookies."""
 
 
 class DashboardCsrf(OnlyDashboard, CsrfViewMiddleware):
-    """Proof that a form came from our own page: the login's."""
+    """CSRF protection for the login form."""
 
     def process_view(
         self, request: HttpRequest, callback: Callable[..., Any], callback_args: Any, callback_kwargs: Any
     ) -> HttpResponseForbidden | None:
-        """Check dashboard requests only: Django calls this hook without passing through ``__call__``."""
+        """Check dashboard requests only. Django calls this hook directly, not through ``__call__``."""
         if not request.path_info.startswith(PREFIX):
             return None
         return super().process_view(request, callback, callback_args, callback_kwargs)
 
 
 class DashboardUser(OnlyDashboard, AuthenticationMiddleware):
-    """``request.user``, from the session."""
+    """Sets ``request.user`` from the session."""
 
 
 class DashboardMessages(OnlyDashboard, MessageMiddleware):
-    """One-time notices of the admin's pages."""
+    """One-time messages of the admin pages."""

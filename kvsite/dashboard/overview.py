@@ -1,47 +1,47 @@
-"""The front page: everything that it shows, as plain data."""
+"""The data of the front page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kvsite.dashboard.cards import Card, Queue, card, queues
-from kvsite.dashboard.cluster_state import AsOf, Snapshot
-from kvsite.dashboard.health import Verdict, judge
-from kvsite.dashboard.lag import highest_of
+from kvsite.dashboard.cards import PendingQueue, ReplicaCard, pending_queues, replica_card
+from kvsite.dashboard.cluster_state import AsOf, ClusterState
+from kvsite.dashboard.health import ClusterHealth, assess
+from kvsite.dashboard.lag import highest_known
 from kvsite.dashboard.tables import ClockMatrix, ViewMatrix, clock_matrix, view_matrix
 from kvsite.dashboard.timeline import Timeline, timeline
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """``as_of``: by whom and when the replicas were asked."""
+    """Everything that the front page shows. ``is_open``: the store accepts requests without any credentials."""
 
     as_of: AsOf
     is_open: bool
-    verdict: Verdict
-    cards: tuple[Card, ...]
+    health: ClusterHealth
+    cards: tuple[ReplicaCard, ...]
     clocks: ClockMatrix
     views: ViewMatrix
-    queues: tuple[Queue, ...]
+    queues: tuple[PendingQueue, ...]
     events: Timeline
 
     @property
     def is_wide(self) -> bool:
-        """Whether tables need the page's whole width each."""
+        """Whether each table needs the full width of the page."""
         return len(self.clocks.columns) > 5
 
 
-def overview(snapshot: Snapshot, behind_s: Mapping[str, float]) -> Overview:
-    """Return the page of ``snapshot``. ``behind_s``: see ``Lag.behind_s``."""
-    highest = highest_of(snapshot)
+def overview(cluster: ClusterState, lag_s: Mapping[str, float]) -> Overview:
+    """Return the front page of ``cluster``. ``lag_s``: see ``LagTracker.lag_s``."""
+    highest = highest_known(cluster)
     return Overview(
-        as_of=snapshot.as_of,
-        is_open=snapshot.is_open,
-        verdict=judge(snapshot, highest, behind_s),
-        cards=tuple(card(replica, highest) for replica in snapshot.replicas),
-        clocks=clock_matrix(snapshot, highest),
-        views=view_matrix(snapshot),
-        queues=queues(snapshot),
-        events=timeline(snapshot),
+        as_of=cluster.as_of,
+        is_open=cluster.is_open,
+        health=assess(cluster, highest, lag_s),
+        cards=tuple(replica_card(replica, highest) for replica in cluster.replicas),
+        clocks=clock_matrix(cluster, highest),
+        views=view_matrix(cluster),
+        queues=pending_queues(cluster),
+        events=timeline(cluster),
     )

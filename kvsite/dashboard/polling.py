@@ -1,7 +1,7 @@
-"""One look at the cluster for all who watch it.
+"""Polls the cluster once for all open pages.
 
-Every open page asks once a second. However many there are, the members are asked at most twice a second, by one
-request; the others get what it found. So watching costs the same for one browser as for fifty.
+Every open page refreshes once a second. However many pages are open, one thread polls the members at most twice a
+second, and all requests share its result. Fifty browsers thus cost the members as much as one.
 """
 
 from __future__ import annotations
@@ -15,32 +15,35 @@ from functools import cached_property
 
 from django.template.loader import render_to_string
 
-from kvsite.dashboard.cluster_state import Snapshot, read
-from kvsite.dashboard.lag import Lag
-from kvsite.dashboard.members import members
+from kvsite.dashboard.cluster_state import ClusterState, parse_cluster
+from kvsite.dashboard.lag import LagTracker
 from kvsite.dashboard.overview import Overview, overview
+from kvsite.dashboard.status_fetcher import status_fetcher
 from replication.api import context
 
 FRESH_S = 0.5
-"""A look younger than this is handed out again."""
+"""A poll that is younger than this is reused."""
 
-USABLE_S = 0.7
-"""While somebody looks anew, others get the last look, up to this age, and do not wait. A page asks once a second:
-with this, and with what asking takes, it shows what was so at most two seconds ago."""
+MAX_STALE_S = 0.7
+"""While one thread polls, the others reuse the last poll up to this age instead of waiting. A page refreshes once a
+second: with this and the duration of a poll, it shows the state of at most two seconds ago."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """A snapshot, asked for at ``at_s``, and the pages made from it: each made once."""
+class Poll:
+    """The cluster state that was requested at ``at_s``, and the pages made from it. Each page is rendered once.
+
+    ``lag_s``: see ``LagTracker.lag_s``.
+    """
 
     at_s: float
-    snapshot: Snapshot
-    behind_s: dict[str, float]
+    cluster: ClusterState
+    lag_s: dict[str, float]
 
     @cached_property
     def overview(self) -> Overview:
-        """The front page's data."""
-        return overview(self.snapshot, self.behind_s)
+        """The data of the front page."""
+        return overview(self.cluster, self.lag_s)
 
     @cached_property
     def overview_html(self) -> str:
@@ -48,46 +51,53 @@ class Look:
         return render_to_string("dashboard/_overview.html", {"overview": self.overview})
 
 
-class Keeper:
-    """Keeps the last look. ``ask`` returns a snapshot and may block; ``clock`` tells monotonic seconds."""
+class ClusterPoller:
+    """Polls the cluster when the last poll is too old. Thread-safe.
 
-    def __init__(self, ask: Callable[[], Snapshot], clock: Callable[[], float] = time.monotonic) -> None:
-        self._ask = ask
+    ``poll`` returns the cluster state and may block. ``clock`` returns monotonic seconds.
+    """
+
+    def __init__(self, poll: Callable[[], ClusterState], clock: Callable[[], float] = time.monotonic) -> None:
+        self._poll = poll
         self._clock = clock
-        self._looking = threading.Lock()
-        self._lag = Lag()
-        self._last: Look | None = None
+        self._polling = threading.Lock()
+        """Held by the thread that polls. It also guards ``_lag``."""
+        self._lag = LagTracker()
+        self._last: Poll | None = None
 
-    def look(self) -> Look:
-        """Return a look that is fresh, or the best there is while another thread gets one."""
+    def latest(self) -> Poll:
+        """Return a fresh poll, or a slightly older one while another thread polls."""
         last = self._last
         age_s = math.inf if last is None else self._age_s(last)
         if last is not None and age_s < FRESH_S:
             return last
-        if not self._looking.acquire(blocking=age_s >= USABLE_S) and last is not None:
+        if not self._polling.acquire(blocking=age_s >= MAX_STALE_S) and last is not None:
             return last
         try:
-            is_found = self._last is not last  # by the thread that this one waited for
+            is_new = self._last is not last  # Another thread polled while this one waited for the lock.
             last = self._last
-            if last is None or not is_found:
-                asked_s, snapshot = self._clock(), self._ask()
-                # Its age counts from when members were asked: waiting for one that hangs makes nothing newer.
-                last = self._last = Look(asked_s, snapshot, self._lag.behind_s(snapshot, asked_s))
+            if last is None or not is_new:
+                # The age counts from the request: a member that hangs must not make the other statuses look newer.
+                requested_s, cluster = self._clock(), self._poll()
+                last = self._last = Poll(requested_s, cluster, self._lag.lag_s(cluster, requested_s))
             return last
         finally:
-            self._looking.release()
+            self._polling.release()
 
-    def _age_s(self, look: Look) -> float:
-        return self._clock() - look.at_s
+    def _age_s(self, poll: Poll) -> float:
+        return self._clock() - poll.at_s
 
 
-def ask_cluster() -> Snapshot:
-    """Ask the members through the node of this process; an empty snapshot where none is context."""
+def poll_cluster(*, recent: int = 0) -> ClusterState:
+    """Fetch the status of every member; return an empty cluster state if no replica runs in this process.
+
+    ``recent``: how many of the last applied updates each status should include.
+    """
     wall_us = time.time_ns() // 1000
     if not context.bound():
-        return Snapshot("", wall_us)
+        return ClusterState("", wall_us)
     node = context.node()
-    return read(members.cluster(node), node.replica.address, wall_us)
+    return parse_cluster(status_fetcher.fetch_all(node, recent=recent), node.replica.address, wall_us)
 
 
-keeper = Keeper(ask_cluster)
+poller = ClusterPoller(poll_cluster)

@@ -1,4 +1,4 @@
-"""The admin site whose front page is the dashboard: where its pages are, and who may see them."""
+"""The admin site with the dashboard as its front page: its URLs, its views and the check of permissions."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from django.views.decorators.http import require_safe
 
 from kvsite.config import current
 from kvsite.dashboard import details
-from kvsite.dashboard.keys_page import PAGE, key_page, keys_page
-from kvsite.dashboard.polling import keeper
+from kvsite.dashboard.keys_page import PAGE_SIZE, key_list_page, key_page
+from kvsite.dashboard.polling import poller
 from kvsite.dashboard.replica_page import replica_page
 from kvsite.dashboard.spacetime import diagram
 
-Page: TypeAlias = Callable[..., HttpResponse]
+View: TypeAlias = Callable[..., HttpResponse]
 
 ROUTES_WITHOUT_DATABASE = frozenset({"index", "login", "logout", "jsi18n"})
-"""The admin's routes that need no model. ``r/<type>/<id>`` and the app lists would ask a database."""
+"""Admin routes that work without a database. ``r/<type>/<id>`` and the app lists query one, so they are left out."""
 
 
 class PasswordForm(AdminAuthenticationForm):
-    """The admin's login form; there is one user, so the name is filled in and not compared."""
+    """The login form of the admin site. There is only one user, so the user name is filled in and not checked."""
 
     username = forms.CharField(initial="admin", required=False)
 
     def clean_username(self) -> str:
-        """Return a name whatever was typed: the form refuses to authenticate without one."""
+        """Return a default for an empty user name: without one, the form does not authenticate."""
         return str(self.cleaned_data.get("username") or "admin")
 
 
 class DashboardSite(AdminSite):
-    """Open where no ``KV_ADMIN_PASSWORD`` is set, else behind its login. Read-only: it registers no model."""
+    """The dashboard. It requires a login if ``KV_ADMIN_PASSWORD`` is set. It is read-only: no model is registered."""
 
     site_header = "Causeway"
     site_title = "Causeway"
@@ -52,43 +52,43 @@ class DashboardSite(AdminSite):
     index_template = live_template = "dashboard/live.html"
 
     def has_permission(self, request: HttpRequest) -> bool:
-        """Return whether this request may see the pages."""
+        """Return whether the user of this request may see the pages."""
         if not current().admin_password:
             return True
         return bool(request.user.is_active and request.user.is_staff)
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
-        """Return our pages, and the admin's own routes that work without a database."""
-        pages: list[tuple[str, Page, str]] = [
-            ("overview/", self.overview, "overview"),
+        """Return the dashboard pages and the admin routes that work without a database."""
+        pages: list[tuple[str, View, str]] = [
+            ("overview/", self.overview_fragment, "overview_fragment"),
             ("replica/<str:address>/", self.replica, "replica"),
-            ("replica/<str:address>/now/", self.replica_now, "replica_now"),
+            ("replica/<str:address>/now/", self.replica_fragment, "replica_fragment"),
             ("keys/", self.keys, "keys"),
             ("keys/key/", self.key, "key"),
             ("spacetime/", self.spacetime, "spacetime"),
-            ("spacetime/now/", self.spacetime_now, "spacetime_now"),
+            ("spacetime/now/", self.spacetime_fragment, "spacetime_fragment"),
         ]
         own = [path(route, never_cache(require_safe(view)), name=name) for route, view, name in pages]
         return [*own, *(url for url in super().get_urls() if getattr(url, "name", None) in ROUTES_WITHOUT_DATABASE)]
 
-    # -- the front page --------------------------------------------------------------------------------
+    # -- front page ------------------------------------------------------------------------------------
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
-        """Render the front page; Django's own asks the admin log, which is a table."""
-        look = keeper.look()
+        """Render the front page. Django's own index queries the admin log, which needs a database."""
+        poll = poller.latest()
         return self._live(
             request,
             title=self.index_title,
-            subtitle=look.snapshot.asked,
+            subtitle=poll.cluster.local_address,
             page="overview",
-            now_url=reverse(f"{self.name}:overview"),
-            now_html=look.overview_html,
+            fragment_url=reverse(f"{self.name}:overview_fragment"),
+            fragment_html=poll.overview_html,
             **(extra_context or {}),
         )
 
-    def overview(self, request: HttpRequest) -> HttpResponse:
+    def overview_fragment(self, request: HttpRequest) -> HttpResponse:
         """Render the part of the front page that is refreshed."""
-        return self._now(request, lambda: keeper.look().overview_html)
+        return self._fragment(request, lambda: poller.latest().overview_html)
 
     # -- one replica -----------------------------------------------------------------------------------
 
@@ -102,14 +102,14 @@ class DashboardSite(AdminSite):
                 subtitle="Replica",
                 page="replica",
                 address=address,
-                now_url=reverse(f"{self.name}:replica_now", args=[address]),
-                now_html=_replica_html(address),
+                fragment_url=reverse(f"{self.name}:replica_fragment", args=[address]),
+                fragment_html=_replica_html(address),
             ),
         )
 
-    def replica_now(self, request: HttpRequest, address: str) -> HttpResponse:
+    def replica_fragment(self, request: HttpRequest, address: str) -> HttpResponse:
         """Render the part of a replica's page that is refreshed."""
-        return self._now(request, lambda: _replica_html(address))
+        return self._fragment(request, lambda: _replica_html(address))
 
     # -- keys ------------------------------------------------------------------------------------------
 
@@ -120,9 +120,9 @@ class DashboardSite(AdminSite):
     def _keys(self, request: HttpRequest) -> HttpResponse:
         prefix, after = request.GET.get("prefix", ""), request.GET.get("after", "")
         conflicts = request.GET.get("conflicts") == "true"
-        found = details.keys(prefix, after, PAGE + 1, conflicts=conflicts)
-        keys = keys_page(found, details.known_members(), prefix=prefix, after=after, conflicts=conflicts)
-        return self._page(request, "dashboard/keys.html", title="Keys", page="keys", keys=keys)
+        keys = details.keys(prefix, after, PAGE_SIZE + 1, conflicts=conflicts)
+        key_list = key_list_page(keys, details.known_members(), prefix=prefix, after=after, conflicts=conflicts)
+        return self._page(request, "dashboard/keys.html", title="Keys", page="keys", key_list=key_list)
 
     def key(self, request: HttpRequest) -> HttpResponse:
         """Render the page of one key."""
@@ -130,8 +130,10 @@ class DashboardSite(AdminSite):
 
     def _key(self, request: HttpRequest) -> HttpResponse:
         key = request.GET.get("key", "")
-        told = key_page(details.explanation(key), key, details.known_members())
-        return self._page(request, "dashboard/key.html", title=key or "Key", subtitle="Key", page="key", told=told)
+        content = key_page(details.explanation(key), key, details.known_members())
+        return self._page(
+            request, "dashboard/key.html", title=key or "Key", subtitle="Key", page="key", key_page=content
+        )
 
     # -- the space-time diagram ------------------------------------------------------------------------
 
@@ -143,33 +145,33 @@ class DashboardSite(AdminSite):
                 request,
                 title="Space-time diagram",
                 page="spacetime",
-                now_url=reverse(f"{self.name}:spacetime_now"),
-                now_html=_spacetime_html(),
+                fragment_url=reverse(f"{self.name}:spacetime_fragment"),
+                fragment_html=_spacetime_html(),
             ),
         )
 
-    def spacetime_now(self, request: HttpRequest) -> HttpResponse:
-        """Render the part of the diagram's page that is refreshed: all of it."""
-        return self._now(request, _spacetime_html)
+    def spacetime_fragment(self, request: HttpRequest) -> HttpResponse:
+        """Render the diagram and its table, which are refreshed together."""
+        return self._fragment(request, _spacetime_html)
 
-    # -- what they share -------------------------------------------------------------------------------
+    # -- shared ----------------------------------------------------------------------------------------
 
     def _guarded(self, request: HttpRequest, render: Callable[[], HttpResponse]) -> HttpResponse:
-        """Render a page, or send whoever may not see it to the login."""
+        """Render a page, or redirect to the login if the request has no permission."""
         if not self.has_permission(request):
             return redirect_to_login(request.get_full_path(), reverse(f"{self.name}:login"))
         return render()
 
-    def _now(self, request: HttpRequest, render: Callable[[], str]) -> HttpResponse:
-        """Render a part; tell htmx to go to the login where one is due."""
+    def _fragment(self, request: HttpRequest, render: Callable[[], str]) -> HttpResponse:
+        """Render the refreshed part of a page. Without permission, tell htmx to open the login page."""
         if not self.has_permission(request):
             return HttpResponse(status=403, headers={"HX-Redirect": reverse(f"{self.name}:login")})
         return HttpResponse(render())
 
-    def _live(self, request: HttpRequest, *, now_html: str, **context: Any) -> TemplateResponse:
-        """Render a page around ``now_html``, which asks for itself again every second (at ``now_url``)."""
-        html = mark_safe(now_html)  # noqa: S308  # rendered by a template, escaped there
-        return self._page(request, self.live_template, now_html=html, **context)
+    def _live(self, request: HttpRequest, *, fragment_html: str, **context: Any) -> TemplateResponse:
+        """Render a page around ``fragment_html``, which the browser refreshes from ``fragment_url`` every second."""
+        html = mark_safe(fragment_html)  # noqa: S308  # a template rendered and escaped it
+        return self._page(request, self.live_template, fragment_html=html, **context)
 
     def _page(self, request: HttpRequest, template: str, **context: Any) -> TemplateResponse:
         request.current_app = self.name
@@ -177,14 +179,14 @@ class DashboardSite(AdminSite):
 
 
 def _replica_html(address: str) -> str:
-    snapshot = keeper.look().snapshot
-    known = next((replica for replica in snapshot.replicas if replica.address == address), None)
-    page = replica_page(snapshot, details.with_history(known, snapshot)) if known else None
+    cluster = poller.latest().cluster
+    replica = next((replica for replica in cluster.replicas if replica.address == address), None)
+    page = replica_page(cluster, details.with_history(replica, cluster)) if replica else None
     return render_to_string("dashboard/_replica.html", {"page": page, "address": address})
 
 
 def _spacetime_html() -> str:
-    return render_to_string("dashboard/_spacetime.html", {"diagram": diagram(details.latest())})
+    return render_to_string("dashboard/_spacetime.html", {"diagram": diagram(details.cluster_with_recent_updates())})
 
 
 site = DashboardSite()

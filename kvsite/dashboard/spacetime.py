@@ -1,8 +1,9 @@
-"""The space-time diagram: the last updates of the cluster, who issued them, and when they arrived where.
+"""The space-time diagram: the latest updates, where they were issued, and when each replica applied them.
 
-A line per replica; time goes to the right, but not evenly: what happens within a millisecond is spread out and an idle
-hour is folded, else one would see a heap or nothing. Moments are told by each replica's own wall clock. Where these
-disagree, an arrival might seem to come before its cause: it is drawn after it, which is what is certain.
+There is one horizontal lane per replica. Time runs to the right, but not to scale: events within a millisecond are
+spread out and idle periods are compressed, or the diagram would show a heap of marks. Times come from each replica's
+own wall clock. If the clocks disagree, an update may seem to be applied before it was issued. The diagram then draws
+it after its issue, because that order is certain.
 """
 
 from __future__ import annotations
@@ -11,24 +12,32 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from kvsite.dashboard.cluster_state import Applied, AsOf, Dot, Pending, Replica, Snapshot
-from kvsite.dashboard.formatting import address_of, iso, named, short_labels, span
+from kvsite.dashboard.cluster_state import AppliedUpdate, AsOf, ClusterState, ObservedReplica, PendingUpdate
+from kvsite.dashboard.formatting import iso, short_labels, span, update_name
+from store.clock import Dot, address_of
 
-MAX_EVENTS = 110
+MAX_MARKS = 110
+"""The more replicas, the fewer updates are drawn, so that the diagram has about this many marks at most."""
+
 MIN_UPDATES, MAX_UPDATES = 7, 24
-MAX_PENDING = 6
-"""Pending updates drawn at a replica; how many more there are is told."""
+"""Bounds of the number of updates that are drawn."""
 
-LANE, TOP = 68, 40
+MAX_PENDING = 6
+"""Pending updates drawn per replica. If there are more, a note on the lane says how many."""
+
+# Sizes in pixels.
+LANE_HEIGHT, TOP = 68, 40
 LEFT, RIGHT = 24, 110
 MIN_STEP, FULL_WIDTH = 30, 1172
-HEAD = 7
+ARROW_HEAD = 7
+
 HUES = 8
+"""Number of colours (dashboard.css)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A point on a replica's line. ``kind``: ``issued``, ``applied`` or ``pending``; ``title``: what it says."""
+    """A point on a lane. ``kind``: ``issued``, ``applied`` or ``pending``; ``title``: its tooltip."""
 
     kind: str
     x: float
@@ -40,7 +49,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """From where an update was issued to where it arrived. ``head``: the points of its tip."""
+    """From the mark where an update was issued to the mark where it arrived. ``head``: the corners of its tip."""
 
     x1: float
     y1: float
@@ -53,28 +62,29 @@ class Arrow:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A replica's line. ``note``: why nothing is known of it, or what does not fit."""
+    """The lane of a replica. ``note``: why data are missing, or how many pending updates there are beyond the drawn."""
 
     address: str
     label: str
     hue: int
     y: float
     note: str = ""
+    is_reachable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """An update in the table. ``cells``: when each replica applied it, in words."""
+class UpdateRow:
+    """An update in the table. ``key``: None if not known; ``cells``: for each replica when it applied the update."""
 
     update: str
-    key: str
+    key: str | None
     issued: str
     cells: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Diagram:
-    """The picture, and the same as a table. ``as_of``: by whom and when the replicas were asked."""
+    """The diagram, and the same data as a table."""
 
     as_of: AsOf
     width: float
@@ -82,30 +92,35 @@ class Diagram:
     lanes: tuple[Lane, ...]
     arrows: tuple[Arrow, ...]
     marks: tuple[Mark, ...]
-    table: tuple[Line, ...]
+    table: tuple[UpdateRow, ...]
 
     @property
-    def end(self) -> float:
-        """Where the lines end: now."""
+    def end_x(self) -> float:
+        """Where the lanes end, which is the present."""
         return self.width - 8
 
     @property
     def summary(self) -> str:
-        """The picture in one sentence."""
-        waits = sum(mark.kind == "pending" for mark in self.marks)
-        told = f"The last {len(self.table)} updates, at {len(self.lanes)} replicas"
-        return f"{told}; {waits} pending. The table below tells the same." if waits else f"{told}."
+        """The diagram in one sentence, for screen readers."""
+        pending = sum(mark.kind == "pending" for mark in self.marks)
+        shown = f"The last {len(self.table)} updates at {len(self.lanes)} replicas"
+        return f"{shown}; {pending} pending. The table below shows the same data." if pending else f"{shown}."
 
 
 @dataclass(frozen=True, slots=True)
-class _Story:
-    """What is known of one update. ``at``: address -> when it was applied there; ``issued_us``: None: not known."""
+class _UpdateTrace:
+    """What is known about one update.
+
+    ``issued_us``: when its origin issued it; None if its origin does not report it.
+    ``applied_us``: address -> when that replica applied it, the origin included.
+    ``pending``: address -> the entry in that replica's pending queue.
+    """
 
     dot: Dot
     key: str | None
     issued_us: int | None
-    at: Mapping[str, int]
-    pending: Mapping[str, Pending]
+    applied_us: Mapping[str, int]
+    pending: Mapping[str, PendingUpdate]
 
     @property
     def origin(self) -> str:
@@ -113,215 +128,229 @@ class _Story:
 
     @property
     def first_us(self) -> int:
-        return self.issued_us if self.issued_us is not None else min(self.at.values(), default=0)
+        return self.issued_us if self.issued_us is not None else min(self.applied_us.values(), default=0)
 
 
-def diagram(snapshot: Snapshot) -> Diagram:
-    """Return the picture of ``snapshot``, whose statuses came with their ``recent`` updates."""
-    replicas = snapshot.replicas
+def diagram(cluster: ClusterState) -> Diagram:
+    """Return the diagram of ``cluster``. The statuses must include their ``recent`` updates."""
+    replicas = cluster.replicas
     labels = short_labels(replica.address for replica in replicas)
-    lanes = tuple(_lane(replica, labels, i) for i, replica in enumerate(replicas))
-    stories = _chosen(_stories(snapshot), len(replicas))
-    places = _places(stories, {lane.address: lane for lane in lanes})
-    width = max([x for x, _ in places.values()], default=0.0) + RIGHT
-    by_address = {lane.address: lane for lane in lanes}
+    lanes = {replica.address: _lane(replica, labels, i) for i, replica in enumerate(replicas)}
+    traces = _selected(_traces(cluster), len(replicas))
+    positions = _positions(traces, lanes)
+    width = max([x for x, _ in positions.values()], default=0.0) + RIGHT
     marks: list[Mark] = []
     arrows: list[Arrow] = []
-    for story in stories:
-        hue = by_address[story.origin].hue if story.origin in by_address else HUES - 1
-        marks += _marks(story, places, by_address, labels, hue)
-        arrows += _arrows(story, places, by_address, hue)
-    pending = list(_pending_marks(stories, replicas, by_address, labels, places, width))
-    marks += [mark for mark, _ in pending]
-    arrows += [arrow for _, arrow in pending if arrow is not None]
+    for trace in traces:
+        hue = _hue(trace, lanes)
+        marks += _marks(trace, positions, lanes, labels, hue)
+        arrows += _arrows(trace, positions, lanes, hue)
+    for mark, arrow in _pending_marks(traces, lanes, labels, positions, width):
+        marks.append(mark)
+        if arrow is not None:
+            arrows.append(arrow)
     return Diagram(
-        as_of=snapshot.as_of,
+        as_of=cluster.as_of,
         width=round(width, 1),
-        height=TOP + LANE * max(len(lanes), 1) - 8,
-        lanes=lanes,
+        height=TOP + LANE_HEIGHT * max(len(lanes), 1) - 8,
+        lanes=tuple(lanes.values()),
         arrows=tuple(arrows),
         marks=tuple(marks),
-        table=tuple(_line(story, replicas, labels) for story in reversed(stories)),
+        table=tuple(_update_row(trace, replicas, labels) for trace in reversed(traces)),
     )
 
 
-def _lane(replica: Replica, labels: Mapping[str, str], i: int) -> Lane:
+def _lane(replica: ObservedReplica, labels: Mapping[str, str], i: int) -> Lane:
     note = ""
-    if not replica.answers:
-        note = "no answer"
+    if not replica.is_reachable:
+        note = "no response"
     elif replica.status is None:
-        note = "status cannot be read"
+        note = "invalid status"
     elif replica.status.pending_count > MAX_PENDING:
         note = f"{replica.status.pending_count:,} pending"
-    return Lane(replica.address, labels[replica.address], i % HUES, TOP + LANE * i + LANE / 4, note)
+    return Lane(
+        address=replica.address,
+        label=labels[replica.address],
+        hue=i % HUES,
+        y=TOP + LANE_HEIGHT * i + LANE_HEIGHT / 4,
+        note=note,
+        is_reachable=replica.is_reachable,
+    )
 
 
-def _stories(snapshot: Snapshot) -> list[_Story]:
-    applied: dict[Dot, dict[str, Applied]] = {}
-    pending: dict[Dot, dict[str, Pending]] = {}
-    for replica in snapshot.replicas:
+def _hue(trace: _UpdateTrace, lanes: Mapping[str, Lane]) -> int:
+    return lanes[trace.origin].hue if trace.origin in lanes else HUES - 1
+
+
+def _traces(cluster: ClusterState) -> list[_UpdateTrace]:
+    """Return what is known about each recent or pending update, oldest first."""
+    applied: dict[Dot, dict[str, AppliedUpdate]] = {}
+    pending: dict[Dot, dict[str, PendingUpdate]] = {}
+    for replica in cluster.replicas:
         if replica.status:
-            for each in replica.status.recent:
-                applied.setdefault(each.dot, {})[replica.address] = each
-            # What was applied stays so; what a replica that does not answer waited for, it may have by now.
-            for waiting in replica.status.pending[-MAX_PENDING:] if replica.answers else ():
+            for update in replica.status.recent:
+                applied.setdefault(update.dot, {})[replica.address] = update
+            # An applied update stays applied. A pending one may have been applied since a replica last responded, so
+            # the pending queue of an unreachable replica is not drawn.
+            for waiting in replica.status.pending[-MAX_PENDING:] if replica.is_reachable else ():
                 pending.setdefault(waiting.dot, {})[replica.address] = waiting
-    stories = []
-    for dot in {**applied, **pending}:
-        at = applied.get(dot, {})
-        issued = at.get(address_of(dot[0]))
-        waiting_keys = next((waiting.keys for waiting in pending.get(dot, {}).values()), [])
-        key = next((each.key for each in at.values()), waiting_keys[0] if waiting_keys else None)
-        times = {address: each.wall_us for address, each in at.items()}
-        if not times:
-            # Its origin cannot be asked: all that is known is since when somebody has been keeping it.
-            since_s = max(waiting.since_s for waiting in pending[dot].values())
-            stories.append(_Story(dot, key, snapshot.wall_us - round(since_s * 1e6), {}, pending[dot]))
-        else:
-            stories.append(_Story(dot, key, issued.wall_us if issued else None, times, pending.get(dot, {})))
-    return sorted(stories, key=lambda story: (story.first_us, story.dot[1], story.dot))
+    traces = [
+        _trace(dot, applied.get(dot, {}), pending.get(dot, {}), cluster.wall_us) for dot in {**applied, **pending}
+    ]
+    return sorted(traces, key=lambda trace: (trace.first_us, trace.dot[1], trace.dot))
 
 
-def _chosen(stories: list[_Story], replicas: int) -> list[_Story]:
-    """Return the last of ``stories``: as many as there is room for, those that wait somewhere in any case."""
-    room = max(MIN_UPDATES, min(MAX_UPDATES, MAX_EVENTS // max(replicas, 1)))
-    last = stories[-room:]
-    return [story for story in stories[:-room] if story.pending][-MAX_PENDING:] + last
+def _trace(
+    dot: Dot, applied: Mapping[str, AppliedUpdate], pending: Mapping[str, PendingUpdate], now_us: int
+) -> _UpdateTrace:
+    pending_keys = next((waiting.keys for waiting in pending.values()), [])
+    key = next((update.key for update in applied.values()), pending_keys[0] if pending_keys else None)
+    if applied:
+        issued = applied.get(address_of(dot[0]))
+        applied_us = {address: update.wall_us for address, update in applied.items()}
+        return _UpdateTrace(dot, key, issued.wall_us if issued else None, applied_us, pending)
+    # The origin is unreachable and nobody has applied the update. It was issued before it became pending anywhere.
+    longest_s = max(waiting.since_s for waiting in pending.values())
+    return _UpdateTrace(dot, key, now_us - round(longest_s * 1e6), {}, pending)
 
 
-Places = dict[tuple[Dot, str], tuple[float, float]]
+def _selected(traces: list[_UpdateTrace], replicas: int) -> list[_UpdateTrace]:
+    """Return the last traces, as many as fit, and before them older updates that are pending somewhere."""
+    limit = max(MIN_UPDATES, min(MAX_UPDATES, MAX_MARKS // max(replicas, 1)))
+    return [trace for trace in traces[:-limit] if trace.pending][-MAX_PENDING:] + traces[-limit:]
 
 
-def _places(stories: list[_Story], lanes: Mapping[str, Lane]) -> Places:
-    """Return (dot, address) -> where in the picture it was applied."""
+Positions = dict[tuple[Dot, str], tuple[float, float]]
+"""(dot, address) -> where the diagram shows that the replica at this address applied the update."""
+
+
+def _positions(traces: list[_UpdateTrace], lanes: Mapping[str, Lane]) -> Positions:
     moments = []
-    for story in stories:
-        for address, wall_us in story.at.items():
-            is_issue = address == story.origin
-            # Never before its issue, whatever the clocks say.
-            at_us = wall_us if is_issue else max(wall_us, story.first_us)
-            moments.append((at_us, not is_issue, story.dot[1], story.dot, address))
-    places: Places = {}
+    for trace in traces:
+        for address, wall_us in trace.applied_us.items():
+            is_issue = address == trace.origin
+            # Never before the issue, whatever the wall clocks say.
+            at_us = wall_us if is_issue else max(wall_us, trace.first_us)
+            moments.append((at_us, not is_issue, trace.dot[1], trace.dot, address))
+    positions: Positions = {}
     last_x: dict[str, float] = {}
-    x, before_us = float(LEFT), None
+    x, previous_us = float(LEFT), None
     for at_us, is_arrival, _, dot, address in sorted(moments):
-        x += 0.0 if before_us is None else _gap(at_us - before_us)
-        before_us = at_us
+        x += 0.0 if previous_us is None else _gap(at_us - previous_us)
+        previous_us = at_us
         if address in last_x:
             x = max(x, last_x[address] + MIN_STEP)
-        issued = places.get((dot, address_of(dot[0])))
-        at_x = max(x, issued[0] + MIN_STEP) if is_arrival and issued else x
-        last_x[address] = at_x
+        issued = positions.get((dot, address_of(dot[0])))
+        mark_x = max(x, issued[0] + MIN_STEP) if is_arrival and issued else x
+        last_x[address] = mark_x
         if address in lanes:
-            places[dot, address] = (at_x, lanes[address].y)
-    return _spread(places)
+            positions[dot, address] = (mark_x, lanes[address].y)
+    return _stretched(positions)
 
 
 def _gap(us: int) -> float:
-    """Return how far apart two moments are drawn: ten times as long is a few steps more."""
+    """Return the distance between two moments. It grows with the logarithm of the time between them."""
     return min(60.0, 7 * math.log10(1 + us / 200))
 
 
-def _spread(places: Places) -> Places:
-    """Fill the width of a screen where there is little to show."""
-    most = max((x for x, _ in places.values()), default=0.0)
-    wanted = FULL_WIDTH - RIGHT
-    factor = min(3.0, (wanted - LEFT) / (most - LEFT)) if LEFT < most < wanted else 1.0
-    return {place: (round(LEFT + (x - LEFT) * factor, 1), y) for place, (x, y) in places.items()}
+def _stretched(positions: Positions) -> Positions:
+    """Stretch a short diagram towards the full width."""
+    max_x = max((x for x, _ in positions.values()), default=0.0)
+    full_x = FULL_WIDTH - RIGHT
+    factor = min(3.0, (full_x - LEFT) / (max_x - LEFT)) if LEFT < max_x < full_x else 1.0
+    return {place: (round(LEFT + (x - LEFT) * factor, 1), y) for place, (x, y) in positions.items()}
 
 
 def _marks(
-    story: _Story, places: Places, lanes: Mapping[str, Lane], labels: Mapping[str, str], hue: int
+    trace: _UpdateTrace, positions: Positions, lanes: Mapping[str, Lane], labels: Mapping[str, str], hue: int
 ) -> Iterator[Mark]:
-    name, of_key = named(story.dot, labels), _of_key(story.key)
-    for address, wall_us in story.at.items():
+    name, key_suffix = update_name(trace.dot, labels), _key_suffix(trace.key)
+    for address, wall_us in trace.applied_us.items():
         if address not in lanes:
             continue
-        x, y = places[story.dot, address]
-        is_issue = address == story.origin
-        did = "issued" if is_issue else f"applied at {labels[address]}"
-        title = f"{name}{of_key}: {did} at {_clock_time(wall_us)}"
-        yield Mark("issued" if is_issue else "applied", x, y, hue, title, f"{story.dot[1]:,}" if is_issue else "")
+        x, y = positions[trace.dot, address]
+        is_issue = address == trace.origin
+        action = "issued" if is_issue else f"applied at {labels[address]}"
+        title = f"{name}{key_suffix}: {action} at {_time_of_day_ms(wall_us)}"
+        yield Mark("issued" if is_issue else "applied", x, y, hue, title, f"{trace.dot[1]:,}" if is_issue else "")
 
 
-def _arrows(story: _Story, places: Places, lanes: Mapping[str, Lane], hue: int) -> Iterator[Arrow]:
-    start = places.get((story.dot, story.origin))
-    for address in story.at:
-        if start is not None and address != story.origin and address in lanes:
-            yield _arrow(start, places[story.dot, address], hue)
+def _arrows(trace: _UpdateTrace, positions: Positions, lanes: Mapping[str, Lane], hue: int) -> Iterator[Arrow]:
+    start = positions.get((trace.dot, trace.origin))
+    for address in trace.applied_us:
+        if start is not None and address != trace.origin and address in lanes:
+            yield _arrow(start, positions[trace.dot, address], hue)
 
 
 def _arrow(start: tuple[float, float], end: tuple[float, float], hue: int, *, is_pending: bool = False) -> Arrow:
-    """Return an arrow that ends short of the mark it points at."""
+    """Return an arrow that ends just before the mark that it points at."""
     (x1, y1), (x2, y2) = start, end
     length = math.hypot(x2 - x1, y2 - y1) or 1.0
     ux, uy = (x2 - x1) / length, (y2 - y1) / length
     tip_x, tip_y = x2 - 6 * ux, y2 - 6 * uy
-    back_x, back_y = tip_x - HEAD * ux, tip_y - HEAD * uy
-    side_x, side_y = -uy * HEAD * 0.45, ux * HEAD * 0.45
+    back_x, back_y = tip_x - ARROW_HEAD * ux, tip_y - ARROW_HEAD * uy
+    side_x, side_y = -uy * ARROW_HEAD * 0.45, ux * ARROW_HEAD * 0.45
     corners = [(tip_x, tip_y), (back_x + side_x, back_y + side_y), (back_x - side_x, back_y - side_y)]
     head = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
     return Arrow(round(x1, 1), y1, round(back_x, 1), round(back_y, 1), hue, head, is_pending)
 
 
 def _pending_marks(
-    stories: list[_Story],
-    replicas: tuple[Replica, ...],
+    traces: list[_UpdateTrace],
     lanes: Mapping[str, Lane],
     labels: Mapping[str, str],
-    places: Places,
+    positions: Positions,
     width: float,
 ) -> Iterator[tuple[Mark, Arrow | None]]:
-    """Yield what waits at each replica, hollow, near the end of its line: now."""
-    for replica in replicas:
-        waiting = [story for story in stories if replica.address in story.pending]
-        for i, story in enumerate(waiting[-MAX_PENDING:]):
-            lane = lanes[replica.address]
-            hue = lanes[story.origin].hue if story.origin in lanes else HUES - 1
-            at = (round(width - RIGHT + 40 + 18 * i - 9 * max(0, len(waiting) - 3), 1), lane.y)
-            pending = story.pending[replica.address]
+    """Yield a mark near the end of the lane for each pending update, with an arrow from its issue if that is drawn."""
+    for address, lane in lanes.items():
+        pending_here = [trace for trace in traces if address in trace.pending]
+        for i, trace in enumerate(pending_here[-MAX_PENDING:]):
+            hue = _hue(trace, lanes)
+            place = (round(width - RIGHT + 40 + 18 * i - 9 * max(0, len(pending_here) - 3), 1), lane.y)
+            pending = trace.pending[address]
             title = (
-                f"{named(story.dot, labels)}{_of_key(story.key)}: pending at {lane.label}, waits for "
-                f"{named(pending.waits_for, labels)} since {span(pending.since_s)}"
+                f"{update_name(trace.dot, labels)}{_key_suffix(trace.key)}: pending at {lane.label} for "
+                f"{span(pending.since_s)}, waits for {update_name(pending.waits_for, labels)}"
             )
-            start = places.get((story.dot, story.origin))
-            yield Mark("pending", *at, hue, title), _arrow(start, at, hue, is_pending=True) if start else None
+            start = positions.get((trace.dot, trace.origin))
+            yield Mark("pending", *place, hue, title), _arrow(start, place, hue, is_pending=True) if start else None
 
 
-def _line(story: _Story, replicas: tuple[Replica, ...], labels: Mapping[str, str]) -> Line:
-    return Line(
-        update=named(story.dot, labels),
-        key="not kept" if story.key is None else story.key,
-        issued=_clock_time(story.issued_us) if story.issued_us is not None else "unknown",
-        cells=tuple(_cell(story, replica, labels) for replica in replicas),
+def _update_row(trace: _UpdateTrace, replicas: tuple[ObservedReplica, ...], labels: Mapping[str, str]) -> UpdateRow:
+    return UpdateRow(
+        update=update_name(trace.dot, labels),
+        key=trace.key,
+        issued=_time_of_day_ms(trace.issued_us) if trace.issued_us is not None else "unknown",
+        cells=tuple(_cell(trace, replica, labels) for replica in replicas),
     )
 
 
-def _cell(story: _Story, replica: Replica, labels: Mapping[str, str]) -> str:
+def _cell(trace: _UpdateTrace, replica: ObservedReplica, labels: Mapping[str, str]) -> str:
     if replica.status is None:
         return "unknown"
-    if replica.address in story.pending:
-        return f"pending, waits for {named(story.pending[replica.address].waits_for, labels)}"
-    at_us = story.at.get(replica.address)
-    if at_us is None:
-        # In a snapshot, or before what it remembers.
-        if replica.status.clock.get(story.dot[0], 0) >= story.dot[1]:
+    if replica.address in trace.pending:
+        return f"pending, waits for {update_name(trace.pending[replica.address].waits_for, labels)}"
+    applied_us = trace.applied_us.get(replica.address)
+    if applied_us is None:
+        # The clock may cover an update whose time is not known: it came in a snapshot, or is not a recent one there.
+        if replica.status.clock.get(trace.dot[0], 0) >= trace.dot[1]:
             return "has it"
-        return "not yet" if replica.answers else "unknown"
-    if replica.address == story.origin:
+        return "not yet" if replica.is_reachable else "unknown"
+    if replica.address == trace.origin:
         return "issued"
-    return _clock_time(at_us) if story.issued_us is None else f"{_after((at_us - story.issued_us) / 1e6)}"
+    return _time_of_day_ms(applied_us) if trace.issued_us is None else _delay((applied_us - trace.issued_us) / 1e6)
 
 
-def _after(seconds: float) -> str:
+def _delay(seconds: float) -> str:
     if seconds < 1:
         return f"{'+' if seconds >= 0 else '−'}{abs(seconds) * 1000:,.0f} ms"
     return f"+{span(seconds)}"
 
 
-def _of_key(key: str | None) -> str:
+def _key_suffix(key: str | None) -> str:
     return "" if key is None else f" ({key[:60]})"
 
 
-def _clock_time(wall_us: int) -> str:
+def _time_of_day_ms(wall_us: int) -> str:
     return iso(wall_us)[11:23]

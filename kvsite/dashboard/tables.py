@@ -1,21 +1,21 @@
-"""The two tables of the overview: the clock matrix, and who sees whom."""
+"""The two tables of the overview: the clock matrix and the view matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kvsite.dashboard.cluster_state import Clock, Replica, Snapshot
-from kvsite.dashboard.formatting import address_of, counted, short_labels, span
-from kvsite.dashboard.lag import missing
+from kvsite.dashboard.cluster_state import ClusterState, ObservedReplica
+from kvsite.dashboard.formatting import counted, short_labels, span
+from store.clock import Clock, address_of, count_missing
 
 SHADES = (1, 10, 100, 1000)
-"""A cell is shaded one step darker from each of these numbers of missing updates on."""
+"""Numbers of missing updates from which on a cell gets one shade darker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """An origin (its replica id) or a member. ``title``: in full; ``label``: what tells it from the others."""
+    """An origin (``title``: its replica id) or a member (``title``: its address). ``label``: its short label."""
 
     title: str
     label: str
@@ -24,7 +24,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class ClockCell:
-    """How far a replica has got with an origin's updates. ``counter``: None where nothing is known."""
+    """How many updates of one origin a replica has applied. ``counter``: None if its clock is not known."""
 
     counter: int | None
     missing: int = 0
@@ -36,24 +36,23 @@ class ClockCell:
         return sum(self.missing >= step for step in SHADES)
 
     @property
-    def behind(self) -> str:
-        """What a reader who sees no shades is told."""
+    def missing_text(self) -> str:
+        """The text for screen readers, which do not convey the shade."""
         return f"{counted(self.missing, 'update')} missing" if self.missing else ""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A row's head. ``stale``: why it is greyed, empty where it is of now."""
+class TableRow:
+    """The head of a row. ``stale_age``: the age of greyed data; empty if they are current."""
 
     address: str
     label: str
-    stale: str = ""
-    is_asked: bool = False
+    stale_age: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class ClockRow(Row):
-    """A replica's clock. ``lag``: in words."""
+class ClockRow(TableRow):
+    """The clock of one replica. ``lag``: how many updates it lacks, as text."""
 
     cells: tuple[ClockCell, ...] = ()
     lag: str = ""
@@ -61,75 +60,80 @@ class ClockRow(Row):
 
 @dataclass(frozen=True, slots=True)
 class ClockMatrix:
-    """Replicas down, origins across. ``left_out``: origins of earlier times that all replicas have alike."""
+    """One row per replica, one column per origin.
+
+    ``omitted``: how many ended incarnations have no column, because all replicas have the same updates of them.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[ClockRow, ...]
-    left_out: int = 0
+    omitted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ViewCell:
-    """What one replica's view says of one member. ``state``: empty where it says nothing."""
+    """A member in the view of one replica. ``state``: empty if the member is not in that view."""
 
     state: str
     contact: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class ViewRow(Row):
-    """One replica's view."""
+class ViewRow(TableRow):
+    """The view of one replica."""
 
     cells: tuple[ViewCell, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ViewMatrix:
-    """Who looks, down; who is seen, across."""
+    """One row per replica whose view it is, one column per member."""
 
     columns: tuple[Column, ...]
     rows: tuple[ViewRow, ...]
 
 
-def staleness(replica: Replica) -> str:
-    """Return since when a row is not of now; empty where it is."""
-    if replica.answers:
+def stale_age(replica: ObservedReplica) -> str:
+    """Return the age of the data of ``replica``; empty if they are current."""
+    if replica.is_reachable:
         return ""
-    return "nothing known" if replica.silent_s is None else f"{span(replica.silent_s)} old"
+    return "no data" if replica.silent_for_s is None else f"{span(replica.silent_for_s)} old"
 
 
-def clock_matrix(snapshot: Snapshot, highest: Clock) -> ClockMatrix:
-    """Return every replica's clock against the highest known counters."""
-    labels = short_labels(replica.address for replica in snapshot.replicas)
-    present = {replica.replica_id: None for replica in snapshot.replicas if replica.replica_id}
-    clocks = {replica.address: replica.clock for replica in snapshot.replicas}
-    over = sorted(highest.keys() - present.keys())
-    uneven = [
-        id_ for id_ in over if any(clock is not None and clock.get(id_, 0) != highest[id_] for clock in clocks.values())
+def clock_matrix(cluster: ClusterState, highest: Clock) -> ClockMatrix:
+    """Return the clock of every replica, compared with ``highest`` (see ``highest_known``)."""
+    labels = short_labels(replica.address for replica in cluster.replicas)
+    # A dict instead of a set: the columns keep the order of the replicas.
+    present = {replica.replica_id: None for replica in cluster.replicas if replica.replica_id}
+    clocks = {replica.address: replica.clock for replica in cluster.replicas}
+    ended = sorted(highest.keys() - present.keys())
+    ended_and_uneven = [
+        id_
+        for id_ in ended
+        if any(clock is not None and clock.get(id_, 0) != highest[id_] for clock in clocks.values())
     ]
-    origins = [id_ for id_ in (*present, *uneven) if id_ is not None]
-    columns = tuple(origin_column(id_, labels, is_superseded=id_ not in present) for id_ in origins)
+    origins = [id_ for id_ in (*present, *ended_and_uneven) if id_ is not None]
+    columns = tuple(origin_column(id_, labels, is_ended=id_ not in present) for id_ in origins)
     rows = tuple(
         ClockRow(
             address=replica.address,
             label=labels[replica.address],
-            stale=staleness(replica),
-            is_asked=replica.is_asked,
+            stale_age=stale_age(replica),
             cells=tuple(_clock_cell(replica, clocks[replica.address], id_, highest) for id_ in origins),
             lag=_lag(clocks[replica.address], highest),
         )
-        for replica in snapshot.replicas
+        for replica in cluster.replicas
     )
-    return ClockMatrix(columns, rows, left_out=len(over) - len(uneven))
+    return ClockMatrix(columns, rows, omitted=len(ended) - len(ended_and_uneven))
 
 
-def origin_column(id_: str, labels: Mapping[str, str], *, is_superseded: bool) -> Column:
-    """Return an origin by its short label; ``is_superseded``: it is an earlier incarnation."""
+def origin_column(id_: str, labels: Mapping[str, str], *, is_ended: bool) -> Column:
+    """Return the column of an origin. ``is_ended``: this incarnation is not the present one of its address."""
     address, _, incarnation = id_.rpartition("@")
-    return Column(id_, labels.get(address, address or id_), f"earlier, …{incarnation[-4:]}" if is_superseded else "")
+    return Column(id_, labels.get(address, address or id_), f"ended, …{incarnation[-4:]}" if is_ended else "")
 
 
-def _clock_cell(replica: Replica, clock: Clock | None, origin: str, highest: Clock) -> ClockCell:
+def _clock_cell(replica: ObservedReplica, clock: Clock | None, origin: str, highest: Clock) -> ClockCell:
     if clock is None:
         return ClockCell(None)
     counter = clock.get(origin, 0)
@@ -139,17 +143,17 @@ def _clock_cell(replica: Replica, clock: Clock | None, origin: str, highest: Clo
 def _lag(clock: Clock | None, highest: Clock) -> str:
     if clock is None:
         return "unknown"
-    return f"{missing(clock, highest):,}"
+    return f"{count_missing(clock, highest):,}"
 
 
-def view_matrix(snapshot: Snapshot) -> ViewMatrix:
-    """Return what each replica's view says of each member."""
-    labels = short_labels(replica.address for replica in snapshot.replicas)
-    columns = tuple(Column(replica.address, labels[replica.address]) for replica in snapshot.replicas)
-    return ViewMatrix(columns, tuple(_view_row(replica, labels) for replica in snapshot.replicas))
+def view_matrix(cluster: ClusterState) -> ViewMatrix:
+    """Return the state of each member in the view of each replica."""
+    labels = short_labels(replica.address for replica in cluster.replicas)
+    columns = tuple(Column(replica.address, labels[replica.address]) for replica in cluster.replicas)
+    return ViewMatrix(columns, tuple(_view_row(replica, labels) for replica in cluster.replicas))
 
 
-def _view_row(replica: Replica, labels: Mapping[str, str]) -> ViewRow:
+def _view_row(replica: ObservedReplica, labels: Mapping[str, str]) -> ViewRow:
     view = {member.address: member for member in replica.status.view} if replica.status else {}
     cells = []
     for address in labels:
@@ -159,14 +163,13 @@ def _view_row(replica: Replica, labels: Mapping[str, str]) -> ViewRow:
         elif address == replica.address:
             cells.append(ViewCell("itself" if member.state == "alive" else member.state))
         else:
-            # What it last said of its contacts is as old as its status is.
-            heard_s = member.last_contact_s
-            contact = "never" if heard_s is None else span(heard_s + (0 if replica.answers else replica.age_s or 0))
-            cells.append(ViewCell(member.state, contact))
+            # If the status is an old one, the contacts in it are older by its age.
+            status_age_s = 0.0 if replica.is_reachable else replica.age_s or 0.0
+            contact_s = member.last_contact_s
+            cells.append(ViewCell(member.state, "never" if contact_s is None else span(contact_s + status_age_s)))
     return ViewRow(
         address=replica.address,
         label=labels[replica.address],
-        stale=staleness(replica),
-        is_asked=replica.is_asked,
+        stale_age=stale_age(replica),
         cells=tuple(cells),
     )

@@ -1,7 +1,8 @@
-"""Guessing the dashboard's password is slow: a few attempts, then one at a time with growing pauses, per source.
+"""Limits the rate of login attempts per source: a few free attempts, then pauses that grow with every attempt.
 
-In memory, and so per replica: n replicas take n times the guesses. A source is an IPv4 address, or the /64 network of
-an IPv6 address, which is what one subscriber has; behind a proxy all are one source.
+The counts are in memory, per replica, so n replicas allow n times as many attempts. A source is an IPv4 address or
+the /64 network of an IPv6 address, which is what a provider assigns to one subscriber. All clients behind a proxy are
+one source.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from django.utils.deprecation import MiddlewareMixin
 from kvsite.errors import json_error
 
 FREE_ATTEMPTS = 5
-"""Typing errors are not punished."""
+"""Attempts without a pause, for typing errors."""
 
 MAX_PAUSE_S = 60.0
 FORGET_AFTER_S = 900.0
@@ -30,17 +31,18 @@ logger = logging.getLogger("causeway.guard")
 
 
 class Throttle:
-    """Counts attempts that did not end in a login. Thread-safe; ``now_s`` is any clock that does not jump."""
+    """Counts login attempts since the last successful one, per source. Thread-safe. ``now_s``: monotonic seconds."""
 
     def __init__(self, max_sources: int = MAX_SOURCES) -> None:
         self._max_sources = max_sources
         self._lock = threading.Lock()
-        self._attempts: dict[str, tuple[int, float, float]] = {}  # source -> attempts, when the last, when the next
+        self._attempts: dict[str, tuple[int, float, float]] = {}
+        """Source -> (attempts, time of the last one, earliest time of the next one), least recent source first."""
 
     def attempt(self, source: str, now_s: float) -> float:
-        """Return how many seconds to wait; 0 where the attempt may go on, which is counted then.
+        """Count an attempt and return 0, or return how many seconds to wait if it comes too early.
 
-        It is counted before its outcome is known: many at the same moment must not pass as one.
+        An attempt counts before its outcome is known: many simultaneous attempts must not pass as one.
         """
         with self._lock:
             attempts, last_s, next_s = self._attempts.get(source, (0, now_s, now_s))
@@ -50,12 +52,12 @@ class Throttle:
             pause_s = 0.0 if attempts < FREE_ATTEMPTS else min(MAX_PAUSE_S, 2.0 ** min(attempts - FREE_ATTEMPTS, 10))
             self._attempts.pop(source, None)
             while len(self._attempts) >= self._max_sources:
-                del self._attempts[next(iter(self._attempts))]  # the one that has been quiet for longest
+                del self._attempts[next(iter(self._attempts))]  # the source with the oldest attempt
             self._attempts[source] = attempts, now_s, now_s + pause_s
             return 0.0
 
-    def forgive(self, source: str) -> None:
-        """Forget a source that has logged in."""
+    def reset(self, source: str) -> None:
+        """Reset the count of a source after a successful login."""
         with self._lock:
             self._attempts.pop(source, None)
 
@@ -64,7 +66,7 @@ throttle = Throttle()
 
 
 def source_of(request: HttpRequest) -> str:
-    """Return whom an attempt counts for. Headers of proxies are not believed: whoever guesses writes them."""
+    """Return the source of a request. Proxy headers are ignored, because an attacker can set them."""
     text = request.META.get("REMOTE_ADDR") or ""
     try:
         address = ipaddress.ip_address(text)
@@ -76,16 +78,16 @@ def source_of(request: HttpRequest) -> str:
 
 
 class LoginThrottle(MiddlewareMixin):
-    """Answer 429 to a login that comes too soon after others."""
+    """Responds 429 to a login attempt that comes too soon after the previous ones."""
 
     def process_request(self, request: HttpRequest) -> HttpResponse | None:
-        """Refuse, or let the attempt be made."""
+        """Count a login attempt, or reject it."""
         if request.path_info != LOGIN_PATH or request.method in {"GET", "HEAD", "OPTIONS"}:
             return None
         wait_s = throttle.attempt(source_of(request), time.monotonic())
         if not wait_s:
             return None
-        logger.warning("too many logins of %s", source_of(request))
-        response = json_error(429, f"Too many attempts: wait {math.ceil(wait_s)} s")
+        logger.warning("too many login attempts from %s", source_of(request))
+        response = json_error(429, f"Too many login attempts; retry in {math.ceil(wait_s)} s")
         response["Retry-After"] = str(math.ceil(wait_s))
         return response

@@ -1,40 +1,45 @@
-"""Recent events of all replicas, latest first. What several of them noted at about the same time is told once."""
+"""Recent events of all replicas, latest first.
+
+Several replicas record the same event, such as a member going down, at about the same time. It is listed once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kvsite.dashboard.cluster_state import Event, Snapshot
-from kvsite.dashboard.formatting import address_of, ago, iso, listed, short_labels, time_of_day
+from kvsite.dashboard.cluster_state import ClusterState, Event
+from kvsite.dashboard.formatting import ago, iso, listed, short_labels, time_of_day
+from store.clock import address_of
 
-MAX_SHOWN = 15
-TOGETHER_US = 10_000_000
-"""One event is noted by several replicas within a down time or so, each by its own wall clock."""
+MAX_ENTRIES = 15
+MERGE_WINDOW_US = 10_000_000
+"""Equal events within this time are one event. Replicas record it within about ``KV_DOWN_AFTER`` of each other, each
+by its own wall clock."""
 
-# kind -> tone, sentence. {who}: the subject's address; {detail}: what the replica adds.
 KINDS = {
-    "started": ("busy", "{who} started"),
-    "serving": ("good", "{who} caught up and serves, holding {detail}"),
-    "joined": ("good", "{who} joined the view"),
-    "left": ("warn", "{who} left the view"),
-    "added": ("good", "{who} was added to the view {detail}"),
-    "removed": ("warn", "{who} was removed from the view {detail}"),
-    "snapshot": ("busy", "Snapshot taken over from {who}: {detail}"),
-    "raised": ("warn", "{who} took a higher incarnation: {detail}"),
-    "suspected": ("warn", "{who} is suspected to be down"),
-    "down": ("bad", "{who} is down"),
-    "healed": ("good", "{who} is reachable again"),
-    "superseded": ("busy", "An incarnation of {who} is over"),
-    "lost": ("bad", "Causal past lost with {who}: {detail}"),
-    "dropped": ("bad", "An update of {who} was dropped: {detail}"),
-    "drift": ("warn", "The clock of {who} is off: {detail}"),
+    "started": ("busy", "{subject} started"),
+    "serving": ("good", "{subject} caught up and serves {detail}"),
+    "joined": ("good", "{subject} joined the view"),
+    "left": ("warn", "{subject} left the view"),
+    "added": ("good", "{subject} was added to the view {detail}"),
+    "removed": ("warn", "{subject} was removed from the view {detail}"),
+    "snapshot": ("busy", "Snapshot received from {subject}: {detail}"),
+    "raised": ("warn", "{subject} raised its incarnation: {detail}"),
+    "suspected": ("warn", "{subject} is suspected to be down"),
+    "down": ("bad", "{subject} is down"),
+    "healed": ("good", "{subject} recovered"),
+    "superseded": ("busy", "An incarnation of {subject} was superseded"),
+    "lost": ("bad", "Updates of {subject} are unrecoverable: {detail}"),
+    "dropped": ("bad", "A pending update of {subject} was dropped: {detail}"),
+    "drift": ("warn", "The clock of {subject} is wrong: {detail}"),
 }
+"""Event kind -> tone and sentence. ``{subject}``: an address; ``{detail}``: what the replica recorded beside it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One line. ``noted_by``: addresses; ``by``: the same in words."""
+class TimelineEntry:
+    """One event. ``recorded_by``: addresses of the replicas that recorded it; ``recorded_by_text``: their labels."""
 
     wall_us: int
     time: str
@@ -42,51 +47,52 @@ class Entry:
     ago: str
     tone: str
     text: str
-    noted_by: tuple[str, ...]
-    by: str
+    recorded_by: tuple[str, ...]
+    recorded_by_text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The latest events, and how many ``more`` replicas remember."""
+    """The latest events, and how many ``more`` the replicas have."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TimelineEntry, ...]
     more: int
 
 
-def timeline(snapshot: Snapshot) -> Timeline:
-    """Return the events that the replicas remember, of those that do not answer the last known ones."""
-    noted = [
-        (replica.address, event) for replica in snapshot.replicas if replica.status for event in replica.status.events
+def timeline(cluster: ClusterState) -> Timeline:
+    """Return the events of all replicas. Of a replica that is not reachable, these are the last known events."""
+    recorded = [
+        (replica.address, event) for replica in cluster.replicas if replica.status for event in replica.status.events
     ]
-    # In the order of their first noting: each event, and who noted it.
-    told: list[tuple[Event, list[str]]] = []
-    last_of: dict[tuple[str, str, str], int] = {}
-    for address, event in sorted(noted, key=lambda pair: pair[1].wall_us):
-        same = (event.kind, event.subject, event.detail)
-        at = last_of.get(same)
-        if at is not None and event.wall_us - told[at][0].wall_us <= TOGETHER_US:
-            told[at][1].append(address)
+    merged: list[tuple[Event, list[str]]] = []  # Each event as first recorded, and the replicas that recorded it.
+    last_index: dict[tuple[str, str, str], int] = {}
+    for address, event in sorted(recorded, key=lambda pair: pair[1].wall_us):
+        identity = (event.kind, event.subject, event.detail)
+        index = last_index.get(identity)
+        if index is not None and event.wall_us - merged[index][0].wall_us <= MERGE_WINDOW_US:
+            merged[index][1].append(address)
         else:
-            last_of[same] = len(told)
-            told.append((event, [address]))
-    labels = short_labels(replica.address for replica in snapshot.replicas)
-    latest = (_entry(event, noted_by, labels, snapshot.wall_us) for event, noted_by in reversed(told[-MAX_SHOWN:]))
-    return Timeline(tuple(latest), more=max(0, len(told) - MAX_SHOWN))
+            last_index[identity] = len(merged)
+            merged.append((event, [address]))
+    labels = short_labels(replica.address for replica in cluster.replicas)
+    latest = reversed(merged[-MAX_ENTRIES:])
+    entries = tuple(_entry(event, recorded_by, labels, cluster.wall_us) for event, recorded_by in latest)
+    return Timeline(entries, more=max(0, len(merged) - MAX_ENTRIES))
 
 
-def _entry(event: Event, noted_by: list[str], labels: Mapping[str, str], now_us: int) -> Entry:
-    tone, sentence = KINDS.get(
-        event.kind, ("busy", "{who}: " + event.kind.replace("{", "").replace("}", "") + " {detail}")
-    )
-    text = sentence.format(who=address_of(event.subject), detail=event.detail).strip()
-    return Entry(
+def _entry(event: Event, recorded_by: list[str], labels: Mapping[str, str], now_us: int) -> TimelineEntry:
+    tone, sentence = KINDS.get(event.kind, ("busy", ""))
+    if sentence:
+        text = sentence.format(subject=address_of(event.subject), detail=event.detail)
+    else:  # A replica of another version may record kinds that this one does not know.
+        text = f"{address_of(event.subject)}: {event.kind} {event.detail}"
+    return TimelineEntry(
         wall_us=event.wall_us,
         time=time_of_day(event.wall_us),
         iso=iso(event.wall_us),
         ago=ago(max(0.0, (now_us - event.wall_us) / 1e6)),
         tone=tone,
-        text=text,
-        noted_by=tuple(noted_by),
-        by=listed([labels[address] for address in dict.fromkeys(noted_by)]),
+        text=text.strip(),
+        recorded_by=tuple(recorded_by),
+        recorded_by_text=listed([labels[address] for address in dict.fromkeys(recorded_by)]),
     )

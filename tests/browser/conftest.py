@@ -1,4 +1,4 @@
-"""A browser, and pages that take note of what must not happen: errors in the console, requests to other hosts."""
+"""The browser, and pages that record problems: errors in the console, requests to other hosts."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ ARGUMENTS = [
 SCREENSHOTS = Path(__file__).parents[2] / "docs" / "screenshots"
 
 
-class Watched:
-    """A page, and the ``problems`` that it met; the test fails on any that it has not taken out."""
+class CheckedPage:
+    """A page and the ``problems`` that it met. The test fails if any are left; it removes those that it expects."""
 
     def __init__(self, page: Page, host: str) -> None:
         self.page = page
         self._host = host
         self.problems: list[str] = []
-        page.on("console", lambda told: self._note(told.text) if told.type in {"error", "warning"} else None)
-        page.on("pageerror", lambda error: self._note(str(error)))
+        page.on("console", lambda message: self._record(message.text) if message.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda error: self._record(str(error)))
         page.on("request", lambda request: self._check_host(request.url))
 
-    def _note(self, problem: str) -> None:
+    def _record(self, problem: str) -> None:
         self.problems.append(problem)
 
     def _check_host(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"data", "blob"} and parts.hostname != self._host:
-            self._note(f"request to {url}")
+            self._record(f"request to {url}")
 
 
-OpenPage = Callable[..., Watched]
+OpenPage = Callable[..., CheckedPage]
+SaveScreenshot = Callable[[Page, str], None]
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium: Playwright's own would be downloaded. Its event loop ends with this package's tests."""
+    """Start Debian's Chromium, because Playwright would download its own. It stops after the tests of this package."""
     executable = shutil.which("chromium") or "/usr/bin/chromium"
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
@@ -61,32 +62,32 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[OpenPage]:
-    """Return ``open(url, width=1400, height=1000, **context)``: a page of its own, with cookies of its own."""
+    """Return ``open(url, width=1400, height=1000, **options)``, which opens a page with its own cookies."""
     with ExitStack() as stack:
-        opened: list[Watched] = []
+        opened: list[CheckedPage] = []
 
         def open_(
             url: str = "", width: int = 1400, height: int = 1000, host: str = "127.0.0.1", **options: Any
-        ) -> Watched:
+        ) -> CheckedPage:
             context = browser.new_context(viewport={"width": width, "height": height}, **options)
             stack.callback(context.close)
-            watched = Watched(context.new_page(), host)
-            opened.append(watched)
+            checked = CheckedPage(context.new_page(), host)
+            opened.append(checked)
             if url:
-                watched.page.goto(url)
-            return watched
+                checked.page.goto(url)
+            return checked
 
         yield open_
-        problems = [problem for watched in opened for problem in watched.problems]
+        problems = [problem for checked in opened for problem in checked.problems]
     assert problems == []
 
 
 @pytest.fixture
-def keep(tmp_path: Path) -> Callable[[Page, str], None]:
-    """Return ``keep(page, name)``: a screenshot; for the documentation where ``SCREENSHOTS=1`` asks for new ones."""
+def save_screenshot(tmp_path: Path) -> SaveScreenshot:
+    """Return ``save(page, name)``. With ``SCREENSHOTS=1`` in the environment, it renews the screenshots in docs."""
     folder = SCREENSHOTS if os.environ.get("SCREENSHOTS") else tmp_path
 
-    def keep_(page: Page, name: str) -> None:
+    def save(page: Page, name: str) -> None:
         page.screenshot(path=folder / f"{name}.png", full_page=True)
 
-    return keep_
+    return save

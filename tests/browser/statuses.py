@@ -1,4 +1,4 @@
-"""Hand-made answers of ``Members.cluster``, for states that a test cannot bring about in a moment."""
+"""Constructed results of ``StatusFetcher.fetch_all``, for states that a test cannot produce quickly."""
 
 from __future__ import annotations
 
@@ -51,24 +51,24 @@ def status(address: str, view: list[dict[str, Any]], clock: dict[str, int], **mo
     }
 
 
-def answered(told: dict[str, Any]) -> dict[str, Any]:
-    return {"status": told, "age_s": 0.01, "reachable": True}
+def answered(content: Any) -> dict[str, Any]:
+    return {"status": content, "age_s": 0.01, "reachable": True}
 
 
-def cluster_of(size: int, counter: int = 100, **of_each: Any) -> Cluster:
-    """A cluster of ``size`` replicas that are well: all of them have ``counter`` updates of each."""
+def cluster_of(size: int, counter: int = 100, **more: Any) -> Cluster:
+    """Return a healthy cluster of ``size`` replicas. Each has ``counter`` updates of each. ``more``: status fields."""
     addresses = [f"10.0.0.{i}:8090" for i in range(1, size + 1)]
     clock = {id_of(address): counter for address in addresses}
     return {
         address: answered(
-            status(address, [member(other, self=other == address) for other in addresses], dict(clock), **of_each)
+            status(address, [member(other, self=other == address) for other in addresses], dict(clock), **more)
         )
         for address in addresses
     }
 
 
 def pending(count: int, origin: str, waits_for: str, first: int = 101) -> list[dict[str, Any]]:
-    """``count`` updates of ``origin``, of which ``waits_for`` withholds the cause."""
+    """Return ``count`` pending updates of ``origin`` that wait for an update of ``waits_for``."""
     return [
         {
             "dot": [id_of(origin), first + i],
@@ -81,25 +81,23 @@ def pending(count: int, origin: str, waits_for: str, first: int = 101) -> list[d
 
 
 def silent(known: dict[str, Any], age_s: float | None) -> dict[str, Any]:
-    """The same replica when it does not answer any more; ``age_s`` None: it never did."""
+    """Return the same replica when it has not responded for ``age_s`` seconds; None: it never has."""
     return {"status": known["status"] if age_s is not None else None, "age_s": age_s, "reachable": False}
 
 
 def in_trouble(size: int) -> Cluster:
-    """A cluster in which the second replica has 500 updates pending, the third lags, and the last is down."""
+    """Return a cluster whose second replica has 500 pending updates, the third lags and the last is down."""
     cluster = cluster_of(size, counter=2500)
     addresses = list(cluster)
     second, third, last = addresses[1], addresses[2], addresses[-1]
     cluster[addresses[0]]["status"]["clock"][id_of(addresses[0])] = 3000
-    told = cluster[second]["status"]
-    told.update(pending=pending(500, addresses[0], third, 2501), pending_count=500)
+    cluster[second]["status"].update(pending=pending(500, addresses[0], third, 2501), pending_count=500)
     lagging = cluster[third]["status"]
     for steps, address in enumerate(addresses[:5]):
         lagging["clock"][id_of(address)] -= min(2000, 10**steps // 2)
-    for told in (cluster[address]["status"] for address in addresses[:-1]):
-        told["view"] = [
-            member(address, "down", last_contact_s=42.0) if address == last else member(address)
-            for address in addresses
+    for address in addresses[:-1]:
+        cluster[address]["status"]["view"] = [
+            member(other, "down", last_contact_s=42.0) if other == last else member(other) for other in addresses
         ]
     cluster[last] = silent(cluster[last], 42.0)
     cluster[addresses[0]]["status"]["events"] = [
@@ -110,18 +108,18 @@ def in_trouble(size: int) -> Cluster:
 
 
 def history(seconds: int = 600) -> list[dict[str, float]]:
-    """Ten minutes of a replica: steady reads, writes that swell, and a minute in which it was cut off."""
+    """Return ten minutes of a replica: steady reads, waves of writes, and a minute in which it was partitioned."""
     points = []
     for age in range(seconds, 0, -1):
-        swell = 1 + math.sin(age / 70) + 0.3 * math.sin(age / 11)
+        wave = 1 + math.sin(age / 70) + 0.3 * math.sin(age / 11)
         is_cut = 200 < age < 260
         late = max(0, age - 190) * 40 if 190 < age <= 200 else 40 * (260 - age) if is_cut else 0
         points.append(
             {
                 "age_s": float(age),
                 "reads": 420 + 60 * math.sin(age / 23),
-                "writes": 90 * swell + 60,
-                "applied": 0.0 if is_cut else 900.0 if 190 < age <= 200 else max(0.0, 160 * swell + 90),
+                "writes": 90 * wave + 60,
+                "applied": 0.0 if is_cut else 900.0 if 190 < age <= 200 else max(0.0, 160 * wave + 90),
                 "missing": float(max(0, late)),
                 "pending": float(late // 9 if 190 < age < 215 else 0),
             }
@@ -130,13 +128,13 @@ def history(seconds: int = 600) -> list[dict[str, float]]:
 
 
 def recent(cluster: Cluster, count: int = 10) -> Cluster:
-    """Let all replicas of ``cluster`` have applied ``count`` updates, issued in turns, within half a second."""
+    """Add ``count`` recent updates that the replicas issued in turns. All replicas applied each within milliseconds."""
     addresses = list(cluster)
     for n in range(count):
         origin = addresses[n % len(addresses)]
         for i, address in enumerate(addresses):
-            if (told := cluster[address]["status"]) is not None:
+            if (content := cluster[address]["status"]) is not None:
                 at_us = NOW_US - (count - n) * 50_000 + (0 if address == origin else 2_000 + 700 * i)
                 applied = {"dot": [id_of(origin), 90 + n], "wall_us": at_us, "key": f"carts/{n}"}
-                told.setdefault("recent", []).append(applied)
+                content.setdefault("recent", []).append(applied)
     return cluster

@@ -1,4 +1,4 @@
-"""What the browser tests share: addresses of pages, requests beside the browser, and a look for barriers."""
+"""Helpers of the browser tests: page URLs, API requests, reading pages, accessibility checks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from tests.support.waiting import wait_until
 
 QUICK = {"KV_DOWN_AFTER": "1.5", "KV_SYNC_INTERVAL": "0.3"}
 LIVE_MS = 2000
-"""Within this long, the page shows what is so (SPEC: within two seconds)."""
+"""A live page shows every change within this time."""
 
-LOOKS: dict[str, dict[str, Any]] = {"": {}, "-dark": {"color_scheme": "dark"}, "-phone": {"width": 390, "height": 844}}
-"""Of a page's screenshots: the end of the name, and what the browser is opened with."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "-dark": {"color_scheme": "dark"},
+    "-phone": {"width": 390, "height": 844},
+}
+"""Variants of a screenshot: suffix of the file name -> browser options."""
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
-GRAVE = {"serious", "critical"}
+BLOCKING_IMPACTS = {"serious", "critical"}
 
 
 def admin(cluster: LocalCluster, i: int = 0) -> str:
@@ -35,17 +39,17 @@ def part(page: Page, kind: str, address: str) -> Any:
 
 
 def status(cluster: LocalCluster, i: int, query: str = "") -> dict[str, Any]:
-    told: dict[str, Any] = requests.get(f"{cluster.url(i)}/replication/status{query}", timeout=5).json()
-    return told
+    content: dict[str, Any] = requests.get(f"{cluster.url(i)}/replication/status{query}", timeout=5).json()
+    return content
 
 
 def put(cluster: LocalCluster, i: int, key: str, value: Any, past: dict[str, int] | None = None) -> dict[str, int]:
-    """Write a key and return the metadata."""
+    """Write a key and return the causal metadata of the response."""
     body = {"value": value, "causal-metadata": past or {}}
-    answer = requests.put(f"{cluster.url(i)}/kvs/{key}", json=body, timeout=5)
-    answer.raise_for_status()
-    told: dict[str, int] = answer.json()["causal-metadata"]
-    return told
+    response = requests.put(f"{cluster.url(i)}/kvs/{key}", json=body, timeout=5)
+    response.raise_for_status()
+    metadata: dict[str, int] = response.json()["causal-metadata"]
+    return metadata
 
 
 def write(cluster: LocalCluster, i: int, count: int = 1) -> None:
@@ -55,8 +59,8 @@ def write(cluster: LocalCluster, i: int, count: int = 1) -> None:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a page shows of one replica: its card, its row of the clock matrix, its row of who sees whom."""
+class ShownReplica:
+    """What the front page shows about one replica: its card and its rows in the clock matrix and the view matrix."""
 
     state: str
     facts: dict[str, str]
@@ -65,15 +69,15 @@ class Shown:
     is_greyed: bool
 
 
-def shown(page: Page) -> dict[str, Shown]:
-    """Return address -> what the front page shows of it, read in one step."""
-    read: dict[str, dict[str, Any]] = page.evaluate(
+def shown_replicas(page: Page) -> dict[str, ShownReplica]:
+    """Return address -> what the front page shows about it, read in one step."""
+    content: dict[str, dict[str, Any]] = page.evaluate(
         """() => {
           const text = (node) => node ? node.textContent.trim() : "";
           const heads = (table) => [...document.querySelectorAll(`#${table} thead abbr`)].map((head) => head.title);
-          const row = (kind, table, address, tell) => {
+          const row = (kind, table, address, read) => {
             const cells = document.getElementById(`${kind}-${address}`).querySelectorAll("td");
-            return Object.fromEntries(heads(table).map((name, i) => [name, tell(cells[i])]));
+            return Object.fromEntries(heads(table).map((name, i) => [name, read(cells[i])]));
           };
           return Object.fromEntries([...document.querySelectorAll("#replicas .cw-card")].map((card) => {
             const address = card.id.slice("card-".length);
@@ -82,30 +86,30 @@ def shown(page: Page) -> dict[str, Shown]:
               facts: Object.fromEntries([...card.querySelectorAll("dl > div")].map(
                 (fact) => [text(fact.querySelector("dt")), text(fact.querySelector("dd"))])),
               clock: row("clock", "clocks", address, (cell) => parseInt(cell.textContent)),
-              view: row("view", "views", address, (cell) => cell.className.slice("cw-sees-".length)),
+              view: row("view", "views", address, (cell) => cell.className.slice("cw-member-".length)),
               is_greyed: [`card-${address}`, `clock-${address}`].every(
                 (id) => document.getElementById(id).classList.contains("cw-is-stale")),
             }];
           }));
         }"""
     )
-    return {address: Shown(**each) for address, each in read.items()}
+    return {address: ShownReplica(**each) for address, each in content.items()}
 
 
-def said(told: Mapping[str, Any], origins: Iterable[str]) -> dict[str, Any]:
-    """Return what a page has to show of a replica that answers ``/replication/status`` with ``told``."""
+def expected_from(content: Mapping[str, Any], origins: Iterable[str]) -> dict[str, Any]:
+    """Return what a page must show about a replica whose ``/replication/status`` is ``content``."""
     return {
-        "state": told["state"],
-        "Keys": f"{told['keys']:,}",
-        "Pending": f"{told['pending_count']:,}",
-        "Incarnation": told["incarnation"],
-        "clock": {origin: told["clock"].get(origin, 0) for origin in origins},
-        "view": {each["address"]: "itself" if each["self"] else each["state"] for each in told["view"]},
+        "state": content["state"],
+        "Keys": f"{content['keys']:,}",
+        "Pending": f"{content['pending_count']:,}",
+        "Incarnation": content["incarnation"],
+        "clock": {origin: content["clock"].get(origin, 0) for origin in origins},
+        "view": {each["address"]: "itself" if each["self"] else each["state"] for each in content["view"]},
     }
 
 
-def agree(check: Callable[[], bool | list[Any]]) -> None:
-    """Wait until ``check`` is true, or returns an empty list of differences: within the two seconds of the contract."""
+def wait_live(check: Callable[[], bool | list[Any]]) -> None:
+    """Wait until ``check`` returns True or an empty list of differences. Fails the test after ``LIVE_MS``."""
     last: bool | list[Any] = False
 
     def holds() -> bool:
@@ -116,29 +120,29 @@ def agree(check: Callable[[], bool | list[Any]]) -> None:
     wait_until(holds, timeout_s=LIVE_MS / 1000, what=lambda: last, every_s=0.05)
 
 
-def live(pages: Iterable[Page], cluster: LocalCluster) -> None:
-    """Each page agrees, in time, with what each replica that runs says of itself when it is asked directly."""
+def wait_consistent(pages: Iterable[Page], cluster: LocalCluster) -> None:
+    """Wait until each page shows what every running replica reports when the test asks it directly."""
     running = [i for i in range(len(cluster.addresses)) if cluster.is_running(i)]
 
     def differences(page: Page) -> list[Any]:
-        seen, found = shown(page), []
+        shown, found = shown_replicas(page), []
         for i in running:
-            each = seen[cluster.addresses[i]]
+            each = shown[cluster.addresses[i]]
             facts = {name: each.facts.get(name) for name in ("Keys", "Pending", "Incarnation")}
             on_page = {"state": each.state, **facts, "clock": each.clock, "view": each.view}
-            in_truth = said(status(cluster, i), each.clock)
+            expected = expected_from(status(cluster, i), each.clock)
             found += [
-                (page.url, i, name, on_page[name], true) for name, true in in_truth.items() if on_page[name] != true
+                (page.url, i, name, on_page[name], value) for name, value in expected.items() if on_page[name] != value
             ]
         return found
 
     for page in pages:
-        agree(partial(differences, page))
+        wait_live(partial(differences, page))
 
 
-def unrefused(problems: Iterable[str]) -> list[str]:
-    """Leave out what the browser tells of connections that a replica that was killed refused."""
-    return [told for told in problems if "ERR_CONNECTION" not in told and "htmx:" not in told]
+def without_connection_errors(problems: Iterable[str]) -> list[str]:
+    """Return the problems without those of requests to a replica that was killed."""
+    return [problem for problem in problems if "ERR_CONNECTION" not in problem and "htmx:" not in problem]
 
 
 @cache
@@ -146,8 +150,8 @@ def _axe() -> str:
     return AXE.read_text(encoding="utf-8")
 
 
-def barriers(page: Page) -> list[str]:
-    """Return what axe finds grave on the page: for who cannot see it, or uses the keyboard alone."""
+def accessibility_problems(page: Page) -> list[str]:
+    """Return the serious and critical problems that axe finds: for users of screen readers or of the keyboard alone."""
     page.evaluate(_axe())
     found = page.evaluate(
         """async () => (await axe.run(
@@ -156,5 +160,5 @@ def barriers(page: Page) -> list[str]:
     return [
         f"{page.url} {each['id']}: {each['help']}: {[node['html'][:200] for node in each['nodes'][:3]]}"
         for each in found
-        if each["impact"] in GRAVE
+        if each["impact"] in BLOCKING_IMPACTS
     ]

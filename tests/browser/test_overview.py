@@ -1,9 +1,8 @@
-"""The front page in a browser, on real replicas."""
+"""The front page in a browser, with real replicas."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import requests
@@ -11,19 +10,30 @@ from django.template.loader import render_to_string
 from playwright.sync_api import Page, Route, expect
 
 from kvsite.cluster import LocalCluster
-from kvsite.dashboard.cluster_state import read
+from kvsite.dashboard.cluster_state import parse_cluster
 from kvsite.dashboard.overview import overview
-from tests.browser.conftest import OpenPage
+from tests.browser.conftest import OpenPage, SaveScreenshot
 from tests.browser.statuses import NOW_US, in_trouble
-from tests.browser.support import LIVE_MS, QUICK, admin, agree, barriers, live, part, shown, status, unrefused, write
+from tests.browser.support import (
+    LIVE_MS,
+    QUICK,
+    accessibility_problems,
+    admin,
+    part,
+    shown_replicas,
+    status,
+    wait_consistent,
+    wait_live,
+    without_connection_errors,
+    write,
+)
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.processes]
 
 PORT, PORT_GUARDED = 25100, 25110
 PASSWORD = "open sesame"
-WELL = "3 of 3 replicas alive, in step, nothing pending"
-
-Keep = Callable[[Page, str], None]
+HEALTHY = "3 of 3 replicas alive, in sync, no updates pending"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +44,7 @@ def running() -> Iterator[LocalCluster]:
 
 @pytest.fixture
 def cluster(running: LocalCluster) -> LocalCluster:
-    """Three replicas that are ready, whatever the last test did to them."""
+    """Three ready replicas. Restarts those that the previous test killed."""
     for i in range(3):
         if not running.is_running(i):
             running.start_one(i)
@@ -44,7 +54,7 @@ def cluster(running: LocalCluster) -> LocalCluster:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[LocalCluster]:
-    """Two replicas behind one password."""
+    """Two replicas with the same password."""
     secrets = {**QUICK, "KV_ADMIN_PASSWORD": PASSWORD, "KV_CLUSTER_SECRET": "s" * 40}
     with LocalCluster(2, PORT_GUARDED, environment=secrets) as started:
         yield started
@@ -55,101 +65,105 @@ def log_in(page: Page, password: str = PASSWORD) -> None:
     page.get_by_role("button", name="Log in").click()
 
 
-def test_it_shows_three_replicas_and_a_verdict(cluster: LocalCluster, open_page: OpenPage, keep: Keep) -> None:
+def test_the_front_page_shows_three_replicas_and_their_health(
+    cluster: LocalCluster, open_page: OpenPage, save_screenshot: SaveScreenshot
+) -> None:
     for i in range(3):
         write(cluster, i, 20 + i)
     page = open_page(admin(cluster)).page
     expect(page).to_have_title(f"{cluster.addresses[0]} | Cluster | Causeway")
     expect(page.get_by_role("heading", level=1)).to_have_text("Cluster")
-    expect(page.get_by_role("status")).to_have_text(WELL)
+    expect(page.get_by_role("status")).to_have_text(HEALTHY)
     expect(page.get_by_role("article").filter(has_text="serving")).to_have_count(3)
     for address in cluster.addresses:
         expect(page.get_by_role("heading", name=address, level=3).first).to_be_visible()
     expect(page.get_by_text("This store is open.")).to_be_visible()
-    assert barriers(page) == []
-    keep(page, "overview")
+    assert accessibility_problems(page) == []
+    save_screenshot(page, "overview")
     dark = open_page(admin(cluster), color_scheme="dark").page
-    expect(dark.get_by_role("status")).to_have_text(WELL)
-    assert barriers(dark) == []
-    keep(dark, "overview-dark")
+    expect(dark.get_by_role("status")).to_have_text(HEALTHY)
+    assert accessibility_problems(dark) == []
+    save_screenshot(dark, "overview-dark")
     phone = open_page(admin(cluster), 390, 844).page
-    expect(phone.get_by_role("status")).to_have_text(WELL)
-    keep(phone, "overview-phone")
+    expect(phone.get_by_role("status")).to_have_text(HEALTHY)
+    save_screenshot(phone, "overview-phone")
 
 
-def test_a_key_that_is_written_elsewhere_changes_the_matrix(cluster: LocalCluster, open_page: OpenPage) -> None:
+def test_a_write_at_another_replica_appears_in_the_clock_matrix(cluster: LocalCluster, open_page: OpenPage) -> None:
     page = open_page(admin(cluster)).page
     origin, address = status(cluster, 1)["replica_id"], cluster.addresses[2]
-    before = shown(page)[address].clock[origin]
+    before = shown_replicas(page)[address].clock[origin]
     write(cluster, 1)
-    agree(lambda: shown(page)[address].clock[origin] == before + 1)
+    wait_live(lambda: shown_replicas(page)[address].clock[origin] == before + 1)
 
 
-def test_every_figure_is_what_the_replica_says_while_one_is_killed_and_comes_back(
-    cluster: LocalCluster, open_page: OpenPage, keep: Keep
+def test_pages_show_what_replicas_report_while_one_is_killed_and_restarted(
+    cluster: LocalCluster, open_page: OpenPage, save_screenshot: SaveScreenshot
 ) -> None:
-    """Issue 6: within two seconds, whichever replica is asked."""
-    first, gone = open_page(admin(cluster, 0)), open_page(admin(cluster, 2))
+    """Within two seconds, on the pages of every replica."""
+    first, killed = open_page(admin(cluster, 0)), open_page(admin(cluster, 2))
     page, address = first.page, cluster.addresses[2]
     for i in range(3):
         write(cluster, i, 5 + i)
         requests.delete(f"{cluster.url(i)}/kvs/{i}-0", timeout=5).raise_for_status()
-        live([page, gone.page], cluster)
-    last = shown(page)[address]
+        wait_consistent([page, killed.page], cluster)
+    last = shown_replicas(page)[address]
 
     cluster.kill(2)
-    agree(lambda: shown(page)[address].is_greyed)
-    # A replica that nobody had pointed a browser at knows of the dead one what the exchange told it.
+    wait_live(lambda: shown_replicas(page)[address].is_greyed)
+    # A replica that has served no page before knows the clock of the dead replica from their exchanges.
     other = open_page(admin(cluster, 1)).page
-    live([page, other], cluster)
+    wait_consistent([page, other], cluster)
     write(cluster, 0, 12)
-    live([page, other], cluster)
-    for asked in (page, other):
-        expect(part(asked, "card", address)).to_contain_text("down", timeout=6000)
-        assert shown(asked)[address].is_greyed
-        assert shown(asked)[address].clock == last.clock
-    dead = shown(page)[address]
+    wait_consistent([page, other], cluster)
+    for each in (page, other):
+        expect(part(each, "card", address)).to_contain_text("down", timeout=6000)
+        assert shown_replicas(each)[address].is_greyed
+        assert shown_replicas(each)[address].clock == last.clock
+    dead = shown_replicas(page)[address]
     assert (dead.facts["Keys"], dead.facts["Incarnation"]) == (last.facts["Keys"], last.facts["Incarnation"])
     assert dead.facts["Lag"] == "12"
     expect(part(page, "clock", address)).to_contain_text("12 updates missing")
-    expect(page.get_by_role("status")).to_have_text("2 of 3 replicas alive, in step, nothing pending")
-    expect(page.locator("#verdict li")).to_have_text([f"{address} is down."])
+    expect(page.get_by_role("status")).to_have_text("2 of 3 replicas alive, in sync, no updates pending")
+    expect(page.locator("#health li")).to_have_text([f"{address} is down."])
     age = part(page, "card", address).locator(".cw-age")
     expect(age).to_contain_text("Last known state")
     expect(age).not_to_have_text(age.inner_text(), timeout=LIVE_MS)
-    keep(page, "overview-down")
+    save_screenshot(page, "overview-down")
 
     cluster.start_one(2)
     cluster.wait_ready()
-    live([page, other], cluster)
+    wait_consistent([page, other], cluster)
     write(cluster, 2, 3)
-    live([page, other], cluster)
-    for asked in (page, other, gone.page):
-        expect(asked.get_by_role("status")).to_have_text(WELL, timeout=8000)
-        assert not shown(asked)[address].is_greyed
+    wait_consistent([page, other], cluster)
+    for each in (page, other, killed.page):
+        expect(each.get_by_role("status")).to_have_text(HEALTHY, timeout=8000)
+        assert not shown_replicas(each)[address].is_greyed
         assert (
-            shown(asked)[address].facts["Incarnation"] == status(cluster, 2)["incarnation"] != last.facts["Incarnation"]
+            shown_replicas(each)[address].facts["Incarnation"]
+            == status(cluster, 2)["incarnation"]
+            != last.facts["Incarnation"]
         )
-    live([page, other, gone.page], cluster)
-    gone.problems = unrefused(gone.problems)
+    wait_consistent([page, other, killed.page], cluster)
+    killed.problems = without_connection_errors(killed.problems)
 
 
-def test_the_page_says_when_its_own_replica_is_gone(cluster: LocalCluster, open_page: OpenPage) -> None:
-    watched = open_page(admin(cluster, 1))
-    warning = watched.page.locator("#stale")
+def test_the_page_shows_a_warning_when_its_replica_does_not_respond(cluster: LocalCluster, open_page: OpenPage) -> None:
+    checked = open_page(admin(cluster, 1))
+    warning = checked.page.locator("#stale")
     expect(warning).to_be_hidden()
     cluster.kill(1)
     expect(warning).to_be_visible(timeout=3000)
-    expect(warning).to_contain_text("This replica has stopped answering")
+    expect(warning).to_contain_text("This replica does not respond")
     cluster.start_one(1)
     cluster.wait_ready()
     expect(warning).to_be_hidden(timeout=8000)
-    expect(watched.page.get_by_role("status")).to_have_text(WELL, timeout=8000)
-    assert watched.problems, "the browser told of the refused connections"
-    watched.problems = unrefused(watched.problems)
+    expect(checked.page.get_by_role("status")).to_have_text(HEALTHY, timeout=8000)
+    assert checked.problems, "the browser reported the refused connections"
+    checked.problems = without_connection_errors(checked.problems)
 
 
-def test_refreshing_keeps_focus_and_elements(cluster: LocalCluster, open_page: OpenPage) -> None:
+def test_a_refresh_keeps_focus_and_elements(cluster: LocalCluster, open_page: OpenPage) -> None:
     page = open_page(admin(cluster)).page
     page.locator("#views-scroll").focus()
     page.evaluate("document.getElementById('headline').marked = true")
@@ -158,18 +172,18 @@ def test_refreshing_keeps_focus_and_elements(cluster: LocalCluster, open_page: O
         page.wait_for_function("before => document.getElementById('as-of').textContent !== before", arg=before)
         before = page.locator("#as-of").inner_text()
     assert page.evaluate("document.activeElement.id") == "views-scroll"
-    # A live region is read out when its text changes, not when it is replaced by its like.
+    # A live region is announced when its text changes, and also when the element is replaced by an equal one.
     assert page.evaluate("document.getElementById('headline').marked") is True
 
 
-def test_it_works_without_scripts(cluster: LocalCluster, open_page: OpenPage) -> None:
+def test_the_front_page_works_without_scripts(cluster: LocalCluster, open_page: OpenPage) -> None:
     page = open_page(admin(cluster), java_script_enabled=False).page
-    expect(page.get_by_role("status")).to_have_text(WELL)
+    expect(page.get_by_role("status")).to_have_text(HEALTHY)
     before = page.locator("#as-of").inner_text()
     expect(page.locator("#as-of")).not_to_have_text(before, timeout=6000)
 
 
-def test_a_hidden_tab_asks_for_nothing(cluster: LocalCluster, open_page: OpenPage) -> None:
+def test_a_hidden_tab_sends_no_requests(cluster: LocalCluster, open_page: OpenPage) -> None:
     page = open_page(admin(cluster)).page
     requested: list[str] = []
     page.on("request", lambda request: requested.append(request.url))
@@ -183,7 +197,7 @@ def test_a_hidden_tab_asks_for_nothing(cluster: LocalCluster, open_page: OpenPag
         page.evaluate("window.asleep = false; document.dispatchEvent(new Event('visibilitychange'))")
 
 
-def test_no_control_changes_anything(cluster: LocalCluster, open_page: OpenPage) -> None:
+def test_the_front_page_is_read_only(cluster: LocalCluster, open_page: OpenPage) -> None:
     page = open_page(admin(cluster)).page
     assert page.locator("form, input, select, textarea").count() == 0
     buttons = page.get_by_role("button")
@@ -210,60 +224,58 @@ def test_sixteen_replicas_in_trouble_fit_the_screen(
     cluster: LocalCluster, open_page: OpenPage, width: int, height: int
 ) -> None:
     made = in_trouble(16)
-    told = overview(read(made, "10.0.0.1:8090", NOW_US), {"10.0.0.3:8090": 12.0})
-    html = render_to_string("dashboard/_overview.html", {"overview": told})
+    data = overview(parse_cluster(made, "10.0.0.1:8090", NOW_US), {"10.0.0.3:8090": 12.0})
+    html = render_to_string("dashboard/_overview.html", {"overview": data})
 
-    def answer(route: Route) -> None:
+    def respond(route: Route) -> None:
         route.fulfill(body=html, content_type="text/html")
 
     page = open_page(width=width, height=height).page
-    page.route("**/admin/overview/", answer)
+    page.route("**/admin/overview/", respond)
     page.goto(admin(cluster))
-    expect(page.get_by_role("status")).to_have_text("15 of 16 replicas alive, not in step, updates pending")
+    expect(page.get_by_role("status")).to_have_text("15 of 16 replicas alive, not in sync, updates pending")
     expect(page.locator("#clocks tbody td")).to_have_count(16 * 17)
     expect(page.locator("#queues")).to_contain_text("and 494 more")
-    assert page.evaluate("document.documentElement.scrollWidth") == width, "tables scroll by themselves"
+    assert page.evaluate("document.documentElement.scrollWidth") == width, "tables scroll inside the page"
     if width > 400:
-        assert barriers(page) == []
+        assert accessibility_problems(page) == []
 
 
 # --- behind a password ------------------------------------------------------------------------------------------------
 
 
-def test_the_login_keeps_strangers_out(guarded: LocalCluster, open_page: OpenPage) -> None:
+def test_the_login_is_required(guarded: LocalCluster, open_page: OpenPage) -> None:
     page = open_page(admin(guarded)).page
     assert page.url.endswith("/admin/login/?next=/admin/")
     assert "replicas alive" not in page.content()
     log_in(page, "open says me")
     expect(page.locator(".errornote")).to_be_visible()
     log_in(page)
-    expect(page.get_by_role("status")).to_have_text("2 of 2 replicas alive, in step, nothing pending")
+    expect(page.get_by_role("status")).to_have_text("2 of 2 replicas alive, in sync, no updates pending")
     expect(page.get_by_text("This store is open.")).to_have_count(0)
 
     page.get_by_role("button", name="Log out").click()
-    deadline = time.monotonic() + 5
-    while page.context.cookies() and any(c["name"] == "sessionid" for c in page.context.cookies()):
-        assert time.monotonic() < deadline
+    wait_until(lambda: all(cookie["name"] != "sessionid" for cookie in page.context.cookies()), timeout_s=5)
     page.goto(admin(guarded))
     expect(page.get_by_label("Password")).to_be_visible()
 
 
-def test_a_login_holds_at_all_replicas_of_one_host(guarded: LocalCluster, open_page: OpenPage) -> None:
+def test_a_login_is_valid_at_all_replicas_of_one_host(guarded: LocalCluster, open_page: OpenPage) -> None:
     first = open_page(admin(guarded, 0))
     log_in(first.page)
     expect(first.page.get_by_role("status")).to_be_visible()
     second = first.page.context.new_page()
     for i in (1, 0, 1):
         second.goto(admin(guarded, i))
-        expect(second.get_by_role("status")).to_have_text("2 of 2 replicas alive, in step, nothing pending")
+        expect(second.get_by_role("status")).to_have_text("2 of 2 replicas alive, in sync, no updates pending")
     as_of = first.page.locator("#as-of").inner_text()
     expect(first.page.locator("#as-of")).not_to_have_text(as_of, timeout=LIVE_MS)
 
 
-def test_a_page_whose_session_ends_goes_to_the_login(guarded: LocalCluster, open_page: OpenPage) -> None:
-    watched = open_page(admin(guarded))
-    log_in(watched.page)
-    expect(watched.page.get_by_role("status")).to_be_visible()
-    watched.page.context.clear_cookies()
-    expect(watched.page.get_by_label("Password")).to_be_visible(timeout=4000)
-    watched.problems = [problem for problem in watched.problems if "403" not in problem]
+def test_a_page_whose_session_ends_opens_the_login(guarded: LocalCluster, open_page: OpenPage) -> None:
+    checked = open_page(admin(guarded))
+    log_in(checked.page)
+    expect(checked.page.get_by_role("status")).to_be_visible()
+    checked.page.context.clear_cookies()
+    expect(checked.page.get_by_label("Password")).to_be_visible(timeout=4000)
+    checked.problems = [problem for problem in checked.problems if "403" not in problem]

@@ -140,7 +140,7 @@ def test_after_some_attempts_each_waits_longer() -> None:
         assert throttle.attempt("a", now_s) == 0
     assert pauses == [1, 2, 4, 8, 16, 32, MAX_PAUSE_S, MAX_PAUSE_S, MAX_PAUSE_S]
     assert throttle.attempt("b", now_s) == 0
-    throttle.forgive("a")
+    throttle.reset("a")
     assert throttle.attempt("a", now_s) == 0
 
 

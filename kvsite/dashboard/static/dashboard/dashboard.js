@@ -1,17 +1,17 @@
-// Small things around htmx: no requests from a hidden tab, and a page that says so when it is not live any more,
-// and a diagram that shows its end, which is now, unless somebody has scrolled away from it.
+// Additions to htmx: a hidden tab sends no requests, a page that could not refresh shows a warning, and the space-time
+// diagram stays scrolled to its right end (the present) unless the user scrolls away from it.
 "use strict";
 
 const live = document.getElementById("live");
-const stale = document.getElementById("stale");
+const staleWarning = document.getElementById("stale");
 
 function setStale(isStale) {
-  if (!stale || stale.hidden === !isStale) return;
+  if (!staleWarning || staleWarning.hidden === !isStale) return;
   if (isStale) {
     const asOf = document.getElementById("as-of");
     document.getElementById("stale-since").textContent = asOf ? asOf.textContent : "an unknown time";
   }
-  stale.hidden = !isStale;
+  staleWarning.hidden = !isStale;
   document.body.classList.toggle("cw-page-is-stale", isStale);
 }
 
@@ -25,22 +25,22 @@ if (live) {
   document.body.addEventListener("htmx:afterRequest", (event) => setStale(!event.detail.successful));
 }
 
-let follows = true;
+let isAtEnd = true;
 
-function picture() {
-  return document.getElementById("picture-scroll");
+function scrollBox() {
+  return document.getElementById("diagram-scroll");
 }
 
-function follow() {
-  const box = picture();
-  if (box && follows) box.scrollLeft = box.scrollWidth;
+function scrollToEnd() {
+  const box = scrollBox();
+  if (box && isAtEnd) box.scrollLeft = box.scrollWidth;
 }
 
-if (picture()) {
-  picture().addEventListener("scroll", (event) => {
+if (scrollBox()) {
+  scrollBox().addEventListener("scroll", (event) => {
     const box = event.target;
-    follows = box.scrollLeft + box.clientWidth >= box.scrollWidth - 40;
+    isAtEnd = box.scrollLeft + box.clientWidth >= box.scrollWidth - 40;
   });
-  document.body.addEventListener("htmx:afterSwap", follow);
-  follow();
+  document.body.addEventListener("htmx:afterSwap", scrollToEnd);
+  scrollToEnd();
 }
