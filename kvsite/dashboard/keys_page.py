@@ -74,7 +74,6 @@ class PastEntry:
 class VersionCard:
     """One version of a key: the winner or a sibling. ``truncation``: says that the value was cut; empty if not."""
 
-    etag: str
     written_by: str
     origin: str
     counter: int
@@ -91,7 +90,6 @@ class VersionCard:
 class KeyPage:
     """One key. ``is_running``: whether a replica runs in this process."""
 
-    key: str
     versions: tuple[VersionCard, ...]
     pending: tuple[QueueItem, ...]
     is_running: bool = True
@@ -139,13 +137,15 @@ def _key_row(entry: Mapping[str, Any], labels: Mapping[str, str]) -> KeyRow:
     )
 
 
-def key_page(explanation: Mapping[str, Any] | None, key: str, members: Sequence[str]) -> KeyPage:
-    """Return the page of ``key``. ``explanation``: from ``Node.explain``; None if no replica runs in this process."""
+def key_page(explanation: Mapping[str, Any] | None, members: Sequence[str]) -> KeyPage:
+    """Return the page of a key.
+
+    ``explanation``: from ``Node.explain``; None if no replica runs in this process. ``members``: see ``key_list_page``.
+    """
     if explanation is None:
-        return KeyPage(key, (), (), is_running=False)
+        return KeyPage((), (), is_running=False)
     labels = short_labels(members)
     return KeyPage(
-        key,
         tuple(_version_card(version, labels, is_winner=i == 0) for i, version in enumerate(explanation["versions"])),
         tuple(_queue_item(update, labels) for update in explanation["pending"]),
     )
@@ -157,7 +157,6 @@ def _version_card(version: Mapping[str, Any], labels: Mapping[str, str], *, is_w
     origin, counter = version["dot"]
     expires_in_s = version["expires_in_s"]
     return VersionCard(
-        etag=version["etag"],
         written_by=update_name((origin, counter), labels),
         origin=origin,
         counter=counter,

@@ -59,7 +59,7 @@ class DashboardSecurity(OnlyDashboard, SecurityMiddleware):
 
 
 class DashboardFrames(OnlyDashboard, XFrameOptionsMiddleware):
-    """Forbids other sites to show a page in a frame."""
+    """Prevents other sites from showing the pages in a frame."""
 
 
 class DashboardSession(OnlyDashboard, SessionMiddleware):

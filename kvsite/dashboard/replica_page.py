@@ -75,7 +75,7 @@ def replica_page(cluster: ClusterState, replica: ObservedReplica) -> ReplicaPage
 def _own_events(cluster: ClusterState, replica: ObservedReplica) -> Timeline:
     """Return the events that the replica itself recorded, without the names of the replicas that recorded them."""
     events = timeline(replace(cluster, replicas=(replica,)))
-    return replace(events, entries=tuple(replace(entry, recorded_by_text="") for entry in events.entries))
+    return replace(events, entries=tuple(replace(entry, recorded_by="") for entry in events.entries))
 
 
 def _facts(status: Status) -> tuple[Fact, ...]:

@@ -130,7 +130,7 @@ class DashboardSite(AdminSite):
 
     def _key(self, request: HttpRequest) -> HttpResponse:
         key = request.GET.get("key", "")
-        content = key_page(details.explanation(key), key, details.known_members())
+        content = key_page(details.explanation(key), details.known_members())
         return self._page(
             request, "dashboard/key.html", title=key or "Key", subtitle="Key", page="key", key_page=content
         )

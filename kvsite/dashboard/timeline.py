@@ -24,6 +24,7 @@ KINDS = {
     "left": ("warn", "{subject} left the view"),
     "added": ("good", "{subject} was added to the view {detail}"),
     "removed": ("warn", "{subject} was removed from the view {detail}"),
+    "alias": ("busy", "{subject} is an alias; the replica's own address replaced it in the view"),
     "snapshot": ("busy", "Snapshot received from {subject}: {detail}"),
     "raised": ("warn", "{subject} raised its incarnation: {detail}"),
     "suspected": ("warn", "{subject} is suspected to be down"),
@@ -34,21 +35,19 @@ KINDS = {
     "dropped": ("bad", "A pending update of {subject} was dropped: {detail}"),
     "drift": ("warn", "The clock of {subject} is wrong: {detail}"),
 }
-"""Event kind -> tone and sentence. ``{subject}``: an address; ``{detail}``: what the replica recorded beside it."""
+"""Event kind (replication/event_log.py) -> tone and sentence. ``{subject}`` is shown as an address."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimelineEntry:
-    """One event. ``recorded_by``: addresses of the replicas that recorded it; ``recorded_by_text``: their labels."""
+    """One event. ``recorded_by``: labels of the replicas that recorded it, as text."""
 
-    wall_us: int
     time: str
     iso: str
     ago: str
     tone: str
     text: str
-    recorded_by: tuple[str, ...]
-    recorded_by_text: str
+    recorded_by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +86,10 @@ def _entry(event: Event, recorded_by: list[str], labels: Mapping[str, str], now_
     else:  # A replica of another version may record kinds that this one does not know.
         text = f"{address_of(event.subject)}: {event.kind} {event.detail}"
     return TimelineEntry(
-        wall_us=event.wall_us,
         time=time_of_day(event.wall_us),
         iso=iso(event.wall_us),
         ago=ago(max(0.0, (now_us - event.wall_us) / 1e6)),
         tone=tone,
         text=text.strip(),
-        recorded_by=tuple(recorded_by),
-        recorded_by_text=listed([labels[address] for address in dict.fromkeys(recorded_by)]),
+        recorded_by=listed([labels[address] for address in dict.fromkeys(recorded_by)]),
     )

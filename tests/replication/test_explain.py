@@ -1,4 +1,4 @@
-"""What ``/replication/explain/<key>`` tells of a key (SPEC 4), on a wire that the test drives by hand."""
+"""The content of ``/replication/explain/<key>`` (contract 4), with replicas whose network the test controls."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from store.versions import Change, Update, Write
 from tests.support.wire import NOW, Wire, address
 
 
-def told(replica: Replica, key: str, now: Instant = NOW) -> dict[str, Any]:
-    """Return the explanation as a client reads it: it has to be JSON."""
+def explained(replica: Replica, key: str, now: Instant = NOW) -> dict[str, Any]:
+    """Return the explanation as a client gets it, encoded and decoded as JSON."""
     content: dict[str, Any] = json.loads(msgspec.json.encode(explain(replica, key, now)))
     return content
 
 
-def has(explanation: dict[str, Any], version: int = 0) -> dict[str, bool | None]:
+def has_by_member(explanation: dict[str, Any], version: int = 0) -> dict[str, bool | None]:
     return {member["address"]: member["has"] for member in explanation["versions"][version]["members"]}
 
 
-def test_a_version_tells_its_dot_past_timestamp_and_who_has_it() -> None:
+def test_a_version_has_its_dot_past_timestamp_and_the_members_that_have_it() -> None:
     wire = Wire()
     r1, r2, _ = wire.cluster("r1", "r2", "r3")
     cause = wire.issue("r2", "cause", b"0")
@@ -33,7 +33,7 @@ def test_a_version_tells_its_dot_past_timestamp_and_who_has_it() -> None:
     wire.cut("r2", "r3")
     update = r1.store.put(Change("k", b'{"a":1}'), {r2.id: 1}, NOW).update
     assert update is not None
-    explanation = told(r1, "k")
+    explanation = explained(r1, "k")
     assert (explanation["key"], explanation["replica_id"], explanation["state"]) == ("k", r1.id, "serving")
     assert explanation["winner"] == [r1.id, update.counter]
     (version,) = explanation["versions"]
@@ -42,49 +42,49 @@ def test_a_version_tells_its_dot_past_timestamp_and_who_has_it() -> None:
     assert version["value"] == {"a": 1}
     assert version["timestamp"] == update.timestamp
     assert (version["expires"], version["expires_in_s"]) == (None, None)
-    assert has(explanation) == {address("r1"): True, address("r2"): False, address("r3"): False}
+    assert has_by_member(explanation) == {address("r1"): True, address("r2"): False, address("r3"): False}
     assert [member["self"] for member in version["members"]] == [True, False, False]
     wire.flow()
-    assert has(told(r1, "k")) == {address("r1"): True, address("r2"): True, address("r3"): False}
-    assert has(told(r2, "k")) == {address("r1"): True, address("r2"): True, address("r3"): False}
+    assert has_by_member(explained(r1, "k")) == {address("r1"): True, address("r2"): True, address("r3"): False}
+    assert has_by_member(explained(r2, "k")) == {address("r1"): True, address("r2"): True, address("r3"): False}
 
 
-def test_of_a_member_that_never_talked_it_is_not_known() -> None:
+def test_whether_a_member_has_a_version_is_unknown_before_its_first_message() -> None:
     wire = Wire()
     (r1,) = wire.cluster("r1")
     r1.add_replica_from_view("r9:80", NOW)
     wire.issue("r1", "k", b"1")
-    assert has(told(r1, "k")) == {address("r1"): True, "r9:80": None}
+    assert has_by_member(explained(r1, "k")) == {address("r1"): True, "r9:80": None}
 
 
-def test_an_absent_key_tells_the_deletes_that_may_be_why() -> None:
+def test_an_absent_key_comes_with_the_delete_clock() -> None:
     wire = Wire()
     (r1,) = wire.cluster("r1")
     wire.issue("r1", "k", b"1")
     deleted = wire.issue("r1", "k", None)
-    explanation = told(r1, "k")
+    explanation = explained(r1, "k")
     assert (explanation["versions"], explanation["winner"]) == ([], None)
     assert explanation["deletes"] == {r1.id: deleted.counter}
 
 
-def test_what_has_expired_is_told_no_more_and_nothing_is_changed() -> None:
+def test_an_expired_version_is_left_out_and_nothing_changes() -> None:
     wire = Wire()
     (r1,) = wire.cluster("r1")
     r1.store.put(Change("k", b"1", ttl_us=2_000_000), {}, NOW)
-    (version,) = told(r1, "k")["versions"]
+    (version,) = explained(r1, "k")["versions"]
     assert (version["expires"], version["expires_in_s"]) == (NOW.wall_us + 2_000_000, 2.0)
     changes = r1.store.clock_changes
-    assert told(r1, "k", Instant(NOW.mono_s + 2, NOW.wall_us + 2_000_000))["versions"] == []
+    assert explained(r1, "k", Instant(NOW.mono_s + 2, NOW.wall_us + 2_000_000))["versions"] == []
     assert len(r1.store.table) == 1
     assert r1.store.clock_changes == changes
 
 
-def test_an_update_that_waits_is_told_with_what_it_waits_for() -> None:
+def test_a_pending_update_is_listed_with_the_dot_that_it_waits_for() -> None:
     wire = Wire()
     (r1,) = wire.cluster("r1")
     other = "r7:80@0000000000000007"
     r1.store.receive([Update(other, 1, 5, {"r8:80@0000000000000008": 3}, (Write("k", None), Write("l", b"1")))], NOW)
-    explanation = told(r1, "k", Instant(NOW.mono_s + 1.5, NOW.wall_us))
+    explanation = explained(r1, "k", Instant(NOW.mono_s + 1.5, NOW.wall_us))
     assert explanation["pending"] == [
         {
             "dot": [other, 1],
@@ -95,4 +95,4 @@ def test_an_update_that_waits_is_told_with_what_it_waits_for() -> None:
             "since_s": 1.5,
         }
     ]
-    assert told(r1, "m")["pending"] == []
+    assert explained(r1, "m")["pending"] == []
