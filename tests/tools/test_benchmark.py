@@ -1,4 +1,4 @@
-"""What the benchmark reckons, reads and writes; what it starts is in test_benchmark_processes.py."""
+"""The benchmark without servers: statistics, requests, results, charts. See also test_benchmark_processes.py."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
-from tools.benchmark import charts, loads, report
-from tools.benchmark.drivers import Paced, parse_wrk
+from tools.benchmark import ablation, charts, loads, report
+from tools.benchmark.drivers import PacedResult, parse_wrk
 from tools.benchmark.figures import Figure, at_least, at_most, figure_from_json, markdown_table, text_table
 from tools.benchmark.load_generator import Generator, Outcome, Task
 from tools.benchmark.loads import Shape
@@ -33,7 +33,7 @@ PORT = 25000
 # -- statistics --------------------------------------------------------------------------------------------------
 
 
-def test_a_percentile_is_a_measured_value_that_so_many_do_not_exceed() -> None:
+def test_a_percentile_is_a_measured_value() -> None:
     values = [float(n) for n in range(100, 0, -1)]
     assert [percentile(values, share) for share in (0.0, 0.01, 0.5, 0.99, 1.0)] == [1, 1, 50, 99, 100]
     assert percentile([7.0], 0.99) == 7.0
@@ -42,7 +42,7 @@ def test_a_percentile_is_a_measured_value_that_so_many_do_not_exceed() -> None:
 
 
 def test_ratios_are_taken_within_each_round() -> None:
-    # The machine was twice as slow in the second round, for both.
+    # The machine was half as fast in the second round, for both.
     assert ratios([300.0, 150.0], [100.0, 50.0]) == [3.0, 3.0]
     with pytest.raises(ValueError, match="argument"):
         ratios([1.0, 2.0], [1.0])
@@ -61,7 +61,7 @@ def test_ratios_are_taken_within_each_round() -> None:
         (4, "grow faster than the cube"),
     ],
 )
-def test_a_power_law_is_found_and_named(k: float, words: str) -> None:
+def test_the_exponent_of_a_power_law_is_found_and_described(k: float, words: str) -> None:
     sizes = [1, 3, 5, 50]
     found = exponent(sizes, [7 * size**k for size in sizes])
     assert found == pytest.approx(k, abs=1e-9)
@@ -75,7 +75,7 @@ def test_numbers_have_about_three_figures() -> None:
 # -- requests ----------------------------------------------------------------------------------------------------
 
 
-def test_requests_are_complete_and_the_same_each_time(tmp_path: Path) -> None:
+def test_requests_are_complete_and_reproducible(tmp_path: Path) -> None:
     shape = Shape(keys=10, metadata={"a@1": 2})
     for operation in loads.OPERATIONS:
         load = loads.causeway(operation, "127.0.0.1:1", shape, 50)
@@ -84,12 +84,12 @@ def test_requests_are_complete_and_the_same_each_time(tmp_path: Path) -> None:
             head, _, body = request.partition(b"\r\n\r\n")
             declared = re.search(rb"Content-Length: (\d+)", head)
             assert int(declared[1] if declared else 0) == len(body)
-            assert b"a@1" in request, "each carries the session's history"
+            assert b"a@1" in request, "each carries the metadata of the session"
         loads.write_file(tmp_path / "file", load.requests)
         assert loads.read_file(tmp_path / "file") == load.requests
 
 
-def test_keys_values_and_the_mix_are_what_the_figures_say() -> None:
+def test_keys_values_and_the_mix_have_the_documented_sizes() -> None:
     assert len(loads.key(0)) == len(loads.key(999_999)) == 16
     body = json.loads(loads.causeway("put", "h:1", Shape(value_bytes=32)).requests[0].partition(b"\r\n\r\n")[2])
     assert len(body["value"]) == 32
@@ -111,7 +111,7 @@ causeway {"requests":26170,"duration_us":3000000,"p50_us":1790,"p99_us":4210,"st
 """
 
 
-def test_the_figures_of_wrk_are_read() -> None:
+def test_the_results_of_wrk_are_read() -> None:
     measured = parse_wrk(WRK)
     assert (measured.requests, measured.p50_ms, measured.p99_ms, measured.errors) == (26170, 1.79, 4.21, 6)
     assert measured.rate == pytest.approx(8723.33, abs=0.01)
@@ -124,7 +124,7 @@ def test_the_figures_of_wrk_are_read() -> None:
 
 @contextmanager
 def server(stall_at: int = -1, stall_s: float = 0.0, status: int = 200) -> Iterator[str]:
-    """Answers one connection after the other; before answer ``stall_at`` it stands still."""
+    """A server for one connection; it pauses for ``stall_s`` before response number ``stall_at``."""
     answer = f"HTTP/1.1 {status} X\r\ncontent-length: 2\r\n\r\nok".encode()
     listening = socket.create_server(("127.0.0.1", 0))
     ending = threading.Event()
@@ -133,13 +133,13 @@ def server(stall_at: int = -1, stall_s: float = 0.0, status: int = 200) -> Itera
         answered = 0
         connection, _ = listening.accept()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A client that gives up does not wait for its answer.
+        # A client that gives up closes the connection.
         with connection, suppress(ConnectionError):
             while data := connection.recv(65536):
                 for _ in range(data.count(b"\r\n\r\n")):
                     if answered == stall_at:
                         ending.wait(stall_s)
-                    # In two pieces: an answer need not come at once.
+                    # In two parts: a response may arrive in parts.
                     connection.sendall(answer[:10])
                     connection.sendall(answer[10:])
                     answered += 1
@@ -160,18 +160,18 @@ def generate(address: str, **task: Any) -> Outcome:
     return generator.run()
 
 
-def test_a_paced_load_sees_a_pause_with_all_requests_that_would_have_come_in_it() -> None:
+def test_a_pause_of_the_server_delays_all_requests_that_were_due_in_it() -> None:
     with server(stall_at=20, stall_s=0.4) as address:
         outcome = generate(address, rate=200.0, seconds=0.8)
-    assert len(outcome.latency_us) == 160, "none is left out because the server was slow"
+    assert len(outcome.latency_us) == 160, "every due request counts, although the server was slow"
     late = [us for us in outcome.latency_us if us > 100_000]
-    # 0.3 s of the pause at 200 a second; sent one after the other, only one request would have met it.
+    # 0.3 s of the pause at 200 requests per second. A closed loop would have sent one request in that time.
     assert len(late) >= 50
     steps = [b - a for a, b in zip(sorted(outcome.due_s), sorted(outcome.due_s)[1:], strict=False)]
-    assert all(step == pytest.approx(0.005, abs=1e-6) for step in steps), "due at a fixed rate, late or not"
+    assert all(step == pytest.approx(0.005, abs=1e-6) for step in steps), "due at a fixed rate"
 
 
-def test_a_closed_load_sends_the_next_when_it_is_answered() -> None:
+def test_a_closed_loop_sends_the_next_request_after_the_response() -> None:
     with server(stall_at=5, stall_s=0.2) as address:
         outcome = generate(address, once=True)
     assert outcome.statuses == {200: 40}
@@ -179,7 +179,7 @@ def test_a_closed_load_sends_the_next_when_it_is_answered() -> None:
     assert outcome.broken == outcome.unanswered == 0
 
 
-def test_what_is_never_answered_counts_as_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_without_a_response_counts_with_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tools.benchmark.load_generator.GRACE_S", 0.2)
     with server(stall_at=10, stall_s=60.0) as address:
         outcome = generate(address, rate=100.0, seconds=0.3)
@@ -188,13 +188,13 @@ def test_what_is_never_answered_counts_as_late(monkeypatch: pytest.MonkeyPatch) 
     assert min(sorted(outcome.latency_us)[-20:]) > 190_000
 
 
-def test_refusals_are_told_by_status() -> None:
+def test_responses_are_counted_by_status() -> None:
     with server(status=503) as address:
         assert generate(address, once=True).statuses == {503: 40}
 
 
-def test_latencies_of_a_time_are_those_of_requests_that_were_due_in_it() -> None:
-    paced = Paced(due_s=[1.0, 2.0, 3.0], latency_ms=[10.0, 900.0, 30.0], errors=0)
+def test_between_returns_the_latencies_of_requests_due_in_the_interval() -> None:
+    paced = PacedResult(due_s=[1.0, 2.0, 3.0], latency_ms=[10.0, 900.0, 30.0], errors=0)
     assert paced.between(1.5, 2.5) == [900.0]
     assert paced.p(0.5) == 30.0
 
@@ -202,12 +202,12 @@ def test_latencies_of_a_time_are_those_of_requests_that_were_due_in_it() -> None
 # -- the relay ---------------------------------------------------------------------------------------------------
 
 
-def test_a_cut_relay_is_silent_and_passes_on_what_it_held_once_it_is_healed() -> None:
+def test_a_cut_relay_forwards_nothing_until_it_is_healed() -> None:
     def answer(client: socket.socket) -> bytes:
-        told = b""
-        while not told.endswith(b"ok"):
-            told += client.recv(4096)
-        return told
+        received = b""
+        while not received.endswith(b"ok"):
+            received += client.recv(4096)
+        return received
 
     request = b"GET / HTTP/1.1\r\n\r\n"
     with (
@@ -218,7 +218,7 @@ def test_a_cut_relay_is_silent_and_passes_on_what_it_held_once_it_is_healed() ->
         client.sendall(request)
         assert answer(client)
         relay.cut()
-        time.sleep(0.05)  # The relay is told in its own thread.
+        time.sleep(0.05)  # The relay cuts the link in its own thread.
         client.sendall(request)
         client.settimeout(0.2)
         with pytest.raises(TimeoutError):
@@ -233,14 +233,14 @@ def test_a_cut_relay_is_silent_and_passes_on_what_it_held_once_it_is_healed() ->
 GOOD = Figure("get", "GET: Causeway", "/s", [900.0, 1000.0, 1200.0], {"p99_ms": 2.5}, at_least(800), chart="get",
               series="Causeway")  # fmt: skip
 BAD = Figure(
-    "lag", "lag idle, p50", "ms", [9.0], target=at_most(4), note="in words", chart="lag", series="idle", x="p50"
+    "lag", "lag, idle, p50", "ms", [9.0], target=at_most(4), note="a note", chart="lag", series="idle", x="p50"
 )
 LAW = [
     Figure("growth", f"PUT at {x}", "us", [10.0 * x], chart="growth by keys", series="PUT", x=x) for x in (1, 10, 100)
 ]
 
 
-def test_a_figure_is_the_median_and_knows_whether_it_is_as_it_should_be() -> None:
+def test_the_value_of_a_figure_is_the_median_and_is_compared_with_the_target() -> None:
     assert (GOOD.value, GOOD.met) == (1000, True)
     assert (BAD.value, BAD.met) == (9, False)
     assert LAW[0].met is None
@@ -252,21 +252,21 @@ def test_the_table_has_every_figure_with_its_target() -> None:
     lines = text_table([GOOD, BAD, *LAW]).splitlines()
     row = next(line for line in lines if "GET: Causeway" in line)
     assert re.search(r"1,000 /s +2.50 +at least 800 /s +met$", row)
-    assert any(re.search(r"lag idle.*9 ms.*at most 4 ms +MISSED$", line) for line in lines)
-    assert any("in words" in line for line in lines)
+    assert any(re.search(r"lag, idle.*9 ms.*at most 4 ms +MISSED$", line) for line in lines)
+    assert any("a note" in line for line in lines)
     assert markdown_table([BAD]).splitlines()[-1].endswith("| at most 4 ms | MISSED |")
 
 
-def test_figures_come_back_from_json_as_they_were(tmp_path: Path) -> None:
+def test_figures_survive_json(tmp_path: Path) -> None:
     assert figure_from_json(json.loads(json.dumps(GOOD.as_json()))) == GOOD
     report.write_json(tmp_path / "f.json", {"rounds": 3}, [GOOD, BAD, *LAW])
     how, figures = report.read_json(tmp_path / "f.json")
     assert how == {"rounds": 3}
     assert figures == [GOOD, BAD, *LAW]
-    told = json.loads((tmp_path / "f.json").read_text())["figures"][1]
-    assert (told["value"], told["met"], told["target"]) == (9.0, False, {"sense": "at most", "bound": 4})
+    encoded = json.loads((tmp_path / "f.json").read_text())["figures"][1]
+    assert (encoded["value"], encoded["met"], encoded["target"]) == (9.0, False, {"sense": "at most", "bound": 4})
     (tmp_path / "f.json").write_text('{"how": {}}')
-    with pytest.raises(BenchmarkError, match="no file of the benchmark's"):
+    with pytest.raises(BenchmarkError, match="not a results file"):
         report.read_json(tmp_path / "f.json")
 
 
@@ -282,13 +282,13 @@ def of(root: ET.Element, tag: str, kind: str) -> list[ET.Element]:
     return [element for element in found if kind in (element.get("class") or "").split()]
 
 
-def test_bars_are_as_long_as_the_figures_are_large() -> None:
-    limit = Figure("get", "limit", "/s", [2000.0], chart="get", series="limit: <empty> & app")
+def test_the_length_of_a_bar_is_proportional_to_the_figure() -> None:
+    limit = Figure("get", "baseline", "/s", [2000.0], chart="get", series="baseline: <empty> & app")
     root = parsed([GOOD, limit])
     (ours,), (theirs,) = of(root, "rect", "c0"), of(root, "rect", "other")
     assert float(theirs.get("width", 0)) == pytest.approx(2 * float(ours.get("width", 0)), abs=0.2)
     assert len(of(root, "path", "target")) == 1
-    assert "limit: <empty> & app 2,000" in (root.get("aria-label") or "")
+    assert "baseline: <empty> & app 2,000" in (root.get("aria-label") or "")
     assert "prefers-color-scheme: dark" in "".join(root.itertext())
 
 
@@ -298,10 +298,10 @@ def test_a_power_law_is_a_straight_line() -> None:
     (x0, y0), (x1, y1), (x2, y2) = places
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
     assert y1 - y0 == pytest.approx(y2 - y1, abs=0.2)
-    assert y2 < y0, "upwards"
+    assert y2 < y0, "the line rises"
 
 
-def test_one_number_alone_is_no_line() -> None:
+def test_a_single_number_is_a_bar() -> None:
     assert of(parsed(LAW[:1]), "rect", "c0")
 
 
@@ -311,11 +311,11 @@ HOW = {"when": "2026-01-01", "processor": "a <processor>", "cores": 2, "python":
        "seconds": 3.0, "connections": 16, "shared": False, "quick": False, "core_share": 0.5}  # fmt: skip
 
 
-def test_it_says_what_the_host_of_a_virtual_machine_took() -> None:
-    wanted, stolen = report.wanted_and_stolen()
+def test_the_report_has_the_steal_time_of_a_virtual_machine() -> None:
+    wanted, stolen = report.busy_and_stolen_ticks()
     assert wanted > stolen >= 0
-    assert "gave 12.3 % of the time that was wanted to others" in report.in_words({**HOW, "stolen": 0.1234})
-    assert "to others" not in report.in_words(HOW), "results of earlier runs do not say"
+    assert "took 12.3 % of its CPU time" in report.describe_run({**HOW, "stolen": 0.1234})
+    assert "took" not in report.describe_run(HOW), "results without this measurement do not mention it"
 
 
 @pytest.fixture
@@ -331,46 +331,46 @@ def run(*arguments: Any) -> str:
     return out.getvalue()
 
 
-def test_pages_are_written_anew_from_earlier_figures(earlier: Path, tmp_path: Path) -> None:
+def test_pages_are_regenerated_from_earlier_results(earlier: Path, tmp_path: Path) -> None:
     directory = tmp_path / "pages"
     directory.mkdir()
     readme = directory / "README.md"
     readme.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
-    for _ in range(2):  # The second time changes nothing.
-        told = run("--only", "none", "--from", earlier, "--charts", directory)
+    for _ in range(2):  # A second run changes nothing.
+        output = run("--only", "none", "--from", earlier, "--charts", directory)
         text = readme.read_text()
         assert text.startswith("before\n")
         assert text.endswith("\nafter\n")
         assert "old" not in text
         assert text.count("| GET: Causeway |") == 2, "among the targets and in its section"
-        assert "1 of 2 met" in text
+        assert "1 of 2 targets are met" in text
         assert "The machine was busy" in text
         for name in re.findall(r"\]\((\S+\.svg)\)", text):
             ET.fromstring((directory / name).read_text())
-    assert "1 of 2 targets met" in told
+    assert "1 of 2 targets met" in output
     readme.write_text("no place")
     with pytest.raises(CommandError, match="no place for results"):
         run("--only", "none", "--from", earlier, "--charts", directory)
 
 
-def test_check_fails_for_a_missed_target_only(earlier: Path, tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match=r"missed: lag idle, p50$"):
+def test_check_fails_only_for_a_missed_target(earlier: Path, tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"missed targets: lag, idle, p50$"):
         run("--only", "none", "--from", earlier, "--check")
     report.write_json(tmp_path / "good.json", HOW, [GOOD])
     assert "1 of 1 targets met" in run("--only", "none", "--from", tmp_path / "good.json", "--check")
 
 
-def test_the_later_of_two_files_counts(earlier: Path, tmp_path: Path) -> None:
-    better = Figure("lag", "lag idle, p50", "ms", [3.0], target=at_most(4))
+def test_the_later_of_two_files_wins(earlier: Path, tmp_path: Path) -> None:
+    better = Figure("lag", "lag, idle, p50", "ms", [3.0], target=at_most(4))
     report.write_json(tmp_path / "later.json", HOW, [better])
     run("--only", "none", "--from", earlier, "--from", tmp_path / "later.json", "--json", tmp_path / "both.json")
     assert report.read_json(tmp_path / "both.json")[1] == [GOOD, better, *LAW]
 
 
-def test_what_cannot_be_run_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="no section 'gte'; there are get, put"):
+def test_impossible_arguments_fail_before_any_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="unknown section 'gte'; choose from get, put"):
         run("--only", "gte")
-    with pytest.raises(CommandError, match="no peer 'mongo'; there are etcd, redis"):
+    with pytest.raises(CommandError, match="unknown peer 'mongo'; choose from etcd, redis"):
         run("--peers", "mongo")
     with pytest.raises(CommandError, match="--only=none needs --from"):
         run("--only", "none")
@@ -388,7 +388,29 @@ def test_the_documentation_names_every_section_and_has_a_place_for_results() -> 
     assert report.with_results(text, "x")
 
 
-# -- growth with replicas, simulated -----------------------------------------------------------------------------
+# -- the ablation ------------------------------------------------------------------------------------------------
+
+
+def test_the_ablation_replaces_only_what_exists() -> None:
+    for owner, name, _ in ablation.substitutions():
+        assert name in vars(owner), f"tools/benchmark/ablation.py replaces {owner}.{name}, which does not exist"
+
+
+def test_nothing_else_leads_to_the_ablation() -> None:
+    repository = Path(__file__).parents[2]
+    sources = [
+        repository / "manage.py",
+        *(
+            path
+            for package in ("kvsite", "replication", "store", "tools")
+            for path in (repository / package).rglob("*.py")
+        ),
+    ]
+    users = {path.name for path in sources if "benchmark.ablation" in path.read_text(encoding="utf-8")}
+    assert users == {"ablation.py", "systems.py"}
+
+
+# -- growth with the number of replicas, simulated ----------------------------------------------------------------
 
 
 def test_a_write_alone_costs_one_exchange_with_each_other_replica() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark against real replicas: very short measurements, of which only the meaning is checked."""
+"""The benchmark with real replicas. Measurements are very short; the tests check their meaning, not their values."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from tools.benchmark import costs, throughput
 from tools.benchmark.drivers import REPOSITORY, Bundled, Wrk
 from tools.benchmark.lag import Probe
 from tools.benchmark.loads import OPERATIONS, Shape
-from tools.benchmark.processes import Cores, cpu_s, give_way, pinned, resident_bytes
-from tools.benchmark.systems import Causeway, Lab, ask
+from tools.benchmark.processes import Cores, cpu_s, lower_priority, pinned, resident_bytes
+from tools.benchmark.systems import Causeway, Context, request_json
 
 pytestmark = pytest.mark.processes
 PORT = 25100
 
 
-def laboratory(port: int) -> Lab:
+def context_at(port: int) -> Context:
     cores = Cores.of_machine()
     bundled = Bundled(cores)
-    return Lab(cores, bundled, bundled, port, rounds=1, seconds=0.2, warm_up_s=0.0, quick=True, full=False)
+    return Context(cores, bundled, bundled, port, rounds=1, seconds=0.2, warm_up_s=0.0, quick=True, full=False)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Causeway]:
-    with Causeway(laboratory(PORT), 2, 0, Shape(keys=20)) as cluster:
+    with Causeway(context_at(PORT), 2, 0, Shape(keys=20)) as cluster:
         yield cluster
 
 
-def test_a_cluster_is_filled_and_its_load_carries_a_history_of_all_replicas(cluster: Causeway) -> None:
+def test_a_cluster_has_its_keys_and_its_load_carries_metadata_of_all_replicas(cluster: Causeway) -> None:
     assert {name.partition("@")[0] for name in cluster.shape.metadata or {}} == set(cluster.cluster.addresses)
-    assert [cluster.status(i)["keys"] for i in range(2)] == [21, 21], "20 and the one that the history was written with"
-    servers = cluster.lab.cores.servers
+    assert [cluster.status(i)["keys"] for i in range(2)] == [21, 21], "20 keys, and the one of the session"
+    servers = cluster.context.cores.servers
     assert all(os.sched_getaffinity(pid) == servers for pid in cluster.pids())
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_operation_is_measured(cluster: Causeway, operation: str) -> None:
-    done = throughput.sample(cluster.lab, cluster, cluster.load(operation))
-    assert done.measured.requests > 10
-    assert done.measured.errors == 0
-    assert 0 < done.measured.p50_ms <= done.measured.p99_ms < 5000
-    # Ticks of 10 ms over 0.2 s: no more than that it was counted at all, and per request.
+    done = throughput.sample(cluster.context, cluster, cluster.load(operation))
+    assert done.result.requests > 10
+    assert done.result.errors == 0
+    assert 0 < done.result.p50_ms <= done.result.p99_ms < 5000
+    # CPU time has a resolution of 10 ms, and the measurement takes 0.2 s: only the order of magnitude is checked.
     assert 0 <= done.cpu_us < 100_000
 
 
 def test_wrk_and_the_bundled_client_send_the_same_requests(cluster: Causeway) -> None:
     before = cluster.metrics(0)
-    measured = Wrk(cluster.lab.cores).run(cluster.load("mix"), 4, 1.0)
+    measured = Wrk(cluster.context.cores).run(cluster.load("mix"), 4, 1.0)
     after = cluster.metrics(0)
     assert measured.errors == 0
     assert 0 < measured.p50_ms <= measured.p99_ms
@@ -65,58 +65,54 @@ def test_wrk_and_the_bundled_client_send_the_same_requests(cluster: Causeway) ->
     }
     puts = sum(count for name, count in counted.items() if 'operation="put"' in name)
     gets = sum(count for name, count in counted.items() if 'operation="get"' in name)
-    # What was under way at the end is counted by the server alone.
+    # The server also counts the requests in flight at the end.
     assert measured.requests <= puts + gets <= measured.requests + 8
     assert puts == pytest.approx((puts + gets) / 10, abs=4)
 
 
-def test_a_paced_load_keeps_its_rate_and_the_lag_is_measured_meanwhile(cluster: Causeway) -> None:
-    with cluster.lab.bundled.pacing(cluster.load("put"), 100.0, 1.0, 4) as running:
+def test_a_paced_load_keeps_its_rate_during_a_measurement_of_the_lag(cluster: Causeway) -> None:
+    with cluster.context.bundled.start_paced(cluster.load("put"), 100.0, 1.0, 4) as running:
         lags = Probe([cluster.address(0), cluster.address(1)]).run(0.5)
-        paced = running.result()
-    assert (len(paced.due_s), paced.errors) == (100, 0)
+        result = running.result()
+    assert (len(result.due_s), result.errors) == (100, 0)
     assert len(lags) >= 5
     assert all(0 < lag < 10 for lag in lags)
 
 
-def test_updates_are_weighed_on_their_way(cluster: Causeway) -> None:
-    bytes_, _, exchanges = costs._cost_of_updates(cluster.lab, cluster, rate=50.0)
-    # Two messages with a clock each, and an update: neither nothing nor everything.
+def test_the_bytes_of_replicating_an_update_are_measured(cluster: Causeway) -> None:
+    bytes_, _, exchanges = costs._cost_of_updates(cluster.context, cluster, rate=50.0)
+    # Two messages with a clock each, and an update.
     assert 100 < bytes_ < 5000
     assert 0 < exchanges < 3
 
 
-def test_members_that_do_not_exist_lengthen_the_clock() -> None:
-    with costs._Crowded(laboratory(PORT + 10), 0, 30) as crowded:
-        assert len(crowded.shape.metadata or {}) == 30
-        reply = ask(crowded.address(0), "PUT", "/kvs/a", {"value": 1, "causal-metadata": crowded.shape.metadata})
+def test_forged_members_lengthen_the_clock() -> None:
+    with costs._ManyMembers(context_at(PORT + 10), 0, 30) as cluster:
+        assert len(cluster.shape.metadata or {}) == 30
+        reply = request_json(
+            cluster.address(0), "PUT", "/kvs/a", {"value": 1, "causal-metadata": cluster.shape.metadata}
+        )
         assert reply.status == 201
         assert len(reply.body["causal-metadata"]) == 30
 
 
-def test_the_variant_has_no_causality_and_nothing_else_leads_to_it() -> None:
-    with Causeway(laboratory(PORT + 20), 1, 0, Shape(keys=5), variant=True) as variant:
+def test_the_ablation_has_no_causality() -> None:
+    with Causeway(context_at(PORT + 20), 1, 0, Shape(keys=5), ablated=True) as ablation:
         past = {"nobody@0000000000000001": 7}
-        put = ask(variant.address(0), "PUT", "/kvs/a", {"value": 1, "causal-metadata": past})
-        got = ask(variant.address(0), "GET", "/kvs/a")
+        put = request_json(ablation.address(0), "PUT", "/kvs/a", {"value": 1, "causal-metadata": past})
+        got = request_json(ablation.address(0), "GET", "/kvs/a")
         assert (put.status, put.body) == (201, {"result": "created"})
         assert (got.status, got.body) == (200, {"result": "found", "value": 1})
         assert "x-causal-metadata" not in {name.lower() for name in got.headers}
-        assert throughput.sample(variant.lab, variant, variant.load("put")).measured.errors == 0
-    users = [
-        path
-        for path in (Path(MANAGE).parent / "kvsite").rglob("*.py")
-        if "benchmark.variant" in path.read_text(encoding="utf-8")
-    ]
-    assert {path.name for path in users} == {"variant.py", "systems.py"}
+        assert throughput.sample(ablation.context, ablation, ablation.load("put")).result.errors == 0
 
 
-def test_one_that_gives_way_takes_no_core_from_others_although_it_leads_a_session_of_its_own() -> None:
+def test_a_session_leader_with_lower_priority_takes_no_cpu_time_from_others() -> None:
     busy = [sys.executable, "-c", "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"]
     with pinned(sorted(os.sched_getaffinity(0))[-1:]):
         both = [subprocess.Popen(busy, start_new_session=True) for _ in range(2)]
     try:
-        give_way(both[1].pid)
+        lower_priority(both[1].pid)
         before = [cpu_s([process.pid]) for process in both]
         time.sleep(3)
         used = [cpu_s([process.pid]) - then for process, then in zip(both, before, strict=True)]
@@ -129,7 +125,7 @@ def test_one_that_gives_way_takes_no_core_from_others_although_it_leads_a_sessio
 
 def test_an_interrupted_benchmark_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, str(MANAGE), "benchmark", "--quick", "--only", "get", "--driver", "bundled"]
-    # Who is started in the background of a shell ignores it, and so do all that it starts.
+    # A process in the background of a shell ignores SIGINT, and its children inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*command, "--base-port", str(PORT + 100)],

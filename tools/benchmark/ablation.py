@@ -1,22 +1,29 @@
-"""A replica that does not care for causality: what it is faster by is what causality costs.
+"""A replica without causality, for comparison: its extra speed is the cost of causality (an ablation).
 
-    python -m tools.benchmark.ablation run_replica …       as manage.py, with the checks taken out
+    python -m tools.benchmark.ablation run_replica …       like manage.py, with causality removed
 
-Taken out are: the reading and checking of a client's causal past, the joining of pasts for answers and for new updates
-(updates travel without dependencies, peers deliver them in the order of their origin), and the metadata of answers, in
-the body and in the header. Left in is everything that a store without promises about order needs as well: one order of
-each replica's updates, timestamps, siblings, replication, acknowledgements.
+Removed:
 
-No setting of a replica leads here, and nothing imports this module: it changes the process that it is the main program
-of. What it replaces it names; where a name is gone it refuses to start, so that it cannot measure what it did not do.
+* reading and checking a client's causal past;
+* joining causal pasts for responses and new updates. Updates have no dependencies; peers apply them in the order of
+  their origin;
+* the metadata of responses, in the body and in the header.
+
+Kept is what a store without ordering guarantees needs too: one order of each replica's updates, timestamps, siblings,
+replication, acknowledgements.
+
+No setting of a replica enables the ablation and no module imports this one: it changes the process whose main program
+it is. It replaces functions by name, and refuses to start if a name does not exist. So it cannot silently measure a
+replica that still has causality.
 """
 
 from __future__ import annotations
 
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,16 +32,17 @@ MANAGE = Path(__file__).resolve().parents[2] / "manage.py"
 _NOTHING: dict[str, int] = {}
 
 
-def replace(owner: Any, name: str, substitute: Any) -> None:
-    """Let ``owner.name`` be ``substitute``. Raises ``AttributeError`` where there is no such thing to replace."""
-    if name not in vars(owner):
-        raise AttributeError(f"{owner} has no {name}: the benchmark's variant is out of date")
-    setattr(owner, name, substitute)
+class Substitution(NamedTuple):
+    """``owner.name`` becomes ``value``."""
+
+    owner: Any
+    name: str
+    value: Any
 
 
-def take_causality_out() -> None:
-    """Change this process's store and API."""
-    from store.api import parsing, rendering  # noqa: PLC0415  # the classes, before anybody makes one
+def substitutions() -> Iterator[Substitution]:
+    """Yield what the ablation replaces."""
+    from store.api import parsing, rendering  # noqa: PLC0415  # needs Django's settings
     from store.causal import CausalStore  # noqa: PLC0415
     from store.errors import NotServing  # noqa: PLC0415
     from store.versions import Update  # noqa: PLC0415
@@ -45,23 +53,31 @@ def take_causality_out() -> None:
         if now.wall_us >= self.table.next_deadline:
             self.expire(now)
 
-    def answer(status: int, head: bytes, answer: Any, tail: Any = None, etag: str | None = None) -> Any:
+    def render(status: int, head: bytes, answer: Any, tail: Any = None, etag: str | None = None) -> Any:
         body = head + (b"," + msgspec.json.encode(tail)[1:] if tail else b"}")
         return rendering.encoded(status, body, rendering.JSON, {} if etag is None else {"ETag": etag})
 
-    replace(CausalStore, "admit", admit)
-    replace(CausalStore, "_response_metadata", lambda self, past, shown: _NOTHING)
-    replace(CausalStore, "_join_pasts", lambda self, past, versions: _NOTHING)
-    replace(Update, "past", property(lambda self: _NOTHING))
-    replace(parsing, "causal_past", lambda *asked: _NOTHING)
-    replace(rendering, "_answer", answer)
+    yield Substitution(CausalStore, "admit", admit)
+    yield Substitution(CausalStore, "_response_metadata", lambda self, past, shown: _NOTHING)
+    yield Substitution(CausalStore, "_join_pasts", lambda self, past, versions: _NOTHING)
+    yield Substitution(Update, "past", property(lambda self: _NOTHING))
+    yield Substitution(parsing, "causal_past", lambda *arguments: _NOTHING)
+    yield Substitution(rendering, "_answer", render)
+
+
+def remove_causality() -> None:
+    """Change the store and API of this process. Raises ``AttributeError`` if a name to replace does not exist."""
+    for owner, name, value in substitutions():
+        if name not in vars(owner):
+            raise AttributeError(f"{owner} has no {name}: the benchmark's ablation is out of date")
+        setattr(owner, name, value)
 
 
 def main() -> None:
-    """Run manage.py's command line in a process that was changed."""
+    """Run manage.py's command line in this process, without causality."""
     sys.argv[0] = str(MANAGE)
     sys.path.insert(0, str(MANAGE.parent))
-    take_causality_out()
+    remove_causality()
     runpy.run_path(str(MANAGE), run_name="__main__")
 
 

@@ -1,7 +1,7 @@
-"""Charts of figures, as SVG files that read well on light and on dark pages: no library, a few shapes and texts.
+"""Charts of figures as SVG files, readable on light and dark pages. They are drawn without a library.
 
-Figures of one chart whose ``x`` are numbers become lines on logarithmic axes, where a straight line is a power law;
-others become bars.
+If all ``x`` of a chart are numbers, it has lines on logarithmic axes, where a power law is a straight line.
+Otherwise it has bars.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tools.benchmark.stats import number
 
 WIDTH: Final = 760
 _LABEL, _VALUE = 300, 90
-"""Left of the bars: their names; right of them: their values."""
+"""Width of the labels left of the bars, and of the values right of them."""
 _BAR, _GAP = 18, 8
 _TOP: Final = 44
 _PLOT_HEIGHT: Final = 240
@@ -41,8 +41,8 @@ _STYLE: Final = """
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """One chart. ``name``: of its file, without ``.svg``; ``text``: what it shows, for those who cannot see it."""
+class Chart:
+    """One chart. ``name``: its file name without ``.svg``; ``text``: its content as text, for screen readers."""
 
     name: str
     title: str
@@ -51,27 +51,27 @@ class Drawn:
 
 
 def file_name(chart: str) -> str:
-    """Return what the file of ``chart`` is called, without ``.svg``."""
+    """Return the file name of ``chart`` without ``.svg``."""
     return re.sub(r"[^a-z0-9]+", "-", chart.lower())
 
 
 TITLES: Final = {
-    "get": "GET: requests a second",
-    "put": "PUT: requests a second",
-    "mix": "Nine GET to one PUT: requests a second",
-    "txn": "Transactions (two reads, two writes) a second",
+    "get": "GET: requests per second",
+    "put": "PUT: requests per second",
+    "mix": "90 % GET, 10 % PUT: requests per second",
+    "txn": "Transactions (two reads, two writes) per second",
     "lag": "Replication lag, ms",
     "latency": "p99 at half load, ms",
-    "growth by keys": "CPU of a request by number of keys, µs",
-    "growth by bytes of the value": "CPU of a request by length of the value, µs",
-    "growth by members, each in the clock": "CPU of a request by members, each with an entry in the clock, µs",
-    "messages": "Messages of one write by number of replicas (simulation)",
-    "bytes": "Bytes of one write by number of replicas (simulation)",
+    "growth by keys": "CPU time per request by number of keys, µs",
+    "growth by value bytes": "CPU time per request by length of the value, µs",
+    "growth by members": "CPU time per request by number of members, each with a clock entry, µs",
+    "messages": "Messages per write by number of replicas (simulation)",
+    "bytes": "Bytes per write by number of replicas (simulation)",
 }
 
 
-def draw_all(figures: Sequence[Figure]) -> list[Drawn]:
-    """Return a chart for each name that ``figures`` give, in their order."""
+def draw_all(figures: Sequence[Figure]) -> list[Chart]:
+    """Return one chart for each chart name in ``figures``, in order of appearance."""
     charts: dict[str, list[Figure]] = {}
     for figure in figures:
         if figure.chart:
@@ -79,8 +79,8 @@ def draw_all(figures: Sequence[Figure]) -> list[Drawn]:
     return [draw(name, points) for name, points in charts.items()]
 
 
-def draw(name: str, points: Sequence[Figure]) -> Drawn:
-    """Return the chart of ``points``, all of which name it."""
+def draw(name: str, points: Sequence[Figure]) -> Chart:
+    """Draw the chart ``name`` of ``points``."""
     title = TITLES.get(name, name)
     numbers = {point.x for point in points if not isinstance(point.x, str)}
     is_law = len(numbers) > 1 and all(not isinstance(point.x, str) and point.value > 0 for point in points)
@@ -91,7 +91,7 @@ def draw(name: str, points: Sequence[Figure]) -> Drawn:
         f'role="img" aria-label="{escape(text)}">\n<style>{_STYLE}</style>\n'
         f'<text class="title" x="8" y="22">{escape(title)}</text>\n{body}\n</svg>\n'
     )
-    return Drawn(file_name(name), title, svg, text)
+    return Chart(file_name(name), title, svg, text)
 
 
 def _label(point: Figure) -> str:
@@ -127,8 +127,8 @@ def _across(value: float, top: float) -> float:
 
 
 def _colour(point: Figure) -> str:
-    """Ours in colour, what it is held against in grey."""
-    return "other" if point.series.startswith(("limit", "etcd", "Redis")) else "c0"
+    """Return the CSS class of a bar: Causeway in colour, baselines and other stores in grey."""
+    return "other" if point.series.startswith(("baseline", "etcd", "Redis")) else "c0"
 
 
 # ------------------------------------------------------------------------------------------------------------- lines
@@ -165,9 +165,9 @@ def _lines(points: Sequence[Figure]) -> tuple[str, int]:
 
 
 def _decades(values: Iterable[float]) -> tuple[float, float]:
-    """Return the ends of a logarithmic axis around ``values``: 1, 2 or 5 times a power of ten."""
-    told = list(values)
-    low, high = min(told), max(told)
+    """Return the ends of a logarithmic axis for ``values``: each is 1, 2 or 5 times a power of ten."""
+    numbers = list(values)
+    low, high = min(numbers), max(numbers)
     below = max(tick for tick in _steps(low / 10, low) if tick <= low * 1.0001)
     above = min(tick for tick in _steps(high, high * 10) if tick >= high * 0.9999)
     return (below, above) if above > below else (below, below * 10)

@@ -1,4 +1,4 @@
-"""What things cost: memory of a key, bytes and CPU time of an update on its way, and how a request's cost grows."""
+"""Costs: memory per key, bytes and CPU time of replicating an update, and how the cost of a request grows."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from store.clock import replica_id
 from store.versions import Update, Write, encode_update
 from tools.benchmark import loads
 from tools.benchmark.figures import Figure, at_most
-from tools.benchmark.lag import greatest
+from tools.benchmark.lag import max_rate
 from tools.benchmark.loads import Load, Shape
 from tools.benchmark.processes import BenchmarkError, cpu_s, resident_bytes
-from tools.benchmark.systems import Causeway, Lab, ask, wait_until
+from tools.benchmark.systems import Causeway, Context, request_json, wait_until
 from tools.benchmark.throughput import NAMES, Sample, sample
 
 MEMORY_KEYS, QUICK_MEMORY_KEYS = 100_000, 5_000
@@ -31,53 +31,54 @@ KEYS: Final = (1_000, 10_000, 100_000)
 MANY_KEYS: Final = 1_000_000
 VALUES: Final = (32, 1024, 16 * 1024)
 CLOCKS: Final = (3, 30, 300)
-PORTIONS: Final = {
-    "keys": (1000, "thousand keys"),
-    "bytes of the value": (1024, "KiB of the value"),
-    "members, each in the clock": (1, "member"),
+# What grows -> (how much of it one unit is, its name).
+UNITS: Final = {
+    "keys": (1000, "1,000 keys"),
+    "value bytes": (1024, "KiB of the value"),
+    "members": (1, "member"),
 }
 FLAT: Final = 1.15
-"""Costs that differ by less are taken for equal: so much do measurements of the same thing."""
+"""Costs whose ratio is at most this count as equal: repeated measurements of one cost differ by as much."""
 
 
 # ------------------------------------------------------------------------------------------------------------ memory
 
 
-def memory(lab: Lab) -> list[Figure]:
-    """Measure resident memory before and after so many keys, at their writer and at a peer.
+def memory(context: Context) -> list[Figure]:
+    """Measure the resident memory before and after writing keys, at the writer and at its peers.
 
-    Each key is written by a request of its own whose history differs from all those around it: clocks that repeat are
-    shared in memory, and would make a key look cheaper than it may be.
+    Each key is written by its own request, with a causal past that differs from those of the keys around it. Equal
+    clocks share memory, and would make a key look cheaper than it is in general.
     """
-    keys = QUICK_MEMORY_KEYS if lab.quick else MEMORY_KEYS
-    lab.say(f"memory of {keys:,} keys")
-    environment = {"KV_SYNC_INTERVAL": "0.2"}  # Drains the log at the end of the filling; changes nothing else.
-    with Causeway(lab, 3, 60, Shape(keys=2_000), environment=environment) as cluster:
+    keys = QUICK_MEMORY_KEYS if context.quick else MEMORY_KEYS
+    context.progress(f"memory of {keys:,} keys")
+    environment = {"KV_SYNC_INTERVAL": "0.2"}  # Drains the log soon after the last write; has no other effect here.
+    with Causeway(context, 3, 60, Shape(keys=2_000), environment=environment) as cluster:
         ids = [cluster.status(i)["replica_id"] for i in range(3)]
         for i in (1, 2):
             cluster.fill(Shape(keys=DISTINCT_PASTS), i, first=10_000_000 + i * DISTINCT_PASTS)
         before = [resident_bytes(pid) for pid in cluster.pids()]
-        told = cluster.status(0)
+        before_bytes = cluster.status(0)["data_bytes"]
         address = cluster.address(0)
         load = Load("fill", address, [_put_with_past(address, ids, number) for number in range(keys)])
-        lab.bundled.once(load)
+        context.bundled.send_each_once(load)
         cluster.settle()
-        wait_until("the log is drained", lambda: all(cluster.status(i)["log"]["updates"] == 0 for i in range(3)))
+        wait_until("the logs are empty", lambda: all(cluster.status(i)["log"]["updates"] == 0 for i in range(3)))
         grown = [(resident_bytes(pid) - was) / keys for pid, was in zip(cluster.pids(), before, strict=True)]
-        estimated = (cluster.status(0)["data_bytes"] - told["data_bytes"]) / keys
+        estimated = (cluster.status(0)["data_bytes"] - before_bytes) / keys
     what = f"value of {VALUE_BYTES} bytes, clock of three entries, {keys:,} keys"
-    target = None if lab.quick else at_most(BYTES_A_KEY)  # Of few keys, most would be what a process always grows by.
+    target = None if context.quick else at_most(BYTES_A_KEY)  # With few keys, most of the growth is not caused by keys.
     return [
-        Figure("memory", "memory of a key at its writer", "bytes", [grown[0]], target=target, note=what),
-        Figure("memory", "the same at a peer", "bytes", [max(grown[1:])], target=target),
-        Figure("memory", "the same as KV_MAX_MEMORY reckons it", "bytes", [estimated]),
+        Figure("memory", "memory per key at the writer", "bytes", [grown[0]], target=target, note=what),
+        Figure("memory", "memory per key at a peer", "bytes", [max(grown[1:])], target=target),
+        Figure("memory", "memory per key as KV_MAX_MEMORY counts it", "bytes", [estimated]),
     ]
 
 
 def _put_with_past(address: str, ids: Sequence[str], number: int) -> bytes:
-    """Return the PUT of a new key whose past names the two other replicas, each time at other counters."""
+    """Return the PUT of a new key; its past has an entry for each of the two other replicas, with varying counters."""
     past = {ids[1]: 1 + number % DISTINCT_PASTS, ids[2]: 1 + (7 * number) % DISTINCT_PASTS}
-    value = f"{number:0{VALUE_BYTES - 2}d}"  # and two quotes: what is kept is the value's JSON
+    value = f"{number:0{VALUE_BYTES - 2}d}"  # The store keeps the value as JSON, with two quotes.
     body = {"value": value, "causal-metadata": past}
     return loads.http("PUT", f"/kvs/{loads.key(20_000_000 + number)}", address, body)
 
@@ -85,37 +86,37 @@ def _put_with_past(address: str, ids: Sequence[str], number: int) -> bytes:
 # ---------------------------------------------------------------------------------------------------------- exchanges
 
 
-def exchanges(lab: Lab) -> list[Figure]:
-    """Measure what an update costs on its way to each of two peers: written alone, and under half load."""
+def exchanges(context: Context) -> list[Figure]:
+    """Measure the cost of replicating an update to each of two peers: one update alone, and at half load."""
     figures = []
-    with Causeway(lab, 3, 60) as cluster:
-        half = greatest(lab, cluster, "put").rate / 2
-        for name, rate in (("an update written alone", 20.0), ("an update at half load", half)):
+    with Causeway(context, 3, 60) as cluster:
+        half = max_rate(context, cluster, "put").rate / 2
+        for name, rate in (("one update alone", 20.0), ("one update at half load", half)):
             bytes_, cpu_us, messages = [], [], []
-            for number in range(lab.rounds):
-                lab.say(f"round {number + 1} of {lab.rounds}: what {name} costs on its way")
-                cost = _cost_of_updates(lab, cluster, rate)
+            for number in range(context.rounds):
+                context.progress(f"round {number + 1} of {context.rounds}: replication of {name}")
+                cost = _cost_of_updates(context, cluster, rate)
                 bytes_.append(cost[0])
                 cpu_us.append(cost[1])
                 messages.append(cost[2])
             figures += [
-                Figure("exchange", f"{name}: bytes to each peer, both directions", "bytes", bytes_),
-                Figure("exchange", f"{name}: exchanges with each peer", "", messages),
-                Figure("exchange", f"{name}: CPU of each peer", "us", cpu_us),
+                Figure("exchange", f"{name}: bytes per peer, both directions", "bytes", bytes_),
+                Figure("exchange", f"{name}: exchanges per peer", "", messages),
+                Figure("exchange", f"{name}: CPU per peer", "us", cpu_us),
             ]
     return figures
 
 
-def _cost_of_updates(lab: Lab, cluster: Causeway, rate: float) -> tuple[float, float, float]:
-    """Return bytes, microseconds of CPU and exchanges of one update and peer, less what the cluster takes idle."""
-    seconds = 2 * lab.seconds
+def _cost_of_updates(context: Context, cluster: Causeway, rate: float) -> tuple[float, float, float]:
+    """Return bytes, CPU microseconds and exchanges per update and peer, minus those of an idle cluster."""
+    seconds = 2 * context.seconds
     cluster.settle()
-    idle = _Reading(cluster)
+    idle = _Counters(cluster)
     time.sleep(seconds)
-    loaded = _Reading(cluster)
+    loaded = _Counters(cluster)
     idle_bytes, idle_cpu_s, idle_exchanges = loaded.since(idle)
-    updates = len(lab.bundled.paced(cluster.load("put"), rate, seconds, lab.connections).due_s)
-    bytes_, used_s, exchanges_ = _Reading(cluster).since(loaded)
+    updates = len(context.bundled.run_paced(cluster.load("put"), rate, seconds, context.connections).due_s)
+    bytes_, used_s, exchanges_ = _Counters(cluster).since(loaded)
     peers = cluster.replicas - 1
     return (
         (bytes_ - idle_bytes) / updates / peers,
@@ -124,17 +125,17 @@ def _cost_of_updates(lab: Lab, cluster: Causeway, rate: float) -> tuple[float, f
     )
 
 
-class _Reading:
-    """What exchanges have moved so far in a cluster, and what the peers of the first replica have worked."""
+class _Counters:
+    """The bytes and exchanges of a cluster so far, and the CPU time of the peers of its first replica."""
 
     def __init__(self, cluster: Causeway) -> None:
-        told = [cluster.metrics(i) for i in range(cluster.replicas)]
-        # Each exchange is counted by who asked and by who answered: once is enough.
-        self.bytes = sum(_of(each, "sum", "sent") + _of(each, "sum", "received") for each in told)
-        self.exchanges = sum(_of(each, "count", "sent") for each in told)
+        metrics = [cluster.metrics(i) for i in range(cluster.replicas)]
+        # Both replicas of an exchange count it. The metrics of the requesting role count each exchange once.
+        self.bytes = sum(_of(each, "sum", "sent") + _of(each, "sum", "received") for each in metrics)
+        self.exchanges = sum(_of(each, "count", "sent") for each in metrics)
         self.cpu_s = cpu_s(cluster.pids()[1:])
 
-    def since(self, other: _Reading) -> tuple[float, float, float]:
+    def since(self, other: _Counters) -> tuple[float, float, float]:
         """Return the differences: bytes, CPU seconds, exchanges."""
         return self.bytes - other.bytes, self.cpu_s - other.cpu_s, self.exchanges - other.exchanges
 
@@ -146,57 +147,57 @@ def _of(metrics: dict[str, float], what: str, direction: str) -> float:
 # ------------------------------------------------------------------------------------------------------------- growth
 
 
-def growth(lab: Lab) -> list[Figure]:
-    """Measure what a request costs one replica with more keys, longer values, longer clocks."""
-    sizes = (*KEYS, MANY_KEYS) if lab.full else (KEYS[:2] if lab.quick else KEYS)
-    by_keys = [Causeway(lab, 1, 60 + i, Shape(keys=0)) for i in range(len(sizes))]
+def growth(context: Context) -> list[Figure]:
+    """Measure the CPU time of a request at one replica with more keys, longer values and longer clocks."""
+    sizes = (*KEYS, MANY_KEYS) if context.full else (KEYS[:2] if context.quick else KEYS)
+    by_keys = [Causeway(context, 1, 60 + i, Shape(keys=0)) for i in range(len(sizes))]
     with contextlib.ExitStack() as running:
         clusters = [running.enter_context(cluster) for cluster in by_keys]
         for cluster, keys in zip(clusters, sizes, strict=True):
-            lab.say(f"filling a replica with {keys:,} keys")
-            _fill_at_once(cluster.address(0), keys)
+            context.progress(f"filling a replica with {keys:,} keys")
+            _fill_by_transactions(cluster.address(0), keys)
             cluster.shape = replace(cluster.shape, keys=keys)
-        figures = _by(lab, "keys", sizes, lambda i: clusters[i], flat=True)
+        figures = _by(context, "keys", sizes, lambda i: clusters[i], flat=True)
     shapes = [Shape(keys=200, value_bytes=size) for size in VALUES]
     with contextlib.ExitStack() as running:
-        clusters = [running.enter_context(Causeway(lab, 1, 70 + i, shape)) for i, shape in enumerate(shapes)]
-        figures += _by(lab, "bytes of the value", VALUES, lambda i: clusters[i])
+        clusters = [running.enter_context(Causeway(context, 1, 70 + i, shape)) for i, shape in enumerate(shapes)]
+        figures += _by(context, "value bytes", VALUES, lambda i: clusters[i])
     with contextlib.ExitStack() as running:
-        clusters = [running.enter_context(_with_clock(lab, 80 + i, length)) for i, length in enumerate(CLOCKS)]
-        figures += _by(lab, "members, each in the clock", CLOCKS, lambda i: clusters[i])
+        clusters = [running.enter_context(_with_clock(context, 80 + i, length)) for i, length in enumerate(CLOCKS)]
+        figures += _by(context, "members", CLOCKS, lambda i: clusters[i])
     return figures
 
 
 def _by(
-    lab: Lab, what: str, sizes: Sequence[int], cluster_of: Callable[[int], Causeway], *, flat: bool = False
+    context: Context, what: str, sizes: Sequence[int], cluster_of: Callable[[int], Causeway], *, flat: bool = False
 ) -> list[Figure]:
-    """Measure GET and PUT at each of ``sizes``, in turn; ``flat``: a PUT's cost is not to grow."""
+    """Measure GET and PUT at each of ``sizes``, interleaved. ``flat``: the target is that a PUT does not cost more."""
     figures = []
     for operation in ("get", "put"):
         done: list[list[Sample]] = [[] for _ in sizes]
-        for number in range(lab.rounds):
-            lab.say(f"round {number + 1} of {lab.rounds}: {NAMES[operation]} by {what}")
+        for number in range(context.rounds):
+            context.progress(f"round {number + 1} of {context.rounds}: {NAMES[operation]} by {what}")
             for i in range(len(sizes)):
                 cluster = cluster_of(i)
-                # As many different requests as there are keys, or nearly: few keys stay in the processor's caches.
+                # About as many different requests as keys: the processor's caches would hold a few keys.
                 count = min(max(loads.DISTINCT, cluster.shape.keys), 20_000)
-                done[i].append(sample(lab, cluster, cluster.load(operation, count)))
+                done[i].append(sample(context, cluster, cluster.load(operation, count)))
         costs = [[each.cpu_us for each in samples] for samples in done]
         figures += [_point(operation, what, *pair) for pair in zip(sizes, done, strict=True)]
-        figures.append(_law(operation, what, sizes, costs))
+        figures.append(_slope(operation, what, sizes, costs))
         if flat and operation == "put":
-            name = f"{NAMES[operation]}: CPU at {sizes[-1]:,} {what} to that at {sizes[0]:,}"
+            name = f"{NAMES[operation]}: CPU with {sizes[-1]:,} {what} relative to {sizes[0]:,}"
             rounds = [last / first for first, last in zip(costs[0], costs[-1], strict=True)]
             figures.append(Figure("growth", name, "x", rounds, target=at_most(FLAT)))
     return figures
 
 
-def _law(operation: str, what: str, sizes: Sequence[int], costs: Sequence[Sequence[float]]) -> Figure:
-    """Say how CPU time grows: what each further ``PORTIONS`` of ``what`` costs, between the ends of ``sizes``."""
+def _slope(operation: str, what: str, sizes: Sequence[int], costs: Sequence[Sequence[float]]) -> Figure:
+    """Return the additional CPU time per unit (``UNITS``) of ``what``, between the smallest and the largest size."""
     rounds = list(zip(*costs, strict=True))
-    portion, of_it = PORTIONS[what]
-    each_us = [portion * (last - first) / (sizes[-1] - sizes[0]) for first, *_, last in rounds]
-    return Figure("growth", f"{NAMES[operation]}: CPU of each further {of_it}", "us", each_us)
+    unit, unit_name = UNITS[what]
+    each_us = [unit * (last - first) / (sizes[-1] - sizes[0]) for first, *_, last in rounds]
+    return Figure("growth", f"{NAMES[operation]}: additional CPU per {unit_name}", "us", each_us)
 
 
 def _point(operation: str, what: str, size: int, done: Sequence[Sample]) -> Figure:
@@ -205,11 +206,11 @@ def _point(operation: str, what: str, size: int, done: Sequence[Sample]) -> Figu
     return Figure("growth", name, "us", rounds, chart=f"growth by {what}", series=NAMES[operation], x=size)
 
 
-def _fill_at_once(address: str, keys: int) -> None:
-    """Write ``keys`` keys in transactions of a thousand."""
+def _fill_by_transactions(address: str, keys: int) -> None:
+    """Write ``keys`` keys in transactions of 1,000."""
     for first in range(0, keys, 1000):
         writes = [{"key": loads.key(i), "value": "0" * VALUE_BYTES} for i in range(first, min(first + 1000, keys))]
-        reply = ask(address, "POST", "/kvs", {"writes": writes})
+        reply = request_json(address, "POST", "/kvs", {"writes": writes})
         if reply.status != 200:
             raise BenchmarkError(f"filling: {reply.status} {reply.body}")
 
@@ -217,34 +218,36 @@ def _fill_at_once(address: str, keys: int) -> None:
 # ----------------------------------------------------------------------------------------------------- many replicas
 
 
-class _Crowded(Causeway):
-    """One replica that believes ``members`` others to belong, each of which has issued an update that it has.
+class _ManyMembers(Causeway):
+    """One replica whose membership table has ``members`` members, each of which has issued one update.
 
-    They do not exist: one message says all that they would have said. So the clock, and the metadata of a session that
-    has read something of each, has as many entries. Nobody is asked again soon: only requests are measured.
+    The other members do not exist; one forged message introduces them. So the clock, and the metadata of a session that
+    has read from each, have one entry per member. The intervals of exchanges are long, so that only requests are
+    measured.
     """
 
-    def __init__(self, lab: Lab, port: int, members: int) -> None:
+    def __init__(self, context: Context, port: int, members: int) -> None:
         self._others = members - 1
         environment = {"KV_SYNC_INTERVAL": "300", "KV_DOWN_AFTER": "600"}
-        super().__init__(lab, 1, port, Shape(keys=0), environment=environment)
+        super().__init__(context, 1, port, Shape(keys=0), environment=environment)
 
     def start(self) -> None:
         super().start()
         forge_members(self.address(0), self._others)
         metadata = {name: counter for name, counter in self.status(0)["clock"].items() if counter}
         self.shape = Shape(keys=200, metadata=metadata)
-        self.lab.bundled.once(loads.fill(self.address(0), self.shape))
+        self.context.bundled.send_each_once(loads.fill(self.address(0), self.shape))
 
 
-def _with_clock(lab: Lab, port: int, length: int) -> Causeway:
-    return _Crowded(lab, port, length)
+def _with_clock(context: Context, port: int, length: int) -> Causeway:
+    return _ManyMembers(context, port, length)
 
 
 def forge_members(address: str, count: int) -> None:
-    """Make the replica at ``address`` believe that ``count`` others belong, each with one update that it gets now.
+    """Add ``count`` members that do not exist to the membership table of a replica, with one update of each.
 
-    Their addresses are ports of 127.0.0.1 below 1024 where nobody listens. Raises ``BenchmarkError``.
+    Their addresses are ports of 127.0.0.1 below 1024, where no server listens. Raises ``BenchmarkError`` if the replica
+    does not accept them.
     """
     time_us = time.time_ns() // 1000
     addresses = [f"127.0.0.1:{port}" for port in range(100, 100 + count)]
@@ -261,10 +264,10 @@ def forge_members(address: str, count: int) -> None:
         membership={other: MembershipEntry(incarnation, time_us, belongs=True) for other in addresses},
         batch=[msgspec.Raw(encode_update(_first_update(id_, i, time_us))) for i, id_ in enumerate(ids)],
     )
-    reply = post_bytes(address, "/replication/exchange", encode(message))
-    told = ask(address, "GET", "/replication/status").body["clock"]
-    if reply != 200 or len(told) < count:
-        raise BenchmarkError(f"the replica took {len(told)} of {count} entries into its clock ({reply})")
+    status = post_bytes(address, "/replication/exchange", encode(message))
+    clock = request_json(address, "GET", "/replication/status").body["clock"]
+    if status != 200 or len(clock) < count:
+        raise BenchmarkError(f"the replica has {len(clock)} of {count} entries in its clock (status {status})")
 
 
 def _first_update(id_: str, number: int, time_us: int) -> Update:
@@ -272,7 +275,7 @@ def _first_update(id_: str, number: int, time_us: int) -> Update:
 
 
 def post_bytes(address: str, path: str, body: bytes) -> int:
-    """Send a message as a replica does; return the status."""
+    """Send a replication message; return the HTTP status."""
     connection = http.client.HTTPConnection(address, timeout=10)
     try:
         connection.request("POST", path, body, {"Content-Type": "application/msgpack"})

@@ -1,6 +1,6 @@
-"""Runs a load against a server: by wrk where there is one, else by processes of the bundled client.
+"""Drivers send a load to a server: wrk if it is installed, otherwise processes of the bundled client.
 
-What needs a fixed rate always takes the bundled client: wrk only knows how to go as fast as it can.
+Measurements at a fixed rate always use the bundled client, because wrk can only send as fast as possible.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from tools.benchmark.stats import percentile
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _SCRIPT: Final = Path(__file__).parent / "load.lua"
 _MARK: Final = "causeway "
-_MOST_CLIENTS: Final = 4
+_MAX_CLIENTS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What a load showed. ``errors``: answers from 400 on, broken connections and requests without an answer."""
+class ClosedLoopResult:
+    """The result of a closed loop: each connection sends its next request when it has a response.
+
+    ``errors``: responses with a status of 400 or higher, broken connections, and requests without a response.
+    """
 
     requests: int
     seconds: float
@@ -39,50 +42,53 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """Requests answered a second."""
+        """Responses per second."""
         return self.requests / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Paced:
-    """What a paced load showed: of each request when it was due (monotonic) and its latency from then."""
+class PacedResult:
+    """The result of a load at a fixed rate.
+
+    ``due_s``, ``latency_ms``: for each request, when it was due (monotonic clock), and its latency from that time.
+    """
 
     due_s: Sequence[float]
     latency_ms: Sequence[float]
     errors: int
 
     def between(self, first_s: float, last_s: float) -> list[float]:
-        """Return the latencies, milliseconds, of the requests that were due in this time."""
+        """Return the latencies, milliseconds, of the requests that were due in this interval."""
         return [ms for due, ms in zip(self.due_s, self.latency_ms, strict=True) if first_s <= due <= last_s]
 
     def p(self, share: float) -> float:
-        """Return a percentile of all latencies, milliseconds."""
+        """Return a percentile of the latencies, milliseconds; ``share`` is 0 to 1."""
         return percentile(self.latency_ms, share)
 
 
 class Driver(Protocol):
-    """Goes as fast as it can with ``connections`` at once. Raises ``BenchmarkError``."""
+    """Sends a load as fast as possible."""
 
     name: str
 
-    def run(self, load: Load, connections: int, seconds: float) -> Measured:
-        """Drive ``load`` in a closed loop."""
+    def run(self, load: Load, connections: int, seconds: float) -> ClosedLoopResult:
+        """Send ``load`` in a closed loop on ``connections`` connections. Raises ``BenchmarkError``."""
 
 
 # --------------------------------------------------------------------------------------------------------------- wrk
 
 
 class Wrk:
-    """wrk (Debian: wrk), with a script that sends our requests and tells its figures as JSON."""
+    """wrk (Debian: wrk), with a script that sends prepared requests and prints its results as JSON."""
 
     def __init__(self, cores: Cores) -> None:
         self._path = find_program("wrk", "wrk")
         self._cores = cores
-        self._threads = min(len(cores.load), _MOST_CLIENTS)
+        self._threads = min(len(cores.load), _MAX_CLIENTS)
         self.name = "wrk"
 
-    def run(self, load: Load, connections: int, seconds: float) -> Measured:
-        """Drive ``load``. wrk counts whole seconds: at least one."""
+    def run(self, load: Load, connections: int, seconds: float) -> ClosedLoopResult:
+        """Send ``load`` in a closed loop. wrk supports whole seconds only, so at least one."""
         duration_s = max(1, round(seconds))
         with requests_file(load.requests) as file:
             command = [self._path, f"-t{self._threads}", f"-c{connections}", f"-d{duration_s}s", "--timeout", "5s"]
@@ -97,22 +103,22 @@ class Wrk:
                     preexec_fn=die_with_parent,
                 )
         if done.returncode:
-            raise BenchmarkError(f"wrk ended with {done.returncode}: {done.stdout}{done.stderr}")
+            raise BenchmarkError(f"wrk exited with code {done.returncode}: {done.stdout}{done.stderr}")
         return parse_wrk(done.stdout)
 
 
-def parse_wrk(output: str) -> Measured:
-    """Return the figures in what wrk printed with our script. Raises ``BenchmarkError`` where they are missing."""
+def parse_wrk(output: str) -> ClosedLoopResult:
+    """Return the results that wrk printed with our script. Raises ``BenchmarkError`` if there are none."""
     line = next((line for line in reversed(output.splitlines()) if line.startswith(_MARK)), None)
     if line is None:
-        raise BenchmarkError(f"wrk told no figures:\n{output}")
-    told = json.loads(line.removeprefix(_MARK))
-    return Measured(
-        requests=told["requests"],
-        seconds=told["duration_us"] / 1e6,
-        p50_ms=told["p50_us"] / 1000,
-        p99_ms=told["p99_us"] / 1000,
-        errors=told["statuses"] + told["sockets"] + told["timeouts"],
+        raise BenchmarkError(f"wrk printed no results:\n{output}")
+    values = json.loads(line.removeprefix(_MARK))
+    return ClosedLoopResult(
+        requests=values["requests"],
+        seconds=values["duration_us"] / 1e6,
+        p50_ms=values["p50_us"] / 1000,
+        p99_ms=values["p99_us"] / 1000,
+        errors=values["statuses"] + values["sockets"] + values["timeouts"],
     )
 
 
@@ -120,20 +126,20 @@ def parse_wrk(output: str) -> Measured:
 
 
 class Bundled:
-    """One process of tools/benchmark/load_generator.py for each core that makes the load."""
+    """The bundled client: one process of load_generator.py for each core of the load, at most four."""
 
     def __init__(self, cores: Cores) -> None:
         self._cores = cores
-        self._processes = min(len(cores.load), _MOST_CLIENTS)
+        self._processes = min(len(cores.load), _MAX_CLIENTS)
         self.name = f"bundled client ({self._processes} process{'es' if self._processes > 1 else ''})"
 
-    def run(self, load: Load, connections: int, seconds: float) -> Measured:
-        """Drive ``load`` in a closed loop."""
-        outcomes = self._work(load, connections, seconds)
+    def run(self, load: Load, connections: int, seconds: float) -> ClosedLoopResult:
+        """Send ``load`` in a closed loop on ``connections`` connections. Raises ``BenchmarkError``."""
+        outcomes = self._run_processes(load, connections, seconds)
         latencies = [us / 1000 for outcome in outcomes for us in outcome.latency_us]
         if not latencies:
-            raise BenchmarkError(f"{load.name} at {load.address} was never answered: {outcomes[0].failure}")
-        return Measured(
+            raise BenchmarkError(f"{load.name} at {load.address} got no response: {outcomes[0].failure}")
+        return ClosedLoopResult(
             requests=len(latencies),
             seconds=max(outcome.seconds for outcome in outcomes),
             p50_ms=percentile(latencies, 0.5),
@@ -141,36 +147,36 @@ class Bundled:
             errors=_errors(outcomes),
         )
 
-    def once(self, load: Load, connections: int = 16, timeout_s: float = 120.0) -> float:
-        """Send each request one time; returns the seconds it took. Raises ``BenchmarkError`` when one fails."""
+    def send_each_once(self, load: Load, connections: int = 16, timeout_s: float = 120.0) -> float:
+        """Send each request once; return the time it took, seconds. Raises ``BenchmarkError`` if a request fails."""
         outcome = self._run_one(Task(load.address, "", connections, timeout_s, once=True), load)
         if _errors([outcome]) or len(outcome.due_s) < len(load.requests):
             raise BenchmarkError(f"{load.name} at {load.address} failed: {outcome.statuses} {outcome.failure}")
         return outcome.seconds
 
-    def paced(self, load: Load, rate: float, seconds: float, connections: int = 16) -> Paced:
-        """Send ``rate`` requests a second and time each from when it was due."""
-        with self.pacing(load, rate, seconds, connections) as running:
+    def run_paced(self, load: Load, rate: float, seconds: float, connections: int = 16) -> PacedResult:
+        """Send ``rate`` requests per second; each latency counts from the time at which the request was due."""
+        with self.start_paced(load, rate, seconds, connections) as running:
             return running.result()
 
     @contextmanager
-    def pacing(self, load: Load, rate: float, seconds: float, connections: int = 16) -> Iterator[Pacing]:
-        """The same, to do something else meanwhile."""
+    def start_paced(self, load: Load, rate: float, seconds: float, connections: int = 16) -> Iterator[PacedRun]:
+        """Like ``run_paced``, but the block runs during the load; ``PacedRun.result`` waits for its end."""
         with requests_file(load.requests) as file:
             tasks = self._share(Task(load.address, str(file), connections, seconds, rate))
-            pacing = Pacing([self._start(task) for task in tasks], seconds)
+            paced_run = PacedRun([self._start(task) for task in tasks], seconds)
             try:
-                yield pacing
+                yield paced_run
             finally:
-                pacing.stop()
+                paced_run.stop()
 
-    def _work(self, load: Load, connections: int, seconds: float) -> list[Outcome]:
+    def _run_processes(self, load: Load, connections: int, seconds: float) -> list[Outcome]:
         with requests_file(load.requests) as file:
             processes = [self._start(task) for task in self._share(Task(load.address, str(file), connections, seconds))]
             try:
                 return [_collect(process, seconds) for process in processes]
             finally:
-                _end(processes)
+                _kill(processes)
 
     def _run_one(self, task: Task, load: Load) -> Outcome:
         with requests_file(load.requests) as file:
@@ -178,10 +184,10 @@ class Bundled:
             try:
                 return _collect(process, task.seconds)
             finally:
-                _end([process])
+                _kill([process])
 
     def _share(self, task: Task) -> list[Task]:
-        """Return the part of each process; one that has no connection is not started."""
+        """Split ``task`` among the processes, each with at least one connection."""
         parts = min(self._processes, task.connections)
         return [
             Task(
@@ -212,36 +218,36 @@ class Bundled:
         return process
 
 
-class Pacing:
-    """A paced load that runs."""
+class PacedRun:
+    """A running load at a fixed rate."""
 
     def __init__(self, processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
         self._processes, self._seconds = processes, seconds
 
-    def result(self) -> Paced:
-        """Wait for the end."""
+    def result(self) -> PacedResult:
+        """Wait for the end of the load. Raises ``BenchmarkError`` if it failed."""
         outcomes = [_collect(process, self._seconds) for process in self._processes]
         due_s = [due for outcome in outcomes for due in outcome.due_s]
         latency_ms = [us / 1000 for outcome in outcomes for us in outcome.latency_us]
         if not due_s:
-            raise BenchmarkError("the paced load sent nothing")
-        return Paced(due_s, latency_ms, _errors(outcomes))
+            raise BenchmarkError("the paced load sent no request")
+        return PacedResult(due_s, latency_ms, _errors(outcomes))
 
     def stop(self) -> None:
-        """End it where it still runs."""
-        _end(self._processes)
+        """Kill its processes if they still run."""
+        _kill(self._processes)
 
 
 def _collect(process: subprocess.Popen[bytes], seconds: float) -> Outcome:
     out, err = process.communicate(timeout=seconds + GRACE_S + 30)
     if process.returncode:
         raise BenchmarkError(f"the bundled client failed:\n{err.decode(errors='replace')}")
-    told = json.loads(out)
-    told["statuses"] = {int(status): count for status, count in told["statuses"].items()}
-    return Outcome(**told)
+    content = json.loads(out)
+    content["statuses"] = {int(status): count for status, count in content["statuses"].items()}  # JSON keys are strings
+    return Outcome(**content)
 
 
-def _end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+def _kill(processes: Iterable[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         if process.poll() is None:
             process.kill()
@@ -259,7 +265,7 @@ def _errors(outcomes: Iterable[Outcome]) -> int:
 
 
 def choose(cores: Cores, wanted: str = "") -> Driver:
-    """Return the driver called ``wanted`` (``wrk``, ``bundled``), or else wrk where it is installed."""
+    """Return the driver ``wanted`` (``wrk``, ``bundled``). The default is wrk if it is installed, else ``bundled``."""
     if wanted == "bundled" or (not wanted and shutil.which("wrk") is None):
         return Bundled(cores)
     return Wrk(cores)
@@ -267,7 +273,7 @@ def choose(cores: Cores, wanted: str = "") -> Driver:
 
 @contextmanager
 def requests_file(requests: Sequence[bytes]) -> Iterator[Path]:
-    """A file of requests for a driver, removed at the end."""
+    """Write ``requests`` to a file for a driver; remove it after the block."""
     with tempfile.TemporaryDirectory(prefix="causeway-load-") as directory:
         path = Path(directory) / "requests"
         write_file(path, requests)

@@ -1,4 +1,4 @@
-"""Figures: what was measured, what it was to be, and whether it is."""
+"""Figures: measurements with their target, and tables of them."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from tools.benchmark.stats import median, number, percentile
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a figure is to be. ``bound`` is in the figure's unit."""
+    """The target of a figure. ``bound`` is in the figure's unit."""
 
     sense: Literal["at least", "at most"]
     bound: float
 
     def met(self, value: float) -> bool:
-        """Return whether ``value`` is as it is to be."""
+        """Return whether ``value`` meets the target."""
         return value >= self.bound if self.sense == "at least" else value <= self.bound
 
 
 def at_least(bound: float) -> Target:
-    """Return the target of what is to be large."""
+    """Return a target with a lower bound."""
     return Target("at least", bound)
 
 
 def at_most(bound: float) -> Target:
-    """Return the target of what is to be small."""
+    """Return a target with an upper bound."""
     return Target("at most", bound)
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One row of the table. ``rounds``: the measurements, of which ``value`` is the median.
+    """One row of the results.
 
-    ``details``: what belongs to it, by name (``p50_ms``, ``p99_ms``, ``cpu_us``; medians too). ``note``: in words.
-    ``series``, ``x``: which line of which chart it is a point of, and where, for those that stand in one.
+    ``rounds``: the measurement of each round; ``value`` is their median.
+    ``details``: further medians by name: ``p50_ms``, ``p99_ms``, ``cpu_us`` (CPU time per request), ``core``.
+    ``note``: an explanation below the row. ``chart``, ``series``, ``x``: the chart that shows the figure ("" for none),
+    and the line and place in it.
     """
 
     section: str
@@ -57,22 +59,22 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None where there is none."""
+        """Whether the target is met; None without a target."""
         return None if self.target is None else self.target.met(self.value)
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The quartiles of the rounds: between them lies half of what was measured."""
+        """The lower and upper quartile of the rounds."""
         return percentile(self.rounds, 0.25), percentile(self.rounds, 0.75)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it, for a file."""
+        """Return the figure as JSON, with ``value`` and ``met``."""
         return {**asdict(self), "rounds": list(self.rounds), "value": self.value, "met": self.met}
 
 
-def figure_from_json(told: Mapping[str, Any]) -> Figure:
-    """Return what ``as_json`` returned."""
-    fields = {name: value for name, value in told.items() if name not in ("value", "met")}
+def figure_from_json(content: Mapping[str, Any]) -> Figure:
+    """Return the figure that ``as_json`` encoded."""
+    fields = {name: value for name, value in content.items() if name not in ("value", "met")}
     target = fields.pop("target")
     return Figure(**fields, target=Target(**target) if target else None)
 
@@ -82,16 +84,16 @@ _DETAILS = ("p50_ms", "p99_ms", "cpu_us")
 
 
 def cells(figure: Figure) -> tuple[str, ...]:
-    """Return a row of the table."""
+    """Return the cells of a figure's row, in the order of ``COLUMNS``."""
     details = [number(figure.details[name]) if name in figure.details else "" for name in _DETAILS]
     target = f"{figure.target.sense} {number(figure.target.bound)} {figure.unit}" if figure.target else ""
-    verdict = {True: "met", False: "MISSED", None: ""}[figure.met]
+    status = {True: "met", False: "MISSED", None: ""}[figure.met]
     measured = f"{number(figure.value)} {figure.unit}".strip()
-    return (figure.name, measured, *details, target, verdict)
+    return (figure.name, measured, *details, target, status)
 
 
 def text_table(figures: Sequence[Figure]) -> str:
-    """Return all figures as one table for a terminal, a heading before each section."""
+    """Return a table for a terminal, with a heading before each section."""
     rows = [cells(figure) for figure in figures]
     widths = [max(len(row[i]) for row in [COLUMNS, *rows]) for i in range(len(COLUMNS))]
     lines = [_aligned(COLUMNS, widths), "  ".join("-" * width for width in widths)]
@@ -107,7 +109,7 @@ def text_table(figures: Sequence[Figure]) -> str:
 
 
 def markdown_table(figures: Sequence[Figure]) -> str:
-    """Return ``figures`` as a table in Markdown."""
+    """Return a table in Markdown."""
     lines = ["| " + " | ".join(COLUMNS[:-1]) + " | |", "|---|---:|---:|---:|---:|---|---|"]
     for figure in figures:
         name, *rest = cells(figure)
@@ -117,7 +119,7 @@ def markdown_table(figures: Sequence[Figure]) -> str:
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    first, *middle, target, verdict = row
+    first, *middle, target, status = row
     parts = [f"{first:<{widths[0]}}"]
     parts += [f"{text:>{width}}" for text, width in zip(middle, widths[1:-2], strict=True)]
-    return "  ".join([*parts, f"{target:<{widths[-2]}}", verdict]).rstrip()
+    return "  ".join([*parts, f"{target:<{widths[-2]}}", status]).rstrip()

@@ -1,8 +1,8 @@
-"""Replication lag: from the sending of a PUT at one replica to the answer that shows it at another.
+"""Replication lag: from sending a PUT at one replica to receiving the response that shows it at another replica.
 
-So it has two requests in it and the way between the replicas: it is what a user waits, and more than the replicas'
-own part. A writer sends a probe every ``PAUSE_S``; at each other replica a request watches the key (``If-None-Match``
-and ``wait``) and is answered the moment it changes.
+The lag contains two requests and the replication between them: the time that a user waits, not only the replicas' part.
+A writer sends a probe every ``PAUSE_S``. At each other replica a request watches the key (``If-None-Match`` and
+``wait``); the replica responds as soon as the key changes.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from tools.benchmark.drivers import Measured
+from tools.benchmark.drivers import ClosedLoopResult
 from tools.benchmark.figures import Figure, at_most
 from tools.benchmark.processes import BenchmarkError
 from tools.benchmark.stats import percentile
-from tools.benchmark.systems import Causeway, Lab
+from tools.benchmark.systems import Causeway, Context
 
 KEY: Final = "/kvs/probe"
 PAUSE_S: Final = 0.025
 IDLE: Final = (4.0, 20.0)
 HALF_LOAD: Final = (15.0, 60.0)
-"""p50 and p99 that the lag may have, milliseconds."""
+"""Targets for p50 and p99 of the lag, milliseconds."""
 
 
 class Probe:
-    """Writes at the first of ``addresses`` and watches at the others. One connection and one thread for each.
+    """Writes at the first of ``addresses`` and watches at the others, with one connection and one thread for each.
 
-    ``lags_s``: one of each probe and watching replica. A probe that was overwritten before it was seen counts until
-    its successor was seen.
+    ``lags_s``: one lag per probe and watching replica. The lag of a probe that was overwritten before a watcher saw it
+    ends when the watcher sees a later one.
     """
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self._addresses = addresses
         self._sent_s: list[float] = []
-        self._ending = threading.Event()
+        self._stopping = threading.Event()
         self._failures: list[BaseException] = []
         self.lags_s: list[float] = []
 
     def run(self, seconds: float) -> list[float]:
-        """Probe for so long; return the lags. Raises ``BenchmarkError`` where a request fails."""
+        """Probe for this time and return the lags, seconds. Raises ``BenchmarkError`` if a request fails."""
         writer = http.client.HTTPConnection(self._addresses[0], timeout=10)
         etag = self._put(writer)
         watchers = [threading.Thread(target=self._watch, args=(address, etag)) for address in self._addresses[1:]]
-        time.sleep(0.2)  # The first is there everywhere: only what comes from here on counts.
+        time.sleep(0.2)  # The first probe has reached all replicas by then; it is not counted.
         for watcher in watchers:
             watcher.start()
         end_s = time.monotonic() + seconds
@@ -57,13 +57,13 @@ class Probe:
                 self._put(writer)
         finally:
             time.sleep(PAUSE_S)
-            self._ending.set()
-            self._put(writer)  # Wakes the watchers, which then see that it is over.
+            self._stopping.set()
+            self._put(writer)  # Wakes the watchers, so that they stop.
             for watcher in watchers:
                 watcher.join()
             writer.close()
         if self._failures:
-            raise BenchmarkError(f"the probe of the lag failed: {self._failures[0]!r}")
+            raise BenchmarkError(f"the lag probe failed: {self._failures[0]!r}")
         return self.lags_s
 
     def _put(self, writer: http.client.HTTPConnection) -> str:
@@ -73,18 +73,18 @@ class Probe:
         response = writer.getresponse()
         response.read()
         if response.status not in (200, 201):
-            raise BenchmarkError(f"a probe was answered with {response.status}")
+            raise BenchmarkError(f"the PUT of a probe returned {response.status}")
         return response.getheader("ETag") or ""
 
     def _watch(self, address: str, etag: str) -> None:
         try:
-            self._watch_on(http.client.HTTPConnection(address, timeout=30), etag)
-        except BaseException as exc:  # noqa: BLE001  # told by whoever waits for this thread
+            self._watch_changes(http.client.HTTPConnection(address, timeout=30), etag)
+        except BaseException as exc:  # noqa: BLE001  # ``run`` raises it in the caller's thread
             self._failures.append(exc)
 
-    def _watch_on(self, connection: http.client.HTTPConnection, etag: str) -> None:
+    def _watch_changes(self, connection: http.client.HTTPConnection, etag: str) -> None:
         seen = 0
-        while not self._ending.is_set():
+        while not self._stopping.is_set():
             connection.request("GET", f"{KEY}?wait=5", headers={"If-None-Match": etag})
             response = connection.getresponse()
             body = response.read()
@@ -92,61 +92,63 @@ class Probe:
             if response.status == 304:
                 continue
             if response.status != 200:
-                raise BenchmarkError(f"a watcher was answered with {response.status}")
+                raise BenchmarkError(f"a watching GET returned {response.status}")
             etag = response.getheader("ETag") or ""
-            shown = json.loads(body)["value"]
-            if not self._ending.is_set():
-                self.lags_s += [now_s - self._sent_s[number] for number in range(seen + 1, shown + 1)]
-            seen = shown
+            number_seen = json.loads(body)["value"]
+            if not self._stopping.is_set():
+                self.lags_s += [now_s - self._sent_s[number] for number in range(seen + 1, number_seen + 1)]
+            seen = number_seen
         connection.close()
 
 
-def greatest(lab: Lab, cluster: Causeway, operation: str) -> Measured:
-    """Return what ``cluster`` can take of ``operation``: half of it is the half load."""
-    measured = lab.driver.run(cluster.load(operation), lab.connections, max(1.0, lab.seconds / 2))
-    if measured.errors:
-        raise BenchmarkError(f"{measured.errors} of {measured.requests} requests failed")
-    return measured
+def max_rate(context: Context, cluster: Causeway, operation: str) -> ClosedLoopResult:
+    """Measure the maximum rate of ``operation`` in a closed loop. The half load is half of it."""
+    result = context.driver.run(cluster.load(operation), context.connections, max(1.0, context.seconds / 2))
+    if result.errors:
+        raise BenchmarkError(f"{result.errors} of {result.requests} requests failed")
+    return result
 
 
-def measure(lab: Lab) -> list[Figure]:
-    """Measure the lag in a cluster of three, idle and at half of the greatest PUT load, in turn."""
+def measure(context: Context) -> list[Figure]:
+    """Measure the lag in a cluster of three, alternately idle and at half of the maximum PUT rate."""
     idle: list[list[float]] = []
     loaded: list[list[float]] = []
     rates: list[float] = []
-    with Causeway(lab, 3, 60) as cluster:
+    with Causeway(context, 3, 60) as cluster:
         addresses = [cluster.address(i) for i in range(3)]
-        for number in range(lab.rounds):
-            lab.say(f"round {number + 1} of {lab.rounds}: replication lag, idle and at half load")
+        for number in range(context.rounds):
+            context.progress(f"round {number + 1} of {context.rounds}: replication lag, idle and at half load")
             cluster.settle()
-            idle.append(Probe(addresses).run(2 * lab.seconds))
-            rate = greatest(lab, cluster, "put").rate / 2
+            idle.append(Probe(addresses).run(2 * context.seconds))
+            rate = max_rate(context, cluster, "put").rate / 2
             rates.append(rate)
             cluster.settle()
-            with half_load(lab, cluster, rate):
-                loaded.append(Probe(addresses).run(2 * lab.seconds))
+            with half_load(context, cluster, rate):
+                loaded.append(Probe(addresses).run(2 * context.seconds))
     return [
-        *_figures("lag idle", idle, IDLE),
-        *_figures("lag at half of the greatest PUT load", loaded, HALF_LOAD),
-        Figure("lag", "that half load", "PUT/s", rates),
+        *_figures("lag, idle", idle, IDLE),
+        *_figures("lag, half load of PUT", loaded, HALF_LOAD),
+        Figure("lag", "half load of PUT", "PUT/s", rates),
     ]
 
 
 @contextmanager
-def half_load(lab: Lab, cluster: Causeway, rate: float) -> Iterator[None]:
-    """Let ``rate`` PUTs a second come while the block runs. Raises ``BenchmarkError`` where one fails."""
-    # One second more than the probe needs, with what its start and its end take.
-    with lab.bundled.pacing(cluster.load("put"), rate, 2 * lab.seconds + 1.5, lab.connections) as running:
+def half_load(context: Context, cluster: Causeway, rate: float) -> Iterator[None]:
+    """Send ``rate`` PUTs per second while the block runs. Raises ``BenchmarkError`` if one fails."""
+    # The load starts 0.7 s before the probe and ends after it, so that it covers the probe's start and end.
+    with context.bundled.start_paced(
+        cluster.load("put"), rate, 2 * context.seconds + 1.5, context.connections
+    ) as running:
         time.sleep(0.7)
         yield
-        paced = running.result()
-    if paced.errors:
-        raise BenchmarkError(f"{paced.errors} of {len(paced.due_s)} requests failed")
+        result = running.result()
+    if result.errors:
+        raise BenchmarkError(f"{result.errors} of {len(result.due_s)} requests failed")
 
 
 def _figures(name: str, rounds: Sequence[Sequence[float]], limits: tuple[float, float]) -> list[Figure]:
     if not all(rounds):
-        raise BenchmarkError(f"{name}: no probe arrived")
+        raise BenchmarkError(f"{name}: no probe reached another replica")
     return [
         Figure(
             "lag",

@@ -1,11 +1,11 @@
--- For wrk: send the requests of a file in turn, and tell the figures as one line of JSON.
+-- A script for wrk: send the requests of a file in a loop, and print the results as one line of JSON.
 --   wrk … -s load.lua http://host:port -- REQUESTS_FILE
--- The file has complete HTTP requests, before each a line with its length (tools/benchmark/loads.py).
+-- The file contains complete HTTP requests, each after a line with its length (tools/benchmark/loads.py).
 
 local threads = 0
 
 function setup(thread)
-    -- Each thread starts elsewhere in the list.
+    -- Each thread starts at another place in the list.
     thread:set("start", threads)
     threads = threads + 1
 end

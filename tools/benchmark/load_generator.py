@@ -1,16 +1,18 @@
-"""The bundled load generator (``python -m tools.benchmark.load_generator``). Its task is JSON on standard input.
+"""The bundled load generator (``python -m tools.benchmark.load_generator``).
 
-It sends the requests of a file over a number of kept connections, in one of three ways:
+It reads a task as JSON from standard input, and sends the requests of a file on a fixed number of persistent
+connections in one of three modes:
 
-* *closed loop*: each connection sends its next request when it has its answer, for so many seconds;
-* *paced*: at a fixed rate whether answers come or not, as many users would. A request whose time has come while all
-  connections are busy waits, and its latency counts **from the time at which it was due**, not from its sending:
-  otherwise a server that stands still for a second would be asked nothing in that second, and the second would not be
-  seen (coordinated omission);
-* *once*: every request of the file one time, as fast as answers come.
+* *closed loop*: each connection sends its next request when it has a response, for a number of seconds;
+* *paced*: requests are due at a fixed rate whether responses arrive or not, like those of many independent users. If
+  all connections are busy when a request is due, it waits, and its latency counts **from the time at which it was
+  due**, not from its sending. Otherwise a server that pauses for a second would receive no requests in that second,
+  and the pause would not show (coordinated omission);
+* *once*: every request of the file one time, as fast as responses arrive.
 
-The result is JSON on standard output: for each request when it was due (monotonic clock, which all processes of a Linux
-machine share) and its latency. It imports nothing but the standard library, and its loop is written for speed.
+The result is JSON on standard output: for each request the time at which it was due (monotonic clock, which all
+processes of a Linux machine share) and its latency. The module imports only the standard library and the file format of
+``loads``, and its loop is optimised for speed.
 """
 
 from __future__ import annotations
@@ -29,14 +31,14 @@ from typing import Final
 from tools.benchmark.loads import read_file
 
 GRACE_S: Final = 3.0
-"""How long answers are waited for after the last request was due. What is not answered then counts as so late."""
+"""Wait this long for responses after the last request was due. Requests without a response count with their age."""
 
 RECONNECT_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to do. ``rate``: requests a second, None for the closed loop; ``start``: where in the file to begin."""
+    """A task. ``rate``: requests per second, None for the closed loop; ``start``: index of the first request."""
 
     address: str
     file: str
@@ -49,36 +51,39 @@ class Task:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it. ``due_s``, ``latency_us``: of each request, in step. ``statuses``: HTTP status -> answers."""
+    """The result of a task.
+
+    ``due_s``, ``latency_us``: for each request, in the same order. ``statuses``: HTTP status -> number of responses.
+    """
 
     due_s: list[float] = field(default_factory=list)
     latency_us: list[int] = field(default_factory=list)
     statuses: dict[int, int] = field(default_factory=dict)
-    broken: int = 0  # connections that broke with a request under way
-    failure: str = ""  # why the last of them did
-    unanswered: int = 0
+    broken: int = 0  # connections that broke while they waited for a response
+    failure: str = ""  # why the last of these connections broke
+    unanswered: int = 0  # requests without a response
     seconds: float = 0.0
 
 
 class Connection:
-    """One connection and the request under way on it, if any."""
+    """One connection and its outstanding request, if any."""
 
     __slots__ = ("buffer", "due_s", "needed", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.buffer = b""
-        self.needed = 0  # length of the whole answer, 0 while its head is not complete
+        self.needed = 0  # length of the complete response; 0 until its head is complete
         self.due_s = 0.0
 
     def fileno(self) -> int:
         return self.sock.fileno()
 
     def receive(self) -> int:
-        """Take in what has come; return the status when the answer is complete, else 0. Raises ``OSError``."""
+        """Read available data; return the status if the response is complete, else 0. Raises ``OSError``."""
         data = self.sock.recv(65536)
         if not data:
-            raise ConnectionResetError("closed by the server")
+            raise ConnectionResetError("the server closed the connection")
         self.buffer += data
         if not self.needed:
             end = self.buffer.find(b"\r\n\r\n")
@@ -99,7 +104,7 @@ def _body_bytes(head: bytes) -> int:
     lower = head.lower()
     at = lower.find(b"\r\ncontent-length:")
     if at < 0:
-        raise ConnectionAbortedError("an answer without Content-Length")
+        raise ConnectionAbortedError("a response without Content-Length")
     end = lower.find(b"\r\n", at + 2)
     return int(lower[at + 17 : end if end >= 0 else None])
 
@@ -113,10 +118,10 @@ class Generator:
         self.outcome = Outcome()
         self.free: deque[Connection] = deque()
         self.busy: set[Connection] = set()
-        self.lost: list[float] = []  # when to connect again, for each connection that broke
+        self.reconnect_at_s: list[float] = []  # one time for each broken connection
 
     def run(self) -> Outcome:
-        """Do it. Raises ``OSError`` where there is no server at the start."""
+        """Run the task. Raises ``OSError`` if the server is unreachable at the start."""
         try:
             for _ in range(self.task.connections):
                 self.free.append(self._connect())
@@ -133,24 +138,24 @@ class Generator:
 
     def _closed(self, began_s: float) -> None:
         end_s = began_s + self.task.seconds
-        left = len(self.requests) if self.task.once else sys.maxsize
+        remaining = len(self.requests) if self.task.once else sys.maxsize
         while True:
             now_s = time.monotonic()
             self._reconnect(now_s)
-            goes_on = now_s < end_s and left > 0
-            while self.free and goes_on:
+            sending = now_s < end_s and remaining > 0
+            while self.free and sending:
                 self._send(self.free.popleft(), time.monotonic())
-                left -= 1
-                goes_on = left > 0
-            if not goes_on and (not self.busy or now_s > end_s + GRACE_S):
+                remaining -= 1
+                sending = remaining > 0
+            if not sending and (not self.busy or now_s > end_s + GRACE_S):
                 break
-            self._take_answers(0.1)
-        self._give_up(deque())
+            self._receive_responses(0.1)
+        self._count_unanswered(deque())
 
     def _paced(self, rate: float, began_s: float) -> None:
         interval_s, number = 1 / rate, 0
         end_s = began_s + self.task.seconds
-        waiting: deque[float] = deque()  # due, but all connections are busy
+        waiting: deque[float] = deque()  # due times of requests that wait for a free connection
         while True:
             now_s = time.monotonic()
             self._reconnect(now_s)
@@ -161,8 +166,8 @@ class Generator:
                 self._send(self.free.popleft(), waiting.popleft())
             if now_s >= end_s and ((not waiting and not self.busy) or now_s > end_s + GRACE_S):
                 break
-            self._take_answers(min(max(due_s - time.monotonic(), 0.0), 0.1) if due_s < end_s else 0.1)
-        self._give_up(waiting)
+            self._receive_responses(min(max(due_s - time.monotonic(), 0.0), 0.1) if due_s < end_s else 0.1)
+        self._count_unanswered(waiting)
 
     def _send(self, connection: Connection, due_s: float) -> None:
         request = self.requests[self.next % len(self.requests)]
@@ -172,10 +177,10 @@ class Generator:
         try:
             connection.sock.sendall(request)
         except OSError as exc:
-            self._break(connection, exc)
+            self._drop(connection, exc)
 
-    def _take_answers(self, timeout_s: float) -> None:
-        # select() and not epoll(): its timeout counts microseconds, and sixteen connections are few.
+    def _receive_responses(self, timeout_s: float) -> None:
+        # select() instead of epoll(): its timeout has microseconds, and there are few connections.
         if not self.busy:
             time.sleep(timeout_s)
             return
@@ -184,7 +189,7 @@ class Generator:
             try:
                 status = connection.receive()
             except OSError as exc:
-                self._break(connection, exc)
+                self._drop(connection, exc)
                 continue
             if status:
                 outcome.due_s.append(connection.due_s)
@@ -193,23 +198,23 @@ class Generator:
                 self.busy.discard(connection)
                 self.free.append(connection)
 
-    def _break(self, connection: Connection, why: OSError) -> None:
+    def _drop(self, connection: Connection, why: OSError) -> None:
         self.outcome.broken += 1
         self.outcome.failure = str(why)
         self.busy.discard(connection)
         connection.sock.close()
-        self.lost.append(time.monotonic() + RECONNECT_S)
+        self.reconnect_at_s.append(time.monotonic() + RECONNECT_S)
 
     def _reconnect(self, now_s: float) -> None:
-        while self.lost and self.lost[0] <= now_s:
-            self.lost.pop(0)
+        while self.reconnect_at_s and self.reconnect_at_s[0] <= now_s:
+            self.reconnect_at_s.pop(0)
             try:
                 self.free.append(self._connect())
             except OSError:
-                self.lost.append(now_s + RECONNECT_S)
+                self.reconnect_at_s.append(now_s + RECONNECT_S)
 
-    def _give_up(self, waiting: deque[float]) -> None:
-        """What is not answered by now counts with the time that it has waited: to leave it out would be to hide it."""
+    def _count_unanswered(self, waiting: deque[float]) -> None:
+        """Count requests without a response with their age: omitting them would hide the longest latencies."""
         now_s = time.monotonic()
         for due_s in [*waiting, *(connection.due_s for connection in self.busy)]:
             self.outcome.unanswered += 1
@@ -224,10 +229,10 @@ class Generator:
 
 
 def main() -> None:
-    """Run the task on standard input."""
+    """Run the task from standard input; write the outcome to standard output."""
     task = Task(**json.load(sys.stdin))
     generator = Generator(task, read_file(Path(task.file)))
-    gc.disable()  # Bounded by the task's seconds, and a collection would show as the server's latency.
+    gc.disable()  # A collection would show as latency of the server; the process ends with its task.
     outcome = generator.run()
     json.dump(asdict(outcome), sys.stdout)
 

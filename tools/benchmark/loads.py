@@ -1,7 +1,7 @@
-"""Requests as bytes: what is sent is made before the clock starts, and is the same whichever driver sends it.
+"""Loads: lists of complete HTTP requests as bytes.
 
-A load is a list of complete HTTP requests that the driver goes through again and again. Keys are taken at random, from
-a fixed seed. Where the system is Causeway, each request carries a causal history as a session does.
+Requests are prepared before the measurement, and are the same for every driver. A driver sends the list in a loop. Keys
+are random with a fixed seed. Requests for Causeway carry causal metadata as those of a session do.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any, Final
 
 KEY_BYTES: Final = 16
 DISTINCT: Final = 2000
-"""Requests in a load, before it begins anew."""
+"""Number of different requests in a load."""
 
 OPERATIONS: Final = ("get", "put", "mix", "txn")
-"""What is measured; ``mix`` is nine reads to one write, ``txn`` a transaction that reads two keys and writes two."""
+"""The operations that are measured. ``mix``: 90 % GET, 10 % PUT; ``txn``: a transaction of two reads and two writes."""
 
 SEED: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """``requests`` for the server at ``address`` (host:port); ``name`` is for messages."""
+    """The ``requests`` for the server at ``address`` (host:port). ``name`` is for messages."""
 
     name: str
     address: str
@@ -35,28 +35,28 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is read and written: how many keys, how long the values, and which causal history requests carry."""
+    """The data of a load: number of keys, length of the values, and the causal metadata of requests (None: none)."""
 
     keys: int = 1000
     value_bytes: int = 32
     metadata: Mapping[str, int] | None = None
 
     def with_metadata(self, metadata: Mapping[str, int]) -> Shape:
-        """Return the same with this history."""
+        """Return a copy with this causal metadata."""
         return replace(self, metadata=dict(metadata))
 
     def value(self, rng: random.Random) -> str:
-        """Return a text of ``value_bytes`` letters."""
+        """Return a random value of ``value_bytes`` characters."""
         return f"{rng.getrandbits(4 * self.value_bytes):0{self.value_bytes}x}"
 
 
 def key(number: int) -> str:
-    """Return the key of a number, ``KEY_BYTES`` long."""
+    """Return the key with this number; its length is ``KEY_BYTES``."""
     return f"bench:{number:010d}"
 
 
 def http(method: str, path: str, address: str, body: Any = None, headers: Iterable[tuple[str, str]] = ()) -> bytes:
-    """Return one HTTP/1.1 request; ``body`` is sent as JSON, text as it is."""
+    """Return one HTTP/1.1 request. A string ``body`` is sent as plain text, anything else as JSON."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: {address}", *(f"{name}: {value}" for name, value in headers)]
     content = b""
     if body is not None:
@@ -67,7 +67,7 @@ def http(method: str, path: str, address: str, body: Any = None, headers: Iterab
 
 
 def compact(value: Any) -> str:
-    """Return JSON without blanks."""
+    """Return JSON without whitespace."""
     return json.dumps(value, separators=(",", ":"))
 
 
@@ -75,17 +75,17 @@ def compact(value: Any) -> str:
 
 
 def causeway(operation: str, address: str, shape: Shape, count: int = DISTINCT) -> Load:
-    """Return ``operation`` (one of ``OPERATIONS``) for a replica of Causeway."""
-    rng = random.Random(SEED)  # no secret: the same seed makes the same requests
+    """Return the load of ``operation`` (one of ``OPERATIONS``) for a replica of Causeway."""
+    rng = random.Random(SEED)  # the same requests in every run
     make = {"get": _get, "put": _put, "mix": _mix, "txn": _txn}[operation]
     return Load(operation, address, [make(address, shape, rng, i) for i in range(count)])
 
 
 def fill(address: str, shape: Shape, first: int = 0) -> Load:
-    """Return one PUT for each key, from number ``first`` on: to be sent once."""
+    """Return one PUT for each of ``shape.keys`` keys, from number ``first`` on. Send it once."""
     rng = random.Random(SEED)
     numbers = range(first, first + shape.keys)
-    return Load("fill", address, [_put_of(address, shape, rng, key(i)) for i in numbers])
+    return Load("fill", address, [_put_key(address, shape, rng, key(i)) for i in numbers])
 
 
 def _get(address: str, shape: Shape, rng: random.Random, _: int) -> bytes:
@@ -94,11 +94,11 @@ def _get(address: str, shape: Shape, rng: random.Random, _: int) -> bytes:
 
 
 def _put(address: str, shape: Shape, rng: random.Random, _: int) -> bytes:
-    return _put_of(address, shape, rng, key(rng.randrange(shape.keys)))
+    return _put_key(address, shape, rng, key(rng.randrange(shape.keys)))
 
 
-def _put_of(address: str, shape: Shape, rng: random.Random, name: str) -> bytes:
-    body = {"value": shape.value(rng)} | _history(shape)
+def _put_key(address: str, shape: Shape, rng: random.Random, name: str) -> bytes:
+    body = {"value": shape.value(rng)} | _metadata(shape)
     return http("PUT", f"/kvs/{name}", address, body)
 
 
@@ -109,10 +109,10 @@ def _mix(address: str, shape: Shape, rng: random.Random, number: int) -> bytes:
 def _txn(address: str, shape: Shape, rng: random.Random, _: int) -> bytes:
     reads = [key(rng.randrange(shape.keys)) for _ in range(2)]
     writes = [{"key": key(rng.randrange(shape.keys)), "value": shape.value(rng)} for _ in range(2)]
-    return http("POST", "/kvs", address, {"reads": reads, "writes": writes} | _history(shape))
+    return http("POST", "/kvs", address, {"reads": reads, "writes": writes} | _metadata(shape))
 
 
-def _history(shape: Shape) -> dict[str, Any]:
+def _metadata(shape: Shape) -> dict[str, Any]:
     return {} if shape.metadata is None else {"causal-metadata": shape.metadata}
 
 
@@ -120,7 +120,7 @@ def _history(shape: Shape) -> dict[str, Any]:
 
 
 def etcd(operation: str, address: str, shape: Shape, count: int = DISTINCT) -> Load:
-    """Return ``operation`` (not ``txn``) for etcd's HTTP gateway; reads are serializable, etcd's fastest."""
+    """Return the load of ``operation`` (not ``txn``) for etcd's HTTP gateway. Reads are serializable (the fastest)."""
     rng = random.Random(SEED)
     requests = []
     for i in range(count):
@@ -134,14 +134,14 @@ def etcd(operation: str, address: str, shape: Shape, count: int = DISTINCT) -> L
 
 
 def etcd_fill(address: str, shape: Shape) -> Load:
-    """Return one put for each key."""
+    """Return one put for each key. Send it once."""
     rng = random.Random(SEED)
     bodies = [{"key": _base64(key(i)), "value": _base64(shape.value(rng))} for i in range(shape.keys)]
     return Load("fill", address, [http("POST", "/v3/kv/put", address, body) for body in bodies])
 
 
 def webdis(operation: str, address: str, shape: Shape, count: int = DISTINCT) -> Load:
-    """Return ``operation`` (not ``txn``) for Redis behind webdis."""
+    """Return the load of ``operation`` (not ``txn``) for Redis behind webdis."""
     rng = random.Random(SEED)
     requests = []
     for i in range(count):
@@ -154,7 +154,7 @@ def webdis(operation: str, address: str, shape: Shape, count: int = DISTINCT) ->
 
 
 def webdis_fill(address: str, shape: Shape) -> Load:
-    """Return one SET for each key."""
+    """Return one SET for each key. Send it once."""
     rng = random.Random(SEED)
     return Load("fill", address, [http("PUT", f"/SET/{key(i)}", address, shape.value(rng)) for i in range(shape.keys)])
 
@@ -167,12 +167,12 @@ def _base64(text: str) -> str:
 
 
 def write_file(path: Path, requests: Sequence[bytes]) -> None:
-    """Write ``requests`` for a driver: before each, a line with its length in bytes."""
+    """Write ``requests`` to a file for a driver: each after a line with its length in bytes."""
     path.write_bytes(b"".join(b"%d\n%b" % (len(request), request) for request in requests))
 
 
 def read_file(path: Path) -> list[bytes]:
-    """Return what ``write_file`` wrote."""
+    """Return the requests in a file of ``write_file``."""
     content, requests, at = path.read_bytes(), [], 0
     while at < len(content):
         start = content.index(b"\n", at) + 1

@@ -1,4 +1,4 @@
-"""Processes under measurement: on which cores they run, what they use, and that none is left behind."""
+"""Processes under measurement: their cores, their CPU time and memory, and their end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class BenchmarkError(Exception):
-    """The benchmark cannot be run, or a measurement would mean nothing; a sentence for whoever started it."""
+    """The benchmark cannot run, or a measurement is invalid. The message is for the person who started it."""
 
 
 # ------------------------------------------------------------------------------------------------------------- cores
@@ -30,27 +30,27 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Which cores serve and which make the load. On a machine with one core, both are the same."""
+    """The cores of the servers and of the load generators. On a machine with one core both are the same."""
 
     servers: frozenset[int]
     load: frozenset[int]
 
     @classmethod
     def of_machine(cls) -> Cores:
-        """One core for the servers, all others for the load."""
+        """Return one core for the servers and all others for the load."""
         usable = sorted(os.sched_getaffinity(0))
         servers = frozenset(usable[:1])
         return cls(servers, frozenset(usable[1:]) or servers)
 
     @property
     def shared(self) -> bool:
-        """Whether load and servers take time from each other."""
+        """Whether load generators and servers compete for a core."""
         return bool(self.servers & self.load)
 
 
 @contextlib.contextmanager
 def pinned(cores: Iterable[int]) -> Iterator[None]:
-    """Let this thread, and the processes that it starts meanwhile, run on ``cores`` only."""
+    """Run this thread, and the processes that it starts in the block, on ``cores`` only."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -59,11 +59,11 @@ def pinned(cores: Iterable[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def give_way(pid: int) -> None:
-    """Let a process that leads a session have what others leave of its cores; threads that it starts inherit that.
+def lower_priority(pid: int) -> None:
+    """Give a session leader the lowest CPU priority; threads that it starts inherit it.
 
-    Linux may group processes by session (autogroup, sched(7)): then a nice value counts within its group alone, and
-    between groups one of the group's own.
+    Linux may group processes by session (autogroup, sched(7)). Then the nice value of a process counts only within its
+    group, and the group's own nice value counts between groups. So both are set.
     """
     os.setpriority(os.PRIO_PROCESS, pid, _LEAST_NICE)
     group = Path(f"/proc/{pid}/autogroup")
@@ -71,16 +71,16 @@ def give_way(pid: int) -> None:
         group.write_text(str(_LEAST_NICE))
 
 
-# -------------------------------------------------------------------------------------------------------- what is used
+# ----------------------------------------------------------------------------------------------------- resource usage
 
 
 def cpu_s(pids: Iterable[int]) -> float:
-    """Return the CPU time, user and system, that these processes have taken so far: in ticks of 10 ms."""
+    """Return the user and system CPU time of these processes so far, in seconds with a resolution of 10 ms."""
     return sum(_cpu_ticks(pid) for pid in pids) / _TICKS_A_SECOND
 
 
 def _cpu_ticks(pid: int) -> int:
-    # The second field is the program's name in parentheses and may itself contain spaces and parentheses.
+    # The second field is the program's name in parentheses. It may contain spaces and parentheses itself.
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 
@@ -94,7 +94,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def find_program(name: str, package: str) -> str:
-    """Return the path of a program. Raises ``BenchmarkError`` that names the Debian package to install."""
+    """Return the path of a program. Raises ``BenchmarkError``, which names the Debian package, if it is missing."""
     path = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if path is None:
         raise BenchmarkError(f"{name} is not installed (Debian: sudo apt-get install {package})")
@@ -102,20 +102,20 @@ def find_program(name: str, package: str) -> str:
 
 
 def version_of(program: str) -> str:
-    """Return the first line of what ``program --version`` says."""
+    """Return the first line of the output of ``program --version``."""
     done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
     return next(iter((done.stdout or done.stderr).splitlines()), program).strip()
 
 
 def die_with_parent() -> None:
-    """Let this process be killed when the thread that started it ends, however that ends (Linux)."""
+    """Have the kernel kill this process when the thread that started it ends, for any reason (Linux)."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Program:
-    """A server that is none of ours, or a small one of ours: started on ``cores``, ended with the ``with`` block.
+    """A server process on ``cores``: a peer or a baseline. The caller must ``stop`` it.
 
-    ``ready``: asked again and again until it is true; ``log``: where its output goes.
+    ``ready``: polled by ``wait_ready`` until it returns True; ``log``: the file for its output.
     """
 
     def __init__(
@@ -128,14 +128,14 @@ class Program:
     ) -> None:
         self.command, self.log, self.ready = list(command), log, ready
         with pinned(cores), log.open("ab") as out:
-            self.process = subprocess.Popen(  # programs that the benchmark names
+            self.process = subprocess.Popen(  # only programs that the benchmark names
                 self.command,
                 env={**os.environ, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                start_new_session=True,  # Ctrl-C is for the benchmark, which ends its servers in order.
-                preexec_fn=die_with_parent,  # noqa: PLW1509  # it only makes one system call
+                start_new_session=True,  # Ctrl-C goes to the benchmark, which stops its servers in order.
+                preexec_fn=die_with_parent,  # noqa: PLW1509  # it makes one system call only
             )
 
     @property
@@ -144,18 +144,18 @@ class Program:
         return self.process.pid
 
     def wait_ready(self, timeout_s: float = 20.0) -> None:
-        """Wait until it serves. Raises ``BenchmarkError`` with the end of its log."""
+        """Wait until the server is ready. Raises ``BenchmarkError`` with the end of its log if it is not in time."""
         deadline = time.monotonic() + timeout_s
         while not self.ready():
             code = self.process.poll()
             if code is not None or time.monotonic() > deadline:
-                state = f"ended with {code}" if code is not None else f"is not ready after {timeout_s:g} s"
-                told = self.log.read_text(errors="replace")[-1500:]
-                raise BenchmarkError(f"{self.command[0]} {state}:\n{told}")
+                state = f"exited with code {code}" if code is not None else f"is not ready after {timeout_s:g} s"
+                log_end = self.log.read_text(errors="replace")[-1500:]
+                raise BenchmarkError(f"{self.command[0]} {state}:\n{log_end}")
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """End it: asked first, killed after a moment."""
+        """Send SIGTERM, and SIGKILL if the process has not ended after two seconds."""
         if self.process.poll() is None:
             self.process.terminate()
         try:
@@ -166,6 +166,6 @@ class Program:
 
 
 def listens(port: int) -> bool:
-    """Return whether somebody takes connections on this port of 127.0.0.1."""
+    """Return whether a server accepts connections on this port of 127.0.0.1."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

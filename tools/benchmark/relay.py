@@ -1,8 +1,8 @@
-"""A link between replicas that can be cut without being root: a relay in front of each replica.
+"""A relay in front of a replica: a link that can be cut without root privileges.
 
-Peers reach a replica at the relay's port (``SOCKET_ADDRESS``), the replica listens at another (``KV_BIND``). While the
-link is cut, connections are taken and nothing is passed on, in either direction: silence, as of a network that drops
-packets. What was under way arrives after the healing, as TCP would send it again.
+Peers connect to the relay's port (the replica's ``SOCKET_ADDRESS``); the replica listens on another port (``KV_BIND``).
+While the link is cut, the relay accepts connections and forwards nothing in either direction, like a network that drops
+packets. Data in flight arrives after the link heals, as TCP would retransmit it.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import contextlib
 import threading
 from typing import Final, Self
 
-_PIECE_BYTES: Final = 65536
+_CHUNK_BYTES: Final = 65536
 
 
 class Relay:
-    """Passes connections from ``front`` on to ``back``, both ports of 127.0.0.1. Runs in a thread of its own."""
+    """Forwards connections from port ``front`` to port ``back`` of 127.0.0.1, in a thread of its own."""
 
     def __init__(self, front: int, back: int) -> None:
         self._front, self._back = front, back
         self._loop = asyncio.new_event_loop()
-        self._passing = asyncio.Event()
-        self._passing.set()
+        self._forwarding = asyncio.Event()
+        self._forwarding.set()
         self._listening = threading.Event()
         self._failure: OSError | None = None
         self._thread = threading.Thread(target=self._run, name=f"relay {front}", daemon=True)
 
     def __enter__(self) -> Self:
-        """Listen. Raises ``OSError`` where the port is taken."""
+        """Start to listen. Raises ``OSError`` if the port is in use."""
         self._thread.start()
         self._listening.wait()
         if self._failure is not None:
@@ -36,18 +36,18 @@ class Relay:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """End it, and all connections."""
-        with contextlib.suppress(RuntimeError):  # The loop is closed already: it never listened.
+        """Close the relay and all its connections."""
+        with contextlib.suppress(RuntimeError):  # The loop is closed if the relay never listened.
             self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
     def cut(self) -> None:
-        """Pass nothing on any more."""
-        self._loop.call_soon_threadsafe(self._passing.clear)
+        """Stop forwarding."""
+        self._loop.call_soon_threadsafe(self._forwarding.clear)
 
     def heal(self) -> None:
-        """Pass on again, first what has been held."""
-        self._loop.call_soon_threadsafe(self._passing.set)
+        """Forward again, the data in flight first."""
+        self._loop.call_soon_threadsafe(self._forwarding.set)
 
     def _run(self) -> None:
         loop = self._loop
@@ -73,8 +73,8 @@ class Relay:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            # The way there is cut for a new connection as well.
-            await self._passing.wait()
+            # A new connection must not get through either while the link is cut.
+            await self._forwarding.wait()
             back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self._back)
         except OSError:
             writer.close()
@@ -82,13 +82,13 @@ class Relay:
         await asyncio.gather(self._pump(reader, back_writer), self._pump(back_reader, writer))
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        """Pass on what comes, until one side ends."""
+        """Forward data until one side closes its connection."""
         try:
-            while data := await source.read(_PIECE_BYTES):
-                await self._passing.wait()
+            while data := await source.read(_CHUNK_BYTES):
+                await self._forwarding.wait()
                 sink.write(data)
                 await sink.drain()
         except OSError:
-            pass  # A side that broke off is a side that ended.
+            pass  # A broken connection counts as a closed one.
         finally:
             sink.close()

@@ -1,4 +1,4 @@
-"""What a run leaves: a JSON file, charts, and the generated part of docs/benchmarks/README.md."""
+"""The output of a run: a JSON file, charts, and the generated part of docs/benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-from tools.benchmark.charts import Drawn, draw_all, file_name
+from tools.benchmark.charts import Chart, draw_all, file_name
 from tools.benchmark.figures import Figure, figure_from_json, markdown_table
 from tools.benchmark.processes import BenchmarkError
 
@@ -22,23 +22,23 @@ END: Final = "<!-- end of results -->"
 HEADINGS: Final = {
     "get": "GET",
     "put": "PUT",
-    "mix": "Nine GET to one PUT",
+    "mix": "90 % GET, 10 % PUT",
     "txn": "Transactions",
-    "variant": "What causality costs",
+    "ablation": "The cost of causality",
     "lag": "Replication lag",
     "latency": "Latency at half load",
-    "catchup": "Catching up",
-    "heal": "Healing",
+    "catchup": "Catch-up of an empty replica",
+    "heal": "Healing of a partition",
     "memory": "Memory",
-    "exchange": "Updates on their way",
-    "growth": "Growth",
-    "simulation": "Growth with replicas, simulated",
+    "exchange": "Replication traffic",
+    "growth": "Growth of the cost of a request",
+    "simulation": "Growth with the number of replicas (simulation)",
 }
-"""Sections, in the order in which they are measured and told."""
+"""Section -> its heading, in the order of measurement and of the report."""
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
+    """Describe this machine."""
     return {
         "when": time.strftime("%Y-%m-%d", time.gmtime()),
         "processor": _processor(),
@@ -48,20 +48,23 @@ def machine() -> dict[str, Any]:
     }
 
 
-def wanted_and_stolen() -> tuple[int, int]:
-    """Return for how long processors were wanted since the machine started, and for how much of that the host of a
-    virtual machine gave them to others: ticks of ``/proc/stat``."""
-    told = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
-    user, nice, system, _idle, _iowait, irq, softirq, stolen = map(int, told.split()[1:9])
+def busy_and_stolen_ticks() -> tuple[int, int]:
+    """Return two times since the machine started, in ticks of ``/proc/stat``.
+
+    The first is the time in which processes wanted a processor. The second is its part in which the host of a virtual
+    machine ran other machines instead (steal time).
+    """
+    line = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
+    user, nice, system, _idle, _iowait, irq, softirq, stolen = map(int, line.split()[1:9])
     return user + nice + system + irq + softirq + stolen, stolen
 
 
 def _processor() -> str:
     try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        told = ""
-    found = re.search(r"^model name\s*: *(.+)$", told, re.MULTILINE)
+        text = ""
+    found = re.search(r"^model name\s*: *(.+)$", text, re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
@@ -69,25 +72,25 @@ def _processor() -> str:
 
 
 def write_json(path: Path, how: Mapping[str, Any], figures: Sequence[Figure]) -> None:
-    """Write all of it. ``how``: on what and in which way it was measured."""
-    told = {"how": dict(how), "figures": [figure.as_json() for figure in figures]}
-    path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write all figures. ``how``: the machine and the parameters of the run."""
+    content = {"how": dict(how), "figures": [figure.as_json() for figure in figures]}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], list[Figure]]:
-    """Return what ``write_json`` wrote. Raises ``BenchmarkError`` for anything else."""
+    """Return what ``write_json`` wrote. Raises ``BenchmarkError`` if the file has other content."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return told["how"], [figure_from_json(each) for each in told["figures"]]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["how"], [figure_from_json(each) for each in content["figures"]]
     except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise BenchmarkError(f"{path} is no file of the benchmark's: {exc!r}") from exc
+        raise BenchmarkError(f"{path} is not a results file of the benchmark: {exc!r}") from exc
 
 
 # ------------------------------------------------------------------------------------------------------------- pages
 
 
 def write_pages(directory: Path, how: Mapping[str, Any], figures: Sequence[Figure]) -> list[Path]:
-    """Write the charts, and the generated part of README.md where the directory has one; return the files."""
+    """Write the charts, and the generated part of README.md if the directory has one; return the files."""
     directory.mkdir(parents=True, exist_ok=True)
     charts = draw_all(figures)
     written = []
@@ -104,17 +107,17 @@ def write_pages(directory: Path, how: Mapping[str, Any], figures: Sequence[Figur
 
 
 def with_results(text: str, results_: str) -> str:
-    """Return ``text`` with another generated part. Raises ``BenchmarkError`` where it has no place for one."""
+    """Return ``text`` with a new generated part. Raises ``BenchmarkError`` if the two marker lines are missing."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise BenchmarkError(f"README.md has no place for results: a line {BEGIN!r} and a line {END!r}")
+        raise BenchmarkError(f"README.md has no place for results: it needs a line {BEGIN!r} and a line {END!r}")
     return f"{head}{BEGIN}\n\n{results_}\n\n{END}{tail}"
 
 
-def results(how: Mapping[str, Any], figures: Sequence[Figure], charts: Sequence[Drawn]) -> str:
-    """Return the generated part: how it was measured, the targets, then each section with its charts."""
-    parts = [in_words(how), targets(figures)]
+def results(how: Mapping[str, Any], figures: Sequence[Figure], charts: Sequence[Chart]) -> str:
+    """Return the generated part: the parameters of the run, the targets, then each section with its charts."""
+    parts = [describe_run(how), targets(figures)]
     drawn = {chart.name: chart for chart in charts}
     for section, rows in groupby(figures, key=lambda figure: figure.section):
         each = list(rows)
@@ -126,40 +129,41 @@ def results(how: Mapping[str, Any], figures: Sequence[Figure], charts: Sequence[
 
 
 def targets(figures: Sequence[Figure]) -> str:
-    """Return a sentence on how many targets there are and were met, and their table."""
-    aimed = [figure for figure in figures if figure.target]
-    met = sum(bool(figure.met) for figure in aimed)
-    if not aimed:
+    """Return how many targets were met, and a table of the figures with a target."""
+    with_target = [figure for figure in figures if figure.target]
+    met = sum(bool(figure.met) for figure in with_target)
+    if not with_target:
         return "No figure of this run has a target."
-    return f"### Targets\n\n{met} of {len(aimed)} met.\n\n{markdown_table(aimed)}"
+    return f"### Targets\n\n{met} of {len(with_target)} targets are met.\n\n{markdown_table(with_target)}"
 
 
-def in_words(how: Mapping[str, Any]) -> str:
-    """Say on what and in which way it was measured."""
+def describe_run(how: Mapping[str, Any]) -> str:
+    """Describe the machine and the parameters of the run in sentences (Markdown)."""
     cores, rounds = (f"{how[name]} {name[:-1]}{'s' if how[name] > 1 else ''}" for name in ("cores", "rounds"))
-    where = f"{how['processor']}, {cores}, Python {how['python']}"
-    load = f"{how['driver']}, {how['connections']} connections, {how['seconds']:g} s a measurement"
+    load = f"{how['driver']}, {how['connections']} connections, {how['seconds']:g} s per measurement"
     sentences = [
-        f"Measured on {how['when']}: {where}; driver: {load}; medians of {rounds}, interleaved.",
-        "Servers and load share one core." if how["shared"] else "All servers on one core, the load on others.",
+        f"Measured on {how['when']} with {how['processor']}, {cores}, Python {how['python']}.",
+        f"Load: {load}; each value is the median of {rounds}, interleaved.",
+        "Servers and load share one core." if how["shared"] else "All servers run on one core, the load on the others.",
     ]
-    if not how.get("history", True):
+    if not how.get("metadata", True):
         sentences.append("Requests carry no causal metadata.")
     if how.get("peers"):
         sentences.append(f"Peers: {'; '.join(how['peers'])}.")
     if how.get("core_share") is not None:
-        sentences.append(f"While loaded, the servers had their core for {100 * how['core_share']:.0f} % of the time.")
+        share = f"{100 * how['core_share']:.0f} %"
+        sentences.append(f"Under full load the servers had at least {share} of their core.")
         if how["core_share"] < BUSY:
             sentences.append(
-                "**The machine was busy with other things**: rates and latencies are worse than it can do; "
+                "**The machine was busy with other work**: rates and latencies are worse than on an idle machine; "
                 "CPU times and ratios are less affected."
             )
     if how.get("stolen") is not None:
-        sentences.append(f"The machine's host gave {100 * how['stolen']:.1f} % of the time that was wanted to others.")
+        sentences.append(f"The host of this virtual machine took {100 * how['stolen']:.1f} % of its CPU time (steal).")
     if how.get("quick"):
-        sentences.append("**A quick run**: few, short measurements of small sizes, good to see that it works.")
+        sentences.append("**A quick run**: short measurements of small sizes. It shows that the benchmark works.")
     return " ".join(sentences)
 
 
 BUSY: Final = 0.9
-"""Servers that are driven as fast as they go take all of their core; where they get less, somebody else took it."""
+"""Servers under full load use all of their core. A smaller share means that other processes took the rest."""

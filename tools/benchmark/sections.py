@@ -1,4 +1,4 @@
-"""What is measured, section by section."""
+"""The sections of a run, in the order in which they are measured."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 from tools.benchmark import costs, lag, latency, loads, recovery, simulated, throughput
 from tools.benchmark.figures import Figure
 from tools.benchmark.report import HEADINGS
-from tools.benchmark.systems import Lab
+from tools.benchmark.systems import Context
 
 SECTIONS: Final = tuple(HEADINGS)
 PEERS: Final = ("etcd", "redis")
 
-_OTHERS: Final[Mapping[str, Callable[[Lab], list[Figure]]]] = {
-    "variant": throughput.causality,
+_OTHERS: Final[Mapping[str, Callable[[Context], list[Figure]]]] = {
+    "ablation": throughput.causality,
     "lag": lag.measure,
     "latency": latency.measure,
     "catchup": recovery.catch_up,
@@ -26,11 +26,17 @@ _OTHERS: Final[Mapping[str, Callable[[Lab], list[Figure]]]] = {
 }
 
 
-def measure(lab: Lab, sections: Sequence[str], peers: Sequence[str], tell: Callable[[list[Figure]], None]) -> None:
-    """Measure ``sections`` (of ``SECTIONS``), beside ``peers`` (of ``PEERS``); ``tell`` gets figures as they come."""
+def measure(
+    context: Context, sections: Sequence[str], peers: Sequence[str], collect: Callable[[list[Figure]], None]
+) -> None:
+    """Measure ``sections`` (of ``SECTIONS``) beside ``peers`` (of ``PEERS``).
+
+    ``collect`` receives the figures of each section when it is complete. All operations of ``loads.OPERATIONS`` are
+    measured together, in the same rounds.
+    """
     operations = [operation for operation in loads.OPERATIONS if operation in sections]
     if operations:
-        tell(throughput.compare(lab, operations, peers))
+        collect(throughput.compare(context, operations, peers))
     for section, measure_section in _OTHERS.items():
         if section in sections:
-            tell(measure_section(lab))
+            collect(measure_section(context))

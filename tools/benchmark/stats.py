@@ -1,6 +1,6 @@
-"""The little statistics that benchmark and demo need, and numbers as texts for people.
+"""Statistics for the benchmark and the demo, and numbers formatted for people.
 
-How a cost grows is told by ``tools.simulation.growth``.
+``tools.simulation.growth`` computes how a cost grows.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ __all__ = ["median", "number", "percentile", "ratios"]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest of ``values`` that ``share`` (0 to 1) of them do not exceed (nearest rank).
+    """Return the smallest value that a ``share`` (0 to 1) of ``values`` does not exceed (nearest-rank method).
 
-    Raises ``ValueError`` where there are none: a percentile of nothing would look like a good one.
+    Raises ``ValueError`` if there are no values: any number would look like a measured one.
     """
     if not values:
         raise ValueError("no values")
@@ -24,12 +24,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
-    """Return the ratio of each round. Machines drift from round to round; within one, both sides drift alike."""
+    """Return the ratio of each round: the machine's speed drifts, but within a round it is the same for both."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
 
 
 def number(value: float) -> str:
-    """Return ``value`` with about three figures: what is beyond them is noise."""
+    """Return ``value`` with about three significant digits: measurements are not more precise."""
     size = abs(value)
     if size >= 100 or value == int(value):
         return f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""The systems that are measured: each started on the servers' core, filled with keys, and ended, by ``with``."""
+"""The systems under measurement. A ``with`` block starts one on the servers' core, fills it with keys, and stops it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,30 @@ from kvsite.cluster import LocalCluster
 from tools.benchmark import loads
 from tools.benchmark.drivers import REPOSITORY, Bundled, Driver
 from tools.benchmark.loads import Load, Shape
-from tools.benchmark.processes import BenchmarkError, Cores, Program, cpu_s, find_program, give_way, listens, pinned
+from tools.benchmark.processes import (
+    BenchmarkError,
+    Cores,
+    Program,
+    cpu_s,
+    find_program,
+    listens,
+    lower_priority,
+    pinned,
+)
 
 _HOST: Final = "127.0.0.1"
 _SETTLE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Lab:
-    """What every measurement needs. ``seconds``: of one measurement; ``rounds``: how many of each.
+class Context:
+    """The parameters of a run.
 
-    ``history``: requests carry a session's causal metadata.
-    ``base_port``: the first of a hundred ports. ``say``: tells progress.
+    ``rounds``: measurements of each figure; ``seconds``: duration of one measurement.
+    ``base_port``: the first of a hundred ports for the servers.
+    ``quick``: small sizes; ``full``: up to a million keys.
+    ``metadata``: requests carry the causal metadata of a session.
+    ``progress``: receives a line of progress before each measurement.
     """
 
     cores: Cores
@@ -43,25 +55,25 @@ class Lab:
     quick: bool
     full: bool
     connections: int = 16
-    history: bool = True
-    say: Callable[[str], None] = field(default=lambda text: None)
+    metadata: bool = True
+    progress: Callable[[str], None] = field(default=lambda text: None)
 
     def port(self, offset: int) -> int:
-        """Return a port of the benchmark's own."""
+        """Return one of the benchmark's ports."""
         return self.base_port + offset
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer to one request of the benchmark's own."""
+class Response:
+    """The response to a single request of the benchmark."""
 
     status: int
     body: Any
     headers: Mapping[str, str]
 
 
-def ask(address: str, method: str, path: str, body: Any = None, timeout_s: float = 30.0) -> Reply:
-    """Send one request with JSON. Raises ``OSError``, ``http.client.HTTPException``."""
+def request_json(address: str, method: str, path: str, body: Any = None, timeout_s: float = 30.0) -> Response:
+    """Send one request with a JSON body, or none. Raises ``OSError``, ``http.client.HTTPException``."""
     connection = http.client.HTTPConnection(address, timeout=timeout_s)
     try:
         content = None if body is None else json.dumps(body).encode()
@@ -69,36 +81,36 @@ def ask(address: str, method: str, path: str, body: Any = None, timeout_s: float
         response = connection.getresponse()
         text = response.read()
         is_json = (response.getheader("Content-Type") or "").startswith("application/json")
-        return Reply(response.status, json.loads(text) if is_json else text.decode(), dict(response.getheaders()))
+        return Response(response.status, json.loads(text) if is_json else text.decode(), dict(response.getheaders()))
     finally:
         connection.close()
 
 
 def wait_until(what: str, is_so: Callable[[], bool], timeout_s: float = _SETTLE_S, every_s: float = 0.02) -> None:
-    """Wait until ``is_so``; an unanswered question means no. Raises ``BenchmarkError`` that says ``what``."""
+    """Poll until ``is_so()``; a connection error counts as False. Raises ``BenchmarkError``, which names ``what``."""
     deadline = time.monotonic() + timeout_s
     while True:
         with contextlib.suppress(OSError, http.client.HTTPException):
             if is_so():
                 return
         if time.monotonic() > deadline:
-            raise BenchmarkError(f"not after {timeout_s:g} s: {what}")
+            raise BenchmarkError(f"timeout after {timeout_s:g} s: {what}")
         time.sleep(every_s)
 
 
 class System(ABC):
-    """What can be measured: servers, and how a load for them looks. ``operations``: those that it knows."""
+    """A system that can be measured: servers and the loads for them. ``operations``: the loads that it supports."""
 
     name: str
     operations: tuple[str, ...] = loads.OPERATIONS
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        self._ending = contextlib.ExitStack()
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
-            undo.callback(self._ending.close)
+            undo.callback(self._cleanup.close)
             self.start()
             undo.pop_all()
         return self
@@ -106,76 +118,77 @@ class System(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ending.close()
+        self._cleanup.close()
 
     @abstractmethod
     def start(self) -> None:
-        """Start the servers and fill them."""
+        """Start the servers and write the keys."""
 
     @abstractmethod
     def pids(self) -> list[int]:
-        """Return the processes whose CPU time counts."""
+        """Return the ids of the processes whose CPU time counts."""
 
     @abstractmethod
     def load(self, operation: str) -> Load:
         """Return the load for one of ``operations``."""
 
     def cpu_s(self) -> float:
-        """Return the CPU time that all servers together have taken so far."""
+        """Return the CPU time of all servers so far, seconds."""
         return cpu_s(self.pids())
 
     def run(self, command: list[str], ready: Callable[[], bool], environment: Mapping[str, str] | None = None) -> int:
-        """Start a program that ends with this system; returns its process id once it is ready."""
-        program = Program(command, self.lab.cores.servers, self.directory / "log", ready, environment)
-        self._ending.callback(program.stop)
+        """Start a program that stops with this system; return its process id when it is ready."""
+        program = Program(command, self.context.cores.servers, self.directory / "log", ready, environment)
+        self._cleanup.callback(program.stop)
         program.wait_ready()
         return program.pid
 
     @property
     def directory(self) -> Path:
-        """A directory of this system's own, in memory where the machine has such: disks are not what is compared."""
+        """A directory of this system, in memory if possible: the comparison must not depend on the disk."""
         if self._directory is None:
-            memory = Path("/dev/shm")  # noqa: S108  # a directory of our own is made in it
+            memory = Path("/dev/shm")  # noqa: S108  # it gets a temporary directory
             temporary = tempfile.TemporaryDirectory(prefix="causeway-", dir=memory if memory.is_dir() else None)
-            self._directory = Path(self._ending.enter_context(temporary))
+            self._directory = Path(self._cleanup.enter_context(temporary))
         return self._directory
 
     _directory: Path | None = None
 
 
 class Causeway(System):
-    """A cluster of ``replicas``, all load at the first. Filled with ``shape.keys``; requests carry a session's history.
+    """A cluster of ``replicas``; the first gets all load. It has ``shape.keys`` keys.
 
-    ``variant``: without causality (variant.py). ``spare``: addresses of replicas that are to be started later.
+    ``ablated``: run without causality (ablation.py).
+    ``spare``: number of further addresses, for replicas that are started later.
     """
 
     def __init__(
         self,
-        lab: Lab,
+        context: Context,
         replicas: int,
         port: int,
         shape: Shape | None = None,
         *,
-        variant: bool = False,
+        ablated: bool = False,
         spare: int = 0,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(lab)
+        super().__init__(context)
         self.replicas = replicas
         self.shape = shape or Shape()
-        program = [sys.executable, "-m", "tools.benchmark.ablation"] if variant else None
-        # -m finds this package from wherever the benchmark was started.
-        paths = {"PYTHONPATH": str(REPOSITORY)} if variant else {}
-        self.cluster = LocalCluster(replicas + spare, lab.port(port), environment={**(environment or {}), **paths},
+        program = [sys.executable, "-m", "tools.benchmark.ablation"] if ablated else None
+        # Lets -m find this package in any working directory.
+        paths = {"PYTHONPATH": str(REPOSITORY)} if ablated else {}
+        self.cluster = LocalCluster(replicas + spare, context.port(port), environment={**(environment or {}), **paths},
                                     program=program)  # fmt: skip
-        what = " without causality" if variant else ""
+        what = " without causality" if ablated else ""
         self.name = f"Causeway{what}, {replicas} replica{'s' if replicas > 1 else ''}"
         self._pids: list[int] = []
 
     def start(self) -> None:
-        """Start the replicas, fill them, and have a history that names each of them."""
-        self._ending.callback(self.cluster.stop, 0)  # Nothing here is to outlive it.
-        with pinned(self.lab.cores.servers):
+        """Start the replicas, write the keys, and get session metadata with an entry for each replica."""
+        self._cleanup.callback(self.cluster.stop, 0)  # Kill at once: the data is not needed.
+        with pinned(self.context.cores.servers):
             for i in range(self.replicas):
                 self.cluster.start_one(i)
         self.cluster.wait_ready(60)
@@ -183,61 +196,61 @@ class Causeway(System):
         self._wait_until("all replicas see each other", lambda: all(self._sees_all(i) for i in range(self.replicas)))
         if self.shape.keys:
             self.fill(self.shape)
-        metadata = self.history()
-        if self.lab.history:
+        metadata = self.session_metadata()
+        if self.context.metadata:
             self.shape = self.shape.with_metadata(metadata)
 
-    def start_one(self, i: int, environment: Mapping[str, str] | None = None, *, apart: bool = False) -> None:
-        """Start one of the spare replicas; does not wait for it.
+    def start_one(self, i: int, environment: Mapping[str, str] | None = None, *, separate: bool = False) -> None:
+        """Start one of the spare replicas; do not wait until it is ready.
 
-        ``apart``: on other cores than the servers, as on a machine of its own, and behind the load that is made there:
-        a client that waits for its core would show as latency of the servers.
+        ``separate``: start it on other cores than the servers, as if on another machine, with lower priority than the
+        load generators there: a client that waits for its core would show as latency of the servers.
         """
-        with pinned(self.lab.cores.load if apart else self.lab.cores.servers):
+        with pinned(self.context.cores.load if separate else self.context.cores.servers):
             self.cluster.start_one(i, environment)
-        if apart:
-            give_way(self.cluster.pid(i))
+        if separate:
+            lower_priority(self.cluster.pid(i))
 
     def fill(self, shape: Shape, i: int = 0, first: int = 0) -> float:
-        """Write ``shape.keys`` keys at replica ``i``, one PUT each; returns the seconds."""
-        seconds = self.lab.bundled.once(loads.fill(self.address(i), shape, first))
+        """Write ``shape.keys`` keys at replica ``i``, one PUT each; return the time it took, seconds."""
+        seconds = self.context.bundled.send_each_once(loads.fill(self.address(i), shape, first))
         self.settle()
         return seconds
 
-    def history(self) -> dict[str, int]:
-        """Return the metadata of a session that has written at each replica; every replica has reached it."""
-        told: dict[str, int] = {}
+    def session_metadata(self) -> dict[str, int]:
+        """Return the metadata of a session that has written at each replica, once every replica covers it."""
+        metadata: dict[str, int] = {}
         for i in reversed(range(self.replicas)):
-            body = {"value": "history", "causal-metadata": told}
-            reply = ask(self.address(i), "PUT", "/kvs/history?wait=10", body)
-            if reply.status not in (200, 201):
-                raise BenchmarkError(f"{self.name}: a write was answered with {reply.status} {reply.body}")
-            told = reply.body.get("causal-metadata", {})
+            body = {"value": "metadata", "causal-metadata": metadata}
+            response = request_json(self.address(i), "PUT", "/kvs/metadata?wait=10", body)
+            if response.status not in (200, 201):
+                raise BenchmarkError(f"{self.name}: a write returned {response.status} {response.body}")
+            metadata = response.body.get("causal-metadata", {})
         self.settle()
-        return told
+        return metadata
 
     def settle(self) -> None:
-        """Wait until all replicas have the same clock and nothing to hand over."""
-        self._wait_until("all replicas have the same", self.is_settled)
+        """Wait until all replicas have the same clock and no update to send."""
+        self._wait_until("all replicas have the same clock", self.is_settled)
 
     def is_settled(self) -> bool:
-        """Return whether the running replicas have the same clock and know it of each other."""
+        """Return whether the running replicas have the same clock and know this of each other."""
         running = [i for i in range(len(self.cluster.addresses)) if self.cluster.is_running(i)]
-        told = [self.status(i) for i in running]
-        return all(each["clock"] == told[0]["clock"] and each["drained"] for each in told)
+        statuses = [self.status(i) for i in running]
+        return all(each["clock"] == statuses[0]["clock"] and each["drained"] for each in statuses)
 
     def status(self, i: int) -> dict[str, Any]:
-        """Return what replica ``i`` says of itself."""
-        return dict(ask(self.address(i), "GET", "/replication/status").body)
+        """Return the status of replica ``i`` (``/replication/status``)."""
+        return dict(request_json(self.address(i), "GET", "/replication/status").body)
 
     def metrics(self, i: int) -> dict[str, float]:
         """Return the metrics of replica ``i``: name with labels -> value."""
-        lines = ask(self.address(i), "GET", "/metrics").body.splitlines()
+        lines = request_json(self.address(i), "GET", "/metrics").body.splitlines()
         pairs = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
 
     def address(self, i: int) -> str:
-        """Return where replica ``i`` listens."""
+        """Return the address of replica ``i``."""
         return self.cluster.addresses[i]
 
     def pids(self) -> list[int]:
@@ -254,18 +267,22 @@ class Causeway(System):
             raise BenchmarkError("\n".join([str(exc), *(self.cluster.log(i)[-1500:] for i in running)])) from exc
 
     def _sees_all(self, i: int) -> bool:
-        return len(ask(self.address(i), "GET", "/view").body["view"]) == self.replicas
+        return len(request_json(self.address(i), "GET", "/view").body["view"]) == self.replicas
 
 
-class Limit(System):
-    """A replica's own server with nothing behind it: ``kind`` is ``empty`` or ``django`` (limits.py)."""
+EMPTY_APP: Final = "baseline: empty WSGI app"
+MINIMAL_VIEW: Final = "baseline: minimal Django view"
+
+
+class Baseline(System):
+    """A replica's own server without a store behind it: ``kind`` is ``empty`` or ``django`` (baselines.py)."""
 
     operations = ("get", "put")
 
-    def __init__(self, lab: Lab, kind: str, port: int) -> None:
-        super().__init__(lab)
-        self.kind, self._port = kind, lab.port(port)
-        self.name = {"empty": "limit: empty WSGI app", "django": "limit: bare Django view"}[kind]
+    def __init__(self, context: Context, kind: str, port: int) -> None:
+        super().__init__(context)
+        self.kind, self._port = kind, context.port(port)
+        self.name = {"empty": EMPTY_APP, "django": MINIMAL_VIEW}[kind]
         self._pid = 0
 
     def start(self) -> None:
@@ -276,23 +293,23 @@ class Limit(System):
         return [self._pid]
 
     def load(self, operation: str) -> Load:
-        # As much metadata as one replica alone has a session carry.
-        metadata = {f"{_HOST}:{self.lab.port(0)}@3440b67b128e88d7": 1000} if self.lab.history else None
+        # The same amount of metadata as a session of one replica carries.
+        metadata = {f"{_HOST}:{self.context.port(0)}@3440b67b128e88d7": 1000} if self.context.metadata else None
         return loads.causeway(operation, f"{_HOST}:{self._port}", Shape(metadata=metadata))
 
 
 class Etcd(System):
-    """etcd (Debian: etcd-server): three nodes, its HTTP/JSON gateway, all load at the leader, data in memory."""
+    """etcd (Debian: etcd-server): three nodes with data in memory; all load goes to the leader's HTTP/JSON gateway."""
 
     name = "etcd, 3 nodes"
     operations = ("get", "put", "mix")
     nodes = 3
 
-    def __init__(self, lab: Lab, port: int) -> None:
-        super().__init__(lab)
+    def __init__(self, context: Context, port: int) -> None:
+        super().__init__(context)
         self._program = find_program("etcd", "etcd-server")
-        self._ports = [lab.port(port + i) for i in range(self.nodes)]
-        self._peer_ports = [lab.port(port + self.nodes + i) for i in range(self.nodes)]
+        self._ports = [context.port(port + i) for i in range(self.nodes)]
+        self._peer_ports = [context.port(port + self.nodes + i) for i in range(self.nodes)]
         self._pids: list[int] = []
         self._leader = ""
 
@@ -302,24 +319,24 @@ class Etcd(System):
             program.wait_ready()
         self._pids = [program.pid for program in programs]
         wait_until("etcd has a leader", self._find_leader)
-        self.lab.bundled.once(loads.etcd_fill(self._leader, Shape()))
+        self.context.bundled.send_each_once(loads.etcd_fill(self._leader, Shape()))
 
     def _start_node(self, i: int) -> Program:
         client, peer = (f"http://{_HOST}:{ports[i]}" for ports in (self._ports, self._peer_ports))
-        everybody = ",".join(f"n{j}=http://{_HOST}:{port}" for j, port in enumerate(self._peer_ports))
+        cluster = ",".join(f"n{j}=http://{_HOST}:{port}" for j, port in enumerate(self._peer_ports))
         command = [self._program, "--name", f"n{i}", "--data-dir", str(self.directory / f"n{i}")]
         command += ["--listen-client-urls", client, "--advertise-client-urls", client]
         command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
-        command += ["--initial-cluster", everybody, "--initial-cluster-state", "new", "--log-level", "error"]
+        command += ["--initial-cluster", cluster, "--initial-cluster-state", "new", "--log-level", "error"]
         port = self._ports[i]
-        program = Program(command, self.lab.cores.servers, self.directory / f"n{i}.log", lambda: listens(port))
-        self._ending.callback(program.stop)
+        program = Program(command, self.context.cores.servers, self.directory / f"n{i}.log", lambda: listens(port))
+        self._cleanup.callback(program.stop)
         return program
 
     def _find_leader(self) -> bool:
         for port in self._ports:
-            told = ask(f"{_HOST}:{port}", "POST", "/v3/maintenance/status", {}).body
-            if told.get("leader") and told["leader"] == told["header"]["member_id"]:
+            status = request_json(f"{_HOST}:{port}", "POST", "/v3/maintenance/status", {}).body
+            if status.get("leader") and status["leader"] == status["header"]["member_id"]:
                 self._leader = f"{_HOST}:{port}"
                 return True
         return False
@@ -332,16 +349,16 @@ class Etcd(System):
 
 
 class Redis(System):
-    """Redis behind HTTP (Debian: redis-server, webdis): one server, no replication, nothing on disk."""
+    """Redis behind an HTTP gateway (Debian: redis-server, webdis): one server, no replication, no persistence."""
 
     name = "Redis behind webdis"
     operations = ("get", "put", "mix")
 
-    def __init__(self, lab: Lab, port: int) -> None:
-        super().__init__(lab)
+    def __init__(self, context: Context, port: int) -> None:
+        super().__init__(context)
         self._redis = find_program("redis-server", "redis-server")
         self._webdis = find_program("webdis", "webdis")
-        self._port, self._redis_port = lab.port(port), lab.port(port + 1)
+        self._port, self._redis_port = context.port(port), context.port(port + 1)
         self._pids: list[int] = []
 
     def start(self) -> None:
@@ -363,7 +380,7 @@ class Redis(System):
         path = self.directory / "webdis.json"
         path.write_text(json.dumps(settings), encoding="utf-8")
         self._pids.append(self.run([self._webdis, str(path)], lambda: listens(self._port)))
-        self.lab.bundled.once(loads.webdis_fill(f"{_HOST}:{self._port}", Shape()))
+        self.context.bundled.send_each_once(loads.webdis_fill(f"{_HOST}:{self._port}", Shape()))
 
     def pids(self) -> list[int]:
         return self._pids

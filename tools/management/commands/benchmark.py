@@ -1,6 +1,6 @@
-"""``manage.py benchmark``: measure Causeway beside its limits and its peers, on this machine, in one run.
+"""``manage.py benchmark``: measure Causeway beside baselines and other stores, on this machine, in one run.
 
-What each figure means and how to read it: docs/benchmarks/README.md.
+docs/benchmarks/README.md explains each figure.
 """
 
 from __future__ import annotations
@@ -23,40 +23,46 @@ from tools.benchmark.drivers import Bundled, choose
 from tools.benchmark.figures import Figure, text_table
 from tools.benchmark.processes import BenchmarkError, Cores, find_program, version_of
 from tools.benchmark.sections import PEERS, SECTIONS, measure
-from tools.benchmark.systems import Lab
+from tools.benchmark.systems import Context
 
 BASE_PORT = 24000
 PROGRAMS = {
     "etcd": [("etcd", "etcd-server")],
     "redis": [("redis-server", "redis-server"), ("webdis", "webdis")],
 }
-"""Peer -> programs and the Debian packages that have them."""
+"""Peer -> its programs, each with its Debian package."""
 
 
 class Command(BaseCommand):
-    """Measures, prints a table, and writes files where it is asked to."""
+    """Measures, prints a table, and writes files on request."""
 
-    help = "Measure speed, lag, memory and growth on clusters of its own; see docs/benchmarks."
+    help = "Measure speed, replication lag, memory and growth on clusters that it starts; see docs/benchmarks."
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Declare the flags."""
-        parser.add_argument("--only", metavar="SECTION,…", help=f"only these sections: {', '.join(SECTIONS)}")
-        parser.add_argument("--peers", metavar="PEER,…", default="", help="measure these beside it: etcd, redis")
-        parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds; medians are told (default: 5)")
-        parser.add_argument("--seconds", type=float, default=3.0, help="of one measurement (default: 3)")
-        parser.add_argument("--quick", action="store_true", help="one short round of small sizes: does it work?")
-        parser.add_argument("--full", action="store_true", help="up to a million keys (1.5 GB of memory)")
-        parser.add_argument("--driver", choices=("wrk", "bundled"), help="what makes the load (default: wrk, if found)")
+        """Declare the arguments."""
+        parser.add_argument("--only", metavar="SECTION,…", help=f"measure only these sections: {', '.join(SECTIONS)}")
+        parser.add_argument("--peers", metavar="PEER,…", default="", help="measure these stores too: etcd, redis")
         parser.add_argument(
-            "--no-history", action="store_true", help="requests carry no causal metadata, as of clients that keep none"
+            "--rounds", type=int, default=5, help="interleaved rounds; results are medians (default: 5)"
         )
+        parser.add_argument("--seconds", type=float, default=3.0, help="duration of one measurement (default: 3)")
+        parser.add_argument("--quick", action="store_true", help="one short round with small sizes, as a trial")
+        parser.add_argument("--full", action="store_true", help="measure up to a million keys too (1.5 GB of memory)")
+        parser.add_argument("--driver", choices=("wrk", "bundled"), help="load generator (default: wrk if installed)")
+        parser.add_argument("--no-metadata", action="store_true", help="send requests without causal metadata")
         parser.add_argument(
-            "--base-port", type=int, default=BASE_PORT, help=f"the first of a hundred ports (default: {BASE_PORT})"
+            "--base-port",
+            type=int,
+            default=BASE_PORT,
+            help=f"first of a hundred ports to use (default: {BASE_PORT})",
         )
-        parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
         parser.add_argument(
-            "--charts", type=Path, metavar="DIR", help="write charts there, and the results in README.md"
+            "--charts",
+            type=Path,
+            metavar="DIR",
+            help="write charts and the results in README.md to this directory",
         )
         parser.add_argument(
             "--from",
@@ -65,16 +71,17 @@ class Command(BaseCommand):
             metavar="FILE",
             action="append",
             default=[],
-            help="take sections that are not measured now from --json of an earlier run (repeatable); with --only=none "
-            "nothing is measured",
+            help="take the other sections from a --json file of an earlier run (repeatable); with --only=none nothing "
+            "is measured",
         )
-        parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
+        parser.add_argument("--check", action="store_true", help="exit with code 1 if a target is missed")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Run it. CommandError: it cannot be run, or with --check a target is missed."""
+        """Run the benchmark. Raises ``CommandError`` if it cannot run, or with --check if a target is missed."""
         if not Path("/proc/self/stat").exists():
             raise CommandError("the benchmark needs Linux: it pins processes to cores and reads their times from /proc")
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ends like Ctrl-C: servers in order.
+        # SIGTERM stops the servers in order, like Ctrl-C.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         affinity = os.sched_getaffinity(0)
         try:
             self._run(options)
@@ -95,46 +102,46 @@ class Command(BaseCommand):
     def _run(self, options: dict[str, Any]) -> None:
         sections = [] if options["only"] == "none" else _chosen(options["only"], SECTIONS, "section") or list(SECTIONS)
         peers = _chosen(options["peers"], PEERS, "peer")
-        # What is missing is said now, not after ten minutes.
+        # Look for the programs now, so that a missing one is reported before the measurements.
         programs = [find_program(*program) for peer in peers for program in PROGRAMS[peer]]
         how, figures = self._earlier(options["sources"], sections)
         if sections:
-            began_s, before = time.monotonic(), report.wanted_and_stolen()
-            lab = self._lab(options)
-            # webdis would take --version for the name of its settings, and serve.
-            how = _how(lab) | {"peers": [version_of(program) for program in programs if "webdis" not in program]}
-            os.sched_setaffinity(0, lab.cores.load)
-            measure(lab, sections, peers, figures.extend)
+            began_s, before = time.monotonic(), report.busy_and_stolen_ticks()
+            context = self._context(options)
+            # webdis has no --version: it takes the argument as its settings file, and starts.
+            how = _how(context) | {"peers": [version_of(program) for program in programs if "webdis" not in program]}
+            os.sched_setaffinity(0, context.cores.load)
+            measure(context, sections, peers, figures.extend)
             how["core_share"] = _core_share(figures)
             how["took_s"] = round(time.monotonic() - began_s)
-            wanted, stolen = (now - then for now, then in zip(report.wanted_and_stolen(), before, strict=True))
+            wanted, stolen = (now - then for now, then in zip(report.busy_and_stolen_ticks(), before, strict=True))
             how["stolen"] = stolen / max(1, wanted)
         figures.sort(key=lambda figure: SECTIONS.index(figure.section))
-        self._tell(how, figures, options)
+        self._write_results(how, figures, options)
 
     def _earlier(self, sources: Sequence[Path], sections: Sequence[str]) -> tuple[dict[str, Any], list[Figure]]:
         how: dict[str, Any] = {}
         figures: list[Figure] = []
         for source in sources:
-            how, told = report.read_json(source)
-            # Of two files that have a section, the later one counts.
-            have = {figure.section for figure in told}
+            how, earlier = report.read_json(source)
+            # If two files have the same section, the later file counts.
+            have = {figure.section for figure in earlier}
             figures = [figure for figure in figures if figure.section not in have]
-            figures += [figure for figure in told if figure.section not in sections]
+            figures += [figure for figure in earlier if figure.section not in sections]
         if not sections and not figures:
-            raise CommandError("nothing to measure and nothing to tell: --only=none needs --from")
+            raise CommandError("nothing to measure and nothing to report: --only=none needs --from")
         return how, figures
 
-    def _lab(self, options: dict[str, Any]) -> Lab:
+    def _context(self, options: dict[str, Any]) -> Context:
         began_s = time.monotonic()
 
-        def say(text: str) -> None:
+        def progress(text: str) -> None:
             self.stderr.write(f"[{time.monotonic() - began_s:6.1f} s] {text}")
             self.stderr.flush()
 
         quick = options["quick"]
         cores = Cores.of_machine()
-        return Lab(
+        return Context(
             cores=cores,
             driver=choose(cores, options["driver"] or ""),
             bundled=Bundled(cores),
@@ -144,12 +151,12 @@ class Command(BaseCommand):
             warm_up_s=0.2 if quick else 0.5,
             quick=quick,
             full=options["full"],
-            history=not options["no_history"],
-            say=say,
+            metadata=not options["no_metadata"],
+            progress=progress,
         )
 
-    def _tell(self, how: dict[str, Any], figures: Sequence[Figure], options: dict[str, Any]) -> None:
-        self.stdout.write(report.in_words(how).replace("**", ""))
+    def _write_results(self, how: dict[str, Any], figures: Sequence[Figure], options: dict[str, Any]) -> None:
+        self.stdout.write(report.describe_run(how).replace("**", ""))
         self.stdout.write("")
         self.stdout.write(text_table(figures))
         self.stdout.write("")
@@ -159,34 +166,34 @@ class Command(BaseCommand):
             written = report.write_pages(options["charts"], how, figures)
             self.stdout.write(f"wrote {', '.join(str(path) for path in written)}")
         missed = [figure for figure in figures if figure.met is False]
-        aimed = sum(figure.target is not None for figure in figures)
-        self.stdout.write(f"{aimed - len(missed)} of {aimed} targets met")
+        targets = sum(figure.target is not None for figure in figures)
+        self.stdout.write(f"{targets - len(missed)} of {targets} targets met")
         if missed and options["check"]:
-            raise CommandError("missed: " + "; ".join(figure.name for figure in missed))
+            raise CommandError("missed targets: " + "; ".join(figure.name for figure in missed))
 
 
 def _chosen(text: str | None, names: Sequence[str], what: str) -> list[str]:
-    """Return the names in a comma-separated list. Raises ``CommandError`` for one that is none of ``names``."""
+    """Split a comma-separated list. Raises ``CommandError`` if an entry is not in ``names``."""
     chosen = [name.strip() for name in (text or "").split(",") if name.strip()]
     for name in chosen:
         if name not in names:
-            raise CommandError(f"there is no {what} {name!r}; there are {', '.join(names)}")
+            raise CommandError(f"unknown {what} {name!r}; choose from {', '.join(names)}")
     return chosen
 
 
-def _how(lab: Lab) -> dict[str, Any]:
+def _how(context: Context) -> dict[str, Any]:
     return {
         **report.machine(),
-        "driver": lab.driver.name,
-        "rounds": lab.rounds,
-        "seconds": lab.seconds,
-        "connections": lab.connections,
-        "shared": lab.cores.shared,
-        "quick": lab.quick,
-        "history": lab.history,
+        "driver": context.driver.name,
+        "rounds": context.rounds,
+        "seconds": context.seconds,
+        "connections": context.connections,
+        "shared": context.cores.shared,
+        "quick": context.quick,
+        "metadata": context.metadata,
     }
 
 
 def _core_share(figures: Sequence[Figure]) -> float | None:
-    """Return the least share of their core that servers had when they were driven as fast as they go; None: never."""
+    """Return the smallest share of their core that servers used under full load; None if there was no full load."""
     return min((figure.details["core"] for figure in figures if "core" in figure.details), default=None)
