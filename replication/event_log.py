@@ -81,7 +81,7 @@ class EventLog:
 
     def observe(self, membership: Membership, store: CausalStore, now: Instant) -> None:
         """Record changes since the last call: of members' states, unrecoverable gaps and clock drift."""
-        states = {address: membership.state(address, now.mono_s) for address in membership.others()}
+        states = {address: membership.state(address, now.mono_s) for address in membership.table.others}
         for address, state in states.items():
             if state != self._states.get(address, "alive"):
                 self.record({"alive": "healed", "suspect": "suspected", "down": "down"}[state], address, "", now)

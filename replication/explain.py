@@ -28,7 +28,7 @@ def explain(replica: Replica, key: str, now: Instant) -> dict[str, Any]:
     ``deletes``: the delete clock. It covers every delete that was applied, so it is the past of every absent key.
     """
     store = replica.store
-    addresses = sorted({replica.address, *replica.membership.members()})
+    addresses = sorted({replica.address, *replica.membership.table.members})
     clocks = {address: _known_clock(replica, address) for address in addresses}
     versions = [version for version in store.table.get(key) if version.expires is None or version.expires > now.wall_us]
     return {
@@ -72,8 +72,12 @@ def _known_clock(replica: Replica, address: str) -> Clock | None:
     """
     if address == replica.address:
         return replica.store.clock
-    peer = replica.peer(address)
-    return peer.known if peer is not None and peer.replica == replica.membership.present_id(address) else None
+    peer = replica.peers.find(address)
+    return (
+        peer.acked.clock
+        if peer is not None and peer.acked.replica == replica.membership.table.present_id(address)
+        else None
+    )
 
 
 def _version(replica: Replica, version: Version, clocks: Mapping[str, Clock | None], now: Instant) -> dict[str, Any]:

@@ -1,46 +1,58 @@
-"""Lost causal past: when a dependency may be dropped because nobody can ever fulfil it.
+"""Loss detection: when a dependency may be dropped because no replica can ever provide it.
 
-A replica may die with updates that no living replica has, while a client, or an update that waits, depends
-on them. Waiting would last for ever; giving up too early would show an effect before its cause. A dependency
-(i, n) beyond this replica's clock is lost when
+A replica may die with updates that no living replica has, while a client, or a pending update, depends on them.
+Waiting would last for ever. Giving up too early would show an effect before its cause. The dependency on update (i, n),
+which this replica's clock does not cover, is *unrecoverable* when all four rules hold:
 
-1. i is known to be over: an incarnation other than the present one of an address that is in, or of one that is
-   out. (The present one may be slow or cut off, and come back with it. Of an address that is out, one above the
-   register's may be alive, not heard of yet. So may one of an address that nobody here knows: it waits as any other,
-   and so does what is no id of ours at all.)
-2. Every member that is in, **down ones too**, has reported since the question came: in its present
-   incarnation, under a register equal to this replica's. (An older report may be from before the member got
-   it; under another register a member may still take it from i itself.) A seed that was never reached counts as a
-   member: a replica that started cut off from all others does not know who belongs. So does a lookup of peers that
-   has not found anybody yet (seeds.py). And as a replica that was put out hands over all that it has as long as it
-   lives, be it its own updates or others', the reports have to be from after each of those is known to be silent, or
-   to have nothing more than this replica. (Until then one of them may give it to a member that has just reported.)
-3. This replica's own clock covers all the reported clocks. (Else a member has it, and it is on its way.)
-4. Nobody's pending queue, nor this one's, has it or anything of i before it.
+1. Incarnation i has ended: the membership table holds another incarnation for the address of i, or i itself not
+   belonging. The present incarnation of a member does not count: it may be slow or cut off, and return with the update.
+   Neither does an incarnation above the one in the table for an address that does not belong, nor an address that the
+   table does not hold: that replica may be alive without our having heard of it. Text that is no replica id never
+   counts.
+2. Every member, **including members that are down**, has reported since the question was asked: its present
+   incarnation, and under a membership table equal to ours. An older report may be from before the member received the
+   update; under another table, a member may still accept the update from i itself.
+   A seed that was never reached counts as a member that has not reported, and so does a lookup that has found nobody
+   yet: a replica that started cut off from all others does not know the members.
+   A removed replica hands over everything that it has for as long as it lives. So the reports must also be younger than
+   the moment from which every removed replica is known to be silent, or to have nothing that we lack. Until that
+   moment, one of them may give the update to a member that has just reported.
+3. This replica's clock covers every reported clock. Otherwise a member has the update, and we will receive it.
+4. No pending queue, neither a member's nor ours, holds the update or an earlier one of i.
 
-Found in simulation: with any of these left out, a client is told "lost" of an update that comes back.
+The simulation shows for each of these rules that without it, a client is told that an update is lost that returns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-from replication.progress import PeerProgress, Report
-from store.causal import LostUpdates
-from store.clock import Gaps, covers
+from replication.event_log import EventLog
+from replication.membership import Membership
+from replication.progress import Acknowledged, Peers, Report
+from store.causal import CausalStore, LostUpdates
+from store.clock import Dot, Gaps, Instant, address_of, covers, incarnation_of, missing
+
+MAX_LOSS_QUERIES = 1024
+"""Missing dependencies that are remembered at once."""
+
+LOSS_QUERY_KEPT_S = 10.0
+"""How long a missing dependency is remembered after it was first asked for."""
 
 
 def reports_since(
-    token: int, peers: Iterable[PeerProgress | None], ids: Iterable[str | None], digest: int
+    token: int, members: Iterable[Acknowledged | None], ids: Iterable[str | None], digest: int
 ) -> list[Report] | None:
-    """Return the reports of all members, or None while one is missing that rule 2 asks for.
+    """Return the reports of all members, or None while a report is missing that rule 2 requires.
 
-    ``peers`` and ``ids``: what is known of each member, and the id of its present incarnation, in step.
-    ``token``: the serial of the last exchange that had begun when the question came.
+    ``members`` and ``ids``, in the same order: what each member has acknowledged, and the id of its present
+    incarnation. ``token``: the serial of the last exchange that had begun when the question was asked.
+    ``digest``: of this replica's membership table.
     """
     reports: list[Report] = []
-    for peer, replica in zip(peers, ids, strict=True):
-        report = peer.report if peer is not None else None
+    for acked, replica in zip(members, ids, strict=True):
+        report = acked.report if acked is not None else None
         if report is None or report.serial <= token:
             return None
         if report.replica != replica or report.membership_digest != digest:
@@ -54,7 +66,7 @@ def unrecoverable(
 ) -> LostUpdates:
     """Return replica id -> (first, last) lost counter, for those of ``gaps`` to which rules 3 and 4 apply.
 
-    ``gaps``: replica id -> (counter here, counter needed), of incarnations that rule 1 names.
+    ``gaps``: replica id -> (counter here, counter needed), of incarnations to which rule 1 applies.
     ``clock``, ``pending``: this replica's own, in the form of a report.
     """
     reports = list(reports)
@@ -66,3 +78,168 @@ def unrecoverable(
         for replica, (have, need) in gaps.items()
         if all(queue.get(replica, need + 1) > need for queue in queues)
     }
+
+
+class LossQuery(NamedTuple):
+    """A missing dependency: the counter needed, the serial when it was first asked for, and until when it is kept."""
+
+    needed: int
+    serial: int
+    expires_s: float = float("inf")
+
+
+class LossQueries:
+    """Missing dependencies that were asked for lately, by replica id.
+
+    A request that waits for its causal past keeps its own token. A client that does not wait (``wait=0``) asks again
+    and again, and a token of its latest question would always be younger than every report. So its question gets the
+    token of the first time that the same dependency was asked for. The reports are then younger than that first
+    question, though they may be older than the latest one.
+    """
+
+    def __init__(self) -> None:
+        self._queries: dict[str, LossQuery] = {}
+
+    def token(self, gaps: Gaps, serial: int) -> int:
+        """Return the token of a question for all of ``gaps``: the youngest token of its parts, ``serial`` if new.
+
+        ``gaps``: replica id -> (counter here, counter needed). ``serial``: of the last exchange that has begun.
+        """
+        token = 0
+        for replica, (_, needed) in gaps.items():
+            query = self._queries.get(replica)
+            if query is None or query.needed < needed:
+                query = LossQuery(needed, serial)
+                if len(self._queries) < MAX_LOSS_QUERIES:
+                    self._queries[replica] = query
+            token = max(token, query.serial)
+        return token
+
+    def expire(self, now_s: float) -> None:
+        """Forget the queries that were asked long ago (monotonic seconds); called often."""
+        if self._queries:
+            limit_s = now_s + LOSS_QUERY_KEPT_S
+            dated = {id_: q._replace(expires_s=min(q.expires_s, limit_s)) for id_, q in self._queries.items()}
+            self._queries = {id_: query for id_, query in dated.items() if query.expires_s > now_s}
+
+
+class LossDetector:
+    """Applies the four rules. Not thread-safe.
+
+    ``possible_holders``: the ids of removed replicas that are alive and may have updates that we lack (rule 2).
+    ``quiet_since``: the serial of the last exchange that had begun when ``possible_holders`` became empty; None while
+    it is not empty. Reports must be younger than that.
+    """
+
+    def __init__(
+        self, store: CausalStore, membership: Membership, peers: Peers, events: EventLog, started_s: float
+    ) -> None:
+        self.possible_holders: frozenset[str] = frozenset()
+        self.quiet_since: int | None = None
+        self._store = store
+        self._membership = membership
+        self._peers = peers
+        self._events = events
+        self._started_s = started_s
+        self._queries = LossQueries()
+        self._pending_since: dict[Dot, int] = {}
+
+    def ask(self, past: Mapping[str, int]) -> int:
+        """Exchange at once with every peer that may have what ``past`` names and we lack.
+
+        Return the token of this question for ``unrecoverable``.
+        """
+        table = self._membership.table
+        for replica, (_, needed) in missing(self._store.clock, past).items():
+            for address in table.others:
+                peer = self._peers.at(address)
+                # Any member may have updates of an incarnation that has ended, and all have to report before one of
+                # them counts as lost.
+                may_have = replica not in table.present or address == address_of(replica)
+                if may_have or peer.acked.clock.get(replica, 0) >= needed:
+                    peer.urgent = True
+        return self._peers.serial
+
+    def ask_again(self, past: Mapping[str, int]) -> int:
+        """Like ``ask``, for a request that does not wait and may have asked before (see ``LossQueries``)."""
+        self.ask(past)
+        return self._queries.token(missing(self._store.clock, past), self._peers.serial)
+
+    def unrecoverable(self, past: Mapping[str, int], token: int) -> LostUpdates:
+        """Return replica id -> (first, last) counter of the updates in ``past`` that no replica can provide.
+
+        ``token``: the serial of the last exchange that had begun when the question was asked.
+        """
+        gaps = missing(self._store.clock, past)
+        gaps = {id_: gap for id_, gap in gaps.items() if self._has_ended(id_)}
+        membership, table = self._membership, self._membership.table
+        if not gaps or membership.seeds.unanswered or membership.undiscovered or self.quiet_since is None:
+            return {}
+        ids = [table.present_id(address) for address in table.others]
+        reports = reports_since(max(token, self.quiet_since), self._peers.members(), ids, table.digest)
+        if reports is None:
+            return {}
+        found = unrecoverable(gaps, reports, self._store.clock, self.orphaned_pending())
+        self._events.record_unrecoverable(found)
+        return found
+
+    def orphaned_pending(self) -> dict[str, int]:
+        """Return the lowest pending counter of each origin that is no present incarnation: what rule 4 is about."""
+        if not self._store.pending:
+            return {}
+        present = self._membership.table.present
+        return {id_: n for id_, n in self._store.pending.lowest_counters().items() if id_ not in present}
+
+    def update_possible_holders(self, now: Instant) -> None:
+        """Recompute both public attributes; called as time passes, and when a removed replica has sent a message."""
+        table, liveness = self._membership.table, self._membership.liveness
+        holders = set()
+        for address in table.left:
+            replica = table.present_id(address)
+            if replica is None or liveness.is_silent(replica, self._started_s, now.mono_s):
+                continue
+            if not self._has_all_of(address, replica):
+                holders.add(replica)
+        self.possible_holders = frozenset(holders)
+        if holders:
+            self.quiet_since = None
+        elif self.quiet_since is None:
+            self.quiet_since = self._peers.serial
+
+    def drop_unrecoverable_pending(self, now: Instant) -> None:
+        """Drop the pending updates that wait for an unrecoverable one.
+
+        A pending update counts as asking from the moment at which this method first sees it.
+        """
+        if not self._store.pending:
+            self._pending_since.clear()
+            return
+        waiting = {item.update.dot: item.waits_for for item in self._store.pending}
+        self._pending_since = {dot: self._pending_since.get(dot, self._peers.serial) for dot in waiting}
+        for dot, (replica, counter) in waiting.items():
+            if self._has_ended(replica) and self.unrecoverable({replica: counter}, self._pending_since[dot]):
+                self._store.drop_pending(dot)
+                self._events.record("dropped", dot[0], f"update {dot[1]} waits for a lost one of {replica}", now)
+
+    def expire_queries(self, now_s: float) -> None:
+        """Forget old questions (monotonic seconds); called often."""
+        self._queries.expire(now_s)
+
+    def _has_ended(self, replica: str) -> bool:
+        """Return whether the id ``replica`` names an incarnation that will not send anything any more (rule 1)."""
+        table, incarnation = self._membership.table, incarnation_of(replica)
+        if not incarnation or replica in table.present:
+            return False
+        entry = table.entries.get(address_of(replica))
+        # If the address belongs, its present incarnation has to report, so no other one is alive there, not even one
+        # above the table's. If it does not belong, an incarnation above the table's may be alive and unheard of.
+        return entry is not None and (entry.belongs or incarnation <= entry.incarnation)
+
+    def _has_all_of(self, address: str, replica: str) -> bool:
+        """Return whether we have everything that ``replica``, which knows of its removal, will ever hand over."""
+        peer = self._peers.find(address)
+        if peer is None or peer.acked.replica != replica:
+            return False
+        if peer.acked.membership_digest != self._membership.table.digest:
+            return False
+        return peer.acked.is_complete and covers(self._store.clock, peer.acked.clock)

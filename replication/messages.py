@@ -1,28 +1,35 @@
-"""What replicas say to each other, and its wire form.
+"""The messages between replicas, and their wire form.
 
-There is one kind of round trip, the *exchange*: request and reply have the same form. It is broadcast,
-anti-entropy, health check and acknowledgement at once. Only a replica that is too far behind for the log
-pulls a *snapshot*, piece by piece, in round trips of its own.
+There is one kind of round trip, the *exchange*; its request and its reply have the same form. It is broadcast,
+anti-entropy, health check and acknowledgement at once. Only a replica that is too far behind for a peer's log pulls a
+*snapshot*, piece by piece, in round trips of its own.
 
-What would grow with the age of the cluster does not travel unless it is needed:
+Parts that would grow with the age of the cluster are sent only when they are needed:
 
-* the register goes only to a peer whose digest of it differs;
-* a clock travels as the entries of present incarnations and a digest of the **rest** (entries of incarnations
-  that are over or out); the rest goes only where the digests differ.
+* the membership table goes only to a peer whose digest of it differs;
+* a clock is sent as the entries of present incarnations and a digest of the *retired entries* (retired.py); the retired
+  entries are sent only when the digests differ.
 
-Wire form: MessagePack by field name, defaults left out. Bounds are part of the types: what decodes is well-formed.
+Wire form: MessagePack maps by field name, defaults left out. Bounds are part of the types: a decoded message is
+well-formed.
 
-Versions: a replica understands its own version of the protocol and the ones next to it, so that a cluster can be
-upgraded one replica at a time (docs/operations.md). A message says its version; one that says none is of version 1.
-So a new version may add fields that have a default, at the end where they go by position (``Update``, ``Entry``, …);
-what it cannot say without one, such as a new ``State``, it has to keep to itself until the version before it is two
-behind. It must not give a field another meaning, nor rely on others to hand on what it has added: a replica of the
-version before drops it. tests/replication/data/ keeps messages as earlier versions sent them.
+Versions: a replica accepts its own version of the protocol and the versions next to it, so that a cluster can be
+upgraded one replica at a time (docs/operations.md). A message names its version; a message that names none is of
+version 1. A new version
+
+* may add fields that have a default; in structs that travel by position (``Update``, ``MembershipEntry``, …) at the
+  end;
+* must keep to itself what the version before would reject, such as a new ``State``, until that version is two behind;
+* must not give a field another meaning, nor rely on other replicas to relay what it has added: a replica of the version
+  before drops it.
+
+tests/replication/data/ keeps messages as earlier versions sent them.
 """
 
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -35,27 +42,29 @@ PROTOCOL = 1
 """Version of the messages that this replica sends."""
 
 DEFAULT_PROTOCOL = 1
-"""Version of a message that says none. It stays 1 in every version, or neighbours take each other for themselves."""
+"""Version of a message that names none. It stays 1 for ever: otherwise two versions would mistake each other for their
+own."""
 
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
-"""No request or reply between replicas is longer. Nodes keep theirs to about 256 KiB, but for what cannot be divided:
-one update, or one key with all its siblings, of values up to ``KV_MAX_BODY_BYTES``. Stops one that is no peer from
-filling the memory."""
+"""Bound of every request and reply between replicas, against senders that are no replicas. Replicas keep theirs to
+about 256 KiB, except for what cannot be divided: one update, or one key with all its siblings, of values up to
+``KV_MAX_BODY_BYTES``."""
 
 Address = Annotated[str, msgspec.Meta(min_length=3, max_length=300)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""Equal contents have equal digests, and others nearly never: see ``digest_of``."""
+"""Equal contents have equal digests; different contents have different ones, except with negligible probability (see
+``digest_of``)."""
 Held = Annotated[tuple[Version, ...], msgspec.Meta(min_length=1)]
-"""The versions of a key; one that has none is not in a table, so not in a snapshot of it."""
+"""The versions of a key; a key without versions is in no table, and so in no snapshot."""
 State = Literal["joining", "serving", "removed", "leaving"]
 
 
 class MembershipEntry(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What the register says of one address. The entry with the higher ``rank`` wins everywhere.
+    """The entry of one address in the membership table. The entry with the higher ``rank`` wins at every replica.
 
-    ``incarnation``: of the process there, 0 where none is known yet. ``stamp``: hybrid time of the change,
-    microseconds. ``belongs``: whether the address is in or out.
+    ``incarnation``: of the process there, 0 if none is known yet. ``stamp``: hybrid time of the change, microseconds.
+    ``belongs``: whether the address belongs to the cluster.
     """
 
     incarnation: Annotated[int, msgspec.Meta(ge=0, le=MAX_INCARNATION)]
@@ -68,7 +77,7 @@ class MembershipEntry(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class LastHeard(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """When the sender last heard of a replica: the replica's ``heartbeat`` then, and how long ago, milliseconds."""
+    """The sender's last contact with a replica: the ``heartbeat`` then, and its age in milliseconds."""
 
     heartbeat: Natural
     age_ms: Natural
@@ -77,16 +86,17 @@ class LastHeard(msgspec.Struct, frozen=True, gc=False, array_like=True):
 Updates: TypeAlias = list[Update]
 
 
-class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
+class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     """One half of an exchange.
 
-    ``sender``: id of the replica that talks. ``heartbeat``: rises with every message of that replica.
-    ``time``: its hybrid time, microseconds. ``clock``, ``retired_digest``, ``rest``: see the module. ``pending``:
-    of origins that are no present incarnation, the lowest counter that waits in the sender's pending queue.
-    ``want``: send everything you have that I lack, others' updates too. ``truncated``: my log does not reach
-    back to you, pull a snapshot. ``more``: a limit cut the updates. ``taken``: False when the request came
-    from an incarnation that is over, and nothing of it was used. ``batch``: updates, each encoded: the sender's
-    log holds them so, and encodes each only once for all peers.
+    ``sender``: id of the replica that sends it. ``heartbeat``: rises with every message of that replica. ``time``: its
+    hybrid time, microseconds. ``clock``, ``retired_digest``, ``retired``: its clock (see the module).
+    ``membership_digest``, ``membership``: of its membership table. ``heard``: its last contact with other replicas.
+    ``orphaned_pending``: the lowest counter in its pending queue for each origin that is no present incarnation.
+    ``want_all``: send everything that I lack, including updates of other origins. ``truncated``: my log does not reach
+    back to your clock, pull a snapshot. ``more``: a limit cut the updates. ``accepted``: False in a reply if the
+    request did not count, because its sender is no present incarnation.
+    ``batch``: updates, each in its wire form: the sender's log keeps them so, and encodes each one once for all peers.
     """
 
     sender: ReplicaId
@@ -100,24 +110,29 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
     membership: dict[Address, MembershipEntry] | None = None
     retired: WireClock | None = None
     heard: dict[ReplicaId, LastHeard] = {}
-    pending: WireClock = {}
+    orphaned_pending: WireClock = {}
     batch: list[msgspec.Raw] = msgspec.field(name="updates", default_factory=list)
     want_all: bool = False
     truncated: bool = False
     more: bool = False
     accepted: bool = True
 
-    @property
+    @cached_property
     def updates(self) -> Updates:
-        """The updates of the batch, decoded anew at each call. Raises BadMessage."""
+        """The updates of the batch, decoded at the first call. Raises BadMessage.
+
+        A server calls it once before it takes the lock, so that nothing is decoded under the lock.
+        """
         try:
             return [decode_update(encoded) for encoded in self.batch]
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise BadMessage(f"not a message of this protocol, for an update in it: {exc}") from exc
+            raise BadMessage(f"not a message of this protocol, because of an update in it: {exc}") from exc
 
 
 class SnapshotRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Ask for piece ``piece`` (from 0) of a snapshot; ``snapshot`` is empty for the first piece, then as told."""
+    """A request for piece ``piece`` (from 0) of a snapshot. ``snapshot``: the name from the first piece; empty for
+    that.
+    """
 
     sender: ReplicaId
     snapshot: Annotated[str, msgspec.Meta(max_length=64)] = ""
@@ -126,7 +141,7 @@ class SnapshotRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class MarkerForm(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A marker as it travels with a snapshot (store/markers.py)."""
+    """The wire form of a marker in a snapshot (store/markers.py)."""
 
     origin: ReplicaId
     counter: Counter
@@ -134,11 +149,11 @@ class MarkerForm(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One piece of a snapshot. The clocks come with the first piece, and are of the same moment as all versions.
+    """One piece of a snapshot. The clocks come with the first piece and are of the same moment as all versions.
 
-    It says no version: a giver sends it to nobody whose request was of a version too far from its own.
-    ``snapshot``: what to ask the next piece under; empty when the giver has too many receivers now.
-    ``last``: no more pieces follow.
+    It names no version: a replica does not send it if the version of the request is too far from its own.
+    ``snapshot``: the name under which to request the next piece; empty if the sender has too many receivers now, or
+    does not have that snapshot any more. ``last``: no more pieces follow.
     """
 
     sender: ReplicaId
@@ -153,7 +168,7 @@ class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class MessageHeader(msgspec.Struct, frozen=True):
-    """What can be read of any request, and of any reply to an exchange, whatever its version."""
+    """The fields that every version of a request, and of a reply to an exchange, has."""
 
     sender: ReplicaId = "nobody"
     protocol: int = DEFAULT_PROTOCOL
@@ -162,15 +177,15 @@ class MessageHeader(msgspec.Struct, frozen=True):
 Message = TypeVar("Message", Exchange, SnapshotRequest, SnapshotPiece)
 
 _encoder = msgspec.msgpack.Encoder()
-# Made here, by the one thread that imports: msgspec builds what it knows of a type at its first use, and a second
-# thread that came upon it half-built crashed the process (msgspec 0.22).
+# Built at import, by one thread: msgspec prepares a type at its first use, and a second thread that uses the type
+# meanwhile crashes the process (msgspec 0.22).
 _decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {
     kind: msgspec.msgpack.Decoder(kind) for kind in (Exchange, SnapshotRequest, SnapshotPiece, MessageHeader)
 }
 
 
 def digest_of(contents: object) -> int:
-    """Return the ``Digest`` of ``contents``: anything with a wire form, in one order."""
+    """Return the ``Digest`` of ``contents``: anything that MessagePack can encode, in a fixed order."""
     return int.from_bytes(hashlib.blake2b(msgspec.msgpack.encode(contents), digest_size=8).digest(), "big") >> 1
 
 
@@ -180,7 +195,7 @@ def encode(message: Exchange | SnapshotRequest | SnapshotPiece) -> bytes:
 
 
 def decode(body: bytes, kind: type[Message]) -> Message:
-    """Return the message of ``kind`` in ``body``. Raises BadMessage for anything else, whatever it is."""
+    """Return the message of ``kind`` in ``body``. Raises BadMessage for any other bytes."""
     try:
         message: Message = _decoders[kind].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -193,7 +208,7 @@ def decode(body: bytes, kind: type[Message]) -> Message:
 
 
 def _header_of(body: bytes) -> MessageHeader | None:
-    """Return who says what in a body that is no message of this version; None where not even that can be told."""
+    """Return the sender and version of a body that is no message of this version, None if it has neither."""
     try:
         spoken: MessageHeader = _decoders[MessageHeader].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -202,6 +217,6 @@ def _header_of(body: bytes) -> MessageHeader | None:
 
 
 def _check_version(message: Exchange | SnapshotRequest | MessageHeader) -> None:
-    """Raise BadMessage where the sender's version is not next to this one."""
+    """Raise BadMessage unless the sender's version is this one or next to it."""
     if abs(message.protocol - PROTOCOL) > 1:
         raise BadMessage(f"{message.sender} speaks protocol {message.protocol}, which is not next to {PROTOCOL}")

@@ -1,27 +1,65 @@
-"""What a replica knows of one peer, and when it talks to it next.
+"""The progress of one peer: what it has acknowledged, and when to send the next exchange.
 
-``known`` is the peer's clock as it told it itself: exact at that time, and a lower bound ever after, because
-clocks of one incarnation only grow. It is the acknowledgement: what a peer lacks is what the log has above
-``known``. It dies with the incarnation, because a process that started again has lost its memory.
+A peer is in one of four states:
+
+* ``UNKNOWN``: no incarnation at its address has sent us anything yet. We do not know which updates it lacks, so we ask
+  and send no updates.
+* ``EXCHANGING``: exchanges go out at once when there is something to send, and by the timer otherwise.
+* ``FAILED``: the last request brought no reply. Only the timer sends the next one, and updates that were sent before
+  do not count as in flight. (No incarnation may be known here either.)
+* ``PULLING``: we pull a snapshot from this peer. Requests for pieces take turns with exchanges that are due.
+
+    UNKNOWN ──accept a message──▶ EXCHANGING ◀──snapshot complete or rejected──▶ PULLING
+       └──────────no reply──────────▶ FAILED ◀──────────────no reply────────────────┘
+                                        └── a reply, or a new incarnation ──▶ EXCHANGING
+
+A peer's acknowledged clock is exact when the peer sends it and a lower bound ever after, because the clock of one
+incarnation only grows. What a peer lacks is therefore what the log holds above that clock; there is no queue per peer.
+Everything acknowledged ends with the incarnation: a process that starts again has lost its memory.
+
+Source: a named state per follower, as in etcd's raft (tracker/progress.go: probe, replicate, snapshot).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
+from replication.membership_table import MembershipTable
 from store.clock import Clock, merge_into
 
 SMOOTHING = 0.25
-"""Weight of the last round trip in their mean."""
+"""Weight of the latest round trip in the moving average."""
+
+
+class PeerState(Enum):
+    """See the module."""
+
+    UNKNOWN = "unknown"
+    EXCHANGING = "exchanging"
+    FAILED = "failed"
+    PULLING = "pulling"
+
+
+class SnapshotOffer(Enum):
+    """What a peer's messages say about a snapshot. Only a reply is an ``OFFER``.
+
+    A request is built on what its sender believed of this replica then, which may be old. Its statement "my log does
+    not reach back to you" is a ``HINT``: a reason to exchange at once and ask.
+    """
+
+    NONE = "none"
+    HINT = "hint"
+    OFFER = "offer"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a peer said of itself in answer to exchange number ``serial`` of this replica.
+    """What a peer said of itself in its reply to exchange ``serial`` of this replica.
 
-    ``clock``: its exact clock; ``pending``: of origins that are no present incarnation, the lowest counter
-    waiting there; ``membership_digest``: under which register it said so.
+    ``replica``: its id. ``clock``: its exact clock. ``pending``: the lowest pending counter of each origin that is no
+    present incarnation. ``membership_digest``: of the membership table under which it said so.
     """
 
     replica: str
@@ -32,85 +70,171 @@ class Report:
 
 
 @dataclass(slots=True)
-class PeerProgress:
-    """One peer, by address. ``replica``: the incarnation that all else here is about; empty: none has talked yet.
+class Acknowledged:
+    """What one incarnation of a peer has said of itself. A new incarnation starts with a new object.
 
-    ``told_whole``: whether ``known`` was all of its clock when it last talked (its rest may come next time).
-    ``offered``: own counter up to which updates have been sent, acknowledged or not.
-    ``in_flight``: serial of the exchange that is under way; 0 when none is.
-    ``begun_s``: when the exchange under way began; ``round_trip_s``: how long one takes, smoothed.
-    ``paced_until_s``: before that, new writes wait for company. ``next_sync_s``: when the timer calls for an
-    exchange; ``piece_due_s``: when the next piece of a snapshot may be asked for; ``told_s``: when it was last told
-    who else was heard of (all monotonic seconds).
-    ``urgent``: somebody waits for what this peer may have. ``more``: a limit cut the last exchange.
-    ``cut_at``: what the peer was known to have when a limit cut what was sent to it; None when none did.
-    ``failed``: the last exchange failed, so only the timer calls for the next one (or a new incarnation that talks).
-    ``offers_snapshot``: its log does not reach back to this replica, as it said in a reply; ``may_offer``: as it
-    said in a request, built on what it believed then: worth asking. ``pulling``: the last thing asked of it was
-    a piece of a snapshot.
+    ``replica``: the id of the incarnation; empty while the peer is unknown.
+    ``clock``: a lower bound of its clock. ``is_complete``: whether its last message gave the whole clock; if not, its
+    retired entries come with the next message.
+    ``retired_digest``, ``membership_digest``: of its retired clock entries and its membership table, as last sent;
+    None and 0 before it has sent any.
+    ``report``: its latest report, for loss detection. ``snapshot``: whether it offers one.
+    ``sent``: own counter up to which updates were sent to it, acknowledged or not. A failed request sets it back to
+    what is acknowledged.
     """
 
-    address: str
     replica: str = ""
-    known: Clock = field(default_factory=dict)
-    told_whole: bool = False
+    clock: Clock = field(default_factory=dict)
+    is_complete: bool = False
     retired_digest: int | None = None
     membership_digest: int = 0
     report: Report | None = None
-    offered: int = 0
-    in_flight: int = 0
+    snapshot: SnapshotOffer = SnapshotOffer.NONE
+    sent: int = 0
+
+    def acknowledge(self, clock: Mapping[str, int]) -> None:
+        """Merge a clock that the peer sent; a delayed message with an older clock changes nothing."""
+        merge_into(self.clock, clock)
+
+    def update_count(self) -> int:
+        """Return how many updates the peer is known to have applied."""
+        return sum(self.clock.values())
+
+
+@dataclass(slots=True)
+class Schedule:
+    """When to send to one peer. All times are monotonic seconds.
+
+    ``begun_s``: when the exchange in flight began. ``round_trip_s``: moving average of the time one takes.
+    ``paced_until_s``: new writes wait for others until then. ``next_sync_s``: when the timer sends the next exchange.
+    ``next_piece_s``: when the next piece of a snapshot may be requested. ``liveness_sent_s``: when the peer was last
+    sent a liveness report.
+    """
+
     begun_s: float = 0.0
     round_trip_s: float = 0.0
     paced_until_s: float = 0.0
     next_sync_s: float = 0.0
-    piece_due_s: float = 0.0
-    told_s: float = float("-inf")
-    urgent: bool = False
-    more: bool = False
-    cut_at: int | None = None
-    failed: bool = False
-    offers_snapshot: bool = False
-    may_offer: bool = False
-    pulling: bool = False
+    next_piece_s: float = 0.0
+    liveness_sent_s: float = float("-inf")
 
-    def become(self, replica: str, now_s: float) -> None:
-        """Forget what was known of the former incarnation: ``replica``, which has talked, has none of it.
-
-        If the last call failed, it was before this one listened: the next one need not wait for the timer.
-        """
-        if self.failed:
-            self.next_sync_s = min(self.next_sync_s, now_s)
-        self.replica = replica
-        self.known = {}
-        self.told_whole = False
-        self.retired_digest = None
-        self.membership_digest = 0
-        self.report = None
-        self.offered = 0
-        self.offers_snapshot = False
-        self.may_offer = False
-
-    def seen(self) -> int:
-        """Return how many updates the peer is known to have."""
-        return sum(self.known.values())
-
-    def acknowledge(self, clock: Mapping[str, int]) -> None:
-        """Take in a clock that the peer told of itself; old ones, arriving late, change nothing."""
-        merge_into(self.known, clock)
-
-    def took(self, now_s: float) -> None:
-        """Note that the exchange under way has had its reply."""
+    def measure(self, now_s: float) -> None:
+        """Add the exchange whose reply arrives now to the average round trip."""
         self.round_trip_s += (now_s - self.begun_s - self.round_trip_s) * SMOOTHING
 
-    def due_at(self, own_counter: int, now_s: float) -> float:
-        """Return when the next exchange should leave, none being under way (monotonic seconds).
+
+@dataclass(slots=True)
+class PeerProgress:
+    """The progress of the peer at ``address``.
+
+    ``in_flight``: serial of the request in flight, 0 if none; at most one request is in flight with a peer.
+    ``urgent``: exchange at once, because something waits for what this peer may have or has to learn.
+    ``more``: exchange again at once, because a limit cut the last exchange.
+    ``count_at_cut``: how many updates the peer had when a limit cut our message; None if no limit did.
+    ``piece_was_last``: the last request asked for a piece of a snapshot (pieces take turns with exchanges).
+    """
+
+    address: str
+    state: PeerState = PeerState.UNKNOWN
+    acked: Acknowledged = field(default_factory=Acknowledged)
+    schedule: Schedule = field(default_factory=Schedule)
+    in_flight: int = 0
+    urgent: bool = False
+    more: bool = False
+    count_at_cut: int | None = None
+    piece_was_last: bool = False
+
+    def become(self, replica: str, now_s: float) -> None:
+        """Start to follow the new incarnation ``replica``, which has sent a message and has nothing of the old one.
+
+        If the last request failed, it came before this incarnation listened: the next one need not wait for the timer.
+        """
+        if self.state is PeerState.FAILED:
+            self.schedule.next_sync_s = min(self.schedule.next_sync_s, now_s)
+        self.acked = Acknowledged(replica)
+        self.state = PeerState.EXCHANGING
+
+    def hear_reply(self, serial: int, now_s: float) -> None:
+        """Note that the reply to request ``serial`` is here; ``end`` follows when everything in it is applied.
+
+        A reply that nobody waits for any more changes nothing.
+        """
+        if self.in_flight != serial:
+            return
+        self.schedule.measure(now_s)
+        if self.state is PeerState.FAILED:
+            self.state = PeerState.EXCHANGING if self.acked.replica else PeerState.UNKNOWN
+
+    def end(self, serial: int) -> None:
+        """End request ``serial``: the next one may begin."""
+        if self.in_flight == serial:
+            self.in_flight = 0
+
+    def fail(self, own_id: str, now_s: float) -> None:
+        """End the request in flight, which brought no reply. The peer may have received it all the same."""
+        self.in_flight = 0
+        self.state = PeerState.FAILED
+        self.acked.sent = self.acked.clock.get(own_id, 0)
+        self.schedule.next_sync_s = max(self.schedule.next_sync_s, now_s)
+
+    def exchange_due_at(self, own_counter: int, now_s: float) -> float:
+        """Return when the next exchange should be sent if none is in flight (monotonic seconds).
 
         ``own_counter``: how many updates this replica has issued.
         """
-        if self.failed:
-            return self.next_sync_s
+        schedule = self.schedule
+        if self.state is PeerState.FAILED:
+            return schedule.next_sync_s
         if self.urgent or self.more:
             return now_s
-        if own_counter > self.offered:
-            return min(max(now_s, self.paced_until_s), self.next_sync_s)
-        return self.next_sync_s
+        if own_counter > self.acked.sent:
+            return min(max(now_s, schedule.paced_until_s), schedule.next_sync_s)
+        return schedule.next_sync_s
+
+
+class Peers:
+    """The progress of every peer, by address, and the serial numbers of the requests to them.
+
+    ``serial``: of the last request that was begun; a report with a higher serial is younger than this moment.
+    """
+
+    def __init__(self, table: MembershipTable) -> None:
+        self.serial = 0
+        self._table = table
+        self._by_address: dict[str, PeerProgress] = {}
+
+    def next_serial(self) -> int:
+        """Return the serial of a request that begins now."""
+        self.serial += 1
+        return self.serial
+
+    def find(self, address: str) -> PeerProgress | None:
+        """Return the progress of the peer at ``address``, None if there was no contact yet."""
+        return self._by_address.get(address)
+
+    def at(self, address: str) -> PeerProgress:
+        """Return the progress of the peer at ``address``, UNKNOWN if there was no contact yet."""
+        peer = self._by_address.get(address)
+        if peer is None:
+            peer = self._by_address[address] = PeerProgress(address)
+        return peer
+
+    def all(self) -> list[PeerProgress]:
+        """Return the progress of every peer, members or not."""
+        return list(self._by_address.values())
+
+    def forget(self, address: str) -> None:
+        """Forget the peer at ``address``: another replica may answer there next."""
+        self._by_address.pop(address, None)
+
+    def members(self) -> list[Acknowledged | None]:
+        """Return what the present incarnation of each other member has acknowledged, in the order of ``table.others``.
+
+        None stands for a member whose present incarnation has not sent anything.
+        """
+        acknowledged: list[Acknowledged | None] = []
+        for address in self._table.others:
+            peer = self._by_address.get(address)
+            is_present = peer is not None and peer.acked.replica == self._table.present_id(address)
+            acknowledged.append(peer.acked if peer is not None and is_present else None)
+        return acknowledged

@@ -1,12 +1,19 @@
-"""Starting: when a replica that came up empty, or that was put back into the view, may serve.
+"""Recovery: when a replica that has missed updates may serve clients, and how it pulls a snapshot.
 
-It asks every seed and every member that those name. It serves once everything is here that each one who
-answered had when it was asked. It does not wait for one that has since fallen silent or whose incarnation is
-over, nor for one that has not answered within ``down_after`` of being asked first; where nobody answers, it
-serves alone. Those that start at the same time answer each other too (with empty clocks), so nobody waits for ever.
+**Joining.** A replica that starts empty, or that is added back after its removal, asks every seed and every member that
+their answers name. It serves once it has everything that each replica had when it first answered. It does not wait for
 
-One that does not answer here may be alive all the same, as others tell: the way to it is cut, or it is of a protocol
-version too far away. It gets three times as long, for it may only be slow; what it has comes by the others.
+* a replica that has fallen silent since, or whose incarnation is superseded;
+* a replica that has not answered within ``silent_after_s`` of being asked first. If nobody answers, it serves alone.
+* If others have heard of a replica that does not answer us, the path to it may be cut, or its protocol version too far
+  from ours. It may also only be slow, so it gets ``UNANSWERED_TIMES`` as long. Its updates arrive through the others.
+
+Replicas that start at the same time answer each other too, with empty clocks, so none of them waits for ever.
+
+**The gate.** ``store.not_serving_reason`` says why clients are not served: the replica is removed, or it is joining.
+
+**Pulling a snapshot.** If a peer's log does not reach back to us, that peer offers a snapshot in its reply. We pull one
+snapshot at a time, piece by piece, and join it in one step.
 """
 
 from __future__ import annotations
@@ -14,56 +21,205 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from replication.errors import BadMessage
 from replication.membership import Membership
-from store.clock import Clock, covers
+from replication.messages import SnapshotPiece
+from replication.progress import PeerProgress, Peers, PeerState, SnapshotOffer
+from replication.settings import ReplicationSettings
+from replication.snapshots import SnapshotPull
+from store.causal import CausalStore
+from store.clock import Clock, Instant, covers
+from store.snapshot import Snapshot
+
+CATCHING_UP = "Replica is catching up"
+NOT_IN_VIEW = "Replica is not in the view"
 
 UNANSWERED_TIMES = 3
-"""By how much longer one is waited for that others hear of and that does not answer."""
+"""Timeout multiplier for peers that others can reach and we cannot."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Who answered, and the clock that it had then."""
+class FirstAnswer:
+    """The incarnation that answered, and its clock at its first answer."""
 
     replica: str
     clock: Clock
 
 
 @dataclass(slots=True)
-class Recovery:
-    """What a joining replica has heard so far. Times are monotonic seconds.
+class Joining:
+    """What a joining replica has asked and heard. Times are monotonic seconds.
 
-    ``started_s``: since when it asks; ``asked_s``: address -> since when it is known to be one to ask.
+    ``started_s``: when it began to ask. ``asked_s``: address -> when it was first asked. ``answers``: address asked ->
+    the first answer of the incarnation there.
     """
 
     started_s: float
     asked_s: dict[str, float] = field(default_factory=dict)
-    answers: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[str, FirstAnswer] = field(default_factory=dict)
 
     def ask(self, addresses: Iterable[str], now_s: float) -> None:
-        """Note whom to ask: some are found by lookups, or named in the answer of another, well after the start."""
+        """Note which addresses are asked; lookups and other replicas' answers name some of them late."""
         for address in addresses:
             self.asked_s.setdefault(address, now_s)
 
-    def note(self, address: str, replica: str, clock: Clock) -> None:
-        """Note the first exact clock told by the incarnation ``replica``, asked at ``address``."""
+    def note_answer(self, address: str, replica: str, clock: Clock) -> None:
+        """Keep ``clock`` if it is the first exact clock from the incarnation ``replica``, asked at ``address``."""
         known = self.answers.get(address)
         if known is None or known.replica != replica:
-            self.answers[address] = Answer(replica, clock)
+            self.answers[address] = FirstAnswer(replica, clock)
 
-    def is_done(self, asked: Iterable[str], clock: Clock, view: Membership, now_s: float) -> bool:
-        """Return whether the replica may serve: it waits for none of ``asked`` (addresses)."""
-        return not any(self._waits_for(address, clock, view, now_s) for address in asked)
+    def is_done(self, addresses: Iterable[str], clock: Clock, membership: Membership, now_s: float) -> bool:
+        """Return whether the replica, whose clock is ``clock``, waits for none of ``addresses`` any more."""
+        return not any(self._waits_for(address, clock, membership, now_s) for address in addresses)
 
-    def _waits_for(self, address: str, clock: Clock, view: Membership, now_s: float) -> bool:
+    def _waits_for(self, address: str, clock: Clock, membership: Membership, now_s: float) -> bool:
         answer = self.answers.get(address)
-        if answer is not None and view.is_superseded(answer.replica):
-            # It came back empty: what it had then is to be had from others, or not at all.
+        if answer is not None and membership.table.is_superseded(answer.replica):
+            # It has started again and is empty: what it had then comes from others, or is lost.
             return False
-        replica = answer.replica if answer is not None else view.present_id(address)
+        replica = answer.replica if answer is not None else membership.table.present_id(address)
         asked_s = max(self.started_s, self.asked_s.get(address, self.started_s))
-        if view.is_silent(replica or "", asked_s, now_s):
+        if membership.liveness.is_silent(replica or "", asked_s, now_s):
             return False
         if answer is None:
-            return now_s - asked_s < UNANSWERED_TIMES * view.silent_after_s
+            return now_s - asked_s < UNANSWERED_TIMES * membership.silent_after_s
         return not covers(clock, answer.clock)
+
+
+class Recovery:
+    """Joining, the gate and the snapshot being pulled, of one replica. Not thread-safe.
+
+    ``joining``: None while the replica has caught up. ``pull``: the snapshot being pulled, None if there is none; the
+    peer at ``pull.address`` is the only one in the state ``PULLING``.
+    """
+
+    def __init__(
+        self, store: CausalStore, membership: Membership, peers: Peers, settings: ReplicationSettings, now_s: float
+    ) -> None:
+        self.joining: Joining | None = Joining(now_s)
+        self.pull: SnapshotPull | None = None
+        self._store = store
+        self._membership = membership
+        self._peers = peers
+        self._settings = settings
+
+    # -- joining and the gate --------------------------------------------------------------------------
+
+    def restart_silence(self, now_s: float) -> None:
+        """Count the silence of the asked addresses from now on; see ``Replica.begin_exchanging``."""
+        if self.joining is not None:
+            self.joining.started_s = now_s
+
+    def note_answer(self, address: str, peer: PeerProgress, replica: str, clock: Clock) -> None:
+        """Note the exact clock of ``replica``, which was asked at ``address`` and belongs at ``peer.address``."""
+        if self.joining is not None:
+            self.joining.note_answer(address, replica, clock)
+            self.joining.note_answer(peer.address, replica, clock)
+
+    def note_lookup(self, unanswered: dict[str, float]) -> None:
+        """Give the seeds in ``unanswered`` (address -> since when they are asked) their full time to answer.
+
+        A new replica may answer at an address that was asked before.
+        """
+        if self.joining is not None:
+            self.joining.asked_s.update(unanswered)
+
+    def update_gate(self, now: Instant) -> bool:
+        """Open or close the gate; return True if the replica was removed before and belongs again.
+
+        Such a replica has to catch up like one that starts: the members have trimmed their logs without regard to it.
+        """
+        store = self._store
+        if not self._membership.table.belongs(self._membership.address):
+            store.not_serving_reason = NOT_IN_VIEW
+            return False
+        was_removed = store.not_serving_reason == NOT_IN_VIEW
+        if was_removed:
+            self.joining = Joining(now.mono_s)
+        store.not_serving_reason = CATCHING_UP if self.joining else None
+        return was_removed
+
+    def finish_joining(self, now: Instant) -> bool:
+        """End the joining if the replica has caught up; return whether it just has."""
+        joining, membership = self.joining, self._membership
+        if joining is None:
+            return False
+        if membership.undiscovered and not membership.liveness.is_silent("", joining.started_s, now.mono_s):
+            return False
+        asked = {*membership.seeds.unanswered, *joining.answers, *membership.table.others} - membership.own_names()
+        joining.ask(asked, now.mono_s)
+        if not joining.is_done(sorted(asked), self._store.clock, membership, now.mono_s):
+            return False
+        self.joining = None
+        self.update_gate(now)
+        return True
+
+    # -- pulling a snapshot ----------------------------------------------------------------------------
+
+    def wants_piece(self, peer: PeerProgress) -> bool:
+        """Return whether to request a piece of a snapshot from ``peer``: one snapshot is pulled at a time.
+
+        A removed replica pulls none while there are members. No client reads from it, and since members trim their
+        logs without regard to it, it would pull one snapshot after another.
+        """
+        table = self._membership.table
+        if not table.belongs(self._membership.address) and table.members:
+            return False
+        if self.pull is not None:
+            return self.pull.address == peer.address
+        return peer.acked.snapshot is SnapshotOffer.OFFER and not covers(self._store.clock, peer.acked.clock)
+
+    def may_bring_more(self, peer: PeerProgress) -> bool:
+        """Return whether a snapshot of ``peer`` may bring something that this replica lacks."""
+        is_pulled = self.pull is not None and self.pull.address == peer.address
+        if peer.acked.snapshot is SnapshotOffer.NONE and not is_pulled:
+            return False
+        return not covers(self._store.clock, peer.acked.clock)
+
+    def begin_piece(self, peer: PeerProgress) -> SnapshotPull:
+        """Return the pull whose next piece to request from ``peer``; start one if none runs."""
+        if self.pull is None:
+            self.pull = SnapshotPull(peer.address)
+        peer.state = PeerState.PULLING
+        return self.pull
+
+    def receive_piece(self, peer: PeerProgress, piece: SnapshotPiece) -> Snapshot | None:
+        """Stage a piece from ``peer``; return the whole snapshot if it was the last one."""
+        pull = self.pull
+        if pull is None or pull.address != peer.address:
+            return None  # The pull was given up while the piece was in flight.
+        if not pull.stage(piece):
+            # The peer has restarted, has too many receivers, or has given the transfer up: wait for its next offer.
+            self.stop_pull()
+            peer.acked.snapshot = SnapshotOffer.NONE
+            return None
+        if not piece.last:
+            return None
+        snapshot = pull.snapshot()
+        self.stop_pull()
+        for other in self._peers.all():
+            # They were offered to this replica as it was before. A peer that still has more will offer again.
+            other.acked.snapshot = SnapshotOffer.NONE
+        own_id = self._store.replica_id
+        if snapshot.clock.get(own_id, 0) > self._store.clock.get(own_id, 0):
+            raise BadMessage("the snapshot names updates of this replica that it never issued")
+        return snapshot
+
+    def stop_pull(self, address: str | None = None) -> None:
+        """Give up the pull, or finish it; with ``address``, only if it is the pull from there."""
+        if self.pull is None or (address is not None and self.pull.address != address):
+            return
+        peer = self._peers.at(self.pull.address)
+        if peer.state is PeerState.PULLING:
+            peer.state = PeerState.EXCHANGING
+        self.pull = None
+
+    def stop_useless_pull(self) -> None:
+        """Give up the pull if its sender has nothing more that this replica lacks.
+
+        It came in other ways. If that sender is removed besides, nobody would exchange with it any more, so the pull
+        would never end and no other one could begin.
+        """
+        if self.pull is not None and not self.may_bring_more(self._peers.at(self.pull.address)):
+            self.stop_pull()

@@ -1,59 +1,62 @@
-"""The rest of a clock: its entries of ids that are no present incarnation of a member.
+"""Retired clock entries: the entries of a clock whose ids are no present incarnation of a member.
 
-They change rarely and may be many, where replicas started often. So each message has a digest of the sender's, and the
-entries themselves only until the receiver has the same ones. What both have of them need not be looked for in the log
-either.
+They change rarely, and there may be many of them where replicas have started often. So each message carries a digest of
+the sender's retired entries, and the entries themselves only until the receiver has equal ones. Entries that both sides
+share need not be looked up in the log either.
 """
 
 from __future__ import annotations
 
-from replication.membership import Membership
+from replication.membership_table import MembershipTable
 from replication.messages import Exchange, digest_of
-from replication.progress import PeerProgress
+from replication.progress import Acknowledged
 from store.causal import CausalStore
 from store.clock import Clock
 
 
 class RetiredEntries:
-    """The rest of ``store``'s clock, as seen with ``view``."""
+    """The retired entries of ``store``'s clock under ``table``, computed again only when one of the two has changed."""
 
-    def __init__(self, store: CausalStore, view: Membership) -> None:
+    def __init__(self, store: CausalStore, table: MembershipTable) -> None:
         self._store = store
-        self._view = view
+        self._table = table
         self._clock: Clock = {}
         self._digest = 0
-        self._read_at: tuple[int, int] | None = None
+        self._computed_for: tuple[int, int] | None = None
 
     @property
     def clock(self) -> Clock:
-        """The entries; not to be changed."""
-        self._read()
+        """The retired entries; not to be changed."""
+        self._update()
         return self._clock
 
     @property
     def digest(self) -> int:
-        """Of equal entries it is equal; 0 where there are none."""
-        self._read()
+        """Equal for equal entries; 0 if there are none."""
+        self._update()
         return self._digest
 
     def whole_clock(self, message: Exchange) -> Clock | None:
-        """Return the whole clock of who sent ``message``; None where its rest is not known here (it comes next)."""
+        """Return the whole clock of a message's sender, or None if its retired entries are not known here.
+
+        In the latter case the digests differ, so the sender's next message carries the entries.
+        """
         if message.retired is not None:
             return {**message.retired, **message.clock}
         return {**self.clock, **message.clock} if message.retired_digest == self.digest else None
 
-    def to_look_for(self, peer: PeerProgress) -> Clock:
-        """Return the own clock without what ``peer`` is known to have as well, because its rest is the same."""
-        rest = self.clock
-        if not rest or peer.retired_digest != self._digest:
+    def to_compare(self, acked: Acknowledged) -> Clock:
+        """Return this replica's clock without the retired entries if the peer is known to have equal ones."""
+        retired = self.clock
+        if not retired or acked.retired_digest != self._digest:
             return self._store.clock
-        return {id_: n for id_, n in self._store.clock.items() if id_ not in rest}
+        return {id_: n for id_, n in self._store.clock.items() if id_ not in retired}
 
-    def _read(self) -> None:
-        key = (self._view.digest, self._store.retired_changes)
-        if key == self._read_at:
+    def _update(self) -> None:
+        key = (self._table.digest, self._store.retired_changes)
+        if key == self._computed_for:
             return
-        self._read_at = key
-        present = self._view.present
+        self._computed_for = key
+        present = self._table.present
         self._clock = {id_: n for id_, n in self._store.clock.items() if id_ not in present}
         self._digest = digest_of(sorted(self._clock.items())) if self._clock else 0

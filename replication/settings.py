@@ -50,6 +50,9 @@ class ReplicationSettings:
     batch_bytes: int = 256 * 1024
     """Most estimated bytes of updates in one message. A single larger update is sent whole."""
 
+    chunk_updates: int = 64
+    """Updates of one message that are applied in one step, without other requests in between."""
+
     piece_rest_times: float = 1.0
     """Pause of a receiver after each piece of a snapshot, as a multiple of the time that the piece took. Without the
     pause, clients of the sender would wait while it gives the snapshot (docs/benchmarks)."""

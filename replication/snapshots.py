@@ -1,8 +1,8 @@
-"""Snapshots on their way: handing them out in pieces, and pulling one.
+"""Snapshots in transfer: sending them in pieces, and pulling one.
 
-The giver takes all of a snapshot at one moment (a shallow copy, a pointer a key) and hands it out piece by
-piece, serving clients between pieces. The receiver stages the pieces aside and takes over in one step when it
-has the last one (store/snapshot.py). A giver that dies half-way costs the receiver a retry and nothing else.
+The sender takes a whole snapshot at one moment (a shallow copy, a pointer per key) and sends it piece by piece, serving
+clients in between. The receiver stages the pieces and takes over all of them in one step when it has the last one
+(store/snapshot.py). If the sender dies before the end, the receiver starts again with another one and has lost nothing.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from replication.messages import PROTOCOL, MarkerForm, SnapshotPiece, SnapshotRequest
+from store.causal import CausalStore
+from store.clock import Instant
 from store.markers import Marker
 from store.snapshot import Snapshot
 from store.table import cost
 from store.versions import Versions
 
-KEPT_S = 30.0
-"""How long a snapshot is kept for a receiver that asks no more, seconds."""
+IDLE_TRANSFER_KEPT_S = 30.0
+"""How long a snapshot is kept for a receiver that requests no more pieces, seconds."""
 
 
 @dataclass(slots=True)
-class _Handout:
-    """One snapshot being handed out: the pieces not yet cut, and the last one cut, in case it has to be sent again."""
+class _Transfer:
+    """One snapshot on its way to ``receiver``: the pieces not yet made, and the last one made, in case it is lost."""
 
     receiver: str
     pieces: Iterator[SnapshotPiece]
@@ -30,110 +32,129 @@ class _Handout:
     current: SnapshotPiece | None = None
 
     @property
-    def is_given(self) -> bool:
-        """Whether the last piece has been cut; it is kept only in case it has to be sent again."""
+    def is_complete(self) -> bool:
+        """Whether the last piece was made. The transfer is kept only in case that piece has to be sent again."""
         return self.current is not None and self.current.last
 
 
 class SnapshotSender:
-    """The snapshots that this replica hands out, ``limit`` at once at most."""
+    """The snapshots that this replica sends, at most ``limit`` at once, in pieces of about ``piece_bytes``."""
 
     def __init__(self, limit: int, piece_bytes: int) -> None:
         self._limit = limit
         self._piece_bytes = piece_bytes
-        self._handouts: dict[str, _Handout] = {}
+        self._transfers: dict[str, _Transfer] = {}
         self._count = 0
 
-    def open(self, me: str, receiver: str, snapshot: Snapshot, now_s: float) -> SnapshotPiece:
-        """Start handing ``snapshot`` to ``receiver`` (in place of an earlier one); return the first piece."""
+    def answer(self, request: SnapshotRequest, store: CausalStore, now: Instant) -> SnapshotPiece:
+        """Return the reply to ``request``. A piece with an empty name means: not now, or start again."""
+        piece = None
+        if request.snapshot:
+            piece = self.piece(request, now.mono_s)
+        elif self.has_room(request.sender):
+            piece = self.begin(store.replica_id, request.sender, store.snapshot(now), now.mono_s)
+        return piece or SnapshotPiece(store.replica_id, "", request.piece, last=True)
+
+    def begin(self, own_id: str, receiver: str, snapshot: Snapshot, now_s: float) -> SnapshotPiece:
+        """Start to send ``snapshot`` to ``receiver``, in place of an earlier one; return the first piece."""
         self.forget(receiver)
         self._count += 1
-        name = f"{me}/{self._count}"[-64:]
-        handout = _Handout(receiver, cut(me, name, snapshot, self._piece_bytes), now_s)
-        self._handouts[name] = handout
-        return self._next(name, handout)
+        name = f"{own_id}/{self._count}"[-64:]
+        transfer = _Transfer(receiver, cut(own_id, name, snapshot, self._piece_bytes), now_s)
+        self._transfers[name] = transfer
+        return self._next_piece(transfer)
 
     def has_room(self, receiver: str) -> bool:
-        """Return whether one more receiver may be served now: one that was given everything takes no room."""
-        return sum(h.receiver != receiver and not h.is_given for h in self._handouts.values()) < self._limit
+        """Return whether one more receiver may start now; a complete transfer takes no room."""
+        running = sum(t.receiver != receiver and not t.is_complete for t in self._transfers.values())
+        return running < self._limit
 
     def piece(self, request: SnapshotRequest, now_s: float) -> SnapshotPiece | None:
-        """Return the piece asked for, or None when that snapshot is no longer here: start again."""
-        handout = self._handouts.get(request.snapshot)
-        if handout is None or handout.receiver != request.sender or handout.current is None:
+        """Return the requested piece, or None if its snapshot is not here any more: the receiver starts again."""
+        transfer = self._transfers.get(request.snapshot)
+        if transfer is None or transfer.receiver != request.sender or transfer.current is None:
             return None
-        handout.last_used_s = now_s
-        if request.piece == handout.current.piece:
-            return handout.current
-        if request.piece != handout.current.piece + 1 or handout.is_given:
+        transfer.last_used_s = now_s
+        if request.piece == transfer.current.piece:
+            return transfer.current  # The reply was lost: send it again.
+        if request.piece != transfer.current.piece + 1 or transfer.is_complete:
             return None
-        return self._next(request.snapshot, handout)
+        return self._next_piece(transfer)
 
     def forget(self, receiver: str) -> None:
-        """Forget what is handed to ``receiver``: it starts again, or its incarnation is over."""
-        self._handouts = {name: h for name, h in self._handouts.items() if h.receiver != receiver}
+        """End the transfer to ``receiver``: it starts again, or its incarnation is superseded."""
+        self._transfers = {name: t for name, t in self._transfers.items() if t.receiver != receiver}
 
     def expire(self, now_s: float) -> None:
-        """Forget the snapshots that nobody asks for any more."""
-        self._handouts = {name: h for name, h in self._handouts.items() if now_s - h.last_used_s <= KEPT_S}
+        """End the transfers whose receivers request nothing any more."""
+        self._transfers = {
+            name: t for name, t in self._transfers.items() if now_s - t.last_used_s <= IDLE_TRANSFER_KEPT_S
+        }
 
-    def _next(self, name: str, handout: _Handout) -> SnapshotPiece:
-        handout.current = next(handout.pieces)
-        return handout.current
+    @staticmethod
+    def _next_piece(transfer: _Transfer) -> SnapshotPiece:
+        transfer.current = next(transfer.pieces)
+        return transfer.current
 
 
-def cut(me: str, name: str, snapshot: Snapshot, piece_bytes: int) -> Iterator[SnapshotPiece]:
-    """Yield ``snapshot`` in pieces of about ``piece_bytes``; the last one is marked, and there is always one."""
+def cut(own_id: str, name: str, snapshot: Snapshot, piece_bytes: int) -> Iterator[SnapshotPiece]:
+    """Yield ``snapshot`` in pieces of about ``piece_bytes``. There is always one; the last one is marked."""
     items: list[tuple[str, Versions]] = []
     size = number = 0
     for key, versions in snapshot.table.items():
         if size >= piece_bytes:
-            yield _piece(me, name, number, snapshot, items, last=False)
+            yield _piece(own_id, name, number, snapshot, items, last=False)
             items, size, number = [], 0, number + 1
         items.append((key, versions))
         size += cost(key, versions)
-    yield _piece(me, name, number, snapshot, items, last=True)
+    yield _piece(own_id, name, number, snapshot, items, last=True)
 
 
 def _piece(
-    me: str, name: str, number: int, snapshot: Snapshot, items: list[tuple[str, Versions]], *, last: bool
+    own_id: str, name: str, number: int, snapshot: Snapshot, items: list[tuple[str, Versions]], *, last: bool
 ) -> SnapshotPiece:
     if number > 0:
-        return SnapshotPiece(me, name, number, last, items=items)
+        return SnapshotPiece(own_id, name, number, last, items=items)
+    # The first piece carries the clocks: they are of the same moment as the versions in all pieces.
     markers = [MarkerForm(marker.origin, marker.counter, marker.past) for marker in snapshot.markers]
     time, clock, delete_clock = snapshot.timestamp, snapshot.clock, snapshot.delete_clock
-    return SnapshotPiece(me, name, number, last, time, clock, delete_clock, markers, items)
+    return SnapshotPiece(own_id, name, number, last, time, clock, delete_clock, markers, items)
 
 
 @dataclass(slots=True)
 class SnapshotPull:
-    """A snapshot on its way here from ``address``; ``giver``: the incarnation that gives it, once it has answered."""
+    """A snapshot that this replica pulls from the peer at ``address``.
+
+    ``sender``, ``name``: the incarnation that sends it and the name of the transfer, once the first piece is here.
+    ``next_piece``: the number of the piece to request next. ``first``: the first piece. ``staged``: the versions of
+    all pieces so far; nothing of them is visible yet.
+    """
 
     address: str
-    giver: str = ""
+    sender: str = ""
     name: str = ""
     next_piece: int = 0
-    head: SnapshotPiece | None = None
+    first: SnapshotPiece | None = None
     staged: dict[str, Versions] = field(default_factory=dict)
 
-    def request(self, me: str) -> SnapshotRequest:
-        """Return what to ask the giver next."""
-        return SnapshotRequest(me, self.name, self.next_piece, PROTOCOL)
+    def request(self, own_id: str) -> SnapshotRequest:
+        """Return the request for the next piece."""
+        return SnapshotRequest(own_id, self.name, self.next_piece, PROTOCOL)
 
     def stage(self, piece: SnapshotPiece) -> bool:
-        """Put a piece aside; return False when it does not continue what is here: start again."""
+        """Stage a piece; return False if it does not continue this transfer, so that the pull has to start again."""
         if not piece.snapshot or piece.piece != self.next_piece:
             return False
-        if self.head is None:
-            self.giver, self.name, self.head = piece.sender, piece.snapshot, piece
-        elif (piece.sender, piece.snapshot) != (self.giver, self.name):
+        if self.first is None:
+            self.sender, self.name, self.first = piece.sender, piece.snapshot, piece
+        elif (piece.sender, piece.snapshot) != (self.sender, self.name):
             return False
         self.staged.update(piece.items)
         self.next_piece += 1
         return True
 
     def snapshot(self) -> Snapshot:
-        """Return the whole, once the last piece is staged."""
-        assert self.head is not None
-        markers = [Marker(marker.origin, marker.counter, marker.past) for marker in self.head.markers]
-        return Snapshot(self.head.time, self.head.clock, self.head.delete_clock, markers, self.staged)
+        """Return the whole snapshot, once the last piece is staged."""
+        assert self.first is not None
+        markers = [Marker(marker.origin, marker.counter, marker.past) for marker in self.first.markers]
+        return Snapshot(self.first.time, self.first.clock, self.first.delete_clock, markers, self.staged)

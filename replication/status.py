@@ -39,7 +39,7 @@ def replica_status(replica: Replica, counters: Mapping[str, int], now: Instant) 
         "uptime_s": round(now.mono_s - replica.started_s, 3),
         "state": replica.state,
         "clock": dict(store.clock),
-        "view": [_member(replica, address, now) for address in sorted(replica.membership.table)],
+        "view": [_member(replica, address, now) for address in sorted(replica.membership.table.entries)],
         "pending": _pending(replica, now),
         "pending_count": len(store.pending),
         "deferred_requests": counters["deferred_now"],
@@ -50,7 +50,7 @@ def replica_status(replica: Replica, counters: Mapping[str, int], now: Instant) 
         "data_bytes": counters["bytes"],
         "memory_bytes": resident_bytes(),
         "clock_lead_s": round(store.hybrid_clock.lead_us / 1e6, 6),
-        "drained": replica.unreplicated() == 0,
+        "drained": replica.acks.unreplicated() == 0,
         "throughput": {name: counters[name] for name in _COUNTERS},
         "events": [event._asdict() for event in list(replica.event_log.events)[-MAX_EVENTS_LISTED:]],
     }
@@ -75,16 +75,16 @@ _COUNTERS = (
 def _member(replica: Replica, address: str, now: Instant) -> dict[str, Any]:
     membership = replica.membership
     is_self = address == replica.address
-    peer = replica.peer(address)
-    present_id = membership.present_id(address)
+    peer = replica.peers.find(address)
+    present_id = membership.table.present_id(address)
     # A clock that an earlier incarnation acknowledged does not describe the present one.
-    peer_clock = peer.known if peer and peer.replica == present_id else {}
+    peer_clock = peer.acked.clock if peer and peer.acked.replica == present_id else {}
     clock = dict(replica.store.clock if is_self else peer_clock)
     contact_s = membership.last_contact(address)
     return {
         "address": address,
         "replica_id": present_id,
-        "incarnation": f"{membership.table[address].incarnation:016x}",
+        "incarnation": f"{membership.table.entries[address].incarnation:016x}",
         "state": membership.state(address, now.mono_s),
         "self": is_self,
         "last_contact_s": 0.0 if is_self else None if contact_s is None else round(now.mono_s - contact_s, 3),
@@ -139,9 +139,9 @@ def missing_updates(replica: Replica) -> int:
     """
     clock = replica.store.clock
     highest: dict[str, int] = {}
-    for address in replica.membership.others():
-        peer = replica.peer(address)
-        for id_, counter in peer.known.items() if peer else ():
+    for address in replica.membership.table.others:
+        peer = replica.peers.find(address)
+        for id_, counter in peer.acked.clock.items() if peer else ():
             if counter > max(clock.get(id_, 0), highest.get(id_, 0)):
                 highest[id_] = counter
     return count_missing(clock, highest)

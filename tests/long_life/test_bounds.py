@@ -27,7 +27,7 @@ from store.versions import Change
 from tests.long_life.support import Reply, cluster_of, report, send, status, transact
 from tests.long_life.weight import weight
 from tests.support.waiting import wait_until
-from tests.support.wire import Wire, address
+from tests.support.wire import Wire, address, run
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 NAMES = ("r1", "r2", "r3")
@@ -363,16 +363,16 @@ def test_snapshots_are_handed_to_max_snapshots_receivers_at_once_and_to_the_othe
         wire.talk(name, "r1")
     asked = [wire.pull(name, "r1")[1] for name in receivers]
     assert [bool(piece and piece.snapshot) for piece in asked] == [True, True, False, False, False, False]
-    assert len(r1._snapshot_sender._handouts) == 2
+    assert len(r1._snapshots._transfers) == 2
     most = 0
     for _ in range(100):
         wire.flow(0.1)
-        most = max(most, sum(not handout.is_given for handout in r1._snapshot_sender._handouts.values()))
+        most = max(most, sum(not transfer.is_complete for transfer in r1._snapshots._transfers.values()))
     assert most <= 2
     assert [wire.state(name) for name in receivers] == ["serving"] * 6
     assert {len(wire[name].store.table) for name in receivers} == {100}
     wire.flow(40.0, step_s=1.0)
-    assert len(r1._snapshot_sender._handouts) == 0
+    assert len(r1._snapshots._transfers) == 0
 
 
 def test_a_receiver_that_dies_half_way_blocks_its_place_for_half_a_minute_at_most() -> None:
@@ -397,16 +397,16 @@ def test_the_register_takes_max_members_addresses_and_refuses_the_next_whole() -
     r1, r2 = wire.cluster("r1", "r2")
     for number in range(8):
         assert r1.add_replica_from_view(f"n{number}:80", wire.now("r1"))
-    before = dict(r1.membership.table)
+    before = dict(r1.membership.table.entries)
     with pytest.raises(BadMessage, match="more than 10 addresses"):
         r1.add_replica_from_view("one-more:80", wire.now("r1"))
-    assert r1.membership.table == before
+    assert r1.membership.table.entries == before
     told = wire.begin("r2", "r1")
     assert isinstance(told.message, Exchange)
-    register = {**r2.membership.table, "x:80": MembershipEntry(1, 1, True), "y:80": MembershipEntry(1, 1, True)}
+    register = {**r2.membership.table.entries, "x:80": MembershipEntry(1, 1, True), "y:80": MembershipEntry(1, 1, True)}
     with pytest.raises(BadMessage, match="more than 10 addresses"):
-        r1.receive(msgspec.structs.replace(told.message, membership=register), wire.now("r1"))
-    assert r1.membership.table == before
+        run(r1.receive(msgspec.structs.replace(told.message, membership=register), wire.now("r1")), wire.now("r1"))
+    assert r1.membership.table.entries == before
     wire.carry("r2", told)
     update = wire.issue("r1", "x", b"1")
     wire.flow(0.5)
@@ -505,4 +505,4 @@ def test_events_for_people_are_bounded() -> None:
         r1.remove_replica_from_view(f"n{number % 5}:80", wire.now("r1"))
     assert len(r1.event_log.events) == 500
     assert r1.event_log.events[-1].number > 800
-    assert address("r1") in r1.membership.members()
+    assert address("r1") in r1.membership.table.members

@@ -44,7 +44,7 @@ def found(wire: Wire, name: str, *names: str) -> None:
 
 
 def members(wire: Wire, name: str) -> set[str]:
-    return {each.removesuffix(":80") for each in wire[name].membership.members()}
+    return {each.removesuffix(":80") for each in wire[name].membership.table.members}
 
 
 # -- discovered addresses are contacted; members have their own addresses ---------------------------------------------
@@ -103,7 +103,7 @@ def test_a_replica_restarted_at_another_ip_address_is_a_member_again(wire: Wire,
     if leaves != "not at all":
         wire["r3"].leave(wire.now("r3"))
         wire.flow(0.3)
-        assert wire["r3"].unreplicated() == 0
+        assert wire["r3"].acks.unreplicated() == 0
         assert members(wire, "r1") == {"r1", "r2"}
     wire.crash("r3")
     wire.aliases["10.0.0.99:80"] = "r3"
@@ -159,9 +159,9 @@ def test_a_hundred_discovered_addresses_leave_no_state_behind(wire: Wire) -> Non
         wire.aliases[f"10.1.0.{n}:80"] = "r2"
         r1.discovered([f"10.1.0.{n}:80", f"10.2.0.{n}:80"], wire.now("r1"))
         wire.flow()
-    assert len(r1._peers) <= 5
-    assert len(r1._aliases) <= 5
-    assert len(r1._seeds.unanswered) <= 1
+    assert len(r1.peers._by_address) <= 5
+    assert len(r1.membership.aliases) <= 5
+    assert len(r1.membership.seeds.unanswered) <= 1
 
 
 @pytest.mark.parametrize("outcome", ["no answer", "an answer"])
@@ -173,8 +173,8 @@ def test_an_address_that_disappears_during_an_exchange_is_forgotten(wire: Wire, 
     assert outgoing is not None
     found(wire, "r1", "r1")
     wire.carry("r1", outgoing, "request" if outcome == "no answer" else "")
-    assert IPS["r2"] not in r1._peers
-    assert IPS["r2"] not in r1._aliases
+    assert IPS["r2"] not in r1.peers._by_address
+    assert IPS["r2"] not in r1.membership.aliases
 
 
 def test_lookups_do_not_change_the_fixed_seeds() -> None:
@@ -238,25 +238,27 @@ def test_an_undiscovered_replica_declares_no_update_unrecoverable(wire: Wire) ->
     update = wire.issue("r1", "x", b"1")
     wire.crash("r1")
     wire.start("r3")  # Lacks the update; knows that r1's incarnation has ended.
-    wire["r3"].membership.merge({**r2.membership.table})
+    wire["r3"].membership.merge({**r2.membership.table.entries})
     wire["r3"].remove_replica_from_view("r1:80", wire.now("r3"))
     wire["r3"].remove_replica_from_view("r2:80", wire.now("r3"))
     wire.tick(3.0)
-    token = wire["r3"].ask(update.past)
-    assert wire["r3"].unrecoverable(update.past, token) == {update.origin: (1, 1)}, "it is alone and has no lookups"
+    token = wire["r3"].loss.ask(update.past)
+    assert wire["r3"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}, (
+        "it is alone and has no lookups"
+    )
     wire.start("r4", discovers=True)
-    wire["r4"].membership.merge(wire["r3"].membership.table)
+    wire["r4"].membership.merge(wire["r3"].membership.table.entries)
     wire["r4"].remove_replica_from_view("r3:80", wire.now("r4"))
     wire.tick(3.0)
-    token = wire["r4"].ask(update.past)
-    assert wire["r4"].unrecoverable(update.past, token) == {}
+    token = wire["r4"].loss.ask(update.past)
+    assert wire["r4"].loss.unrecoverable(update.past, token) == {}
     found(wire, "r4", "r4")
     wire.flow(0.1)
-    assert wire["r4"].unrecoverable(update.past, token) == {}, "finding its own address proves nothing"
+    assert wire["r4"].loss.unrecoverable(update.past, token) == {}, "finding its own address proves nothing"
     for _ in range(3):
         found(wire, "r4", "r4")
         wire.flow(1.0)
-    assert wire["r4"].unrecoverable(update.past, token) == {update.origin: (1, 1)}, (
+    assert wire["r4"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}, (
         "after this time it is the only replica"
     )
 
@@ -288,9 +290,9 @@ def test_a_replica_that_has_met_others_never_counts_as_undiscovered_again(wire: 
     update = wire.issue("r2", "x", b"1")
     wire["r1"].remove_replica_from_view("r2:80", wire.now("r1"))
     found(wire, "r1", "r1")
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.flow(3.0)
-    assert wire["r1"].unrecoverable(update.past, token) == {update.origin: (1, 1)}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
 def test_the_only_replica_of_a_name_serves_after_down_after(wire: Wire) -> None:
@@ -305,7 +307,7 @@ def test_a_joiner_counts_silence_from_the_start_of_exchanges() -> None:
     """Otherwise a server that takes longer than KV_DOWN_AFTER to start would serve without data, unseen by all."""
     replica = Replica("r1:80", ["r2:80"], now=NOW, rng=Random(1))
     later = Instant(NOW.mono_s + 10, NOW.wall_us + 10_000_000)
-    replica.go(later)
+    replica.begin_exchanging(later)
     states = []
     for passed_s in (0, 2, 3):
         replica.tick(Instant(later.mono_s + passed_s, later.wall_us + passed_s * 1_000_000))

@@ -43,7 +43,7 @@ def test_a_change_of_a_members_state_is_recorded_once(watched: Watched) -> None:
     assert watched.observe(SETTINGS.suspect_after_s + 0.1) == []
     assert watched.observe(3.0) == [("down", OTHER, "")]
     watched.membership.merge({OTHER: MembershipEntry(7, 1, belongs=True)})
-    watched.membership.hear(replica_id(OTHER, 7), 1, 3.5)
+    watched.membership.liveness.hear(replica_id(OTHER, 7), 1, 3.5)
     assert watched.observe(3.5) == [("healed", OTHER, "")]
     assert watched.observe(3.6) == []
 

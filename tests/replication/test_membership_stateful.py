@@ -58,7 +58,7 @@ class Views(RuleBasedStateMachine):
 
     def write(self, at: int, address: str) -> None:
         """Note the entry that a view has just written; it must win over all that the view knew of the address."""
-        entry = self.views[at].table[address]
+        entry = self.views[at].table.entries[address]
         known = self.known[at].entries.setdefault(address, set())
         assert all(entry.rank > other.rank for other in known)
         known.add(entry)
@@ -75,13 +75,13 @@ class Views(RuleBasedStateMachine):
     def start(self, at: int, above: int, stamp: int) -> None:
         """A process starts at the address of a view: above all incarnations that it knows of."""
         view = self.views[at]
-        known = view.table.get(view.address)
+        known = view.table.entries.get(view.address)
         view.start((known.incarnation if known else 0) + 1 + above, stamp)
         self.write(at, view.address)
 
     @rule(at=at_view, address=addresses, stamp=stamps)
     def add(self, at: int, address: str, stamp: int) -> None:
-        belonged = self.views[at].belongs(address)
+        belonged = self.views[at].table.belongs(address)
         assert self.views[at].add_replica_from_view(address, stamp, self.now_s) is not belonged
         if not belonged:
             self.write(at, address)
@@ -89,20 +89,20 @@ class Views(RuleBasedStateMachine):
 
     @rule(at=at_view, address=addresses, stamp=stamps)
     def remove(self, at: int, address: str, stamp: int) -> None:
-        belonged = self.views[at].belongs(address)
-        assert self.views[at].remove_replica_from_view(address, stamp) is belonged
+        belonged = self.views[at].table.belongs(address)
+        assert self.views[at].remove_replica_from_view(address, stamp, self.now_s) is belonged
         if belonged:
             self.write(at, address)
 
     @rule(source=at_view, at=at_view)
     def merge(self, source: int, at: int) -> None:
-        register = dict(self.views[source].table)
-        before = dict(self.views[at].table)
+        register = dict(self.views[source].table.entries)
+        before = dict(self.views[at].table.entries)
         changed = self.views[at].merge(register)
         for address, entry in register.items():
             self.known[at].entries.setdefault(address, set()).add(entry)
-        assert changed is (self.views[at].table != before)
-        assert self.views[at].merge(register) is False
+        assert bool(changed) is (self.views[at].table.entries != before)
+        assert self.views[at].merge(register) == {}
 
     # -- who is reachable ------------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ class Views(RuleBasedStateMachine):
     @rule(at=at_view, address=addresses)
     def hear(self, at: int, address: str) -> None:
         """The present incarnation at an address, as a view knows it, talks to that view."""
-        replica = self.views[at].present_id(address)
+        replica = self.views[at].table.present_id(address)
         if replica is not None:
             self.beats[replica] = self.beats.get(replica, 0) + 1
             self.spoke_s[replica] = self.now_s
@@ -122,18 +122,18 @@ class Views(RuleBasedStateMachine):
     @rule(at=at_view, address=addresses, back=st.integers(0, 3), age_s=st.sampled_from([0.0, 1.0, 5.0]))
     def hear_again(self, at: int, address: str, back: int, age_s: float) -> None:
         """An old message arrives late: what it says is not new."""
-        replica = self.views[at].present_id(address)
+        replica = self.views[at].table.present_id(address)
         if replica is not None and self.beats.get(replica, 0) > back:
             spoke_s = self.spoke_s[replica]
             self._sign(at, replica, self.beats[replica] - back, min(self.now_s, spoke_s) - age_s)
 
     @rule(source=at_view, at=at_view)
     def gossip(self, source: int, at: int) -> None:
-        for replica, heard in self.views[source].heard(self.now_s).items():
+        for replica, heard in self.views[source].liveness_report((), self.now_s).items():
             self._sign(at, replica, heard.heartbeat, self.now_s - heard.age_ms / 1000)
 
     def _sign(self, at: int, replica: str, heartbeat: int, at_s: float) -> None:
-        self.views[at].hear(replica, heartbeat, at_s)
+        self.views[at].liveness.hear(replica, heartbeat, at_s)
         self.known[at].signs.setdefault(replica, []).append((heartbeat, at_s))
 
     # -- invariants ------------------------------------------------------------------------------------
@@ -142,45 +142,45 @@ class Views(RuleBasedStateMachine):
     def the_highest_entry_wins(self) -> None:
         for view, known in zip(self.views, self.known, strict=True):
             expected = known.register()
-            assert view.table == expected
+            assert view.table.entries == expected
             members = sorted(address for address, entry in expected.items() if entry.belongs)
-            assert list(view.members()) == members
-            assert list(view.others()) == [address for address in members if address != view.address]
-            assert list(view.left()) == sorted(expected.keys() - set(members))
+            assert list(view.table.members) == members
+            assert list(view.table.others) == [address for address in members if address != view.address]
+            assert list(view.table.left) == sorted(expected.keys() - set(members))
             present = {replica_id(address, expected[address].incarnation) for address in members}
-            assert view.present == {id_ for id_ in present if not id_.endswith("@" + "0" * 16)}
+            assert view.table.present == {id_ for id_ in present if not id_.endswith("@" + "0" * 16)}
 
     @invariant()
     def equal_registers_and_no_others_have_equal_digests(self) -> None:
         for view in self.views:
             for other in self.views:
-                assert (view.digest == other.digest) == (view.table == other.table)
+                assert (view.table.digest == other.table.digest) == (view.table.entries == other.table.entries)
 
     @invariant()
     def what_was_removed_stays_out_until_it_is_let_in_or_starts(self) -> None:
         """Where a view knows of a removal, an address is in only by a later PUT, or start, than that."""
         for view, known in zip(self.views, self.known, strict=True):
             for address, removal in self.removed:
-                if removal in known.entries.get(address, set()) and view.belongs(address):
+                if removal in known.entries.get(address, set()) and view.table.belongs(address):
                     later = [entry for at, entry in self.let_in if at == address and entry.rank > removal.rank]
-                    assert view.table[address] in later
+                    assert view.table.entries[address] in later
 
     @invariant()
     def lower_incarnations_are_over_and_others_are_not(self) -> None:
         for view in self.views:
-            for address, entry in view.table.items():
-                assert not entry.incarnation or view.is_superseded(replica_id(address, entry.incarnation - 1))
-                assert not view.is_superseded(replica_id(address, entry.incarnation))
-                assert not view.is_superseded(replica_id(address, entry.incarnation + 1))
+            for address, entry in view.table.entries.items():
+                assert not entry.incarnation or view.table.is_superseded(replica_id(address, entry.incarnation - 1))
+                assert not view.table.is_superseded(replica_id(address, entry.incarnation))
+                assert not view.table.is_superseded(replica_id(address, entry.incarnation + 1))
 
     @invariant()
     def states_follow_from_the_last_sign_of_life(self) -> None:
         for view, known in zip(self.views, self.known, strict=True):
             for address in ADDRESSES:
                 assert view.state(address, self.now_s) == self.expected_state(view, known, address)
-            alive = [address for address in view.members() if view.state(address, self.now_s) != "down"]
+            alive = [address for address in view.table.members if view.state(address, self.now_s) != "down"]
             assert view.live(self.now_s) == alive
-            assert view.address in alive or not view.belongs(view.address)
+            assert view.address in alive or not view.table.belongs(view.address)
 
     def expected_state(self, view: Membership, known: Known, address: str) -> str:
         entry = known.register().get(address)
@@ -200,22 +200,22 @@ class Views(RuleBasedStateMachine):
     def hearsay_keeps_nobody_alive(self) -> None:
         """Nobody believes a replica to have lived after it last talked, over however many mouths it comes."""
         for view in self.views:
-            for replica, contact in view._contacts.items():
+            for replica, contact in view.liveness._contacts.items():
                 assert contact.heartbeat <= self.beats[replica]
                 assert contact.at_s <= self.spoke_s[replica] + 0.02
 
     @invariant()
     def contacts_of_incarnations_that_are_over_do_not_pile_up(self) -> None:
         for view in self.views:
-            assert view.heard(self.now_s).keys() <= view.present
-            assert len(view._contacts) <= 2 * len(ADDRESSES)
+            assert view.liveness_report((), self.now_s).keys() <= view.table.present
+            assert len(view.liveness._contacts) <= 2 * len(ADDRESSES)
 
     def teardown(self) -> None:
         """Views that have talked with each other are equal."""
         for source in (*range(VIEWS), *range(VIEWS)):
             for at in range(VIEWS):
                 self.merge(source, at)
-        assert self.views[0].table == self.views[1].table == self.views[2].table
+        assert self.views[0].table.entries == self.views[1].table.entries == self.views[2].table.entries
 
 
 TestViews = Views.TestCase
@@ -237,20 +237,20 @@ def test_registers_merge_to_the_same_in_any_order(parts: list[dict[str, Membersh
     rng.shuffle(shuffled)  # type: ignore[attr-defined]
     for part in (*shuffled, *shuffled[:1]):
         other.merge(part)
-    assert one.table == other.table
-    assert one.digest == other.digest
+    assert one.table.entries == other.table.entries
+    assert one.table.digest == other.table.digest
 
 
 def test_a_register_that_would_be_too_long_is_refused_whole() -> None:
     view = Membership("r1:80", ReplicationSettings(max_members=2))
     view.start(1, 1)
     view.merge({"r2:80": MembershipEntry(1, 1, True)})
-    before = dict(view.table)
+    before = dict(view.table.entries)
     with pytest.raises(BadMessage):
         view.merge({"r2:80": MembershipEntry(2, 1, True), "r3:80": MembershipEntry(1, 1, True)})
     with pytest.raises(BadMessage):
         view.add_replica_from_view("r3:80", 1, 0.0)
-    assert view.table == before
+    assert view.table.entries == before
     assert view.merge({"r2:80": MembershipEntry(2, 1, True)})
 
 
@@ -266,9 +266,9 @@ def test_a_view_changes_before_down_after_is_over() -> None:
     view = Membership("r1:80", SETTINGS)
     view.start(1, 1)
     view.merge({"r2:80": MembershipEntry(5, 1, True)})
-    view.hear(replica_id("r2:80", 5), 1, 10.0)
+    view.liveness.hear(replica_id("r2:80", 5), 1, 10.0)
     assert view.state("r2:80", 10.0 + SETTINGS.down_after_s) == "down"
-    assert view.is_silent(replica_id("r2:80", 5), 0.0, 10.0 + SETTINGS.down_after_s)
-    assert not view.is_silent(replica_id("r2:80", 5), 0.0, 11.0)
-    assert view.is_silent("unheard", 5.0, 8.0)
-    assert not view.is_silent("unheard", 7.0, 8.0)
+    assert view.liveness.is_silent(replica_id("r2:80", 5), 0.0, 10.0 + SETTINGS.down_after_s)
+    assert not view.liveness.is_silent(replica_id("r2:80", 5), 0.0, 11.0)
+    assert view.liveness.is_silent("unheard", 5.0, 8.0)
+    assert not view.liveness.is_silent("unheard", 7.0, 8.0)

@@ -60,7 +60,7 @@ exchanges = st.builds(
     ),
     retired=st.one_of(st.none(), clocks),
     heard=st.dictionaries(texts, st.builds(LastHeard, naturals, naturals), max_size=2),
-    pending=clocks,
+    orphaned_pending=clocks,
     batch=st.lists(updates.map(encode_update).map(msgspec.Raw), max_size=3),
     want_all=st.booleans(),
     truncated=st.booleans(),

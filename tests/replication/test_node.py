@@ -1,16 +1,16 @@
-"""The node: which of its threads a write wakes, and what it learns of how late they wake by themselves."""
+"""Peer threads: which of them a write wakes, and how the node measures how late they wake by themselves."""
 
 from __future__ import annotations
 
 import time
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from replication.node import AWAKE, Node
+from replication.node import Node
 from replication.peer_client import PeerClientSettings
+from replication.peer_thread import AWAKE, PeerThread
 from replication.replica import Replica
 from store.engine import Change, Engine, read_clocks
 
@@ -46,10 +46,11 @@ def node() -> Node:
 
 
 def sleeper(node: Node, sleeps_until_s: float) -> Any:
-    peer_thread = SimpleNamespace(
-        address=PEER, wakeup=Wakeup(), sleeps_until_s=sleeps_until_s, ended=False, line=lambda _: None
-    )
-    node._peer_threads[PEER] = peer_thread  # type: ignore[assignment]
+    """Return a peer thread that is not started, as one that sleeps until ``sleeps_until_s``."""
+    peer_thread: Any = PeerThread(PEER, node._threads, node._context)
+    peer_thread.wakeup = Wakeup()
+    peer_thread.sleeps_until_s = sleeps_until_s
+    node._threads._by_address[PEER] = peer_thread
     return peer_thread
 
 
@@ -69,9 +70,9 @@ def test_a_write_leaves_a_thread_alone_whose_next_exchange_comes_soon_enough(nod
     node.engine.write(Change("x", b"1"), {})
     assert peer_thread.wakeup.calls == 0, "an exchange is under way: what comes next is seen when it is over"
     node.replica.failed(PEER, outgoing.serial, read_clocks())
-    peer = node.replica.peer(PEER)
+    peer = node.replica.peers.find(PEER)
     assert peer is not None
-    peer_thread.sleeps_until_s = peer.next_sync_s
+    peer_thread.sleeps_until_s = peer.schedule.next_sync_s
     node.engine.write(Change("x", b"2"), {})
     assert peer_thread.wakeup.calls == 0, "after a failure only the timer calls"
 
@@ -91,15 +92,15 @@ def test_threads_are_looked_at_only_where_one_may_sleep_that_has_nothing_to_brin
     assert outgoing is not None, "both writes leave"
     node.engine.write(Change("x", b"3"), {})
     node.replica.failed(PEER, outgoing.serial, read_clocks())
-    node._exchange_or_sleep(peer_thread)
+    peer_thread.turn()
     looked.clear()
     node.engine.write(Change("x", b"4"), {})
     assert not looked, "the third write waits for its time, and the fourth with it"
 
-    peer = node.replica.peer(PEER)
+    peer = node.replica.peers.find(PEER)
     assert peer is not None
-    peer.offered = 4
-    node._exchange_or_sleep(peer_thread)
+    peer.acked.sent = 4
+    peer_thread.turn()
     looked.clear()
     node.engine.write(Change("x", b"5"), {})
     assert looked, "the thread has gone to sleep with nothing to bring"
@@ -124,6 +125,6 @@ def test_how_late_threads_wake_paces_exchanges_and_those_that_are_woken_do_not_c
     peer_thread = sleeper(node, AWAKE)
     peer_thread.wakeup = wakeup()
     for _ in range(8):
-        node._exchange_or_sleep(peer_thread)
+        peer_thread.turn()
     seen_s = node.replica.pacing.wakeup_delay_s(read_clocks().mono_s)
     assert late_s <= seen_s <= 10 * late_s

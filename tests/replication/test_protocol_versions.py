@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from replication import messages, replica, snapshots
+from replication import composer, messages, snapshots
 from replication.api import context as replication_context
 from replication.api.metrics import REGISTRY
 from replication.errors import BadMessage
@@ -38,6 +38,7 @@ from replication.messages import (
 )
 from replication.node import Node
 from replication.peer_client import PeerClientSettings
+from replication.peer_thread import PeerThread
 from replication.replica import Replica
 from replication.transport import Transport
 from store.api import context as store_context
@@ -45,7 +46,7 @@ from store.causal import CausalStore
 from store.engine import Engine, read_clocks
 from store.versions import Change, Update, Version, Write
 from tests.support.api import LIMITS, Api
-from tests.support.wire import Wire, address
+from tests.support.wire import Wire, address, run
 
 Tree = dict[str, Any]
 Message = Exchange | SnapshotRequest | SnapshotPiece
@@ -77,7 +78,9 @@ DEFAULTS: list[Any] = ["key", None, [], None]
 
 def earlier(tree: Tree) -> Tree:
     """Rewrite a message as an earlier version might send it: without what only speeds things up, or came late."""
-    return {name: value for name, value in tree.items() if name not in ("heard", "pending", "want_all", "more")}
+    return {
+        name: value for name, value in tree.items() if name not in ("heard", "orphaned_pending", "want_all", "more")
+    }
 
 
 @dataclass
@@ -116,11 +119,13 @@ class MixedWire(Wire):
         try:
             if isinstance(message, Exchange):
                 request = self.read(name, body, Exchange)
-                answered = self.dialect(name).speak(process.receive(request, now))
+                answered = self.dialect(name).speak(run(process.receive(request, now), now))
                 reply: Exchange | SnapshotPiece = self.read(sender, answered, Exchange)
             else:
                 asked = self.read(name, body, SnapshotRequest)
-                reply = self.read(sender, self.dialect(name).speak(process.give(asked, now)), SnapshotPiece)
+                reply = self.read(
+                    sender, self.dialect(name).speak(run(process.receive(asked, now), now)), SnapshotPiece
+                )
         except BadMessage as exc:
             self.refused[sender, name] = str(exc)
             return None
@@ -230,14 +235,14 @@ def test_what_is_no_message_at_all_is_not_taken_for_one_of_another_version() -> 
 @pytest.mark.parametrize("version", [PROTOCOL, PROTOCOL + 1, PROTOCOL + 5])
 def test_every_request_and_reply_of_a_later_version_says_so(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only version 1 is left out; else a replica would take any version for its own."""
-    for module in (replica, snapshots):
+    for module in (composer, snapshots):
         monkeypatch.setattr(module, "PROTOCOL", version)
     wire = Wire()
     a, b = wire.start("a"), wire.start("b", "a")
     request = wire.begin("b", "a").message
     pulled = snapshots.SnapshotPull(address("a")).request(b.id)
     assert isinstance(request, Exchange)
-    for message in (request, a.receive(request, wire.now("a")), pulled):
+    for message in (request, run(a.receive(request, wire.now("a")), wire.now("a")), pulled):
         assert msgspec.msgpack.decode(encode(message)).get("protocol", DEFAULT_PROTOCOL) == version
     assert DEFAULT_PROTOCOL == 1
 
@@ -259,7 +264,7 @@ def test_a_replica_two_versions_away_gets_a_400_changes_nothing_and_is_told_of(
 ) -> None:
     made = node.replica
     made.store.put(Change("key", b"1"), {}, read_clocks())
-    before = state(made.store), dict(made.membership.table), made.targets(read_clocks())
+    before = state(made.store), dict(made.membership.table.entries), made.targets(read_clocks())
     stranger = encode(
         Exchange(
             "127.0.0.1:27211@0000000000000007",
@@ -282,10 +287,10 @@ def test_a_replica_two_versions_away_gets_a_400_changes_nothing_and_is_told_of(
             assert answer.status_code == 400
             said = answer.json()["error"]
             assert said == f"127.0.0.1:27211@0000000000000007 speaks protocol 3, which is not next to {PROTOCOL}"
-    assert (state(made.store), dict(made.membership.table), made.targets(read_clocks())) == before
+    assert (state(made.store), dict(made.membership.table.entries), made.targets(read_clocks())) == before
     assert made.store.hybrid_clock.lead_us < 10**6
     told = [record.getMessage() for record in caplog.records if record.name == "causeway.replication"]
-    assert told == [f"refused a message: {said}"]  # once, not at each attempt
+    assert told == [f"rejected a message: {said}"]  # once, not at each attempt
     assert node.status()["throughput"]["messages_refused"] == 6
     assert REGISTRY.get_sample_value("causeway_messages_refused_total") == 6
 
@@ -311,14 +316,15 @@ def test_one_that_calls_a_replica_two_versions_away_says_so_once_and_goes_on(
     Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     at = f"127.0.0.1:{server.server_port}"
     transport = Transport(PeerClientSettings())
+    peer_thread = PeerThread(at, node._threads, node._context)
     try:
         node.replica.add_replica_from_view(at, read_clocks())
         with caplog.at_level(logging.WARNING, "causeway"):
             for _ in range(3):
-                node.replica._peer(at).next_sync_s = 0
+                node.replica.peers.at(at).schedule.next_sync_s = 0
                 outgoing = node.replica.begin(at, read_clocks())
                 assert outgoing is not None
-                node._exchange(transport, outgoing)
+                peer_thread._exchange(transport, outgoing)
     finally:
         server.shutdown()
         server.server_close()
@@ -367,7 +373,7 @@ SENT: dict[str, Message] = {
         },
         retired={OLD: 42},
         heard={R2: LastHeard(99, 250)},
-        pending={OLD: 44},
+        orphaned_pending={OLD: 44},
         batch=[msgspec.Raw(msgspec.msgpack.encode(update)) for update in UPDATES],
         want_all=True,
         truncated=True,

@@ -203,7 +203,7 @@ def test_a_piece_that_does_not_continue_what_is_here_is_not_staged() -> None:
 
 def test_a_giver_gives_each_piece_again_until_the_next_is_asked_for() -> None:
     giver = SnapshotSender(2, 1)
-    first = giver.open("me", "you", snapshot_of(3), 0.0)
+    first = giver.begin("me", "you", snapshot_of(3), 0.0)
     name = first.snapshot
     assert giver.piece(SnapshotRequest("you", name, 0), 0.0) == first
     second = giver.piece(SnapshotRequest("you", name, 1), 0.0)
@@ -217,7 +217,7 @@ def test_a_giver_gives_each_piece_again_until_the_next_is_asked_for() -> None:
 
 def test_a_giver_has_room_for_so_many_receivers_and_forgets_those_that_ask_no_more() -> None:
     giver = SnapshotSender(1, 1)
-    name = giver.open("me", "you", snapshot_of(3), 0.0).snapshot
+    name = giver.begin("me", "you", snapshot_of(3), 0.0).snapshot
     assert giver.has_room("you")
     assert not giver.has_room("else")
     giver.piece(SnapshotRequest("you", name, 1), 20.0)
@@ -230,8 +230,8 @@ def test_a_giver_has_room_for_so_many_receivers_and_forgets_those_that_ask_no_mo
 
 def test_a_receiver_that_starts_again_takes_the_place_of_its_earlier_snapshot() -> None:
     giver = SnapshotSender(1, 1)
-    old = giver.open("me", "you", snapshot_of(3), 0.0).snapshot
-    new = giver.open("me", "you", snapshot_of(3), 0.0).snapshot
+    old = giver.begin("me", "you", snapshot_of(3), 0.0).snapshot
+    new = giver.begin("me", "you", snapshot_of(3), 0.0).snapshot
     assert old != new
     assert giver.piece(SnapshotRequest("you", old, 1), 0.0) is None
     assert giver.piece(SnapshotRequest("you", new, 1), 0.0) is not None

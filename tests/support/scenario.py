@@ -372,7 +372,7 @@ class Scenario:
         replica = self.wire[at]
         lost = {}
         if at in client.tokens:
-            lost = replica.unrecoverable(client.past, client.tokens[at])
+            lost = replica.loss.unrecoverable(client.past, client.tokens[at])
             for id_, (first, _) in lost.items():
                 client.past = {**client.past, id_: first - 1}
                 client.past = {id_: counter for id_, counter in client.past.items() if counter}
@@ -382,7 +382,7 @@ class Scenario:
             return [f"refused: {refused.reason}"]
         except DependenciesMissing as unreached:
             if at not in client.tokens:
-                client.tokens[at] = replica.ask(client.past)
+                client.tokens[at] = replica.loss.ask(client.past)
             gaps = [f"{self.names.short(id_)}:{need} (has {have})" for id_, (have, need) in unreached.missing.items()]
             return [f"{who} waits at {at} for {' '.join(sorted(gaps))}"]
         client.tokens.pop(at, None)
@@ -415,7 +415,7 @@ class Scenario:
     @command(r"view at (\w+)")
     def view(self, at: str) -> list[str]:
         view = self.wire[at].membership
-        states = {name: view.state(name, self.now(at).mono_s) for name in view.members()}
+        states = {name: view.state(name, self.now(at).mono_s) for name in view.table.members}
         said = [
             name.removesuffix(":80") + ("" if state == "alive" else f" ({state})") for name, state in states.items()
         ]
@@ -457,11 +457,11 @@ class Scenario:
 
     @command(r"acks of (\S+) at (\w+)")
     def acks(self, dot: str, at: str) -> list[str]:
-        return [f"{self.wire[at].acks(self.names.read_dot(dot))} of {self.wire[at].acks_required('all')}"]
+        return [f"{self.wire[at].acks.count(self.names.read_dot(dot))} of {self.wire[at].acks.required('all')}"]
 
     @command(r"unshared at (\w+)")
     def unreplicated(self, at: str) -> list[str]:
-        return [f"{self.wire[at].unreplicated()} updates would die with {at}"]
+        return [f"{self.wire[at].acks.unreplicated()} updates would die with {at}"]
 
     @command(r"stopped")
     def stopped(self) -> list[str]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from replication.errors import DuplicateAddress
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
-from replication.replica import Outgoing, Replica
+from replication.replica import Conversation, Outgoing, Replica
 from replication.settings import ReplicationSettings
 from store.causal import CausalStore, ReadResult, WriteResult
 from store.clock import Clock, Dot, Instant, address_of
@@ -23,6 +23,7 @@ from store.versions import Change, Update
 EPOCH_US = 1_700_000_000_000_000
 NOW = Instant(1000.0, EPOCH_US)
 
+Result = TypeVar("Result")
 Loss = Literal["", "request", "reply"]
 
 SMALL_LOG = StoreSettings(max_log_bytes=800)
@@ -161,7 +162,7 @@ class Wire:
     def begin(self, sender: str, receiver: str) -> Outgoing:
         """Let ``sender`` begin an exchange with ``receiver`` now, as if its timer said so."""
         replica, now = self[sender], self.now(sender)
-        replica._peer(address(receiver)).next_sync_s = now.mono_s
+        replica.peers.at(address(receiver)).schedule.next_sync_s = now.mono_s
         outgoing = replica.begin(address(receiver), now)
         assert outgoing is not None
         return outgoing
@@ -207,8 +208,8 @@ class Wire:
         body = encode(message)
         try:
             if isinstance(message, Exchange):
-                return decode(encode(replica.receive(decode(body, Exchange), now)), Exchange)
-            return decode(encode(replica.give(decode(body, SnapshotRequest), now)), SnapshotPiece)
+                return decode(encode(run(replica.receive(decode(body, Exchange), now), now)), Exchange)
+            return decode(encode(run(replica.receive(decode(body, SnapshotRequest), now), now)), SnapshotPiece)
         except DuplicateAddress as exc:
             self._stop(name, exc)
             return None
@@ -219,7 +220,8 @@ class Wire:
             if reply is None:
                 self[name].failed(outgoing.to, outgoing.serial, self.now(name))
             else:
-                self[name].finish(outgoing.to, outgoing.serial, reply, self.now(name))
+                now = self.now(name)
+                run(self[name].complete(outgoing.to, outgoing.serial, reply, now), now)
         except DuplicateAddress as exc:
             self._stop(name, exc)
 
@@ -263,6 +265,17 @@ class Wire:
                 self.carry(name, outgoing)
                 sent.append(outgoing)
         return sent
+
+
+def run(conversation: Conversation[Result], now: Instant) -> Result:
+    """Make all steps of a conversation at one moment, with nothing in between, and return its result."""
+    try:
+        next(conversation)
+        while True:
+            conversation.send(now)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
 
 
 def three(wire: Wire) -> tuple[Replica, Replica, Replica]:

@@ -145,7 +145,7 @@ class Clients:
             self.world.counts["unreachable"] += 1
         else:
             if token is not None:
-                self.drop_lost(client, replica, replica.unrecoverable(client.past, token))
+                self.drop_lost(client, replica, replica.loss.unrecoverable(client.past, token))
             try:
                 action(host)
             except NotServing:
@@ -167,7 +167,7 @@ class Clients:
         assert host.replica is not None
         if token is None:
             self.world.counts["deferrals"] += 1
-            token = host.replica.ask(client.past)
+            token = host.replica.loss.ask(client.past)
             self.world.poke(host)
         boot = host.boots
         done = False
@@ -192,7 +192,11 @@ class Clients:
     def _is_due(replica: Replica, past: Clock, token: int) -> bool:
         """Whether an engine would wake a request that waits for ``past``."""
         store = replica.store
-        return store.not_serving_reason is not None or store.is_causal(past) or bool(replica.unrecoverable(past, token))
+        return (
+            store.not_serving_reason is not None
+            or store.is_causal(past)
+            or bool(replica.loss.unrecoverable(past, token))
+        )
 
     def drop_lost(self, client: Client, teller: Replica, lost: LostUpdates) -> None:
         """Let ``client`` go on without what ``teller`` says is lost."""

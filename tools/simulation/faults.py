@@ -100,7 +100,10 @@ class Faults:
             world.pump(by)
             world.counts["removals"] += 1
             # A removal that does not know of the latest start is overruled by that start.
-            if target.replica is not None and by.replica.membership.present_id(target.address) == target.replica.id:
+            if (
+                target.replica is not None
+                and by.replica.membership.table.present_id(target.address) == target.replica.id
+            ):
                 world.removed[target.address] = target.replica.id
         self._later(rng.uniform(0.5, 5.0), rng.choice([self._add, self._crash_one, self._nothing]), target)
 

@@ -43,7 +43,7 @@ class Oracle:
                 self._gone_above[replica] = min(held, self._gone_above.get(replica, held))
         for address in list(self.world.removed):
             # A removal that only the dead process knew of died with it. (Who has not heard of an address knows none.)
-            if not any(address in other.replica.membership.left() for other in others if other.replica):
+            if not any(address in other.replica.membership.table.left for other in others if other.replica):
                 del self.world.removed[address]
 
     def told_lost(self, teller: Replica, lost: LostUpdates) -> None:
@@ -52,7 +52,7 @@ class Oracle:
             for host in self.world.live():
                 holder = host.replica
                 if holder is None or (
-                    holder.id not in teller.membership.present and not self._is_ignored(holder, teller)
+                    holder.id not in teller.membership.table.present and not self._is_ignored(holder, teller)
                 ):
                     continue
                 if holder.store.clock.get(origin, 0) >= first:
@@ -68,7 +68,7 @@ class Oracle:
         operator can know, and may be wrong. (Seed 405685: a replica that restarts is cut off, and both others are put
         out at it.)
         """
-        entry = teller.membership.table.get(holder.address)
+        entry = teller.membership.table.entries.get(holder.address)
         if entry is None:
             return True
         was_never_reached = entry.incarnation == 0 and not entry.belongs
@@ -83,12 +83,15 @@ class Oracle:
         """Return what is wrong in the end, when all is healed: ``acknowledged`` are the dots that clients were told."""
         violations = list(self.violations)
         live = [host.replica for host in self.world.live() if host.replica is not None]
-        inside = [replica for replica in live if replica.membership.belongs(replica.address)]
+        inside = [replica for replica in live if replica.membership.table.belongs(replica.address)]
         if not inside:
             return violations
         final = inside[0].store.clock
         for address, removed in self.world.removed.items():
-            if any(r.membership.belongs(address) and r.membership.present_id(address) == removed for r in inside):
+            if any(
+                r.membership.table.belongs(address) and r.membership.table.present_id(address) == removed
+                for r in inside
+            ):
                 violations.append(f"Returned: {removed} was put out and came back by itself")
         for replica in inside:
             violations += self._judge_table(replica.id, replica.store.clock, replica.store.table.copy())

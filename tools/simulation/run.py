@@ -56,6 +56,7 @@ def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSetting
         sync_interval_s=rng.choice([0.4, 1.0]),
         pace_s=rng.choice([0.0, 0.004, 0.02]),
         batch_updates=rng.choice([3, 20, 1000]),
+        chunk_updates=rng.choice([1, 1, 3, 64]),
         snapshot_piece_bytes=rng.choice([600, 100_000]),
     )
     log_bytes = rng.choice([700, 10_000, 10_000_000])
@@ -136,10 +137,10 @@ def _settle_refused(world: World, clients: Clients) -> list[str]:
             replica = host.replica
             if replica is None or replica.state != "serving" or replica.store.is_causal(client.past):
                 continue
-            token = replica.ask(client.past)
+            token = replica.loss.ask(client.past)
             world.pump(host)
             world.run_until(world.now_s + 3.0)
-            clients.drop_lost(client, replica, replica.unrecoverable(client.past, token))
+            clients.drop_lost(client, replica, replica.loss.unrecoverable(client.past, token))
     return clients.read_everything()
 
 

@@ -18,14 +18,17 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from inspect import GEN_CREATED, getgeneratorstate
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
-from replication.replica import Replica
+from replication.replica import Conversation, Replica
 from replication.settings import ReplicationSettings
 from store.clock import Clock, Instant
 from store.settings import StoreSettings
+
+Result = TypeVar("Result")
 
 EPOCH_US = 1_700_000_000_000_000
 """Wall time at the start of every run, microseconds: any moment will do, as long as it is the same."""
@@ -34,6 +37,9 @@ TICK_S = 0.25
 TIMEOUT_S = 0.9
 PUBLISHED_WITHIN_S = 2.0
 """What the name service says of a start or an end is right after so long at most."""
+
+STEP_DELAY_S = 0.05
+"""Longest time between two steps of one conversation: a busy server's lock may be taken for so long."""
 
 REACTION_S = 0.0005
 """What a thread needs to wake up."""
@@ -54,7 +60,8 @@ class Conditions:
 class Host:
     """One machine. ``skew_us``: what its wall clock is off; ``boots``: how many processes it has run.
 
-    ``retries``: called after everything that happens here, for the requests that wait.
+    ``retries``: called after everything that happens here, for the requests that wait. ``completing``: serials of the
+    requests whose reply is being taken in.
     """
 
     address: str
@@ -68,6 +75,7 @@ class Host:
     poked: bool = False
     clocks: Instant = field(default_factory=lambda: Instant(0.0, 0))
     retries: list[Callable[[], None]] = field(default_factory=list)
+    completing: set[int] = field(default_factory=set)
 
 
 class World:
@@ -82,8 +90,10 @@ class World:
         settings: ReplicationSettings | None = None,
         store_settings: StoreSettings | None = None,
         discovers: bool = False,
+        step_delay_s: float = STEP_DELAY_S,
     ) -> None:
         self.rng = rng
+        self.step_delay_s = step_delay_s
         self.discovers = discovers
         self.lookup_loss = 0.2
         self.published: set[str] = set()
@@ -159,6 +169,7 @@ class World:
         host.replica = None
         host.paused_until_s = 0.0
         host.wake_at_s = float("inf")
+        host.completing.clear()
         self.counts["crashes"] += 1
         if self.discovers:
             del self.aliases[host.ip]
@@ -265,25 +276,23 @@ class World:
     def _arrive(self, host: Host, boot: int, to: str, serial: int, message: Exchange | SnapshotRequest) -> None:
         receiver = self.hosts.get(self.aliases.get(to, to))
         if receiver is None or receiver.replica is None:
-            # Connection refused: known at once, if the answer gets through.
+            # Connection refused: the sender learns it at once, if the answer gets through.
             if self._passes(to, host.address):
                 self.at(self.now_s + self._delay(), self._give_up, host, boot, to, serial)
             return
         if self.now_s < receiver.paused_until_s:
             self.at(receiver.paused_until_s, self._arrive, host, boot, to, serial, message)
             return
-        now = self.clocks(receiver)
-        reply: Exchange | SnapshotPiece
-        if isinstance(message, Exchange):
-            reply = receiver.replica.receive(message, now)
-            self.counts["updates_sent"] += len(message.updates) + len(reply.updates)
-        else:
-            reply = receiver.replica.give(message, now)
+        if isinstance(message, SnapshotRequest):
             self.counts["pieces"] += 1
-        self._settle(receiver)
-        self.poke(receiver)
-        if self._passes(receiver.address, host.address):
-            self.at(self.now_s + self._delay(), self._reply, host, boot, to, serial, reply)
+
+        def answer(reply: Exchange | SnapshotPiece) -> None:
+            if isinstance(message, Exchange) and isinstance(reply, Exchange):
+                self.counts["updates_sent"] += len(message.updates) + len(reply.updates)
+            if self._passes(receiver.address, host.address):
+                self.at(self.now_s + self._delay(), self._reply, host, boot, to, serial, reply)
+
+        self._step(receiver, receiver.boots, receiver.replica.receive(message, self.clocks(receiver)), answer)
 
     def _reply(self, host: Host, boot: int, to: str, serial: int, reply: Exchange | SnapshotPiece) -> None:
         if host.replica is None or host.boots != boot:
@@ -291,17 +300,48 @@ class World:
         if self.now_s < host.paused_until_s:
             self.at(host.paused_until_s, self._reply, host, boot, to, serial, reply)
             return
-        peer = host.replica.peer(to)
-        if peer is None or peer.in_flight != serial:
-            return  # It had been given up: the connection is closed, nobody reads the reply.
-        host.replica.finish(to, serial, reply, self.clocks(host))
+        peer = host.replica.peers.find(to)
+        if peer is None or peer.in_flight != serial or serial in host.completing:
+            return  # The sender has given up: the connection is closed, and nobody reads the reply.
+        host.completing.add(serial)
+
+        def done(_: None) -> None:
+            host.completing.discard(serial)
+
+        self._step(host, boot, host.replica.complete(to, serial, reply, self.clocks(host)), done)
+
+    def _step(self, host: Host, boot: int, conversation: Conversation[Result], done: Callable[[Result], None]) -> None:
+        """Make one step of a conversation at ``host``; the next one is an event of its own, at a random time.
+
+        So other messages, requests, ticks and a crash come in between, as they do between two turns of a server's lock.
+        ``done``: called with the result of the conversation.
+        """
+        if host.replica is None or host.boots != boot:
+            return  # The process died between two steps.
+        if self.now_s < host.paused_until_s:
+            self.at(host.paused_until_s, self._step, host, boot, conversation, done)
+            return
+        try:
+            if getgeneratorstate(conversation) == GEN_CREATED:
+                next(conversation)
+            else:
+                conversation.send(self.clocks(host))
+        except StopIteration as end:
+            result: Result = end.value
+        else:
+            self.counts["interleavings"] += 1
+            self._settle(host)
+            self.poke(host)
+            self.at(self.now_s + self.rng.random() * self.step_delay_s, self._step, host, boot, conversation, done)
+            return
         self._settle(host)
         self.poke(host)
+        done(result)
 
     def _give_up(self, host: Host, boot: int, to: str, serial: int) -> None:
-        if host.replica is None or host.boots != boot:
+        if host.replica is None or host.boots != boot or serial in host.completing:
             return
-        peer = host.replica.peer(to)
+        peer = host.replica.peers.find(to)
         if peer is None or peer.in_flight != serial:
             return
         self.counts["timeouts"] += 1
@@ -331,7 +371,7 @@ class World:
     def unsettled(self) -> str | None:
         """Return why the live replicas have not come to rest yet; None when they have."""
         live = [host.replica for host in self.live() if host.replica is not None]
-        inside = [replica for replica in live if replica.membership.belongs(replica.address)]
+        inside = [replica for replica in live if replica.membership.table.belongs(replica.address)]
         clock: Clock | None = None
         for replica in inside:
             if replica.state != "serving":
@@ -347,6 +387,6 @@ class World:
             ]:
                 return f"{replica.id} sees the view {replica.membership.live(self.now_s)}"
         for replica in live:
-            if replica not in inside and inside and replica.unreplicated():
-                return f"{replica.id} is out and still holds {replica.unreplicated()} updates that nobody has"
+            if replica not in inside and inside and replica.acks.unreplicated():
+                return f"{replica.id} is out and still holds {replica.acks.unreplicated()} updates that nobody has"
         return None

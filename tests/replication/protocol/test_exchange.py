@@ -11,7 +11,7 @@ from replication.settings import ReplicationSettings
 from store.clock import Clock, address_of, covers
 from store.errors import DependenciesMissing
 from store.versions import Change, Update, Write, encode_update
-from tests.support.wire import Wire, address, three
+from tests.support.wire import Wire, address, run, three
 
 # -- broadcast, relay, batches -----------------------------------------------------------------------------------
 
@@ -112,8 +112,8 @@ def test_a_replica_that_wants_everything_gets_updates_of_third_replicas_at_once(
     wire.cut("r1", "r3")
     update = wire.issue("r1", "x", b"1")
     wire.flow()
-    wire["r3"].ask(update.past)
-    wire["r3"]._peer(address("r2")).urgent = True
+    wire["r3"].loss.ask(update.past)
+    wire["r3"].peers.at(address("r2")).urgent = True
     request, reply = wire.talk("r3", "r2")
     assert request.want_all
     assert reply.updates == [update]
@@ -125,9 +125,9 @@ def test_a_deferral_asks_the_present_origin_and_who_is_known_to_have_it(wire: Wi
     update = wire.issue("r1", "x", b"1")
     wire.flow()
     wire.heal()
-    wire["r3"]._peer(address("r2")).acknowledge(update.past)
-    wire["r3"].ask(update.past)
-    urgent = {name for name in ("r1", "r2", "r4") if wire["r3"]._peer(address(name)).urgent}
+    wire["r3"].peers.at(address("r2")).acked.acknowledge(update.past)
+    wire["r3"].loss.ask(update.past)
+    urgent = {name for name in ("r1", "r2", "r4") if wire["r3"].peers.at(address(name)).urgent}
     assert urgent == {"r1", "r2"}
     wire.flow()
     assert wire.has("r3", update.dot)
@@ -141,8 +141,8 @@ def test_a_deferral_for_an_incarnation_that_is_over_asks_everybody(wire: Wire) -
     wire.heal()
     wire.start("r3", "r1")
     wire.flow(0.5)
-    wire["r1"].ask(update.past)
-    assert all(wire["r1"]._peer(address(name)).urgent for name in ("r2", "r3"))
+    wire["r1"].loss.ask(update.past)
+    assert all(wire["r1"].peers.at(address(name)).urgent for name in ("r2", "r3"))
 
 
 def test_a_lost_reply_costs_only_a_second_sending(wire: Wire) -> None:
@@ -150,9 +150,9 @@ def test_a_lost_reply_costs_only_a_second_sending(wire: Wire) -> None:
     update = wire.issue("r1", "x", b"1")
     wire.exchange("r1", "r2", lose="reply")
     assert wire.has("r2", update.dot)
-    assert r1.acks(update.dot) == 1
+    assert r1.acks.count(update.dot) == 1
     assert wire.talk("r1", "r2")[0].updates == [update]
-    assert r1.acks(update.dot) == 2
+    assert r1.acks.count(update.dot) == 2
     assert r2.store.applied_count == 1
 
 
@@ -269,28 +269,28 @@ def test_hybrid_time_travels_so_a_slow_replica_writes_after_what_it_has_heard_of
 def test_acks_count_members_that_are_known_to_have_it_and_die_with_their_incarnation(wire: Wire) -> None:
     r1, _, _ = three(wire)
     update = wire.issue("r1", "x", b"1")
-    assert r1.acks(update.dot) == 1
+    assert r1.acks.count(update.dot) == 1
     wire.talk("r1", "r2")
-    assert r1.acks(update.dot) == 2
+    assert r1.acks.count(update.dot) == 2
     wire.flow()
-    assert r1.acks(update.dot) == 3
+    assert r1.acks.count(update.dot) == 3
     wire.crash("r2")
     wire.start("r2", "r3")
     wire.cut("r2", "r1")
     wire.flow(1.5)
-    assert r1.acks(update.dot) == 2
+    assert r1.acks.count(update.dot) == 2
 
 
 def test_majority_and_all_count_members_that_are_down_and_none_that_was_put_out(wire: Wire) -> None:
     r1, _, _ = three(wire)
-    assert (r1.acks_required("majority"), r1.acks_required("all")) == (2, 3)
+    assert (r1.acks.required("majority"), r1.acks.required("all")) == (2, 3)
     wire.crash("r2")
     wire.crash("r3")
     wire.flow(5.0)
-    assert (r1.acks_required("majority"), r1.acks_required("all")) == (2, 3)
+    assert (r1.acks.required("majority"), r1.acks.required("all")) == (2, 3)
     r1.remove_replica_from_view(address("r2"), wire.now("r1"))
     r1.remove_replica_from_view(address("r3"), wire.now("r1"))
-    assert (r1.acks_required("majority"), r1.acks_required("all")) == (1, 1)
+    assert (r1.acks.required("majority"), r1.acks.required("all")) == (1, 1)
 
 
 # -- bad messages --------------------------------------------------------------------------------------------------
@@ -307,14 +307,14 @@ def message(wire: Wire, **changes: object) -> Exchange:
 def test_a_clock_that_names_updates_never_issued_is_refused(wire: Wire) -> None:
     r1, _ = wire.cluster("r1", "r2")
     with pytest.raises(BadMessage):
-        r1.receive(message(wire, clock={r1.id: 1}), wire.now("r1"))
+        run(r1.receive(message(wire, clock={r1.id: 1}), wire.now("r1")), wire.now("r1"))
 
 
 def test_an_own_update_that_was_never_issued_is_refused_and_leaves_no_trace(wire: Wire) -> None:
     r1, _ = wire.cluster("r1", "r2")
     forged = Update(r1.id, 1, 1, {}, (Write("x", b"1"),))
     with pytest.raises(BadMessage):
-        r1.receive(message(wire, batch=[Raw(encode_update(forged))]), wire.now("r1"))
+        run(r1.receive(message(wire, batch=[Raw(encode_update(forged))]), wire.now("r1")), wire.now("r1"))
     assert r1.store.clock == {}
     assert wire.values("r1", "x") == []
 
@@ -322,20 +322,23 @@ def test_an_own_update_that_was_never_issued_is_refused_and_leaves_no_trace(wire
 def test_a_register_beyond_the_limit_is_refused_whole(wire: Wire) -> None:
     wire.settings = ReplicationSettings(pace_s=0.0, max_members=4)
     r1, _ = wire.cluster("r1", "r2")
-    before = dict(r1.membership.table)
+    before = dict(r1.membership.table.entries)
     with pytest.raises(BadMessage):
-        r1.receive(
-            message(wire, membership={f"n{number}:80": MembershipEntry(1, 1, True) for number in range(3)}),
+        run(
+            r1.receive(
+                message(wire, membership={f"n{number}:80": MembershipEntry(1, 1, True) for number in range(3)}),
+                wire.now("r1"),
+            ),
             wire.now("r1"),
         )
-    assert r1.membership.table == before
+    assert r1.membership.table.entries == before
 
 
 def test_two_writes_of_one_key_in_an_update_are_refused(wire: Wire) -> None:
     r1, r2 = wire.cluster("r1", "r2")
     twice = Update(r2.id, 1, 1, {}, (Write("x", b"1"), Write("x", b"2")))
     with pytest.raises(BadMessage):
-        r1.receive(message(wire, batch=[Raw(encode_update(twice))]), wire.now("r1"))
+        run(r1.receive(message(wire, batch=[Raw(encode_update(twice))]), wire.now("r1")), wire.now("r1"))
     assert r1.store.clock == {}
 
 
@@ -349,7 +352,7 @@ def test_a_client_that_hops_meets_what_it_wrote_or_waits(wire: Wire) -> None:
     with pytest.raises(DependenciesMissing):
         wire.get("r2", "x", wrote.metadata)
     wire.heal()
-    wire["r2"].ask(wrote.metadata)
+    wire["r2"].loss.ask(wrote.metadata)
     wire.flow()
     assert [version.value for version in wire.get("r2", "x", wrote.metadata).versions] == [b"1"]
 
@@ -369,7 +372,7 @@ def test_a_write_concern_is_met_by_the_reply_that_brings_the_clock(wire: Wire) -
     wrote = r1.store.put(Change("x", b"1"), {}, wire.now("r1"))
     assert wrote.update is not None
     wire.flow()
-    assert r1.acks(wrote.update.dot) == r1.acks_required("all")
+    assert r1.acks.count(wrote.update.dot) == r1.acks.required("all")
 
 
 def test_ids_are_addresses_with_an_incarnation(wire: Wire) -> None:

@@ -23,10 +23,10 @@ def gone(wire: Wire) -> Update:
 
 def test_what_died_with_its_replica_is_lost_once_all_members_have_compared_notes(wire: Wire) -> None:
     update = gone(wire)
-    token = wire["r1"].ask(update.past)
-    assert wire["r1"].unrecoverable(update.past, token) == {}
+    token = wire["r1"].loss.ask(update.past)
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire.flow()
-    assert wire["r1"].unrecoverable(update.past, token) == {update.origin: (1, 1)}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
 def test_lost_names_the_counters_that_are_missing_here(wire: Wire) -> None:
@@ -40,25 +40,25 @@ def test_lost_names_the_counters_that_are_missing_here(wire: Wire) -> None:
     wire.heal()
     wire.start("r3", "r1")
     wire.flow(1.5)
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.flow()
-    assert wire["r1"].unrecoverable(update.past, token) == {update.origin: (2, 3)}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (2, 3)}
 
 
 def test_what_is_no_id_of_a_replica_is_never_lost_but_missing(wire: Wire) -> None:
     r1, _, _ = three(wire)
-    token = r1.ask({"nonsense": 3})
+    token = r1.loss.ask({"nonsense": 3})
     wire.flow()
-    assert r1.unrecoverable({"nonsense": 3}, token) == {}
+    assert r1.loss.unrecoverable({"nonsense": 3}, token) == {}
 
 
 def test_rule_1_the_present_incarnation_may_come_back_with_it(wire: Wire) -> None:
     three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.flow(10.0)
-    assert wire["r1"].unrecoverable(update.past, token) == {}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}
 
 
 def test_rule_1_one_that_was_put_out_is_no_present_incarnation(wire: Wire) -> None:
@@ -66,11 +66,11 @@ def test_rule_1_one_that_was_put_out_is_no_present_incarnation(wire: Wire) -> No
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.flow(1.5)
-    assert wire["r1"].unrecoverable(update.past, token) == {}, "it was heard of just now"
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}, "it was heard of just now"
     wire.flow(3.0)
-    assert wire["r1"].unrecoverable(update.past, token) == {update.origin: (1, 1)}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
 def test_rule_2_one_that_was_put_out_hands_over_what_it_has_as_long_as_it_lives(wire: Wire) -> None:
@@ -80,12 +80,12 @@ def test_rule_2_one_that_was_put_out_hands_over_what_it_has_as_long_as_it_lives(
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
     wire.exchange("r1", "r2")
     update = wire.issue("r3", "x", b"1")
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.exchange("r1", "r2")
     wire.exchange("r3", "r2")
     wire.tick(0.1)
     assert wire.has("r2", update.dot)
-    assert wire["r1"].unrecoverable(update.past, token) == {}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire.flow(1.5)
     assert wire.has("r1", update.dot)
 
@@ -106,10 +106,10 @@ def test_rule_2_one_that_was_put_out_may_have_what_is_of_others(wire: Wire) -> N
     wire.exchange("r1", "r3")
     for _ in range(3):
         wire.talk("r1", "r2")
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.talk("r1", "r2")
     wire.tick(0.1)
-    assert wire["r1"].unrecoverable(update.past, token) == {}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire.flow(5.0)
     assert wire.has("r1", update.dot)
     assert wire.has("r2", update.dot)
@@ -126,10 +126,10 @@ def test_rule_2_who_was_put_out_and_has_nothing_more_keeps_nobody_waiting(wire: 
     wire.cuts.clear()
     wire.start("r2", "r1")
     wire.flow(1.5)
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.flow(2.0)
     assert wire.state("r3") == "removed"
-    assert wire["r1"].unrecoverable(update.past, token) == {update.origin: (1, 1)}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
 def test_rule_2_a_sign_of_life_of_one_that_was_put_out_may_come_from_a_member(wire: Wire) -> None:
@@ -139,13 +139,15 @@ def test_rule_2_a_sign_of_life_of_one_that_was_put_out_may_come_from_a_member(wi
     wire.cuts.add(("r2", "r3"))
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
     nobodys = {wire["r3"].id: 99}
-    token = wire["r1"].ask(nobodys)
+    token = wire["r1"].loss.ask(nobodys)
     for _ in range(20):
         wire.flow(0.5)
-        assert wire["r1"].unrecoverable(nobodys, token) == {}
+        assert wire["r1"].loss.unrecoverable(nobodys, token) == {}
     wire.crash("r3")
     wire.flow(5.0)
-    assert wire["r1"].unrecoverable(nobodys, token) == {wire["r1"].membership.present_id(address("r3")): (1, 99)}
+    assert wire["r1"].loss.unrecoverable(nobodys, token) == {
+        wire["r1"].membership.table.present_id(address("r3")): (1, 99)
+    }
 
 
 def test_rule_2_reports_from_before_one_that_was_put_out_fell_silent_do_not_count(wire: Wire) -> None:
@@ -154,7 +156,7 @@ def test_rule_2_reports_from_before_one_that_was_put_out_fell_silent_do_not_coun
     wire.cut("r1", "r3")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
     update = wire.issue("r3", "x", b"1")
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.exchange("r1", "r2")
     wire.exchange("r1", "r2")
     wire.exchange("r3", "r2")
@@ -162,7 +164,7 @@ def test_rule_2_reports_from_before_one_that_was_put_out_fell_silent_do_not_coun
     wire.cut("r1", "r2")
     wire.flow(5.0)
     assert wire.has("r2", update.dot)
-    assert wire["r1"].unrecoverable(update.past, token) == {}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire.heal()
     wire.flow(2.0)
     assert wire.has("r1", update.dot)
@@ -172,22 +174,22 @@ def test_rule_2_a_member_that_is_down_may_have_it_until_it_is_removed(wire: Wire
     update = gone(wire)
     wire.crash("r2")
     wire.flow(5.0)
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.flow(5.0)
-    assert wire["r1"].unrecoverable(update.past, token) == {}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire["r1"].remove_replica_from_view(address("r2"), wire.now("r1"))
     wire.flow(1.5)
-    assert wire["r1"].unrecoverable(update.past, token) == {update.origin: (1, 1)}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
 def test_rule_2_reports_from_before_the_question_do_not_count(wire: Wire) -> None:
     update = gone(wire)
     wire.flow(2.0)
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.talk("r1", "r2")
-    assert wire["r1"].unrecoverable(update.past, token) == {}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire.talk("r1", "r3")
-    assert wire["r1"].unrecoverable(update.past, token) == {update.origin: (1, 1)}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
 def test_rule_2_an_exchange_that_was_under_way_when_the_question_came_does_not_count(wire: Wire) -> None:
@@ -195,36 +197,36 @@ def test_rule_2_an_exchange_that_was_under_way_when_the_question_came_does_not_c
     update = gone(wire)
     under_way = wire.begin("r1", "r2")
     reply = wire.answer("r2", under_way.message)
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.talk("r1", "r3")
     wire.land("r1", under_way, reply)
-    assert wire["r1"].unrecoverable(update.past, token) == {}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire.talk("r1", "r2")
-    assert wire["r1"].unrecoverable(update.past, token) == {update.origin: (1, 1)}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
 def test_rule_2_reports_under_another_register_do_not_count(wire: Wire) -> None:
     """r2 may not know yet that r3 is over, and still take the update from it."""
     update = gone(wire)
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.talk("r1", "r2")
     wire["r1"].add_replica_from_view(address("r9"), wire.now("r1"))
     wire["r1"].remove_replica_from_view(address("r9"), wire.now("r1"))
     wire.talk("r1", "r3")
-    assert wire["r1"].unrecoverable(update.past, token) == {}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire.talk("r1", "r2")
-    assert wire["r1"].unrecoverable(update.past, token) == {update.origin: (1, 1)}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
 def test_rule_2_reports_of_an_earlier_incarnation_do_not_count(wire: Wire) -> None:
     update = gone(wire)
-    token = wire["r1"].ask(update.past)
+    token = wire["r1"].loss.ask(update.past)
     wire.flow()
     wire.crash("r2")
     wire.start("r2", "r3")
     wire.cut("r1", "r2")
     wire.flow(1.5)
-    assert wire["r1"].unrecoverable(update.past, token) == {}
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}
 
 
 def test_rule_3_what_a_member_has_is_on_its_way(wire: Wire) -> None:
@@ -241,10 +243,10 @@ def test_rule_3_what_a_member_has_is_on_its_way(wire: Wire) -> None:
     r1.store.log.drop_origin(update.origin)
     if wire.has("r1", update.dot):
         pytest.fail("the scene is set wrongly: r1 has it already")
-    token = r1.ask(update.past)
+    token = r1.loss.ask(update.past)
     for name in ("r2", "r3"):
         wire.exchange("r1", name)
-    assert r1.unrecoverable(update.past, token) == {}
+    assert r1.loss.unrecoverable(update.past, token) == {}
 
 
 def test_rule_4_what_waits_somewhere_may_still_be_applied(wire: Wire) -> None:
@@ -265,9 +267,9 @@ def test_rule_4_what_waits_somewhere_may_still_be_applied(wire: Wire) -> None:
     r1 = wire["r1"]
     r1.remove_replica_from_view(address("r4"), wire.now("r1"))
     r1.add_replica_from_view(address("r4"), wire.now("r1"))
-    token = r1.ask(effect.past)
+    token = r1.loss.ask(effect.past)
     wire.flow(3.0)
-    assert r1.unrecoverable({effect.origin: 1}, token) == {}
+    assert r1.loss.unrecoverable({effect.origin: 1}, token) == {}
     wire.heal()
     wire.flow(3.0)
     assert wire.values("r1", "x") == [b"1"]
@@ -304,9 +306,9 @@ def test_a_request_that_may_not_wait_is_told_when_it_comes_again(wire: Wire) -> 
     update = gone(wire)
     wire.flow(1.5)
     r1 = wire["r1"]
-    assert r1.unrecoverable(update.past, r1.ask_again(update.past)) == {}
+    assert r1.loss.unrecoverable(update.past, r1.loss.ask_again(update.past)) == {}
     wire.flow(2.0)
-    assert r1.unrecoverable(update.past, r1.ask(update.past)) == {}
-    assert r1.unrecoverable(update.past, r1.ask_again(update.past)) == {update.origin: (1, 1)}
+    assert r1.loss.unrecoverable(update.past, r1.loss.ask(update.past)) == {}
+    assert r1.loss.unrecoverable(update.past, r1.loss.ask_again(update.past)) == {update.origin: (1, 1)}
     wire.flow(20.0)
-    assert r1.unrecoverable(update.past, r1.ask_again(update.past)) == {}
+    assert r1.loss.unrecoverable(update.past, r1.loss.ask_again(update.past)) == {}

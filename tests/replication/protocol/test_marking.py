@@ -28,7 +28,7 @@ def test_metadata_of_idle_replicas_does_not_grow_over_a_hundred_restarts(wire: W
         assert len(store.log.origins()) <= 3
     update = wire.issue("r2", "x", b"new", dict(wire["r2"].store.clock))
     assert len(update.past) <= 3
-    assert all(id_ in wire["r2"].membership.present for id_ in update.past)
+    assert all(id_ in wire["r2"].membership.table.present for id_ in update.past)
 
 
 def test_a_marker_is_used_only_once_every_member_has_it(wire: Wire) -> None:
@@ -90,7 +90,7 @@ def test_the_rest_of_the_clock_travels_only_where_its_digest_differs(wire: Wire)
     assert reply.retired is None
     assert request.membership is None
     assert reply.membership is None
-    assert request.clock.keys() <= wire["r1"].membership.present
+    assert request.clock.keys() <= wire["r1"].membership.table.present
     assert request.retired_digest == reply.retired_digest != 0
 
 

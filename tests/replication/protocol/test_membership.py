@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from replication.messages import Exchange
-from replication.replica import NOT_IN_VIEW
+from replication.recovery import NOT_IN_VIEW
 from store.errors import NotServing
 from tests.support.wire import Wire, address, three
 
@@ -55,7 +55,7 @@ def test_a_removed_replica_that_starts_again_is_in_again_even_under_a_clock_far_
     wire.start("r3", "r1", skew_s=-7200.0)
     wire.flow(1.5)
     assert wire.state("r3") == "serving"
-    assert wire["r2"].membership.members() == (address("r1"), address("r2"), address("r3"))
+    assert wire["r2"].membership.table.members == (address("r1"), address("r2"), address("r3"))
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.3])
@@ -99,7 +99,7 @@ def test_an_incarnation_that_left_its_register_out_is_taken_once_it_has_told_it(
     assert wire["r1"].due_at(address("r2"), wire.now("r1")) <= wire.now("r1").mono_s, "at once"
     _, reply = wire.talk("r1", "r2")
     assert reply.accepted
-    assert r2.membership.present_id(address("r1")) == r1.id
+    assert r2.membership.table.present_id(address("r1")) == r1.id
 
 
 def test_starting_brings_in_oneself_and_no_other_that_was_put_out(wire: Wire) -> None:
@@ -109,7 +109,7 @@ def test_starting_brings_in_oneself_and_no_other_that_was_put_out(wire: Wire) ->
     wire.crash("r2")
     wire.start("r2", "r1", "r3")
     wire.flow(5.0)
-    assert r1.membership.members() == wire["r2"].membership.members() == (address("r1"), address("r2"))
+    assert r1.membership.table.members == wire["r2"].membership.table.members == (address("r1"), address("r2"))
 
 
 def test_a_removal_under_a_slow_clock_still_follows_what_it_removes(wire: Wire) -> None:
@@ -151,14 +151,14 @@ def test_a_removed_replica_brings_its_data_to_members_that_came_back_empty_and_d
 
 def test_unshared_counts_what_would_die_with_the_replica(wire: Wire) -> None:
     _, _, r3 = three(wire)
-    assert r3.unreplicated() == 0
+    assert r3.acks.unreplicated() == 0
     wire.isolate("r3")
     wire.issue("r3", "x", b"1")
     wire.issue("r3", "y", b"1")
-    assert r3.unreplicated() == 2
+    assert r3.acks.unreplicated() == 2
     wire.heal()
     wire.talk("r3", "r2")
-    assert r3.unreplicated() == 0
+    assert r3.acks.unreplicated() == 0
 
 
 def test_unshared_of_one_that_leaves_is_not_zero_before_a_member_knows_that_it_left(wire: Wire) -> None:
@@ -167,17 +167,17 @@ def test_unshared_of_one_that_leaves_is_not_zero_before_a_member_knows_that_it_l
     r3.leave(wire.now("r3"))
     assert wire.state("r3") == "leaving"
     assert r3.store.not_serving_reason == NOT_IN_VIEW
-    assert r3.unreplicated() == 1
+    assert r3.acks.unreplicated() == 1
     wire.heal()
     wire.flow()
-    assert r3.unreplicated() == 0
-    assert r2.membership.members() == (address("r1"), address("r2"))
+    assert r3.acks.unreplicated() == 0
+    assert r2.membership.table.members == (address("r1"), address("r2"))
 
 
 def test_unshared_without_any_member_is_nothing_to_wait_for(wire: Wire) -> None:
     r1 = wire.start("r1")
     wire.issue("r1", "x", b"1")
-    assert r1.unreplicated() == 0
+    assert r1.acks.unreplicated() == 0
 
 
 def test_unshared_where_no_member_can_be_reached_is_everything(wire: Wire) -> None:
@@ -185,7 +185,7 @@ def test_unshared_where_no_member_can_be_reached_is_everything(wire: Wire) -> No
     r1 = wire.start("r1")
     r1.add_replica_from_view(address("r2"), wire.now("r1"))
     wire.issue("r1", "x", b"1")
-    assert r1.unreplicated() == 1
+    assert r1.acks.unreplicated() == 1
 
 
 def test_a_member_that_was_put_in_before_it_started_joins_when_it_starts(wire: Wire) -> None:
@@ -213,7 +213,7 @@ def test_a_replica_that_stops_answering_leaves_every_view_within_down_after_and_
     wire.crash("r3")
     wire.flow(wire.settings.down_after_s)
     assert live(wire, "r1") == live(wire, "r2") == ["r1", "r2"]
-    assert wire["r1"].membership.belongs(address("r3"))
+    assert wire["r1"].membership.table.belongs(address("r3"))
 
 
 def test_a_healed_partition_mends_itself_within_down_after_with_all_data_both_ways(wire: Wire) -> None:
@@ -257,7 +257,7 @@ def test_a_seed_that_is_an_alias_is_asked_under_its_own_name_from_then_on(wire: 
     r2 = wire.start("r2", "alias")
     wire.flow(1.0)
     assert wire.state("r2") == "serving"
-    assert r2.membership.members() == (address("r1"), address("r2"))
+    assert r2.membership.table.members == (address("r1"), address("r2"))
     assert "alias:80" not in r2.targets(wire.now("r2"))
 
 
@@ -276,7 +276,7 @@ def test_an_alias_that_was_put_stands_for_the_name_that_the_replica_has(wire: Wi
     r1.add_replica_from_view("alias:80", wire.now("r1"))
     wire.flow(2.0)
     for name in ("r1", "r2"):
-        assert wire[name].membership.members() == (address("r1"), address("r2"))
+        assert wire[name].membership.table.members == (address("r1"), address("r2"))
     assert not r1.add_replica_from_view("alias:80", wire.now("r1"))
     assert r1.remove_replica_from_view("alias:80", wire.now("r1"))
     wire.flow(1.5)
@@ -289,4 +289,4 @@ def test_an_alias_that_somebody_else_put_is_set_right_for_all(wire: Wire) -> Non
     wire["r3"].add_replica_from_view("alias:80", wire.now("r3"))
     wire.flow(3.0)
     for name in ("r1", "r2", "r3"):
-        assert wire[name].membership.members() == tuple(address(other) for other in ("r1", "r2", "r3"))
+        assert wire[name].membership.table.members == tuple(address(other) for other in ("r1", "r2", "r3"))

@@ -6,7 +6,8 @@ import pytest
 
 from replication.errors import BadMessage
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
-from replication.replica import CATCHING_UP
+from replication.progress import SnapshotOffer
+from replication.recovery import CATCHING_UP
 from replication.settings import ReplicationSettings
 from store.errors import NotServing
 from tests.support.wire import SMALL_LOG, SMALL_PIECES, Wire, address, three
@@ -64,9 +65,9 @@ def test_a_receiver_lets_the_giver_rest_for_as_long_as_a_piece_took(wire: Wire) 
     wire.pull("r2", "r1")
     wire.exchange("r2", "r1")  # Takes turns with the pieces; nothing else is due now.
     for took_s, rest_s in ((0.02, 0.02), (0.7, wire.settings.max_piece_rest_s)):
-        r2, peer = wire["r2"], wire["r2"].peer(address("r1"))
+        r2, peer = wire["r2"], wire["r2"].peers.find(address("r1"))
         assert peer is not None
-        peer.next_sync_s = wire.now("r2").mono_s + 10.0
+        peer.schedule.next_sync_s = wire.now("r2").mono_s + 10.0
         outgoing = r2.begin(address("r1"), wire.now("r2"))
         assert outgoing is not None
         assert isinstance(outgoing.message, SnapshotRequest)
@@ -338,8 +339,8 @@ def test_a_snapshot_that_names_updates_of_its_receiver_that_it_never_issued_is_r
     behind(wire)
     r2 = wire["r2"]
     wire["r1"].store.clock[r2.id] = 7
-    wire["r2"]._peer(address("r1")).offers_snapshot = True
-    wire["r2"]._peer(address("r1")).known[wire["r1"].id] = 12
+    wire["r2"].peers.at(address("r1")).acked.snapshot = SnapshotOffer.OFFER
+    wire["r2"].peers.at(address("r1")).acked.clock[wire["r1"].id] = 12
     before = dict(r2.store.clock)
     with pytest.raises(BadMessage):  # noqa: PT012 - the piece that completes it is refused
         for _ in range(10):

@@ -313,8 +313,8 @@ class Served(NamedTuple):
         replica = self.node.replica
         return (
             *self.api.state(),
-            dict(replica.membership.table),
-            replica.membership.members(),
+            dict(replica.membership.table.entries),
+            replica.membership.table.members,
             len(replica.store.pending),
         )
 

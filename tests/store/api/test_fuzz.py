@@ -211,7 +211,7 @@ messages = st.fixed_dictionaries(
     },
     optional={
         "retired": clocks,
-        "pending": clocks,
+        "orphaned_pending": clocks,
         "updates": st.lists(updates, max_size=4),
         "membership": st.dictionaries(
             st.sampled_from(["127.0.0.1:21505", "127.0.0.1:21506", "b:2"]),

@@ -11,18 +11,22 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import replication.loss
 import replication.replica
+import replication.view_changes
 import store.causal
-from replication.loss import reports_since, unrecoverable
+from replication.liveness import Liveness
+from replication.loss import LossDetector, reports_since, unrecoverable
 from replication.membership import Membership
 from replication.messages import Exchange, MembershipEntry
-from replication.progress import PeerProgress, Report
-from replication.recovery import Recovery
+from replication.progress import PeerProgress, PeerState, Report
+from replication.recovery import Joining, Recovery
 from replication.replica import Outgoing, Replica
 from replication.seeds import Seeds
 from replication.snapshots import SnapshotPull
+from replication.view_changes import ViewChanges
 from store.causal import CausalStore
-from store.clock import INCARNATION_RANDOM_BITS, Instant, merge_into
+from store.clock import INCARNATION_RANDOM_BITS, Instant, incarnation_of, merge_into
 from store.errors import NotServing
 from store.markers import Markers
 from store.snapshot import Snapshot
@@ -72,10 +76,13 @@ def take_a_clients_clock_before_delivery() -> Iterator[None]:
 def reuse_a_counter_after_restart() -> Iterator[None]:
     """Every process at an address has the same incarnation, so it issues the same dots again."""
 
-    def new_incarnation(self: Replica, known: int, now: Instant) -> int:
+    def same(known: int, rng: Any, now: Instant) -> int:
         return max(1 << 21, known + 1 if known else 0)
 
-    with replaced(Replica, "_new_incarnation", new_incarnation):
+    with (
+        replaced(replication.replica, "new_incarnation", same),
+        replaced(replication.view_changes, "new_incarnation", same),
+    ):
         yield
 
 
@@ -93,9 +100,9 @@ def acknowledge_what_was_not_applied() -> Iterator[None]:
 
     def optimistic(self: Replica, address: str, now: Instant) -> Outgoing | None:
         outgoing = begin(self, address, now)
-        peer = self.peer(address)
-        if outgoing is not None and peer is not None and isinstance(outgoing.message, Exchange):
-            peer.acknowledge({u.origin: u.counter for u in outgoing.message.updates})
+        peer = self.peers.at(address)
+        if outgoing is not None and isinstance(outgoing.message, Exchange):
+            peer.acked.acknowledge({u.origin: u.counter for u in outgoing.message.updates})
         return outgoing
 
     with replaced(Replica, "begin", optimistic):
@@ -106,9 +113,10 @@ def acknowledge_what_was_not_applied() -> Iterator[None]:
 def count_acks_of_a_lost_memory() -> Iterator[None]:
     """What a replica had acknowledged before it was restarted still counts."""
 
-    def become(self: PeerProgress, replica: str) -> None:
-        self.replica = replica
-        self.report = None
+    def become(self: PeerProgress, replica: str, now_s: float) -> None:
+        self.acked.replica = replica
+        self.acked.report = None
+        self.state = PeerState.EXCHANGING
 
     with replaced(PeerProgress, "become", become):
         yield
@@ -201,15 +209,15 @@ def let_transactions_interleave() -> Iterator[None]:
 @mutant
 def bring_back_a_deleted_member() -> Iterator[None]:
     """Whoever talks is in."""
-    take = Replica.take
+    accept = Replica._accept
 
     def welcome(self: Replica, message: Exchange, now: Instant) -> PeerProgress | None:
-        peer = take(self, message, now)
-        if peer is not None and not self.membership.belongs(peer.address):
+        peer = accept(self, message, now)
+        if peer is not None and not self.membership.table.belongs(peer.address):
             self.add_replica_from_view(peer.address, now)
         return peer
 
-    with replaced(Replica, "take", welcome):
+    with replaced(Replica, "_accept", welcome):
         yield
 
 
@@ -232,10 +240,11 @@ def answers_without_the_delete_clock() -> Iterator[None]:
 def a_gate_that_is_not_checked() -> Iterator[None]:
     """Joining and removed replicas answer clients."""
 
-    def set_gate(self: Replica) -> None:
-        self.store.not_serving_reason = None
+    def open_gate(self: Recovery, now: Instant) -> bool:
+        self._store.not_serving_reason = None
+        return False
 
-    with replaced(Replica, "_set_gate", set_gate):
+    with replaced(Recovery, "update_gate", open_gate):
         yield
 
 
@@ -243,31 +252,32 @@ def a_gate_that_is_not_checked() -> Iterator[None]:
 def lost_without_asking() -> Iterator[None]:
     """What is not here and comes from no present incarnation is lost."""
 
-    def unrecoverable(self: Replica, past: dict[str, int], token: int) -> dict[str, tuple[int, int]]:
+    def hasty(self: LossDetector, past: dict[str, int], token: int) -> dict[str, tuple[int, int]]:
+        clock = self._store.clock
         return {
-            id_: (self.store.clock.get(id_, 0) + 1, n)
+            id_: (clock.get(id_, 0) + 1, n)
             for id_, n in past.items()
-            if id_ not in self.membership.present and self.store.clock.get(id_, 0) < n
+            if id_ not in self._membership.table.present and clock.get(id_, 0) < n
         }
 
-    with replaced(Replica, "unrecoverable", unrecoverable):
+    with replaced(LossDetector, "unrecoverable", hasty):
         yield
 
 
 @mutant
 def a_higher_incarnation_is_ignored() -> Iterator[None]:
     """A process that started under an old clock goes on under an incarnation that is over."""
-    follow = Replica._follow_register
+    follow = ViewChanges.follow_table
 
-    def stubborn(self: Replica, now: Instant) -> None:
-        known = self.membership.table[self.address]
-        own = int(self.id.rpartition("@")[2], 16)
+    def stubborn(self: ViewChanges, now: Instant) -> None:
+        table = self._membership.table
+        known = table.entries[table.address]
+        own = incarnation_of(self._store.replica_id)
         if known.incarnation > own:
-            self.membership.table[self.address] = MembershipEntry(own, known.stamp, True)
-            Membership._changed(self.membership)
+            table._write(table.address, MembershipEntry(own, known.stamp, True))
         follow(self, now)
 
-    with replaced(Replica, "_follow_register", stubborn):
+    with replaced(ViewChanges, "follow_table", stubborn):
         yield
 
 
@@ -310,10 +320,10 @@ def lost_without_asking_members_that_are_down() -> Iterator[None]:
     """Only members that have answered are asked whether they have it."""
 
     def some_reports(token: int, peers: Any, ids: Any, digest: int) -> list[Report]:
-        reports = [peer.report for peer in peers if peer is not None and peer.report is not None]
+        reports = [acked.report for acked in peers if acked is not None and acked.report is not None]
         return [report for report in reports if report.serial > token and report.membership_digest == digest]
 
-    with replaced(replication.replica, "reports_since", some_reports):
+    with replaced(replication.loss, "reports_since", some_reports):
         yield
 
 
@@ -321,7 +331,7 @@ def lost_without_asking_members_that_are_down() -> Iterator[None]:
 def lost_from_reports_older_than_the_request() -> Iterator[None]:
     """Any report counts, however old."""
     with replaced(
-        replication.replica,
+        replication.loss,
         "reports_since",
         lambda token, peers, ids, digest: reports_since(-1, peers, ids, digest),
     ):
@@ -334,14 +344,14 @@ def lost_from_reports_made_under_another_register() -> Iterator[None]:
 
     def any_register(token: int, peers: Any, ids: Any, digest: int) -> list[Report] | None:
         reports: list[Report] = []
-        for peer, replica in zip(peers, ids, strict=True):
-            report = peer.report if peer is not None else None
+        for acked, replica in zip(peers, ids, strict=True):
+            report = acked.report if acked is not None else None
             if report is None or report.serial <= token or report.replica != replica:
                 return None
             reports.append(report)
         return reports
 
-    with replaced(replication.replica, "reports_since", any_register):
+    with replaced(replication.loss, "reports_since", any_register):
         yield
 
 
@@ -352,7 +362,7 @@ def lost_before_the_own_clock_covers_the_reports() -> Iterator[None]:
     def careless(gaps: Any, reports: Any, clock: Any, pending: Any) -> Any:
         return unrecoverable(gaps, [], clock, pending)
 
-    with replaced(replication.replica, "unrecoverable", careless):
+    with replaced(replication.loss, "unrecoverable", careless):
         yield
 
 
@@ -366,25 +376,25 @@ def pending_updates_kept_that_wait_for_what_is_lost() -> Iterator[None]:
 @directed
 def an_incarnation_without_random_bits() -> Iterator[None]:
     """Two processes that start in the same millisecond are the same incarnation."""
-    new_incarnation = Replica._new_incarnation
+    new_incarnation = replication.view_changes.new_incarnation
 
-    def plain(self: Replica, known: int, now: Instant) -> int:
-        return new_incarnation(self, known, now) >> INCARNATION_RANDOM_BITS << INCARNATION_RANDOM_BITS
+    def plain(known: int, rng: Any, now: Instant) -> int:
+        return new_incarnation(known, rng, now) >> INCARNATION_RANDOM_BITS << INCARNATION_RANDOM_BITS
 
-    with replaced(Replica, "_new_incarnation", plain):
+    with replaced(replication.replica, "new_incarnation", plain):
         yield
 
 
 @directed
 def a_joiner_that_waits_for_a_dead_peer() -> Iterator[None]:
     """A joining replica waits for everybody it has heard of, however long ago."""
-    is_done = Recovery.is_done
+    is_done = Joining.is_done
 
-    def patient(self: Recovery, asked: Any, clock: dict[str, int], view: Membership, now_s: float) -> bool:
-        with replaced(Membership, "is_silent", lambda self, replica, since_s, now_s: False):
-            return is_done(self, asked, clock, view, now_s)
+    def patient(self: Joining, asked: Any, clock: dict[str, int], membership: Membership, now_s: float) -> bool:
+        with replaced(Liveness, "is_silent", lambda self, replica, since_s, now_s: False):
+            return is_done(self, asked, clock, membership, now_s)
 
-    with replaced(Recovery, "is_done", patient):
+    with replaced(Joining, "is_done", patient):
         yield
 
 
@@ -418,8 +428,8 @@ def found_late_and_not_waited_for() -> Iterator[None]:
 
     def hasty(self: Replica, addresses: Any, now: Instant) -> None:
         discovered(self, addresses, now)
-        if self._joining is not None:
-            self._joining.asked_s.clear()
+        if self.recovery.joining is not None:
+            self.recovery.joining.asked_s.clear()
 
     with replaced(Replica, "discovered", hasty), named_late_and_not_waited_for():
         yield
@@ -428,63 +438,60 @@ def found_late_and_not_waited_for() -> Iterator[None]:
 @directed
 def named_late_and_not_waited_for() -> Iterator[None]:
     """A joiner gives those that another one's answer names no time of their own to answer."""
-    with replaced(Recovery, "ask", lambda self, addresses, now_s: None):
+    with replaced(Joining, "ask", lambda self, addresses, now_s: None):
         yield
 
 
 @directed
 def put_back_and_served_at_once() -> Iterator[None]:
     """PUT /view opens the gate of a replica that has missed what was written while it was out."""
-    set_gate = Replica._set_gate
+    update_gate = Recovery.update_gate
 
-    def open_at_once(self: Replica, now: Instant) -> None:
-        set_gate(self, now)
-        if (
-            self.membership.belongs(self.address)
-            and self._joining is not None
-            and self._joining.started_s > self.started_s
-        ):
-            self._joining = self.store.not_serving_reason = None
+    def open_at_once(self: Recovery, now: Instant) -> bool:
+        was_removed = update_gate(self, now)
+        if was_removed:
+            self.joining = self._store.not_serving_reason = None
+        return was_removed
 
-    with replaced(Replica, "_set_gate", open_at_once):
+    with replaced(Recovery, "update_gate", open_at_once):
         yield
 
 
 @directed
 def lost_while_one_that_was_put_out_may_bring_it() -> Iterator[None]:
     """What a replica that was put out has counts as lost although that replica lives, and hands it over."""
-    watch = Replica._watch_left
+    update = LossDetector.update_possible_holders
 
-    def careless(self: Replica, now: Instant) -> None:
-        watch(self, now)
-        self._quiet_since = 0
+    def careless(self: LossDetector, now: Instant) -> None:
+        update(self, now)
+        self.quiet_since = 0
 
-    with replaced(Replica, "_watch_left", careless):
+    with replaced(LossDetector, "update_possible_holders", careless):
         yield
 
 
 @directed
 def lost_from_reports_from_before_the_put_out_fell_silent() -> Iterator[None]:
     """A member may have taken it from one that was put out after it reported; that report counts all the same."""
-    watch = Replica._watch_left
+    update = LossDetector.update_possible_holders
 
-    def undated(self: Replica, now: Instant) -> None:
-        watch(self, now)
-        self._quiet_since = None if self._possible_holders else 0
+    def undated(self: LossDetector, now: Instant) -> None:
+        update(self, now)
+        self.quiet_since = None if self.possible_holders else 0
 
-    with replaced(Replica, "_watch_left", undated):
+    with replaced(LossDetector, "update_possible_holders", undated):
         yield
 
 
 @directed
 def who_was_put_out_is_not_told_of() -> Iterator[None]:
     """Signs of life of one that was put out are not passed on, so who is cut off from it takes it for dead."""
-    heard = Membership.heard
+    report = Membership.liveness_report
 
-    def of_members(self: Membership, now_s: float, besides: Any = ()) -> Any:
-        return heard(self, now_s)
+    def of_members(self: Membership, also: Any, now_s: float) -> Any:
+        return report(self, (), now_s)
 
-    with replaced(Membership, "heard", of_members):
+    with replaced(Membership, "liveness_report", of_members):
         yield
 
 

@@ -31,13 +31,13 @@ def what_a_member_reports_to_have_is_not_lost(wire: Wire) -> None:
     wire.start("r3", "r1")
     for _ in range(3):
         wire.exchange("r3", "r1")
-    wire["r2"].membership.merge(wire["r1"].membership.table)
-    token = wire["r1"].ask(update.past)
+    wire["r2"].membership.merge(wire["r1"].membership.table.entries)
+    token = wire["r1"].loss.ask(update.past)
     wire.exchange("r1", "r2")
     wire.exchange("r1", "r3")
     assert not wire.has("r1", update.dot)
-    assert wire["r1"].peer("r2:80").report is not None  # type: ignore[union-attr]
-    assert wire["r1"].unrecoverable(update.past, token) == {}
+    assert wire["r1"].peers.find("r2:80").acked.report is not None  # type: ignore[union-attr]
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}
 
 
 def who_saw_an_absence_does_not_meet_what_was_deleted(wire: Wire) -> None:

@@ -1,0 +1,63 @@
+"""Liveness: which replicas can be reached, as observed from heartbeats.
+
+Every message carries a *heartbeat*, a number that its sender raises with each message. Replicas also report the last
+heartbeat that they have heard of every other replica. An old heartbeat that is reported again proves nothing, so
+reports cannot keep a dead replica alive, over however many hops they come.
+
+Sources: gossip-style failure detection by rising heartbeats, van Renesse, Minsky, Hayden (1998); the states alive,
+suspect and down as in SWIM, Das et al. (2002).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from replication.messages import LastHeard
+from replication.settings import ReplicationSettings
+
+
+class Contact(NamedTuple):
+    """The last sign of life of one replica: its heartbeat, and when it was heard (own monotonic seconds)."""
+
+    heartbeat: int
+    at_s: float
+
+
+class Liveness:
+    """The last contact of every replica id that was heard of. Not thread-safe. Times are monotonic seconds."""
+
+    def __init__(self, settings: ReplicationSettings) -> None:
+        self._settings = settings
+        self._contacts: dict[str, Contact] = {}
+
+    def hear(self, replica: str, heartbeat: int, at_s: float) -> None:
+        """Record a sign of life of the id ``replica``; ignore a heartbeat that is not above the last one."""
+        known = self._contacts.get(replica)
+        if known is None or known.heartbeat < heartbeat:
+            self._contacts[replica] = Contact(heartbeat, at_s if known is None else max(at_s, known.at_s))
+
+    def report(self, replicas: Collection[str], now_s: float) -> dict[str, LastHeard]:
+        """Return what to report to peers: the last contact of each id in ``replicas`` that was heard of."""
+        return {
+            replica: LastHeard(contact.heartbeat, max(0, round((now_s - contact.at_s) * 1000)))
+            for replica, contact in self._contacts.items()
+            if replica in replicas
+        }
+
+    def last_contact(self, replica: str) -> float | None:
+        """Return when the id ``replica`` was last heard of, None if never."""
+        contact = self._contacts.get(replica)
+        return contact.at_s if contact else None
+
+    def is_silent(self, replica: str, since_s: float, now_s: float) -> bool:
+        """Return whether the id ``replica`` has been silent for so long that it counts as down.
+
+        ``since_s``: the start of its silence if it was never heard of.
+        """
+        contact = self._contacts.get(replica)
+        return now_s - (contact.at_s if contact else since_s) >= self._settings.silent_after_s
+
+    def forget(self, is_obsolete: Callable[[str], bool]) -> None:
+        """Forget the replica ids for which ``is_obsolete`` holds: they prove nothing any more and would pile up."""
+        self._contacts = {id_: contact for id_, contact in self._contacts.items() if not is_obsolete(id_)}
