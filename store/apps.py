@@ -1,4 +1,4 @@
-"""The ground floor as a Django application: it brings the store's management commands, and no models."""
+"""The Django application of the store. It provides management commands and has no models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from django.apps import AppConfig
 
 
 class StoreConfig(AppConfig):
-    """Named in INSTALLED_APPS as ``store``."""
+    """Configuration of the application ``store`` in INSTALLED_APPS."""
 
     name = "store"
     verbose_name = "Causal store"

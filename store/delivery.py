@@ -1,12 +1,13 @@
-"""The pending queue: updates that arrived before their causes.
+"""The pending queue: updates that have arrived before a part of their causal past.
 
-An update (o, n) may be applied when its origin's counter here is n - 1 and the rest of its past is covered.
-Otherwise it waits under its **first missing dot**. Applying that dot wakes exactly the updates that wait for
-it; each is then either applicable or waits under another dot. So the work per update is bounded by the number
-of its dependencies, whatever the length of the queue.
+A replica may apply update (o, n) if its clock has exactly n - 1 for origin o and covers the rest of the update's past.
+Otherwise the update waits under its **first missing dot**. When that dot is applied, exactly the updates that wait for
+it are taken out of the queue. Each of them can then be applied, or waits again under another missing dot. So the work
+for one update is bounded by the number of its dependencies and does not depend on the length of the queue.
 
-Invariants: a pending update stands under exactly one dot; no dot stands here that the clock covers.
-Source: Birman, Schiper, Stephenson, TOCS 1991 (causal delivery); the index is ours.
+Invariants: every pending update waits under exactly one dot, and the replica's clock covers none of these dots.
+
+Source: Birman, Schiper, Stephenson, TOCS 1991 (causal delivery). The index by first missing dot is our addition.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from store.versions import Update
 
 
 def first_missing(clock: Mapping[str, int], update: Update) -> Dot | None:
-    """Return the first dot that must be applied before ``update`` may be, None when it may be applied now."""
+    """Return the first dot of the update's past that ``clock`` lacks; None if the update may be applied now."""
     if clock.get(update.origin, 0) != update.counter - 1:
         return (update.origin, update.counter - 1)
     for replica, counter in update.deps.items():
@@ -29,7 +30,7 @@ def first_missing(clock: Mapping[str, int], update: Update) -> Dot | None:
 
 
 class PendingUpdate(NamedTuple):
-    """One pending update: what it waits for, and since when (monotonic seconds)."""
+    """One update in the queue, the dot that it waits for, and when it arrived (monotonic seconds)."""
 
     update: Update
     waits_for: Dot
@@ -37,7 +38,11 @@ class PendingUpdate(NamedTuple):
 
 
 class PendingQueue:
-    """Updates by the dot that they wait for. ``limit``: how many may wait at once."""
+    """The pending updates of one replica.
+
+    ``_waiting``: dot of a pending update -> the update, in the order of adding. At most ``_limit`` entries.
+    ``_by_dot``: missing dot -> dots of the updates that wait for it. Together the lists name each update once.
+    """
 
     __slots__ = ("_by_dot", "_limit", "_waiting")
 
@@ -56,10 +61,9 @@ class PendingQueue:
         return iter(self._waiting.values())
 
     def add(self, update: Update, waits_for: Dot, now_s: float) -> bool:
-        """Let ``update`` wait; return False when it waits already or the queue is full.
+        """Add ``update``, which waits for the dot ``waits_for``. Return False if it is here or the queue is full.
 
-        Turning one away is safe: an update counts as received only when it is in the clock, so whoever
-        sent it offers it again.
+        Dropping an update is safe: this replica's clock does not contain it, so peers send it again.
         """
         if update.dot in self._waiting or len(self._waiting) >= self._limit:
             return False
@@ -68,27 +72,27 @@ class PendingQueue:
         return True
 
     def take_waiting_for(self, dot: Dot) -> list[PendingUpdate]:
-        """Take out and return the updates that waited for ``dot``, in the order in which they came."""
+        """Remove and return the updates that wait for ``dot``, in the order in which they were added."""
         return [self._waiting.pop(waiting) for waiting in self._by_dot.pop(dot, ())]
 
     def take_all(self) -> list[PendingUpdate]:
-        """Empty the queue and return what was in it: after a jump of the clock everything is tried again."""
+        """Remove and return all updates. Used after a snapshot, when the clock has jumped over many dots."""
         everything = list(self._waiting.values())
         self._waiting.clear()
         self._by_dot.clear()
         return everything
 
     def drop(self, dot: Dot) -> Update:
-        """Forget a pending update whose cause is lost for good. Raises KeyError when it does not wait here."""
-        waiting = self._waiting.pop(dot)
-        others = self._by_dot[waiting.waits_for]
-        others.remove(dot)
-        if not others:
-            del self._by_dot[waiting.waits_for]
-        return waiting.update
+        """Remove and return one pending update, whose dependencies are unrecoverable. Raises KeyError if unknown."""
+        dropped = self._waiting.pop(dot)
+        same_missing_dot = self._by_dot[dropped.waits_for]
+        same_missing_dot.remove(dot)
+        if not same_missing_dot:
+            del self._by_dot[dropped.waits_for]
+        return dropped.update
 
     def lowest_counters(self) -> dict[str, int]:
-        """Return replica id -> the lowest counter that waits here."""
+        """Return origin -> lowest counter of its pending updates."""
         lowest: dict[str, int] = {}
         for origin, counter in self._waiting:
             if counter < lowest.get(origin, counter + 1):

@@ -1,15 +1,16 @@
-"""What the store refuses to do, as facts; the API turns them into HTTP.
+"""Errors of the store. They carry facts; the API turns them into HTTP responses.
 
     StoreError
-    ├── Refused        the gate is closed: joining, leaving or removed
-    ├── DependenciesMissing     the client's causal past has not arrived here
-    ├── PreconditionFailed       a precondition (If-Match, If-None-Match) does not hold
-    ├── OutOfMemory    KV_MAX_MEMORY is reached; only what frees memory is still done
-    ├── Busy           as many requests wait already as are allowed
-    ├── TooManyWatchers, TooManyAckWaits   the same of those that watch, and of writes that wait for acks
-    └── BadUpdate      a peer sent an update that cannot be (the peer's fault)
+    ├── NotServing            this replica does not serve clients: it joins, leaves, or was removed
+    ├── DependenciesMissing   part of the request's causal past has not been applied here
+    │   └── TooManyDeferred   … and the limit of requests that wait for that is reached
+    ├── PreconditionFailed    a condition (If-Match, If-None-Match) does not hold
+    ├── OutOfMemory           KV_MAX_MEMORY is reached; only writes that free memory succeed
+    ├── TooManyWatchers       the limit of requests that watch a key is reached
+    ├── TooManyAckWaits       the limit of writes that wait for acks is reached
+    └── BadUpdate             a peer sent an update that no correct replica issues
 
-None of them leaves a trace: whatever raises one of these has changed nothing.
+An operation that raises one of these has changed nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from collections.abc import Mapping
 
 
 class StoreError(Exception):
-    """Base of all that the store raises on purpose."""
+    """Base class of the errors above."""
 
 
 class NotServing(StoreError):
-    """This replica does not serve clients now; ``reason`` is a sentence for the client."""
+    """This replica does not serve clients now. ``reason``: the error text for the client."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -30,10 +31,10 @@ class NotServing(StoreError):
 
 
 class DependenciesMissing(StoreError):
-    """The causal past of a request is not here yet.
+    """Part of a request's causal past has not been applied here yet.
 
     ``missing``: replica id -> (counter that is here, counter that is needed).
-    ``retry_after_s``: whole seconds after which to try again.
+    ``retry_after_s``: whole seconds after which the client should try again.
     """
 
     def __init__(self, missing: Mapping[str, tuple[int, int]], retry_after_s: int = 1) -> None:
@@ -43,21 +44,22 @@ class DependenciesMissing(StoreError):
 
 
 class TooManyDeferred(DependenciesMissing):
-    """As many requests wait for their causal past as may wait at once: this one is not let in."""
+    """The request may not wait for its causal past, because ``max_deferred`` requests do so already."""
 
 
 class TooManyWatchers(StoreError):
-    """As many requests watch a key as may watch at once (KV_MAX_WATCHERS)."""
+    """The request may not watch a key, because KV_MAX_WATCHERS requests do so already."""
 
 
 class TooManyAckWaits(StoreError):
-    """As many writes wait for the acks of other members as may wait at once; this one was not made."""
+    """The write was not applied, because as many writes as allowed wait for acks of other members already."""
 
 
 class PreconditionFailed(StoreError):
-    """A precondition does not hold.
+    """A condition of a write does not hold.
 
-    ``metadata``: the clock to answer with; ``etag``: of the version that is there, None when the key is absent.
+    ``metadata``: causal metadata of the response; it covers the current winner.
+    ``etag``: entity tag of the current winner; None if the key is absent.
     """
 
     def __init__(self, metadata: Mapping[str, int], etag: str | None) -> None:
@@ -67,8 +69,8 @@ class PreconditionFailed(StoreError):
 
 
 class OutOfMemory(StoreError):
-    """The data would grow beyond KV_MAX_MEMORY."""
+    """The write would grow the data beyond KV_MAX_MEMORY."""
 
 
 class BadUpdate(StoreError):
-    """An update that no correct replica can have issued; nothing of it was taken."""
+    """A peer sent an update that no correct replica issues. Nothing of the update was applied."""

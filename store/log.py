@@ -1,14 +1,16 @@
-"""The log: recent updates by origin, from which peers are brought up to date.
+"""The log: recent updates by origin. Replicas send their peers from it what they lack.
 
-There are no queues per peer. What a peer lacks is what the log holds above the peer's clock, so an absent
-peer costs nothing but a share of one bounded log, and any replica can bring up any other.
+There are no queues for single peers. A peer lacks what the log has above the peer's clock. So a peer that is away costs
+no memory beyond its share of one bounded log, and every replica can send every other one what it lacks, whichever
+replica issued it.
 
-Invariant, for every origin o: the log holds exactly the updates base(o)+1 .. last(o), where last(o) is the
-clock's entry. The log may be cut anywhere: cutting raises the base. A peer below a base needs a snapshot.
+Invariant: for each origin o the log has exactly the updates first(o) to last(o), without gaps, and last(o) is the entry
+of the replica's clock. The log may drop the oldest updates of an origin at any time, which raises first(o). A peer that
+needs an update below first(o) needs a snapshot.
 
-An update is kept as the bytes in which it travels: encoded once, whoever it is sent to and how often. What
-has been here for longer is kept in *segments*, many updates in one piece of memory. That is compact, and the
-system gets it back page by page as a peer that was away for long catches up (docs/memory.md).
+The log stores an update as the bytes of its wire form: it is encoded once, for all peers. The newest updates of an
+origin are separate objects. Older ones are packed into *segments*: many updates in one memory mapping. That takes less
+memory, and the operating system gets it back page by page when the log drops updates (docs/memory.md).
 
 Source: anti-entropy over a truncatable log, Petersen et al., SOSP 1997 (Bayou).
 """
@@ -30,16 +32,19 @@ from store.clock import Dot
 from store.versions import Update, decode_update, encode_update
 
 ENTRY_OVERHEAD_BYTES = 40
-"""What an update costs beyond its encoded form, estimated."""
+"""Estimated memory of an update in the log, beyond its encoded form."""
 
 MAX_SEGMENTS = 16_384
-"""Full segments of a log at most, whatever its limit: each may be a mapping of its own, and Linux grants a process
-65,530 of them (vm.max_map_count)."""
+"""Most full segments that a log may have, whatever its size limit. Each may be a memory mapping of its own, and Linux
+allows a process 65,530 mappings by default (vm.max_map_count)."""
 
 
 class LogEntry(msgspec.Struct, frozen=True, gc=False):
-    """One update in the log: its wire form, its hybrid time (microseconds), and when it was applied here
-    (monotonic seconds)."""
+    """One update in the log.
+
+    ``encoded``: its wire form. ``timestamp``: its hybrid time, microseconds.
+    ``applied_s``: when it was applied at this replica, monotonic seconds.
+    """
 
     encoded: bytes
     timestamp: int
@@ -47,8 +52,12 @@ class LogEntry(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delta(NamedTuple):
-    """What to send to a peer: updates in their wire form. ``truncated``: the log does not reach back far enough, a
-    snapshot is needed. ``more``: the limit cut the list."""
+    """What to send to a peer.
+
+    ``batch``: updates in their wire form, in the order of their timestamps.
+    ``truncated``: the log has dropped updates that the peer lacks; it needs a snapshot.
+    ``more``: a limit cut the batch; the peer lacks more updates that the log has.
+    """
 
     batch: list[bytes]
     truncated: bool
@@ -59,9 +68,12 @@ EMPTY_DELTA = Delta([], truncated=False, more=False)
 
 
 class UpdateLog:
-    """Updates by origin, bounded to an estimated ``limit_bytes``.
+    """The log of one replica, bounded to an estimated ``limit_bytes``.
 
-    ``segment_bytes`` of one origin make a segment; more where the log would come to more than ``MAX_SEGMENTS``.
+    ``segment_bytes``: encoded size at which updates of one origin are packed into a segment. It is raised if the
+    log could otherwise have more than ``MAX_SEGMENTS``.
+    ``bytes``: estimated size of all updates. ``count``: number of updates.
+    ``_origins``: origin -> its updates; never an empty one.
     """
 
     __slots__ = ("_limit", "_origins", "_segment_bytes", "bytes", "count")
@@ -74,7 +86,7 @@ class UpdateLog:
         self.count = 0
 
     def append(self, update: Update, now_s: float) -> None:
-        """Add the update that was just applied; its counter is the next one of its origin."""
+        """Add an update that was just applied. Its counter must be the next one of its origin."""
         origin_log = self._origins.get(update.origin)
         if origin_log is None:
             origin_log = self._origins[update.origin] = _OriginLog(update.counter, self._segment_bytes)
@@ -84,17 +96,17 @@ class UpdateLog:
         self.bytes += len(encoded) + ENTRY_OVERHEAD_BYTES
         self.count += 1
         if self.bytes > self._limit:
-            self._cut()
+            self._shrink()
 
     def drop_origin(self, origin: str) -> None:
-        """Forget an origin whose clock entry jumped: what the log held would have a gap after it."""
+        """Drop all updates of ``origin``. Used when its clock entry jumps, because the log would have a gap."""
         if origin_log := self._origins.get(origin):
-            self._forget_until(origin, origin_log.next - 1)
+            self._drop_until(origin, origin_log.next - 1)
 
     def trim(self, floor: Mapping[str, int]) -> None:
-        """Forget what everybody has. ``floor``: replica id -> highest counter that every member has."""
+        """Drop updates that no peer needs. ``floor``: replica id -> highest counter that every member has applied."""
         for origin in list(self._origins):
-            self._forget_until(origin, floor.get(origin, 0))
+            self._drop_until(origin, floor.get(origin, 0))
 
     def delta(
         self,
@@ -106,16 +118,16 @@ class UpdateLog:
         limit: int,
         limit_bytes: int,
     ) -> Delta:
-        """Return updates that a peer at ``known`` lacks, counters rising without gaps within each origin.
+        """Return updates that a peer with the clock ``known`` lacks. Counters rise without gaps within each origin.
 
-        ``known``: the peer's clock as it last told it. ``clock``: the clock of this replica.
-        ``own``: id of this replica, whose updates are always sent; those of other origins (*relayed*) only
-        when they were applied here before ``relay_before_s``: until then their origin sends them itself.
-        ``limit`` counts updates, ``limit_bytes`` their encoded bytes (one update is sent whatever its size).
+        ``known``: the peer's acknowledged clock. ``clock``: the clock of this replica.
+        ``own``: id of this replica. Its own updates are always included. Updates of other origins (*relayed* ones) are
+        included only if they were applied here at or before ``relay_before_s``: until then their origin sends them.
+        ``limit``: most updates in the batch. ``limit_bytes``: most encoded bytes; a single update may exceed it.
 
-        Updates of several origins are merged by timestamp, which follows causality: so whatever the limit cuts
-        off, no update is sent without its causes. (In any other order a batch may be full of updates that wait
-        for one that is never sent.)
+        Updates of several origins are merged by timestamp. The timestamp of an update is above those of its
+        dependencies, so a limit never cuts off a dependency of an update that stays in the batch. In another order, a
+        batch could consist of updates that depend on one that no batch ever reaches.
         """
         truncated = False
         lacking: list[Iterator[LogEntry]] = []
@@ -125,21 +137,23 @@ class UpdateLog:
                 continue
             origin_log = self._origins.get(origin)
             if origin_log is None or first < origin_log.first:
+                # Send nothing of this origin: the peer could not apply it. A snapshot brings it all.
                 truncated = True
                 continue
             entries = origin_log.entries_from(first)
             if origin != own:
+                # Entries of an origin were applied in this order, so the first recent one ends the relayed ones.
                 entries = takewhile(lambda entry: entry.applied_s <= relay_before_s, entries)
             lacking.append(entries)
         batch, more = _batch(lacking, limit, limit_bytes)
         return Delta(batch, truncated, more)
 
     def origins(self) -> list[str]:
-        """Return the ids of which the log holds updates."""
+        """Return the origins of which the log has updates."""
         return list(self._origins)
 
     def get(self, dot: Dot) -> Update | None:
-        """Return the update named ``dot``, None where the log does not hold it."""
+        """Return the update with this dot; None if the log does not have it."""
         origin, counter = dot
         origin_log = self._origins.get(origin)
         if origin_log is None or not origin_log.first <= counter < origin_log.next:
@@ -147,33 +161,38 @@ class UpdateLog:
         return decode_update(next(origin_log.entries_from(counter)).encoded)
 
     def updates(self, origin: str) -> list[Update]:
-        """Return all updates of ``origin`` that the log holds, oldest first."""
+        """Return all updates of ``origin`` in the log, the oldest first."""
         origin_log = self._origins.get(origin)
         return (
             [decode_update(entry.encoded) for entry in origin_log.entries_from(origin_log.first)] if origin_log else []
         )
 
-    def _cut(self) -> None:
-        """Get a tenth below the limit: the oldest half of whichever origin holds the most updates, repeatedly."""
+    def _shrink(self) -> None:
+        """Reduce the log to nine tenths of its limit: repeatedly drop the older half of the longest origin."""
         while self.bytes > self._limit * 9 // 10:
             origin, origin_log = max(self._origins.items(), key=lambda item: len(item[1]))
-            self._forget_until(origin, origin_log.first + (len(origin_log) - 1) // 2)
+            self._drop_until(origin, origin_log.first + (len(origin_log) - 1) // 2)
 
-    def _forget_until(self, origin: str, last: int) -> None:
-        """Forget the updates of ``origin`` up to ``last``."""
+    def _drop_until(self, origin: str, last: int) -> None:
+        """Drop the updates of ``origin`` up to the counter ``last``; none if the log has none of them."""
         origin_log = self._origins[origin]
         last = min(last, origin_log.next - 1)
         count = last + 1 - origin_log.first
         if count <= 0:
             return
-        self.bytes -= origin_log.forget(last) + count * ENTRY_OVERHEAD_BYTES
+        self.bytes -= origin_log.drop_until(last) + count * ENTRY_OVERHEAD_BYTES
         self.count -= count
         if not origin_log:
             del self._origins[origin]
 
 
 class _OriginLog:
-    """The updates ``first`` to ``next - 1`` of one origin: the older ones in segments, then one by one."""
+    """The updates of one origin: counters ``first`` to ``next - 1``, the older ones in segments.
+
+    ``_segments``: consecutive, the oldest first; the first one begins with ``first``.
+    ``_newest``: the entries after the last segment, up to ``next - 1``. ``_newest_bytes``: their encoded size.
+    ``_pack_at_bytes``: the value of ``_newest_bytes`` at which they are packed into a segment.
+    """
 
     __slots__ = ("_newest", "_newest_bytes", "_pack_at_bytes", "_segment_bytes", "_segments", "first", "next")
 
@@ -188,6 +207,7 @@ class _OriginLog:
         return self.next - self.first
 
     def append(self, entry: LogEntry) -> None:
+        """Add the entry with the counter ``next``."""
         self._newest.append(entry)
         self._newest_bytes += len(entry.encoded)
         self.next += 1
@@ -195,50 +215,55 @@ class _OriginLog:
             self._pack()
 
     def _pack(self) -> None:
-        """Make a segment of what is kept one by one; leave it so where the system has no memory to map."""
+        """Pack ``_newest`` into a segment. If the system grants no memory for it, leave them as they are."""
         try:
             segment = _Segment(self.next - len(self._newest), self._newest)
         except (OSError, MemoryError):
-            # The update that led here is applied already: nothing may fail for want of a better place. Each attempt
-            # looks at every entry, so the next one is when as much again has come.
+            # The newest update is applied already, so an error must not reach the caller. An attempt costs time in
+            # proportion to all entries; try again only when a whole further segment has arrived.
             self._pack_at_bytes = self._newest_bytes + self._segment_bytes
             return
         self._segments.append(segment)
         self._newest, self._newest_bytes, self._pack_at_bytes = [], 0, self._segment_bytes
 
     def entries_from(self, counter: int) -> Iterator[LogEntry]:
-        """Yield the entries from ``counter`` on, which is not before ``first``."""
+        """Yield the entries from ``counter`` on. ``counter`` must not be below ``first``."""
+        # The last segment that begins at or before ``counter``; the first one if there is none.
         start = max(0, bisect_right(self._segments, counter, key=lambda segment: segment.first) - 1)
         for segment in islice(self._segments, start, None):
             yield from segment.entries_from(counter)
         newest = self._newest
         yield from islice(newest, max(0, counter - (self.next - len(newest))), None)
 
-    def forget(self, last: int) -> int:
-        """Forget the entries up to ``last``, which is not before ``first``; return how many encoded bytes that was."""
+    def drop_until(self, last: int) -> int:
+        """Drop the entries up to ``last``, which is not below ``first``. Return their encoded size in bytes."""
         freed = 0
         while self._segments and self._segments[0].first <= last:
             oldest = self._segments[0]
             freed += oldest.bytes
             if last + 1 < oldest.next:
-                oldest.erase(last)
+                oldest.erase_until(last)
                 freed -= oldest.bytes
             else:
                 del self._segments[0]
-        gone = max(0, last + 1 - (self.next - len(self._newest)))
-        newest_bytes = sum([len(entry.encoded) for entry in self._newest[:gone]])
-        del self._newest[:gone]
+        count = max(0, last + 1 - (self.next - len(self._newest)))
+        newest_bytes = sum([len(entry.encoded) for entry in self._newest[:count]])
+        del self._newest[:count]
         self._newest_bytes -= newest_bytes
+        # Keeps the wait after a failed ``_pack`` as long as it was.
         self._pack_at_bytes = max(self._segment_bytes, self._pack_at_bytes - newest_bytes)
         self.first = last + 1
         return freed + newest_bytes
 
 
 class _Segment:
-    """Consecutive updates of one origin from counter ``first`` on, in one piece of memory.
+    """Consecutive updates of one origin from the counter ``first`` on, in one memory mapping.
 
-    Raises ``OSError`` where the system grants none. Nothing is ever added; the oldest entries can be erased in place,
-    which maps nothing anew: what frees memory must not fail for want of it.
+    No entry is ever added. The oldest entries can be erased in place. That needs no new memory: code that frees memory
+    must not fail because there is none. The constructor raises ``OSError`` if the system grants no memory.
+
+    Columns in the mapping: ``_ends``, ``_timestamps``, ``_applied_s``, ``_encoded``. After an erasure they skip the
+    erased entries; ``_encoded`` does not, because ``_ends`` contains positions in it.
     """
 
     __slots__ = ("_applied_s", "_encoded", "_ends", "_memory", "_timestamps", "first")
@@ -248,14 +273,14 @@ class _Segment:
         timestamps = array("Q", [entry.timestamp for entry in entries]).tobytes()
         applied_s = array("d", [entry.applied_s for entry in entries]).tobytes()
         columns = [ends, timestamps, applied_s, *[entry.encoded for entry in entries]]
-        # Memory of its own and of no file: it is the system's again as soon as it is forgotten here. What is handed
-        # back to Python's allocator stays with the process where anything else lives beside it. Private, since the
-        # kernel makes one mapping of private neighbours; shared ones, Python's default, count one by one.
+        # An anonymous mapping goes back to the system as soon as the segment is deleted. Memory from Python's allocator
+        # would stay with the process as long as any other object lives beside it. The mapping is private, because the
+        # kernel merges neighbouring private mappings into one; each shared one, Python's default, counts separately.
         self._memory = mmap(-1, sum(map(len, columns)), flags=MAP_PRIVATE | MAP_ANONYMOUS)
         self._memory.write(b"".join(columns))
         view, at = memoryview(self._memory).toreadonly(), len(ends) + len(timestamps)
         self.first = first
-        # Where each entry begins in ``_encoded``, and at last where the last one ends.
+        # Entry i is ``_encoded[_ends[i]:_ends[i + 1]]``: one position more than there are entries.
         self._ends = view[: len(ends)].cast("Q")
         self._timestamps = view[len(ends) : at].cast("Q")
         self._applied_s = view[at : at + len(applied_s)].cast("d")
@@ -263,15 +288,19 @@ class _Segment:
 
     @property
     def bytes(self) -> int:
+        """Encoded size of the entries that are not erased."""
         return self._ends[-1] - self._ends[0]
 
     @property
     def next(self) -> int:
+        """Counter after the last entry."""
         return self.first + len(self._timestamps)
 
-    def erase(self, last: int) -> None:
-        """Forget the entries up to ``last``, which is not before ``first``, so that nothing of them stays in memory:
-        some may hold what was deleted and is gone everywhere."""
+    def erase_until(self, last: int) -> None:
+        """Erase the entries up to ``last``, which is not below ``first``.
+
+        Their bytes are overwritten, because they may contain values that clients have deleted.
+        """
         count = last + 1 - self.first
         begin = len(self._memory) - len(self._encoded)
         start, end = begin + self._ends[0], begin + self._ends[count]
@@ -280,22 +309,22 @@ class _Segment:
         self._ends = self._ends[count:]
         self._timestamps = self._timestamps[count:]
         self._applied_s = self._applied_s[count:]
-        # Whole pages of what is erased, by now or before, go back at once.
+        # Return whole erased pages to the system now, those of earlier erasures included.
         first_page, end_page = -(-begin // PAGESIZE), end // PAGESIZE
         if first_page < end_page:
-            with suppress(OSError):  # Refused where memory is locked; it goes back with the segment then.
+            with suppress(OSError):  # Fails for locked memory. Then the pages go back with the segment.
                 self._memory.madvise(MADV_DONTNEED, first_page * PAGESIZE, (end_page - first_page) * PAGESIZE)
 
     def entries_from(self, counter: int) -> Iterator[LogEntry]:
-        """Yield the entries from ``counter`` on; all of them where it is before ``first``."""
+        """Yield the entries from ``counter`` on; all entries if it is below ``first``."""
         ends = self._ends
         for i in range(max(0, counter - self.first), len(self._timestamps)):
             yield LogEntry(bytes(self._encoded[ends[i] : ends[i + 1]]), self._timestamps[i], self._applied_s[i])
 
 
-def _batch(runs: list[Iterator[LogEntry]], limit: int, limit_bytes: int) -> tuple[list[bytes], bool]:
-    """Return the first entries of all runs in the order of their timestamps, and whether a limit cut them."""
-    entries: Iterable[LogEntry] = runs[0] if len(runs) == 1 else heapq.merge(*runs, key=_timestamp)
+def _batch(by_origin: list[Iterator[LogEntry]], limit: int, limit_bytes: int) -> tuple[list[bytes], bool]:
+    """Merge entries of several origins by timestamp. Return as many as the limits allow, and whether more are left."""
+    entries: Iterable[LogEntry] = by_origin[0] if len(by_origin) == 1 else heapq.merge(*by_origin, key=_timestamp)
     batch: list[bytes] = []
     size = 0
     for entry in entries:

@@ -1,15 +1,18 @@
-"""Markers: how clients' metadata stays small although incarnations come and go.
+"""Markers: they keep causal metadata small although incarnations come and go.
 
-Every start of a replica is a new incarnation with a new entry in everybody's clock. Replicas keep those
-entries for ever, exact; clients and new updates should not have to carry them. So a replica whose clock names
-incarnations that are over issues a **marker**: an update without writes whose past is its *whole* clock. Once
-every member has the marker's dot, any entry that the marker's past covers may be replaced by that one dot:
-whoever has the dot has all of its past, because clocks are causally closed.
+Every start of a replica creates a new incarnation, which gets a new entry in every clock. Replicas keep the entries of
+ended incarnations for ever, because their clocks must stay exact. Clients and new updates should not have to carry
+them. So a replica whose clock has such entries issues a **marker**: an update without writes whose past is the
+replica's *whole* clock. Once every member has applied the marker, its one dot may replace any entry of an ended
+incarnation that the marker's past covers. This is sound because clocks are causally closed: a replica that has applied
+the dot has applied all of its past.
 
-* The past must be the whole clock, or the dot would stand for less than what it replaces.
-* The marker must be everywhere first, or a client would be deferred for it where nothing it saw is missing.
+* The past must be the whole clock. Otherwise the dot would stand for less than the entries that it replaces.
+* Every member must have applied the marker before it is used. Otherwise a client's request would wait for the marker
+  at a replica that has everything the client has seen.
 
-Once usable, a marker stays so: a member that starts later serves only when it has everything its peers had.
+Once usable, a marker stays usable: a replica that starts later serves clients only after it has everything that its
+peers had.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from store.clock import Clock, covers
 
 
 class Marker(NamedTuple):
-    """One marker: the dot (``origin``, ``counter``) and the clock that it stands for, without its own dot."""
+    """One marker: its dot (``origin``, ``counter``) and its past without the entry of ``origin``."""
 
     origin: str
     counter: int
@@ -29,38 +32,47 @@ class Marker(NamedTuple):
 
 
 class Markers:
-    """The markers known here, and the replacements that they allow."""
+    """The markers of one replica, and the replacements of clock entries that they allow.
 
-    __slots__ = ("_known", "_substitutes", "_usable")
+    ``_unusable``: applied here, but not yet known to be applied by every member.
+    ``_usable``: applied by every member. No usable marker is superseded by another one.
+    ``_substitutes``: replica id -> (limit, origin, counter): the dot (origin, counter) of a usable marker may replace
+    a clock entry of this id up to ``limit``. Never contains the id of a present incarnation.
+    """
+
+    __slots__ = ("_substitutes", "_unusable", "_usable")
 
     def __init__(self) -> None:
-        self._known: list[Marker] = []
+        self._unusable: list[Marker] = []
         self._usable: list[Marker] = []
         self._substitutes: dict[str, tuple[int, str, int]] = {}
 
     def add(self, marker: Marker) -> None:
-        """Take in a marker that was applied here, or that came with a snapshot. Again is harmless."""
-        if marker not in self._known and marker not in self._usable:
-            self._known.append(marker)
+        """Add a marker that was applied here or arrived in a snapshot. Adding it again has no effect."""
+        if marker not in self._unusable and marker not in self._usable:
+            self._unusable.append(marker)
 
     def all(self) -> list[Marker]:
-        """Return what a snapshot has to carry, because its receiver never sees these updates."""
-        return [*self._usable, *self._known]
+        """Return all markers. A snapshot contains them, because its receiver never gets these updates."""
+        return [*self._usable, *self._unusable]
 
-    def cover_retired(self, rest: Clock, present: Collection[str]) -> bool:
-        """Return whether one marker of a present incarnation, usable yet or not, covers all entries of ``rest``."""
-        return any(marker.origin in present and covers(marker.past, rest) for marker in self.all())
+    def cover_retired(self, retired: Clock, present: Collection[str]) -> bool:
+        """Return whether the past of one marker covers all of ``retired``, so that no new marker is needed.
 
-    def promote(self, everybody: Mapping[str, int], present: Collection[str]) -> None:
-        """Make the markers usable that every member has, and work out the replacements.
-
-        ``everybody``: a clock that every member is known to cover. ``present``: the ids of the members'
-        present incarnations: their entries are never replaced.
+        Only markers of present incarnations count, usable or not: the dot of another one is a retired entry itself.
         """
-        for marker in [m for m in self._known if m.counter <= everybody.get(m.origin, 0)]:
-            self._known.remove(marker)
+        return any(marker.origin in present and covers(marker.past, retired) for marker in self.all())
+
+    def promote(self, common_clock: Mapping[str, int], present: Collection[str]) -> None:
+        """Make the markers usable that every member has applied, and recompute the replacements.
+
+        ``common_clock``: a clock that the clock of every member covers.
+        ``present``: ids of the members' present incarnations. Their entries are never replaced.
+        """
+        for marker in [m for m in self._unusable if m.counter <= common_clock.get(m.origin, 0)]:
+            self._unusable.remove(marker)
             self._usable.append(marker)
-        self._usable = [m for m in self._usable if not self._superseded(m, present)]
+        self._usable = [m for m in self._usable if not self._is_superseded(m, present)]
         self._substitutes = {}
         for marker in self._usable:
             for replica, counter in marker.past.items():
@@ -68,26 +80,32 @@ class Markers:
                     self._substitutes[replica] = (counter, marker.origin, marker.counter)
 
     def simplify(self, past: Clock) -> Clock:
-        """Return ``past`` with entries replaced by markers' dots where that is allowed, else ``past`` itself."""
+        """Return ``past`` with the dots of usable markers in place of the entries that they cover.
+
+        Returns ``past`` itself, not a copy, if nothing can be replaced.
+        """
         substitutes = self._substitutes
         if not substitutes or substitutes.keys().isdisjoint(past):
             return past
-        simple: Clock = {}
+        simplified: Clock = {}
         for replica, counter in past.items():
-            limit, origin, dot = substitutes.get(replica, (0, "", 0))
+            limit, origin, marker_counter = substitutes.get(replica, (0, "", 0))
             if counter <= limit:
-                replica, counter = origin, dot
-            if simple.get(replica, 0) < counter:
-                simple[replica] = counter
-        return simple
+                replica, counter = origin, marker_counter
+            # Several entries may become the same dot, or meet a higher entry of the marker's origin.
+            if simplified.get(replica, 0) < counter:
+                simplified[replica] = counter
+        return simplified
 
-    def _superseded(self, marker: Marker, present: Collection[str]) -> bool:
-        """Whether a later usable marker stands for all that this one does, and for its dot."""
+    def _is_superseded(self, marker: Marker, present: Collection[str]) -> bool:
+        """Return whether a usable marker of a present incarnation covers the past of ``marker``, and its dot."""
         for later in self._usable:
             if later is marker or later.origin not in present:
                 continue
             if later.origin == marker.origin and later.counter > marker.counter:
                 return True
+            # The dot of an ended incarnation's marker is a retired entry itself: drop the marker as soon as another one
+            # covers that dot. A present incarnation keeps its newest marker; that makes one for each member at most.
             if marker.origin not in present and later.past.get(marker.origin, 0) >= marker.counter:
                 return True
         return False

@@ -1,14 +1,17 @@
-"""Snapshots: all versions and the exact clock of one replica at one moment, and the rule that joins them.
+"""Snapshots: all data of one replica at one moment, and the rule that merges two of them.
 
-A replica that is empty, or behind the log of its peer, takes over a snapshot instead of updates. The join is
-sound for any two replicas at any time, because both clocks are exact and causally closed: of every key stay
+A replica that is empty, or too far behind for its peer's log, receives a snapshot instead of updates and joins it with
+its own data. The join is correct for any two replicas at any time, because both clocks are exact and causally closed.
+For each key, these versions stay:
 
-* the versions that both sides hold, and
-* those of either side whose dot the other side's clock does not cover: the other has never seen them.
+* the versions that both sides have;
+* the versions of one side whose dot the other side's clock does not cover: the other side has never applied them.
 
-A version that the other side has seen and no longer holds was replaced or deleted there, and goes. So
-tombstones are not needed. Everything must come from **one moment** of the giver: a clock read later than the
-versions would claim updates that the versions lack, and throw away what only the receiver still had.
+If the other side's clock covers the dot of a version and the other side does not have the version, then it was replaced
+or deleted there. It is removed. That is why no tombstones are needed.
+
+All parts of a snapshot must be from **one moment**. If the clock were read later than the versions, it would claim
+updates whose versions are not in the snapshot, and the join would delete these versions at the receiver.
 
 Source: Almeida et al., "Delta state replicated data types", 2018 (causal contexts of dot stores).
 """
@@ -24,8 +27,11 @@ from store.versions import Version, Versions
 
 
 class Snapshot(NamedTuple):
-    """One replica at one moment. ``timestamp``: its hybrid time, microseconds. ``delete_clock``: see ``CausalStore``.
-    ``markers``: what stands for old entries of the clock (store/markers.py)."""
+    """All data of one replica at one moment.
+
+    ``timestamp``: its hybrid time in microseconds. ``clock``, ``delete_clock``, ``table``: see ``CausalStore``.
+    ``markers``: all markers that it has applied (store/markers.py).
+    """
 
     timestamp: int
     clock: Clock
@@ -35,34 +41,35 @@ class Snapshot(NamedTuple):
 
 
 def join_tables(
-    mine: Mapping[str, Versions], my_clock: Clock, theirs: Mapping[str, Versions], their_clock: Clock
+    own: Mapping[str, Versions], own_clock: Clock, other: Mapping[str, Versions], other_clock: Clock
 ) -> dict[str, Versions]:
-    """Return what every key holds after the join, the winner first; keys that hold nothing are left out."""
-    if not my_clock:
-        return dict(theirs)
+    """Return key -> versions after the join, the winner first. Keys without a version are left out."""
+    if not own_clock:  # A replica that starts: it has nothing to keep.
+        return dict(other)
     joined: dict[str, Versions] = {}
-    for key, held in mine.items():
-        offered = theirs.get(key, ())
-        versions = held if held == offered else join_versions(held, my_clock, offered, their_clock)
+    for key, versions in own.items():
+        received = other.get(key, ())
+        if versions != received:
+            versions = join_versions(versions, own_clock, received, other_clock)
         if versions:
             joined[key] = versions
-    for key, offered in theirs.items():
-        if key not in mine:
-            versions = join_versions((), my_clock, offered, their_clock)
+    for key, received in other.items():
+        if key not in own:
+            versions = join_versions((), own_clock, received, other_clock)
             if versions:
                 joined[key] = versions
     return joined
 
 
-def join_versions(held: Versions, my_clock: Clock, offered: Versions, their_clock: Clock) -> Versions:
-    """Return the versions of one key that both sides agree on after the join, the winner first."""
-    my_dots = {version.dot for version in held}
-    their_dots = {version.dot for version in offered}
-    kept = [version for version in held if version.dot in their_dots or _unseen(version, their_clock)]
-    kept += [version for version in offered if version.dot not in my_dots and _unseen(version, my_clock)]
+def join_versions(own: Versions, own_clock: Clock, other: Versions, other_clock: Clock) -> Versions:
+    """Return the versions of one key after the join, the winner first."""
+    own_dots = {version.dot for version in own}
+    other_dots = {version.dot for version in other}
+    kept = [version for version in own if version.dot in other_dots or not _is_covered(version, other_clock)]
+    kept += [version for version in other if version.dot not in own_dots and not _is_covered(version, own_clock)]
     kept.sort(key=lambda version: version.rank, reverse=True)
     return tuple(kept)
 
 
-def _unseen(version: Version, clock: Clock) -> bool:
-    return clock.get(version.origin, 0) < version.counter
+def _is_covered(version: Version, clock: Clock) -> bool:
+    return clock.get(version.origin, 0) >= version.counter

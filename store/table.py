@@ -1,8 +1,7 @@
-"""The key table: which versions every key holds now, in what order keys are listed, and what expires when.
+"""The key table: the versions of each key, the order of keys, the keys in conflict, and the deadlines.
 
-A key holds one version, or several concurrent ones (a *conflict*); a key that holds none is not in the table:
-there are no tombstones. Versions and tuples of versions are immutable, so a shallow copy of the table is a
-snapshot of it.
+A key has one version, or several concurrent ones (a *conflict*). A key without versions is not in the table: there are
+no tombstones. Versions and tuples of versions are immutable, so a shallow copy of the table is a snapshot of it.
 """
 
 from __future__ import annotations
@@ -16,15 +15,21 @@ from sortedcontainers import SortedList
 from store.versions import Version, Versions
 
 KEY_COST_BYTES = 420
-"""Estimated bytes of a key with one version, beyond the text of the key and the value (docs/memory.md)."""
-
+"""Estimated bytes of a key with one version, without the texts of key and value (docs/memory.md)."""
 
 MAX_STALE_DEADLINES = 1000
-"""Deadlines of versions that are gone already which are kept before they are sorted out."""
+"""Deadlines of removed versions that may stay in the heap before it is rebuilt (see ``KeyTable.set``)."""
 
 
 class KeyTable:
-    """Key -> versions, the winner first. ``bytes``: estimated size of all that is held."""
+    """Key -> versions, the winner first.
+
+    ``_table``: the versions of each present key; never an empty tuple. ``_keys``: its keys, sorted by code point.
+    ``_conflicts``: the keys with several versions.
+    ``_deadlines``: heap of (deadline, key, origin, counter). It has an entry for each version with a deadline, and may
+    have entries of versions that were removed before their deadline; ``expire`` skips these.
+    ``bytes``: estimated size of all keys and versions (``cost``).
+    """
 
     __slots__ = ("_conflicts", "_deadlines", "_keys", "_table", "bytes")
 
@@ -39,55 +44,57 @@ class KeyTable:
         return len(self._table)
 
     def get(self, key: str) -> Versions:
-        """Return the versions of ``key``, the winner first; empty when the key is absent."""
+        """Return the versions of ``key``, the winner first; empty if the key is absent."""
         return self._table.get(key, ())
 
     def set(self, key: str, versions: Versions) -> None:
-        """Let ``key`` hold exactly ``versions``, the winner first; none of them makes it absent."""
-        held = self._table.get(key, ())
-        if len(versions) == len(held) == 1:
-            # One replaces another: so it is nearly always.
-            self.bytes += len(versions[0].value) - len(held[0].value)
+        """Set the versions of ``key``, the winner first. An empty tuple removes the key."""
+        before = self._table.get(key, ())
+        if len(versions) == len(before) == 1:
+            # By far the most frequent case: one version replaces another one.
+            self.bytes += len(versions[0].value) - len(before[0].value)
             self._table[key] = versions
         else:
-            self.bytes += cost(key, versions) - cost(key, held)
-            self._set_more_or_fewer(key, versions, held)
+            self.bytes += cost(key, versions) - cost(key, before)
+            self._set_and_index(key, versions, before)
         for version in versions:
-            if version.expires is not None and version not in held:
+            if version.expires is not None and version not in before:
                 heapq.heappush(self._deadlines, (version.expires, key, version.origin, version.counter))
                 if len(self._deadlines) > 2 * len(self._table) + MAX_STALE_DEADLINES:
-                    # Most are of versions that were replaced long before their time.
-                    self._collect_deadlines()
+                    # A client that renews a key again and again leaves a stale deadline each time. Rebuild the heap
+                    # when most of it may be stale; the cost of that, spread over the pushes, is constant.
+                    self._rebuild_deadlines()
 
-    def _set_more_or_fewer(self, key: str, versions: Versions, held: Versions) -> None:
+    def _set_and_index(self, key: str, versions: Versions, before: Versions) -> None:
+        """Set the versions of ``key``, and update the indexes of keys and conflicts."""
         if versions:
             self._table[key] = versions
-            if not held:
+            if not before:
                 self._keys.add(key)
-        elif held:
+        elif before:
             del self._table[key]
             self._keys.remove(key)
         if len(versions) > 1:
             self._conflicts.add(key)
-        elif len(held) > 1:
+        elif len(before) > 1:
             self._conflicts.discard(key)
 
     @property
     def next_deadline(self) -> float:
-        """The earliest deadline, wall microseconds; infinity when nothing expires."""
+        """No version expires before this wall time, microseconds. Infinity if no version has a deadline."""
         return self._deadlines[0][0] if self._deadlines else math.inf
 
     def expire(self, wall_us: int) -> list[Version]:
-        """Take out the versions whose deadline is not after ``wall_us`` and return them."""
-        gone: list[Version] = []
+        """Remove and return the versions whose deadline is at or before ``wall_us``."""
+        expired: list[Version] = []
         while self._deadlines and self._deadlines[0][0] <= wall_us:
             _, key, origin, counter = heapq.heappop(self._deadlines)
-            held = self._table.get(key, ())
-            kept = tuple(version for version in held if version.dot != (origin, counter))
-            if len(kept) < len(held):
-                gone.extend(version for version in held if version not in kept)
+            versions = self._table.get(key, ())
+            kept = tuple(version for version in versions if version.dot != (origin, counter))
+            if len(kept) < len(versions):
+                expired.extend(version for version in versions if version not in kept)
                 self.set(key, kept)
-        return gone
+        return expired
 
     def keys(self, prefix: str, after: str) -> Iterator[str]:
         """Yield the keys that start with ``prefix`` and come after ``after``, in code point order."""
@@ -95,31 +102,32 @@ class KeyTable:
         for key in self._keys.irange(minimum=start):
             if not key.startswith(prefix):
                 return
-            if key != after or not after:
+            if key != after or not after:  # An empty ``after`` means from the start, not after the key "".
                 yield key
 
     def conflicting_keys(self, prefix: str, after: str) -> Iterator[str]:
-        """Like ``keys``, but only those that hold several versions."""
+        """Like ``keys``, but only keys with several versions."""
         return (key for key in sorted(self._conflicts) if key.startswith(prefix) and key > after)
 
     @property
     def conflicts(self) -> int:
-        """How many keys hold several versions."""
+        """Number of keys with several versions."""
         return len(self._conflicts)
 
     def copy(self) -> dict[str, Versions]:
-        """Return a snapshot: key -> versions. Costs a pointer a key."""
+        """Return a shallow copy: key -> versions. It is a snapshot, because versions are immutable."""
         return self._table.copy()
 
     def replace(self, table: Mapping[str, Versions]) -> None:
-        """Hold ``table`` from now on and nothing else."""
+        """Replace the whole content by ``table``, which has no empty tuples."""
         self._table = dict(table)
         self._keys = SortedList(self._table)
         self._conflicts = {key for key, versions in self._table.items() if len(versions) > 1}
-        self._collect_deadlines()
+        self._rebuild_deadlines()
         self.bytes = sum(cost(key, versions) for key, versions in self._table.items())
 
-    def _collect_deadlines(self) -> None:
+    def _rebuild_deadlines(self) -> None:
+        """Make the heap of the deadlines of the present versions only."""
         self._deadlines = [
             (version.expires, key, version.origin, version.counter)
             for key, versions in self._table.items()
@@ -130,7 +138,7 @@ class KeyTable:
 
 
 def cost(key: str, versions: Versions) -> int:
-    """Return the estimated bytes that ``key`` costs with these versions; 0 without any."""
+    """Return the estimated bytes of memory that ``key`` takes with these versions; 0 without versions."""
     if not versions:
         return 0
     size = len(key)

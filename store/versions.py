@@ -1,14 +1,14 @@
-"""Updates and versions: what replicas exchange and what they keep, and the wire form of both.
+"""Updates, writes and versions, their wire form, and the conflict rule.
 
-An **update** is the unit of replication: one dot, one causal past, one timestamp, and one or many writes
-that every replica shows all at once or not at all. A **version** is what one write leaves under its key.
+An **update** is the unit of replication: one dot, one causal past, one timestamp, and the writes of one request. Every
+replica applies all writes of an update in one step. A **version** is the value that one write leaves under its key.
 
-The past of an update always contains its own dot, and with it all earlier updates of its origin, because
-updates of one origin are applied in order. So only the entries of *other* origins are kept, as ``deps``:
-they repeat from update to update and are shared in memory.
+The past of update (o, n) always contains the updates (o, 1) to (o, n), because every replica applies the updates of one
+origin in order. So an update carries only the entries of *other* origins, as ``deps``. Successive updates often have
+equal ``deps``; their versions share one dictionary in memory.
 
-Wire form: MessagePack, by position (``array_like``), which keeps values as the bytes that they are.
-Every bound that a peer could break is written into the types, so a decoded update is a well-formed one.
+The wire form is MessagePack with fields by position (``array_like``), which carries values as raw bytes. The types
+declare every limit that a message from a peer must keep (lengths, ranges), so a decoded update is well-formed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import msgspec
 from store.clock import MAX_COUNTER, Clock, Dot
 
 MAX_ID_CHARACTERS = 320
-"""A replica id: a DNS name (253), a port, ``@`` and 16 digits, with room to spare."""
+"""Longest replica id: a DNS name (253 characters), a port, ``@`` and 16 digits take at most 276."""
 
 ReplicaId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_CHARACTERS)]
 Counter = Annotated[int, msgspec.Meta(ge=1, lt=MAX_COUNTER)]
@@ -30,15 +30,15 @@ WireClock = dict[ReplicaId, Counter]
 
 
 def etag_of(origin: str, counter: int) -> str:
-    """Return the entity tag that names a version: its dot, quoted as RFC 9110, section 8.8.3 wants it."""
+    """Return the entity tag of a version: its dot as text, in the quotes that RFC 9110, section 8.8.3 requires."""
     return f'"{origin}:{counter}"'
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One write as a client asks for it.
+    """One write as a client requests it, before the replica issues an update for it.
 
-    ``value``: encoded JSON, or None to delete. ``ttl_us``: microseconds until it expires, None for never.
-    ``if_match``: entity tags of which the winner must have one (``*``: any version at all), None to not ask.
+    ``value``: encoded JSON; None to delete. ``ttl_us``: microseconds until the value expires; None: never.
+    ``if_match``: the winner must have one of these entity tags; ``*`` matches any version. None: no such condition.
     ``if_none_match``: the key must be absent.
     """
 
@@ -50,22 +50,22 @@ class Change(msgspec.Struct, frozen=True):
 
     @property
     def conditional(self) -> bool:
-        """Whether there is a condition at all."""
+        """Whether the change has a condition."""
         return self.if_none_match or self.if_match is not None
 
     def condition_holds(self, etag: str | None) -> bool:
-        """Return whether the conditions hold where the winner is ``etag`` (None: the key is absent)."""
+        """Return whether the conditions hold if the winner has this entity tag (None: the key is absent)."""
         if self.if_none_match and etag is not None:
             return False
         return self.if_match is None or (etag is not None and ("*" in self.if_match or etag in self.if_match))
 
 
 class Write(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One key's part of an update.
+    """The part of an update that concerns one key.
 
     ``value``: encoded JSON; None deletes.
-    ``replaces``: the dots of all versions of the key that the issuing replica held, as [id, counter] pairs.
-    ``expires``: wall time in microseconds after which the version is gone; None means never.
+    ``replaces``: dots of all versions that the key had at the issuing replica, as (id, counter) pairs.
+    ``expires``: deadline of the new version, wall time in microseconds; None: never.
     """
 
     key: str
@@ -75,9 +75,11 @@ class Write(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Update(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One update: the dot (``origin``, ``counter``), the past of other origins, and the writes.
+    """One update. Immutable: it is the same at every replica.
 
-    ``timestamp``: hybrid time in microseconds. An update without writes is a *marker*.
+    ``origin``, ``counter``: the dot. ``timestamp``: hybrid time in microseconds, above those of the whole causal past.
+    ``deps``: the causal past without the entry of ``origin``.
+    ``writes``: at most one for each key. An update without writes is a *marker* (store/markers.py).
     """
 
     origin: ReplicaId
@@ -92,28 +94,28 @@ class Update(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     @property
     def past(self) -> Clock:
-        """The causal past, own dot included."""
+        """The causal past, own dot included, as a new clock."""
         return {**self.deps, self.origin: self.counter}
 
     @property
     def etag(self) -> str:
-        """The entity tag of the versions that it leaves."""
+        """The entity tag of the versions that this update writes."""
         return etag_of(self.origin, self.counter)
 
 
 encode_update: Callable[[Update], bytes] = msgspec.msgpack.Encoder().encode
 """Return the wire form of an update."""
 
-# Made by the one thread that imports: see replication/messages.py.
+# Created while the module is imported, by a single thread: see replication/messages.py.
 decode_update: Callable[[bytes | msgspec.Raw], Update] = msgspec.msgpack.Decoder(Update).decode
-"""Return the update that was encoded. Raises msgspec.DecodeError or UnicodeDecodeError for anything else."""
+"""Return the encoded update. Raises msgspec.DecodeError or UnicodeDecodeError if the bytes are not a valid update."""
 
 
 class Version(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One value of one key.
+    """One value of one key, with what it needs of the update that wrote it.
 
-    ``value``: encoded JSON. ``deps``: the past of the update that wrote it, without its own dot.
-    ``timestamp``: hybrid time, microseconds. ``expires``: wall time, microseconds, or None.
+    ``value``: encoded JSON. ``origin``, ``counter``, ``timestamp``, ``deps``: those of the update.
+    ``expires``: deadline, wall time in microseconds; None: never.
     """
 
     value: bytes
@@ -129,49 +131,54 @@ class Version(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     @property
     def past(self) -> Clock:
-        """The causal past of the update that wrote this version, own dot included."""
+        """The causal past of the update that wrote this version, own dot included, as a new clock."""
         return {**self.deps, self.origin: self.counter}
 
     @property
     def etag(self) -> str:
-        """The entity tag that names this version."""
+        """The entity tag of this version."""
         return etag_of(self.origin, self.counter)
 
     @property
     def rank(self) -> tuple[int, str]:
-        """What orders concurrent versions the same way everywhere: (hybrid timestamp, replica id)."""
+        """Orders concurrent versions, the same way at every replica. The version with the highest rank wins."""
         return (self.timestamp, self.origin)
 
 
 Versions = tuple[Version, ...]
-"""All versions of one key, the winner (highest rank) first; never empty in the key table."""
+"""All versions of one key, the winner (highest rank) first. Never empty in the key table."""
 
 
 def version_of(write: Write, update: Update, origin: str, deps: Clock) -> Version:
-    """Return the version that ``write``, which has a value, leaves.
+    """Return the version that ``write``, which must have a value, leaves under its key.
 
-    ``origin`` and ``deps`` equal those of the update, and may be shared with other versions.
+    ``origin`` and ``deps`` equal those of the update. The caller passes objects that other versions share, to save
+    memory.
     """
     assert write.value is not None
     return Version(write.value, origin, update.counter, update.timestamp, deps, write.expires)
 
 
-def apply_write(held: Versions, write: Write, version: Version | None) -> Versions:
-    """Return what a key holds after ``write``: the replaced dots go, the new version (None: a delete) comes.
+def apply_write(current: Versions, write: Write, version: Version | None) -> Versions:
+    """Return the versions of a key after ``write``: remove the replaced ones, add the new one.
 
-    This is the whole conflict rule: a concurrent version is not among the replaced dots and stays.
-    Source: multi-value registers in an observed-remove map, Shapiro et al. 2011, Bieniusa et al. 2012.
+    ``current``: the versions before. ``version``: the new version; None if the write deletes.
+
+    This is the whole conflict rule. The issuing replica names the versions that it had; a concurrent version is not
+    among them, so it stays, as a sibling. The result depends only on which writes were applied, not on the order in
+    which concurrent ones were.
+    Source: multi-value register in an observed-remove map; Shapiro et al. 2011, Bieniusa et al. 2012.
     """
     replaced = write.replaces
-    if len(held) == 1 == len(replaced) and (held[0].origin, held[0].counter) == replaced[0]:
-        held = ()  # So it is nearly always.
-    elif held:
-        held = tuple([kept for kept in held if (kept.origin, kept.counter) not in replaced])
+    if len(current) == 1 == len(replaced) and (current[0].origin, current[0].counter) == replaced[0]:
+        current = ()  # By far the most frequent case: one version replaces another one.
+    elif current:
+        current = tuple([kept for kept in current if (kept.origin, kept.counter) not in replaced])
     if version is None:
-        return held
-    if not held:
+        return current
+    if not current:
         return (version,)
-    return tuple(sorted((*held, version), key=_rank, reverse=True))
+    return tuple(sorted((*current, version), key=_rank, reverse=True))
 
 
 def _rank(version: Version) -> tuple[int, str]:
