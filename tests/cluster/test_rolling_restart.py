@@ -27,8 +27,8 @@ from tests.support.waiting import wait_until
 from tools import history
 from tools.netns.client import has_converged, status
 from tools.netns.cluster import NetnsCluster
-from tools.soak.run import judge_records
-from tools.soak.tally import Recorder
+from tools.soak.counts import Recorder
+from tools.soak.run import check_records
 
 SESSIONS = 6
 PLAIN_CLIENTS = 4
@@ -185,7 +185,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_shows_no_client_an_error
         assert values_at(trio, i, "plain/") == load.created
     operations = [msgspec.convert(each, history.Operation) for each in load.recorder.operations]
     assert {operation.status for operation in operations} == {"ok"}
-    verdicts = judge_records(operations, [siblings_at(trio, i) for i in range(3)])
+    verdicts = check_records(operations, [siblings_at(trio, i) for i in range(3)])
     assert all(verdict.ok for verdict in verdicts), "\n".join(map(str, verdicts))
     assert verdicts[0].reads > 100
 

@@ -80,7 +80,7 @@ def command_in(namespace: str, *command: str, resolv_conf: Path | None = None) -
         # `ip netns exec` makes a mount namespace, so only the command sees this mount. /etc/resolv.conf may be a link
         # into /run, which is empty in a user namespace.
         mount = (
-            'file=$(readlink -f /etc/resolv.conf) && { [ -e "$file" ] || mkdir -p "${file%/*}" && : >> "$file"; } && '
+            'file=$(readlink -f /etc/resolv.conf); [ -e "$file" ] || { mkdir -p "${file%/*}" && : > "$file"; }; '
             'mount --bind "$0" "$file" && exec "$@"'
         )
         inside += ["sh", "-c", mount, str(resolv_conf)]

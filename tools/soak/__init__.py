@@ -1,48 +1,50 @@
-"""Everything at once: hopping clients, and random faults of the network, the machines and the clocks, then a verdict.
+"""Soak test: real replicas, many clients and random faults at the same time, for as long as you like.
 
     python -m tools.soak --minutes 10          # make soak MINUTES=10
-    python -m tools.soak --judge DIRECTORY     # judge the records of a run again
+    python -m tools.soak --check DIRECTORY     # check the records of an earlier run again
 
-A run is made of *rounds*. In each, clients work on keys of the round while faults come and go, several at the same
-time; then everything heals, and within ``STEP_LIMIT_S`` all replicas must be equal and every client's session must be
-served everywhere. The recorded history, and the final state as a read by somebody who follows everybody, go to
-``tools.history``. Replicas live on from round to round, with what the faults made of their clocks and logs.
+A run consists of *rounds*. In each round, clients use the keys of the round while faults of links, processes and clocks
+begin and end, several of them at a time. Then every fault ends. Within ``CONVERGE_LIMIT_S`` all replicas must have
+converged, and each replica must serve the session of each client. ``tools.history`` then checks the recorded history
+and the final state. Replicas keep running from round to round, with the clocks and logs that the faults left them.
 
-What may be lost. An update that only a killed replica had is gone (SPEC P5), and clients are told (2.8). So the judge
-has to know which were: those that no replica's clock covers in the end, and those that a client was told are lost (one
-of a replica that was cut off and removed may come back when that is put back). Lest that excuses a bug, each of them
-must be one that could have been lost:
+What may be lost
+    An update that only a killed replica had is lost (docs/contract.md, P5), and clients are told so (section 2.8). The
+    history checker has to know these updates. They are those that no replica's clock covers at the end, and those that
+    a replica reported to a client as lost. (The second kind may still exist: a replica that was cut off and removed
+    brings its updates back when it is added again.) So that this excuses no bug, each of these updates must fulfil
+    three conditions:
 
-* its replica was killed less than ``SPREAD_S`` after the answer, or later and not everybody could be reached until
-  then; or it was asked to end, and one that it may have handed everything over to was killed before everybody could
-  be reached;
-* nobody read it from a replica that has lived ever since;
-* one that a client was told of: its replica was killed or removed before.
+    * It could not have reached every replica. Either its replica was killed less than ``SPREAD_S`` after the response,
+      or some replica was unreachable until the kill. Or its replica was asked to stop, and a replica that may have
+      received its updates was killed while another one was unreachable.
+    * Every replica that returned it to a client was killed or stopped later.
+    * If it was reported as lost, its replica was killed or removed before.
 
-Success is told twice.
+What counts as success
+    *Per request.* The share of requests to *serving* replicas that were answered without an error. A replica serves
+    while it is running, not paused, in the view, and ready; all of this from before the request until after the
+    response. (A replica that is joining or removed must reject every client.) Every status except 200, 201, 202, 304,
+    404 and 412 is an error, and so is a missing response. There is one exception. A 503 that names missing
+    dependencies is *excused* if the replica could not have had them. The soak makes the faults and asks the replicas
+    for their clocks, so it can tell (``reachability.py``):
 
-*At the replica.* Of the single requests to *serving* replicas, how many were answered without an error? A replica
-serves while its process runs and is not paused, it is in the view, and it has said that it is ready (a joining one,
-or one that was removed, refuses everybody, as it must): all that from before the request until after its answer.
-Every status but 200, 201, 202, 304, 404 and 412 is an error, and so is no answer; with one exception. A 503 that
-names what of the client's causal past is missing is *excused* where the replica could not have had it, whatever it
-did. The soak makes the faults, and asks the replicas what they have, so it can say (``reach.py``):
+    * Every replica that had the dependency was killed. It is lost, and replicas report that only after they have asked
+      every member (section 2.8).
+    * The replica was cut off: no path from a replica that has the dependency stayed connected while the request waited.
+      A path may lead through other replicas, but not through one that is stopped or paused.
+    * The replica was cut off until just before: such a path was connected for less than ``KV_DOWN_AFTER``.
+    * Packets were lost on all paths. TCP repeats them after seconds.
+    * All paths lead through other replicas. Each of them passes updates on after ``KV_SYNC_INTERVAL``, and the request
+      waited for a shorter time.
 
-* all who had it were killed since: it is lost, and told so once everybody has been asked, down members too (SPEC 2.8);
-* cut off: no way to one that has it stayed whole while the request waited, be it over others; replicas that are down or
-  paused pass nothing on;
-* just healed: a way was whole, but for less than ``KV_DOWN_AFTER`` before the request (SPEC 3);
-* packets were lost on all ways: TCP sends again after seconds;
-* only over others: updates of a third replica are passed on after ``KV_SYNC_INTERVAL`` (DESIGN 4), and the request
-  waited for less than that for each replica in between.
+    All other rejections are errors. A request is not counted if the client gave up, at the deadline of its call, while
+    the replica could still wait for the dependencies.
 
-All other refusals are errors. Requests that the client gave up, as the time of its call was over while the replica
-could still wait for the past, are neither.
+    *Per call.* The share of client calls that succeeded before their deadline (``CALL_TIMEOUT_S``), at any replica: a
+    session that meets a 503 or a silent replica tries the next one. A failed call is excused if each of its attempts
+    was excused or went to a replica that was not serving.
 
-*In the user's eyes.* Of the clients' calls, how many were answered before their deadline (``CALL_TIMEOUT_S``),
-whatever it took: a session that meets a 503 or a silent replica goes to the next one. Those that were not are told
-apart: excused, where each attempt was (one at a replica in trouble is), or not.
-
-The verdict asks that at least 99% of the requests at serving replicas were answered, errors as above; that the same
-share of calls was answered, excused ones left out; and for at least 100 operations a second in any ``WINDOW_S``.
+    A run passes if at least 99 % of the requests succeeded, and of the calls (both without excused ones), and if
+    clients completed at least 100 operations per second in every period of ``WINDOW_S``.
 """

@@ -1,4 +1,4 @@
-"""The command: see the package."""
+"""The command line of the soak test: see the package docstring."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 
 from tools import soak as package
 from tools.soak.report import report, shortcomings
-from tools.soak.run import CLIENTS, judge_again, soak
+from tools.soak.run import CLIENTS, check_again, soak
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, tell, and return 0 where nothing was wrong."""
+    """Run the soak, print the report, and return 0 if it passed."""
     parser = argparse.ArgumentParser(prog="python -m tools.soak", description=_first_line(package.__doc__))
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long to run (10)")
-    parser.add_argument("--replicas", type=int, default=5)
-    parser.add_argument("--clients", type=int, default=CLIENTS)
-    parser.add_argument("--seed", type=int, help="of the choice of faults and operations")
-    parser.add_argument("--directory", type=Path, help="where records and logs go (default: a temporary one)")
-    parser.add_argument("--judge", type=Path, metavar="DIRECTORY", help="judge the records of an earlier run again")
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long to run, in minutes (10)")
+    parser.add_argument("--replicas", type=int, default=5, help="number of replicas (5)")
+    parser.add_argument("--clients", type=int, default=CLIENTS, help=f"number of clients ({CLIENTS})")
+    parser.add_argument("--seed", type=int, help="seed of the random choice of faults and operations")
+    parser.add_argument("--directory", type=Path, help="directory for records and logs (default: a temporary one)")
+    parser.add_argument("--check", type=Path, metavar="DIRECTORY", help="check the records of an earlier run again")
     options = parser.parse_args(arguments)
 
-    if options.judge:
-        return judge_again(options.judge, say)
+    if options.check:
+        return check_again(options.check, say)
     run = soak(
         options.minutes * 60,
         replicas=options.replicas,
@@ -36,19 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(report(run))
     short = shortcomings(run)
     if not run.problems and not short:
-        say("verdict               no violation")
+        say("result                passed")
         return 0
-    say(f"verdict               {len(run.problems)} violations, {len(short)} shortcomings")
+    say(f"result                FAILED: {len(run.problems)} violations, {len(short)} figures too low")
     for text in [*run.problems, *short]:
         say(f"- {text}")
-    say(f"Records and logs are kept in {run.directory}. To judge them again:")
-    say(f"  python -m tools.soak --judge {run.directory}")
+    say(f"Records and logs are in {run.directory}. To check them again:")
+    say(f"  python -m tools.soak --check {run.directory}")
     say(f"  python manage.py check_history {run.directory}/round-{run.round}/history.jsonl")
     return 1
 
 
 def say(text: str) -> None:
-    """Print at once: a long run is watched."""
+    """Print a line at once, for those who watch a long run."""
     print(text, flush=True)  # noqa: T201  # a command
 
 

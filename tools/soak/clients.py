@@ -1,4 +1,4 @@
-"""The clients of a soak: reads and writes at replicas chosen at random, each request and each call counted."""
+"""The clients of a soak. They read and write at random replicas, and count each request and each call."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from store.client import ClientError, Delete, DependenciesMissing, Put, Rejected, Session, Unavailable, Uncertain
-from tools.soak.reach import JUST_HEALED, NO_EXCUSE, OVER_OTHERS, Reach
-from tools.soak.tally import Recorder, Tally
+from tools.soak.counts import Counts, Recorder
+from tools.soak.reachability import JUST_HEALED, NO_EXCUSE, RELAYED, Reachability
+from tools.soak.timeline import Timeline
 
 CALL_TIMEOUT_S = 5.0
-"""A user's patience: until then a call goes from replica to replica. (The client's own default is 10 s.)"""
+"""Time limit of one call, in which it may try several replicas. (The client's default is 10 s.)"""
 
 ATTEMPT_TIMEOUT_S = 1.5
-"""How long one replica may be silent: a little more than ``KV_DEFER_TIMEOUT``, as the client's documentation says."""
+"""Time limit of one request: a little more than ``KV_DEFER_TIMEOUT``, as the client's documentation recommends."""
 
 OPERATIONS_PER_S = 6.0
-"""Of one client at most: faults are what is tested here, not speed. See ``run.CLIENTS``."""
+"""Highest rate of one client. The soak tests faults, not speed. See ``run.CLIENTS``."""
 
 WAITS_AFTER_S = 0.3
-"""A call that takes longer waits: for a replica that is silent, or for one that has the session's causal past."""
+"""A call that takes longer counts as waiting: for a silent replica, or for missing dependencies."""
 
 KEYS = 30
 
@@ -38,13 +39,17 @@ GOOD = frozenset({200, 201, 202, 304, 404, 412})
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all clients of a round share. ``note`` writes to the log, ``problem`` tells that something is wrong."""
+class RoundContext:
+    """What all clients of a round share.
+
+    ``note`` writes a line to the log, and ``problem`` records a violation. ``is_over``: the load of the round ends.
+    """
 
     replicas: Sequence[str]
     prefix: str
-    tally: Tally
-    reach: Reach
+    timeline: Timeline
+    counts: Counts
+    reachability: Reachability
     recorder: Recorder
     note: Callable[[str], None]
     problem: Callable[[str], None]
@@ -53,27 +58,28 @@ class Setting:
 
 
 class CountingSession(Session):
-    """A session whose every single request is counted, and whose transactions are recorded with their update's id."""
+    """A session that counts each of its requests, and records transactions with the id of their update."""
 
-    last_certain = ""
+    last_successful_operation = ""
     _last_metadata: Mapping[str, int] = {}
 
-    def __init__(self, setting: Setting, name: str) -> None:
+    def __init__(self, context: RoundContext, name: str) -> None:
         super().__init__(
-            setting.replicas,
+            context.replicas,
             timeout_s=CALL_TIMEOUT_S,
             attempt_timeout_s=ATTEMPT_TIMEOUT_S,
-            recorder=setting.recorder,
+            recorder=context.recorder,
             name=name,
         )
-        self._setting = setting
-        self._tally = setting.tally
+        self._context = context
+        self._timeline = context.timeline
+        self._counts = context.counts
         self._indexes = {url: i for i, url in enumerate(self.replicas)}
-        self.met: list[str] = []
-        """What the attempts of the present call met; emptied by whoever makes the call."""
+        self.attempt_outcomes: list[str] = []
+        """Outcomes of the requests of the current call. The caller clears it before the call."""
 
     def fork_to(self, url: str) -> Session:
-        """Return a session that follows this one and asks one replica only; it is recorded, and not counted."""
+        """Return a session that continues this one at one replica only. Its requests are recorded but not counted."""
         child = self.fork()
         child.replicas = (url,)
         child.stick_to(url)
@@ -81,9 +87,9 @@ class CountingSession(Session):
 
     def _attempt(self, replica: str, request: Any, timeout_s: float) -> Any:
         i, began_s = self._indexes[replica], time.monotonic()
-        life = self._setting.reach.life(i)
+        life = self._context.reachability.life(i)
         try:
-            answered = super()._attempt(replica, request, timeout_s)
+            response_and_body = super()._attempt(replica, request, timeout_s)
         except Exception as exc:
             is_cut_short = timeout_s < ATTEMPT_TIMEOUT_S + request.hold_s
             if is_cut_short and time.monotonic() - began_s >= timeout_s:
@@ -91,132 +97,133 @@ class CountingSession(Session):
             else:
                 self._count(i, began_s, ERROR, f"broken: {exc}")
             raise
-        response, body = answered
+        response, body = response_and_body
         if response.status_code in GOOD:
-            self._setting.reach.has(i, life, body.get("causal-metadata") or {})
+            self._context.reachability.record_clock(i, life, body.get("causal-metadata") or {})
             self._count(i, began_s, ANSWERED)
         elif response.status_code == 503 and "missing" in body:
             needs = {id_: int(each["needs"]) for id_, each in body["missing"].items()}
             self._count_refusal(i, began_s, needs)
         else:
             self._count(i, began_s, ERROR, f"{response.status_code} {body.get('error', '')}")
-        return answered
+        return response_and_body
 
     def _count_refusal(self, i: int, began_s: float, needs: Mapping[str, int]) -> None:
-        now_s, reach = time.monotonic(), self._setting.reach
-        reason = reach.why(i, began_s, now_s, needs)
-        if reason in {JUST_HEALED, OVER_OTHERS, NO_EXCUSE}:
-            whole_s = reach.whole_for_s(i, began_s, now_s, needs)
+        now_s, reachability = time.monotonic(), self._context.reachability
+        reason = reachability.reason(i, began_s, now_s, needs)
+        if reason in {JUST_HEALED, RELAYED, NO_EXCUSE}:
+            connected_s = reachability.connected_for_s(i, began_s, now_s, needs)
             if reason == JUST_HEALED:
-                with self._tally.lock:
-                    self._tally.late_s.append(whole_s)
-            self._count(i, began_s, REFUSED + reason, f"{reason}, whole for {whole_s:.2f} s: {dict(needs)}")
+                with self._counts.lock:
+                    self._counts.refused_after_heal_s.append(connected_s)
+            self._count(i, began_s, REFUSED + reason, f"{reason}, connected for {connected_s:.2f} s: {dict(needs)}")
         else:
             self._count(i, began_s, REFUSED + reason)
 
-    def _count(self, i: int, began_s: float, outcome: str, why: str = "") -> None:
+    def _count(self, i: int, began_s: float, outcome: str, details: str = "") -> None:
         now_s = time.monotonic()
-        is_serving = self._tally.is_serving(i, began_s, now_s)
+        is_serving = self._timeline.is_serving(i, began_s, now_s)
         is_error = is_serving and outcome in {ERROR, REFUSED + NO_EXCUSE}
-        with self._tally.lock:
-            (self._tally.requests if is_serving else self._tally.in_trouble)[outcome] += 1
+        with self._counts.lock:
+            (self._counts.requests if is_serving else self._counts.requests_to_unavailable)[outcome] += 1
             if is_error:
-                self._tally.errors[f"replica {i}: {why[:100]}"] += 1
-        self.met.append(BAD if is_error else outcome)
-        if why and is_serving:
-            self._setting.note(f"{outcome} at serving replica {i} after {now_s - began_s:.2f} s: {why[:300]}")
+                self._counts.errors[f"replica {i}: {details[:100]}"] += 1
+        self.attempt_outcomes.append(BAD if is_error else outcome)
+        if details and is_serving:
+            self._context.note(f"{outcome} at serving replica {i} after {now_s - began_s:.2f} s: {details[:300]}")
 
     def _take_in(self, base: Any, reply: Any) -> None:
         super()._take_in(base, reply)
         self._last_metadata = reply.metadata or {}
         if reply.lost:
-            with self._tally.lock:
+            with self._counts.lock:
                 for replica, span in reply.lost.items():
-                    self._tally.told_lost.append((replica, *span, time.monotonic()))
+                    self._counts.reported_lost.append((replica, *span, time.monotonic()))
 
     def _tell(self, kind: str, operation: Mapping[str, Any]) -> None:
-        told = dict(operation)
-        is_certain = told.get("status", "ok") == "ok"
-        if is_certain and told.get("writes") and "update" not in told:
-            # The answer to a transaction has no ETag. Its metadata names its update: the last one of its replica.
-            address = told["replica"].partition("://")[2]
+        recorded = dict(operation)
+        is_successful = recorded.get("status", "ok") == "ok"
+        if is_successful and recorded.get("writes") and "update" not in recorded:
+            # A response to a transaction has no ETag. Its update is the last one of its replica in the metadata.
+            address = recorded["replica"].partition("://")[2]
             own = max((id_ for id_ in self._last_metadata if id_.rpartition("@")[0] == address), default="")
-            told["update"] = f"{own}:{self._last_metadata[own]}" if own else None
-        super()._tell(kind, told)
-        if is_certain:
-            self.last_certain = self.last_operation
-            self._tally.acknowledge()
+            recorded["update"] = f"{own}:{self._last_metadata[own]}" if own else None
+        super()._tell(kind, recorded)
+        if is_successful:
+            self.last_successful_operation = self.last_operation
+            self._counts.acknowledge()
 
 
 class Client:
-    """One thread's worth of work, in one session after another."""
+    """A client with its own thread, which uses one session after another."""
 
-    def __init__(self, setting: Setting, name: str, rng: random.Random) -> None:
-        self._setting = setting
+    def __init__(self, context: RoundContext, name: str, rng: random.Random) -> None:
+        self._context = context
         self._name = name
         self._rng = rng
         self._values = itertools.count()
         self._sessions = itertools.count()
-        self._called_s: float | None = None  # when the call began that is under way
+        self._called_s: float | None = None
+        """When the current call began, None between calls."""
         self.session = self._new_session()
-        self.aside: list[CountingSession] = []
-        """Sessions whose causal past could not be reached: they must be served after the heal."""
+        self.stuck_sessions: list[CountingSession] = []
+        """Sessions whose dependencies no replica had. They must be served after the heal."""
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a call of this client has taken long already."""
+        """Whether the current call of this client has taken longer than ``WAITS_AFTER_S``."""
         called_s = self._called_s
         return called_s is not None and time.monotonic() - called_s > WAITS_AFTER_S
 
     def _new_session(self) -> CountingSession:
-        return CountingSession(self._setting, f"{self._name}.{next(self._sessions)}")
+        return CountingSession(self._context, f"{self._name}.{next(self._sessions)}")
 
     def work(self) -> None:
-        """Go on until the round's load is to end."""
-        while not self._setting.is_over():
+        """Make calls until the load of the round ends."""
+        while not self._context.is_over():
             began_s, session = time.monotonic(), self.session
             self._called_s = began_s
-            session.met.clear()
-            self._count(self._step(), session.met)
+            session.attempt_outcomes.clear()
+            self._count(self._step(), session.attempt_outcomes)
             self._called_s = None
             time.sleep(max(0.0, self._rng.uniform(0.5, 1.5) / OPERATIONS_PER_S - (time.monotonic() - began_s)))
 
     def _step(self) -> str:
-        """One operation; return its outcome in the user's eyes. A session that finds no past is left aside."""
+        """Make one call and return its outcome. Replace the session if no replica had its dependencies."""
         try:
             self.operate()
         except Rejected as exc:
-            self._setting.problem(f"a request was rejected: {exc}")
+            self._context.problem(f"a request was rejected: {exc}")
             return "rejected"
         except Uncertain:
             return "outcome unknown"
         except DependenciesMissing:
-            self.aside.append(self.session)
+            self.stuck_sessions.append(self.session)
             self.session = self._new_session()
-            return "past not reached"
+            return "dependencies missing"
         except Unavailable:
             return "no answer"
         return ANSWERED
 
-    def _count(self, outcome: str, met: Sequence[str]) -> None:
+    def _count(self, outcome: str, attempt_outcomes: Sequence[str]) -> None:
         if outcome != ANSWERED:
-            outcome += NOT_EXCUSED if BAD in met else EXCUSED
-        with self._setting.tally.lock:
-            self._setting.tally.calls[outcome] += 1
+            outcome += NOT_EXCUSED if BAD in attempt_outcomes else EXCUSED
+        with self._context.counts.lock:
+            self._context.counts.calls[outcome] += 1
 
     def operate(self) -> None:
-        """Make one call; before it sometimes a hop, or metadata handed over by another client."""
+        """Make one call. Sometimes change the replica first, or take over the metadata of another client."""
         rng, session = self._rng, self.session
         if rng.random() < 0.1:
             session.stick_to(self._likely_replica())
         if rng.random() < 0.03:
-            other = rng.choice(self._setting.clients).session
-            # In this order: the metadata is then at least as new as the operation that stands for it.
-            last = other.last_certain
+            other = rng.choice(self._context.clients).session
+            # Read the operation before the metadata: then the metadata covers the operation.
+            last = other.last_successful_operation
             if last:
                 session.follow(other.metadata, after=last)
         key, chance = self._key(), rng.random()
-        # Some leave it to the replica (KV_DEFER_TIMEOUT); others would rather ask another one soon.
+        # Half of the calls wait as long as the replica does (KV_DEFER_TIMEOUT). The others try the next replica soon.
         wait_s = None if rng.random() < 0.5 else 0.2
         if chance < 0.35:
             session.put(key, self._value(), wait_s=wait_s)
@@ -226,48 +233,48 @@ class Client:
             session.get(key, siblings=rng.random() < 0.3, wait_s=wait_s)
         elif chance < 0.92:
             reads, keys = {self._key() for _ in range(3)}, {self._key() for _ in range(rng.randrange(4))}
-            # A put first: a transaction that only deletes what is not there is no update, and has no id.
+            # Begin with a put: a transaction that only deletes absent keys makes no update and has no id.
             writes: list[Put | Delete] = [Put(each, self._value()) for each in sorted(keys)]
             if len(writes) > 1 and rng.random() < 0.5:
                 writes[-1] = Delete(writes[-1].key)
             session.transaction(sorted(reads), writes, wait_s=wait_s)
         else:
-            session.list(prefix=f"{self._setting.prefix}{rng.randrange(3)}", values=True, wait_s=wait_s)
+            session.list(prefix=f"{self._context.prefix}{rng.randrange(3)}", values=True, wait_s=wait_s)
 
-    def must_be_served(self, within_s: float) -> None:
-        """Each session, those left aside too, has to be served by each replica."""
-        for session in [self.session, *self.aside]:
+    def check_served_everywhere(self, timeout_s: float) -> None:
+        """Record a problem unless each replica serves each session, also the stuck ones, within ``timeout_s``."""
+        for session in [self.session, *self.stuck_sessions]:
             for i, url in enumerate(session.replicas):
-                deadline = time.monotonic() + within_s
+                deadline = time.monotonic() + timeout_s
                 while (problem := self._refusal(session, url)) is not None:
                     if time.monotonic() > deadline:
                         name = session.name
-                        self._setting.problem(f"replica {i} does not serve session {name} after the heal: {problem}")
+                        self._context.problem(f"replica {i} does not serve session {name} after the heal: {problem}")
                         return
 
     def _refusal(self, session: CountingSession, url: str) -> ClientError | None:
         with session.fork_to(url) as only_here:
             try:
-                only_here.get(f"{self._setting.prefix}00")
+                only_here.get(f"{self._context.prefix}00")
             except ClientError as exc:
                 return exc
         return None
 
     def close(self) -> None:
         """Close the connections of all sessions."""
-        for session in [self.session, *self.aside]:
+        for session in [self.session, *self.stuck_sessions]:
             session.close()
 
     def _likely_replica(self) -> str:
-        """A replica at random; one that is in trouble less often, as a load balancer would have it."""
+        """Return a random replica. Like a load balancer, prefer one that is serving."""
         order = self._rng.sample(range(len(self.session.replicas)), len(self.session.replicas))
         now_s = time.monotonic()
-        fine = [i for i in order if self._setting.tally.is_serving(i, now_s, now_s)]
-        chosen = fine[0] if fine and self._rng.random() < 0.9 else order[0]
+        serving = [i for i in order if self._context.timeline.is_serving(i, now_s, now_s)]
+        chosen = serving[0] if serving and self._rng.random() < 0.9 else order[0]
         return self.session.replicas[chosen]
 
     def _key(self) -> str:
-        return f"{self._setting.prefix}{self._rng.randrange(KEYS):02}"
+        return f"{self._context.prefix}{self._rng.randrange(KEYS):02}"
 
     def _value(self) -> str:
         return f"{self.session.name}:{next(self._values)}"

@@ -1,4 +1,4 @@
-"""What a run showed, in numbers; and whether that is enough."""
+"""The figures of a run, and whether they are good enough."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tools.soak.clients import ANSWERED, ERROR, GIVEN_UP, NOT_EXCUSED, REFUSED
-from tools.soak.reach import NO_EXCUSE, REASONS
+from tools.soak.counts import Counts
+from tools.soak.reachability import NO_EXCUSE, REASONS
 from tools.soak.run import Run
-from tools.soak.tally import Tally
 
 WINDOW_S = 5
-"""Over how many seconds the lowest throughput is told."""
+"""Length of the period whose throughput is the lowest."""
 
 MIN_SUCCESS = 0.99
 MIN_PER_S = 100.0
@@ -22,9 +22,9 @@ MIN_PER_S = 100.0
 
 @dataclass(frozen=True)
 class Success:
-    """How many of the requests to serving replicas, and of the clients' calls, were answered; see the package's head.
+    """Shares (0 to 1) of successful requests to serving replicas, and of successful calls. See the package docstring.
 
-    ``requests``: excused refusals left out; ``all_requests``: each one counted as an error. Likewise ``calls``.
+    ``requests`` leaves excused rejections out; ``all_requests`` counts them as errors. Likewise ``calls``.
     """
 
     requests: float
@@ -33,9 +33,9 @@ class Success:
     all_calls: float
 
 
-def success(tally: Tally) -> Success:
-    """Return the shares of what was answered."""
-    requests, calls = tally.requests, tally.calls
+def success(counts: Counts) -> Success:
+    """Return the shares of successful requests and calls."""
+    requests, calls = counts.requests, counts.calls
     good, bad = requests[ANSWERED], requests[ERROR] + requests[REFUSED + NO_EXCUSE]
     refused = sum(n for outcome, n in requests.items() if outcome.startswith(REFUSED))
     failed = sum(n for outcome, n in calls.items() if outcome.endswith(NOT_EXCUSED))
@@ -53,7 +53,7 @@ def _share(part: int, whole: int) -> float:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of ``WINDOW_S`` under load: operations acknowledged a second, how many clients waited, the faults."""
+    """A period of ``WINDOW_S`` under load: operations per second, the most clients that waited, and the faults."""
 
     per_s: float
     began_s: float
@@ -62,73 +62,69 @@ class Window:
 
 
 def slowest(run: Run) -> Window:
-    """Return the stretch of whole seconds in which the fewest operations were acknowledged."""
+    """Return the period with the fewest acknowledged operations."""
     starts = [at_s for began_s, ended_s in run.loads for at_s in range(int(began_s) + 1, int(ended_s) - WINDOW_S + 1)]
     if not starts:
         return Window(0.0, 0.0, 0, ())
-    counts = {at_s: sum(run.tally.per_second[at_s + n] for n in range(WINDOW_S)) for at_s in starts}
-    at_s = min(starts, key=lambda start_s: counts[start_s])
-    waiting = max(run.tally.waiting.get(at_s + n, 0) for n in range(WINDOW_S))
-    return Window(counts[at_s] / WINDOW_S, at_s, waiting, tuple(run.tally.active(at_s, at_s + WINDOW_S)))
+    operations = {at_s: sum(run.counts.per_second[at_s + n] for n in range(WINDOW_S)) for at_s in starts}
+    at_s = min(starts, key=lambda start_s: operations[start_s])
+    waiting = max(run.counts.waiting.get(at_s + n, 0) for n in range(WINDOW_S))
+    return Window(operations[at_s] / WINDOW_S, at_s, waiting, tuple(run.timeline.active(at_s, at_s + WINDOW_S)))
 
 
 def shortcomings(run: Run) -> list[str]:
-    """Return what of the three numbers that the verdict asks for was not reached."""
-    shares, worst = success(run.tally), slowest(run)
+    """Return a text for each of the three required figures that the run did not reach."""
+    shares, worst = success(run.counts), slowest(run)
     return [
         text
         for is_short, text in (
-            (shares.requests < MIN_SUCCESS, f"only {shares.requests:.2%} of requests at serving replicas answered"),
-            (shares.calls < MIN_SUCCESS, f"only {shares.calls:.2%} of calls answered, excused ones left out"),
-            (worst.per_s < MIN_PER_S, f"only {worst.per_s:.0f} operations a second for {WINDOW_S} s"),
+            (shares.requests < MIN_SUCCESS, f"only {shares.requests:.2%} of requests to serving replicas succeeded"),
+            (shares.calls < MIN_SUCCESS, f"only {shares.calls:.2%} of calls succeeded, without excused ones"),
+            (worst.per_s < MIN_PER_S, f"only {worst.per_s:.0f} operations per second for {WINDOW_S} s"),
         )
         if is_short
     ]
 
 
 def report(run: Run) -> str:
-    """Return what happened, for people."""
-    tally = run.tally
-    requests, calls, shares, worst = tally.requests, tally.calls, success(tally), slowest(run)
-    judged = [sum(getattr(each, what) for each in run.judged) for what in ("checked", "reads", "conflicts")]
-    faults = Counter(fault.kind for fault in tally.faults)
-    refusals = [(reason, requests[REFUSED + reason]) for reason in REASONS]
-    late = sorted(tally.late_s)
+    """Return a report of the run as text."""
+    counts = run.counts
+    requests, calls, shares, worst = counts.requests, counts.calls, success(counts), slowest(run)
+    checked = [sum(getattr(each, what) for each in run.reports) for what in ("checked", "reads", "conflicts")]
+    faults = Counter(fault.kind for fault in run.timeline.faults)
+    rejections = [(reason, requests[REFUSED + reason]) for reason in REASONS]
     lines = [
         f"rounds                {run.round}, {run.load_s:.0f} s under load; load average {os.getloadavg()[1]:.1f}",
         f"faults                {_listed(sorted(faults.items()))}",
-        f"acknowledged          {tally.acknowledged} operations",
-        f"  a second            {tally.acknowledged / max(1.0, run.load_s):.0f}",
-        f"  in the worst {WINDOW_S} s    {worst.per_s:.0f}, {worst.waiting} clients wait, with {_named(worst.faults)}",
-        f"at serving replicas   {sum(requests.values())} requests, {requests[ANSWERED]} of them answered",
-        *(f"  refused             {n}: {reason}" for reason, n in refusals if n),
-        f"  given up            {requests[GIVEN_UP]}, by the client, while the replica could still wait for the past",
+        f"acknowledged          {counts.acknowledged} operations",
+        f"  per second          {counts.acknowledged / max(1.0, run.load_s):.0f}",
+        f"  slowest {WINDOW_S} s         {worst.per_s:.0f} per second, {worst.waiting} clients waited",
+        f"    with faults         {', '.join(worst.faults) or 'none'}",
+        f"requests              {sum(requests.values())} to serving replicas, {requests[ANSWERED]} of them succeeded",
+        *(f"  rejected            {n}: {reason}" for reason, n in rejections if n),
+        f"  given up            {requests[GIVEN_UP]} by the client, while the replica could still wait",
         f"  errors              {requests[ERROR]}",
-        f"success there         {shares.requests:.2%}; {shares.all_requests:.2%} if all refusals were errors",
-        f"  after a cut         {_late(late)}",
-        f"calls                 {sum(calls.values())}, {calls[ANSWERED]} of them answered in time, wherever",
-        *(f"  not                 {n}: {outcome}" for outcome, n in sorted(calls.items()) if outcome != ANSWERED),
-        f"success for users     {shares.calls:.2%}; {shares.all_calls:.2%} with those that are excused",
-        f"at replicas in trouble {_listed(sorted(tally.in_trouble.items()))}",
-        f"lost with a crash     {run.lost_updates} updates; told to clients {len(tally.told_lost)} times",
-        f"in step after a heal  {run.slowest_step_s:.1f} s at most",
-        f"judged                {judged[0]} operations, {judged[1]} reads, {judged[2]} conflicts",
+        f"  success             {shares.requests:.2%}; {shares.all_requests:.2%} if every rejection is an error",
+        f"  after a heal        {_after_heal(sorted(counts.refused_after_heal_s))}",
+        f"calls                 {sum(calls.values())}, {calls[ANSWERED]} of them succeeded in time, at any replica",
+        *(f"  failed              {n}: {outcome}" for outcome, n in sorted(calls.items()) if outcome != ANSWERED),
+        f"  success             {shares.calls:.2%}; {shares.all_calls:.2%} if excused calls are failures",
+        f"other requests        to unavailable replicas: {_listed(sorted(counts.requests_to_unavailable.items()))}",
+        f"lost updates          {run.lost_updates}; reported to clients {len(counts.reported_lost)} times",
+        f"converged             at most {run.slowest_convergence_s:.1f} s after a heal",
+        f"history               {checked[0]} operations, {checked[1]} reads and {checked[2]} conflicts checked",
     ]
-    lines += [f"error                 {n} x {why}" for why, n in tally.errors.most_common(8)]
+    lines += [f"error                 {n} x {text}" for text, n in counts.errors.most_common(8)]
     return "\n".join(lines)
 
 
-def _late(late: list[float]) -> str:
-    if not late:
-        return "no refusal came when a way was whole again"
+def _after_heal(seconds: list[float]) -> str:
+    if not seconds:
+        return "no request was rejected"
     return (
-        f"refusals came up to {late[-1]:.1f} s after a way was whole again (median {statistics.median(late):.1f} s, "
-        f"{len(late)} of them)"
+        f"{len(seconds)} requests were rejected up to {seconds[-1]:.1f} s after the replica was connected again "
+        f"(median {statistics.median(seconds):.1f} s)"
     )
-
-
-def _named(faults: Iterable[str]) -> str:
-    return ", ".join(faults) or "no fault"
 
 
 def _listed(counts: Iterable[tuple[str, int]]) -> str:
