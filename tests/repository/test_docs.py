@@ -268,7 +268,8 @@ not yet notified; index; checker; cycle; shrink; final state; baseline; ablation
 past; covers; concurrent; hybrid logical clock; incarnation; update; pending; deferred; log; delta; snapshot;
 broadcast; anti-entropy; view; alive; suspect; down; left; write concern; acks; marker; exchange; heartbeat; digest;
 seed; alias; report; relay; pacing; replica id; origin; counter; winner; delete clock; gate; engine; node; peer
-progress; acknowledged clock; member; stamp; proof; causal metadata; mutant; oracle; scenario
+progress; acknowledged clock; member; stamp; proof; causal metadata; mutant; oracle; scenario;
+conversation; compaction; liveness
 """
 """Terms that code, JSON, logs and pages use. A new term is added here and to the glossary."""
 
