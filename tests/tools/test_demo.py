@@ -1,4 +1,4 @@
-"""The demo: what it writes, whether its readers and its audit see what is wrong, and a small run with real replicas."""
+"""The demo: its writes, the checks of its readers and of its audit, and a small run with real replicas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PORT = 24900
 
 
-# ---- what is written
+# ---- writes
 
 
 def test_every_named_character_is_written_once_and_in_order() -> None:
@@ -45,7 +45,7 @@ def test_a_block_fits_into_a_transaction_and_ends_at_its_last_revision() -> None
     assert set(ends.values()) == {1, 2}
 
 
-def test_places_follow_the_order_of_writing() -> None:
+def test_places_follow_the_order_of_writes() -> None:
     places = [
         {characters.place(key, record["revision"]) for key, record in step.records.items()}
         for step in characters.steps(3000)
@@ -64,75 +64,78 @@ def test_a_limit_takes_the_first_characters() -> None:
     assert list(characters.steps(0)) == []
 
 
-# ---- whether the readers see what is wrong
+# ---- the checks of the readers
 
 
 def reader(kind: type[load.Reader]) -> Any:
-    return kind("reader", ["127.0.0.1:1"], load.EventLog(), seed=1)
+    return kind("reader", ["127.0.0.1:1"], load.Acknowledged(), seed=1)
 
 
-def test_a_reader_notices_a_step_back_in_time() -> None:
+def test_a_reader_reports_a_step_back_in_time() -> None:
     follower = reader(load.Follower)
-    follower.judge("r1", "U+00C0", 2, 0, "")
-    follower.judge("r2", "U+00C0", 2, 2, "")
+    follower.check_revision("r1", "U+00C0", 2, 0, "")
+    follower.check_revision("r2", "U+00C0", 2, 2, "")
     assert follower.violations == []
-    follower.judge("r2", "U+00C0", 1, 0, "")
-    follower.judge("r2", "U+0041", 0, 1, "it was acknowledged")
+    follower.check_revision("r2", "U+00C0", 1, 0, "")
+    follower.check_revision("r2", "U+0041", 0, 1, "it was acknowledged")
     assert follower.violations == [
-        "reader: r2 showed revision 1 of U+00C0 after revision 2: back in time",
-        "reader: r2 showed nothing of U+0041, not revision 1: it was acknowledged",
+        "reader: r2 returned revision 1 of U+00C0 after revision 2: back in time",
+        "reader: r2 returned no value of U+0041, not revision 1: it was acknowledged",
     ]
 
 
-def test_the_observer_concludes_from_an_effect_to_its_cause() -> None:
+def test_the_observer_reports_an_effect_without_its_cause() -> None:
     observer = reader(load.Observer)
-    observer._judge("r1", "U+0300", 0, observer.frontier)
-    observer._judge("r1", "U+0300", 1, observer.frontier)
+    observer._check_frontier("r1", "U+0300", 0, observer.frontier)
+    observer._check_frontier("r1", "U+0300", 1, observer.frontier)
     assert (observer.violations, observer.frontier) == ([], (3, -1))
-    observer._judge("r2", "U+00C0", 1, observer.frontier)  # written before block 3 at revision 2
-    observer._judge("r2", "U+0301", 0, observer.frontier)  # written with U+0300
+    observer._check_frontier("r2", "U+00C0", 1, observer.frontier)  # written before block 3 at revision 2
+    observer._check_frontier("r2", "U+0301", 0, observer.frontier)  # written with U+0300
     assert len(observer.violations) == 2
-    observer._judge("r2", "U+0374", 2, observer.frontier)
-    observer._judge("r1", "U+0344", 1, observer.frontier)  # had its second revision before U+0374
-    observer._judge("r1", "U+037E", 1, observer.frontier)  # had it after: may be missing
+    observer._check_frontier("r2", "U+0374", 2, observer.frontier)
+    observer._check_frontier("r1", "U+0344", 1, observer.frontier)  # had its second revision before U+0374
+    observer._check_frontier("r1", "U+037E", 1, observer.frontier)  # had it after: may be missing
     assert len(observer.violations) == 3
     assert (
-        "r1 showed revision 1 of U+0344, not revision 2: what was written with it or after it" in observer.violations[2]
+        "r1 returned revision 1 of U+0344, not revision 2: a write of the same or a later place"
+        in observer.violations[2]
     )
 
 
-def journal_of(keys: dict[str, int]) -> load.EventLog:
-    return load.EventLog(metadata={"a@1": 9}, keys=list(keys), latest=list(keys), revision=dict(keys), writes=len(keys))
+def acknowledged_of(keys: dict[str, int]) -> load.Acknowledged:
+    return load.Acknowledged(
+        metadata={"a@1": 9}, keys=list(keys), latest=list(keys), revision=dict(keys), writes=len(keys)
+    )
 
 
-def test_the_observer_notices_half_a_transaction() -> None:
+def test_the_observer_reports_half_a_transaction() -> None:
     with fake_replicas(1) as (replica,):
-        shown = {"U+0041": {"revision": 1}}
-        replica.respond_with(json_response(200, {"values": shown, "missing-keys": ["U+0042"], "causal-metadata": {}}))
-        observer = load.Observer("observer", [replica.url], journal_of({"U+0041": 1, "U+0042": 1}), seed=1)
+        values = {"U+0041": {"revision": 1}}
+        replica.respond_with(json_response(200, {"values": values, "missing-keys": ["U+0042"], "causal-metadata": {}}))
+        observer = load.Observer("observer", [replica.url], acknowledged_of({"U+0041": 1, "U+0042": 1}), seed=1)
         observer.rng = Never(1)
         assert observer.read_once() == replica.url
-    assert "a transaction by half" in observer.violations[0]
+    assert "half of a transaction" in observer.violations[0]
 
 
-def test_the_follower_asks_with_the_writers_metadata() -> None:
+def test_the_follower_reads_with_the_writers_metadata() -> None:
     with fake_replicas(1) as (replica,):
         replica.respond_with(found({"revision": 1}, {"a@1": 9}, lost={"b@1": [1, 1]}))
-        follower = load.Follower("follower", [replica.url], journal_of({"U+00C0": 2}), seed=1)
+        follower = load.Follower("follower", [replica.url], acknowledged_of({"U+00C0": 2}), seed=1)
         follower.read_once()
     assert replica.requests[0].body["causal-metadata"] == {"a@1": 9}
     assert "lost" in follower.violations[0]
-    assert "showed revision 1 of U+00C0, not revision 2" in follower.violations[1]
+    assert "returned revision 1 of U+00C0, not revision 2" in follower.violations[1]
 
 
 class Never(random.Random):
-    """Every chance fails: the observer takes a snapshot."""
+    """A random source whose every chance fails, so that the observer reads a snapshot."""
 
     def random(self) -> float:
         return 0.999
 
 
-# ---- whether the audit sees what is wrong
+# ---- the checks of the audit
 
 
 @pytest.fixture
@@ -142,7 +145,7 @@ def replica() -> Iterator[FakeReplica]:
 
 
 def holds(items: dict[str, Any]) -> Any:
-    """List ``items``, eighty a page."""
+    """Serve a listing of ``items`` with eighty keys per page."""
 
     def play(handler: Handler) -> None:
         query = {name: values[0] for name, values in parse_qs(urlsplit(handler.path).query).items()}
@@ -158,7 +161,7 @@ def database(limit: int) -> dict[str, Any]:
 
 
 def test_the_audit_agrees_with_what_is_written(replica: FakeReplica) -> None:
-    """Two programs that share no code know the same database, decompositions included."""
+    """The writer and the audit share no code and agree on the database, decompositions included."""
     replica.respond_with(holds(database(200)))
     result = audit.audit(f"127.0.0.1:{replica.port}", audit.expected_keys(200))
     assert (result["ok"], result["keys"], result["examples"]) == (True, 200, [])
@@ -175,7 +178,7 @@ def test_the_audit_agrees_with_what_is_written(replica: FakeReplica) -> None:
         (lambda items: items.update({"loading:0000": 1}), "unexpected"),
     ],
 )
-def test_the_audit_sees_what_is_wrong(replica: FakeReplica, damage: Any, count: str) -> None:
+def test_the_audit_reports_what_is_wrong(replica: FakeReplica, damage: Any, count: str) -> None:
     items = database(200)
     damage(items)
     replica.respond_with(holds(items))
@@ -184,7 +187,7 @@ def test_the_audit_sees_what_is_wrong(replica: FakeReplica, damage: Any, count: 
     assert result[count] >= 1
 
 
-def test_the_audit_is_a_program_with_an_exit_code(replica: FakeReplica) -> None:
+def test_the_audit_program_has_an_exit_code(replica: FakeReplica) -> None:
     address = f"127.0.0.1:{replica.port}"
     command = [sys.executable, "-m", "tools.demo.audit", "--limit", "20", address]
     replica.respond_with(holds(database(20)))
@@ -195,7 +198,7 @@ def test_the_audit_is_a_program_with_an_exit_code(replica: FakeReplica) -> None:
     assert (bad.returncode, json.loads(bad.stdout)["missing"]) == (1, 1)
 
 
-def test_figures() -> None:
+def test_durations_have_a_median_and_a_99th_percentile() -> None:
     assert report.milliseconds([]) == "not measured"
     assert report.milliseconds([0.001]) == "p50 1.0 ms, p99 1.0 ms (1 samples)"
     assert report.milliseconds([n / 1000 for n in range(100, 0, -1)]) == "p50 50.0 ms, p99 99.0 ms (100 samples)"
@@ -220,8 +223,8 @@ def test_a_small_demo_succeeds(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "killed (SIGKILL)" in done.stdout
+    assert "was killed (SIGKILL)" in done.stdout
     assert "has caught up and serves" in done.stdout
-    assert done.stdout.count("2,000 keys") == 3
-    assert done.stdout.count("all as they should be") == 3
+    assert done.stdout.count("2,000 keys,") == 3
+    assert done.stdout.count(", all correct;") == 3
     assert "no read went back in time" in done.stdout

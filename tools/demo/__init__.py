@@ -1,7 +1,7 @@
-"""What ``manage.py demo`` does: load the Unicode database into a cluster, read it everywhere, crash a replica.
+"""The demo (``manage.py demo``): load the Unicode character database into a cluster, read it, kill a replica.
 
-characters.py   what is written, in which order
-load.py         who writes it, and who reads it meanwhile, hopping from replica to replica
-report.py       times and counts, as texts for people
-audit.py        a program of its own, which shares nothing with the others, and says whether all is there
+characters.py   the records, and the order in which they are written
+load.py         the clients: one writer, and readers that check causality while they change replicas
+report.py       durations and sizes as text
+audit.py        an independent program that checks that every replica has all records
 """

@@ -1,10 +1,10 @@
-"""Compare every replica with the Unicode character database, from outside.
+"""Compare every replica with the Unicode character database, over HTTP.
 
     python -m tools.demo.audit [--limit N] HOST:PORT...
 
-A program of its own: it shares no code with what wrote the data, not even the client. It knows the key format, the
-database of its own Python, and the listing of SPEC 2.4. It prints one JSON object a replica; exit code 1 when a key is
-missing, differs, or is there without a reason.
+An independent program: it shares no code with the writer, not even the client. It knows the key format, the database of
+its own Python, and the listing (docs/contract.md, section 2.4). It prints one JSON object per replica. The exit code is
+1 if a key is missing, has a different value, or is unexpected.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ EXAMPLES = 5
 
 
 def expected_keys(limit: int | None) -> list[str]:
-    """The keys that have to be there, in the store's order (by text, not by code point)."""
+    """Return the keys that must exist, in the order of a listing (by text, not by code point)."""
     code_points = (n for n in range(0x110000) if ucd.name(chr(n), ""))
     keys = [f"U+{n:04X}" for n in code_points]
     return sorted(keys[:limit])
 
 
 def expected_value(key: str) -> dict[str, Any]:
-    """The value that has to stand under ``key``."""
+    """Return the value that ``key`` must have."""
     char = chr(int(key.lstrip("U+"), 16))
     value = {
         name: getattr(ucd, name)(char)
@@ -46,7 +46,7 @@ def expected_value(key: str) -> dict[str, Any]:
 
 
 def listing(address: str, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every (key, value) under ``prefix``, page by page, as the replica gives them."""
+    """Yield every (key, value) under ``prefix`` in the order of the listing, page by page."""
     connection = http.client.HTTPConnection(address, timeout=30)
     after: str | None = ""
     while after is not None:
@@ -55,7 +55,7 @@ def listing(address: str, prefix: str) -> Iterator[tuple[str, Any]]:
         response = connection.getresponse()
         content = response.read()
         if response.status != 200:
-            raise SystemExit(f"{address} answered {response.status}: {content[:200]!r}")
+            raise SystemExit(f"{address} returned {response.status}: {content[:200]!r}")
         page = json.loads(content)
         for key in page["keys"]:
             yield key, page["items"][key]
@@ -64,14 +64,14 @@ def listing(address: str, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def audit(address: str, keys: list[str]) -> dict[str, Any]:
-    """Read all of ``address`` and compare both ways: what is missing, what differs, what is too much."""
+    """Read all records of a replica; return counts of missing, unexpected and differing keys, with examples."""
     started = time.monotonic()
     found = dict(listing(address, "U+"))
     missing = [key for key in keys if key not in found]
-    wanted = set(keys)
-    unexpected = [key for key in found if key not in wanted] + [key for key, _ in listing(address, "loading:")]
+    expected = set(keys)
+    unexpected = [key for key in found if key not in expected] + [key for key, _ in listing(address, "loading:")]
     differing = [key for key in keys if key in found and found[key] != expected_value(key)]
-    # The names, read back the other way round by a table of their own.
+    # Look up the characters by name, in another table of the database.
     misnamed = [
         key for key in keys if key in found and ucd.lookup(found[key]["name"]) != chr(int(key.lstrip("U+"), 16))
     ]
@@ -91,10 +91,10 @@ def audit(address: str, keys: list[str]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Audit all replicas named on the command line."""
+    """Audit the replicas named on the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("replicas", nargs="+", metavar="HOST:PORT")
-    parser.add_argument("--limit", type=int, help="only the first N named characters were written")
+    parser.add_argument("replicas", nargs="+", metavar="HOST:PORT", help="a replica")
+    parser.add_argument("--limit", type=int, help="expect only the first N named characters")
     options = parser.parse_args()
     keys = expected_keys(options.limit)
     results = [audit(address, keys) for address in options.replicas]

@@ -1,11 +1,12 @@
-"""The Unicode character database of the running Python as records, and the order in which the demo writes them.
+"""The records of the demo, from the Unicode character database of the running Python, and the order of their writes.
 
-One record a named character, under a key like ``U+0041``. Characters come in blocks of 256 code points, rising. A block
-is written as one transaction, every record at revision 1; then each character of it that has a decomposition is written
-once more, alone, at revision 2, which tells its parts. So every revision of every record has its place in one order
-(``place``), each is the cause of all that come after it, and whoever has seen one must find all that come before.
-The readers of load.py hold every replica to this. While a block is written, a key ``loading:<block>`` stands in the
-store; the next block's transaction deletes it.
+There is one record per named character, under a key like ``U+0041``. Characters form blocks of 256 code points. The
+writer writes each block as one transaction, with every record at revision 1. Then it writes each character of the block
+that has a decomposition once more, alone, at revision 2, which includes the parts.
+
+So all revisions have places in one order (``place``), and each revision is a cause of all later ones: a client that has
+read one must find all earlier ones. The readers of load.py check this. While a block is written, a key
+``loading:<block>`` exists; the transaction of the next block deletes it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One write: a block's transaction, or a single record's second revision."""
+    """One write: the transaction of a block, or the second revision of one record."""
 
     block: int
     records: dict[str, Record]
@@ -32,37 +33,37 @@ class Step:
 
 
 def key_of(code_point: int) -> str:
-    """``U+0041``."""
+    """Return the key of a code point, such as ``U+0041``."""
     return f"U+{code_point:04X}"
 
 
 def code_point_of(key: str) -> int:
-    """The inverse of ``key_of``."""
+    """Return the code point of a key."""
     return int(key.removeprefix("U+"), 16)
 
 
 def block_of(key: str) -> int:
-    """Number of the block that the key belongs to."""
+    """Return the number of the key's block."""
     return code_point_of(key) // BLOCK_SIZE
 
 
 def last_revision(key: str) -> int:
-    """The revision at which the record of ``key`` ends."""
+    """Return the last revision of the record."""
     return 2 if unicodedata.decomposition(chr(code_point_of(key))) else 1
 
 
 def place(key: str, revision: int) -> tuple[int, int]:
-    """Where this revision stands in the order of writing. All records of a block have one place at revision 1."""
+    """Return the place of a revision in the order of writes. At revision 1, all records of a block have one place."""
     return block_of(key), code_point_of(key) if revision == 2 else -1
 
 
 def revision_at(key: str, seen: tuple[int, int]) -> int:
-    """The revision (0: none) that ``key`` had when what has the place ``seen`` was written."""
+    """Return the revision of ``key`` after the write at place ``seen``; 0 if the key did not exist yet."""
     return next((revision for revision in range(last_revision(key), 0, -1) if place(key, revision) <= seen), 0)
 
 
 def record(character: str, revision: int) -> Record:
-    """What the database knows about ``character``; its parts only from revision 2 on."""
+    """Return the record of ``character``; revision 2 includes its parts."""
     properties: Record = {
         "character": character,
         "name": unicodedata.name(character),
@@ -83,8 +84,8 @@ def record(character: str, revision: int) -> Record:
     return properties
 
 
-def named(limit: int | None = None) -> Iterator[str]:
-    """Named characters, code points rising; the first ``limit`` of them, or all (some 140,000)."""
+def named_characters(limit: int | None = None) -> Iterator[str]:
+    """Yield the first ``limit`` named characters, or all (some 140,000), in the order of code points."""
     count = 0
     for code_point in range(sys.maxunicode + 1):
         if limit is not None and count >= limit:
@@ -96,9 +97,9 @@ def named(limit: int | None = None) -> Iterator[str]:
 
 
 def steps(limit: int | None = None) -> Iterator[Step]:
-    """All writes in their order."""
+    """Yield all writes in order; ``limit`` counts characters."""
     block: list[str] = []
-    for character in named(limit):
+    for character in named_characters(limit):
         if block and ord(character) // BLOCK_SIZE != ord(block[0]) // BLOCK_SIZE:
             yield from _block_steps(block)
             block = []

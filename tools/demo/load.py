@@ -1,12 +1,12 @@
-"""Who writes the database and who reads it meanwhile. Each is a thread with a client session of its own.
+"""The clients of the demo. Each is a thread with its own client session.
 
-    Writer     writes all steps through one replica, and enters each in the journal once it is acknowledged
-    Follower   hops over all replicas with the writer's metadata: must find what was acknowledged, wherever it asks
-    Observer   hops over all replicas with nothing but its own metadata: must never be shown an effect without its
-               cause, a transaction by half, or an older revision than it has seen
-    LagProbe   writes a key through the writer's replica and watches it at another: how long until it shows there?
+    Writer     writes all steps through one replica, and records each one in ``Acknowledged``
+    Follower   changes replicas, with the writer's metadata: every replica must return what was acknowledged
+    Observer   changes replicas, with only its own metadata: no replica may return an effect without its cause, half of
+               a transaction, or an older revision than the session has read
+    LagProbe   writes a key through the writer's replica and watches it at the others, to measure the replication lag
 
-What a reader finds wrong is a text in ``violations``; there must be none.
+Readers add a text to ``violations`` for each broken promise. A correct run has none.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from store.client import Answer, ClientError, Delete, Put, Read, Session
 from tools.demo.characters import MARKER_PREFIX, Step, block_of, place, revision_at
 
 BURST = 3
-"""Reads in a row, hopping: what the first one shows, the next replica may not have yet."""
+"""Reads in a row at different replicas: a later replica may not have yet what an earlier one returned."""
 BURST_PAUSE_S = 0.012
-"""After each burst. The load is meant to be the writer's: client and replicas share the machine."""
+"""Pause after each burst. It leaves most of the machine, which clients and replicas share, to the writer."""
 PROBE_PAUSE_S = 0.05
 PROBE_KEY = "demo:probe"
 SNAPSHOT_KEYS = 8
@@ -33,7 +33,7 @@ MAX_VIOLATIONS = 20
 
 
 class Worker(threading.Thread, ABC):
-    """A thread that ends when it is asked to and remembers what it died of."""
+    """A thread that can be stopped, and that keeps the exception that ended it."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -41,18 +41,18 @@ class Worker(threading.Thread, ABC):
         self.failure: BaseException | None = None
 
     def run(self) -> None:
-        """Work until done or asked to stop."""
+        """Work until the work is done or ``stop`` is called."""
         try:
             self.work()
-        except BaseException as exc:  # noqa: BLE001  (told by whoever joins this thread)
+        except BaseException as exc:  # noqa: BLE001  (``stop`` raises it in the caller's thread)
             self.failure = exc
 
     @abstractmethod
     def work(self) -> None:
-        """Do what the thread is for."""
+        """Do the work of this thread until ``stopping`` is set."""
 
     def stop(self) -> None:
-        """Ask it to end, and wait. Raises what it died of."""
+        """Stop the thread and wait for its end. Raises the exception that ended it, if any."""
         self.stopping.set()
         self.join()
         if self.failure is not None:
@@ -60,18 +60,18 @@ class Worker(threading.Thread, ABC):
 
 
 @dataclass
-class EventLog:
-    """What has been acknowledged. ``changed`` guards all, and is notified; metadata and revisions change together."""
+class Acknowledged:
+    """The writes that were acknowledged. ``changed`` guards all fields and is notified of each write."""
 
     changed: threading.Condition = field(default_factory=threading.Condition)
-    metadata: dict[str, int] = field(default_factory=dict)
-    keys: list[str] = field(default_factory=list)  # in the order of their first writing
-    revision: dict[str, int] = field(default_factory=dict)
+    metadata: dict[str, int] = field(default_factory=dict)  # of the last write's response
+    keys: list[str] = field(default_factory=list)  # in the order of their first write
+    revision: dict[str, int] = field(default_factory=dict)  # key -> last acknowledged revision
     latest: list[str] = field(default_factory=list)  # the keys of the last write
-    writes: int = 0  # keys written, second revisions included
+    writes: int = 0  # records written, second revisions included
 
-    def enter(self, step: Step, metadata: dict[str, int]) -> None:
-        """Note that ``step`` was acknowledged, and with which metadata."""
+    def add(self, step: Step, metadata: dict[str, int]) -> None:
+        """Record that ``step`` was acknowledged with ``metadata``."""
         with self.changed:
             self.metadata = metadata
             self.writes += len(step.records)
@@ -83,12 +83,12 @@ class EventLog:
             self.changed.notify_all()
 
     def wait(self, writes: int, timeout_s: float) -> None:
-        """Wait until more than ``writes`` keys are written, or ``timeout_s`` is over."""
+        """Wait until more than ``writes`` records are written, at most ``timeout_s`` seconds."""
         with self.changed:
             self.changed.wait_for(lambda: self.writes > writes, timeout_s)
 
     def pick(self, rng: random.Random) -> tuple[str, int, dict[str, int]] | None:
-        """A key, mostly one of the last write, with its acknowledged revision and that write's metadata."""
+        """Return a key, usually of the last write, with its acknowledged revision and metadata; None without keys."""
         with self.changed:
             if not self.keys:
                 return None
@@ -99,30 +99,30 @@ class EventLog:
 class Writer(Worker):
     """Writes ``steps`` through ``replica``, one after the other.
 
-    ``milestones``: (share of the records, what to do once so much is written), rising.
-    A bulk load by one writer is a case for ``retry_writes``: the same record written twice does no harm.
+    ``milestones``: (share of the records, action to call when that share is written), in rising order.
+    The session uses ``retry_writes``: writing the same record twice has no effect here.
     """
 
     def __init__(
         self,
         replica: str,
         steps: Sequence[Step],
-        journal: EventLog,
+        acknowledged: Acknowledged,
         milestones: Sequence[tuple[float, Callable[[], None]]],
     ) -> None:
         super().__init__("writer")
         self.session = Session([replica], retry_writes=True, timeout_s=30)
-        self.steps, self.journal = steps, journal
+        self.steps, self.acknowledged = steps, acknowledged
         total = sum(len(step.records) for step in steps)
         self.milestones = [(int(share * total), action) for share, action in milestones]
         self.seconds = 0.0
 
     def work(self) -> None:
-        """Write everything; ``seconds`` is what the writing took, without the milestones."""
+        """Write all steps; ``seconds`` becomes the duration of the writes, without the milestones."""
         milestones = list(self.milestones)
         marker: str | None = None
         for step in self.steps:
-            while milestones and self.journal.writes >= milestones[0][0]:
+            while milestones and self.acknowledged.writes >= milestones[0][0]:
                 milestones.pop(0)[1]()
             if self.stopping.is_set():
                 return
@@ -133,7 +133,7 @@ class Writer(Worker):
                 ((key, record),) = step.records.items()
                 self.session.put(key, record)
             self.seconds += time.monotonic() - started
-            self.journal.enter(step, self.session.metadata)
+            self.acknowledged.add(step, self.session.metadata)
         if marker:
             self.session.delete(marker)
 
@@ -148,36 +148,36 @@ class Writer(Worker):
 
 
 class Reader(Worker):
-    """What both kinds of reader share: hopping, counting, and the memory of what they saw."""
+    """The common part of the readers: changing replicas, counting, and checking revisions."""
 
-    def __init__(self, name: str, replicas: Sequence[str], journal: EventLog, seed: int) -> None:
+    def __init__(self, name: str, replicas: Sequence[str], acknowledged: Acknowledged, seed: int) -> None:
         super().__init__(name)
         self.session = Session(replicas, timeout_s=15)
-        self.journal = journal
+        self.acknowledged = acknowledged
         self.rng = random.Random(seed)
         self.reads = 0
         self.unanswered = 0
         self.latencies_s: list[float] = []
         self.answered_by: dict[str, int] = dict.fromkeys(self.session.replicas, 0)
-        self.seen: dict[str, int] = {}  # key -> highest revision that was shown
+        self.seen: dict[str, int] = {}  # key -> highest revision that this session read
         self.violations: list[str] = []
 
     def work(self) -> None:
-        """Read on until asked to stop."""
+        """Read until ``stop`` is called."""
         at = 0
         for number in itertools.count():
             if number % BURST == 0:
                 self.stopping.wait(BURST_PAUSE_S)
             if self.stopping.is_set():
                 return
-            # Never twice in a row the same.
+            # Never the same replica twice in a row.
             at = (at + self.rng.randrange(1, len(self.session.replicas))) % len(self.session.replicas)
             self.session.stick_to(self.session.replicas[at])
             started = time.monotonic()
             try:
                 replica = self.read_once()
             except ClientError:
-                # No answer in time is no broken promise, but it is told.
+                # A timeout breaks no promise, but it is reported.
                 self.unanswered += 1
                 continue
             if replica:
@@ -187,100 +187,99 @@ class Reader(Worker):
 
     @abstractmethod
     def read_once(self) -> str | None:
-        """Make one request and judge it; returns the replica that answered."""
+        """Make one request and check the response; return the replica that served it, None without a request."""
 
-    def judge(self, replica: str, key: str, shown: int, least: int, why: str) -> None:
-        """Revision ``shown`` (0: absent) of ``key`` was read; it has to be ``least`` or higher."""
+    def check_revision(self, replica: str, key: str, revision: int, minimum: int, why: str) -> None:
+        """Check a read of ``key`` that returned ``revision`` (0: absent): it must be at least ``minimum``."""
         seen = self.seen.get(key, 0)
-        if shown < least:
-            self.complain(f"{replica} showed {_revision(shown)} of {key}, not {_revision(least)}: {why}")
-        if shown < seen:
-            self.complain(f"{replica} showed {_revision(shown)} of {key} after {_revision(seen)}: back in time")
-        self.seen[key] = max(seen, shown)
+        if revision < minimum:
+            self.complain(f"{replica} returned {_revision(revision)} of {key}, not {_revision(minimum)}: {why}")
+        if revision < seen:
+            self.complain(f"{replica} returned {_revision(revision)} of {key} after {_revision(seen)}: back in time")
+        self.seen[key] = max(seen, revision)
 
-    def hear(self, answer: Answer) -> None:
-        """Nothing that was acknowledged may be told to be lost: the writer's replica lives."""
+    def check_lost(self, answer: Answer) -> None:
+        """Check that no update was reported as lost: the writer's replica is alive and has all of them."""
         if answer.lost:
-            self.complain(f"{answer.replica} told that updates are lost: {dict(answer.lost)}")
+            self.complain(f"{answer.replica} reported lost updates: {dict(answer.lost)}")
 
     def complain(self, text: str) -> None:
-        """Note a broken promise."""
+        """Add a violation, up to ``MAX_VIOLATIONS``."""
         if len(self.violations) < MAX_VIOLATIONS:
             self.violations.append(f"{self.name}: {text}")
 
 
 class Follower(Reader):
-    """Reads what the writer has just written, at any replica, with the writer's metadata."""
+    """Reads recent writes at any replica, with the writer's metadata."""
 
     def read_once(self) -> str | None:
-        """Read one key: it has to be there, at the acknowledged revision or a later one."""
-        # As soon as something new is acknowledged: most replicas do not have it yet, and have to wait for it.
-        self.journal.wait(self.journal.writes, BURST_PAUSE_S)
-        picked = self.journal.pick(self.rng)
+        """Read one key: its revision must be the acknowledged one or a later one."""
+        # Read right after a write is acknowledged: most replicas do not have it yet, and must wait for it.
+        self.acknowledged.wait(self.acknowledged.writes, BURST_PAUSE_S)
+        picked = self.acknowledged.pick(self.rng)
         if picked is None:
             return None
-        key, least, metadata = picked
+        key, minimum, metadata = picked
         self.session.follow(metadata)
         read = self.session.get(key, wait_s=5)
-        self.hear(read)
-        self.judge(read.replica, key, _revision_of(read), least, "its write was acknowledged before")
+        self.check_lost(read)
+        self.check_revision(read.replica, key, _revision_of(read), minimum, "its write was acknowledged before")
         return read.replica
 
 
 class Observer(Reader):
-    """Reads whatever there is, with its own metadata, and concludes from what it sees what it must see too."""
+    """Reads with its own metadata only, and concludes from each revision which earlier ones must be visible."""
 
-    def __init__(self, name: str, replicas: Sequence[str], journal: EventLog, seed: int) -> None:
-        super().__init__(name, replicas, journal, seed)
-        self.asked = ""  # the key that was read last
-        self.frontier = (-1, -1)  # the last place of what was shown
+    def __init__(self, name: str, replicas: Sequence[str], acknowledged: Acknowledged, seed: int) -> None:
+        super().__init__(name, replicas, acknowledged, seed)
+        self.last_key = ""  # the key of the last read
+        self.frontier = (-1, -1)  # the highest place of a revision that this session read
 
     def read_once(self) -> str | None:
-        """Read one key, or several of one block in one snapshot."""
-        picked = self.journal.pick(self.rng)
+        """Read one key, or several keys of one block in one snapshot."""
+        picked = self.acknowledged.pick(self.rng)
         if picked is None:
             return None
-        # Half of the time what another replica has just shown: does this one have it, too?
-        key = self.asked = self.asked if self.asked and self.rng.random() < 0.5 else picked[0]
-        # What was known before this read: its own answer may raise the frontier.
+        # Half of the time, read the same key as before: another replica must have at least the same revision.
+        key = self.last_key = self.last_key if self.last_key and self.rng.random() < 0.5 else picked[0]
+        # Compare with the frontier before this read: the response may raise it.
         frontier = self.frontier
         if self.rng.random() < 0.5:
             read = self.session.get(key)
-            self.hear(read)
-            self._judge(read.replica, key, _revision_of(read), frontier)
+            self.check_lost(read)
+            self._check_frontier(read.replica, key, _revision_of(read), frontier)
             return read.replica
-        with self.journal.changed:
-            siblings = [other for other in self.journal.keys[-512:] if block_of(other) == block_of(key)]
+        with self.acknowledged.changed:
+            siblings = [other for other in self.acknowledged.keys[-512:] if block_of(other) == block_of(key)]
         keys = list(dict.fromkeys([key, *self.rng.sample(siblings, min(SNAPSHOT_KEYS, len(siblings)))]))
         snapshot = self.session.transaction(reads=keys)
-        self.hear(snapshot)
-        shown = {key: snapshot.values[key]["revision"] if key in snapshot.values else 0 for key in keys}
-        if len({revision > 0 for revision in shown.values()}) > 1:
-            self.complain(f"{snapshot.replica} showed a transaction by half: {shown}")
-        for key, revision in shown.items():
-            self._judge(snapshot.replica, key, revision, frontier)
+        self.check_lost(snapshot)
+        revisions = {key: snapshot.values[key]["revision"] if key in snapshot.values else 0 for key in keys}
+        if len({revision > 0 for revision in revisions.values()}) > 1:
+            self.complain(f"{snapshot.replica} returned half of a transaction: {revisions}")
+        for key, revision in revisions.items():
+            self._check_frontier(snapshot.replica, key, revision, frontier)
         return snapshot.replica
 
-    def _judge(self, replica: str, key: str, shown: int, frontier: tuple[int, int]) -> None:
-        why = (
-            f"what was written with it or after it, up to {frontier[0]:02X}:{max(0, frontier[1]):04X}, was shown before"
-        )
-        self.judge(replica, key, shown, revision_at(key, frontier), why)
-        if shown:
-            self.frontier = max(self.frontier, place(key, shown))
+    def _check_frontier(self, replica: str, key: str, revision: int, frontier: tuple[int, int]) -> None:
+        block, code_point = frontier[0], max(0, frontier[1])
+        why = f"a write of the same or a later place, up to {block:02X}:{code_point:04X}, was read before"
+        self.check_revision(replica, key, revision, revision_at(key, frontier), why)
+        if revision:
+            self.frontier = max(self.frontier, place(key, revision))
 
 
 class LagProbe(Worker):
-    """Writes ``PROBE_KEY`` at the first replica every ``PROBE_PAUSE_S``, while watchers wait for it at the others."""
+    """Writes ``PROBE_KEY`` at the first replica every ``PROBE_PAUSE_S``; watchers wait for it at the others."""
 
     def __init__(self, replicas: Sequence[str]) -> None:
         super().__init__("lag probe")
-        self.sent_s: list[float] = []  # by the probe's number; monotonic seconds at which its PUT was sent
+        self.sent_s: list[float] = []  # number of the probe -> when its PUT was sent (monotonic)
         self.session = Session(replicas[:1], retry_writes=True)
         self.watchers = [Watcher(replica, self.sent_s) for replica in replicas[1:]]
 
     def work(self) -> None:
-        """Write on until asked to stop."""
+        """Write probes until ``stop`` is called."""
         for watcher in self.watchers:
             watcher.start()
         while not self.stopping.wait(PROBE_PAUSE_S):
@@ -291,12 +290,12 @@ class LagProbe(Worker):
 
     @property
     def lags_s(self) -> list[float]:
-        """From the sending of a PUT here to its answer from there: two requests and the way between the replicas."""
+        """Seconds from sending each PUT to the response that shows it at another replica: two requests are included."""
         return [lag for watcher in self.watchers for lag in list(watcher.lags_s)]
 
 
 class Watcher(Worker):
-    """Waits for the probe at one replica."""
+    """Watches the probe at one replica."""
 
     def __init__(self, replica: str, sent_s: list[float]) -> None:
         super().__init__(f"watcher of {replica}")
@@ -305,12 +304,12 @@ class Watcher(Worker):
         self.lags_s: list[float] = []
 
     def work(self) -> None:
-        """Watch on until asked to stop; a replica that is down or catching up is asked again."""
+        """Watch until ``stop`` is called; retry while the replica is down or catches up."""
         etag: str | None = None
         while not self.stopping.is_set():
             try:
                 if etag is None:
-                    # Only what arrives from here on counts: this may have been written while the replica was away.
+                    # The current value does not count: it may have been written while the replica was down.
                     etag = self.session.get(PROBE_KEY).etag
                     self.stopping.wait(0.0 if etag else 0.05)
                     continue
@@ -329,4 +328,4 @@ def _revision_of(read: Read) -> int:
 
 
 def _revision(number: int) -> str:
-    return f"revision {number}" if number else "nothing"
+    return f"revision {number}" if number else "no value"

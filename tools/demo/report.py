@@ -1,4 +1,4 @@
-"""Figures of a demo run, as texts for people."""
+"""Durations, sizes and tables as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tools.benchmark.stats import percentile
 
 
 def milliseconds(values_s: Sequence[float]) -> str:
-    """Median and 99th percentile of durations in seconds."""
+    """Return the median and the 99th percentile of durations in seconds."""
     if not values_s:
         return "not measured"
     p50, p99 = percentile(values_s, 0.5) * 1000, percentile(values_s, 0.99) * 1000
@@ -16,11 +16,11 @@ def milliseconds(values_s: Sequence[float]) -> str:
 
 
 def megabytes(size: float) -> str:
-    """``size`` in bytes."""
+    """Return a size in bytes as megabytes."""
     return f"{size / 1e6:,.1f} MB"
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Two columns, the first as wide as its widest entry."""
+    """Return two aligned columns."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
