@@ -103,8 +103,8 @@ _PEM_FILE: Final = Parser(_parse_path, "path of a readable PEM file")
 class Config:
     """All settings of one replica. Times are seconds, sizes are bytes.
 
-    A field without a variable of its own contains the settings of a lower layer. Two fields are worth a note for code:
-    ``bind`` may be empty, so use ``listen``; ``seeds`` are addresses to contact, not the members.
+    ``replication``, ``limits`` and ``store`` contain the settings of the lower layers. Code uses ``listen`` instead of
+    ``bind``, which may be empty. ``seeds`` are addresses to contact, not the members.
     """
 
     address: str = setting(
@@ -372,9 +372,9 @@ def _check_relations(config: Config) -> None:
         raise ConfigError("KV_MAX_VALUE_BYTES: must be below KV_MAX_BODY_BYTES, which contains the value")
     if (config.tls_cert is None) != (config.tls_key is None):
         absent, present = ("KV_TLS_CERT", "KV_TLS_KEY") if config.tls_key else ("KV_TLS_KEY", "KV_TLS_CERT")
-        raise ConfigError(f"{absent}: is missing; it goes with {present}")
+        raise ConfigError(f"{absent}: is missing, but {present} is set")
     if config.cluster_secret_also and not config.cluster_secret:
-        raise ConfigError("KV_CLUSTER_SECRET_ALSO: is for changing KV_CLUSTER_SECRET, which is not set")
+        raise ConfigError("KV_CLUSTER_SECRET_ALSO: needs KV_CLUSTER_SECRET, which is not set")
     host = split_address(config.address)[0]
     if host in ("0.0.0.0", "::"):  # noqa: S104  # rejected here, not bound
         raise ConfigError(

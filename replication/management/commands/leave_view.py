@@ -26,7 +26,11 @@ class Command(BaseCommand):
         """Declare the arguments."""
         parser.add_argument("address", metavar="ADDRESS", nargs="?", help="host:port of the replica to remove")
         parser.add_argument(
-            "--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait for the drain (60)"
+            "--timeout",
+            type=float,
+            default=60.0,
+            metavar="SECONDS",
+            help="how long to wait for the drain (default: 60)",
         )
         add_at_argument(parser)
 
