@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from contextlib import suppress
 from typing import Final
 
 MAX_PORT: Final = 65535
@@ -36,12 +37,11 @@ def split_address(text: str) -> tuple[str, int]:
         raise ValueError(f"{text[:MAX_QUOTED]!r} is not of the form host:port")
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= MAX_PORT):
         raise ValueError(f"{text[:MAX_QUOTED]!r} has no port from 1 to {MAX_PORT}")
-    if ":" in host and not host.startswith("["):
-        raise ValueError(f"{text[:MAX_QUOTED]!r} needs brackets around its IPv6 address, as in [::1]:8090")
-    try:
-        return parse_host(host), int(port)
-    except ValueError:
-        raise ValueError(f"{text[:MAX_QUOTED]!r} has no valid host name or IP address") from None
+    if ":" not in host or host.startswith("["):  # Without brackets it is not clear where an IPv6 host ends.
+        with suppress(ValueError):
+            return parse_host(host), int(port)
+    hint = " (write an IPv6 address in brackets: [::1]:8090)" if ":" in host else ""
+    raise ValueError(f"{text[:MAX_QUOTED]!r} has no valid host name or IP address{hint}")
 
 
 def join_address(host: str, port: int) -> str:
