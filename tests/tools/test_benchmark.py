@@ -125,24 +125,24 @@ def test_the_results_of_wrk_are_read() -> None:
 @contextmanager
 def server(stall_at: int = -1, stall_s: float = 0.0, status: int = 200) -> Iterator[str]:
     """A server for one connection; it pauses for ``stall_s`` before response number ``stall_at``."""
-    answer = f"HTTP/1.1 {status} X\r\ncontent-length: 2\r\n\r\nok".encode()
+    response = f"HTTP/1.1 {status} X\r\ncontent-length: 2\r\n\r\nok".encode()
     listening = socket.create_server(("127.0.0.1", 0))
     ending = threading.Event()
 
     def serve() -> None:
-        answered = 0
+        sent = 0
         connection, _ = listening.accept()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A client that gives up closes the connection.
         with connection, suppress(ConnectionError):
             while data := connection.recv(65536):
                 for _ in range(data.count(b"\r\n\r\n")):
-                    if answered == stall_at:
+                    if sent == stall_at:
                         ending.wait(stall_s)
                     # In two parts: a response may arrive in parts.
-                    connection.sendall(answer[:10])
-                    connection.sendall(answer[10:])
-                    answered += 1
+                    connection.sendall(response[:10])
+                    connection.sendall(response[10:])
+                    sent += 1
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -196,14 +196,13 @@ def test_responses_are_counted_by_status() -> None:
 def test_between_returns_the_latencies_of_requests_due_in_the_interval() -> None:
     paced = PacedResult(due_s=[1.0, 2.0, 3.0], latency_ms=[10.0, 900.0, 30.0], errors=0)
     assert paced.between(1.5, 2.5) == [900.0]
-    assert paced.p(0.5) == 30.0
 
 
 # -- the relay ---------------------------------------------------------------------------------------------------
 
 
 def test_a_cut_relay_forwards_nothing_until_it_is_healed() -> None:
-    def answer(client: socket.socket) -> bytes:
+    def read_response(client: socket.socket) -> bytes:
         received = b""
         while not received.endswith(b"ok"):
             received += client.recv(4096)
@@ -216,7 +215,7 @@ def test_a_cut_relay_forwards_nothing_until_it_is_healed() -> None:
         socket.create_connection(("127.0.0.1", PORT), timeout=5) as client,
     ):
         client.sendall(request)
-        assert answer(client)
+        assert read_response(client)
         relay.cut()
         time.sleep(0.05)  # The relay cuts the link in its own thread.
         client.sendall(request)
@@ -225,7 +224,7 @@ def test_a_cut_relay_forwards_nothing_until_it_is_healed() -> None:
             client.recv(4096)
         relay.heal()
         client.settimeout(5)
-        assert answer(client)
+        assert read_response(client)
 
 
 # -- figures -----------------------------------------------------------------------------------------------------

@@ -61,10 +61,6 @@ class PacedResult:
         """Return the latencies, milliseconds, of the requests that were due in this interval."""
         return [ms for due, ms in zip(self.due_s, self.latency_ms, strict=True) if first_s <= due <= last_s]
 
-    def p(self, share: float) -> float:
-        """Return a percentile of the latencies, milliseconds; ``share`` is 0 to 1."""
-        return percentile(self.latency_ms, share)
-
 
 class Driver(Protocol):
     """Sends a load as fast as possible."""

@@ -10,7 +10,7 @@ import base64
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,10 +40,6 @@ class Shape:
     keys: int = 1000
     value_bytes: int = 32
     metadata: Mapping[str, int] | None = None
-
-    def with_metadata(self, metadata: Mapping[str, int]) -> Shape:
-        """Return a copy with this causal metadata."""
-        return replace(self, metadata=dict(metadata))
 
     def value(self, rng: random.Random) -> str:
         """Return a random value of ``value_bytes`` characters."""

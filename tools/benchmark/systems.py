@@ -10,7 +10,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -198,7 +198,7 @@ class Causeway(System):
             self.fill(self.shape)
         metadata = self.session_metadata()
         if self.context.metadata:
-            self.shape = self.shape.with_metadata(metadata)
+            self.shape = replace(self.shape, metadata=metadata)
 
     def start_one(self, i: int, environment: Mapping[str, str] | None = None, *, separate: bool = False) -> None:
         """Start one of the spare replicas; do not wait until it is ready.
