@@ -1,55 +1,60 @@
-"""A Python client of Causeway: sessions that carry their causal metadata from replica to replica.
+"""A Python client for Causeway: sessions that carry causal metadata from request to request and replica to replica.
 
     with Session(["127.0.0.1:8090", "127.0.0.1:8091"]) as session:
         session.put("greeting", {"en": "hello"})
-        session.get("greeting").value                   # {"en": "hello"}, at whichever replica answers
+        session.get("greeting").value                   # {"en": "hello"}, at any replica
 
-This module needs ``requests`` and nothing of ours: copy it into any project.
+This module needs only ``requests``. You can copy it into any project.
 
-Theory of operation. A session is one causal history. Every request carries the metadata of all that the session has
-seen before it, every answer adds to it: so read your writes, monotonic reads, monotonic writes and writes follow
-reads hold whichever replica answers. A session sticks to one replica (the first given) and moves on when that one
-cannot be reached, breaks off, or answers 503: first to the one that answered it last, which has all that the session
-has seen, then round. It stays where it was answered. A call goes on, round and round over the replicas, until it is
-answered or its deadline (``timeout_s``) is over. ``Retry-After`` keeps a replica that sent it from being asked again
-too soon; it does not delay the next replica.
+Theory of operation. A session is one causal history. Every request carries the metadata of everything that the session
+has seen, and every response adds to it. So the session gets read your writes, monotonic reads, monotonic writes and
+writes follow reads, whichever replica responds.
 
-What is sent again, and what is not:
+A session prefers one replica, at first the first one of ``replicas``. If that replica cannot be reached, breaks the
+connection, or answers 503, the session fails over: first to the replica that answered it last, which has everything
+that the session has seen, then to the others in order. It then prefers the replica that answered. A call tries the
+replicas in turn until one answers or its deadline (``timeout_s``) has passed. ``Retry-After`` delays the next attempt
+at the replica that sent it; it does not delay attempts at other replicas.
 
-- *Reads*: always. They change nothing, and the metadata forbids an older answer.
-- *A write that was certainly not applied*: always. No connection came about, or the replica answered 503 (which
-  by the contract comes before anything is applied).
-- *A write whose outcome is unknown* (the connection broke or stayed silent after the request went out, the replica
-  answered 500, the answer was cut short) raises ``Uncertain``, unless ``retry_writes=True``. Sent again, it may be
-  applied twice, and the second time is a second version:
+What the session sends again:
 
-  * at the same replica the second replaces the first, and with it whatever another client wrote between them;
-  * at another replica that does not know the first yet, the two become siblings with one and the same value: the
-    key shows as in conflict until the next write settles it. No value is lost, and no reader sees any but that one.
+- *Reads*: always. They change nothing, and the metadata rules out an older answer.
+- *A write that was certainly not applied*: always. Either there was no connection, or the replica answered 503, which
+  it does only before it applies anything.
+- *A write with an unknown outcome* (the connection broke or timed out after the request was sent, the replica answered
+  500, or the response was incomplete): not by default. The call raises ``Uncertain``. With ``retry_writes=True`` the
+  session sends it again. Then the write may be applied twice, as two versions:
 
-  So ``retry_writes=True`` is sound where writing the same value late or twice does no harm (a bulk load, a cache,
-  keys with one writer), and unsound for read-modify-write. The same replica is asked first, siblings being the worse
-  of the two. With ``if_match`` or ``if_none_match`` a retry is not applied twice where the first is known, but a
-  412 may then speak of one's own first attempt: it is reported as ``Uncertain``, not as ``PreconditionFailed``.
+  * At the same replica, the second version replaces the first, and also what another client wrote in between.
+  * At a replica that does not have the first version yet, the two become siblings with equal values. The key is in
+    conflict until the next write. No value is lost, and every reader gets this value.
 
-Threads may share a session (one lock; no I/O under it). They then share one history: what one thread has seen, every
-request that any thread starts afterwards follows. ``fork()`` gives a thread a history of its own instead.
+  So ``retry_writes=True`` is safe if writing the same value late or twice does no harm (a bulk load, a cache, keys with
+  one writer). It is unsafe for read-modify-write. The session tries the same replica again first, because siblings are
+  the worse result. ``if_match`` and ``if_none_match`` prevent a second application at replicas that have the first one.
+  But a 412 may then be caused by the session's own first attempt, so it is reported as ``Uncertain`` and not as
+  ``PreconditionFailed``.
 
-A ``recorder`` is told every call that ended, as an operation of ``tools/history``'s format, to be judged later:
+Threads may share a session: it has one lock and does no I/O while holding it. The threads then share one history: every
+request follows everything that any thread had seen when the request started. To give a thread a history of its own,
+use ``fork()``.
+
+A ``recorder`` is called with every finished call, in the format of ``tools/history``, whose checker can then verify the
+history:
 
     with JsonLines("run.jsonl") as recorder, Session(replicas, recorder=recorder) as session: ...
 
 Errors::
 
     ClientError
-    ├── Rejected                 4xx or 507: the replica refused the request for good; nothing was changed
-    │   ├── NotAllowed           401, 403: the token is missing, unknown, or may not write
-    │   └── PreconditionFailed   412: another version is there than ``if_match`` / ``if_none_match`` said
-    ├── Unavailable              no replica answered in time; nothing was changed
-    │   └── DependenciesMissing           … as none that answered has reached the session's causal past yet
-    └── Uncertain                a write went out, its outcome is unknown: it may have been, or may yet be, applied
+    ├── Rejected                    4xx or 507: the replica rejected the request; nothing was changed
+    │   ├── NotAllowed              401, 403: the token is missing, unknown, or does not allow this request
+    │   └── PreconditionFailed      412: the key's version is not the one in ``if_match`` or ``if_none_match``
+    ├── Unavailable                 no replica answered in time; nothing was changed
+    │   └── DependenciesMissing     … and the replicas that could be reached lack part of the session's causal past
+    └── Uncertain                   a write was sent and its outcome is unknown: it may have been or may yet be applied
 
-Arguments that can never be right (an empty key, NaN in a value) raise ``ValueError`` or ``TypeError`` before anything
+Arguments that can never be valid (an empty key, NaN in a value) raise ``ValueError`` or ``TypeError`` before a request
 is sent.
 """
 
@@ -73,38 +78,37 @@ from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 
 Json: TypeAlias = Any
-"""What ``json`` reads and writes; integers of 64 bits, finite floats."""
+"""Any value that ``json`` reads and writes. Integers must fit in 64 bits and floats must be finite."""
 
 Metadata: TypeAlias = Mapping[str, int]
-"""Causal metadata: replica id -> highest counter seen. Opaque but for merging (see ``Session.follow``)."""
+"""Causal metadata: replica id -> highest counter seen. Treat it as opaque, except for ``Session.follow``."""
 
 Recorder: TypeAlias = Callable[[Mapping[str, Json]], None]
-"""Called by the thread that made the call, with one JSON-able operation."""
+"""Called with one operation that can be written as JSON, by the thread that made the call."""
 
-# A write is not started with less time than this left: it would most likely end as Uncertain instead of Unavailable.
+# Do not start a write with less time left: it would probably end as Uncertain instead of Unavailable.
 _MIN_WRITE_S = 0.05
-# A replica that could not be reached is asked again after this long, doubling up to the second.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
-# SPEC 2.7: how long a replica waits for acks where the client does not say.
+# Delay before a replica that failed is tried again: it doubles with each failure, up to the second value.
+_FIRST_RETRY_DELAY_S, _MAX_RETRY_DELAY_S = 0.05, 1.0
+# How long a replica waits for acks if the request does not say (docs/contract.md, section 2.7).
 _DEFAULT_ACK_WAIT_S = 1.0
 
-
-_SESSIONS = itertools.count(1)  # names sessions of this process
-_ABSENT: Any = object()  # for the recorder: read as absent, or deleted; JSON's null is a value
+_SESSION_NUMBERS = itertools.count(1)  # for the default names of this process's sessions
+_ABSENT: Any = object()  # in recorded operations: read as absent, or deleted. None would be JSON's null, a value.
 
 # ----------------------------------------------------------------------------------------------------------- errors
 
 
 class ClientError(Exception):
-    """Root of this module's errors. ``replica`` is the one asked last (a base URL), "" if none was."""
+    """Base class of this module's errors. ``replica``: base URL of the replica that was tried last; "" if none was."""
 
     replica: str = ""
 
 
 class Rejected(ClientError):
-    """The replica refused the request (4xx, 507). Nothing was changed; the same request would be refused again.
+    """The replica rejected the request (4xx, 507). Nothing was changed. Do not send the same request again.
 
-    ``status``: the HTTP status. ``error``: the replica's words. ``body``: its whole answer.
+    ``status``: the HTTP status. ``error``: the replica's error text. ``body``: its whole response.
     """
 
     def __init__(self, replica: str, status: int, body: Mapping[str, Json]) -> None:
@@ -114,13 +118,14 @@ class Rejected(ClientError):
 
 
 class NotAllowed(Rejected):
-    """401 or 403: the token is missing, unknown, or may not write."""
+    """401 or 403: the token is missing, unknown, or does not allow this request."""
 
 
 class PreconditionFailed(Rejected):
-    """412: the key does not hold what ``if_match`` or ``if_none_match`` said. Nothing was changed.
+    """412: the version of the key is not the one in ``if_match`` or ``if_none_match``. Nothing was changed.
 
-    ``etag`` names what is there (None: nothing, or several keys were asked about); the session has seen it now.
+    ``etag``: the current version, which counts as seen by the session. None if the key is absent or the request was a
+    transaction.
     """
 
     def __init__(self, replica: str, status: int, body: Mapping[str, Json], etag: str | None) -> None:
@@ -129,22 +134,23 @@ class PreconditionFailed(Rejected):
 
 
 class Unavailable(ClientError):
-    """No replica answered before the deadline. Nothing was changed: trying again later is safe.
+    """No replica answered before the deadline. Nothing was changed, so it is safe to try again later.
 
-    ``attempts``: (replica, why) of each attempt, in order.
+    ``attempts``: (replica, reason) of each attempt, in order.
     """
 
     def __init__(self, attempts: Sequence[tuple[str, str]]) -> None:
         self.attempts = tuple(attempts)
         self.replica = attempts[-1][0] if attempts else ""
-        last = dict(attempts)
-        super().__init__("; ".join(f"{replica}: {why}" for replica, why in last.items()) or "no time was left to ask")
+        last_reasons = dict(attempts)
+        text = "; ".join(f"{replica}: {reason}" for replica, reason in last_reasons.items())
+        super().__init__(text or "no time was left for an attempt")
 
 
 class DependenciesMissing(Unavailable):
-    """Every replica that answered lacks something of the session's causal past, and did not get it in time.
+    """The replicas that could be reached lack part of the session's causal past and did not get it in time.
 
-    ``missing``: replica id -> [has, needs], as the last one told.
+    ``missing``: replica id -> [counter that the replica has, counter that it needs], from the last such response.
     """
 
     def __init__(self, attempts: Sequence[tuple[str, str]], missing: Mapping[str, Json]) -> None:
@@ -153,27 +159,27 @@ class DependenciesMissing(Unavailable):
 
 
 class Uncertain(ClientError):
-    """A write went out and its outcome is unknown: it may have been applied, or may be applied yet.
+    """A write was sent and its outcome is unknown: it may have been applied, or may yet be applied.
 
-    The session's metadata does not cover it, so nothing is promised about when this session sees it. To find out, read
-    the key; to make sure, write again (see the module's docstring for what that can do).
+    The session's metadata does not cover the write, so there is no promise when this session sees it. To find out, read
+    the key. To make sure, write again (the module's docstring says what that can cause).
     """
 
-    def __init__(self, replica: str, why: str) -> None:
+    def __init__(self, replica: str, reason: str) -> None:
         self.replica = replica
-        super().__init__(f"outcome unknown at {replica}: {why}")
+        super().__init__(f"outcome unknown at {replica}: {reason}")
 
 
-# ---------------------------------------------------------------------------------------------------------- answers
+# ---------------------------------------------------------------------------------------------------------- results
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What every answer tells.
+class Result:
+    """What every result contains.
 
-    ``replica``: base URL of the one that answered.
-    ``lost``: parts of the session's causal past that died with their replica and were dropped now (SPEC 2.8):
-    replica id -> (first, last) counter. Usually empty.
+    ``replica``: base URL of the replica that answered.
+    ``lost``: the part of the session's causal past that this response dropped, because no replica can provide it any
+    more (docs/contract.md, section 2.8): replica id -> (first, last) counter. Usually empty.
     """
 
     replica: str
@@ -182,7 +188,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Sibling:
-    """One of several concurrent versions. ``origin``: replica id of its writer; ``timestamp``: microseconds, hybrid."""
+    """One of several concurrent versions of a key.
+
+    ``etag``: its entity tag. ``origin``: id of the replica that issued it. ``timestamp``: hybrid time, microseconds.
+    """
 
     value: Json
     etag: str
@@ -191,11 +200,13 @@ class Sibling:
 
 
 @dataclass(frozen=True, slots=True)
-class Read(Answer):
-    """One key. ``value`` is None where ``found`` is False, and also where the value is JSON's null.
+class Read(Result):
+    """Result of reading one key.
 
-    ``etag``: names the version, for ``if_match`` and ``watch``. ``conflicts``: number of concurrent versions (1: no
-    conflict; 0: absent). ``siblings``: all of them, the winner first, if they were asked for.
+    ``found``: whether the key is present. ``value``: None if it is absent, but also if the value is JSON's null.
+    ``etag``: entity tag of the version, for ``if_match`` and ``watch``.
+    ``conflicts``: number of concurrent versions (1: no conflict; 0: the key is absent).
+    ``siblings``: all concurrent versions, the winner first, if the call requested them.
     """
 
     found: bool
@@ -205,18 +216,18 @@ class Read(Answer):
     siblings: tuple[Sibling, ...] = ()
 
     def value_or(self, default: Json) -> Json:
-        """The value, or ``default`` where the key is absent."""
+        """Return the value, or ``default`` if the key is absent."""
         return self.value if self.found else default
 
 
 @dataclass(frozen=True, slots=True)
-class Written(Answer):
-    """A write was applied.
+class Written(Result):
+    """Result of a write that was applied.
 
-    ``created``: PUT: the key was absent before. ``deleted``: DELETE: it was present.
-    ``acks``: members that have it, the answering one included (None: ``w`` was not given).
-    ``concern_met``: False where fewer than ``w`` acknowledged in time; the write stands and goes on spreading.
-    ``maybe_twice``: it was sent again after an attempt with unknown outcome (``retry_writes``).
+    ``created``: for a put: the key was absent before. ``deleted``: for a delete: the key was present before.
+    ``acks``: number of members that have the write, the replica that answered included; None if ``w`` was not given.
+    ``concern_met``: False if fewer than ``w`` members acknowledged in time. The write stays applied and is replicated.
+    ``maybe_twice``: it was sent again after an attempt with an unknown outcome (``retry_writes``).
     """
 
     created: bool = False
@@ -228,8 +239,12 @@ class Written(Answer):
 
 
 @dataclass(frozen=True, slots=True)
-class Transacted(Answer):
-    """A transaction was applied: one snapshot of ``reads``, taken before the writes. The rest as in ``Written``."""
+class Transacted(Result):
+    """Result of a transaction that was applied.
+
+    ``values``: key -> value of the keys that were read, from one snapshot before the writes.
+    ``missing_keys``: the keys of ``reads`` that were absent. The other fields are as in ``Written``.
+    """
 
     values: Mapping[str, Json] = field(default_factory=dict)
     missing_keys: tuple[str, ...] = ()
@@ -239,10 +254,11 @@ class Transacted(Answer):
 
 
 @dataclass(frozen=True, slots=True)
-class Page(Answer):
-    """A piece of a listing: one causal snapshot. ``next``: pass it as ``after`` for the rest; None: that was all.
+class Page(Result):
+    """One page of a listing: one causal snapshot.
 
-    ``items``: key -> value, if values were asked for.
+    ``keys``: in order. ``items``: key -> value, if the call requested values.
+    ``next``: pass it as ``after`` to get the next page; None if this is the last page.
     """
 
     keys: tuple[str, ...]
@@ -252,7 +268,7 @@ class Page(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """A write of a transaction. ``ttl_s``: seconds to live (> 0)."""
+    """A write in a transaction. The fields are as in ``Session.put``."""
 
     key: str
     value: Json
@@ -263,7 +279,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """A delete of a transaction."""
+    """A delete in a transaction. ``if_match``: as in ``Session.delete``."""
 
     key: str
     if_match: str | None = None
@@ -274,22 +290,27 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """One call, the same at every attempt but for the replica."""
+    """One call. All its attempts send the same request, to different replicas."""
 
     method: str
     path: str
     body: bytes
     headers: Mapping[str, str]
-    writes: Sequence[tuple[str, Json]]  # for the recorder: (key, value or _ABSENT)
-    base: Metadata  # the metadata that the body carries
-    first: int  # index of the replica to ask first
-    home: int  # index of the replica to ask next
-    hold_s: float  # how long the replica was asked to hold the request
+    writes: Sequence[tuple[str, Json]]
+    """What the call writes: (key, value or ``_ABSENT``). Empty for a read."""
+    metadata: Metadata
+    """The causal metadata in the body."""
+    preferred: int
+    """Index of the replica to try first."""
+    last_answered: int
+    """Index of the replica to try next."""
+    requested_wait_s: float
+    """How long the request asks the replica to wait, for its causal past and for acks."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """An answer that ends a call: 2xx, 304, 404."""
+    """A response that ends a call: 2xx, 304, 404 or 412."""
 
     replica: str
     status: int
@@ -297,36 +318,40 @@ class _Reply:
     etag: str | None
     metadata: Metadata | None
     maybe_twice: bool
-    invoked: float  # wall seconds at which the call began
+    started_at: float
+    """When the call began, wall seconds."""
 
     @property
     def lost(self) -> dict[str, tuple[int, int]]:
         return {replica: (int(span[0]), int(span[1])) for replica, span in (self.body.get("lost") or {}).items()}
 
 
-class _Broken(Exception):
-    """An attempt without a usable answer. ``sent``: the request may have reached the replica."""
+class _AttemptFailed(Exception):
+    """An attempt without a usable response. ``maybe_sent``: the request may have reached the replica."""
 
-    def __init__(self, why: str, *, sent: bool) -> None:
-        self.sent = sent
-        super().__init__(why)
+    def __init__(self, reason: str, *, maybe_sent: bool) -> None:
+        self.maybe_sent = maybe_sent
+        super().__init__(reason)
 
 
 class Session:
-    """One causal history over several replicas. See the module's docstring for what it promises.
+    """One causal history over several replicas. The module's docstring says what it promises.
 
     ``replicas``: "host:port" or "http[s]://host:port", in order of preference.
-    ``token``: sent as ``Authorization: Bearer``.
-    ``metadata``: where the history starts: an earlier session's ``metadata``.
-    ``timeout_s``: what a call may take in all, waits and retries included (and what it asks a replica to hold it for
-    on top).
-    ``attempt_timeout_s``: how long one replica may be silent before the next is asked. Longer than the replicas'
-    ``KV_DEFER_TIMEOUT``, or deferred requests look like dead replicas.
-    ``retry_writes``: send a write of unknown outcome again instead of raising ``Uncertain``.
+    ``token``: API token, sent as ``Authorization: Bearer``.
+    ``metadata``: start of the history: the ``metadata`` of an earlier session.
+    ``timeout_s``: the most time that a call takes, with all attempts and delays. If a call asks the replica to wait
+    (``wait_s``, ``w_timeout_s``), that time is added.
+    ``attempt_timeout_s``: how long to wait for one replica's response before trying the next one; the time for which a
+    call asks the replica to wait is added. Must be longer than the replicas' ``KV_DEFER_TIMEOUT``. Otherwise a replica
+    that defers a request looks dead.
+    ``retry_writes``: send a write with an unknown outcome again, instead of raising ``Uncertain``.
     ``verify``: as in requests: True, False, or the path of a CA bundle for https replicas.
-    ``recorder``: is told each call. For one thread a session (calls of several have no order to be judged by), written
-    values that are unique per key, and no ``retry_writes`` (a second version is not what the history says).
-    ``name``: the session's name in the recorder's history; made up where it is None.
+    ``pool_size``: most connections to each replica that are kept open.
+    ``recorder``: called with each finished call. A history can be checked only if a single thread uses the session
+    (calls of several threads have no order), each key gets each value at most once, and ``retry_writes`` is off (a
+    write that is applied twice is two versions).
+    ``name``: name of the session in the recorded history; generated if it is None.
     """
 
     def __init__(
@@ -344,9 +369,9 @@ class Session:
         name: str | None = None,
     ) -> None:
         if isinstance(replicas, str) or not replicas:
-            raise ValueError("replicas: a sequence of at least one host:port")
+            raise ValueError("replicas must be a sequence of at least one host:port")
         if timeout_s <= 0 or attempt_timeout_s <= 0:
-            raise ValueError("timeout_s and attempt_timeout_s are seconds above 0")
+            raise ValueError("timeout_s and attempt_timeout_s must be above 0")
         self.replicas = tuple(_base_url(replica) for replica in replicas)
         self._timeout_s = timeout_s
         self._attempt_timeout_s = attempt_timeout_s
@@ -355,18 +380,20 @@ class Session:
         self._token = token
         self._pool_size = pool_size
         self._recorder = recorder
-        self.name = name or f"{os.getpid()}-{next(_SESSIONS)}"
-        self._operations = itertools.count()
-        self._after: tuple[str, ...] = ()  # operations of others that the next one is recorded to follow
+        self.name = name or f"{os.getpid()}-{next(_SESSION_NUMBERS)}"
         self.last_operation = ""
-        # Guards the three below. Never held while talking to a replica.
+        """Id of the operation that was recorded last; "" if there is none."""
+        self._operation_numbers = itertools.count()
+        self._follows: tuple[str, ...] = ()
+        """Ids of other sessions' operations that the next recorded operation follows."""
         self._lock = threading.Lock()
-        self._metadata: Metadata = dict(metadata or {})  # replaced, never changed in place
+        """Guards the next four attributes, ``_follows`` and ``last_operation``. Never held during I/O."""
+        self._metadata: Metadata = dict(metadata or {})  # replaced, never changed in place: requests share it
         self._lost: dict[str, tuple[int, int]] = {}
-        self._current = 0  # index of the replica to ask first
-        self._home = 0  # index of the replica that answered last: its clock covers the metadata
+        self._preferred = 0  # index of the replica that the next call tries first
+        self._last_answered = 0  # index of the replica that answered last: its clock covers the metadata
         self._http = requests.Session()
-        self._http.trust_env = False  # no proxies, no .netrc: replicas are named outright
+        self._http.trust_env = False  # Ignore proxies and .netrc: the caller names replicas explicitly.
         adapter = HTTPAdapter(pool_connections=len(self.replicas), pool_maxsize=pool_size, max_retries=0)
         self._http.mount("http://", adapter)
         self._http.mount("https://", adapter)
@@ -375,40 +402,41 @@ class Session:
 
     @property
     def metadata(self) -> dict[str, int]:
-        """A copy of all that this session has seen; JSON-able. Give it to another session to make that one follow."""
+        """A copy of the causal metadata: what this session has seen. Can be stored as JSON for a later session."""
         with self._lock:
             return dict(self._metadata)
 
     @property
     def replica(self) -> str:
-        """Base URL of the replica that the next call asks first."""
+        """Base URL of the replica that the next call tries first."""
         with self._lock:
-            return self.replicas[self._current]
+            return self.replicas[self._preferred]
 
     @property
     def lost(self) -> dict[str, tuple[int, int]]:
-        """All that was lost of this session's causal past so far (SPEC 2.8)."""
+        """Everything of this session's causal past that was lost so far (docs/contract.md, section 2.8)."""
         with self._lock:
             return dict(self._lost)
 
     def follow(self, metadata: Metadata, *, after: str = "") -> None:
-        """Let all later calls follow what another session has seen, as when a message from its user arrives.
+        """Make all later calls of this session follow what another session has seen.
 
-        Merging takes the higher counter of each replica id: the one thing that a client may know of the format.
-        ``after``: that session's ``last_operation``, for the recorder.
+        Call it when information reaches this session outside the store, such as a message from the other session's
+        user. Merging keeps the higher counter of each replica id; it is all that a client needs to know of the format.
+        ``metadata``: the other session's metadata. ``after``: its ``last_operation``, for the recorder.
         """
         with self._lock:
-            self._after += (after,) if after else ()
-            self._metadata = _join(self._metadata, metadata)
+            self._follows += (after,) if after else ()
+            self._metadata = _join_metadata(self._metadata, metadata)
 
     def stick_to(self, replica: str) -> None:
-        """Ask ``replica`` (one of ``replicas``) first from now on. Raises ValueError for another."""
+        """Prefer ``replica`` from now on. Raises ValueError if it is not one of ``replicas``."""
         index = self.replicas.index(_base_url(replica))
         with self._lock:
-            self._current = index
+            self._preferred = index
 
     def fork(self) -> Session:
-        """A new session that follows this one up to here and goes its own way from here."""
+        """Return a new session that has seen what this one has seen so far. After that the two are independent."""
         child = Session(
             self.replicas,
             token=self._token,
@@ -425,7 +453,7 @@ class Session:
         return child
 
     def close(self) -> None:
-        """Close the connections. The metadata stays readable."""
+        """Close the connections. ``metadata`` and ``lost`` can still be read."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -437,23 +465,23 @@ class Session:
     # ---- one key
 
     def get(self, key: str, *, siblings: bool = False, wait_s: float | None = None) -> Read:
-        """Read ``key``. An absent key is no error: ``found`` is False.
+        """Read ``key``. An absent key is not an error: ``found`` is False.
 
-        ``siblings``: also tell all concurrent versions; the session has seen all of them then.
-        ``wait_s``: seconds (at most 60) that a replica may wait for the session's causal past.
+        ``siblings``: also return all concurrent versions. Then all of them count as seen by the session.
+        ``wait_s``: how long (at most 60 s) a replica may wait for the session's causal past.
         Raises ``Unavailable``, ``Rejected``.
         """
         query = {"siblings": "true"} if siblings else {}
-        return self._read(key, self._call("GET", _key_path(key), query=query, wait_s=wait_s))
+        return self._read_result(key, self._call("GET", _key_path(key), query=query, wait_s=wait_s))
 
     def watch(self, key: str, etag: str, *, wait_s: float = 30.0) -> Read | None:
-        """Wait until ``key`` holds another version than ``etag`` names, and read it.
+        """Wait until the version of ``key`` is not the one with the entity tag ``etag``, then read it.
 
-        None: ``wait_s`` (at most 60) is over and nothing happened. Returns at once where the version is another one
-        already, or the key is absent. Raises as ``get``.
+        Returns at once if the version is another one already or the key is absent. Returns None if the version has not
+        changed after ``wait_s`` (at most 60). Raises the same errors as ``get``.
         """
         reply = self._call("GET", _key_path(key), wait_s=wait_s, headers={"If-None-Match": etag})
-        return None if reply.status == 304 else self._read(key, reply)
+        return None if reply.status == 304 else self._read_result(key, reply)
 
     def put(
         self,
@@ -467,23 +495,25 @@ class Session:
         w_timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> Written:
-        """Write ``value`` (anything that JSON can say) under ``key``.
+        """Write ``value`` (any JSON value) under ``key``.
 
-        ``ttl_s``: seconds until it counts as deleted. ``if_match``: only over the version with this ETag.
-        ``if_none_match``: only if the key is absent. ``w``: acks to wait for: a number, "majority" or "all";
-        ``w_timeout_s``: seconds to wait for them (1). ``wait_s``: as in ``get``.
+        ``ttl_s``: seconds (> 0) until the value expires. None: it does not expire.
+        ``if_match``: write only if the current version has this entity tag.
+        ``if_none_match``: write only if the key is absent.
+        ``w``: number of acks to wait for, or "majority" or "all". ``w_timeout_s``: how long to wait for them (1 s).
+        ``wait_s``: as in ``get``.
         Raises ``Uncertain``, ``Unavailable``, ``Rejected``, ``PreconditionFailed``.
         """
         reply = self._call(
             "PUT",
             _key_path(key),
-            fields={"value": value} | _given({"ttl": ttl_s, "w": w, "w-timeout": w_timeout_s}),
-            headers=_conditions(if_match, if_none_match=if_none_match),
+            fields={"value": value} | _without_none({"ttl": ttl_s, "w": w, "w-timeout": w_timeout_s}),
+            headers=_condition_headers(if_match, if_none_match=if_none_match),
             wait_s=wait_s,
             writes=[(key, value)],
         )
         self._record("put", reply, writes=[(key, value)], expiring=ttl_s is not None)
-        return _written(reply, created=reply.body.get("result") == "created")
+        return _write_result(reply, created=reply.body.get("result") == "created")
 
     def delete(
         self,
@@ -494,12 +524,15 @@ class Session:
         w_timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> Written:
-        """Delete ``key``. An absent key is no error: ``deleted`` is False. Arguments and errors as in ``put``."""
+        """Delete ``key``. An absent key is not an error: ``deleted`` is False.
+
+        Arguments and errors are as in ``put``.
+        """
         reply = self._call(
             "DELETE",
             _key_path(key),
-            fields=_given({"w": w, "w-timeout": w_timeout_s}),
-            headers=_conditions(if_match),
+            fields=_without_none({"w": w, "w-timeout": w_timeout_s}),
+            headers=_condition_headers(if_match),
             wait_s=wait_s,
             writes=[(key, _ABSENT)],
         )
@@ -507,7 +540,7 @@ class Session:
             self._record("get", reply, reads=[(key, _ABSENT)])
         else:
             self._record("delete", reply, writes=[(key, _ABSENT)])
-        return _written(reply, deleted=reply.status != 404)
+        return _write_result(reply, deleted=reply.status != 404)
 
     # ---- many keys
 
@@ -520,20 +553,21 @@ class Session:
         w_timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> Transacted:
-        """Read a snapshot of ``reads``, then apply ``writes`` as one update, shown whole or not at all anywhere.
+        """Read the keys ``reads`` from one snapshot, then apply ``writes`` as one update.
 
-        At most 1000 keys (``KV_MAX_BATCH``). One mismatch of an ``if_match`` or ``if_none_match``: none is written.
-        Without writes it is a read, and retried as one. Arguments and errors as in ``put``.
+        Every replica applies the update as a whole. If one condition of a write fails, nothing is written. A
+        transaction without writes is a read, and is retried like one. At most 1000 keys (``KV_MAX_BATCH``).
+        ``w``, ``w_timeout_s``, ``wait_s`` and the errors are as in ``put``.
         """
         reads, writes = list(reads), list(writes)
-        changes = [_change(write) for write in writes]
-        plain = [(write.key, write.value if isinstance(write, Put) else _ABSENT) for write in writes]
-        fields = {"reads": reads, "writes": changes} | _given({"w": w, "w-timeout": w_timeout_s})
-        reply = self._call("POST", "/kvs", fields=fields, wait_s=wait_s, writes=plain)
+        changes = [_change_body(write) for write in writes]
+        pairs = [(write.key, write.value if isinstance(write, Put) else _ABSENT) for write in writes]
+        fields = {"reads": reads, "writes": changes} | _without_none({"w": w, "w-timeout": w_timeout_s})
+        reply = self._call("POST", "/kvs", fields=fields, wait_s=wait_s, writes=pairs)
         values = reply.body.get("values") or {}
         expiring = any(isinstance(write, Put) and write.ttl_s is not None for write in writes)
-        shown = [(key, values.get(key, _ABSENT)) for key in reads]
-        self._record("txn", reply, reads=shown, writes=plain, expiring=expiring)
+        results = [(key, values.get(key, _ABSENT)) for key in reads]
+        self._record("txn", reply, reads=results, writes=pairs, expiring=expiring)
         return Transacted(
             reply.replica,
             lost=reply.lost,
@@ -554,13 +588,13 @@ class Session:
         conflicts: bool = False,
         wait_s: float | None = None,
     ) -> Page:
-        """List keys in order: those that begin with ``prefix``, after ``after``, ``limit`` (at most 1000) of them.
+        """List up to ``limit`` (at most 1000) keys that start with ``prefix`` and come after ``after``, in order.
 
-        ``values``: with their values. ``conflicts``: only keys that hold several concurrent versions.
-        Raises as ``get``.
+        ``values``: return their values too. ``conflicts``: only keys with several concurrent versions.
+        ``wait_s`` and the errors are as in ``get``.
         """
-        query = {"limit": str(limit)} | _given({"prefix": prefix or None, "after": after or None})
-        query |= {name: "true" for name, asked in (("values", values), ("conflicts", conflicts)) if asked}
+        query = {"limit": str(limit)} | _without_none({"prefix": prefix or None, "after": after or None})
+        query |= {name: "true" for name, flag in (("values", values), ("conflicts", conflicts)) if flag}
         reply = self._call("GET", "/kvs", query=query, wait_s=wait_s)
         body = reply.body
         keys, items = tuple(body.get("keys") or ()), body.get("items") or {}
@@ -569,7 +603,10 @@ class Session:
         return Page(reply.replica, keys, body.get("next"), items, lost=reply.lost)
 
     def pages(self, *, prefix: str = "", limit: int = 1000, values: bool = False) -> Iterator[Page]:
-        """All pages of a listing. Each is one causal snapshot, and none is older than the page before it."""
+        """Yield all pages of a listing. Each is one causal snapshot, and none is older than the page before it.
+
+        ``limit``: most keys in a page. The other arguments and the errors are as in ``list``.
+        """
         after: str | None = ""
         while after is not None:
             page = self.list(prefix=prefix, after=after, limit=limit, values=values)
@@ -589,79 +626,81 @@ class Session:
         wait_s: float | None = None,
         writes: Sequence[tuple[str, Json]] = (),
     ) -> _Reply:
-        """Ask replicas until one answers; merge what it tells into the history."""
+        """Send a request to replicas until one answers. Merge the response's metadata into the history."""
         fields, query, headers = fields or {}, dict(query or {}), headers or {}
         with self._lock:
-            base, first, home = self._metadata, self._current, self._home
+            metadata, preferred, last_answered = self._metadata, self._preferred, self._last_answered
         if wait_s is not None:
             query["wait"] = f"{wait_s:g}"
         ack_wait_s = fields.get("w-timeout", _DEFAULT_ACK_WAIT_S) if "w" in fields else 0.0
         request = _Request(
             method=method,
             path=f"{path}?{urlencode(query, quote_via=quote)}" if query else path,
-            body=_encode({**fields, "causal-metadata": base}),
+            body=_encode({**fields, "causal-metadata": metadata}),
             headers={"Content-Type": "application/json", **headers, **self._authorization()},
             writes=writes,
-            base=base,
-            first=first,
-            home=home,
-            hold_s=(wait_s or 0.0) + ack_wait_s,
+            metadata=metadata,
+            preferred=preferred,
+            last_answered=last_answered,
+            requested_wait_s=(wait_s or 0.0) + ack_wait_s,
         )
-        invoked = time.time()
+        started_at = time.time()
         try:
-            reply = replace(self._ask_until_answered(request), invoked=invoked)
+            reply = replace(self._send_until_answered(request), started_at=started_at)
         except (Rejected, Unavailable):
             raise
         except BaseException:
-            # Uncertain, and whatever else broke in on a write that may be on its way.
+            # Uncertain, or an exception such as KeyboardInterrupt while a write was in flight.
             if writes:
-                self._record_unknown(invoked, writes)
+                self._record_unknown(started_at, writes)
             raise
-        self._take_in(request.base, reply)
+        self._merge(request.metadata, reply)
         if reply.status == 412:
             raise PreconditionFailed(reply.replica, 412, reply.body, reply.etag)
         return reply
 
-    def _ask_until_answered(self, request: _Request) -> _Reply:
-        """Go over the replicas until one answers. Raises ``Unavailable`` or ``Uncertain`` at the deadline."""
-        deadline = time.monotonic() + self._timeout_s + request.hold_s
-        tour = _Tour(len(self.replicas), request.first, request.home)
+    def _send_until_answered(self, request: _Request) -> _Reply:
+        """Try the replicas in turn until one answers. Raises ``Unavailable`` or ``Uncertain`` at the deadline."""
+        deadline = time.monotonic() + self._timeout_s + request.requested_wait_s
+        failover = _Failover(len(self.replicas), request.preferred, request.last_answered)
         while True:
-            pause_s = tour.pause_s()
-            left_s = deadline - time.monotonic() - pause_s
+            delay_s = failover.delay_s()
+            left_s = deadline - time.monotonic() - delay_s
             if left_s <= (_MIN_WRITE_S if request.writes else 0.0):
-                # Sleeping until the deadline would only tell the same later.
-                raise tour.verdict()
-            if pause_s > 0:
-                time.sleep(pause_s)
-            replica = self.replicas[tour.index]
+                # Raise now: no attempt is possible before the deadline, so waiting for it changes nothing.
+                raise failover.error()
+            if delay_s > 0:
+                time.sleep(delay_s)
+            replica = self.replicas[failover.index]
+            attempt_timeout_s = min(left_s, self._attempt_timeout_s + request.requested_wait_s)
             try:
-                response, body = self._attempt(replica, request, min(left_s, self._attempt_timeout_s + request.hold_s))
-            except _Broken as broken:
-                if request.writes and broken.sent:
-                    tour.unknown(replica, str(broken))
+                response, body = self._send_once(replica, request, attempt_timeout_s)
+            except _AttemptFailed as failure:
+                if request.writes and failure.maybe_sent:
+                    failover.record_unknown_outcome(replica, str(failure))
                     if not self._retry_writes:
-                        raise tour.verdict() from broken
+                        raise failover.error() from failure
                 else:
-                    tour.failed(replica, str(broken))
+                    failover.record_failure(replica, str(failure))
                 continue
             if response.status_code == 503:
-                tour.refused(replica, body, _retry_after_s(response.headers.get("Retry-After")))
+                failover.record_unavailable(replica, body, _retry_after_s(response.headers.get("Retry-After")))
                 continue
-            if response.status_code == 412 and tour.maybe_applied:
-                raise tour.verdict()  # it may be our own first attempt that stands in the way
+            if response.status_code == 412 and failover.maybe_applied:
+                # The version that fails the condition may be the one that our own earlier attempt wrote.
+                raise failover.error()
             _raise_for_status(replica, response.status_code, body)
             with self._lock:
-                self._current = self._home = tour.index
-            return _reply(replica, response, body, maybe_twice=tour.maybe_applied)
+                self._preferred = self._last_answered = failover.index
+            return _reply(replica, response, body, maybe_twice=failover.maybe_applied)
 
-    def _attempt(
+    def _send_once(
         self, replica: str, request: _Request, timeout_s: float
     ) -> tuple[requests.Response, Mapping[str, Json]]:
-        """One request to one replica. Raises ``_Broken`` where no answer came that could be understood."""
+        """Send the request to one replica. Raises ``_AttemptFailed`` if it gets no usable response."""
         prepared = requests.PreparedRequest()
         prepared.prepare_method(request.method)
-        # Not prepare_url(): it resolves "." and ".." even percent-encoded, and would turn such keys into other paths.
+        # Do not use prepare_url(): it resolves "." and "..", even percent-encoded, so it would change such keys.
         prepared.url = replica + request.path
         prepared.headers = CaseInsensitiveDict({**request.headers, "Accept": "application/json"})
         prepared.prepare_body(request.body, None)
@@ -669,10 +708,10 @@ class Session:
         try:
             response = self._http.send(prepared, timeout=timeout_s, verify=self._verify, allow_redirects=False)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as exc:
-            raise _Broken(_why(exc), sent=not _never_sent(exc)) from exc
+            raise _AttemptFailed(_reason(exc), maybe_sent=not _never_sent(exc)) from exc
         status = response.status_code
         if status >= 500 and status not in (503, 507):
-            raise _Broken(f"HTTP {status}", sent=True)
+            raise _AttemptFailed(f"HTTP {status}", maybe_sent=True)
         if status == 304:
             return response, {}
         try:
@@ -682,19 +721,21 @@ class Session:
         if isinstance(body, dict):
             return response, body
         if 400 <= status < 500 or status == 503:
-            # Not from a replica, but from something before it, and it did not let the request through.
+            # A proxy sent this response and did not forward the request.
             return response, {"error": response.text[:200]}
-        raise _Broken(f"HTTP {status} without a JSON object", sent=True)
+        raise _AttemptFailed(f"HTTP {status} without a JSON object", maybe_sent=True)
 
-    def _take_in(self, base: Metadata, reply: _Reply) -> None:
+    def _merge(self, request_metadata: Metadata, reply: _Reply) -> None:
+        """Add what a response to a request with this metadata contains to the history."""
         with self._lock:
             if reply.metadata is not None:
-                self._metadata = _advance(self._metadata, base, reply.metadata)
+                self._metadata = _advance(self._metadata, request_metadata, reply.metadata)
             for replica, (first, last) in reply.lost.items():
                 known = self._lost.get(replica, (first, last))
                 self._lost[replica] = (min(first, known[0]), max(last, known[1]))
 
-    def _read(self, key: str, reply: _Reply) -> Read:
+    def _read_result(self, key: str, reply: _Reply) -> Read:
+        """Record and return the result of reading one key."""
         if reply.status == 404:
             self._record("get", reply, reads=[(key, _ABSENT)])
             return Read(reply.replica, found=False, lost=reply.lost)
@@ -711,8 +752,8 @@ class Session:
             siblings=siblings,
             lost=reply.lost,
         )
-        beside = [(key, sibling.value) for sibling in siblings[1:]]
-        self._record("get", reply, reads=[(key, read.value)], siblings=beside)
+        concurrent = [(key, sibling.value) for sibling in siblings[1:]]
+        self._record("get", reply, reads=[(key, read.value)], siblings=concurrent)
         return read
 
     # ---- the recorder
@@ -727,11 +768,11 @@ class Session:
         siblings: Sequence[tuple[str, Json]] = (),
         expiring: bool = False,
     ) -> None:
-        """Tell the recorder an operation that was answered."""
+        """Record a call that a replica answered. ``siblings``: (key, value) of versions that lost against ``reads``."""
         if self._recorder is None:
             return
-        operation: dict[str, Json] = {"replica": reply.replica, "invoked": reply.invoked, "completed": time.time()}
-        # An ETag is a quoted dot. A write that may have become two updates is recorded without one.
+        operation: dict[str, Json] = {"replica": reply.replica, "invoked": reply.started_at, "completed": time.time()}
+        # An entity tag is a dot in quotes. A write that may be two updates has no single dot.
         dot = reply.etag.strip('"') if reply.etag and not reply.maybe_twice else None
         if dot and writes:
             operation["update"] = dot
@@ -742,27 +783,29 @@ class Session:
                 operation[name] = [[key, _recordable(value)] for key, value in pairs]
         if expiring:
             operation["expiring"] = True
-        self._tell(kind, operation)
+        self._emit(kind, operation)
 
-    def _record_unknown(self, invoked: float, writes: Sequence[tuple[str, Json]]) -> None:
+    def _record_unknown(self, started_at: float, writes: Sequence[tuple[str, Json]]) -> None:
+        """Record a write whose outcome is unknown."""
         pairs = [[key, _recordable(value)] for key, value in writes]
-        self._tell("put" if len(pairs) == 1 else "txn", {"status": "unknown", "writes": pairs, "invoked": invoked})
+        self._emit("put" if len(pairs) == 1 else "txn", {"status": "unknown", "writes": pairs, "invoked": started_at})
 
-    def _tell(self, kind: str, operation: Mapping[str, Json]) -> None:
+    def _emit(self, kind: str, operation: Mapping[str, Json]) -> None:
+        """Give the operation an id and pass it to the recorder."""
         if self._recorder is None:
             return
         with self._lock:
-            self.last_operation = f"{self.name}#{next(self._operations)}"
-            after, self._after = self._after, ()
-            named = {"session": self.name, "kind": kind, "id": self.last_operation}
-        self._recorder({**named, **_given({"after": after or None}), **operation})
+            self.last_operation = f"{self.name}#{next(self._operation_numbers)}"
+            follows, self._follows = self._follows, ()
+            head = {"session": self.name, "kind": kind, "id": self.last_operation}
+        self._recorder({**head, **_without_none({"after": follows or None}), **operation})
 
     def _authorization(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
 
 class JsonLines:
-    """A recorder that appends each operation to a file as a line of JSON. Sessions and threads may share one."""
+    """A recorder that appends each operation to a file, as one line of JSON. Sessions and threads may share it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._lock = threading.Lock()
@@ -775,7 +818,7 @@ class JsonLines:
             self._file.write(line)
 
     def close(self) -> None:
-        """Write out what is buffered, and close the file."""
+        """Write buffered operations and close the file."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -785,15 +828,22 @@ class JsonLines:
         self.close()
 
 
-class _Tour:
-    """One call's way over the replicas: who is next, who may not be asked yet, and what was heard so far."""
+class _Failover:
+    """The state of one call: which replica to try next and when, and what the attempts so far have shown.
 
-    def __init__(self, count: int, first: int, home: int) -> None:
-        self.index = first
-        self._home = home
-        self._not_before = [0.0] * count  # monotonic seconds
+    ``index``: the replica to try next. ``_not_before``: for each replica, the earliest time of the next attempt
+    (monotonic seconds). ``_failures``: for each replica, attempts that got no response.
+    ``_retried_same``: the one immediate retry of a write at the same replica was used.
+    ``_missing``: the missing dependencies in the last 503 that named any.
+    ``_unknown``: (replica, reason) of the last attempt of a write with an unknown outcome.
+    """
+
+    def __init__(self, count: int, preferred: int, last_answered: int) -> None:
+        self.index = preferred
+        self._last_answered = last_answered
+        self._not_before = [0.0] * count
         self._failures = [0] * count
-        self._stayed = False
+        self._retried_same = False
         self._attempts: list[tuple[str, str]] = []
         self._missing: Mapping[str, Json] | None = None
         self._unknown: tuple[str, str] | None = None
@@ -803,47 +853,50 @@ class _Tour:
         """Whether an attempt of this write had an unknown outcome."""
         return self._unknown is not None
 
-    def pause_s(self) -> float:
-        """Seconds until the next replica (``index``) may be asked."""
+    def delay_s(self) -> float:
+        """Return how long to wait before the next attempt, seconds."""
         return max(0.0, self._not_before[self.index] - time.monotonic())
 
-    def failed(self, replica: str, why: str) -> None:
-        """It could not be reached, or broke off a read: ask another one now, and it a little later."""
-        self._attempts.append((replica, why))
-        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** self._failures[self.index])
+    def record_failure(self, replica: str, reason: str) -> None:
+        """The replica could not be reached, or a read failed: try another replica, and this one after a delay."""
+        self._attempts.append((replica, reason))
+        delay_s = min(_MAX_RETRY_DELAY_S, _FIRST_RETRY_DELAY_S * 2 ** self._failures[self.index])
         self._failures[self.index] += 1
-        self._move_on(pause_s)
+        self._select_next(delay_s)
 
-    def refused(self, replica: str, body: Mapping[str, Json], retry_after_s: float) -> None:
-        """It answered 503: nothing was applied. Ask another one now, and it when it said."""
+    def record_unavailable(self, replica: str, body: Mapping[str, Json], retry_after_s: float) -> None:
+        """The replica answered 503 and applied nothing: try another replica, and this one after ``Retry-After``."""
         self._attempts.append((replica, str(body.get("error") or "503")))
         self._missing = body.get("missing") or self._missing
-        self._move_on(max(retry_after_s, _FIRST_PAUSE_S))
+        self._select_next(max(retry_after_s, _FIRST_RETRY_DELAY_S))
 
-    def unknown(self, replica: str, why: str) -> None:
-        """A write broke off after it was sent: ask the same replica once more before the next.
+    def record_unknown_outcome(self, replica: str, reason: str) -> None:
+        """A write failed after it was sent: try the same replica once more before another one.
 
-        Where the first may have been applied, a second one replaces it; elsewhere both may become siblings.
+        If the first attempt was applied, a second one at the same replica replaces it. At another replica, the two
+        may become siblings.
         """
-        self._unknown = (replica, why)
-        if self._stayed:
-            self.failed(replica, why)
+        self._unknown = (replica, reason)
+        if self._retried_same:
+            self.record_failure(replica, reason)
             return
-        self._stayed = True
-        self._attempts.append((replica, why))
-        self._not_before[self.index] = time.monotonic() + _FIRST_PAUSE_S
+        self._retried_same = True
+        self._attempts.append((replica, reason))
+        self._not_before[self.index] = time.monotonic() + _FIRST_RETRY_DELAY_S
 
-    def verdict(self) -> ClientError:
-        """The error of a call that ends here without an answer."""
+    def error(self) -> ClientError:
+        """Return the error for a call that ends without a response."""
         if self._unknown:
             return Uncertain(*self._unknown)
         return DependenciesMissing(self._attempts, self._missing) if self._missing else Unavailable(self._attempts)
 
-    def _move_on(self, pause_s: float) -> None:
-        self._not_before[self.index] = time.monotonic() + pause_s
-        # The one that may be asked first; of several that may be asked at once, home, else the next in order.
+    def _select_next(self, delay_s: float) -> None:
+        """Block the present replica for ``delay_s`` and select the one that may be tried first."""
+        self._not_before[self.index] = time.monotonic() + delay_s
+        # Of several replicas that may be tried now, prefer the one that answered last, then the next one in order.
+        # ``min`` returns the first of equal ones.
         count = len(self._not_before)
-        order = [self._home, *((self.index + step) % count for step in range(1, count + 1))]
+        order = [self._last_answered, *((self.index + step) % count for step in range(1, count + 1))]
         now = time.monotonic()
         self.index = min(order, key=lambda index: max(now, self._not_before[index]))
 
@@ -851,20 +904,23 @@ class _Tour:
 # ---------------------------------------------------------------------------------------------------------- details
 
 
-def _advance(current: Metadata, base: Metadata, answer: Metadata) -> Metadata:
-    """The history after an answer to a request that carried ``base``.
+def _advance(current: Metadata, sent: Metadata, returned: Metadata) -> Metadata:
+    """Return the session's metadata after a response with the metadata ``returned``.
 
-    An answer covers the base that it was asked with, and may leave out of it what is lost or what a marker stands for
-    now (SPEC 2.8). So it takes the base's place; where other threads have moved on from that base meanwhile, both
-    steps are kept: what either added, without what this one dropped and nobody has touched since.
+    ``current``: the session's metadata now. ``sent``: the metadata of the request.
+
+    ``returned`` covers ``sent``, but may leave out entries: those of lost updates, and those that a marker replaces
+    (docs/contract.md, section 2.8). So ``returned`` takes the place of ``sent``. If other threads have changed the
+    metadata since the request, keep what they added or raised as well. An entry that the response left out goes only
+    if no thread has changed it since.
     """
-    if current == base:
-        return dict(answer)
-    kept = {replica: n for replica, n in current.items() if replica in answer or base.get(replica) != n}
-    return _join(kept, answer)
+    if current == sent:
+        return dict(returned)
+    kept = {replica: n for replica, n in current.items() if replica in returned or sent.get(replica) != n}
+    return _join_metadata(kept, returned)
 
 
-def _join(a: Metadata, b: Metadata) -> dict[str, int]:
+def _join_metadata(a: Metadata, b: Metadata) -> dict[str, int]:
     joined = dict(a)
     for replica, counter in b.items():
         if counter > joined.get(replica, -1):
@@ -883,20 +939,20 @@ def _base_url(replica: str) -> str:
 
 def _key_path(key: str) -> str:
     if not isinstance(key, str):
-        raise TypeError("a key is text")
+        raise TypeError("a key must be a string")
     if not key:
-        raise ValueError("a key is not empty")
-    # Nothing is left bare that anything on the way might resolve: "//", "/../", ".".
+        raise ValueError("a key must not be empty")
+    # Encode "/" and "." too: a proxy could otherwise normalize "//", "/../" or "/./" in the path.
     return "/kvs/" + quote(key, safe="").replace(".", "%2E")
 
 
 def _encode(body: Mapping[str, Json]) -> bytes:
-    """JSON as the contract has it. NaN, infinities and lone surrogates raise ValueError here, not a 400 there."""
+    """Return the body as JSON. Raises ValueError for NaN, infinities and lone surrogates: a replica rejects them."""
     return json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _recordable(value: Json) -> str | int | None:
-    """A value as a history has it: text or a whole number (other JSON as its text), None for ``_ABSENT``."""
+    """Return a value as recorded in a history: a string or an integer; other JSON as its text; None for ``_ABSENT``."""
     if value is _ABSENT:
         return None
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
@@ -904,44 +960,48 @@ def _recordable(value: Json) -> str | int | None:
     return json.dumps(value, sort_keys=True)
 
 
-def _given(fields: Mapping[str, Json]) -> dict[str, Json]:
+def _without_none(fields: Mapping[str, Json]) -> dict[str, Json]:
+    """Return the fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _conditions(if_match: str | None, *, if_none_match: bool = False) -> dict[str, str]:
+def _condition_headers(if_match: str | None, *, if_none_match: bool = False) -> dict[str, str]:
     headers = {"If-Match": if_match} if if_match is not None else {}
     return headers | ({"If-None-Match": "*"} if if_none_match else {})
 
 
-def _change(write: Put | Delete) -> dict[str, Json]:
+def _change_body(write: Put | Delete) -> dict[str, Json]:
+    """Return a write of a transaction as the API takes it."""
     if isinstance(write, Delete):
-        return {"key": write.key, "delete": True} | _given({"if-match": write.if_match})
-    condition = {"if-match": write.if_match, "if-none-match": "*" if write.if_none_match else None, "ttl": write.ttl_s}
-    return {"key": write.key, "value": write.value} | _given(condition)
+        return {"key": write.key, "delete": True} | _without_none({"if-match": write.if_match})
+    options = {"if-match": write.if_match, "if-none-match": "*" if write.if_none_match else None, "ttl": write.ttl_s}
+    return {"key": write.key, "value": write.value} | _without_none(options)
 
 
 def _never_sent(exc: BaseException) -> bool:
-    """Whether the request can not have reached the replica: no connection, or one without a valid certificate."""
-    seen: BaseException | None = exc
-    while seen is not None:
-        reason = getattr(seen, "reason", None) or (seen.args[0] if seen.args else None)
-        for cause in (seen, reason):
+    """Return whether the request certainly did not reach the replica: no connection, or no valid certificate."""
+    # requests and urllib3 wrap the cause, as ``reason`` or as the first argument, several levels deep.
+    error: BaseException | None = exc
+    while error is not None:
+        inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
+        for cause in (error, inner):
+            # NewConnectionError and NameResolutionError are subclasses of ConnectTimeoutError.
             if isinstance(cause, (urllib3.exceptions.ConnectTimeoutError, ssl.SSLCertVerificationError)):
-                return True  # NewConnectionError and NameResolutionError are ConnectTimeoutErrors
-        seen = reason if isinstance(reason, BaseException) else None
+                return True
+        error = inner if isinstance(inner, BaseException) else None
     return False
 
 
-def _why(exc: BaseException) -> str:
+def _reason(exc: BaseException) -> str:
     if isinstance(exc, requests.Timeout):
-        return "no answer in time"
+        return "no response in time"
     return (
         f"no connection ({type(exc).__name__})" if _never_sent(exc) else f"the connection broke ({type(exc).__name__})"
     )
 
 
 def _retry_after_s(header: str | None) -> float:
-    """Seconds that a Retry-After header asks for; 0 where there is none that can be read."""
+    """Return the delay in a Retry-After header, seconds; 0 if there is none or it is malformed."""
     if not header:
         return 0.0
     try:
@@ -955,9 +1015,10 @@ def _retry_after_s(header: str | None) -> float:
 
 
 def _raise_for_status(replica: str, status: int, body: Mapping[str, Json]) -> None:
+    """Raise ``Rejected`` or ``NotAllowed`` unless the response is 2xx, 304, 412 or the 404 of an absent key."""
     if status in (401, 403):
         raise NotAllowed(replica, status, body)
-    # A 404 without metadata is not "Key does not exist" but some other server's, or a wrong path.
+    # A 404 without metadata does not mean "Key does not exist": another server sent it, or the path is wrong.
     absent = status == 404 and "causal-metadata" in body
     if status >= 300 and status not in (304, 412) and not absent:
         raise Rejected(replica, status, body)
@@ -966,12 +1027,12 @@ def _raise_for_status(replica: str, status: int, body: Mapping[str, Json]) -> No
 def _reply(replica: str, response: requests.Response, body: Mapping[str, Json], *, maybe_twice: bool) -> _Reply:
     metadata = body.get("causal-metadata")
     if metadata is None and (header := response.headers.get("X-Causal-Metadata")):
-        metadata = json.loads(header)  # a 304 has no body
+        metadata = json.loads(header)  # A 304 has no body.
     etag = response.headers.get("ETag")
-    return _Reply(replica, response.status_code, body, etag, metadata, maybe_twice, invoked=0.0)
+    return _Reply(replica, response.status_code, body, etag, metadata, maybe_twice, started_at=0.0)
 
 
-def _written(reply: _Reply, *, created: bool = False, deleted: bool = False) -> Written:
+def _write_result(reply: _Reply, *, created: bool = False, deleted: bool = False) -> Written:
     return Written(
         reply.replica,
         created=created,

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from store.client import Answer, ClientError, Delete, Put, Read, Session
+from store.client import ClientError, Delete, Put, Read, Result, Session
 from tools.demo.characters import MARKER_PREFIX, Step, block_of, place, revision_at
 
 BURST = 3
@@ -198,7 +198,7 @@ class Reader(Worker):
             self.complain(f"{replica} returned {_revision(revision)} of {key} after {_revision(seen)}: back in time")
         self.seen[key] = max(seen, revision)
 
-    def check_lost(self, answer: Answer) -> None:
+    def check_lost(self, answer: Result) -> None:
         """Check that no update was reported as lost: the writer's replica is alive and has all of them."""
         if answer.lost:
             self.complain(f"{answer.replica} reported lost updates: {dict(answer.lost)}")

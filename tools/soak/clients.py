@@ -85,13 +85,13 @@ class CountingSession(Session):
         child.stick_to(url)
         return child
 
-    def _attempt(self, replica: str, request: Any, timeout_s: float) -> Any:
+    def _send_once(self, replica: str, request: Any, timeout_s: float) -> Any:
         i, began_s = self._indexes[replica], time.monotonic()
         life = self._context.reachability.life(i)
         try:
-            response_and_body = super()._attempt(replica, request, timeout_s)
+            response_and_body = super()._send_once(replica, request, timeout_s)
         except Exception as exc:
-            is_cut_short = timeout_s < ATTEMPT_TIMEOUT_S + request.hold_s
+            is_cut_short = timeout_s < ATTEMPT_TIMEOUT_S + request.requested_wait_s
             if is_cut_short and time.monotonic() - began_s >= timeout_s:
                 self._count(i, began_s, GIVEN_UP)
             else:
@@ -132,15 +132,15 @@ class CountingSession(Session):
         if details and is_serving:
             self._context.note(f"{outcome} at serving replica {i} after {now_s - began_s:.2f} s: {details[:300]}")
 
-    def _take_in(self, base: Any, reply: Any) -> None:
-        super()._take_in(base, reply)
+    def _merge(self, request_metadata: Any, reply: Any) -> None:
+        super()._merge(request_metadata, reply)
         self._last_metadata = reply.metadata or {}
         if reply.lost:
             with self._counts.lock:
                 for replica, span in reply.lost.items():
                     self._counts.reported_lost.append((replica, *span, time.monotonic()))
 
-    def _tell(self, kind: str, operation: Mapping[str, Any]) -> None:
+    def _emit(self, kind: str, operation: Mapping[str, Any]) -> None:
         recorded = dict(operation)
         is_successful = recorded.get("status", "ok") == "ok"
         if is_successful and recorded.get("writes") and "update" not in recorded:
@@ -148,7 +148,7 @@ class CountingSession(Session):
             address = recorded["replica"].partition("://")[2]
             own = max((id_ for id_ in self._last_metadata if id_.rpartition("@")[0] == address), default="")
             recorded["update"] = f"{own}:{self._last_metadata[own]}" if own else None
-        super()._tell(kind, recorded)
+        super()._emit(kind, recorded)
         if is_successful:
             self.last_successful_operation = self.last_operation
             self._counts.acknowledge()
