@@ -143,12 +143,11 @@ class Bundled:
             errors=_errors(outcomes),
         )
 
-    def send_each_once(self, load: Load, connections: int = 16, timeout_s: float = 120.0) -> float:
-        """Send each request once; return the time it took, seconds. Raises ``BenchmarkError`` if a request fails."""
+    def send_each_once(self, load: Load, connections: int = 16, timeout_s: float = 120.0) -> None:
+        """Send each request once. Raises ``BenchmarkError`` if a request fails."""
         outcome = self._run_one(Task(load.address, "", connections, timeout_s, once=True), load)
         if _errors([outcome]) or len(outcome.due_s) < len(load.requests):
             raise BenchmarkError(f"{load.name} at {load.address} failed: {outcome.statuses} {outcome.failure}")
-        return outcome.seconds
 
     def run_paced(self, load: Load, rate: float, seconds: float, connections: int = 16) -> PacedResult:
         """Send ``rate`` requests per second; each latency counts from the time at which the request was due."""

@@ -86,12 +86,12 @@ def request_json(address: str, method: str, path: str, body: Any = None, timeout
         connection.close()
 
 
-def wait_until(what: str, is_so: Callable[[], bool], timeout_s: float = _SETTLE_S, every_s: float = 0.02) -> None:
-    """Poll until ``is_so()``; a connection error counts as False. Raises ``BenchmarkError``, which names ``what``."""
+def wait_until(what: str, condition: Callable[[], bool], timeout_s: float = _SETTLE_S, every_s: float = 0.02) -> None:
+    """Poll until ``condition()``; connection errors count as False. Raises ``BenchmarkError``, which names ``what``."""
     deadline = time.monotonic() + timeout_s
     while True:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            if is_so():
+            if condition():
                 return
         if time.monotonic() > deadline:
             raise BenchmarkError(f"timeout after {timeout_s:g} s: {what}")
@@ -211,11 +211,10 @@ class Causeway(System):
         if separate:
             lower_priority(self.cluster.pid(i))
 
-    def fill(self, shape: Shape, i: int = 0, first: int = 0) -> float:
-        """Write ``shape.keys`` keys at replica ``i``, one PUT each; return the time it took, seconds."""
-        seconds = self.context.bundled.send_each_once(loads.fill(self.address(i), shape, first))
+    def fill(self, shape: Shape, i: int = 0, first: int = 0) -> None:
+        """Write ``shape.keys`` keys at replica ``i``, one PUT each, and wait until all replicas have them."""
+        self.context.bundled.send_each_once(loads.fill(self.address(i), shape, first))
         self.settle()
-        return seconds
 
     def session_metadata(self) -> dict[str, int]:
         """Return the metadata of a session that has written at each replica, once every replica covers it."""
@@ -259,9 +258,9 @@ class Causeway(System):
     def load(self, operation: str, count: int = loads.DISTINCT) -> Load:
         return loads.causeway(operation, self.address(0), self.shape, count)
 
-    def _wait_until(self, what: str, is_so: Callable[[], bool]) -> None:
+    def _wait_until(self, what: str, condition: Callable[[], bool]) -> None:
         try:
-            wait_until(f"{self.name}: {what}", is_so)
+            wait_until(f"{self.name}: {what}", condition)
         except BenchmarkError as exc:
             running = [i for i in range(len(self.cluster.addresses)) if self.cluster.is_running(i)]
             raise BenchmarkError("\n".join([str(exc), *(self.cluster.log(i)[-1500:] for i in running)])) from exc
