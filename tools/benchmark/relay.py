@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Final, Self
 
 _CHUNK_BYTES: Final = 65536
@@ -42,12 +43,20 @@ class Relay:
         self._thread.join()
 
     def cut(self) -> None:
-        """Stop forwarding."""
-        self._loop.call_soon_threadsafe(self._forwarding.clear)
+        """Stop forwarding. When this returns, the link is cut."""
+        self._call(self._forwarding.clear)
 
     def heal(self) -> None:
         """Forward again, the data in flight first."""
-        self._loop.call_soon_threadsafe(self._forwarding.set)
+        self._call(self._forwarding.set)
+
+    def _call(self, action: Callable[[], object]) -> None:
+        """Run ``action`` in the relay's thread and wait for it."""
+
+        async def run() -> None:
+            action()
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result(5.0)
 
     def _run(self) -> None:
         loop = self._loop
