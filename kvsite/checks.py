@@ -1,4 +1,4 @@
-"""``manage.py check --deploy``: what is still open, as the replica's own log says it at the start."""
+"""System check for ``manage.py check --deploy``: warns about what is not secured, as the replica's log does."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from kvsite.config import current
 
 @register(Tags.security, deploy=True)
 def check_secured(app_configs: Any, **options: Any) -> list[CheckMessage]:
-    """Return a warning for each part that nothing guards."""
+    """Return one warning for each part of the API that is open."""
     return [Warning(f"Not secured: {warning}.", id="causeway.W001") for warning in current().security_warnings]

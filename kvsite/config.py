@@ -165,7 +165,7 @@ class Config:
         seconds(0, 3600),
         Section.LOG,
         "A request that takes longer is logged by the logger `causeway.requests`, in JSON with `method`, `path`, "
-        "`status`, `duration_s` and `held_s`. `0`: no request is logged. The duration starts when the server passes "
+        "`status`, `duration_s` and `hold_s`. `0`: no request is logged. The duration starts when the server passes "
         "the request on and ends when the response is ready; it includes reading the body. The time that the request "
         "waited because it asked to (`wait`, `w`, a causal past that has not arrived) is logged but does not count.",
     )

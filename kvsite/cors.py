@@ -1,9 +1,10 @@
-"""Requests of web pages (SPEC 5): which other origins may use the API from a browser, and that the rest may not.
+"""Cross-origin requests of web pages (contract 5): which origins may use the API from a browser.
 
-A page may read an answer from elsewhere only if the answer names its origin, and may send PUT, DELETE or a JSON body
-only after a preflight has allowed it: naming no origin is all it takes to forbid both. What a page may always send is
-a POST without a type, blindly; on a laptop without secrets that would be a write by whatever page is open. So a write
-that a browser says comes from a page of another origin (it always does say: ``Origin``) is refused unless it is named.
+A browser lets a page read a response of another origin only if the response names the page's origin. It lets the page
+send PUT, DELETE or a JSON body only after a preflight request has allowed it. So responses that name no origin forbid
+both. But a page can always send a POST without a content type, although it cannot read the response. On a laptop
+without secrets, any open page could write that way. Browsers add an ``Origin`` header to such a request, so a write
+from another origin is rejected unless ``KV_CORS_ORIGINS`` contains that origin.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from kvsite.denied_responses import Turned
+from kvsite.denied_responses import RequestDenied
 from replication.proof import SAFE_METHODS
 
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
 
 ORIGIN: Final = "HTTP_ORIGIN"
-NOT_FOR_PAGES: Final = "/admin/"
-"""The dashboard is for its own pages alone; Django checks where its forms come from."""
+DASHBOARD: Final = "/admin/"
+"""No other origin may use the dashboard. Django checks the origin of its forms."""
 
 EXPOSED: Final = "X-Causal-Metadata, ETag, Retry-After, X-Request-ID"
 _ALLOWED: Final = [
@@ -35,38 +36,38 @@ _VARY: Final = ("Vary", "Origin")
 
 
 class Cors:
-    """The origins that ``KV_CORS_ORIGINS`` names. Credentials are tokens in headers; cookies never travel."""
+    """The rules for ``origins`` (``KV_CORS_ORIGINS``). Credentials are tokens in headers; cookies are never allowed."""
 
     def __init__(self, origins: Iterable[str]) -> None:
-        self._origins = frozenset(as_browsers_say(origin) for origin in origins)
-        self.always: Headers = [_VARY] if self._origins else []
-        """For every answer: a cache must not give one origin's to another."""
+        self._origins = frozenset(normalize_origin(origin) for origin in origins)
+        self.common_headers: Headers = [_VARY] if self._origins else []
+        """Headers of every response. ``Vary`` keeps caches from giving one origin's response to another."""
 
     def headers(self, environ: Environ) -> Headers:
-        """Return what the answer to a page's request says beside ``always``."""
+        """Return the headers, beyond ``common_headers``, of the response to a request with an Origin."""
         origin = environ[ORIGIN]
-        if origin not in self._origins or environ["PATH_INFO"].startswith(NOT_FOR_PAGES):
+        if origin not in self._origins or environ["PATH_INFO"].startswith(DASHBOARD):
             return []
         return [("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", EXPOSED)]
 
     def preflight(self, environ: Environ) -> Headers | None:
-        """Return the headers of the answer to a preflight of a named origin, None for any other request."""
-        asks = environ["REQUEST_METHOD"] == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
-        named = self.headers(environ) if asks else []
-        return [*named[:1], *_ALLOWED] if named else None
+        """Return the headers of the response to a preflight request of an allowed origin; None for other requests."""
+        is_preflight = environ["REQUEST_METHOD"] == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
+        allow_origin = self.headers(environ)[:1] if is_preflight else []
+        return [*allow_origin, *_ALLOWED] if allow_origin else None
 
     def check(self, environ: Environ) -> None:
-        """Raise ``Turned`` for a write of a page elsewhere that nobody has allowed."""
-        if environ["REQUEST_METHOD"] in SAFE_METHODS or environ["PATH_INFO"].startswith(NOT_FOR_PAGES):
+        """Raise ``RequestDenied`` for a write that a page of another, not allowed origin sends."""
+        if environ["REQUEST_METHOD"] in SAFE_METHODS or environ["PATH_INFO"].startswith(DASHBOARD):
             return
         origin = environ[ORIGIN]
-        # Scheme aside (TLS may end at a proxy), a page of the host and port that it writes to is no page elsewhere.
-        is_own = origin.partition("://")[2] == environ.get("HTTP_HOST", "").lower() != ""
-        if origin not in self._origins and not is_own:
-            raise Turned(403, "Refused: a write of a web page of another origin; see KV_CORS_ORIGINS")
+        # A page that this replica serves may write to it. The scheme is ignored, because a proxy may add TLS.
+        is_own_page = origin.partition("://")[2] == environ.get("HTTP_HOST", "").lower() != ""
+        if origin not in self._origins and not is_own_page:
+            raise RequestDenied(403, "Rejected: a write by a web page of another origin; see KV_CORS_ORIGINS")
 
 
-def as_browsers_say(origin: str) -> str:
-    """Return an origin in the one spelling that browsers send: lower case, no default port."""
+def normalize_origin(origin: str) -> str:
+    """Return an origin as browsers send it: lower case, without a default port."""
     scheme, _, rest = origin.lower().partition("://")
     return f"{scheme}://{rest.removesuffix({'http': ':80', 'https': ':443'}[scheme])}"

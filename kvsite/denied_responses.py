@@ -1,15 +1,19 @@
-"""What the edge says to who may not come in."""
+"""``RequestDenied``: raised by the guard and the CORS check; the edge turns it into a response."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
 SignReply = Callable[[int, bytes], str]
-"""From a reply's status and body to the proof that it carries."""
+"""Returns the proof for a response, given its status and body."""
 
 
-class Turned(Exception):
-    """The request may not come in. ``sign``: for the reply, where the sender has proven the secret all the same."""
+class RequestDenied(Exception):
+    """The request is rejected with ``status``, ``error`` and ``headers``.
+
+    ``sign``: signs the response; None if the sender has not proven the cluster secret. A request with a valid signature
+    can still be denied, for example because its time is too far off.
+    """
 
     def __init__(
         self, status: int, error: str, headers: Iterable[tuple[str, str]] = (), sign: SignReply | None = None

@@ -1,7 +1,7 @@
-"""What answers where no view does: always JSON, never a page.
+"""JSON error responses for requests that no view of the API serves.
 
-Django's own 400, 403, 404 and 500 pages are HTML, and a client of a key-value store wants to decode an answer. (The
-views of the API map the store's errors themselves: see store/api.)
+Django's own 400, 403, 404 and 500 pages are HTML, but a client of a key-value store decodes JSON. The views of the API
+render their own errors (store/api/errors.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def json_error(status: int, message: str) -> HttpResponse:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """``handler400``: what Django itself finds wrong with a request."""
+    """``handler400``: Django rejected the request."""
     return json_error(400, "Bad request")
 
 
@@ -26,10 +26,10 @@ def permission_denied(request: HttpRequest, exception: Exception) -> HttpRespons
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """``handler404``: no route."""
+    """``handler404``: no route matches the path."""
     return json_error(404, "Not found")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """``handler500``: an unexpected fault. Django has logged it with its traceback; the replica goes on."""
+    """``handler500``: an unexpected exception, which Django has logged with its traceback."""
     return json_error(500, "Internal error")

@@ -21,9 +21,9 @@ from rest_framework.exceptions import ParseError
 import replication.api.schema
 import store.api.schema
 from store.api.base import ApiView
-from store.api.context import limits
 from store.api.query import parameters
-from store.api.rendering import JSON, encoded
+from store.api.rendering import JSON, bytes_response
+from store.api.response import ApiResponse
 from store.settings import RequestLimits
 
 Schema = dict[str, Any]
@@ -65,15 +65,16 @@ class SchemaView(ApiView):
 
     operations = {"GET": "schema", "HEAD": "schema"}
 
-    def get(self, request: HttpRequest) -> HttpResponse:
+    def get(self) -> ApiResponse:
         """Return the document."""
-        wanted = parameters(self.http).get("format")
+        limits = self.context.limits
+        wanted = parameters(self.request).get("format")
         if wanted not in (None, "json", "yaml"):
             raise ParseError("format has to be json or yaml")
-        accepts_yaml = wanted is None and "yaml" in self.http.META.get("HTTP_ACCEPT", "")
+        accepts_yaml = wanted is None and "yaml" in self.request.environ.get("HTTP_ACCEPT", "")
         if wanted == "yaml" or accepts_yaml:
-            return encoded(200, as_yaml(limits()), YAML)
-        return encoded(200, as_json(limits()), JSON)
+            return bytes_response(200, as_yaml(limits), YAML)
+        return bytes_response(200, as_json(limits), JSON)
 
 
 @require_safe

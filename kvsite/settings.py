@@ -22,7 +22,6 @@ SECRET_KEY = _CONFIG.django_secret_key()
 # kvsite.hosts checks Host headers instead: it knows the members, and accepts names with underscores.
 ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = "kvsite.urls"
-WSGI_APPLICATION = "kvsite.wsgi.application"
 APPEND_SLASH = False  # /kvs/a and /kvs/a/ are different keys
 USE_I18N = False
 USE_TZ = True
@@ -61,12 +60,8 @@ INSTALLED_APPS = [
     *(["tools.apps.ToolsConfig"] if _has_tools() else []),
 ]
 
-# Middleware of API requests. kvsite.fast_path supports no other.
-API_MIDDLEWARE = ["kvsite.hosts.HostMiddleware"]
-
-# The rest acts only on paths of the dashboard, see the modules.
+# All of it acts only on paths of the dashboard, see the modules. Requests of the API pass none (kvsite/fast_path.py).
 MIDDLEWARE = [
-    *API_MIDDLEWARE,
     "kvsite.dashboard.middleware.DashboardSecurity",
     "kvsite.dashboard.throttle.LoginThrottle",
     "kvsite.dashboard.middleware.DashboardSession",
@@ -141,14 +136,14 @@ LOGGING_CONFIG = "logging.config.dictConfig"
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"human": {"()": "kvsite.logs.Human"}, "json": {"()": "kvsite.logs.Json"}},
-    "filters": {"unusual": {"()": "kvsite.logs.Unusual"}},
+    "formatters": {"human": {"()": "kvsite.logs.HumanFormatter"}, "json": {"()": "kvsite.logs.JsonFormatter"}},
+    "filters": {"drop_ordinary_statuses": {"()": "kvsite.logs.DropOrdinaryStatuses"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": _CONFIG.log_format}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {
         # Replaces Django's default, which sends mail to administrators.
         "django": {"handlers": [], "level": "INFO", "propagate": True},
-        "django.request": {"filters": ["unusual"]},
+        "django.request": {"filters": ["drop_ordinary_statuses"]},
         "_granian": {"level": "ERROR"},  # the server
     },
 }

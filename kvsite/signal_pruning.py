@@ -1,4 +1,4 @@
-"""What Django does around every request and what does nothing here."""
+"""Disconnects Django's receivers of request signals that have nothing to do in this project."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from django.db import close_old_connections, reset_queries
 
 
 def disconnect_idle_receivers() -> None:
-    """Take away what Django has connected to the start and the end of a request.
+    """Disconnect the receivers that Django connects to the start and the end of a request.
 
-    There is no database, no cache, and no request with a URL configuration of its own. With nobody to call, the signals
-    cost next to nothing; whoever else connects to them is called as ever.
+    They close database and cache connections and reset the URL configuration; this project has no database, no cache
+    and one URL configuration. A signal without receivers costs almost nothing. Receivers that others connect are called
+    as usual.
     """
     request_started.disconnect(reset_queries)
     request_started.disconnect(close_old_connections)

@@ -1,15 +1,17 @@
-"""The edge: what must be right about a request before Django sees it.
+"""The edge: the outermost WSGI application. It handles what must be right before Django sees a request.
 
-granian hands over PATH_INFO decoded once (``%FF`` as the byte 0xFF, ``%25FF`` as the three characters ``%FF``) and no
-raw request line. That is enough to tell keys apart, but Django's request writes the byte 0xFF back as ``%FF`` and makes
-one key of two: the path is kept aside for the views of keys. (``%zz``, which is no escape at all, arrives as ``%zz``,
-as does ``%25zz``: there is nothing else that it could mean.)
+Paths. granian decodes PATH_INFO once (``%FF`` becomes the byte 0xFF, ``%25FF`` the three characters ``%FF``) and does
+not pass the raw request line. This keeps different keys apart. But Django's request writes the byte 0xFF back as
+``%FF``, which makes one key of two. So the edge keeps the original path for the views. (``%zz`` is not a valid escape;
+it arrives as ``%zz``, as ``%25zz`` does.)
 
-A chunked body has no Content-Length, and without one Django reads nothing: the body is read here and given its
-length. One byte above the limit is enough for the view to see that it is too long.
+Bodies. A chunked body has no Content-Length, and then Django reads nothing. So the edge reads the body and sets its
+length. It reads at most one byte above the limit, which is enough for the view to see that the body is too long.
 
-Who may do what is decided here as well (guard.py, cors.py), so that nothing behind can forget it. Every answer says the
-request's id, and the log which requests were slow (slow_requests.py).
+Access. The guard (guard.py), CORS (cors.py) and the Host header (hosts.py) are checked here, so that every route is
+protected.
+
+The edge adds ``X-Request-ID`` to every response, and logs slow requests (slow_requests.py).
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse
 
 from kvsite import slow_requests
-from kvsite.config import Config, current
+from kvsite.context import ServerContext
 from kvsite.cors import ORIGIN, Cors
-from kvsite.denied_responses import SignReply, Turned
+from kvsite.denied_responses import RequestDenied, SignReply
 from kvsite.guard import Guard
-from kvsite.logs import name_request
-from replication.api.context import own_id
+from kvsite.hosts import HostCheck
+from kvsite.logs import RequestIds
 from replication.proof import HEADER
+from store.api.context import CONTEXT
 from store.api.keys import RAW_PATH
-from store.hold_time import HELD
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -47,106 +49,109 @@ Headers = list[tuple[str, str]]
 
 
 class Edge:
-    """A WSGI application around Django's.
+    """A WSGI application around ``application`` that serves the replica of ``context``.
 
-    ``max_body_bytes``: how much of a chunked body is read. ``guard``: who may come in, None for everybody; ``cors``:
-    which pages of other origins may; ``slow_s``: requests that take longer are logged (slow_requests.py).
+    ``guard``: None admits every request.
     """
 
-    def __init__(
-        self,
-        application: Application,
-        max_body_bytes: int,
-        guard: Guard | None = None,
-        cors: Cors | None = None,
-        slow_s: float = math.inf,
-    ) -> None:
+    def __init__(self, application: Application, context: ServerContext, guard: Guard | None) -> None:
+        config = context.config
         self._application = application
-        self._max_body_bytes = max_body_bytes
+        self._context = context
         self._guard = guard
-        self._cors = cors or Cors(())
-        self._slow_s = slow_s
-        self._always: Headers = self._cors.always
-
-    @classmethod
-    def for_config(cls, application: Application, config: Config) -> Edge:
-        """Return the edge that ``config`` asks for."""
-        guard = Guard.for_config(config, own_id)
-        slow_s = config.slow_request_s or math.inf
-        return cls(application, config.limits.max_body_bytes, guard, Cors(config.cors_origins), slow_s)
+        self._cors = Cors(config.cors_origins)
+        self._hosts = HostCheck(config, context.node.members)
+        self._request_ids = RequestIds()
+        self._hold_time = context.engine.hold_time
+        self._slow_request_s = config.slow_request_s or math.inf
+        self._common_headers: Headers = self._cors.common_headers
 
     def close_connections(self) -> None:
-        """Say with each answer from now on that its connection ends: the replica is about to."""
-        self._always = [*self._cors.always, ("Connection", "close")]
+        """Add ``Connection: close`` to every response from this moment on, because the server is about to stop."""
+        self._common_headers = [*self._cors.common_headers, ("Connection", "close")]
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer one request; whatever goes wrong in it, the replica goes on."""
+        """Serve one request."""
         began_s = perf_counter()
-        HELD.seconds = 0.0
+        self._hold_time.seconds = 0.0
+        environ[CONTEXT] = self._context
         environ[RAW_PATH] = environ["PATH_INFO"]
-        extra = [("X-Request-ID", name_request(environ.get("HTTP_X_REQUEST_ID"))), *self._always]
+        request_id = self._request_ids.assign(environ.get("HTTP_X_REQUEST_ID"))
+        added_headers = [("X-Request-ID", request_id), *self._common_headers]
 
-        def respond(status: str, headers: Headers, *rest: Any) -> Any:
+        def respond(status: str, headers: Headers, *exc_info: Any) -> Any:
             environ[slow_requests.STATUS] = status
-            return start_response(status, headers + extra, *rest)
+            return start_response(status, headers + added_headers, *exc_info)
 
         if self._guard is None and ORIGIN not in environ:
-            answered = self._serve(environ, respond)
+            body = self._serve(environ, respond)
         else:
-            answered = self._serve_guarded(environ, respond, extra)
-        took_s = perf_counter() - began_s
-        if took_s > self._slow_s and took_s - HELD.seconds > self._slow_s:
-            slow_requests.note(environ, took_s, HELD.seconds)
-        return answered
+            body = self._serve_checked(environ, respond, added_headers)
+        elapsed_s = perf_counter() - began_s
+        if elapsed_s > self._slow_request_s:
+            hold_s = self._hold_time.seconds
+            if elapsed_s - hold_s > self._slow_request_s:
+                slow_requests.log_slow_request(environ, elapsed_s - hold_s, hold_s)
+        return body
 
-    def _serve_guarded(self, environ: Environ, respond: StartResponse, extra: Headers) -> Iterable[bytes]:
-        """Serve a request that has to be let in; ``extra``: the headers that ``respond`` adds, to which some come."""
-        guard, page = self._guard, ORIGIN in environ
+    def _serve_checked(self, environ: Environ, respond: StartResponse, added_headers: Headers) -> Iterable[bytes]:
+        """Serve a request if CORS and the guard allow it.
+
+        ``added_headers``: headers that ``respond`` adds to the response; CORS appends to them.
+        """
+        guard = self._guard
         try:
-            if page:
-                extra += self._cors.headers(environ)
+            if ORIGIN in environ:
+                added_headers += self._cors.headers(environ)
                 if (preflight := self._cors.preflight(environ)) is not None:
-                    return answer(respond, 204, headers=preflight)
+                    return send_error(respond, 204, headers=preflight)
                 self._cors.check(environ)
             if guard is None:
                 return self._serve(environ, respond)
-            admitted = guard.admit(environ)
-            if admitted.sign is None:
+            admission = guard.admit(environ)
+            if admission.sign is None:
                 return self._serve(environ, respond)
-            guard.check_body(environ, admitted)
-            return self._serve_proven(environ, respond, admitted.sign)
-        except Turned as turned:
-            return answer(respond, turned.status, turned.error, turned.headers, turned.sign)
+            guard.check_body(environ, admission)
+            return self._serve_signed(environ, respond, admission.sign)
+        except RequestDenied as denied:
+            return send_error(respond, denied.status, denied.error, denied.headers, denied.sign)
 
-    def _serve_proven(self, environ: Environ, respond: StartResponse, sign: SignReply) -> Iterable[bytes]:
-        """Serve a request with proof: the reply carries proof as well."""
-        told: list[Any] = []
-        answered = self._serve(environ, lambda *args: told.extend(args))
+    def _serve_signed(self, environ: Environ, respond: StartResponse, sign: SignReply) -> Iterable[bytes]:
+        """Serve a request that has a proof, and sign the response."""
+        started: list[Any] = []
+        chunks = self._serve(environ, lambda *args: started.extend(args))
         try:
-            body = b"".join(answered)
+            body = b"".join(chunks)
         finally:
-            if close := getattr(answered, "close", None):
+            if close := getattr(chunks, "close", None):
                 close()
-        status, headers = told[:2]
+        status, headers = started[:2]
         respond(status, [*headers, (HEADER, sign(int(status[:3]), body))])
         return [body]
 
     def _serve(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        host = environ.get("HTTP_HOST", "")
+        if not self._hosts.allows(host):
+            logger.warning("rejected %s %.200r: Host %.100r", environ["REQUEST_METHOD"], environ["PATH_INFO"], host)
+            return send_error(start_response, 400, "Host header names no member of this cluster; see KV_ALLOWED_HOSTS")
         if "HTTP_TRANSFER_ENCODING" in environ and not environ.get("CONTENT_LENGTH"):
             if not environ.get("wsgi.input_terminated"):
-                # The development server cannot tell where such a body ends and would wait for ever.
-                return answer(start_response, 411, "This server takes no chunked bodies")
-            read_chunked(environ, self._max_body_bytes + 1)
+                # The development server does not know where a chunked body ends, and would wait forever.
+                return send_error(start_response, 411, "This server does not accept chunked bodies")
+            read_chunked(environ, self._context.limits.max_body_bytes + 1)
         try:
-            return at_once(self._application(environ, start_response))
+            return as_list(self._application(environ, start_response))
         except Exception:
-            # Django answers faults in views itself; this is for those around it, such as a broken middleware.
-            logger.exception("fault outside of a view: %s %r", environ["REQUEST_METHOD"], environ["PATH_INFO"])
-            return answer(start_response, 500, "Internal error")
+            # Django handles exceptions of views. This is for exceptions outside of views, for example in middleware.
+            logger.exception("exception outside of a view: %s %r", environ["REQUEST_METHOD"], environ["PATH_INFO"])
+            return send_error(start_response, 500, "Internal error")
 
 
-def at_once(response: Iterable[bytes]) -> Iterable[bytes]:
-    """Return a Django response that is complete as a list: granian then sends it in one piece, with its length."""
+def as_list(response: Iterable[bytes]) -> Iterable[bytes]:
+    """Return the body of a complete Django response as a list, and close the response.
+
+    granian sends a list in one piece, with its length.
+    """
     if not isinstance(response, HttpResponse):
         return response
     try:
@@ -156,7 +161,7 @@ def at_once(response: Iterable[bytes]) -> Iterable[bytes]:
 
 
 def read_chunked(environ: Environ, limit: int) -> None:
-    """Replace a body of unknown length by its first ``limit`` bytes, and say how many there are."""
+    """Read at most ``limit`` bytes of a chunked body; replace ``wsgi.input`` by them and set CONTENT_LENGTH."""
     stream, body = environ["wsgi.input"], bytearray()
     while len(body) < limit:
         piece = stream.read(limit - len(body))
@@ -167,27 +172,24 @@ def read_chunked(environ: Environ, limit: int) -> None:
     environ["CONTENT_LENGTH"] = str(len(body))
 
 
-def answer(
+def send_error(
     start_response: StartResponse,
     status: int,
     error: str = "",
     headers: Iterable[tuple[str, str]] = (),
     sign: SignReply | None = None,
 ) -> list[bytes]:
-    """Answer with ``{"error": …}``, or with nothing; ``sign``: for a sender that has proven the secret."""
+    """Send ``{"error": …}``; an empty ``error`` sends no body. ``sign``: signs the response."""
     body = msgspec.json.encode({"error": error}) if error else b""
-    typed = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))] if error else []
+    body_headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))] if error else []
     proof = [] if sign is None else [(HEADER, sign(status, body))]
-    start_response(f"{status} {HTTPStatus(status).phrase}", [*typed, *headers, *proof])
+    start_response(f"{status} {HTTPStatus(status).phrase}", [*body_headers, *headers, *proof])
     return [body]
 
 
-def load() -> Edge:
-    """Return the whole application: the edge, in it the short way for the API, and Django for the rest."""
-    others = get_wsgi_application()
-    from kvsite.fast_path import LeanEntry  # noqa: PLC0415  # finds views, for which Django has to be set up
+def load(context: ServerContext) -> Edge:
+    """Return the whole WSGI application: the edge, the fast path for the API, and Django for everything else."""
+    django = get_wsgi_application()
+    from kvsite.fast_path import FastPath  # noqa: PLC0415  # imports views, which need Django to be set up
 
-    return Edge.for_config(LeanEntry(others), current())
-
-
-application: Edge = load()
+    return Edge(FastPath(django), context, Guard.for_config(context.config, context.node.id))

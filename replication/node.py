@@ -82,7 +82,7 @@ class Node:
         self._ticker = threading.Thread(target=self._tick_for_ever, name="tick", daemon=True)
         self._events_logged = 0
         self._samples = CounterSamples()
-        engine.dependencies = self
+        engine.replication = self
 
     # -- life ------------------------------------------------------------------------------------------
 
@@ -166,18 +166,18 @@ class Node:
 
     # -- what the engine needs of peers (store.engine.Replication) -------------------------------------
 
-    def wrote(self, update: object) -> None:
+    def update_issued(self, update: object) -> None:
         """Send an update that was issued here to the peers."""
         self._threads.wake_for_write()
 
-    def ask(self, past: dict[str, int]) -> int:
+    def fetch(self, past: dict[str, int]) -> int:
         """Exchange at once with every peer that may have what ``past`` names and we lack; return a token."""
         token = self.replica.loss.ask(past)
         self._threads.wake_due()
         return token
 
-    def ask_again(self, past: dict[str, int]) -> int:
-        """Like ``ask``, for a request that does not wait and may have asked before."""
+    def fetch_for_retry(self, past: dict[str, int]) -> int:
+        """Like ``fetch``, for a request that does not wait and may have asked before."""
         token = self.replica.loss.ask_again(past)
         self._threads.wake_due()
         return token

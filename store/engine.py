@@ -1,13 +1,19 @@
-"""The engine: one CausalStore, one lock, and the requests that wait.
+"""The engine: thread-safe access to one ``CausalStore``, and the requests that wait.
 
-Everything that a request does to the store happens under ``lock``, in one step; nothing else happens under it: no
-I/O, no parsing, no rendering. (What is applied goes into the log as bytes, which is part of it.) Requests that cannot
-be answered yet wait, each on a condition of its own, and are woken only when what they wait for is there: for their
-causal past (*deferred*), for a change of a key (*watching*), or for acknowledgements (*acks*). How many of each kind
-may wait at once is bounded, because each holds a thread of the server; one more is refused at once, and a write that is
-refused so has not been made.
+The engine owns ``lock``. Each operation of a request on the store is one step under this lock. I/O, parsing and
+rendering happen outside of it. (Encoding an update for the log is part of applying it, and happens under the lock.)
 
-The store knows nothing of other replicas. What it needs of them comes through ``Replication``.
+A request waits if it cannot be answered yet:
+
+* *deferred*: for its causal past;
+* *watching*: for a change of its key;
+* *acks*: for acknowledgements of its write by other members.
+
+Each waiting request has its own condition variable on the lock. ``wake`` tests the condition of each waiting request
+and notifies only those for which it holds. A waiting request occupies a thread of the server, so the number of waiting
+requests of each kind is limited. A request above the limit is rejected at once; if it is a write, it is not made.
+
+The store knows nothing about other replicas. The engine reaches them through the ``Replication`` port.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from msgspec import structs
 from store.causal import CausalStore, ListResult, LostUpdates, ReadResult, TransactionResult, WriteResult
 from store.clock import Clock, Dot, Instant
 from store.errors import DependenciesMissing, TooManyAckWaits, TooManyDeferred, TooManyWatchers
-from store.hold_time import HELD
+from store.hold_time import HoldTime
 from store.settings import StoreSettings
 from store.versions import Change, Update
 
@@ -42,16 +48,16 @@ __all__ = [
     "read_clocks",
 ]
 
-Answer = TypeVar("Answer", ReadResult, WriteResult, ListResult, TransactionResult)
-Issued = TypeVar("Issued", WriteResult, TransactionResult)
-What = TypeVar("What")
-Arguments = ParamSpec("Arguments")
+AnyResult = TypeVar("AnyResult", ReadResult, WriteResult, ListResult, TransactionResult)
+AnyWriteResult = TypeVar("AnyWriteResult", WriteResult, TransactionResult)
+Argument = TypeVar("Argument")
+P = ParamSpec("P")
 
 
 class WriteConcern(NamedTuple):
-    """How many members a client wants to have a write before it is answered (SPEC 2.7).
+    """How many members must have a write before the engine returns (contract 2.7).
 
-    ``members``: a number, ``"majority"`` or ``"all"``, of those that belong to the view, reachable or not.
+    ``members``: a number, ``"majority"`` or ``"all"``. Counts the members in the membership table, reachable or not.
     ``timeout_s``: how long to wait for them.
     """
 
@@ -60,44 +66,61 @@ class WriteConcern(NamedTuple):
 
 
 class Acks(NamedTuple):
-    """How many members, this one included, are known to have a write, and whether they are as many as were wanted."""
+    """Acknowledgements of a write.
+
+    ``members``: how many members are known to have the write, this one included. ``enough``: whether these satisfy the
+    write concern.
+    """
 
     members: int
     enough: bool
 
 
 class Replication(Protocol):
-    """What the engine asks of replication. All are called under the engine's lock and must not block."""
+    """The port through which the engine uses replication.
 
-    def wrote(self, update: Update) -> None:
-        """An update was issued here: peers lack it."""
+    The engine calls every method under its lock, so none may block.
+    """
 
-    def ask(self, past: Clock) -> int:
-        """A request waits for ``past``: ask whoever may have it. Returns a token that dates the request."""
+    def update_issued(self, update: Update) -> None:
+        """Handle an update that this replica has just issued: peers do not have it yet."""
 
-    def ask_again(self, past: Clock) -> int:
-        """The same for a request that may not wait: the token dates the first time that this was asked for."""
+    def fetch(self, past: Clock) -> int:
+        """Fetch the missing part of ``past`` for a request that waits for it.
+
+        Returns a token for ``unrecoverable``. It marks the time of the request.
+        """
+
+    def fetch_for_retry(self, past: Clock) -> int:
+        """Fetch the missing part of ``past`` for a request that does not wait, so that its retry can succeed.
+
+        Returns a token like ``fetch``. It marks the time of the first request for this past, so that retries together
+        count as one long request.
+        """
 
     def unrecoverable(self, past: Clock, token: int) -> LostUpdates:
-        """Return what of ``past`` no replica has any more, as known from answers younger than ``token``."""
+        """Return the part of ``past`` that no replica has any more.
+
+        Uses only what peers have reported since the time that ``token`` marks.
+        """
 
     def acks(self, dot: Dot) -> int:
-        """Return how many members, this one included, are known to have applied ``dot``."""
+        """Return how many members are known to have applied ``dot``, this one included."""
 
     def acks_required(self, write_concern: str) -> int:
-        """Return how many acks ``"majority"`` or ``"all"`` are, of the members that belong to the view."""
+        """Return how many acks ``"majority"`` or ``"all"`` requires, given the membership table."""
 
 
 class LoneReplica:
-    """Dependencies of a replica without peers: nobody to ask, nothing can be lost elsewhere."""
+    """``Replication`` of a replica without peers: nothing can be fetched, and no update is lost elsewhere."""
 
-    def wrote(self, update: Update) -> None:
+    def update_issued(self, update: Update) -> None:
         pass
 
-    def ask(self, past: Clock) -> int:
+    def fetch(self, past: Clock) -> int:
         return 0
 
-    def ask_again(self, past: Clock) -> int:
+    def fetch_for_retry(self, past: Clock) -> int:
         return 0
 
     def unrecoverable(self, past: Clock, token: int) -> LostUpdates:
@@ -111,12 +134,12 @@ class LoneReplica:
 
 
 def read_clocks() -> Instant:
-    """Read the machine's clocks for the protocol, which has none of its own."""
+    """Return the current time of this machine. The protocol never reads a clock itself."""
     return Instant(time.monotonic(), time.time_ns() // 1000)
 
 
 class _Waiter:
-    """One waiting request: wakes when ``is_due`` says so. Both are used under the engine's lock only."""
+    """One waiting request. ``is_due`` returns whether its wait is over. Used under the engine's lock only."""
 
     __slots__ = ("condition", "is_due")
 
@@ -126,18 +149,26 @@ class _Waiter:
 
 
 class Engine:
-    """The way in for requests. Thread-safe; each call blocks at most for the time that it was given."""
+    """Serves requests from one store. Thread-safe.
+
+    A call blocks at most for the time that its caller allows.
+
+    ``hold_time``: per thread, how long calls have waited (store/hold_time.py).
+    ``deferred``, ``watchers``, ``ack_waits``: number of waiting requests of each kind. ``deferred`` and ``ack_waits``
+    are each at most ``max_deferred``, ``watchers`` at most ``max_watchers``.
+    """
 
     def __init__(
         self,
         store: CausalStore,
-        dependencies: Replication | None = None,
+        replication: Replication | None = None,
         *,
         now: Callable[[], Instant] = read_clocks,
         lock: threading.RLock | None = None,
     ) -> None:
         self.lock = lock or threading.RLock()
-        self.dependencies: Replication = dependencies or LoneReplica()
+        self.replication: Replication = replication or LoneReplica()
+        self.hold_time = HoldTime()
         self.counts = dict.fromkeys(("reads", "writes", "deletes", "transactions", "lists", "deferred", "refused"), 0)
         self.deferred = 0
         self.watchers = 0
@@ -150,8 +181,9 @@ class Engine:
     # -- requests --------------------------------------------------------------------------------------
 
     def get(self, key: str, past: Clock, *, wait_s: float | None = None, all_siblings: bool = False) -> ReadResult:
-        """Read one key. ``past``: the client's causal past; ``wait_s``: how long to wait for it, seconds.
+        """Read one key.
 
+        ``past``: the client's causal past. ``wait_s``: how long to wait for it; None means ``defer_timeout_s``.
         Raises NotServing, DependenciesMissing.
         """
         read = partial(self._store.get, all_siblings=True) if all_siblings else self._store.get
@@ -162,9 +194,9 @@ class Engine:
     def watch(
         self, key: str, past: Clock, etags: Sequence[str], wait_s: float, *, all_siblings: bool = False
     ) -> ReadResult:
-        """Read one key as soon as its winner has none of ``etags``, or after ``wait_s`` seconds as it is then.
+        """Read one key as soon as the entity tag of its winner is not in ``etags``.
 
-        Raises NotServing, DependenciesMissing, TooManyWatchers.
+        After ``wait_s`` seconds, return the unchanged key. Raises NotServing, DependenciesMissing, TooManyWatchers.
         """
         deadline = time.monotonic() + wait_s
 
@@ -174,21 +206,23 @@ class Engine:
         with self.lock:
             found = self.get(key, past, wait_s=wait_s, all_siblings=all_siblings)
             lost = found.lost
-            past = _reduced(past, lost)
+            past = _without(past, lost)
             while unchanged(found) and (remaining := deadline - time.monotonic()) > 0:
                 if self.watchers >= self._settings.max_watchers:
                     self.counts["refused"] += 1
                     raise TooManyWatchers(f"{self.watchers} requests watch already")
                 self.watchers += 1
                 try:
-                    self._wait(lambda: self._changed(key, etags), self._until_expiry(found, remaining))
+                    self._wait(lambda: self._has_changed(key, etags), self._until_expiry(found, remaining))
                 finally:
                     self.watchers -= 1
                 found = self.get(key, past, wait_s=0, all_siblings=all_siblings)
         return structs.replace(found, lost=lost) if lost else found
 
     def write(self, change: Change, past: Clock, wait_s: float | None = None) -> WriteResult:
-        """Write or delete one key if the change's conditions hold. ``WriteResult.deleted``: the key was present.
+        """Write or delete one key if the change's conditions hold.
+
+        ``WriteResult.deleted`` says whether a delete removed anything.
 
         Raises NotServing, DependenciesMissing, PreconditionFailed, OutOfMemory.
         """
@@ -196,7 +230,7 @@ class Engine:
             self.counts["deletes" if change.value is None else "writes"] += 1
             wrote = self._serve(self._store.put, change, past, wait_s)
             if wrote.update is not None:
-                self.dependencies.wrote(wrote.update)
+                self.replication.update_issued(wrote.update)
                 if self._waiters:
                     self.wake()
         return wrote
@@ -211,7 +245,7 @@ class Engine:
         conflicts: bool = False,
         wait_s: float | None = None,
     ) -> ListResult:
-        """List keys that start with ``prefix`` and come after ``after``: one causal snapshot."""
+        """List up to ``limit`` keys that start with ``prefix`` and sort after ``after``, from one causal snapshot."""
         page = partial(self._store.list_keys, after=after, limit=limit, conflicts=conflicts)
         with self.lock:
             self.counts["lists"] += 1
@@ -220,27 +254,26 @@ class Engine:
     def transact(
         self, reads: Sequence[str], writes: Sequence[Change], past: Clock, *, wait_s: float | None = None
     ) -> TransactionResult:
-        """Read keys from one snapshot, then write keys as one update."""
+        """Read keys from one causal snapshot, then write keys as one update."""
         with self.lock:
             self.counts["transactions"] += 1
             done = self._serve(partial(self._store.transact, reads), writes, past, wait_s)
             if done.update is not None:
-                self.dependencies.wrote(done.update)
+                self.replication.update_issued(done.update)
                 self.wake()
         return done
 
-    def acknowledged(
+    def write_with_concern(
         self,
         concern: WriteConcern | None,
-        write: Callable[Arguments, Issued],
-        *args: Arguments.args,
-        **kwargs: Arguments.kwargs,
-    ) -> tuple[Issued, Acks | None]:
-        """Make a write, then wait until as many members have it as ``concern`` says.
+        write: Callable[P, AnyWriteResult],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> tuple[AnyWriteResult, Acks | None]:
+        """Call ``write`` (``self.write`` or ``self.transact``), then wait until ``concern`` is satisfied.
 
-        ``write`` is one of the calls above, to be made with what follows. Returns its answer and the acks; None where
-        none were asked for, or nothing was issued that could be acknowledged. Raises TooManyAckWaits before anything
-        was written, and whatever ``write`` raises.
+        Returns the result of ``write`` and the acks. The acks are None if ``concern`` is None, or if ``write`` issued
+        no update. Raises TooManyAckWaits before anything is written, and whatever ``write`` raises.
         """
         if concern is None:
             return write(*args, **kwargs), None
@@ -249,15 +282,15 @@ class Engine:
             return done, None if done.update is None else self.wait_for_acks(done.update.dot, concern)
 
     def wait_for_acks(self, dot: Dot, concern: WriteConcern) -> Acks:
-        """Wait until as many members have applied ``dot`` as ``concern`` says, or its time is over.
+        """Wait until ``concern`` is satisfied for ``dot`` or its timeout has passed; return the acks.
 
-        Where this replica is put out meanwhile it ends at once: who is put out has nobody to count on.
+        Stops waiting when the gate closes: a replica that leaves or is removed cannot collect acks.
         """
         members = concern.members
 
         def acks() -> Acks:
-            wanted = members if isinstance(members, int) else self.dependencies.acks_required(members)
-            reached = self.dependencies.acks(dot)
+            wanted = members if isinstance(members, int) else self.replication.acks_required(members)
+            reached = self.replication.acks(dot)
             return Acks(reached, reached >= wanted)
 
         with self.lock:
@@ -268,52 +301,63 @@ class Engine:
     # -- waiting ---------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Wake the requests whose wait is over; called under the lock whenever the replica has changed."""
+        """Wake the requests whose wait is over. Call this under the lock after each change of the replica."""
         for waiter in self._waiters:
             if waiter.is_due():
                 waiter.condition.notify()
 
     def _serve(
-        self, operation: Callable[[What, Clock, Instant], Answer], what: What, past: Clock, wait_s: float | None
-    ) -> Answer:
-        """Do one of the store's operations, when it may be done; called under the lock, which waiting releases."""
+        self,
+        operation: Callable[[Argument, Clock, Instant], AnyResult],
+        argument: Argument,
+        past: Clock,
+        wait_s: float | None,
+    ) -> AnyResult:
+        """Run one operation of the store, deferred if necessary. Call this under the lock; waiting releases it."""
         try:
-            return operation(what, past, self._now())
+            return operation(argument, past, self._now())
         except DependenciesMissing as unreached:
             timeout_s = self._settings.defer_timeout_s if wait_s is None else wait_s
-            # One that may not wait asks all the same, for itself when it comes again; but it takes no place.
+            # A request with wait=0 still triggers a fetch, so that a retry can succeed; it takes no waiter slot.
             with self._deferral(unreached) if timeout_s > 0 else nullcontext():
-                return self._serve_later(partial(operation, what), past, timeout_s)
+                return self._serve_deferred(partial(operation, argument), past, timeout_s)
 
-    def _serve_later(self, operation: Callable[[Clock, Instant], Answer], past: Clock, timeout_s: float) -> Answer:
-        """Serve when the causal past has arrived or the rest of it is unrecoverable; else raise DependenciesMissing."""
+    def _serve_deferred(
+        self, operation: Callable[[Clock, Instant], AnyResult], past: Clock, timeout_s: float
+    ) -> AnyResult:
+        """Run ``operation`` as soon as ``past`` is covered, apart from updates that are unrecoverable.
+
+        Raises DependenciesMissing after ``timeout_s``.
+        """
         deadline = time.monotonic() + timeout_s
         lost: LostUpdates = {}
-        token = self.dependencies.ask(past) if timeout_s > 0 else self.dependencies.ask_again(past)
+        token = self.replication.fetch(past) if timeout_s > 0 else self.replication.fetch_for_retry(past)
         while True:
-            gone = self.dependencies.unrecoverable(past, token)
-            lost.update(gone)
-            past = _reduced(past, gone)
+            unrecoverable = self.replication.unrecoverable(past, token)
+            lost.update(unrecoverable)
+            past = _without(past, unrecoverable)
             try:
-                answer = operation(past, self._now())
+                result = operation(past, self._now())
             except DependenciesMissing:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     self.counts["refused"] += 1
                     raise
-                self._wait(self._is_served(past, token), remaining)
+                self._wait(self._can_proceed(past, token), remaining)
             else:
-                return structs.replace(answer, lost=lost) if lost else answer
+                return structs.replace(result, lost=lost) if lost else result
 
-    def _is_served(self, past: Clock, token: int) -> Callable[[], bool]:
+    def _can_proceed(self, past: Clock, token: int) -> Callable[[], bool]:
+        """Return a test for the end of a deferral: rejected, served, or with a smaller past to try again."""
         return lambda: (
             self._store.not_serving_reason is not None
             or self._store.is_causal(past)
-            or bool(self.dependencies.unrecoverable(past, token))
+            or bool(self.replication.unrecoverable(past, token))
         )
 
     @contextmanager
     def _deferral(self, unreached: DependenciesMissing) -> Iterator[None]:
+        """Count a deferred request. Raises TooManyDeferred if too many are deferred already."""
         if self.deferred >= self._settings.max_deferred:
             self.counts["refused"] += 1
             raise TooManyDeferred(unreached.missing)
@@ -326,7 +370,7 @@ class Engine:
 
     @contextmanager
     def _ack_wait(self, concern: WriteConcern) -> Iterator[None]:
-        """Keep room for one that may have to wait for acks; a write for this replica alone never has to."""
+        """Reserve a place to wait for acks before the write is made. A write with ``w=1`` never waits."""
         if concern.members == 1:
             yield
             return
@@ -342,37 +386,41 @@ class Engine:
                 self.ack_waits -= 1
 
     def _wait(self, is_due: Callable[[], bool], timeout_s: float) -> None:
-        """Release the lock until ``is_due`` or the time is over."""
+        """Release the lock and wait until ``is_due`` returns True, at most ``timeout_s``."""
         waiter = _Waiter(self.lock, is_due)
         self._waiters.append(waiter)
         began_s = time.monotonic()
         try:
             waiter.condition.wait_for(is_due, timeout_s)
         finally:
-            HELD.seconds += time.monotonic() - began_s
+            self.hold_time.seconds += time.monotonic() - began_s
             self._waiters.remove(waiter)
 
-    def _changed(self, key: str, etags: Sequence[str]) -> bool:
+    def _has_changed(self, key: str, etags: Sequence[str]) -> bool:
         if self._store.not_serving_reason is not None:
             return True
         versions = self._store.table.get(key)
         return not versions or versions[0].etag not in etags
 
     def _until_expiry(self, found: ReadResult, remaining_s: float) -> float:
-        """Nothing wakes a watcher when a version expires but the time itself."""
+        """Return how long to wait for a change: at most until the first version expires.
+
+        Expiry is a change of the key, but no ``wake`` announces it.
+        """
         deadlines = [version.expires for version in found.versions if version.expires is not None]
         if not deadlines:
             return remaining_s
         return min(remaining_s, max(0.001, (min(deadlines) - self._now().wall_us) / 1_000_000))
 
-    # -- for people ------------------------------------------------------------------------------------
+    # -- for operators ------------------------------------------------------------------------------------
 
     @property
     def settings(self) -> StoreSettings:
+        """The store's settings."""
         return self._settings
 
     def stats(self) -> dict[str, int]:
-        """Return counters and sizes, for the status page and the metrics."""
+        """Return counters and sizes for the status and the metrics."""
         with self.lock:
             store = self._store
             return {
@@ -390,9 +438,9 @@ class Engine:
             }
 
 
-def _reduced(past: Clock, lost: LostUpdates) -> Clock:
-    """Return ``past`` without what is lost: of each origin up to the last update before it."""
+def _without(past: Clock, lost: LostUpdates) -> Clock:
+    """Return ``past`` lowered, for each origin in ``lost``, to the last update before the lost ones."""
     if not lost:
         return past
-    reduced = {replica: counter for replica, counter in past.items() if replica not in lost}
-    return reduced | {replica: first - 1 for replica, (first, _) in lost.items() if first > 1}
+    remaining = {replica: counter for replica, counter in past.items() if replica not in lost}
+    return remaining | {replica: first - 1 for replica, (first, _) in lost.items() if first > 1}

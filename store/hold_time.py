@@ -1,7 +1,7 @@
-"""How long a request was held because it asked to be: for its causal past, a change of a key, or acks.
+"""Hold time: how long the current request waited because its client asked for that.
 
-Whoever measures requests wants to know how much of the time was work. Each request has a thread while it is answered,
-so a figure for each thread is enough.
+A request waits for its causal past, for a change of a key, or for acks. The slow-request log subtracts this time, so
+that it reports work and not waiting (kvsite/slow_requests.py).
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 
 
-class Held(threading.local):
-    """``seconds``: for how long this thread has waited on purpose since it was last set to 0."""
+class HoldTime(threading.local):
+    """Hold time per thread. A thread serves one request at a time.
+
+    ``seconds``: time waited by this thread since it was last set to 0. The edge sets it to 0 when a request starts.
+    """
 
     seconds = 0.0
-
-
-HELD = Held()

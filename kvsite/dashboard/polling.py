@@ -19,7 +19,7 @@ from kvsite.dashboard.cluster_state import ClusterState, parse_cluster
 from kvsite.dashboard.lag import LagTracker
 from kvsite.dashboard.overview import Overview, overview
 from kvsite.dashboard.status_fetcher import status_fetcher
-from replication.api import context
+from replication.node import Node
 
 FRESH_S = 0.5
 """A poll that is younger than this is reused."""
@@ -54,10 +54,12 @@ class Poll:
 class ClusterPoller:
     """Polls the cluster when the last poll is too old. Thread-safe.
 
-    ``poll`` returns the cluster state and may block. ``clock`` returns monotonic seconds.
+    ``poll`` returns the cluster state as a node sees it, and may block. ``clock`` returns monotonic seconds.
     """
 
-    def __init__(self, poll: Callable[[], ClusterState], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, poll: Callable[[Node | None], ClusterState], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._poll = poll
         self._clock = clock
         self._polling = threading.Lock()
@@ -65,7 +67,7 @@ class ClusterPoller:
         self._lag = LagTracker()
         self._last: Poll | None = None
 
-    def latest(self) -> Poll:
+    def latest(self, node: Node | None) -> Poll:
         """Return a fresh poll, or a slightly older one while another thread polls."""
         last = self._last
         age_s = math.inf if last is None else self._age_s(last)
@@ -78,7 +80,7 @@ class ClusterPoller:
             last = self._last
             if last is None or not is_new:
                 # The age counts from the request: a member that hangs must not make the other statuses look newer.
-                requested_s, cluster = self._clock(), self._poll()
+                requested_s, cluster = self._clock(), self._poll(node)
                 last = self._last = Poll(requested_s, cluster, self._lag.lag_s(cluster, requested_s))
             return last
         finally:
@@ -88,15 +90,14 @@ class ClusterPoller:
         return self._clock() - poll.at_s
 
 
-def poll_cluster(*, recent: int = 0) -> ClusterState:
-    """Fetch the status of every member; return an empty cluster state if no replica runs in this process.
+def poll_cluster(node: Node | None, *, recent: int = 0) -> ClusterState:
+    """Fetch the status of every member that ``node`` knows; without a node, return an empty cluster state.
 
     ``recent``: how many of the last applied updates each status should include.
     """
     wall_us = time.time_ns() // 1000
-    if not context.bound():
+    if node is None:
         return ClusterState("", wall_us)
-    node = context.node()
     return parse_cluster(status_fetcher.fetch_all(node, recent=recent), node.replica.address, wall_us)
 
 

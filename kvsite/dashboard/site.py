@@ -23,6 +23,8 @@ from kvsite.dashboard.keys_page import PAGE_SIZE, key_list_page, key_page
 from kvsite.dashboard.polling import poller
 from kvsite.dashboard.replica_page import replica_page
 from kvsite.dashboard.spacetime import diagram
+from replication.api.context import node_of
+from replication.node import Node
 
 View: TypeAlias = Callable[..., HttpResponse]
 
@@ -75,7 +77,7 @@ class DashboardSite(AdminSite):
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         """Render the front page. Django's own index queries the admin log, which needs a database."""
-        poll = poller.latest()
+        poll = poller.latest(node_of(request))
         return self._live(
             request,
             title=self.index_title,
@@ -88,7 +90,7 @@ class DashboardSite(AdminSite):
 
     def overview_fragment(self, request: HttpRequest) -> HttpResponse:
         """Render the part of the front page that is refreshed."""
-        return self._fragment(request, lambda: poller.latest().overview_html)
+        return self._fragment(request, lambda: poller.latest(node_of(request)).overview_html)
 
     # -- one replica -----------------------------------------------------------------------------------
 
@@ -103,13 +105,13 @@ class DashboardSite(AdminSite):
                 page="replica",
                 address=address,
                 fragment_url=reverse(f"{self.name}:replica_fragment", args=[address]),
-                fragment_html=_replica_html(address),
+                fragment_html=_replica_html(node_of(request), address),
             ),
         )
 
     def replica_fragment(self, request: HttpRequest, address: str) -> HttpResponse:
         """Render the part of a replica's page that is refreshed."""
-        return self._fragment(request, lambda: _replica_html(address))
+        return self._fragment(request, lambda: _replica_html(node_of(request), address))
 
     # -- keys ------------------------------------------------------------------------------------------
 
@@ -120,8 +122,9 @@ class DashboardSite(AdminSite):
     def _keys(self, request: HttpRequest) -> HttpResponse:
         prefix, after = request.GET.get("prefix", ""), request.GET.get("after", "")
         conflicts = request.GET.get("conflicts") == "true"
-        keys = details.keys(prefix, after, PAGE_SIZE + 1, conflicts=conflicts)
-        key_list = key_list_page(keys, details.known_members(), prefix=prefix, after=after, conflicts=conflicts)
+        node = node_of(request)
+        keys = details.keys(node, prefix, after, PAGE_SIZE + 1, conflicts=conflicts)
+        key_list = key_list_page(keys, details.known_members(node), prefix=prefix, after=after, conflicts=conflicts)
         return self._page(request, "dashboard/keys.html", title="Keys", page="keys", key_list=key_list)
 
     def key(self, request: HttpRequest) -> HttpResponse:
@@ -130,7 +133,8 @@ class DashboardSite(AdminSite):
 
     def _key(self, request: HttpRequest) -> HttpResponse:
         key = request.GET.get("key", "")
-        content = key_page(details.explanation(key), details.known_members())
+        node = node_of(request)
+        content = key_page(details.explanation(node, key), details.known_members(node))
         return self._page(
             request, "dashboard/key.html", title=key or "Key", subtitle="Key", page="key", key_page=content
         )
@@ -146,13 +150,13 @@ class DashboardSite(AdminSite):
                 title="Space-time diagram",
                 page="spacetime",
                 fragment_url=reverse(f"{self.name}:spacetime_fragment"),
-                fragment_html=_spacetime_html(),
+                fragment_html=_spacetime_html(node_of(request)),
             ),
         )
 
     def spacetime_fragment(self, request: HttpRequest) -> HttpResponse:
         """Render the diagram and its table, which are refreshed together."""
-        return self._fragment(request, _spacetime_html)
+        return self._fragment(request, lambda: _spacetime_html(node_of(request)))
 
     # -- shared ----------------------------------------------------------------------------------------
 
@@ -178,15 +182,16 @@ class DashboardSite(AdminSite):
         return TemplateResponse(request, template, {**self.each_context(request), **context})
 
 
-def _replica_html(address: str) -> str:
-    cluster = poller.latest().cluster
+def _replica_html(node: Node | None, address: str) -> str:
+    cluster = poller.latest(node).cluster
     replica = next((replica for replica in cluster.replicas if replica.address == address), None)
-    page = replica_page(cluster, details.with_history(replica, cluster)) if replica else None
+    page = replica_page(cluster, details.with_history(node, replica, cluster)) if replica else None
     return render_to_string("dashboard/_replica.html", {"page": page, "address": address})
 
 
-def _spacetime_html() -> str:
-    return render_to_string("dashboard/_spacetime.html", {"diagram": diagram(details.cluster_with_recent_updates())})
+def _spacetime_html(node: Node | None) -> str:
+    cluster = details.cluster_with_recent_updates(node)
+    return render_to_string("dashboard/_spacetime.html", {"diagram": diagram(cluster)})
 
 
 site = DashboardSite()

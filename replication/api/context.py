@@ -1,33 +1,26 @@
-"""What the views of this floor talk to: one node, bound once at the start (see store/api/context.py)."""
+"""The context that the edge passes to the views of this package: that of the store, and the node."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from django.http import HttpRequest
+
+from store.api.context import CONTEXT, StoreContext
 
 if TYPE_CHECKING:
     from replication.node import Node
 
-_node: Node | None = None
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaContext(StoreContext):
+    """What the views of the replica need."""
+
+    node: Node
 
 
-def bind(node: Node) -> None:
-    """Make the views serve ``node``; a later call replaces it (tests do that)."""
-    global _node  # noqa: PLW0603 - one process is one replica
-    _node = node
-
-
-def node() -> Node:
-    """Return the bound node. Raises ``RuntimeError`` before the server has bound one."""
-    if _node is None:
-        raise RuntimeError("No node is bound: call replication.api.context.bind() before serving requests.")
-    return _node
-
-
-def own_id() -> str:
-    """Return this replica's id, incarnation included; empty before there is a node."""
-    return "" if _node is None else _node.id
-
-
-def bound() -> bool:
-    """Return whether there is a node yet; health checks may come before."""
-    return _node is not None
+def node_of(request: HttpRequest) -> Node | None:
+    """Return the node that serves a request of Django's handler; None if the request did not pass the edge."""
+    context: ReplicaContext | None = request.META.get(CONTEXT)
+    return None if context is None else context.node

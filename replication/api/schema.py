@@ -101,7 +101,7 @@ def error(description: str, text: str) -> Object:
 
 ACCESS_ERRORS: Final = {
     "401": NO_TOKEN,
-    "403": error("The credentials do not permit this.", "Refused: needs proof of KV_CLUSTER_SECRET"),
+    "403": error("The credentials do not permit this.", "Rejected: needs proof of KV_CLUSTER_SECRET"),
 }
 ADDRESS_ERRORS: Final = {
     "400": error("Invalid input; nothing has changed.", "socket-address: 'nonsense' is not of the form host:port"),

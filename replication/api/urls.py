@@ -1,8 +1,8 @@
-"""Routes of the view, of the exchange between replicas, and of health checks."""
+"""Routes of the view, of the exchange between replicas, and of status, metrics and health checks."""
 
 from __future__ import annotations
 
-from django.urls import path, re_path
+from typing import Final
 
 from replication.api.metrics import MetricsView
 from replication.api.views import (
@@ -14,14 +14,17 @@ from replication.api.views import (
     StatusView,
     ViewView,
 )
+from store.api.routing import Route
 
-urlpatterns = [
-    path("view", ViewView.as_view(), name="view"),
-    path("replication/exchange", ExchangeView.as_view(), name="exchange"),
-    path("replication/snapshot", SnapshotView.as_view(), name="snapshot"),
-    path("replication/status", StatusView.as_view(), name="status"),
-    re_path(r"^replication/explain/(?P<rest>(?s:.*))$", ExplainView.as_view(), name="explain"),
-    path("metrics", MetricsView.as_view(), name="metrics"),
-    path("healthz", HealthView.as_view(), name="healthz"),
-    path("readyz", ReadyView.as_view(), name="readyz"),
-]
+ROUTES: Final = (
+    Route("view", ViewView, name="view"),
+    Route("replication/exchange", ExchangeView, name="exchange"),
+    Route("replication/snapshot", SnapshotView, name="snapshot"),
+    Route("replication/status", StatusView, name="status"),
+    Route("replication/explain/", ExplainView, name="explain", takes_rest=True),
+    Route("metrics", MetricsView, name="metrics"),
+    Route("healthz", HealthView, name="healthz"),
+    Route("readyz", ReadyView, name="readyz"),
+)
+
+urlpatterns = [route.url_pattern() for route in ROUTES]

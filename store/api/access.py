@@ -1,21 +1,23 @@
-"""What a view has to decide of who may do what (SPEC 5): whether a transaction is a write.
+"""The one access rule that a view applies: a transaction with writes needs a token that may write.
 
-Everything else is decided at the edge, by method and path, before a view is asked (kvsite/guard.py).
+The edge applies all other rules by method and path, before any view runs (kvsite/guard.py). Only the body of a
+transaction shows whether it writes.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from django.http import HttpRequest
 from rest_framework.exceptions import PermissionDenied
 
+from store.api.request import ApiRequest
+
 READ_ONLY: Final = "causeway.read_only"
-"""In ``request.META``: the name of the token that this request came with, where it may only read."""
+"""WSGI variable: name of the request's token if that token may only read. The guard sets it."""
 
 
-def refuse_read_only(request: HttpRequest) -> None:
-    """Raise ``PermissionDenied`` where the request may only read; to be called before a write."""
-    name = request.META.get(READ_ONLY)
+def require_write_access(request: ApiRequest) -> None:
+    """Raise ``PermissionDenied`` if the request's token may only read."""
+    name = request.environ.get(READ_ONLY)
     if name is not None:
         raise PermissionDenied(f"Token {name!r} may only read")

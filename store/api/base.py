@@ -1,37 +1,36 @@
-"""The view that every endpoint of the JSON API is made of: DRF's, without what the API does not use.
+"""``ApiView``: the base class of every endpoint of the JSON API.
 
-DRF's own ``dispatch`` builds a second request around Django's, parsers, renderers, a negotiator and response headers,
-every time; that costs more than the store itself. This one keeps what HTTP asks for (405 with ``Allow``, HEAD, OPTIONS)
-and DRF's ``handle_exception``. It hands Django's request to the handler, and leaves media types to ``parsing`` and
-bytes to ``rendering``.
+It is a Django REST framework view without the parts that the API does not use. DRF's ``dispatch`` wraps Django's
+request in a second one, negotiates parsers and renderers, and edits the response's headers on each request; that costs
+more than the store itself. This class keeps HTTP's rules (405 with ``Allow``, HEAD, OPTIONS) and DRF's exceptions.
+Module ``parsing`` checks media types and reads bodies; module ``rendering`` writes them.
 
-Who may come in is decided at the edge (kvsite/guard.py): DRF's authentication and permissions are never run.
+The edge authenticates and authorises requests (kvsite/guard.py). DRF's authentication and permissions do not run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import update_wrapper
+from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, ClassVar
 
 from django.http import HttpRequest, HttpResponse
-from django.http.response import HttpResponseBase
-from rest_framework.exceptions import ParseError
+from rest_framework.exceptions import MethodNotAllowed, ParseError
 from rest_framework.views import APIView
 
 from store.api import errors, parsing
+from store.api.context import CONTEXT, StoreContext
 from store.api.rendering import JSON
-from store.api.request_metrics import METER
-
-Handler = Callable[..., HttpResponseBase]
-
-HANDLERS: Final = {name.upper(): name for name in APIView.http_method_names}
-"""Method -> the name of what answers it in a view that does."""
+from store.api.request import ApiRequest
+from store.api.response import ApiResponse
 
 
 class ApiView(APIView):
-    """A view whose handlers take Django's request and return a response that is finished: nothing renders it later."""
+    """An endpoint. Its handlers (``get``, ``put``, …) take the arguments of the route and return an ``ApiResponse``.
+
+    Handlers read the request from ``self.request`` and the replica from ``self.context``. Whatever they raise becomes a
+    JSON error (store/api/errors.py). One instance serves one request.
+    """
 
     authentication_classes: Sequence[Any] = ()
     permission_classes: Sequence[Any] = ()
@@ -40,69 +39,74 @@ class ApiView(APIView):
     renderer_classes = ()
 
     operations: Mapping[str, str] = {}
-    """Method -> what it is called in ``/metrics``."""
+    """Method -> name of the operation in ``/metrics``."""
 
     operation: str | None = None
-    """The same of this request, where the method alone does not tell."""
+    """Name of the operation for this request, if the method alone does not determine it."""
 
-    http: HttpRequest
-    """The request as Django has it: what parsing reads."""
+    request: ApiRequest  # type: ignore[assignment]  # DRF has its own class
+    context: StoreContext
+
+    _handlers: ClassVar[Mapping[str, str]] = {}
+    """Method -> name of the handler that serves it."""
 
     _body: bytes | None = None
-    _body_asked = False
-
-    @classmethod
-    def as_view(cls) -> Any:  # type: ignore[override]  # views of the API take no arguments here
-        """Return what answers requests. Django's own keeps each request and its arguments as well, for nobody here."""
-
-        def view(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-            return cls().dispatch(request, *args, **kwargs)
-
-        update_wrapper(view, super().as_view())  # with its marks, such as that no form's token is asked for
-        return view
-
-    __init__ = object.__init__  # Django's takes what ``as_view`` was given: nothing.
+    _body_was_read = False
 
     def __init_subclass__(cls) -> None:
-        """Answer HEAD as GET. Django's ``setup`` would see to it in each view, which would then refer to itself, and
-        wait for a collection when it is done."""
+        """Find the handlers. HEAD is served by ``get``; the server drops the body."""
         super().__init_subclass__()
-        if hasattr(cls, "get"):
-            cls.head = cls.get  # type: ignore[attr-defined]  # looked up by name
+        handlers = {name.upper(): name for name in cls.http_method_names if hasattr(cls, name)}
+        if "GET" in handlers:
+            handlers["HEAD"] = "get"
+        cls._handlers = {
+            name.upper(): handlers[name.upper()] for name in cls.http_method_names if name.upper() in handlers
+        }
 
-    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        """Answer one request, and count it; as DRF's, without content negotiation and without touching the response."""
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Serve a request of Django's handler. The server uses the fast path, which calls ``respond`` directly."""
+        return self.respond(ApiRequest.from_django(request), *args, **kwargs).to_django()
+
+    def respond(self, request: ApiRequest, *args: Any, **kwargs: Any) -> ApiResponse:
+        """Serve one request and record it in the metrics. ``args``: what the route captured."""
         began_s = perf_counter()
-        self.http = request
-        method = request.method or ""
+        self.request = request
+        context = self.context = request.environ[CONTEXT]
+        method = request.method
         try:
-            handler: Handler = getattr(self, HANDLERS.get(method, ""), self.http_method_not_allowed)
-            response = handler(request, *args, **kwargs)
-        except Exception as exc:  # noqa: BLE001 - whatever it is becomes a JSON answer, and is logged if it is our fault
-            response = self.handle_exception(exc)
+            handler = self._handlers.get(method, "reject_method")
+            response: ApiResponse = getattr(self, handler)(*args, **kwargs)
+        except Exception as exc:  # noqa: BLE001  # every exception becomes a JSON error; unexpected ones are logged
+            response = errors.response_for(exc, self)
         operation = self.operation or self.operations.get(method, "other")
-        METER.note(operation, response.status_code, perf_counter() - began_s)
+        context.request_metrics.record(operation, response.status_code, perf_counter() - began_s)
         return response
 
-    def options(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:  # type: ignore[override]
-        """Say which methods there are, and nothing else: /schema/ describes the API."""
-        response = HttpResponse(status=204, headers={"Allow": ", ".join(self.allowed_methods)})
-        del response.headers["Content-Type"]
-        return response
+    def options(self, *args: Any, **kwargs: Any) -> ApiResponse:  # type: ignore[override]
+        """Return the allowed methods and nothing else; ``/schema/`` describes the API."""
+        return ApiResponse(204, b"", {"Allow": self.allow})
 
-    def get_exception_handler(self) -> Callable[..., HttpResponse]:
-        """Return the one handler of the API, whatever DRF's settings say."""
-        return errors.handle
+    def reject_method(self, *args: Any, **kwargs: Any) -> ApiResponse:
+        """Raise ``MethodNotAllowed``: no handler serves the request's method."""
+        raise MethodNotAllowed(self.request.method)
+
+    @property
+    def allow(self) -> str:
+        """The value of the ``Allow`` header."""
+        return ", ".join(self._handlers)
 
     def body(self, max_bytes: int, media_type: str = JSON) -> bytes:
-        """Return the request's body. Raises as ``parsing.read_body``; a failure is final, as the stream is used up."""
-        if not self._body_asked:
-            self._body_asked = True
-            self._body = parsing.read_body(self.http, max_bytes, media_type)
+        """Return the request's body. Raises as ``parsing.read_body``.
+
+        The body can be read only once, so after a failure every further call raises ``ParseError``.
+        """
+        if not self._body_was_read:
+            self._body_was_read = True
+            self._body = parsing.read_body(self.request, max_bytes, media_type)
         if self._body is None:
             raise ParseError("Body cannot be read")
         return self._body
 
     def request_past(self) -> dict[str, int] | None:
-        """Return the causal past to repeat in an error's body; None where the endpoint or the request has none."""
+        """Return the causal past that an error response repeats; None if the endpoint or the request has none."""
         return None

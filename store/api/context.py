@@ -1,36 +1,29 @@
-"""What the views of this floor talk to: one engine and the limits of the edge, bound once at the start.
+"""The context that the edge passes to the views: the replica that serves the request.
 
-The server puts a replica together and calls ``bind`` before it takes the first request. Views ask by
-function, not by import, so that importing a view never starts a replica.
+The server builds one context per replica. The edge (kvsite/wsgi.py) puts it into the WSGI environ of each request, and
+``ApiView`` reads it from there. The classes follow the layers: ``StoreContext`` is what the views of the store need,
+``replication.api.context`` adds the node, ``kvsite.context`` the configuration.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
+from store.api.request_metrics import RequestMetrics
 from store.settings import RequestLimits
 
 if TYPE_CHECKING:
     from store.engine import Engine
 
-
-_engine: Engine | None = None
-_limits = RequestLimits()
-
-
-def bind(engine: Engine, limits: RequestLimits) -> None:
-    """Make the views serve ``engine`` within ``limits``; a later call replaces both (tests do that)."""
-    global _engine, _limits
-    _engine, _limits = engine, limits
+CONTEXT: Final = "causeway.context"
+"""WSGI variable: the context of the replica that serves the request."""
 
 
-def engine() -> Engine:
-    """Return the bound engine. Raises ``RuntimeError`` where the server forgot to bind one."""
-    if _engine is None:
-        raise RuntimeError("No engine is bound: call store.api.context.bind() before serving requests.")
-    return _engine
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreContext:
+    """What the views of /kvs need."""
 
-
-def limits() -> RequestLimits:
-    """Return the bound limits, SPEC's defaults until then."""
-    return _limits
+    engine: Engine
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    request_metrics: RequestMetrics = field(default_factory=RequestMetrics)

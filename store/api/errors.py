@@ -1,25 +1,25 @@
-"""One handler from whatever a request runs into to a status and a JSON body.
+"""Error responses: maps every exception that a handler raises to a status and a JSON body.
 
-Three kinds of causes, and whose fault they are:
+There are three kinds of exceptions:
 
-    the client's    DRF's APIException, which parsing and HTTP checks raise   4xx, said exactly
-    the store's     store.errors.StoreError: facts about the replica's state  412, 503, 507
-    ours            anything else                                             500, logged with its traceback
+    client errors    DRF's ``APIException``, raised by parsing and by HTTP checks    4xx with an exact message
+    store errors     ``store.errors.StoreError``, facts about the replica's state    412, 503 or 507
+    bugs             anything else                                                   500, logged with a traceback
 
-An error of /kvs repeats the request's ``causal-metadata``, where it could be read, so that a client which
-keeps the latest metadata of any answer loses nothing by a refused request.
+An error response of /kvs repeats the request's ``causal-metadata`` if it could be read. So a client that always keeps
+the metadata of the latest response does not lose its history when a request fails.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.http import HttpResponse
 from rest_framework.exceptions import APIException, MethodNotAllowed
 
 from store.api import rendering
+from store.api.response import ApiResponse
 from store.errors import (
     DependenciesMissing,
     NotServing,
@@ -30,19 +30,25 @@ from store.errors import (
     TooManyWatchers,
 )
 
+if TYPE_CHECKING:
+    from store.api.base import ApiView
+
 logger = logging.getLogger(__name__)
 
 
 class TooLarge(APIException):
-    """The body, or a value in it, exceeds its limit."""
+    """The body, or a value in it, is larger than its limit."""
 
     status_code = 413
     default_detail = "Request is too large"
     default_code = "too_large"
 
 
-class Fault(NamedTuple):
-    """What to tell the client. ``metadata`` None: repeat the request's."""
+class ApiError(NamedTuple):
+    """Content of an error response.
+
+    ``details``: further members of the body. ``metadata``: None repeats the request's causal metadata.
+    """
 
     status: int
     message: str
@@ -51,48 +57,39 @@ class Fault(NamedTuple):
     metadata: Mapping[str, int] | None = None
 
 
-def handle(exc: Exception, context: Mapping[str, Any]) -> HttpResponse:
-    """Return the response for ``exc``; the signature is the one of DRF's exception handlers."""
-    view = context["view"]
-    fault = fault_of(exc, view)
-    if fault.status == 500:
-        logger.error("Unexpected fault at %s %r", view.http.method, view.http.path, exc_info=exc)
-    metadata = view.request_past() if fault.metadata is None else fault.metadata
-    return rendering.error(fault.status, fault.message, details=fault.details, metadata=metadata, headers=fault.headers)
+def response_for(exc: Exception, view: ApiView) -> ApiResponse:
+    """Return the response for ``exc``, which a handler of ``view`` raised."""
+    error = _api_error(exc, view)
+    if error.status == 500:
+        logger.error("Unexpected fault at %s %r", view.request.method, view.request.path, exc_info=exc)
+    metadata = view.request_past() if error.metadata is None else error.metadata
+    return rendering.error(error.status, error.message, details=error.details, metadata=metadata, headers=error.headers)
 
 
-def fault_of(exc: Exception, view: Any) -> Fault:
-    """Return what ``exc`` means to a client of ``view``."""
+def _api_error(exc: Exception, view: ApiView) -> ApiError:
     if isinstance(exc, StoreError):
-        return _store_fault(exc)
+        return _store_error(exc)
+    if isinstance(exc, MethodNotAllowed):
+        return ApiError(exc.status_code, str(exc.detail), headers={"Allow": view.allow})
     if isinstance(exc, APIException):
-        return Fault(exc.status_code, str(exc.detail), headers=_headers(exc, view))
-    return Fault(500, "Internal server error")
+        return ApiError(exc.status_code, str(exc.detail))
+    return ApiError(500, "Internal server error")
 
 
-def _store_fault(exc: StoreError) -> Fault:
+def _store_error(exc: StoreError) -> ApiError:
     if isinstance(exc, DependenciesMissing):
         missing = {replica: {"has": has, "needs": needs} for replica, (has, needs) in exc.missing.items()}
-        return Fault(503, _NOT_REACHED, {"missing": missing}, {"Retry-After": str(exc.retry_after_s)})
+        return ApiError(503, _NOT_REACHED, {"missing": missing}, {"Retry-After": str(exc.retry_after_s)})
     if isinstance(exc, NotServing):
-        return Fault(503, exc.reason)
+        return ApiError(503, exc.reason)
     if isinstance(exc, (TooManyWatchers, TooManyAckWaits)):
-        return Fault(503, "Too many requests wait already; try again later", headers={"Retry-After": "1"})
+        return ApiError(503, "Too many requests wait already; try again later", headers={"Retry-After": "1"})
     if isinstance(exc, PreconditionFailed):
         headers = {} if exc.etag is None else {"ETag": exc.etag}
-        return Fault(412, "Precondition failed", headers=headers, metadata=exc.metadata)
+        return ApiError(412, "Precondition failed", headers=headers, metadata=exc.metadata)
     if isinstance(exc, OutOfMemory):
-        return Fault(507, "Out of memory: delete something, or ask for a higher KV_MAX_MEMORY")
-    return Fault(500, "Internal server error")
+        return ApiError(507, "Out of memory: delete something, or ask for a higher KV_MAX_MEMORY")
+    return ApiError(500, "Internal server error")
 
 
 _NOT_REACHED = "Causal dependencies not satisfied; try again later"
-
-
-def _headers(exc: APIException, view: Any) -> dict[str, str]:
-    headers = {}
-    if isinstance(exc, MethodNotAllowed):
-        headers["Allow"] = ", ".join(view.allowed_methods)
-    if auth_header := getattr(exc, "auth_header", None):  # Set by DRF's handle_exception for a 401.
-        headers["WWW-Authenticate"] = auth_header
-    return headers

@@ -1,7 +1,7 @@
-"""Keys at the edge: from a request's path, or from a body, to text that the store may keep.
+"""Keys: reads them from a request's path and checks them.
 
-A key is percent-decoded UTF-8 and may hold anything, ``/``, NUL and newlines included. Bytes that are no
-UTF-8 are refused, never replaced: two different keys must not become one.
+A key is percent-decoded UTF-8 and may contain any character, ``/``, NUL and line ends included. Bytes that are not
+UTF-8 are rejected and never replaced, so that two different keys cannot become one.
 """
 
 from __future__ import annotations
@@ -9,40 +9,46 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from django.http import HttpRequest
 from rest_framework.exceptions import ParseError
 
+from store.api.request import ApiRequest
+
 RAW_PATH: Final = "causeway.raw_path"
-"""WSGI variable with PATH_INFO as the server gave it, set by the WSGI wrapper. Django's request overwrites PATH_INFO
-with its own reading, in which the byte FF (``%FF``) and the text "%FF" (``%25FF``) are the same."""
+"""WSGI variable: PATH_INFO as the server passed it. The edge sets it.
+
+Django overwrites PATH_INFO with its own decoding, in which the invalid byte FF (``%FF`` in the URL) and the text "%FF"
+(``%25FF`` in the URL) look the same.
+"""
 
 _REPERCENTED: Final = re.compile(r"%[89A-F][0-9A-F]")
+"""What Django writes in place of a byte that is not UTF-8."""
 
 
-def key_from_path(request: HttpRequest, rest: str, max_bytes: int) -> str:
-    """Return the key that the path names; ``rest`` is what the URL pattern captured of it.
+def key_from_path(request: ApiRequest, rest: str, max_bytes: int) -> str:
+    """Return the key that the path names. ``rest``: the part of the path after the route's prefix.
 
-    Raises ``ParseError`` where the path is no UTF-8, and as ``check_key`` does.
+    Raises ``ParseError`` if the path is not UTF-8, and for the reasons of ``check_key``.
     """
-    if "%" in rest:  # Django writes a broken byte as %XX, so only a rest with a percent sign can mislead.
-        rest = _exact(request, rest)
+    if "%" in rest:  # Django writes an invalid byte as %XX, so without a percent sign ``rest`` is exact.
+        rest = _exact_rest(request, rest)
     return check_key(rest, max_bytes)
 
 
 def check_key(key: str, max_bytes: int) -> str:
-    """Return ``key``, which is UTF-8 text. Raises ``ParseError`` where it is empty or above ``max_bytes``."""
+    """Return ``key``. Raises ``ParseError`` if it is empty or longer than ``max_bytes`` in UTF-8."""
     if not key:
         raise ParseError("Key is empty")
-    # A character takes one to four bytes: count them only where that matters.
+    # A character takes one to four bytes. Encode the key only if its length in characters does not decide.
     if len(key) > max_bytes or (len(key) * 4 > max_bytes and len(key.encode()) > max_bytes):
         raise ParseError("Key is too long")
     return key
 
 
-def _exact(request: HttpRequest, rest: str) -> str:
-    raw = request.META.get(RAW_PATH)
+def _exact_rest(request: ApiRequest, rest: str) -> str:
+    raw = request.environ.get(RAW_PATH)
     if raw is None:
-        # Served without our wrapper: which of the two it was cannot be told any more, so take neither.
+        # The request did not pass the edge. An invalid byte and its percent-encoded text cannot be told apart here,
+        # so reject both.
         if _REPERCENTED.search(rest):
             raise ParseError("Key is not valid UTF-8")
         return rest
@@ -50,5 +56,5 @@ def _exact(request: HttpRequest, rest: str) -> str:
         path: str = raw.encode("latin-1").decode()
     except UnicodeError:
         raise ParseError("Key is not valid UTF-8") from None
-    # What stands before the rest is a URL pattern's ASCII: as long in this reading as in Django's.
-    return path[len(request.path_info) - len(rest) :]
+    # The prefix before ``rest`` is ASCII, so it has the same length in both decodings.
+    return path[len(request.path) - len(rest) :]

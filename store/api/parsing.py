@@ -1,7 +1,7 @@
-"""From a request to typed, checked input. Nothing behind this module sees a client's bytes.
+"""Parses and checks requests: from a client's bytes to typed input.
 
-Bodies are decoded straight into structs by msgspec; whatever is wrong with one is a 400 that says what and where.
-Unknown fields are ignored, so that a newer client can talk to an older replica.
+msgspec decodes bodies directly into structs. An invalid body raises a 400 that says what is wrong and where. Unknown
+fields are ignored, so that a newer client can use an older replica.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from contextlib import suppress
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 import msgspec
-from django.http import HttpRequest
 from msgspec import UNSET, UnsetType
 from rest_framework.exceptions import ParseError, UnsupportedMediaType
 
@@ -20,47 +19,50 @@ from store.api import query as queries
 from store.api.errors import TooLarge
 from store.api.keys import check_key
 from store.api.rendering import JSON
+from store.api.request import ApiRequest
 from store.engine import Change, WriteConcern
 from store.settings import RequestLimits
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024 * 1024
+"""Longest rejected body that is still read, see ``_discard``."""
+
 _PIECE_BYTES: Final = 64 * 1024
 
 Counter = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Past = dict[str, Counter] | None
 
 TtlSeconds = Annotated[float, msgspec.Meta(gt=0, le=1e10)]
-"""At most some 300 years: the deadline, in microseconds, stays far inside 64 bits."""
+"""At most about 300 years, so that the deadline in microseconds fits into 64 bits."""
 
 Members = Annotated[int, msgspec.Meta(ge=1, lt=2**53)] | Literal["majority", "all"]
 AckSeconds = Annotated[float, msgspec.Meta(ge=0, le=queries.MAX_WAIT_S)]
 
 DEFAULT_ACK_WAIT_S: Final = 1.0
-"""SPEC 2.7: how long a write waits for its acks where the client does not say."""
+"""Default of ``w-timeout`` (contract 2.7)."""
 
 
 class Body(msgspec.Struct, rename="kebab", gc=False):
-    """What every request of /kvs may carry; all there is for GET."""
+    """Body of GET, and the fields that every request of /kvs can have."""
 
     causal_metadata: Past | UnsetType = UNSET
 
 
 class WriteConcernBody(Body):
-    """What every request that writes may carry; all there is for DELETE."""
+    """Body of DELETE, and the fields that every write can have."""
 
     w: Members | None = None
     w_timeout: AckSeconds | None = None
 
     @property
     def concern(self) -> WriteConcern | None:
-        """Return how many members are to have the write; None where the client did not ask."""
+        """The write concern; None if the request has no ``w``."""
         if self.w is None:
             return None
         return WriteConcern(self.w, DEFAULT_ACK_WAIT_S if self.w_timeout is None else self.w_timeout)
 
 
 class PutBody(WriteConcernBody):
-    """The body of PUT and POST of one key."""
+    """Body of PUT and POST of one key."""
 
     value: Any = UNSET
     ttl: TtlSeconds | None = None
@@ -78,13 +80,13 @@ class WriteBody(msgspec.Struct, rename="kebab", gc=False):
 
 
 class TransactionBody(WriteConcernBody):
-    """The body of POST /kvs."""
+    """Body of POST /kvs."""
 
     reads: list[str] | UnsetType = UNSET
     writes: list[WriteBody] | UnsetType = UNSET
 
 
-Shape = TypeVar("Shape")
+T = TypeVar("T")
 AnyBody = TypeVar("AnyBody", bound=Body)
 BODY: Final = msgspec.json.Decoder(Body)
 DELETE_BODY: Final = msgspec.json.Decoder(WriteConcernBody)
@@ -95,30 +97,30 @@ _encode: Final = msgspec.json.Encoder().encode
 _PAST: Final[msgspec.json.Decoder[dict[str, int] | None]] = msgspec.json.Decoder(Past)
 
 
-class Asked(msgspec.Struct, Generic[AnyBody], frozen=True):
-    """One request of /kvs: its body, its query parameters, and its causal past without zero entries."""
+class ParsedRequest(msgspec.Struct, Generic[AnyBody], frozen=True):
+    """A checked request of /kvs. ``past``: the client's causal past, without entries of value 0."""
 
     body: AnyBody
     query: queries.Query
     past: dict[str, int]
 
 
-def ask(
-    request: HttpRequest, body: bytes, decoder: msgspec.json.Decoder[AnyBody], limits: RequestLimits
-) -> Asked[AnyBody]:
-    """Parse ``request``, whose body was read. Raises ``ParseError``."""
+def parse(
+    request: ApiRequest, body: bytes, decoder: msgspec.json.Decoder[AnyBody], limits: RequestLimits
+) -> ParsedRequest[AnyBody]:
+    """Parse ``request``, whose ``body`` was read already. Raises ``ParseError``."""
     decoded = decode(body, decoder)
     query = queries.parameters(request)
-    return Asked(decoded, query, causal_past(request, decoded, query, limits.max_clock_entries))
+    return ParsedRequest(decoded, query, causal_past(request, decoded, query, limits.max_clock_entries))
 
 
-def read_body(request: HttpRequest, max_bytes: int, media_type: str = JSON) -> bytes:
+def read_body(request: ApiRequest, max_bytes: int, media_type: str = JSON) -> bytes:
     """Return the request's body. Raises ``TooLarge``, ``UnsupportedMediaType``, ``ParseError``.
 
-    A body needs no Content-Type: what else than ``media_type`` could it be. But one that says to be something else is
-    refused (``curl -d`` says form): to guess would be to store what the client did not mean.
+    A body without a Content-Type is taken as ``media_type``. A body of another declared type is rejected (``curl -d``
+    declares a form): guessing could store something that the client did not mean.
     """
-    declared = request.META.get("CONTENT_LENGTH")
+    declared = request.environ.get("CONTENT_LENGTH")
     if not declared:
         return b""
     try:
@@ -127,35 +129,39 @@ def read_body(request: HttpRequest, max_bytes: int, media_type: str = JSON) -> b
         raise ParseError("Content-Length is not a number") from None
     if length <= 0:
         return b""
-    if request.content_type not in (media_type, ""):
+    if request.media_type not in (media_type, ""):
         _discard(request, length)
-        raise UnsupportedMediaType(request.content_type or "")
+        raise UnsupportedMediaType(request.media_type)
     if length > max_bytes:
         _discard(request, length)
         raise TooLarge(f"Body is too large: at most {max_bytes} bytes")
     try:
-        # Not request.body: its limit is one for forms, and peers send more than clients.
-        body: bytes = request.META["wsgi.input"].read(length)
+        body: bytes = request.environ["wsgi.input"].read(length)
     except OSError:
         body = b""
     if len(body) < length:
-        raise ParseError("Body broke off")
+        raise ParseError("Body ended before its Content-Length")
     return body
 
 
-def _discard(request: HttpRequest, length: int) -> None:
-    """Read a body that is refused, unless it is huge: a client that is still sending would not see the answer."""
-    if length <= MAX_DISCARDED_BYTES:
-        with suppress(OSError):
-            while request.read(_PIECE_BYTES):
-                pass
+def _discard(request: ApiRequest, length: int) -> None:
+    """Read and drop a rejected body, unless it is very long.
+
+    A client that is still sending its body would not see the response.
+    """
+    if length > MAX_DISCARDED_BYTES:
+        return
+    stream = request.environ["wsgi.input"]
+    with suppress(OSError):
+        while length > 0 and (piece := stream.read(min(length, _PIECE_BYTES))):
+            length -= len(piece)
 
 
-def decode(body: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:
-    """Return ``body`` in the decoder's shape; an empty one is ``{}``. Raises ``ParseError``."""
+def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """Return the decoded ``body``. An empty body counts as ``{}``. Raises ``ParseError``."""
     try:
         if not body.isascii():
-            body.decode()  # msgspec does not look into strings under fields that it does not know.
+            body.decode()  # msgspec does not check strings in unknown fields.
         return decoder.decode(body or b"{}")
     except msgspec.ValidationError as exc:
         raise ParseError(f"Body is not as expected: {exc}") from None
@@ -167,14 +173,15 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:
         raise ParseError("Body is nested too deeply") from None
 
 
-def causal_past(request: HttpRequest, body: Body, query: queries.Query, max_entries: int) -> dict[str, int]:
-    """Return the client's causal past: of the body, else of the header, else of the query; without zero entries.
+def causal_past(request: ApiRequest, body: Body, query: queries.Query, max_entries: int) -> dict[str, int]:
+    """Return the client's causal past, without entries of value 0.
 
-    Raises ``ParseError`` where it is malformed or has more than ``max_entries``.
+    It is read from the body if that has the field, else from the header, else from the query. Raises ``ParseError`` if
+    it is malformed or has more than ``max_entries`` entries.
     """
     past = body.causal_metadata
     if past is UNSET:
-        past = _past_beside_body(request, query)
+        past = _past_outside_body(request, query)
     if not past:
         return {}
     if len(past) > max_entries:
@@ -184,10 +191,10 @@ def causal_past(request: HttpRequest, body: Body, query: queries.Query, max_entr
     return past
 
 
-def readable_past(request: HttpRequest, body: bytes | None, limits: RequestLimits) -> dict[str, int] | None:
-    """Return the causal past of a request that failed, for the answer to repeat; None where it cannot be read.
+def readable_past(request: ApiRequest, body: bytes | None, limits: RequestLimits) -> dict[str, int] | None:
+    """Return the causal past of a failed request, which the error response repeats; None if it cannot be read.
 
-    ``body`` None: it could not be read. Else only the metadata is looked for: the rest may be what was wrong.
+    ``body``: None if it could not be read. Only its metadata is decoded, because another field may be invalid.
     """
     decoded = None
     with suppress(ParseError):
@@ -196,15 +203,15 @@ def readable_past(request: HttpRequest, body: bytes | None, limits: RequestLimit
         past = causal_past(request, decoded or Body(), queries.parameters(request), limits.max_clock_entries)
     except ParseError:
         return None
-    # A body that cannot be read may hold metadata: do not claim that the client has no history.
+    # An unreadable body may contain metadata. An empty past would say that the client has no history.
     return past or (None if decoded is None else {})
 
 
 def encode_value(value: Any, max_bytes: int) -> bytes:
-    """Return a decoded value as compact JSON. Raises ``ParseError`` (no value that comes back), ``TooLarge``.
+    """Return a decoded value as compact JSON. Raises ``ParseError``, ``TooLarge``.
 
-    Whole numbers of any length come back exactly; those beyond a double are refused all the same, because
-    most readers of JSON would take them for infinity.
+    Whole numbers beyond the range of a double are rejected, although they could be stored exactly: most JSON parsers
+    would read them as infinity.
     """
     try:
         encoded = _encode(value)
@@ -217,10 +224,10 @@ def encode_value(value: Any, max_bytes: int) -> bytes:
     return encoded
 
 
-def transaction(body: TransactionBody, limits: RequestLimits) -> tuple[list[str], list[Change]]:
-    """Return the keys to read and the writes of a transaction, checked. Raises ``ParseError``, ``TooLarge``.
+def parse_transaction(body: TransactionBody, limits: RequestLimits) -> tuple[list[str], list[Change]]:
+    """Return the keys to read and the changes to write. Raises ``ParseError``, ``TooLarge``.
 
-    A key that is read twice is answered once; of two writes to one key the engine takes the last.
+    A key that is listed twice is read once. If a key is written twice, the engine uses the last write.
     """
     if body.reads is UNSET and body.writes is UNSET:
         raise ParseError("A transaction needs reads or writes")
@@ -244,17 +251,17 @@ def _change(write: WriteBody, limits: RequestLimits) -> Change:
 
 
 def ttl_us(ttl_s: float | None) -> int | None:
-    """Return a time to live in microseconds; None: for ever."""
+    """Return a time to live in microseconds; None means no expiry."""
     return None if ttl_s is None else round(ttl_s * 1_000_000)
 
 
-def _past_beside_body(request: HttpRequest, query: Mapping[str, str]) -> dict[str, int] | None:
-    header = request.META.get("HTTP_X_CAUSAL_METADATA")
+def _past_outside_body(request: ApiRequest, query: Mapping[str, str]) -> dict[str, int] | None:
+    header = request.environ.get("HTTP_X_CAUSAL_METADATA")
     text = query.get("causal-metadata") if header is None else header
     if text is None:
         return None
     try:
-        # WSGI hands headers over as Latin-1; the client's bytes are UTF-8.
+        # WSGI decodes headers as Latin-1; clients send UTF-8.
         return _PAST.decode(text if header is None else header.encode("latin-1"))
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise ParseError(f"causal-metadata is malformed: {exc}") from None
@@ -265,22 +272,22 @@ _THREE_DIGITS: Final = re.compile(rb"[0-9]{3}")
 
 
 def _may_exceed_double(encoded: bytes) -> bool:
-    """Return whether ``encoded`` may hold a run of 309 digits; cheap, and never wrong when it says no.
+    """Return False only if ``encoded`` has no run of 309 digits. A cheap test before ``_all_finite``.
 
-    Such a run covers three neighbours among every 103rd byte, and those few are all that is looked at.
+    A run of 309 bytes contains three consecutive bytes of every 103rd byte, so only those need to be examined.
     """
     return _THREE_DIGITS.search(encoded[:: _DIGITS_OF_MAX_DOUBLE // 3]) is not None
 
 
 def _all_finite(value: Any) -> bool:
-    """Return whether every whole number in ``value`` lies within the range of a double."""
-    unseen = [value]
-    while unseen:
-        item = unseen.pop()
+    """Return whether every whole number in ``value`` is within the range of a double."""
+    remaining = [value]
+    while remaining:
+        item = remaining.pop()
         if isinstance(item, dict):
-            unseen.extend(item.values())
+            remaining.extend(item.values())
         elif isinstance(item, list):
-            unseen.extend(item)
+            remaining.extend(item)
         elif isinstance(item, int):
             try:
                 float(item)

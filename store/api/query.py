@@ -1,4 +1,4 @@
-"""Query parameters: text to typed values, with a 400 that names the parameter where it is not what it should be."""
+"""Query parameters: converts text to typed values. An invalid one raises a 400 that names the parameter."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Final
 from urllib.parse import parse_qsl
 
 import msgspec
-from django.http import HttpRequest
 from rest_framework.exceptions import ParseError
 
+from store.api.request import ApiRequest
+
 MAX_WAIT_S: Final = 60.0
-"""SPEC 2.6: the longest that a request may ask to be held."""
+"""Largest value of ``wait`` (contract 2.6)."""
 
 DEFAULT_PAGE_KEYS: Final = 100
 MAX_PAGE_KEYS: Final = 1000
@@ -22,12 +23,12 @@ _MAX_PARAMETERS: Final = 32
 Query = Mapping[str, str]
 
 
-def parameters(request: HttpRequest) -> Query:
-    """Return the query parameters; of a repeated one the last. Raises ``ParseError`` where they are no UTF-8.
+def parameters(request: ApiRequest) -> Query:
+    """Return the query parameters; the last value of a repeated one. Raises ``ParseError`` if they are not UTF-8.
 
-    Django's ``request.GET`` replaces broken bytes silently, which would turn one prefix into another.
+    Django's ``request.GET`` replaces invalid bytes silently, which could turn one prefix into another.
     """
-    text = request.META.get("QUERY_STRING")
+    text = request.environ.get("QUERY_STRING")
     if not text:
         return {}
     try:
@@ -40,15 +41,15 @@ def parameters(request: HttpRequest) -> Query:
 
 
 def flag(query: Query, name: str) -> bool:
-    """Return a parameter that is ``true`` or ``false``, which it also is when it is absent."""
+    """Return the value of a boolean parameter; False if it is absent."""
     text = query.get(name, "false")
     if text not in ("true", "false"):
         raise ParseError(f"{name} has to be true or false")
     return text == "true"
 
 
-def whole(query: Query, name: str, *, default: int, most: int) -> int:
-    """Return a parameter that is a whole number from 1 to ``most``; absent or blank, ``default``."""
+def positive_int(query: Query, name: str, *, default: int, maximum: int) -> int:
+    """Return a whole number from 1 to ``maximum``; ``default`` if the parameter is absent or empty."""
     text = query.get(name)
     if not text:
         return default
@@ -56,13 +57,13 @@ def whole(query: Query, name: str, *, default: int, most: int) -> int:
         number = msgspec.json.decode(text, type=int)
     except (msgspec.DecodeError, UnicodeError):
         number = 0
-    if not 1 <= number <= most:
-        raise ParseError(f"{name} has to be a whole number from 1 to {most}")
+    if not 1 <= number <= maximum:
+        raise ParseError(f"{name} has to be a whole number from 1 to {maximum}")
     return number
 
 
 def wait_s(query: Query) -> float | None:
-    """Return how many seconds the request may be held; None where it does not say."""
+    """Return the value of ``wait``: how many seconds the request may wait. None if the parameter is absent or empty."""
     text = query.get("wait")
     if not text:
         return None

@@ -1,7 +1,8 @@
-"""What requests did: how many of each kind ended how, and how long they took. Read by ``/metrics``.
+"""Request metrics: counts by operation and status, and durations by operation. ``/metrics`` reads them.
 
-prometheus-client's own counters take locks of their own and look labels up by text, which costs more than a read of
-the store. Here a request leaves a note, and notes are counted many at once: when somebody reads, or there are many.
+prometheus-client's own counters take a lock and look labels up by text for each request, which costs more than a read
+of the store. So a request only appends a sample to a queue. Samples are counted in bulk: when somebody reads the
+metrics, and whenever the queue is long.
 """
 
 from __future__ import annotations
@@ -12,38 +13,36 @@ from typing import Final
 
 from store.histogram import Histogram
 
-MAX_NOTES: Final = 500
-"""Notes that wait to be counted: few enough that whoever counts them, one request in so many, is not late for it."""
+MAX_QUEUED_SAMPLES: Final = 500
+"""The request that adds this many-th sample counts all of them; few enough that this does not delay it noticeably."""
 
 
-class Meter:
-    """Requests by (operation, status), and their durations by operation. Thread-safe."""
+class RequestMetrics:
+    """Counts of requests by (operation, status), and duration histograms by operation. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._notes: deque[tuple[str, int, float]] = deque()  # whose two ends any thread may use without a lock
+        self._samples: deque[tuple[str, int, float]] = deque()
+        """(operation, status, seconds) not counted yet. append and popleft need no lock."""
         self._requests: Counter[tuple[str, int]] = Counter()
         self._seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
 
-    def note(self, operation: str, status: int, seconds: float) -> None:
-        """Count one request. ``operation``: one of few words, never a client's text."""
-        self._notes.append((operation, status, seconds))
-        if len(self._notes) >= MAX_NOTES:
+    def record(self, operation: str, status: int, seconds: float) -> None:
+        """Record one request. ``operation``: one of a fixed set of names, never text from a client."""
+        self._samples.append((operation, status, seconds))
+        if len(self._samples) >= MAX_QUEUED_SAMPLES:
             self._count()
 
     def read(self) -> tuple[dict[tuple[str, int], int], dict[str, Histogram]]:
-        """Return copies of both."""
+        """Return copies of the counts and of the histograms."""
         self._count()
         with self._lock:
             return dict(self._requests), {name: histogram.copy() for name, histogram in self._seconds.items()}
 
     def _count(self) -> None:
         with self._lock:
-            for _ in range(len(self._notes)):  # those only that are there by now: others come meanwhile
-                operation, status, seconds = self._notes.popleft()
+            # Other threads keep appending: count only the samples that are queued at this moment.
+            for _ in range(len(self._samples)):
+                operation, status, seconds = self._samples.popleft()
                 self._requests[operation, status] += 1
                 self._seconds[operation].observe(seconds)
-
-
-METER = Meter()
-"""Of this process: views are made anew for each request, and one process is one replica."""

@@ -1,13 +1,16 @@
-"""Routes of the client API. A key is all that follows ``/kvs/``, slashes and newlines included."""
+"""Routes of the client API."""
 
 from __future__ import annotations
 
-from django.urls import path, re_path
+from typing import Final
 
+from store.api.routing import Route
 from store.api.views import KeysView, KeyView
 
-urlpatterns = [
-    path("kvs", KeysView.as_view(), name="kvs"),
-    # Not <path:…>: its dot stops at a newline. An empty rest comes through, to be answered as an empty key.
-    re_path(r"^kvs/(?P<rest>(?s:.*))$", KeyView.as_view(), name="key"),
-]
+ROUTES: Final = (
+    Route("kvs", KeysView, name="kvs"),
+    # A key is everything after /kvs/, slashes and line ends included. The view rejects an empty key.
+    Route("kvs/", KeyView, name="key", takes_rest=True),
+)
+
+urlpatterns = [route.url_pattern() for route in ROUTES]

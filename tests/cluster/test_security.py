@@ -84,7 +84,7 @@ def test_a_secured_cluster_works_as_any_other(cluster: ClusterFactory) -> None:
     at = made.addresses[0]
     for credentials, says in [
         ({}, "401"),
-        ({"KV_TOKEN": WRITE}, "403: Refused: needs proof of KV_CLUSTER_SECRET"),
+        ({"KV_TOKEN": WRITE}, "403: Rejected: needs proof of KV_CLUSTER_SECRET"),
         ({"KV_CLUSTER_SECRET": OTHER}, "does not prove that it has our KV_CLUSTER_SECRET"),
     ]:
         if says != "401":

@@ -30,8 +30,8 @@ from kvsite.dashboard.polling import FRESH_S, MAX_STALE_S, ClusterPoller, poll_c
 from kvsite.dashboard.spacetime import diagram
 from kvsite.dashboard.status_fetcher import FETCH_TIMEOUT_S, UNRESPONSIVE_TIMEOUT_S, StatusFetcher
 from kvsite.dashboard.timeline import MAX_ENTRIES, timeline
-from replication.api import context
 from replication.node import Node
+from store.api.context import CONTEXT
 from tests.browser.statuses import (
     NOW_US,
     Cluster,
@@ -83,7 +83,7 @@ def show_cluster(monkeypatch: pytest.MonkeyPatch) -> ShowCluster:
     """Return a function that makes the pages show a cluster."""
 
     def show(cluster: Cluster) -> None:
-        monkeypatch.setattr(site_module, "poller", ClusterPoller(lambda: state_of(cluster)))
+        monkeypatch.setattr(site_module, "poller", ClusterPoller(lambda _: state_of(cluster)))
 
     return show
 
@@ -380,18 +380,18 @@ def test_texts_from_peers_and_clients_are_escaped(show_cluster: ShowCluster) -> 
 
 def test_the_cluster_is_polled_at_most_twice_a_second_for_any_number_of_pages() -> None:
     clock, polls = FakeClock(), itertools.count()
-    poller = ClusterPoller(lambda: replace(state_of(cluster_of(1)), wall_us=next(polls)), clock)
-    results = [poller.latest() for _ in range(50)]
+    poller = ClusterPoller(lambda _: replace(state_of(cluster_of(1)), wall_us=next(polls)), clock)
+    results = [poller.latest(None) for _ in range(50)]
     assert all(result is results[0] for result in results)
     clock.now_s += FRESH_S
-    assert [poll.cluster.wall_us for poll in (results[0], poller.latest())] == [0, 1]
+    assert [poll.cluster.wall_us for poll in (results[0], poller.latest(None))] == [0, 1]
 
 
 def test_one_thread_polls_while_the_others_get_the_last_poll_at_once() -> None:
     clock, gate, polling_again = FakeClock(), threading.Event(), threading.Event()
     polls = 0
 
-    def poll() -> ClusterState:
+    def poll(_: object) -> ClusterState:
         nonlocal polls
         polls += 1
         if polls > 1:
@@ -400,14 +400,14 @@ def test_one_thread_polls_while_the_others_get_the_last_poll_at_once() -> None:
         return state_of(cluster_of(1))
 
     poller = ClusterPoller(poll, clock)
-    first = poller.latest()
+    first = poller.latest(None)
     clock.now_s += FRESH_S
-    slow = threading.Thread(target=poller.latest)
+    slow = threading.Thread(target=poller.latest, args=(None,))
     slow.start()
     assert polling_again.wait(10)
-    assert [poller.latest() for _ in range(20)] == [first] * 20
+    assert [poller.latest(None) for _ in range(20)] == [first] * 20
     clock.now_s += MAX_STALE_S
-    waiters = [threading.Thread(target=poller.latest) for _ in range(5)]
+    waiters = [threading.Thread(target=poller.latest, args=(None,)) for _ in range(5)]
     for waiter in waiters:
         waiter.start()
     gate.set()
@@ -421,12 +421,17 @@ def test_the_age_of_a_poll_counts_from_its_request() -> None:
     """A member that hangs must not make the statuses of the others look newer than they are."""
     clock, polls = FakeClock(), itertools.count()
 
-    def poll() -> ClusterState:
+    def poll(_: object) -> ClusterState:
         clock.now_s += FRESH_S
         return replace(state_of(cluster_of(1)), wall_us=next(polls))
 
     poller = ClusterPoller(poll, clock)
-    assert [poller.latest().cluster.wall_us for _ in range(2)] == [0, 1]
+    assert [poller.latest(None).cluster.wall_us for _ in range(2)] == [0, 1]
+
+
+def client_of(node: object) -> Client:
+    """Return a client whose requests ``node`` serves."""
+    return Client(**{CONTEXT: SimpleNamespace(node=node)})  # type: ignore[arg-type]  # environ may hold any object
 
 
 class FakeNode:
@@ -520,15 +525,15 @@ def test_only_members_are_asked_for_their_status(fake_node: FakeNode) -> None:
 def test_a_failed_poll_does_not_block_the_next() -> None:
     failures = [ValueError("no")]
 
-    def poll() -> ClusterState:
+    def poll(_: object) -> ClusterState:
         if failures:
             raise failures.pop()
         return state_of(cluster_of(1))
 
     poller = ClusterPoller(poll, FakeClock())
     with pytest.raises(ValueError, match="no"):
-        poller.latest()
-    assert poller.latest().cluster.local_address == A
+        poller.latest(None)
+    assert poller.latest(None).cluster.local_address == A
 
 
 # -- pages -------------------------------------------------------------------------------------------------------------
@@ -550,7 +555,6 @@ def test_pages_and_their_tables_are_well_formed(show_cluster: ShowCluster, clust
 
 
 def test_a_process_without_a_replica_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context, "bound", lambda: False)
     monkeypatch.setattr(site_module, "poller", ClusterPoller(poll_cluster))
     assert "No replica runs in this process" in Client().get("/admin/").content.decode()
 
@@ -681,15 +685,14 @@ def test_the_diagram_keeps_the_recent_updates_of_a_replica_that_stops_responding
     known = recent(cluster_of(3), 3)
     monkeypatch.setattr(fake_node, "status", lambda **_: known[A]["status"])
     monkeypatch.setattr(fake_node, "status_of", lambda address, _query: (known.get(address) or {}).get("status"))
-    monkeypatch.setattr(context, "bound", lambda: True)
-    monkeypatch.setattr(context, "node", lambda: fake_node)
     monkeypatch.setattr(polling, "status_fetcher", StatusFetcher())
     clock = FakeClock()
     monkeypatch.setattr(details, "_recent_cache", details.FetchCache(details._fetch_recent, clock))
-    assert "no response" not in Client().get("/admin/spacetime/now/").content.decode()
+    client = client_of(fake_node)
+    assert "no response" not in client.get("/admin/spacetime/now/").content.decode()
     del known[C]
     clock.now_s += 1
-    html = Client().get("/admin/spacetime/now/").content.decode()
+    html = client.get("/admin/spacetime/now/").content.decode()
     assert "no response" in html
     assert "10.0.0.3 #92 (carts/2): issued" in html
 
@@ -697,10 +700,8 @@ def test_the_diagram_keeps_the_recent_updates_of_a_replica_that_stops_responding
 def test_key_pages_send_no_requests_to_peers(monkeypatch: pytest.MonkeyPatch, fake_node: FakeNode) -> None:
     """They need only the addresses of the other members, so a member that hangs must not delay them."""
     fake_node.late_s[C] = None
-    monkeypatch.setattr(context, "bound", lambda: True)
-    monkeypatch.setattr(context, "node", lambda: fake_node)
     monkeypatch.setattr(site_module, "poller", ClusterPoller(poll_cluster))
-    client = Client()
+    client = client_of(fake_node)
     assert "10.0.0.2 #1" in client.get("/admin/keys/").content.decode(), "it has the short label"
     assert client.get("/admin/keys/key/?key=k").status_code == 200
     assert fake_node.requests == []
@@ -721,7 +722,6 @@ def test_the_key_list_has_pages() -> None:
 def test_every_page_works_without_a_replica_and_requires_the_login(
     show_cluster: ShowCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context, "bound", lambda: False)
     show_cluster(cluster_of(2))
     paths = [f"/admin/replica/{B}/", "/admin/keys/", "/admin/keys/key/?key=a", "/admin/spacetime/"]
     parts = [f"/admin/replica/{B}/now/", "/admin/spacetime/now/"]

@@ -12,6 +12,8 @@ from django.http import HttpResponse, StreamingHttpResponse
 
 from kvsite.wsgi import Application, Edge, Environ, StartResponse
 from store.api.keys import RAW_PATH
+from store.settings import RequestLimits
+from tests.support.api import make_context
 
 
 class Trickle(io.BytesIO):
@@ -24,7 +26,8 @@ class Trickle(io.BytesIO):
 def call(application: Application, limit: Any = 100, **environ: Any) -> tuple[str, dict[str, str], bytes]:
     told: list[Any] = []
     full: Environ = {"REQUEST_METHOD": "PUT", "PATH_INFO": "/kvs/a", "wsgi.input": io.BytesIO(), **environ}
-    body = b"".join(Edge(application, limit)(full, lambda *args: told.extend(args[:2])))
+    context = make_context(limits=RequestLimits(max_body_bytes=limit))
+    body = b"".join(Edge(application, context, None)(full, lambda *args: told.extend(args[:2])))
     return told[0], dict(told[1]), body
 
 
@@ -77,10 +80,14 @@ def test_a_complete_response_goes_out_as_one_list_and_is_closed() -> None:
     closed: list[bool] = []
     response = HttpResponse(b"whole")
     response.close = lambda: closed.append(True)  # type: ignore[method-assign]
-    assert Edge(lambda *_: response, 1)({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, print) == [b"whole"]
+    assert Edge(lambda *_: response, make_context(), None)({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, print) == [
+        b"whole"
+    ]
     assert closed == [True]
 
 
 def test_a_streaming_response_stays_one() -> None:
     response = StreamingHttpResponse([b"a", b"b"])
-    assert Edge(lambda *_: response, 1)({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, print) is response
+    assert (
+        Edge(lambda *_: response, make_context(), None)({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, print) is response
+    )

@@ -1,6 +1,6 @@
-"""The fast path through Django (kvsite/fast_path.py) against Django's own handler: the responses are equal.
+"""The fast path (kvsite/fast_path.py) responds exactly as Django's own handler does.
 
-Each case is sent through both, each with a fresh replica behind it; status, headers, body and log have to be equal.
+Each case is sent through both, each with a fresh replica. Status, headers, body and log lines must be equal.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import gc
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 from django.core.cache import close_caches
@@ -17,27 +19,30 @@ from django.core.handlers.base import reset_urlconf
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 from django.core.signals import request_finished, request_started
 from django.db import reset_queries
-from django.urls import get_resolver
+from django.dispatch import Signal
+from django.urls import Resolver404, URLPattern, URLResolver, get_resolver
 
-import replication.api.context as replication_context
-import replication.api.urls
-import store.api.urls
 from kvsite.config import Config
-from kvsite.fast_path import LeanEntry, LeanRequest, Routes
+from kvsite.fast_path import API_ROUTES, FastPath, Router
+from kvsite.guard import Guard
 from kvsite.wsgi import Edge
 from replication.errors import BadMessage
-from replication.node import Node
-from store.api import context
+from store.api.base import ApiView
+from store.api.context import CONTEXT
+from store.api.request import ApiRequest
+from store.api.response import ApiResponse
 from store.api.views import KeyView
 from store.api_tokens import ApiToken
 from store.causal import CausalStore
 from store.clock import Instant
+from store.engine import Engine
 from store.settings import RequestLimits
 from store.versions import Change, Update, Write
-from tests.support.api import PEER_ID, make_store
+from tests.support.api import OWN_ID, PEER_ID, make_context, make_store
 
 Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+Wrap = Callable[[Engine], Application]
 
 PATHS = {
     # whole paths and prefixes of the API, and their neighbours
@@ -132,7 +137,9 @@ CASES = {
 
 
 class FakeNode:
-    """A node whose status and snapshots are faulty."""
+    """A node whose status and snapshots raise an exception."""
+
+    id = OWN_ID
 
     ready = True
     not_ready_reason = ""
@@ -161,21 +168,13 @@ class FakeNode:
         raise LookupError("no status today")
 
 
-class Told(NamedTuple):
-    """All that a client and an operator learn of one request."""
+class Outcome(NamedTuple):
+    """Everything that a client and an operator see of one request."""
 
     status: str
     headers: list[tuple[str, str]]
     body: bytes
     log: list[tuple[str, str, str, Any, str]]
-
-
-@pytest.fixture(autouse=True)
-def unbound() -> Iterator[None]:
-    kept = context._engine, context._limits, replication_context._node
-    replication_context.bind(cast("Node", FakeNode()))
-    yield
-    context._engine, context._limits, replication_context._node = kept
 
 
 def environ_of(case: Case) -> Environ:
@@ -201,22 +200,21 @@ def environ_of(case: Case) -> Environ:
     }
 
 
-def send(application: Application, case: Case, caplog: pytest.LogCaptureFixture) -> Told:
-    """Send ``case`` through ``application`` to a fresh replica that holds a key and a conflict."""
+def send(wrap: Wrap, case: Case, caplog: pytest.LogCaptureFixture) -> Outcome:
+    """Send ``case`` to a fresh replica that has a key and a conflict, through an edge that ``wrap`` makes."""
     store = make_store()
-    context.bind(context.engine(), RequestLimits(max_body_bytes=2000, max_value_bytes=1000))
     _fill(store)
+    application = wrap(Engine(store))
     caplog.clear()
-    told: list[Any] = []
+    started: list[Any] = []
     with caplog.at_level(logging.INFO):
-        answered = application(environ_of(case), lambda *args: told.extend(args))
-        body = b"".join(answered)
+        body = b"".join(application(environ_of(case), lambda *args: started.extend(args)))
     log = [
         (record.name, record.levelname, record.getMessage(), getattr(record, "status_code", None),
          str(record.exc_info and record.exc_info[0]))
         for record in caplog.records
     ]  # fmt: skip
-    return Told(told[0], told[1], body, log)
+    return Outcome(started[0], started[1], body, log)
 
 
 def _fill(store: CausalStore) -> None:
@@ -226,25 +224,31 @@ def _fill(store: CausalStore) -> None:
     store.receive([Update(PEER_ID, 1, 1_700_000_000_000_001, {}, (Write("conflict", b"2"),))], now)
 
 
-def both(config: Config | None = None) -> tuple[Application, Application]:
-    """Return Django's handler and the short way, each inside an edge."""
-    config = config or Config(cors_origins=("https://app.example",))
-    return Edge.for_config(WSGIHandler(), config), Edge.for_config(LeanEntry(WSGIHandler()), config)
+def both(config: Config | None = None) -> tuple[Wrap, Wrap]:
+    """Return functions that make an edge around Django's handler, and around the fast path."""
+    made = config or Config(cors_origins=("https://app.example",))
+
+    def edge(application: Application, engine: Engine) -> Edge:
+        limits = RequestLimits(max_body_bytes=2000, max_value_bytes=1000)
+        context = make_context(engine, node=FakeNode(), limits=limits, config=made)
+        return Edge(application, context, Guard.for_config(made, OWN_ID))
+
+    return partial(edge, WSGIHandler()), partial(edge, FastPath(WSGIHandler()))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_at_every_path(method: str, caplog: pytest.LogCaptureFixture) -> None:
-    full, lean = both()
+    full, fast = both()
     for path in sorted(PATHS):
         for body in (None, VALUE):
             case = Case(method, path, body)
-            assert send(lean, case, caplog) == send(full, case, caplog), case
+            assert send(fast, case, caplog) == send(full, case, caplog), case
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_request(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    full, lean = both()
-    assert send(lean, CASES[name], caplog) == send(full, CASES[name], caplog)
+    full, fast = both()
+    assert send(fast, CASES[name], caplog) == send(full, CASES[name], caplog)
 
 
 @pytest.mark.parametrize(
@@ -252,96 +256,114 @@ def test_every_kind_of_request(name: str, caplog: pytest.LogCaptureFixture) -> N
 )
 def test_tokens(authorization: str, caplog: pytest.LogCaptureFixture) -> None:
     tokens = (ApiToken("r", "reading-token", "read"), ApiToken("w", "writing-token", "write"))
-    full, lean = both(Config(api_tokens=tokens, cluster_secret="a secret of some length"))
+    full, fast = both(Config(api_tokens=tokens, cluster_secret="a secret of some length"))
     for case in (*CASES.values(), Case("POST", "/kvs", b'{"writes": [{"key": "b", "value": 2}]}', JSON)):
         asked = case._replace(environ={**case.environ, "HTTP_AUTHORIZATION": authorization})
-        assert send(lean, asked, caplog) == send(full, asked, caplog), asked
+        assert send(fast, asked, caplog) == send(full, asked, caplog), asked
 
 
 def test_the_cases_meet_every_kind_of_answer(caplog: pytest.LogCaptureFixture) -> None:
-    lean = both()[1]
-    statuses = {send(lean, case, caplog).status[:3] for case in CASES.values()}
+    fast = both()[1]
+    statuses = {send(fast, case, caplog).status[:3] for case in CASES.values()}
     assert statuses >= {"200", "201", "202", "204", "304", "400", "403", "404", "412", "413", "415", "500", "503"}
 
 
-@pytest.mark.parametrize("attribute", ["dispatch", "get"])
+@pytest.mark.parametrize("attribute", ["respond", "get"])
 def test_a_fault_that_no_view_catches(
     attribute: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
-        """Raise where Django calls the view; a handler that returns nothing makes its view raise."""
-        if attribute == "dispatch":
+        """Raise outside of a handler; a handler that returns None makes its view raise."""
+        if attribute == "respond":
             raise LookupError("in the view")
 
     monkeypatch.setattr(KeyView, attribute, broken)
-    full, lean = both()
-    told = send(lean, Case(), caplog)
-    assert told.status == "500 Internal Server Error"
-    assert [entry[:2] for entry in told.log] == [("django.request", "ERROR")]
-    assert told == send(full, Case(), caplog)
+    full, fast = both()
+    outcome = send(fast, Case(), caplog)
+    assert outcome.status == "500 Internal Server Error"
+    assert [entry[:2] for entry in outcome.log] == [("django.request", "ERROR")]
+    assert outcome == send(full, Case(), caplog)
 
 
-def test_a_response_with_cookies(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    answered = KeyView.get
+def test_a_header_that_a_handler_adds(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    get = KeyView.get
 
-    def get(self: KeyView, *args: Any, **kwargs: Any) -> Any:
-        response = answered(self, *args, **kwargs)
-        response.set_cookie("a", "b")
+    def get_with_header(self: KeyView, *args: Any, **kwargs: Any) -> ApiResponse:
+        response = get(self, *args, **kwargs)
+        response.headers["X-Added"] = "b"
         return response
 
-    monkeypatch.setattr(KeyView, "get", get)
-    full, lean = both()
-    told = send(lean, Case(), caplog)
-    assert ("Set-Cookie", " a=b; Path=/") in told.headers
-    assert told == send(full, Case(), caplog)
+    monkeypatch.setattr(KeyView, "get", get_with_header)
+    full, fast = both()
+    outcome = send(fast, Case(), caplog)
+    assert ("X-Added", "b") in outcome.headers
+    assert outcome == send(full, Case(), caplog)
 
 
-# --- what takes the short way -----------------------------------------------------------------------------------------
+# --- what takes the fast path -----------------------------------------------------------------------------------------
 
 
-def test_every_route_of_the_api_takes_the_short_way_and_nothing_else_does() -> None:
-    patterns = [*store.api.urls.urlpatterns, *replication.api.urls.urlpatterns]
-    routes = Routes(patterns)
-    assert {id(view) for view in routes} == {id(pattern.callback) for pattern in patterns}
+def api_patterns() -> list[URLPattern]:
+    """Return the patterns of Django's URL configuration whose view is one of the API's."""
+    included = [p for p in get_resolver().url_patterns if isinstance(p, URLResolver) and not str(p.pattern)]
+    patterns = [pattern for resolver in included for pattern in resolver.url_patterns]
+    return [p for p in patterns if isinstance(p, URLPattern) and issubclass(p.callback.cls, ApiView)]  # type: ignore[attr-defined]
+
+
+def test_every_route_of_the_api_takes_the_fast_path_and_nothing_else_does() -> None:
+    assert [route.name for route in API_ROUTES] == [pattern.name for pattern in api_patterns()]
 
     passed: list[str] = []
 
-    def others(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
+    def django(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
         passed.append(environ["PATH_INFO"])
         return []
 
-    entry = LeanEntry(others)
-    make_store()
+    entry = FastPath(django)
+    context = make_context(node=FakeNode())
     elsewhere = ["", "/", "/schema/", "/docs/", "/admin/", "/admin/login/", "/admin/static/x", "/view/", "/kvsa"]
     for path in ("/kvs", "/kvs/a", "/kvs/", "/view", "/healthz", "/readyz", "/replication/explain/a", *elsewhere):
-        entry(environ_of(Case(path=path)), lambda *_: None)
+        entry({**environ_of(Case(path=path)), CONTEXT: context}, lambda *_: None)
     assert passed == elsewhere
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))
 def test_routes_are_found_as_django_finds_them(path: str) -> None:
-    environ = environ_of(Case(path=path))
-    request = WSGIRequest(environ)
-    found = Routes([*store.api.urls.urlpatterns, *replication.api.urls.urlpatterns]).find(request.path_info)
-    if found is not None:
+    request = WSGIRequest(environ_of(Case(path=path)))
+    found = Router(API_ROUTES).find(request.path_info)
+    if found is None:
+        callbacks = {pattern.callback for pattern in api_patterns()}
+        with suppress(Resolver404):
+            assert get_resolver().resolve(request.path_info).func not in callbacks
+    else:
         match = get_resolver().resolve(request.path_info)
-        assert found == (match.func, tuple(match.kwargs.values()))
+        assert found == (match.func.cls, tuple(match.kwargs.values()))  # type: ignore[attr-defined]
         assert match.args == ()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_request_is_as_django_makes_it(name: str) -> None:
     case = CASES[name]._replace(environ={**CASES[name].environ, "SCRIPT_NAME": ""})
-    whole, short = environ_of(case), environ_of(case)
-    full, lean = WSGIRequest(whole), LeanRequest(short, case.path, lambda: None, ())
-    for attribute in ("method", "path", "path_info", "content_type", "content_params", "encoding", "scheme"):
-        assert getattr(lean, attribute) == getattr(full, attribute)
-    assert lean.GET == full.GET
-    assert lean.COOKIES == full.COOKIES
-    assert dict(lean.headers) == dict(full.headers)
-    assert lean.read() == full.read()
-    assert {**lean.META, "wsgi.input": 0} == {**full.META, "wsgi.input": 0}
-    assert lean.resolver_match.func == get_resolver().resolve(full.path_info).func
+    theirs, ours = WSGIRequest(environ_of(case)), ApiRequest(environ_of(case), case.path)
+    assert (ours.method, ours.path, ours.media_type) == (theirs.method, theirs.path_info, theirs.content_type)
+    same = ApiRequest.from_django(theirs)
+    assert (same.method, same.path, same.media_type) == (ours.method, ours.path, ours.media_type)
+
+
+@pytest.mark.parametrize("signal", [request_started, request_finished])
+def test_receivers_of_django_signals_are_called(signal: Signal) -> None:
+    called: list[Any] = []
+
+    def receive(**named: Any) -> None:
+        called.append(named["sender"])
+
+    signal.connect(receive)
+    try:
+        entry = both()[1](Engine(make_store()))
+        b"".join(entry(environ_of(Case()), lambda *_: None))
+    finally:
+        signal.disconnect(receive)
+    assert called == [FastPath]
 
 
 def test_nothing_idle_is_called_around_a_request() -> None:
@@ -351,16 +373,15 @@ def test_nothing_idle_is_called_around_a_request() -> None:
 
 
 def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
-    lean = both()[1]
-    make_store()
+    fast = both()[1](Engine(make_store()))
     cases = [Case(), Case("HEAD"), Case("PUT", body=VALUE, environ=JSON), Case(path="/kvs/absent"), Case(path="/kvs")]
     for case in cases:
-        b"".join(lean(environ_of(case), lambda *_: None))
+        b"".join(fast(environ_of(case), lambda *_: None))
     gc.disable()
-    gc.freeze()  # What other tests left is no business of this one: their servers' threads may only just be ending.
+    gc.freeze()  # Ignore what other tests left; threads of their servers may still be ending.
     try:
         for case in cases:
-            b"".join(lean(environ_of(case), lambda *_: None))
+            b"".join(fast(environ_of(case), lambda *_: None))
         assert gc.collect() == 0
     finally:
         gc.unfreeze()

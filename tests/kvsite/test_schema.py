@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import schemathesis
@@ -21,14 +21,13 @@ from schemathesis.config import SchemathesisConfig
 
 from kvsite.cluster import LocalCluster
 from kvsite.schema import document
-from kvsite.wsgi import application
-from replication.api import context
+from kvsite.wsgi import load
 from replication.api.views import AddressBody
-from replication.node import Node
 from store.settings import RequestLimits
 from tests.conftest import free_ports
 from tests.kvsite.schemathesis import hooks as _hooks
 from tests.replication.api.test_view import WrittenDown
+from tests.support.api import Api, make_context, make_store
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "kvsite" / "schemathesis" / "schemathesis.toml"
@@ -40,7 +39,9 @@ assert _hooks  # imported for its registrations
 
 @pytest.fixture
 def browser() -> Client:
-    return Client(raise_request_exception=False)
+    api = Api(make_store())
+    api.use(limits=RequestLimits())
+    return api._client
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -168,16 +169,13 @@ def test_schemathesis_finds_nothing_against_a_real_replica(tmp_path: Path) -> No
 
 config = SchemathesisConfig.from_path(CONFIG)
 view_api = schemathesis.openapi.from_dict(document(RequestLimits()), config=config).include(path="/view")
-view_api.app = application
+node = WrittenDown()
+view_api.app = load(make_context(node=node))
 
 
 @view_api.parametrize()
 @settings(max_examples=60, deadline=None)
 def test_schemathesis_finds_nothing_in_view_changes(case: schemathesis.Case[Any]) -> None:
     """The node here is a fake that only records the addresses."""
-    unbound = context._node
-    context.bind(cast("Node", WrittenDown()))
-    try:
-        case.call_and_validate()
-    finally:
-        context._node = unbound
+    vars(node).update(vars(WrittenDown()))  # Each case starts with a fresh node.
+    case.call_and_validate()

@@ -16,12 +16,14 @@ from django.test import Client
 from kvsite.checks import check_secured
 from kvsite.cluster import MANAGE
 from kvsite.config import Config
-from kvsite.cors import Cors, as_browsers_say
+from kvsite.cors import Cors, normalize_origin
 from kvsite.dashboard.throttle import FREE_ATTEMPTS, MAX_PAUSE_S, Throttle, source_of, throttle
-from kvsite.logs import ANSWERING, Human, Json
+from kvsite.guard import Guard
+from kvsite.logs import HumanFormatter, JsonFormatter, current_request_id
 from kvsite.wsgi import Edge
 from replication.rate_limit import LogRateLimiter
 from store.api_tokens import ApiToken
+from tests.support.api import OWN_ID, make_context
 
 APP = "https://app.example.org"
 TOKEN = "token-that-writes"
@@ -30,7 +32,8 @@ TOKEN = "token-that-writes"
 class Site:
     def __init__(self, **config: Any) -> None:
         self.reached = 0
-        self._edge = Edge.for_config(self._serve, Config(**config))
+        made = Config(allowed_hosts=("kv.example",), **config)
+        self._edge = Edge(self._serve, make_context(config=made), Guard.for_config(made, OWN_ID))
 
     def _serve(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         self.reached += 1
@@ -119,9 +122,9 @@ def test_the_dashboard_is_for_no_other_origin() -> None:
 
 
 def test_origins_are_compared_as_browsers_spell_them() -> None:
-    assert as_browsers_say("HTTPS://App.Example.org:443") == APP
-    assert as_browsers_say("http://a:80") == "http://a"
-    assert as_browsers_say("http://a:443") == "http://a:443"
+    assert normalize_origin("HTTPS://App.Example.org:443") == APP
+    assert normalize_origin("http://a:80") == "http://a"
+    assert normalize_origin("http://a:443") == "http://a:443"
     assert Cors(["https://APP.example.org:443"]).headers({"HTTP_ORIGIN": APP, "PATH_INFO": "/kvs"})
 
 
@@ -279,9 +282,9 @@ def record(message: str, exc: BaseException | None = None) -> logging.LogRecord:
 
 
 def test_lines_are_utc_with_the_requests_id() -> None:
-    ANSWERING.request_id = "r-1"
-    assert Human().format(record("hello")) == "2030-03-17T17:46:40.250Z WARNING causeway: hello [r-1]"
-    line = json.loads(Json().format(record("hello", ValueError("why"))))
+    current_request_id.set("r-1")
+    assert HumanFormatter().format(record("hello")) == "2030-03-17T17:46:40.250Z WARNING causeway: hello [r-1]"
+    line = json.loads(JsonFormatter().format(record("hello", ValueError("why"))))
     assert line.pop("traceback").endswith("ValueError: why")
     assert line == {
         "time": "2030-03-17T17:46:40.250Z",
@@ -290,14 +293,14 @@ def test_lines_are_utc_with_the_requests_id() -> None:
         "message": "hello",
         "request_id": "r-1",
     }
-    ANSWERING.request_id = ""
-    assert Human().format(record("hello")).endswith("hello")
-    assert "request_id" not in json.loads(Json().format(record("hello")))
+    current_request_id.set("")
+    assert HumanFormatter().format(record("hello")).endswith("hello")
+    assert "request_id" not in json.loads(JsonFormatter().format(record("hello")))
 
 
 def test_a_message_cannot_fake_a_line() -> None:
-    assert "\n" not in Human().format(record("a\nb\r\nc"))
-    assert "\n" not in Json().format(record("a\nb\r\nc"))
+    assert "\n" not in HumanFormatter().format(record("a\nb\r\nc"))
+    assert "\n" not in JsonFormatter().format(record("a\nb\r\nc"))
 
 
 def test_like_events_are_logged_seldom_and_their_kinds_are_bounded() -> None:

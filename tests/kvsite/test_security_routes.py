@@ -19,15 +19,14 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from kvsite.config import Config
-from kvsite.denied_responses import Turned
-from kvsite.fast_path import LeanEntry
+from kvsite.denied_responses import RequestDenied
+from kvsite.fast_path import FastPath
 from kvsite.guard import Guard
 from kvsite.wsgi import Edge
-from replication.api import context as replication_context
 from replication.errors import BadMessage
 from replication.proof import ANY_RECEIVER, HEADER, derive_key, sign_request, verify_response
 from store.api_tokens import ApiToken
-from tests.support.api import Api, api
+from tests.support.api import Api, api, make_context
 
 __all__ = ["api"]  # a fixture
 
@@ -128,11 +127,11 @@ class Site:
     def __init__(self, api: Api, **config: Any) -> None:
         self.api = api
         self.node = Recorder()
-        replication_context.bind(self.node)  # type: ignore[arg-type]
         self.config = Config(**config)
         guarded = self.config.cluster_secret or self.config.api_tokens
-        guard = Guard(self.config, replication_context.own_id, lambda: NOW_US) if guarded else None
-        self.edge = Edge(LeanEntry(WSGIHandler()), 100_000, guard, Edge.for_config(lambda *_: [], self.config)._cors)
+        guard = Guard(self.config, ID, lambda: NOW_US) if guarded else None
+        context = make_context(api.engine, node=self.node, config=self.config)
+        self.edge = Edge(FastPath(WSGIHandler()), context, guard)
 
     def ask(self, method: str, target: str, body: bytes = b"", /, **headers: str) -> Reply:
         path, _, query = target.partition("?")
@@ -164,10 +163,8 @@ class Site:
 
 
 @pytest.fixture
-def site(api: Api) -> Iterator[Any]:
-    before = replication_context._node
-    yield lambda **config: Site(api, **config)
-    replication_context._node = before
+def site(api: Api) -> Any:
+    return lambda **config: Site(api, **config)
 
 
 SECURED: dict[str, Any] = {"cluster_secret": SECRET, "api_tokens": TOKENS, "admin_password": PASSWORD}
@@ -360,7 +357,7 @@ def test_a_body_that_was_changed_on_the_way_is_refused_and_so_is_one_without_end
         environ: dict[str, Any] = {"CONTENT_LENGTH": length, "wsgi.input": None}
         guard = secured.edge._guard
         assert guard is not None
-        with pytest.raises(Turned, match="too large"):
+        with pytest.raises(RequestDenied, match="too large"):
             guard.check_body(environ, SimpleNamespace(sign=None, digest=""))  # type: ignore[arg-type]
 
 

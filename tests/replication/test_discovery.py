@@ -460,10 +460,10 @@ def test_a_discovered_replica_is_verified_by_the_looked_up_name(tmp_path: Path) 
 
 
 def test_the_looked_up_name_is_an_allowed_host() -> None:
-    from kvsite.hosts import HostMiddleware
+    from kvsite.hosts import HostCheck
 
     config = Config.from_env({"KV_VIEW_DNS": "Peers.test:8090"})
-    guard = HostMiddleware(lambda request: None, config, members=lambda: ())  # type: ignore[arg-type,return-value]
-    assert guard._allows("peers.test:8090")
-    assert not guard._allows("others.test:8090")
-    assert not guard._allows("10.0.0.1:8090")
+    check = HostCheck(config, members=lambda: ())
+    assert check.allows("peers.test:8090")
+    assert not check.allows("others.test:8090")
+    assert not check.allows("10.0.0.1:8090")

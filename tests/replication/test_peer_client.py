@@ -21,6 +21,7 @@ from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import HEADER, derive_key
 from replication.transport import Transport, translate_errors
 from store.api_tokens import ApiToken
+from tests.support.api import make_context
 
 SECRET, OTHER = "the secret of this cluster", "the secret of another cluster"
 KEY = derive_key(SECRET)
@@ -39,7 +40,6 @@ class Peer:
     """
 
     def __init__(self, secret: str = SECRET, tokens: tuple[ApiToken, ...] = (), also: str = "") -> None:
-        self.id = "a:1@0000000000000001"
         self.skew_s = 0.0
         self.bodies: list[bytes] = []
         self.requests: list[str] = []
@@ -47,9 +47,16 @@ class Peer:
         self.status = "200 OK"
         self.change_headers: Callable[[list[tuple[str, str]]], list[tuple[str, str]]] = lambda headers: headers
         self.change_body: Callable[[bytes], bytes] = lambda body: body
-        config = Config(cluster_secret=secret, api_tokens=tokens, cluster_secret_also=also)
-        guard = Guard(config, lambda: self.id, lambda: time.time_ns() // 1000 + round(self.skew_s * 1e6))
-        self._edge = Edge(self._serve, 1000, guard if secret or tokens else None)
+        self._config = Config(cluster_secret=secret, api_tokens=tokens, cluster_secret_also=also)
+        self.restart("a:1@0000000000000001")
+
+    def restart(self, replica_id: str) -> None:
+        """Go on as a new process with ``replica_id``, which remembers no nonce."""
+        self.id = replica_id
+        config = self._config
+        guard = Guard(config, replica_id, lambda: time.time_ns() // 1000 + round(self.skew_s * 1e6))
+        is_guarded = config.cluster_secret or config.api_tokens
+        self._edge = Edge(self._serve, make_context(config=config), guard if is_guarded else None)
 
     def _serve(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         self.bodies.append(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
@@ -148,7 +155,7 @@ def test_a_restart_of_the_peer_costs_one_more_request(serve: Serve, client: Peer
     peer = Peer()
     address = serve(peer)
     assert post(client, address)[0] == 200
-    peer.id = "a:1@0000000000000002"
+    peer.restart("a:1@0000000000000002")
     assert post(client, address)[0] == 200
     assert peer.bodies == [b"", b"data", b"data"]
 
@@ -192,7 +199,7 @@ def test_a_greeting_follows_any_failure(serve: Serve, client: PeerClient) -> Non
 def test_a_replayed_request_is_rejected(serve: Serve, client: PeerClient) -> None:
     """Replayed at once, at another replica of the cluster, after a restart, and later."""
     peer, other = Peer(), Peer()
-    other.id = "b:1@0000000000000001"
+    other.restart("b:1@0000000000000001")
     address, elsewhere = serve(peer), serve(other)
     post(client, address)
     header = peer.headers[-1]["HTTP_" + HEADER.upper().replace("-", "_")]
@@ -206,7 +213,7 @@ def test_a_replayed_request_is_rejected(serve: Serve, client: PeerClient) -> Non
 
     assert b"received before" in replay(address)
     assert b"meant for another" in replay(elsewhere)
-    peer.id = "a:1@0000000000000002"
+    peer.restart("a:1@0000000000000002")
     assert b"meant for another" in replay(address)
     peer.skew_s = 31
     assert b"clock" in replay(address)

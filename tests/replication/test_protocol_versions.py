@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -21,8 +21,7 @@ import msgspec
 import pytest
 
 from replication import composer, messages, snapshots
-from replication.api import context as replication_context
-from replication.api.metrics import REGISTRY
+from replication.api.metrics import registry_of
 from replication.errors import BadMessage
 from replication.messages import (
     DEFAULT_PROTOCOL,
@@ -41,11 +40,10 @@ from replication.peer_client import PeerClientSettings
 from replication.peer_thread import PeerThread
 from replication.replica import Replica
 from replication.transport import Transport
-from store.api import context as store_context
 from store.causal import CausalStore
 from store.engine import Engine, read_clocks
 from store.versions import Change, Update, Version, Write
-from tests.support.api import LIMITS, Api
+from tests.support.api import Api
 from tests.support.wire import Wire, address, run
 
 Tree = dict[str, Any]
@@ -248,15 +246,10 @@ def test_every_request_and_reply_of_a_later_version_says_so(version: int, monkey
 
 
 @pytest.fixture
-def node() -> Iterator[Node]:
+def node() -> Node:
     """A whole replica behind the views, not started: it does what a test lets it do."""
-    unbound = replication_context._node, store_context._engine, store_context._limits
     made = Replica("127.0.0.1:27210", [], now=read_clocks(), rng=Random(1))
-    node = Node(made, Engine(made.store), PeerClientSettings(), on_fatal=pytest.fail)
-    store_context.bind(node.engine, LIMITS)
-    replication_context.bind(node)
-    yield node
-    replication_context._node, store_context._engine, store_context._limits = unbound
+    return Node(made, Engine(made.store), PeerClientSettings(), on_fatal=pytest.fail)
 
 
 def test_a_replica_two_versions_away_gets_a_400_changes_nothing_and_is_told_of(
@@ -280,7 +273,8 @@ def test_a_replica_two_versions_away_gets_a_400_changes_nothing_and_is_told_of(
         )
     )
     pull = encode(SnapshotRequest("127.0.0.1:27211@0000000000000007", protocol=PROTOCOL + 2))
-    client = Api(made.store)._client
+    api = Api(made.store, engine=node.engine, node=node)
+    client = api._client
     with caplog.at_level(logging.WARNING, "causeway"):
         for path, body in [("exchange", stranger), ("snapshot", pull)] * 3:
             answer = client.generic("POST", f"/replication/{path}", body, "application/msgpack")
@@ -292,7 +286,7 @@ def test_a_replica_two_versions_away_gets_a_400_changes_nothing_and_is_told_of(
     told = [record.getMessage() for record in caplog.records if record.name == "causeway.replication"]
     assert told == [f"rejected a message: {said}"]  # once, not at each attempt
     assert node.status()["throughput"]["messages_refused"] == 6
-    assert REGISTRY.get_sample_value("causeway_messages_refused_total") == 6
+    assert registry_of(api.context).get_sample_value("causeway_messages_refused_total") == 6
 
 
 @pytest.mark.parametrize("answers", ["400", "a later version"])

@@ -20,7 +20,7 @@ import yaml
 from django.urls import resolve
 
 from kvsite.config import Config, ConfigError
-from kvsite.hosts import HostMiddleware
+from kvsite.hosts import HostCheck
 from kvsite.server import STOP_TIMEOUT_S
 from store.environment import settings_of
 from store.settings import RequestLimits
@@ -200,22 +200,18 @@ def test_peers_are_found_before_they_are_ready_and_clients_get_ready_ones_only(c
         assert service["ports"] == [{"name": "http", "port": 8090, "targetPort": "http"}]
 
 
-def allows(guard: HostMiddleware, host: str) -> bool:
-    return guard._allows(host)
-
-
 def test_hosts_of_probes_and_of_the_services_are_answered_and_a_pods_ip_is_not(
     container: Resource, tmp_path: Path
 ) -> None:
-    guard = HostMiddleware(lambda _: None, config(container, tmp_path), members=lambda: ())  # type: ignore[arg-type,return-value]
+    check = HostCheck(config(container, tmp_path), members=lambda: ())
     for host in ("causeway", "causeway.ns", "causeway.ns.svc", "causeway.ns.svc.cluster.local"):
-        assert allows(guard, f"{host}:8090"), host
-    assert allows(guard, "causeway-peers:8090"), "what peers that were looked up call each other"
-    assert not allows(guard, "10.0.0.1:8090"), "what a probe would say by itself"
+        assert check.allows(f"{host}:8090"), host
+    assert check.allows("causeway-peers:8090"), "what peers that were looked up call each other"
+    assert not check.allows("10.0.0.1:8090"), "what a probe would say by itself"
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         (header,) = container[probe]["httpGet"]["httpHeaders"]
         assert header["name"] == "Host"
-        assert allows(guard, header["value"])
+        assert check.allows(header["value"])
 
 
 def test_probes_ask_what_is_there_and_only_readiness_asks_for_readiness(container: Resource) -> None:

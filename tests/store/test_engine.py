@@ -45,16 +45,16 @@ class Peers:
     acked: int = 1
     members: int = 3
 
-    def wrote(self, update: Update) -> None:
+    def update_issued(self, update: Update) -> None:
         self._check_lock()
         self.written.append(update)
 
-    def ask(self, past: Clock) -> int:
+    def fetch(self, past: Clock) -> int:
         self._check_lock()
         self.asked.append(past)
         return len(self.asked)
 
-    ask_again = ask
+    fetch_for_retry = fetch
 
     def unrecoverable(self, past: Clock, token: int) -> LostUpdates:
         self._check_lock()
@@ -363,7 +363,9 @@ def acked(rig: Rig, count: int) -> None:
 
 @pytest.mark.parametrize(("members", "needed"), [(2, 2), ("majority", 2), ("all", 3)])
 def test_a_write_waits_for_as_many_acks_as_it_wants(rig: Rig, members: int | str, needed: int) -> None:
-    writing = rig.ask(rig.engine.acknowledged, WriteConcern(members, LONG_S), rig.engine.write, Change("x", b"1"), {})
+    writing = rig.ask(
+        rig.engine.write_with_concern, WriteConcern(members, LONG_S), rig.engine.write, Change("x", b"1"), {}
+    )
     wait_until(lambda: len(rig.engine._waiters) == 1)
     assert rig.engine.get("x", {}).versions  # It stands here already.
     acked(rig, needed - 1)
@@ -376,25 +378,27 @@ def test_a_write_waits_for_as_many_acks_as_it_wants(rig: Rig, members: int | str
 
 
 def test_fewer_acks_than_wanted_in_time_are_told_and_the_write_stands(rig: Rig) -> None:
-    _, acks = rig.engine.acknowledged(WriteConcern("all", 0.03), rig.engine.write, Change("x", b"1"), {})
+    _, acks = rig.engine.write_with_concern(WriteConcern("all", 0.03), rig.engine.write, Change("x", b"1"), {})
     assert acks == (1, False)
     assert rig.engine.get("x", {}).versions
 
 
 def test_one_ack_is_ones_own_and_waits_for_nobody(rig: Rig) -> None:
-    _, acks = rig.engine.acknowledged(WriteConcern(1, LONG_S), rig.engine.write, Change("x", b"1"), {})
+    _, acks = rig.engine.write_with_concern(WriteConcern(1, LONG_S), rig.engine.write, Change("x", b"1"), {})
     assert acks == (1, True)
 
 
 def test_what_issued_nothing_has_no_acks(rig: Rig) -> None:
-    wrote, acks = rig.engine.acknowledged(WriteConcern("all", LONG_S), rig.engine.write, Change("absent", None), {})
+    wrote, acks = rig.engine.write_with_concern(
+        WriteConcern("all", LONG_S), rig.engine.write, Change("absent", None), {}
+    )
     assert not wrote.deleted
     assert acks is None
-    assert rig.engine.acknowledged(None, rig.engine.write, Change("x", b"1"), {})[1] is None
+    assert rig.engine.write_with_concern(None, rig.engine.write, Change("x", b"1"), {})[1] is None
 
 
 def test_a_wait_for_acks_ends_when_the_gate_closes(rig: Rig) -> None:
-    writing = rig.ask(rig.engine.acknowledged, WriteConcern(3, LONG_S), rig.engine.write, Change("x", b"1"), {})
+    writing = rig.ask(rig.engine.write_with_concern, WriteConcern(3, LONG_S), rig.engine.write, Change("x", b"1"), {})
     wait_until(lambda: len(rig.engine._waiters) == 1)
     rig.close()
     assert result(writing)[1] == (1, False)
@@ -402,19 +406,19 @@ def test_a_wait_for_acks_ends_when_the_gate_closes(rig: Rig) -> None:
 
 def test_one_more_than_may_wait_for_acks_is_refused_before_it_is_made(rig: Rig) -> None:
     for key in ("a", "b"):
-        rig.ask(rig.engine.acknowledged, WriteConcern(3, LONG_S), rig.engine.write, Change(key, b"1"), {})
+        rig.ask(rig.engine.write_with_concern, WriteConcern(3, LONG_S), rig.engine.write, Change(key, b"1"), {})
     wait_until(lambda: rig.engine.ack_waits == 2 and len(rig.engine._waiters) == 2)
     with pytest.raises(TooManyAckWaits):
-        rig.engine.acknowledged(WriteConcern(3, LONG_S), rig.engine.write, Change("c", b"1"), {})
+        rig.engine.write_with_concern(WriteConcern(3, LONG_S), rig.engine.write, Change("c", b"1"), {})
     assert rig.engine.get("c", {}).versions == ()
-    rig.engine.acknowledged(WriteConcern(1, LONG_S), rig.engine.write, Change("c", b"1"), {})
+    rig.engine.write_with_concern(WriteConcern(1, LONG_S), rig.engine.write, Change("c", b"1"), {})
     acked(rig, 3)
 
 
 def test_a_write_that_fails_gives_its_place_among_the_ack_waits_back(rig: Rig) -> None:
     for _ in range(3):
         with pytest.raises(PreconditionFailed):
-            rig.engine.acknowledged(
+            rig.engine.write_with_concern(
                 WriteConcern(3, LONG_S), rig.engine.write, Change("x", b"1", if_match=('"none"',)), {}
             )
     assert rig.engine.ack_waits == 0

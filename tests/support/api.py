@@ -1,23 +1,29 @@
-"""What the tests of the API share: a real engine behind Django's test client, and a picture of its state.
+"""Support for tests of the API: a real engine behind Django's test client, and contexts for the edge.
 
-The replica is alone and its clock is that of the machine. Requests do not wait for their causal past (a test would
-only be slow) unless they say so by ``wait``.
+The replica has no peers and uses this machine's clock. Requests do not wait for their causal past unless they have
+``wait``: waiting would only make tests slow.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+from urllib.parse import unquote_to_bytes
 
 import pytest
-from django.test import Client
+from django.core.handlers.wsgi import WSGIHandler
+from django.test import Client, RequestFactory
 
+from kvsite.config import Config
+from kvsite.context import ServerContext
+from kvsite.fast_path import FastPath
+from kvsite.wsgi import Edge
 from replication.address import parse_address
-from store.api import context
-from store.api.keys import RAW_PATH
+from replication.node import Node
+from store.api.context import CONTEXT
 from store.causal import CausalStore
 from store.clock import Instant, replica_id
 from store.engine import Engine, read_clocks
@@ -28,12 +34,12 @@ OWN_ID = replica_id(parse_address("127.0.0.1:21500"), 1)
 PEER_ID = replica_id(parse_address("127.0.0.1:21501"), 2)
 
 LIMITS = RequestLimits(max_body_bytes=2_000_000, max_value_bytes=10_000, max_clock_entries=8, max_batch=10)
-"""Small, so that a test passes them quickly; the body's is above what a test of deep nesting sends."""
+"""Small, so that a test exceeds them quickly. The body's limit is above what the test of deep nesting sends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One response. ``body``: decoded JSON, None where there is none."""
+    """One response. ``body``: decoded JSON; None if there is no body."""
 
     status: int
     body: Any
@@ -44,13 +50,58 @@ class Answer:
         return self.body["causal-metadata"]
 
 
-class Api:
-    """A client of one replica. ``edge``: whether the server's WSGI wrapper is played, which tells the path's bytes."""
+class NodeStub:
+    """The part of a node that the edge uses: the replica's id, and no members."""
 
-    def __init__(self, store: CausalStore, *, edge: bool = True) -> None:
+    id = OWN_ID
+    ready = True
+    not_ready_reason = ""
+
+    def members(self) -> list[str]:
+        return []
+
+
+def make_context(
+    engine: Engine | None = None,
+    *,
+    node: Any = None,
+    limits: RequestLimits = LIMITS,
+    config: Config | None = None,
+) -> ServerContext:
+    """Return a context. By default: a fresh store, a stub in place of the node, and an open replica."""
+    return ServerContext(
+        engine=engine or Engine(make_store()),
+        limits=limits,
+        node=cast("Node", node or NodeStub()),
+        config=config or Config(),
+    )
+
+
+class Api:
+    """A client of one replica.
+
+    ``ask`` and the methods that use it send requests through the edge and the fast path, as a server does. With
+    ``edge`` False, and through ``_client``, Django's handler serves them.
+    """
+
+    def __init__(
+        self, store: CausalStore, *, engine: Engine | None = None, node: Any = None, edge: bool = True
+    ) -> None:
         self.store = store
+        self.context = make_context(engine or Engine(store), node=node)
         self._edge = edge
         self._client = Client(raise_request_exception=False)
+        self.use()
+
+    @property
+    def engine(self) -> Engine:
+        return self.context.engine
+
+    def use(self, **parts: Any) -> None:
+        """Replace parts of the context for all further requests."""
+        self.context = replace(self.context, **parts)
+        self.served_by = Edge(FastPath(_django()), self.context, None)
+        self._client.defaults[CONTEXT] = self.context  # type: ignore[assignment]  # environ may hold any object
 
     def ask(
         self,
@@ -62,16 +113,18 @@ class Api:
         content_type: str | None = "application/json",
         headers: dict[str, str] | None = None,
     ) -> Answer:
-        """Send one request; ``body`` goes as JSON, ``raw`` as it is. ``path`` is percent-encoded."""
+        """Send one request. ``body`` is sent as JSON, ``raw`` unchanged. ``path`` is percent-encoded."""
         data = raw if raw is not None else b"" if body is None else json.dumps(body).encode()
-        extra: dict[str, Any] = {RAW_PATH: _path_info(path)} if self._edge else {}
-        if content_type is None:
-            extra["CONTENT_TYPE"] = ""
-        response = self._client.generic(
-            method, path, data, content_type or "application/json", headers=headers or {}, **extra
-        )
-        content = json.loads(response.content) if response.content else None
-        return Answer(response.status_code, content, dict(response.headers))
+        extra: dict[str, Any] = {"CONTENT_TYPE": ""} if content_type is None else {}
+        options = (method, path, data, content_type or "application/json")
+        if not self._edge:
+            response = self._client.generic(*options, headers=headers or {}, **extra)
+            return _answer(response.status_code, dict(response.headers), response.content)
+        environ = RequestFactory().generic(*options, headers=headers or {}, **extra).environ
+        environ["PATH_INFO"] = unquote_to_bytes(path.partition("?")[0]).decode("latin-1")
+        started: list[Any] = []
+        content = b"".join(self.served_by(environ, lambda *args: started.extend(args)))
+        return _answer(int(started[0][:3]), dict(started[1]), b"" if method == "HEAD" else content)
 
     def get(self, path: str, past: Any = None, **options: Any) -> Answer:
         return self.ask("GET", path, {"causal-metadata": past}, **options)
@@ -83,12 +136,12 @@ class Api:
         return self.ask("DELETE", path, {"causal-metadata": past}, **options)
 
     def state(self) -> tuple[Any, ...]:
-        """Return all that a request could change."""
+        """Return everything that a request could change."""
         store = self.store
         return dict(store.clock), dict(store.delete_clock), store.table.copy(), store.clock_changes
 
     def hear(self, key: str, value: bytes | None, *, counter: int = 1, deps: dict[str, int] | None = None) -> None:
-        """Let a peer's update arrive that knows of nothing but ``deps``; its timestamp is above all here."""
+        """Receive an update of a peer with the dependencies ``deps``; its timestamp is above all others."""
         update = Update(PEER_ID, counter, 2**61 + counter, deps or {}, (Write(key, value),))
         self.store.receive([update], self.store_now())
 
@@ -96,29 +149,27 @@ class Api:
         return read_clocks()
 
 
-def _path_info(path: str) -> str:
-    from urllib.parse import unquote_to_bytes
-
-    return unquote_to_bytes(path.partition("?")[0]).decode("latin-1")
-
-
-def make_store(*, now: Callable[[], Instant] = read_clocks, **settings: Any) -> CausalStore:
-    """Return the data of a lone replica, served by the views from now on."""
-    store = CausalStore(OWN_ID, StoreSettings(**{"defer_timeout_s": 0.0, **settings}))
-    context.bind(Engine(store, now=now), LIMITS)
-    return store
+@functools.cache
+def _django() -> WSGIHandler:
+    return WSGIHandler()
 
 
-@contextmanager
-def fresh_api(now: Callable[[], Instant] = read_clocks) -> Iterator[Api]:
-    """A client of a fresh replica, which the views serve for so long."""
-    unbound = context._engine, context._limits
-    yield Api(make_store(now=now))
-    context._engine, context._limits = unbound
+def _answer(status: int, headers: dict[str, str], content: bytes) -> Answer:
+    return Answer(status, json.loads(content) if content else None, headers)
+
+
+def make_store(**settings: Any) -> CausalStore:
+    """Return the store of a replica without peers. Requests do not wait for their causal past by default."""
+    return CausalStore(OWN_ID, StoreSettings(**{"defer_timeout_s": 0.0, **settings}))
+
+
+def fresh_api(now: Callable[[], Instant] = read_clocks) -> Api:
+    """Return a client of a fresh replica."""
+    store = make_store()
+    return Api(store, engine=Engine(store, now=now))
 
 
 @pytest.fixture
-def api() -> Iterator[Api]:
+def api() -> Api:
     """A client of a fresh replica."""
-    with fresh_api() as client:
-        yield client
+    return fresh_api()

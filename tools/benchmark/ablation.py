@@ -53,16 +53,16 @@ def substitutions() -> Iterator[Substitution]:
         if now.wall_us >= self.table.next_deadline:
             self.expire(now)
 
-    def render(status: int, head: bytes, answer: Any, tail: Any = None, etag: str | None = None) -> Any:
+    def render(status: int, head: bytes, result: Any, tail: Any = None, etag: str | None = None) -> Any:
         body = head + (b"," + msgspec.json.encode(tail)[1:] if tail else b"}")
-        return rendering.encoded(status, body, rendering.JSON, {} if etag is None else {"ETag": etag})
+        return rendering.bytes_response(status, body, rendering.JSON, {} if etag is None else {"ETag": etag})
 
     yield Substitution(CausalStore, "admit", admit)
     yield Substitution(CausalStore, "_response_metadata", lambda self, past, shown: _NOTHING)
     yield Substitution(CausalStore, "_join_pasts", lambda self, past, versions: _NOTHING)
     yield Substitution(Update, "past", property(lambda self: _NOTHING))
     yield Substitution(parsing, "causal_past", lambda *arguments: _NOTHING)
-    yield Substitution(rendering, "_answer", render)
+    yield Substitution(rendering, "_render", render)
 
 
 def remove_causality() -> None:

@@ -11,6 +11,7 @@ from django.core.management.commands import runserver
 from kvsite.cluster import DEFAULT_BASE_PORT
 from kvsite.config import current
 from kvsite.server import build
+from kvsite.wsgi import load
 from replication.address import join_address
 
 logger = logging.getLogger("causeway")
@@ -30,11 +31,15 @@ class Command(runserver.Command):
     def check_migrations(self) -> None:
         """Do nothing: there is no database."""
 
+    def get_handler(self, *args: Any, **options: Any) -> Any:
+        """Return the WSGI application that serves the replica."""
+        return load(self._context)
+
     def inner_run(self, *args: Any, **options: Any) -> None:
         """Start the replica in the process that serves. With reloading, that is a child of the first process."""
         # "0" is Django's short form of 0.0.0.0, which cannot be the address of a replica.
         host = "127.0.0.1" if self.addr in ("0", "0.0.0.0", "::") else self.addr  # noqa: S104
         address = join_address(host, int(self.port))
-        runtime = build(dataclasses.replace(current(), address=address, bind="", seeds=()), logger.error)
-        runtime.node.start()
+        self._context = build(dataclasses.replace(current(), address=address, bind="", seeds=()), logger.error)
+        self._context.node.start()
         super().inner_run(*args, **options)

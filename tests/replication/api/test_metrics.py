@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kvsite.cluster import LocalCluster
 from replication.exchange_metrics import MAX_ADDRESSES, ExchangeMetrics, first_unapplied
-from store.api.request_metrics import Meter
+from store.api.request_metrics import RequestMetrics
 from store.causal import CausalStore
 from store.clock import Instant
 from store.histogram import Histogram
@@ -32,12 +32,12 @@ def test_a_histogram_counts_up_to_its_bounds() -> None:
     assert (copy.sum, histogram.sum) == (14.0, 15.0)
 
 
-def test_the_meter_counts_by_operation_and_status() -> None:
-    meter = Meter()
-    meter.note("get", 200, 0.001)
-    meter.note("get", 404, 0.002)
-    meter.note("get", 200, 0.003)
-    requests_, seconds = meter.read()
+def test_request_metrics_count_by_operation_and_status() -> None:
+    metrics = RequestMetrics()
+    metrics.record("get", 200, 0.001)
+    metrics.record("get", 404, 0.002)
+    metrics.record("get", 200, 0.003)
+    requests_, seconds = metrics.read()
     assert requests_ == {("get", 200): 2, ("get", 404): 1}
     assert sum(seconds["get"].counts) == 3
 

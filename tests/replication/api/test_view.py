@@ -8,19 +8,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from io import StringIO
-from typing import Any, cast
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 from django.core.management import CommandError, call_command
 
-from kvsite.wsgi import application
+from kvsite.wsgi import load
 from replication.address import join_address, parse_address, split_address
-from replication.api import context
 from replication.errors import BadMessage
 from replication.management.commands import leave_view
-from replication.node import Node
-from tests.support.api import LIMITS, Api, api
+from tests.support.api import LIMITS, OWN_ID, Api, api
 
 __all__ = ["api"]
 
@@ -28,7 +26,9 @@ MSGPACK = "application/msgpack"
 
 
 class WrittenDown:
-    """A node that keeps a list of addresses and answers peers with what they said, backwards."""
+    """A node that keeps a list of addresses and replies to peers with their message reversed."""
+
+    id = OWN_ID
 
     def __init__(self) -> None:
         self.address = "127.0.0.1:21600"
@@ -72,12 +72,11 @@ class WrittenDown:
 
 
 @pytest.fixture
-def node() -> Iterator[WrittenDown]:
-    unbound = context._node
-    written = WrittenDown()
-    context.bind(cast("Node", written))
-    yield written
-    context._node = unbound
+def node(api: Api) -> WrittenDown:
+    """The node that serves the requests of ``api``."""
+    node = WrittenDown()
+    api.use(node=node)
+    return node
 
 
 def named(address: Any) -> dict[str, Any]:
@@ -211,10 +210,7 @@ def test_status_is_the_nodes(api: Api, node: WrittenDown) -> None:
 
 
 def test_health_is_that_the_process_serves(api: Api) -> None:
-    context._node = None
-    assert api.ask("GET", "/healthz").status == 200
-    starting = api.ask("GET", "/readyz")
-    assert (starting.status, starting.body) == (503, {"ready": False, "reason": "Replica is starting"})
+    assert (api.ask("GET", "/healthz").status, api.ask("GET", "/healthz").body) == (200, {"healthy": True})
 
 
 def test_ready_is_that_clients_are_served(api: Api, node: WrittenDown) -> None:
@@ -260,8 +256,8 @@ def serve(api: Api) -> Iterator[Callable[[], str]]:
     """Serve this process's views over HTTP; returns the address."""
     servers = []
 
-    def start(app: Any = application) -> str:
-        server = make_server("127.0.0.1", 0, app, handler_class=Quiet)
+    def start(app: Any = None) -> str:
+        server = make_server("127.0.0.1", 0, app or load(api.context), handler_class=Quiet)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         servers.append((server, thread))
@@ -336,13 +332,13 @@ def test_errors_are_said_and_end_the_command(serve: Callable[..., str], node: Wr
 
 
 def test_commands_carry_the_first_token_that_may_write(
-    serve: Callable[..., str], node: WrittenDown, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., str], api: Api, node: WrittenDown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
 
     def listening(environ: Any, start_response: Any) -> Any:
         seen.append(environ.get("HTTP_AUTHORIZATION"))
-        return application(environ, start_response)
+        return load(api.context)(environ, start_response)
 
     at = serve(listening)
     run("show_view", "--at", at)

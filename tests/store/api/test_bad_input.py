@@ -5,17 +5,14 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
-from replication.api import context as replication_context
 from replication.node import Node
 from replication.peer_client import PeerClientSettings
 from replication.replica import Replica
-from store.api import context
 from store.engine import Engine, read_clocks
 from tests.support.api import LIMITS, OWN_ID, Api, api
 
@@ -268,7 +265,7 @@ def test_a_body_that_breaks_off(api: Api, body: bytes) -> None:
     cut: dict[str, Any] = {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": "100"}
     answer = api._client.generic("PUT", "/kvs/k", b"-", "application/json", **cut)
     assert answer.status_code == 400
-    assert json.loads(answer.content) == {"error": "Body broke off"}
+    assert json.loads(answer.content) == {"error": "Body ended before its Content-Length"}
     assert api.state() == before
 
 
@@ -320,18 +317,14 @@ class Served(NamedTuple):
 
 
 @pytest.fixture
-def served(api: Api) -> Iterator[Served]:
+def served() -> Served:
     fatal: list[str] = []
     replica = Replica("127.0.0.1:21503", [], now=read_clocks(), rng=random.Random(1))
     replica.store.not_serving_reason = None
     node = Node(replica, Engine(replica.store), PeerClientSettings(), on_fatal=fatal.append)
-    unbound = replication_context._node
     # Only who is in the register is listened to.
     node.exchange(msgspec.msgpack.encode({**GOOD_EXCHANGE, "membership": {SENDER_ADDRESS: [0xABCDEF, 1, True]}}))
-    context.bind(node.engine, LIMITS)
-    replication_context.bind(node)
-    yield Served(Api(replica.store), node, fatal)
-    replication_context._node = unbound
+    return Served(Api(replica.store, engine=node.engine, node=node), node, fatal)
 
 
 def exchange(name: str, error: Any = "not a message", **fields: Any) -> Case:

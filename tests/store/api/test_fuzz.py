@@ -12,15 +12,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from replication.api import context as replication_context
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
 from replication.node import Node
 from replication.peer_client import PeerClientSettings
 from replication.replica import Replica
-from store.api import context
 from store.engine import Engine, read_clocks
 from store.settings import StoreSettings
-from tests.support.api import LIMITS, Answer, Api, fresh_api
+from tests.support.api import Answer, Api, fresh_api
 
 MSGPACK = "application/msgpack"
 SENDER = "127.0.0.1:21505@0000000000abcdef"
@@ -80,12 +78,11 @@ def as_json(body: Any) -> bytes:
 
 
 @pytest.fixture
-def api() -> Iterator[Api]:
+def api() -> Api:
     """A client of a fresh replica where time stands still: what one request wrote with a short ttl must not expire
     during another, or that one would seem to have changed something."""
     moment = read_clocks()
-    with fresh_api(lambda: moment) as client:
-        yield client
+    return fresh_api(lambda: moment)
 
 
 def judge(api: Api, before: tuple[Any, ...], answer: Answer) -> None:
@@ -156,7 +153,7 @@ def test_any_headers_and_parameters(
 
 
 @pytest.fixture
-def peer(api: Api) -> Any:
+def peer() -> Iterator[Node]:
     """A whole replica, not started, with one other in its register."""
     fatal: list[str] = []
     replica = Replica(
@@ -167,12 +164,8 @@ def peer(api: Api) -> Any:
         store_settings=StoreSettings(max_pending=50),
     )
     node = Node(replica, Engine(replica.store), PeerClientSettings(), on_fatal=fatal.append)
-    unbound = replication_context._node
-    context.bind(node.engine, LIMITS)
-    replication_context.bind(node)
     yield node
     assert not fatal
-    replication_context._node = unbound
 
 
 def nested_plain(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -236,7 +229,7 @@ torn = st.tuples(messages, st.integers(0, 200), st.binary(min_size=1, max_size=3
     ),
 )
 def test_any_message_of_a_peer(peer: Node, path: str, raw: bytes) -> None:
-    client = Api(peer.replica.store)._client
+    client = Api(peer.replica.store, engine=peer.engine, node=peer)._client
     response = client.generic("POST", f"/replication/{path}", raw, MSGPACK)
     if response.status_code == 200:
         msgspec.msgpack.decode(response.content, type=Exchange if path == "exchange" else SnapshotPiece)
@@ -253,7 +246,7 @@ def test_any_message_of_a_peer(peer: Node, path: str, raw: bytes) -> None:
 @many
 @given(body=st.one_of(json_values, st.fixed_dictionaries({"socket-address": st.one_of(json_values, texts)})))
 def test_any_change_of_the_view(peer: Node, body: Any) -> None:
-    api = Api(peer.replica.store)
+    api = Api(peer.replica.store, engine=peer.engine, node=peer)
     answer = api.ask("DELETE", "/view", raw=as_json(body))
     assert answer.status in (400, 404)
     assert answer.body["error"]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from store.api import context
 from store.engine import Engine
 from store.errors import StoreError, TooManyDeferred, TooManyWatchers
 from tests.support.api import LIMITS, OWN_ID, PEER_ID, Answer, Api, api, make_store
@@ -194,7 +193,7 @@ def test_503_says_what_is_missing(api: Api) -> None:
 def test_wait_holds_a_request_until_its_past_is_there(api: Api) -> None:
     held: list[Answer] = []
     asking = threading.Thread(target=lambda: held.append(api.get("/kvs/a?wait=20", {PEER_ID: 1})))
-    engine = context.engine()
+    engine = api.engine
     asking.start()
     wait_until(lambda: engine.deferred)
     with engine.lock:
@@ -214,11 +213,11 @@ def test_a_closed_gate_is_a_503_with_its_reason(api: Api) -> None:
 
 def test_lost_past_is_told(api: Api) -> None:
     class Forgetful:
-        def wrote(self, update: Any) -> None: ...
-        def ask(self, past: Any) -> int:
+        def update_issued(self, update: Any) -> None: ...
+        def fetch(self, past: Any) -> int:
             return 0
 
-        ask_again = ask
+        fetch_for_retry = fetch
 
         def unrecoverable(self, past: Any, token: int) -> dict[str, tuple[int, int]]:
             return {PEER_ID: (3, past[PEER_ID])} if past.get(PEER_ID, 0) > 2 else {}
@@ -229,7 +228,7 @@ def test_lost_past_is_told(api: Api) -> None:
         def acks_required(self, write_concern: str) -> int:
             return 1
 
-    context.bind(Engine(api.store, Forgetful()), LIMITS)
+    api.use(engine=Engine(api.store, Forgetful()))
     api.hear("a", b"1")
     api.hear("b", b"2", counter=2)
     answer = api.get("/kvs/a?wait=1", {PEER_ID: 9})
@@ -286,7 +285,7 @@ def test_watch_answers_when_the_key_changes(api: Api) -> None:
     headers = {"If-None-Match": OWN_ETAG}
     watching = threading.Thread(target=lambda: held.append(api.get("/kvs/a?wait=20", headers=headers)))
     watching.start()
-    wait_until(lambda: context.engine().watchers)
+    wait_until(lambda: api.engine.watchers)
     assert api.put("/kvs/a", 2).status == 200
     watching.join(10)
     assert (held[0].status, held[0].body["value"]) == (200, 2)
@@ -342,7 +341,7 @@ def test_who_waits_for_acks_does_not_hold_others_up_and_is_let_go_when_the_gate_
     body = {"value": 1, "w": 2, "w-timeout": 30}
     waiting = threading.Thread(target=lambda: held.append(api.ask("PUT", "/kvs/a", body)))
     waiting.start()
-    engine = context.engine()
+    engine = api.engine
     wait_until(lambda: engine.ack_waits and api.get("/kvs/a").status == 200)
     assert api.put("/kvs/b", 1).status == 201
     with engine.lock:
@@ -458,6 +457,8 @@ def test_head_tells_what_get_would(api: Api) -> None:
     api.put("/kvs/a", 1)
     head, get = api.ask("HEAD", "/kvs/a"), api.ask("GET", "/kvs/a")
     assert (head.status, head.body) == (200, None)
+    for answer in (head, get):
+        assert answer.headers.pop("X-Request-ID")
     assert head.headers == get.headers
     assert int(get.headers["Content-Length"]) > 0
     assert api.ask("HEAD", "/kvs/b").status == 404
@@ -496,7 +497,7 @@ def test_too_many_waiting_is_503(api: Api, monkeypatch: pytest.MonkeyPatch, erro
     def refuse(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(context.engine(), "get", refuse)
+    monkeypatch.setattr(api.engine, "get", refuse)
     answer = api.get("/kvs/a", {OWN_ID: 1})
     assert answer.status == 503
     assert answer.metadata == {OWN_ID: 1}
@@ -510,7 +511,7 @@ def test_a_fault_is_a_logged_500_in_json_and_the_replica_goes_on(
         raise ZeroDivisionError("a bug")
 
     with monkeypatch.context() as broken, caplog.at_level(logging.ERROR):
-        broken.setattr(context.engine(), "get", fail)
+        broken.setattr(api.engine, "get", fail)
         answer = api.get("/kvs/a", {OWN_ID: 1})
     assert (answer.status, answer.body) == (500, {"error": "Internal server error", "causal-metadata": {OWN_ID: 1}})
     assert "ZeroDivisionError: a bug" in caplog.text
