@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Final
 
 from drf_spectacular.utils import extend_schema
@@ -16,9 +15,9 @@ from store.api.schema import (
     OTHER,
     PAST,
     REPLICA,
-    SECURITY,
     Object,
     object_schema,
+    operation,
     parameter,
     ref,
     request_body,
@@ -72,32 +71,13 @@ hidden = extend_schema(exclude=True)
 """Decorator for endpoints that only replicas use. ``/schema/`` leaves them out, because clients must not call them."""
 
 
-def operation(
-    tag: str,
-    operation_id: str,
-    summary: str,
-    responses: Mapping[str, Object],
-    *,
-    parameters: Sequence[Object] = (),
-    body: Object | None = None,
-    is_public: bool = False,
-) -> Object:
-    """Return the description of an operation. ``is_public``: it never needs a token."""
-    described: Object = {
-        "operationId": operation_id,
-        "summary": summary,
-        "tags": [tag],
-        "parameters": list(parameters),
-        "security": [{}] if is_public else SECURITY,
-        "responses": {**responses, **({} if is_public else ACCESS_ERRORS)},
-    }
-    return described if body is None else {**described, "requestBody": body}
-
-
 def error(description: str, text: str) -> Object:
     """Return the description of an error response with the text ``text`` as its example."""
     return response(description, ref("Error"), {"Error": {"error": text}})
 
+
+PUBLIC: Final[list[Object]] = [{}]
+"""The security of an operation that never needs a token."""
 
 ACCESS_ERRORS: Final = {
     "401": NO_TOKEN,
@@ -121,7 +101,8 @@ GET_VIEW: Final = operation(
     {
         "200": response(
             "Their addresses.", ref("View"), {"Three": {"view": ["10.0.0.1:8090", "10.0.0.2:8090", "10.0.0.3:8090"]}}
-        )
+        ),
+        **ACCESS_ERRORS,
     },
 )
 PUT_VIEW: Final = operation(
@@ -132,6 +113,7 @@ PUT_VIEW: Final = operation(
         "200": _view_change("It was a member already.", "already present"),
         "201": _view_change("Added.", "added"),
         **ADDRESS_ERRORS,
+        **ACCESS_ERRORS,
     },
     body=request_body("AddressBody", required=True, one={"socket-address": ADDRESS}),
 )
@@ -143,6 +125,7 @@ DELETE_VIEW: Final = operation(
         "200": _view_change("Removed. It stays out until it is added or started again.", "deleted"),
         "404": error("There is no such replica.", "View has no such replica"),
         **ADDRESS_ERRORS,
+        **ACCESS_ERRORS,
     },
     body=request_body("AddressBody", required=True, one={"socket-address": ADDRESS}),
 )
@@ -182,6 +165,7 @@ STATUS: Final = operation(
             },
         ),
         "400": error("A parameter is invalid.", f"recent has to be a whole number from 1 to {MAX_RECENT}"),
+        **ACCESS_ERRORS,
     },
     parameters=[
         parameter(
@@ -245,6 +229,7 @@ EXPLAIN: Final = operation(
             },
         ),
         "400": error("The key is invalid.", "Key is too long"),
+        **ACCESS_ERRORS,
     },
     parameters=[KEY],
 )
@@ -258,7 +243,8 @@ METRICS: Final = operation(
             {"type": "string"},
             {"Shortened": 'causeway_requests_total{operation="put",status="201"} 12.0\n'},
             media_type="text/plain",
-        )
+        ),
+        **ACCESS_ERRORS,
     },
 )
 HEALTHZ: Final = operation(
@@ -266,7 +252,7 @@ HEALTHZ: Final = operation(
     "getHealth",
     "Whether the process serves",
     {"200": response("It does.", ref("Health"), {"Healthy": {"healthy": True}})},
-    is_public=True,
+    security=PUBLIC,
 )
 READYZ: Final = operation(
     "operating",
@@ -278,5 +264,5 @@ READYZ: Final = operation(
             "It does not.", ref("Readiness"), {"Joining": {"ready": False, "reason": "Replica is catching up"}}
         ),
     },
-    is_public=True,
+    security=PUBLIC,
 )

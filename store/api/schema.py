@@ -104,7 +104,7 @@ def component_schemas(limits: RequestLimits) -> dict[str, Object]:
     return {
         "CausalMetadata": {
             **msgspec.json.schema(dict[str, parsing.Counter]),
-            "description": "A vector clock: replica id -> highest counter. Opaque to clients, who send the latest one.",
+            "description": "A vector clock: replica id -> highest counter. Clients send the latest one back unread.",
             "maxProperties": limits.max_clock_entries,
             "example": PAST,
         },
@@ -316,6 +316,33 @@ def error_responses(bad_input: str) -> Object:
     }
 
 
+def operation(
+    tag: str,
+    operation_id: str,
+    summary: str,
+    responses: Mapping[str, Object],
+    *,
+    description: str = "",
+    parameters: Sequence[Object] = (),
+    body: Object | None = None,
+    security: Sequence[Object] = SECURITY,
+) -> Object:
+    """Return the description of an operation."""
+    described: Object = {
+        "operationId": operation_id,
+        "summary": summary,
+        "tags": [tag],
+        "parameters": list(parameters),
+        "security": list(security),
+        "responses": dict(responses),
+    }
+    if description:
+        described["description"] = description
+    if body is not None:
+        described["requestBody"] = body
+    return described
+
+
 def kvs_operation(
     operation_id: str,
     summary: str,
@@ -326,17 +353,16 @@ def kvs_operation(
     body: Object | None = None,
     bad_input: str,
 ) -> Object:
-    """Return the description of an operation of /kvs."""
-    described: Object = {
-        "operationId": operation_id,
-        "summary": summary,
-        "description": description,
-        "tags": ["kvs"],
-        "parameters": [*parameters, WAIT, METADATA_HEADER, METADATA_PARAMETER],
-        "security": SECURITY,
-        "responses": {**responses, **error_responses(bad_input)},
-    }
-    return described if body is None else {**described, "requestBody": body}
+    """Return the description of an operation of /kvs, with the parameters and errors that all of them have."""
+    return operation(
+        "kvs",
+        operation_id,
+        summary,
+        {**responses, **error_responses(bad_input)},
+        description=description,
+        parameters=[*parameters, WAIT, METADATA_HEADER, METADATA_PARAMETER],
+        body=body,
+    )
 
 
 _VERSION_HEADERS: Final = ("ETag", "X-Causal-Metadata")
