@@ -1,8 +1,8 @@
-"""Several CausalStores against a model that keeps every update for ever and recomputes what a clock must show.
+"""Several CausalStores, compared with a model that keeps every update and recomputes what a clock must show.
 
-Updates, snapshots and deltas reach the stores in any order, twice, late, or not at all; stores die and come back
-empty under a new id; clients hop. The model knows two things of its own: which versions a set of updates leaves, and
-what a client's answers were really made of. It knows nothing of delete clocks, queues, logs, joins and markers.
+The stores receive updates, snapshots and deltas in any order, twice, late, or never. Stores die and return empty under
+a new id. Clients move between stores. The model knows which versions a set of updates leaves, and on which updates the
+results of a client were really based. It contains no delete clocks, queues, logs, joins or markers.
 """
 
 from __future__ import annotations
@@ -29,21 +29,24 @@ STORES = 3
 CLIENTS = 2
 KEYS = ("a", "b")
 SETTINGS = StoreSettings(max_log_bytes=700, log_segment_bytes=150, max_pending=4)
-"""A log of about six updates and a short queue: cutting and turning away happen all the time."""
+"""A log for about six updates and a short queue: updates are dropped from the log and rejected by the queue often."""
 
 
 @dataclass
 class Client:
-    """``past``: what it carries; ``true_past``: what its answers were made of; ``gone``: key -> dots of versions
-    that were gone, and would have been shown, when it read the key: it must never be shown one of them again."""
+    """``past``: the metadata that it sends. ``true_past``: the updates on which its results were really based.
+
+    ``removed``: key -> dots of versions that were removed when the client read the key, and that would have won if
+    they were still there. The client must never read one of them later.
+    """
 
     past: Clock = field(default_factory=dict)
     true_past: Clock = field(default_factory=dict)
-    gone: dict[str, set[Dot]] = field(default_factory=dict)
+    removed: dict[str, set[Dot]] = field(default_factory=dict)
 
 
 class Model:
-    """All updates ever issued, and what their issuing was really based on."""
+    """All updates ever issued, and the updates on which each of them was really based."""
 
     def __init__(self) -> None:
         self.updates: dict[Dot, Update] = {}
@@ -57,27 +60,27 @@ class Model:
         return [update for (origin, counter), update in self.updates.items() if counter <= clock.get(origin, 0)]
 
     def visible(self, clock: Clock, key: str) -> list[Dot]:
-        """Return the dots of the versions that the updates in ``clock`` leave under ``key``, the winner first."""
+        """Return the dots of the versions of ``key`` after the updates in ``clock``, the winner first."""
         writes = [(update, write) for update in self.covered(clock) for write in update.writes if write.key == key]
         replaced = {tuple(dot) for _, write in writes for dot in write.replaces}
-        left = [u for u, write in writes if write.value is not None and u.dot not in replaced]
-        return [u.dot for u in sorted(left, key=lambda u: (u.timestamp, u.origin), reverse=True)]
+        remaining = [u for u, write in writes if write.value is not None and u.dot not in replaced]
+        return [u.dot for u in sorted(remaining, key=lambda u: (u.timestamp, u.origin), reverse=True)]
 
     def outranking(self, clock: Clock, key: str, winner: Dot | None) -> set[Dot]:
-        """Return the versions in ``clock`` that do not show, and would outrank ``winner`` if they did."""
+        """Return the removed versions that the updates in ``clock`` wrote and that would win against ``winner``."""
         rank = (0, "") if winner is None else (self.updates[winner].timestamp, winner[0])
-        shown = set(self.visible(clock, key))
+        visible = set(self.visible(clock, key))
         return {
             update.dot
             for update in self.covered(clock)
             for write in update.writes
             if write.key == key and write.value is not None
-            if update.dot not in shown and (update.timestamp, update.origin) > rank
+            if update.dot not in visible and (update.timestamp, update.origin) > rank
         }
 
 
 def fingerprint(store: CausalStore) -> Any:
-    pending = sorted(waiting.update.dot for waiting in store.pending)
+    pending = sorted(item.update.dot for item in store.pending)
     return (
         dict(store.clock),
         store.table.copy(),
@@ -103,13 +106,13 @@ class Stores(RuleBasedStateMachine):
     def start(self, skews: list[int]) -> None:
         self.skews = skews
         self.stores = [self.new_store(at) for at in range(STORES)]
-        self.tell_who_is_present()
+        self.set_present_ids()
 
     def new_store(self, at: int) -> CausalStore:
         self.boots += 1
         return CausalStore(replica_id(f"r{at}:80", self.boots), SETTINGS)
 
-    def tell_who_is_present(self) -> None:
+    def set_present_ids(self) -> None:
         for store in self.stores:
             store.present_ids = frozenset(other.replica_id for other in self.stores)
 
@@ -120,22 +123,24 @@ class Stores(RuleBasedStateMachine):
     # -- clients ---------------------------------------------------------------------------------------
 
     def admitted(self, client: Client, at: int) -> bool:
-        """Check admission against what the client has really seen, and return whether it is let in."""
+        """Check admission against what the client has really seen. Return whether the store serves the client."""
         store = self.stores[at]
         before = fingerprint(store)
         if covers(store.clock, client.past):
-            assert covers(store.clock, client.true_past), "let in without what its earlier answers were made of"
+            assert covers(store.clock, client.true_past), (
+                "served without the updates on which earlier results were based"
+            )
             return True
-        with pytest.raises(DependenciesMissing) as unreached:
+        with pytest.raises(DependenciesMissing) as error:
             store.get("a", client.past, self.now(at))
-        assert unreached.value.missing == missing(store.clock, client.past)
+        assert error.value.missing == missing(store.clock, client.past)
         with pytest.raises(DependenciesMissing):
-            store.put(Change("a", b"refused"), client.past, self.now(at))
+            store.put(Change("a", b"rejected"), client.past, self.now(at))
         assert fingerprint(store) == before
         return False
 
-    def told(self, client: Client, at: int, metadata: Clock, true_past: Clock) -> None:
-        """Note an answer. Its metadata names what the store has, and stands for all that the answer was made of."""
+    def record_result(self, client: Client, at: int, metadata: Clock, true_past: Clock) -> None:
+        """Record a result: every store that covers its metadata has the updates on which it was really based."""
         assert covers(self.stores[at].clock, metadata)
         client.true_past = join(client.true_past, true_past)
         client.past = metadata
@@ -144,17 +149,17 @@ class Stores(RuleBasedStateMachine):
                 assert covers(store.clock, client.true_past)
 
     def read(self, client: Client, at: int, key: str, versions: tuple[Version, ...]) -> Clock:
-        """Check what was shown of a key; return what it was made of."""
+        """Check the versions that were read of a key. Return the updates on which they are based."""
         clock = self.stores[at].clock
         dots = [version.dot for version in versions]
         assert dots == self.model.visible(clock, key)[: len(dots)]
         winner = dots[0] if dots else None
-        assert winner not in client.gone.get(key, ()), "shown again what was gone"
-        client.gone.setdefault(key, set()).update(self.model.outranking(clock, key, winner))
-        made_of: Clock = {}
+        assert winner not in client.removed.get(key, ()), "read a version that was removed before"
+        client.removed.setdefault(key, set()).update(self.model.outranking(clock, key, winner))
+        based_on: Clock = {}
         for dot in dots:
-            made_of = join(made_of, self.model.pasts[dot])
-        return made_of
+            based_on = join(based_on, self.model.pasts[dot])
+        return based_on
 
     @rule(
         who=st.integers(0, CLIENTS - 1),
@@ -168,8 +173,8 @@ class Stores(RuleBasedStateMachine):
             if self.admitted(client, at):
                 found = self.stores[at].get(key, client.past, self.now(at), all_siblings=siblings)
                 assert len(found.versions) == len(self.model.visible(self.stores[at].clock, key))
-                made_of = self.read(client, at, key, found.versions if siblings else found.versions[:1])
-                self.told(client, at, found.metadata, made_of)
+                based_on = self.read(client, at, key, found.versions if siblings else found.versions[:1])
+                self.record_result(client, at, found.metadata, based_on)
 
     @rule(
         who=st.integers(0, CLIENTS - 1), at=st.integers(0, STORES - 1), limit=st.integers(1, 4), conflicts=st.booleans()
@@ -182,11 +187,11 @@ class Stores(RuleBasedStateMachine):
             expected = [key for key in KEYS if len(self.model.visible(store.clock, key)) >= least]
             assert listed.keys == expected[:limit]
             assert listed.next == (expected[limit - 1] if len(expected) > limit else None)
-            made_of: Clock = {}
+            based_on: Clock = {}
             for key in listed.keys:
                 assert listed.items[key] == store.table.get(key)[0].value
-                made_of = join(made_of, self.read(client, at, key, store.table.get(key)[:1]))
-            self.told(client, at, listed.metadata, made_of)
+                based_on = join(based_on, self.read(client, at, key, store.table.get(key)[:1]))
+            self.record_result(client, at, listed.metadata, based_on)
 
     changes = st.dictionaries(st.sampled_from(KEYS), st.one_of(st.none(), st.binary(max_size=3)), max_size=2)
 
@@ -200,15 +205,15 @@ class Stores(RuleBasedStateMachine):
         client, store = self.clients[who], self.stores[at]
         if not self.admitted(client, at):
             return
-        held = {key: self.model.visible(store.clock, key) for key in KEYS}
-        made_of: Clock = {}
+        visible = {key: self.model.visible(store.clock, key) for key in KEYS}
+        based_on: Clock = {}
         for key in reads:
-            made_of = join(made_of, self.read(client, at, key, store.table.get(key)[:1]))
+            based_on = join(based_on, self.read(client, at, key, store.table.get(key)[:1]))
         done = store.transact(reads, [Change(k, v) for k, v in writes.items()], client.past, self.now(at))
-        assert done.missing_keys == [key for key in reads if not held[key]]
-        self.issued(client, at, done.update, held, writes, join(client.true_past, made_of))
+        assert done.missing_keys == [key for key in reads if not visible[key]]
+        self.check_issued(client, at, done.update, visible, writes, join(client.true_past, based_on))
         own = done.update.past if done.update else {}
-        self.told(client, at, done.metadata, join(made_of, own))
+        self.record_result(client, at, done.metadata, join(based_on, own))
 
     @rule(
         who=st.integers(0, CLIENTS - 1),
@@ -221,63 +226,69 @@ class Stores(RuleBasedStateMachine):
         client, store = self.clients[who], self.stores[at]
         if not self.admitted(client, at):
             return
-        held = {key: self.model.visible(store.clock, key)}
-        etag = store.table.get(key)[0].etag if held[key] else None
-        asked: tuple[str, ...] | None = {"matches": (etag or '"none"',), "other": ('"none"',), "any": ("*",)}.get(
+        visible = {key: self.model.visible(store.clock, key)}
+        etag = store.table.get(key)[0].etag if visible[key] else None
+        if_match: tuple[str, ...] | None = {"matches": (etag or '"none"',), "other": ('"none"',), "any": ("*",)}.get(
             condition
         )
-        change = Change(key, value, None, asked, condition == "absent")
-        holds = {"matches": bool(held[key]), "other": False, "any": bool(held[key]), "absent": not held[key], "": True}
+        change = Change(key, value, None, if_match, condition == "absent")
+        holds = {
+            "matches": bool(visible[key]),
+            "other": False,
+            "any": bool(visible[key]),
+            "absent": not visible[key],
+            "": True,
+        }
         if not holds[condition]:
             before = fingerprint(store)
-            with pytest.raises(PreconditionFailed) as mismatch:
+            with pytest.raises(PreconditionFailed) as failed:
                 store.put(change, client.past, self.now(at))
             assert fingerprint(store) == before
-            assert mismatch.value.etag == etag
-            self.told(client, at, mismatch.value.metadata, self.read(client, at, key, store.table.get(key)[:1]))
+            assert failed.value.etag == etag
+            self.record_result(client, at, failed.value.metadata, self.read(client, at, key, store.table.get(key)[:1]))
             return
-        wrote = store.put(change, client.past, self.now(at))
-        assert wrote.existed == bool(held[key])
-        self.issued(client, at, wrote.update, held, {key: value}, client.true_past)
-        self.told(client, at, wrote.metadata, wrote.update.past if wrote.update else {})
-        if wrote.update is None:
+        written = store.put(change, client.past, self.now(at))
+        assert written.existed == bool(visible[key])
+        self.check_issued(client, at, written.update, visible, {key: value}, client.true_past)
+        self.record_result(client, at, written.metadata, written.update.past if written.update else {})
+        if written.update is None:
             self.read(client, at, key, ())
 
     @rule(key=st.sampled_from(KEYS), deletes=st.lists(st.booleans(), min_size=STORES, max_size=STORES))
     def write_everywhere(self, key: str, deletes: list[bool]) -> None:
-        """Clients without a past write one key at every store."""
+        """New clients write the same key at every store, so that the writes are concurrent."""
         for at, is_delete in enumerate(deletes):
             self.clients.append(Client())
             self.write(len(self.clients) - 1, at, key, None if is_delete else b"%d" % at, "")
             self.clients.pop()
 
     @rule(who=st.integers(0, CLIENTS - 1))
-    def another_client(self, who: int) -> None:
+    def replace_client(self, who: int) -> None:
         self.clients[who] = Client()
 
     @rule(who=st.integers(0, CLIENTS - 1), at=st.integers(0, STORES - 1), key=st.sampled_from(KEYS))
     def delete(self, who: int, at: int, key: str) -> None:
         self.write(who, at, key, None, "")
 
-    def issued(
+    def check_issued(
         self,
         client: Client,
         at: int,
         update: Update | None,
-        held: dict[str, list[Dot]],
+        visible: dict[str, list[Dot]],
         writes: dict[str, bytes | None],
         true_past: Clock,
     ) -> None:
-        """Check an update that was just issued: the next dot, all writes that do something, replacing all held."""
-        effective = {key: value for key, value in writes.items() if value is not None or held[key]}
+        """Check a new update: it has the next dot, all effective writes, and replaces all visible versions."""
+        effective = {key: value for key, value in writes.items() if value is not None or visible[key]}
         if update is None:
             assert not effective
             return
         store = self.stores[at]
         assert {write.key: write.value for write in update.writes} == effective
         for write in update.writes:
-            assert [tuple(dot) for dot in write.replaces] == held[write.key]
-            for dot in held[write.key]:
+            assert [tuple(dot) for dot in write.replaces] == visible[write.key]
+            for dot in visible[write.key]:
                 true_past = join(true_past, self.model.pasts[dot])
                 assert self.model.updates[dot].timestamp < update.timestamp
         assert update.dot == (store.replica_id, store.clock[store.replica_id])
@@ -293,7 +304,7 @@ class Stores(RuleBasedStateMachine):
         old=st.lists(st.integers(0, 10**6), max_size=2),
     )
     def receive_any_updates(self, at: int, news: list[int], old: list[int]) -> None:
-        """Updates arrive in any order, with gaps before them, and again."""
+        """Updates arrive in any order, after gaps, and repeatedly."""
         store = self.stores[at]
         foreign = [update for update in self.model.updates.values() if update.origin != store.replica_id]
         unseen = [update for update in foreign if store.clock.get(update.origin, 0) < update.counter]
@@ -302,25 +313,30 @@ class Stores(RuleBasedStateMachine):
 
     @rule(source=st.integers(0, STORES - 1), at=st.integers(0, STORES - 1), limit=st.integers(1, 10))
     def receive_delta(self, source: int, at: int, limit: int) -> None:
-        """What a log offers is applicable in the order in which it comes, up to what the log no longer has."""
+        """Every update of a delta can be applied in the order of the delta, unless the log was truncated."""
         if source == at:
             return
-        giver, taker = self.stores[source], self.stores[at]
-        delta = giver.log.delta(
-            taker.clock, giver.clock, own=giver.replica_id, relay_before_s=float("inf"), limit=limit, limit_bytes=10**6
+        sender, receiver = self.stores[source], self.stores[at]
+        delta = sender.log.delta(
+            receiver.clock,
+            sender.clock,
+            own=sender.replica_id,
+            relay_before_s=float("inf"),
+            limit=limit,
+            limit_bytes=10**6,
         )
-        before = taker.applied_count
-        taker.receive([decode_update(encoded) for encoded in delta.batch], self.now(at))
+        before = receiver.applied_count
+        receiver.receive([decode_update(encoded) for encoded in delta.batch], self.now(at))
         if not delta.truncated:
-            assert taker.applied_count - before >= len(delta.batch)
-            assert delta.more or covers(taker.clock, giver.clock)
+            assert receiver.applied_count - before >= len(delta.batch)
+            assert delta.more or covers(receiver.clock, sender.clock)
 
-    @rule(source=st.integers(0, STORES - 1), at=st.integers(0, STORES - 1), whole=st.booleans())
-    def sync(self, source: int, at: int, whole: bool) -> None:
-        """One store takes over all that another has."""
+    @rule(source=st.integers(0, STORES - 1), at=st.integers(0, STORES - 1), by_snapshot=st.booleans())
+    def sync(self, source: int, at: int, by_snapshot: bool) -> None:
+        """One store receives everything that another one has."""
         if source == at:
             return
-        if whole:
+        if by_snapshot:
             self.stores[at].join(self.stores[source].snapshot(self.now(source)), self.now(at))
         else:
             self.receive_delta(source, at, 1000)
@@ -331,7 +347,7 @@ class Stores(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, STORES - 1), pick=st.integers(0, 3), pieces=st.booleans())
     def join_snapshot(self, at: int, pick: int, pieces: bool) -> None:
-        """A snapshot, however old, brings all that it has and takes nothing away that it has not seen."""
+        """A snapshot of any age adds all that it contains. It removes nothing that its store had never applied."""
         if not self.snapshots:
             return
         snapshot = self.snapshots[pick % len(self.snapshots)]
@@ -343,11 +359,11 @@ class Stores(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, STORES - 1), dies=st.sampled_from([False, False, True]))
     def restart(self, at: int, dies: bool) -> None:
-        """A store dies with its memory, comes back under a new id, and serves once it has what all others have."""
+        """A store loses its memory, gets a new id, and serves again after it has joined snapshots of all others."""
         if not dies:
             return
         self.stores[at] = self.new_store(at)
-        self.tell_who_is_present()
+        self.set_present_ids()
         for other in range(STORES):
             if other != at:
                 self.stores[at].join(self.stores[other].snapshot(self.now(other)), self.now(at))
@@ -357,36 +373,36 @@ class Stores(RuleBasedStateMachine):
 
     @rule(
         at=st.integers(0, STORES - 1),
-        reaches=st.lists(st.sampled_from(range(STORES)), max_size=STORES),
-        knows=st.lists(st.sampled_from(range(STORES)), max_size=STORES),
+        receivers=st.lists(st.sampled_from(range(STORES)), max_size=STORES),
+        informed=st.lists(st.sampled_from(range(STORES)), max_size=STORES),
     )
-    def mark(self, at: int, reaches: list[int], knows: list[int]) -> None:
-        """A store issues a marker, which reaches some; some come to know what everybody has."""
+    def mark(self, at: int, receivers: list[int], informed: list[int]) -> None:
+        """A store issues a marker. Some stores apply it, and some learn which updates every store has."""
         store = self.stores[at]
         past = dict(store.clock)
         update = store.issue_marker(self.now(at))
         assert not update.writes
         self.model.add(update, past)
-        for other in reaches:
+        for other in receivers:
             self.sync(at, other, False)
-        self.promote_markers(knows)
+        self.promote_markers(informed)
 
-    @rule(knows=st.lists(st.sampled_from(range(STORES)), max_size=STORES))
-    def promote_markers(self, knows: list[int]) -> None:
+    @rule(informed=st.lists(st.sampled_from(range(STORES)), max_size=STORES))
+    def promote_markers(self, informed: list[int]) -> None:
         clocks = [store.clock for store in self.stores]
-        for store in (self.stores[at] for at in knows):
-            everybody = {id_: min(clock.get(id_, 0) for clock in clocks) for id_ in store.clock}
-            store.markers.promote(everybody, store.present_ids)
+        for store in (self.stores[at] for at in informed):
+            common_clock = {id_: min(clock.get(id_, 0) for clock in clocks) for id_ in store.clock}
+            store.markers.promote(common_clock, store.present_ids)
             store.simplify_delete_clock()
 
     # -- invariants ------------------------------------------------------------------------------------
 
     @invariant()
-    def what_shows_is_what_the_clock_says(self) -> None:
+    def table_shows_what_the_clock_contains(self) -> None:
         for store in self.stores:
-            shown = {key: [version.dot for version in versions] for key, versions in store.table.copy().items()}
+            actual = {key: [version.dot for version in versions] for key, versions in store.table.copy().items()}
             expected = {key: self.model.visible(store.clock, key) for key in KEYS}
-            assert shown == {key: dots for key, dots in expected.items() if dots}
+            assert actual == {key: dots for key, dots in expected.items() if dots}
             for versions in store.table.copy().values():
                 for version in versions:
                     update = self.model.updates[version.dot]
@@ -395,17 +411,17 @@ class Stores(RuleBasedStateMachine):
             assert store.table.conflicts == sum(len(dots) > 1 for dots in expected.values())
 
     @invariant()
-    def simple_metadata_demands_the_same_of_every_member_as_in_full(self) -> None:
+    def simplified_metadata_is_covered_by_the_same_stores(self) -> None:
         pasts = [*(client.past for client in self.clients), *(dict(store.clock) for store in self.stores)]
         for store in self.stores:
             for past in (past for past in pasts if covers(store.clock, past)):
-                simple = store.markers.simplify(past)
-                if simple is not past:
+                simplified = store.markers.simplify(past)
+                if simplified is not past:
                     for other in self.stores:
-                        assert covers(other.clock, simple) == covers(other.clock, past)
+                        assert covers(other.clock, simplified) == covers(other.clock, past)
 
     @invariant()
-    def there_is_at_most_one_sibling_of_each_replica(self) -> None:
+    def at_most_one_sibling_of_each_replica(self) -> None:
         for store in self.stores:
             for versions in store.table.copy().values():
                 assert len({version.origin for version in versions}) == len(versions)
@@ -420,16 +436,16 @@ class Stores(RuleBasedStateMachine):
                 assert all((origin, counter) in self.model.updates for counter in range(1, last + 1))
 
     @invariant()
-    def what_waits_waits_for_something_that_is_missing(self) -> None:
+    def pending_updates_wait_for_missing_dots(self) -> None:
         for store in self.stores:
             assert len(store.pending) <= SETTINGS.max_pending
-            for waiting in store.pending:
-                origin, counter = waiting.waits_for
+            for item in store.pending:
+                origin, counter = item.waits_for
                 assert store.clock.get(origin, 0) < counter
-                assert store.clock.get(waiting.update.origin, 0) < waiting.update.counter
+                assert store.clock.get(item.update.origin, 0) < item.update.counter
 
     @invariant()
-    def the_delete_clock_stands_for_every_absence(self) -> None:
+    def delete_clock_covers_the_cause_of_every_absence(self) -> None:
         for store in self.stores:
             assert covers(store.clock, store.delete_clock)
             at_others = [other.clock for other in self.stores if covers(other.clock, store.delete_clock)]
@@ -438,7 +454,7 @@ class Stores(RuleBasedStateMachine):
                     assert all(clock.get(update.origin, 0) >= update.counter for clock in at_others)
 
     @invariant()
-    def logs_have_no_gap_and_reach_up_to_the_clock(self) -> None:
+    def logs_have_no_gaps_and_end_at_the_clock(self) -> None:
         for store in self.stores:
             sizes = 0
             for origin in store.log.origins():
@@ -451,7 +467,7 @@ class Stores(RuleBasedStateMachine):
             assert store.log.bytes == sizes <= SETTINGS.max_log_bytes
 
     def teardown(self) -> None:
-        """Whatever has happened: stores that get the same updates, in whatever order, show the same."""
+        """At the end, stores that have received all updates, in any order, show the same versions."""
         for at, store in enumerate(self.stores):
             for _ in range(len(self.model.updates)):
                 missed = [u for u in self.model.updates.values() if store.clock.get(u.origin, 0) < u.counter]
@@ -463,9 +479,9 @@ class Stores(RuleBasedStateMachine):
 
 
 def over_the_wire(snapshot: Snapshot) -> Snapshot:
-    """Return ``snapshot`` as it arrives: cut in pieces, encoded, decoded, staged."""
+    """Return ``snapshot`` after it was cut into pieces, encoded, decoded and put together again."""
     pull = SnapshotPull("r9:80")
-    for piece in cut("giver", "name", snapshot, 600):
+    for piece in cut("sender", "name", snapshot, 600):
         assert pull.stage(decode(encode(piece), SnapshotPiece))
     return pull.snapshot()
 

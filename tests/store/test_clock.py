@@ -1,4 +1,4 @@
-"""Clocks, ids and hybrid time."""
+"""Vector clocks, replica ids and hybrid time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_join_is_commutative_associative_and_idempotent(a: Clock, b: Clock, c: C
 
 
 @given(clocks, clocks)
-def test_join_is_the_least_clock_that_covers_both(a: Clock, b: Clock) -> None:
+def test_join_is_the_least_clock_covering_both(a: Clock, b: Clock) -> None:
     joined = join(a, b)
     assert covers(joined, a)
     assert covers(joined, b)
@@ -42,7 +42,7 @@ def test_join_is_the_least_clock_that_covers_both(a: Clock, b: Clock) -> None:
 
 
 @given(clocks, clocks)
-def test_a_clock_is_the_set_of_its_dots(a: Clock, b: Clock) -> None:
+def test_clock_describes_a_set_of_dots(a: Clock, b: Clock) -> None:
     def dots(clock: Clock) -> set[tuple[str, int]]:
         return {(replica, n) for replica, last in clock.items() for n in range(1, last + 1)}
 
@@ -51,7 +51,7 @@ def test_a_clock_is_the_set_of_its_dots(a: Clock, b: Clock) -> None:
 
 
 @given(clocks, clocks)
-def test_missing_says_what_is_here_and_what_is_needed(a: Clock, b: Clock) -> None:
+def test_missing_returns_here_and_needed(a: Clock, b: Clock) -> None:
     gaps = missing(a, b)
     assert bool(gaps) != covers(a, b)
     for replica, (have, need) in gaps.items():
@@ -61,7 +61,7 @@ def test_missing_says_what_is_here_and_what_is_needed(a: Clock, b: Clock) -> Non
 
 
 @given(clocks, clocks)
-def test_join_leaves_both_as_they_were_and_merge_into_raises_only_the_first(a: Clock, b: Clock) -> None:
+def test_join_changes_no_argument_and_merge_into_only_the_first(a: Clock, b: Clock) -> None:
     before_a, before_b = dict(a), dict(b)
     joined = join(a, b)
     assert (a, b) == (before_a, before_b)
@@ -70,7 +70,7 @@ def test_join_leaves_both_as_they_were_and_merge_into_raises_only_the_first(a: C
     assert b == before_b
 
 
-def test_an_empty_clock_is_covered_by_all_and_covers_only_itself() -> None:
+def test_empty_clock_is_covered_by_all() -> None:
     assert covers({}, {})
     assert covers({"a": 1}, {})
     assert not covers({}, {"a": 1})
@@ -78,7 +78,7 @@ def test_an_empty_clock_is_covered_by_all_and_covers_only_itself() -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8090", "[::1]:8090", "my_replica:1", "user@host:80"])
 @pytest.mark.parametrize("incarnation", [0, 1, 0xABCDEF, MAX_INCARNATION])
-def test_a_replica_id_names_its_address_and_incarnation(address: str, incarnation: int) -> None:
+def test_replica_id_contains_address_and_incarnation(address: str, incarnation: int) -> None:
     replica = replica_id(address, incarnation)
     assert address_of(replica) == address
     assert incarnation_of(replica) == incarnation
@@ -88,12 +88,12 @@ def test_a_replica_id_names_its_address_and_incarnation(address: str, incarnatio
 @pytest.mark.parametrize(
     "text", ["", "nonsense", "@", "host:80@", "host:80@12", "host:80@" + "g" * 16, "host:80@" + "1" * 17]
 )
-def test_what_is_no_replica_id_has_no_incarnation(text: str) -> None:
+def test_other_texts_have_no_incarnation(text: str) -> None:
     assert incarnation_of(text) == 0
 
 
 @given(st.text(max_size=40))
-def test_any_text_that_a_client_sends_can_be_taken_apart(text: str) -> None:
+def test_any_text_can_be_parsed_as_replica_id(text: str) -> None:
     assert isinstance(address_of(text), str)
     assert isinstance(incarnation_of(text), int)
 
@@ -108,8 +108,8 @@ def at(wall_us: int) -> Instant:
         max_size=30,
     )
 )
-def test_hybrid_time_never_goes_back_and_each_stamp_is_above_all_seen(steps: list[tuple[str, int, int]]) -> None:
-    """Whatever the wall clock does, and whatever others say that the time is."""
+def test_hybrid_time_never_goes_back_and_stamps_rise(steps: list[tuple[str, int, int]]) -> None:
+    """Even if the wall clock jumps and other replicas send any timestamps."""
     clock, highest = HybridClock(), 0
     for step, wall_us, timestamp in steps:
         if step == "stamp":
@@ -126,7 +126,7 @@ def test_hybrid_time_never_goes_back_and_each_stamp_is_above_all_seen(steps: lis
         assert clock.read(at(wall_us)) >= wall_us
 
 
-def test_hybrid_time_flows_at_the_pace_of_real_time_after_a_bad_clock() -> None:
+def test_hybrid_time_runs_at_real_speed_after_a_wrong_clock() -> None:
     clock = HybridClock()
     clock.observe(10_000_000, at(1_000_000))
     assert clock.lead_us == 9_000_000
@@ -134,7 +134,7 @@ def test_hybrid_time_flows_at_the_pace_of_real_time_after_a_bad_clock() -> None:
     assert clock.stamp(at(2_000_000)) == 11_000_000
 
 
-def test_a_wall_clock_that_goes_back_does_not_stop_hybrid_time() -> None:
+def test_wall_clock_set_back_does_not_stop_hybrid_time() -> None:
     clock = HybridClock()
     first = clock.stamp(at(5_000_000))
     second = clock.stamp(at(1_000_000))
@@ -142,6 +142,6 @@ def test_a_wall_clock_that_goes_back_does_not_stop_hybrid_time() -> None:
     assert clock.read(at(2_000_000)) == second + 1_000_000
 
 
-def test_two_stamps_of_one_moment_differ() -> None:
+def test_stamps_of_the_same_moment_differ() -> None:
     clock = HybridClock()
     assert len({clock.stamp(at(7)) for _ in range(100)}) == 100

@@ -1,4 +1,4 @@
-"""The pending queue: who waits for what, and who is woken."""
+"""The pending queue, and causal delivery of updates in any order of arrival."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def update(origin: str, counter: int, deps: Clock | None = None) -> Update:
         ({}, ("a", 1)),
     ],
 )
-def test_the_first_missing_dot(clock: Clock, waits_for: Dot | None) -> None:
+def test_first_missing_dot(clock: Clock, waits_for: Dot | None) -> None:
     assert first_missing(clock, update("a", 2, {"b": 2, "c": 3})) == waits_for
 
 
-def test_the_first_update_of_an_origin_waits_for_none_of_it() -> None:
+def test_first_update_of_an_origin_has_no_predecessor() -> None:
     assert first_missing({}, update("a", 1)) is None
 
 
-def test_applying_a_dot_wakes_exactly_those_that_wait_for_it_in_the_order_in_which_they_came() -> None:
+def test_take_waiting_for_returns_exactly_the_waiting_updates_in_order() -> None:
     queue = PendingQueue(10)
     for waiting, dot in ((update("a", 5), ("x", 1)), (update("b", 5), ("x", 2)), (update("c", 5), ("x", 1))):
         assert queue.add(waiting, dot, 0.0)
@@ -48,7 +48,7 @@ def test_applying_a_dot_wakes_exactly_those_that_wait_for_it_in_the_order_in_whi
     assert [item.update.origin for item in queue] == ["b"]
 
 
-def test_an_update_waits_once() -> None:
+def test_update_is_queued_once() -> None:
     queue = PendingQueue(10)
     assert queue.add(update("a", 2), ("a", 1), 0.0)
     assert not queue.add(update("a", 2), ("a", 1), 1.0)
@@ -57,7 +57,7 @@ def test_an_update_waits_once() -> None:
     assert len(queue.take_waiting_for(("a", 1))) == 1
 
 
-def test_a_full_queue_turns_away_and_keeps_what_it_has() -> None:
+def test_full_queue_rejects_updates() -> None:
     queue = PendingQueue(2)
     assert queue.add(update("a", 2), ("a", 1), 0.0)
     assert queue.add(update("a", 3), ("a", 2), 0.0)
@@ -66,7 +66,7 @@ def test_a_full_queue_turns_away_and_keeps_what_it_has() -> None:
     assert len(queue) == 2
 
 
-def test_dropping_forgets_one_and_leaves_those_beside_it() -> None:
+def test_drop_removes_only_one_update() -> None:
     queue = PendingQueue(10)
     queue.add(update("a", 2), ("x", 1), 0.0)
     queue.add(update("b", 2), ("x", 1), 0.0)
@@ -76,7 +76,7 @@ def test_dropping_forgets_one_and_leaves_those_beside_it() -> None:
         queue.drop(("a", 2))
 
 
-def test_taking_all_empties_the_queue() -> None:
+def test_take_all_empties_the_queue() -> None:
     queue = PendingQueue(10)
     queue.add(update("a", 2), ("x", 1), 3.0)
     assert [(item.update.dot, item.waits_for, item.since_s) for item in queue.take_all()] == [(("a", 2), ("x", 1), 3.0)]
@@ -84,7 +84,7 @@ def test_taking_all_empties_the_queue() -> None:
     assert queue.take_waiting_for(("x", 1)) == []
 
 
-def test_the_lowest_counter_of_each_origin() -> None:
+def test_lowest_counter_of_each_origin() -> None:
     queue = PendingQueue(10)
     for counter in (7, 3, 5):
         queue.add(update("a", counter), ("x", 1), 0.0)
@@ -94,7 +94,7 @@ def test_the_lowest_counter_of_each_origin() -> None:
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Update]:
-    """Return updates of three origins, each depending on some of those before it."""
+    """Return updates of three origins. Each one depends on some of the updates before it."""
     issued: list[Update] = []
     counters: Clock = {}
     for origin in draw(st.lists(st.sampled_from("abc"), max_size=12)):
@@ -107,9 +107,7 @@ def histories(draw: st.DrawFn) -> list[Update]:
 
 
 @given(histories(), st.randoms(use_true_random=False))
-def test_whatever_the_order_of_arrival_all_are_applied_and_none_before_its_causes(
-    history: list[Update], rng: Any
-) -> None:
+def test_updates_in_any_order_are_applied_after_their_dependencies(history: list[Update], rng: Any) -> None:
     store = CausalStore("here")
     arrivals = history * 2
     rng.shuffle(arrivals)
@@ -125,7 +123,7 @@ def test_whatever_the_order_of_arrival_all_are_applied_and_none_before_its_cause
     assert sum(store.clock.values()) == store.applied_count == len(history)
 
 
-def test_a_long_chain_that_arrives_backwards_is_applied_without_deep_recursion() -> None:
+def test_long_chain_in_reverse_order_needs_no_recursion() -> None:
     store = CausalStore("here")
     chain = [Update("a", counter, counter, {}, (Write(f"k{counter}", b"1"),)) for counter in range(1, 5_001)]
     store.receive(reversed(chain), NOW)

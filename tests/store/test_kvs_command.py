@@ -1,4 +1,4 @@
-"""``manage.py kvs`` against fake replicas: what it prints, its exit codes, the credentials and metadata."""
+"""``manage.py kvs`` against fake replicas: output, exit codes, credentials and the metadata file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def fails(*arguments: str) -> CommandError:
         ("[", "["),
     ],
 )
-def test_put_takes_json_or_else_text(replica: FakeReplica, text: str, value: Any) -> None:
+def test_put_value_is_json_or_else_text(replica: FakeReplica, text: str, value: Any) -> None:
     replica.respond_with(stored())
     assert run("put", "k", text) == "created\n"
     assert replica.requests[0].body["value"] == value
@@ -87,7 +87,7 @@ def test_get_prints_json(replica: FakeReplica) -> None:
     assert run("get", "k", "--etag") == '"a@1:1"\n'
 
 
-def test_get_tells_of_conflicts(replica: FakeReplica) -> None:
+def test_get_prints_siblings_and_warns_of_conflicts(replica: FakeReplica) -> None:
     sibling = {"value": 1, "etag": '"a@1:1"', "origin": "a@1", "timestamp": 5}
     replica.respond_with(found(1, conflicts=2, siblings=[sibling, sibling | {"value": 2}]))
     assert run("get", "k", "--siblings") == "1\n2\n"
@@ -96,12 +96,12 @@ def test_get_tells_of_conflicts(replica: FakeReplica) -> None:
 
 
 @pytest.mark.parametrize("action", ["get", "delete"])
-def test_an_absent_key_is_exit_code_1(replica: FakeReplica, action: str) -> None:
+def test_absent_key_exits_with_1(replica: FakeReplica, action: str) -> None:
     replica.respond_with(json_response(404, {"error": "Key does not exist", "causal-metadata": {}}))
     assert fails(action, "k").returncode == 1
 
 
-def test_a_refusal_is_exit_code_2(replica: FakeReplica) -> None:
+def test_rejected_request_exits_with_2(replica: FakeReplica) -> None:
     replica.respond_with(json_response(400, {"error": "Key is too long"}))
     error = fails("put", "k", "v")
     assert error.returncode == 2
@@ -112,12 +112,12 @@ def test_a_refusal_is_exit_code_2(replica: FakeReplica) -> None:
     assert fails("put", "k", "v", "--at", "nonsense/path").returncode == 2
 
 
-def test_an_unknown_outcome_is_exit_code_3(replica: FakeReplica) -> None:
+def test_unknown_outcome_exits_with_3(replica: FakeReplica) -> None:
     replica.respond_with(close_connection)
     assert fails("put", "k", "v").returncode == 3
 
 
-def test_list_goes_through_all_pages(replica: FakeReplica) -> None:
+def test_list_reads_all_pages(replica: FakeReplica) -> None:
     replica.respond_with(
         json_response(200, {"keys": ["a", "b\n"], "items": {"a": 1, "b\n": "x"}, "next": "b\n", "causal-metadata": {}}),
         json_response(200, {"keys": ["c"], "items": {"c": None}, "next": None, "causal-metadata": {}}),
@@ -135,7 +135,7 @@ def test_list_stops_at_the_limit(replica: FakeReplica) -> None:
     assert [seen.path for seen in replica.requests] == ["/kvs?limit=2&prefix=x%2F"]
 
 
-def test_metadata_is_carried_in_a_file(replica: FakeReplica, tmp_path: Path) -> None:
+def test_metadata_file_is_read_and_written(replica: FakeReplica, tmp_path: Path) -> None:
     path = tmp_path / "metadata.json"
     replica.respond_with(stored({"a@1": 3}), found("v", {"a@1": 3, "b@1": 1}))
     run("put", "k", "v", "--metadata", str(path))
@@ -148,7 +148,7 @@ def test_metadata_is_carried_in_a_file(replica: FakeReplica, tmp_path: Path) -> 
     assert fails("get", "k", "--metadata", str(path)).returncode == 2
 
 
-def test_at_wins_over_the_environment(replica: FakeReplica) -> None:
+def test_at_overrides_the_environment(replica: FakeReplica) -> None:
     with fake_replicas(1) as (other,):
         other.respond_with(found("other"))
         assert run("get", "k", "--at", f"127.0.0.1:{other.port}") == '"other"\n'
@@ -164,17 +164,17 @@ def test_at_wins_over_the_environment(replica: FakeReplica) -> None:
         ({"KV_API_TOKENS": "reader:aaaaaaaa:read", "KV_TOKEN": "dddddddd"}, "dddddddd"),
     ],
 )
-def test_the_token_comes_from_the_environment(environ: dict[str, str], token: str) -> None:
+def test_token_from_the_environment(environ: dict[str, str], token: str) -> None:
     assert Connection.from_environ(environ).token == token
 
 
-def test_invalid_tokens_are_an_error(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_tokens_exit_with_2(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KV_API_TOKENS", "nonsense")
     assert fails("get", "k").returncode == 2
     assert replica.requests == []
 
 
-def test_the_token_is_sent(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_is_sent(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KV_API_TOKENS", "me:secretsecret:write")
     replica.respond_with(found(1))
     run("get", "k")

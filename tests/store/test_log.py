@@ -1,4 +1,4 @@
-"""The log: what it hands out is in order and without a gap, whatever was cut off."""
+"""The update log: deltas are in order and without gaps, whatever the log has dropped."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ def dots(delta: Delta) -> list[tuple[str, int]]:
     return [update.dot for update in decoded(delta)]
 
 
-def test_a_delta_is_what_is_above_the_known_clock() -> None:
+def test_delta_is_what_is_above_the_known_clock() -> None:
     log = filled(*(update("own", n) for n in range(1, 6)))
     assert dots(delta(log, {"own": 3}, {"own": 5})) == [("own", 4), ("own", 5)]
     assert delta(log, {"own": 5}, {"own": 5}) == EMPTY_DELTA
     assert delta(log, {"own": 9}, {"own": 5}) == EMPTY_DELTA
 
 
-def test_updates_of_several_origins_come_in_the_order_of_their_timestamps() -> None:
+def test_delta_merges_origins_by_timestamp() -> None:
     log = filled(update("a", 1, 10), update("a", 2, 40), update("b", 1, 20), update("b", 2, 30))
     assert dots(delta(log, {}, {"a": 2, "b": 2})) == [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
 
 
-def test_a_limit_cuts_at_the_end_and_says_so() -> None:
+def test_limit_cuts_the_batch_and_sets_more() -> None:
     log = filled(*(update("own", n) for n in range(1, 6)))
     cut = delta(log, {}, {"own": 5}, limit=2)
     assert dots(cut) == [("own", 1), ("own", 2)]
@@ -77,7 +77,7 @@ def test_a_limit_cuts_at_the_end_and_says_so() -> None:
     assert not delta(log, {}, {"own": 5}, limit=5).more
 
 
-def test_a_byte_limit_cuts_too_but_one_update_always_goes() -> None:
+def test_byte_limit_cuts_but_allows_one_update() -> None:
     log = filled(*(update("own", n, size=1000) for n in range(1, 4)))
     size = len(encode_update(update("own", 1, size=1000)))
     assert len(delta(log, {}, {"own": 3}, limit_bytes=10).batch) == 1
@@ -85,7 +85,7 @@ def test_a_byte_limit_cuts_too_but_one_update_always_goes() -> None:
     assert delta(log, {}, {"own": 3}, limit_bytes=10).more
 
 
-def test_others_updates_go_only_when_they_were_applied_before_a_time_and_ones_own_at_once() -> None:
+def test_own_updates_are_sent_at_once_and_relayed_ones_after_a_delay() -> None:
     log = filled()
     log.append(update("a", 1), 1.0)
     log.append(update("a", 2), 5.0)
@@ -95,7 +95,7 @@ def test_others_updates_go_only_when_they_were_applied_before_a_time_and_ones_ow
     assert not delta(log, {}, {"a": 2}, relay_before_s=0.5).truncated
 
 
-def test_a_peer_below_what_is_left_is_told_that_it_needs_a_snapshot() -> None:
+def test_delta_is_truncated_if_the_log_does_not_reach_back() -> None:
     log = filled(*(update("a", n) for n in range(1, 6)))
     log.trim({"a": 3})
     assert delta(log, {"a": 2}, {"a": 5}).truncated
@@ -106,7 +106,7 @@ def test_a_peer_below_what_is_left_is_told_that_it_needs_a_snapshot() -> None:
     assert not delta(log, {"a": 5}, {"a": 5}).truncated
 
 
-def test_of_an_origin_that_is_cut_off_nothing_goes_but_of_the_others_all() -> None:
+def test_truncated_origin_sends_nothing_and_others_everything() -> None:
     log = filled(update("a", 1), update("a", 2), update("b", 1))
     log.trim({"a": 1})
     cut = delta(log, {}, {"a": 2, "b": 1})
@@ -114,7 +114,7 @@ def test_of_an_origin_that_is_cut_off_nothing_goes_but_of_the_others_all() -> No
     assert cut.truncated
 
 
-def test_an_origin_that_jumped_starts_anew() -> None:
+def test_dropped_origin_continues_at_a_later_counter() -> None:
     log = filled(update("a", 1), update("b", 1))
     log.drop_origin("a")
     assert log.origins() == ["b"]
@@ -124,13 +124,13 @@ def test_an_origin_that_jumped_starts_anew() -> None:
     assert dots(delta(log, {"a": 7}, {"a": 8})) == [("a", 8)]
 
 
-def test_trimming_to_a_floor_that_is_below_the_log_or_unknown_forgets_nothing() -> None:
+def test_trim_below_the_log_drops_nothing() -> None:
     log = filled(update("a", 5), update("b", 1))
     log.trim({"a": 2})
     assert log.count == 2
 
 
-def test_a_log_stays_within_its_bytes_by_forgetting_the_oldest_of_who_has_most() -> None:
+def test_full_log_drops_the_oldest_updates_of_the_longest_origin() -> None:
     log = filled(update("b", 1), limit_bytes=3_000)
     for counter in range(1, 101):
         log.append(update("a", counter), 0.0)
@@ -141,7 +141,7 @@ def test_a_log_stays_within_its_bytes_by_forgetting_the_oldest_of_who_has_most()
     assert kept == list(range(kept[0], 101))
 
 
-def test_an_update_larger_than_the_whole_log_leaves_it_empty_and_not_broken() -> None:
+def test_update_larger_than_the_log_leaves_it_empty() -> None:
     log = filled(limit_bytes=1_000)
     log.append(update("a", 1, size=5_000), 0.0)
     assert (log.count, log.bytes) == (0, 0)
@@ -152,7 +152,7 @@ def test_an_update_larger_than_the_whole_log_leaves_it_empty_and_not_broken() ->
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["append", "append", "append", "trim", "restart"]), st.sampled_from("ab"), st.integers(0, 8)
+        st.sampled_from(["append", "append", "append", "trim", "jump"]), st.sampled_from("ab"), st.integers(0, 8)
     ),
     max_size=40,
 )
@@ -164,7 +164,7 @@ steps = st.lists(
     st.integers(1, 6),
     st.sampled_from([1, 100, 300, 10**6]),
 )
-def test_the_log_is_a_window_without_gaps_and_a_delta_is_exactly_what_is_lacking(
+def test_log_has_no_gaps_and_deltas_are_exact(
     drawn: list[tuple[str, str, int]], known: Clock, limit: int, segment_bytes: int
 ) -> None:
     log = filled(limit_bytes=1_500, segment_bytes=segment_bytes)
@@ -202,7 +202,7 @@ def test_the_log_is_a_window_without_gaps_and_a_delta_is_exactly_what_is_lacking
         assert not covers(after, clock)
 
 
-def test_an_update_is_found_by_its_dot_for_as_long_as_it_is_there() -> None:
+def test_get_by_dot() -> None:
     log = filled(*(update("a", n) for n in range(1, 41)))
     log.trim({"a": 9})
     found = [log.get(("a", n)) for n in range(42)]
@@ -210,21 +210,21 @@ def test_an_update_is_found_by_its_dot_for_as_long_as_it_is_there() -> None:
     assert log.get(("b", 1)) is None
 
 
-def test_nothing_of_what_was_trimmed_stays_in_memory() -> None:
-    """Not even in a segment that is still needed: it may hold the key of something that was deleted."""
+def test_trimmed_updates_leave_no_bytes_in_memory() -> None:
+    """Not even in a segment with other entries: the bytes may contain data that clients have deleted."""
     texts = [b"(text %d)" % n for n in range(1, 41)]
     log = filled(*(Update("a", n, n, {}, (Write("k", text),)) for n, text in enumerate(texts, 1)), segment_bytes=500)
     for last in (9, 17):
         log.trim({"a": last})
         assert segments_of(log) == 1
-        held = b"".join(texts_of(log))
-        assert [text for text in texts if text in held] == texts[last:]
+        stored = b"".join(texts_of(log))
+        assert [text for text in texts if text in stored] == texts[last:]
         sent = b"".join(delta(log, {"a": last}, {"a": 40}).batch)
         assert [text for text in texts if text in sent] == texts[last:]
 
 
 def texts_of(log: UpdateLog) -> list[bytes]:
-    """Return all bytes that the log holds, piece by piece: also what no entry refers to any more."""
+    """Return all byte strings and mappings that the log keeps alive, those outside of entries included."""
     return [each[:] for each in reachable_from(log) if isinstance(each, bytes | mmap)]
 
 
@@ -237,12 +237,12 @@ def reachable_from(log: UpdateLog) -> list[object]:
         if id(each) not in found and not isinstance(each, type):
             found[id(each)] = each
             unseen += gc.get_referents(each)
-            if isinstance(each, msgspec.Struct):  # of which the collector may know nothing
+            if isinstance(each, msgspec.Struct):  # The garbage collector may not know its fields.
                 unseen += msgspec.structs.astuple(each)
     return list(found.values())
 
 
-# -- its memory --------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
 def mappings() -> int:
@@ -258,7 +258,7 @@ def segments_of(log: UpdateLog) -> int:
 
 
 @pytest.mark.linux
-def test_segments_are_not_a_mapping_each() -> None:
+def test_kernel_merges_mappings_of_segments() -> None:
     before = mappings()
     log = filled(*(update("a", n, size=4_000) for n in range(1, 601)), limit_bytes=16 * MIB, segment_bytes=8_000)
     assert segments_of(log) == 300
@@ -266,11 +266,11 @@ def test_segments_are_not_a_mapping_each() -> None:
 
 
 @pytest.mark.linux
-def test_what_is_forgotten_goes_back_to_the_system_from_within_a_segment_too() -> None:
+def test_trim_returns_memory_to_the_system_within_a_segment() -> None:
     log = filled(*(update("a", n, size=1_000) for n in range(1, 20_001)), limit_bytes=100 * MIB, segment_bytes=9 * MIB)
     assert segments_of(log) == 2
     most = resident_bytes()
-    for counter in range(1, 9_001):  # Each trim frees less than a page: what is left of pages must add up.
+    for counter in range(1, 9_001):  # Each trim frees less than a page. The parts must add up.
         log.trim({"a": counter})
     assert segments_of(log) == 2
     assert most - resident_bytes() > 7 * MIB
@@ -279,8 +279,8 @@ def test_what_is_forgotten_goes_back_to_the_system_from_within_a_segment_too() -
 
 
 @pytest.mark.parametrize("limit_bytes", [4 * MIB, 400 * MIB])
-def test_a_log_of_any_limit_is_a_bounded_number_of_segments(limit_bytes: int) -> None:
-    """One of 400 MiB would otherwise be 100,000 segments of 4 KiB; 65,530 mappings are what Linux grants a process."""
+def test_number_of_segments_is_bounded(limit_bytes: int) -> None:
+    """With 4 KiB each, 400 MiB would be 100,000 segments. Linux allows a process 65,530 mappings."""
     log = UpdateLog(limit_bytes, 4096)
     full = max(4096, limit_bytes // MAX_SEGMENTS)
     counter = 0
@@ -288,13 +288,15 @@ def test_a_log_of_any_limit_is_a_bounded_number_of_segments(limit_bytes: int) ->
         counter += 1
         log.append(update("a", counter, size=500), 0.0)
     assert log.bytes == pytest.approx(2 * full * (1 + ENTRY_OVERHEAD_BYTES / 530), rel=0.1)
-    assert StoreSettings().max_log_bytes // MAX_SEGMENTS < StoreSettings().log_segment_bytes, "defaults are not touched"
+    assert StoreSettings().max_log_bytes // MAX_SEGMENTS < StoreSettings().log_segment_bytes, (
+        "the default segment size is not raised"
+    )
 
 
-def test_without_memory_for_segments_updates_are_kept_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_works_without_memory_for_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = []
 
-    def refuse(*args: object, **_: object) -> NoReturn:
+    def fail(*args: object, **_: object) -> NoReturn:
         attempts.append(args)
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
@@ -302,17 +304,17 @@ def test_without_memory_for_segments_updates_are_kept_one_by_one(monkeypatch: py
     log = filled(*updates[:20], segment_bytes=1_000)
     packed = segments_of(log)
     with monkeypatch.context() as patch:
-        patch.setattr("store.log.mmap", refuse)
+        patch.setattr("store.log.mmap", fail)
         for each in updates[20:80]:
             log.append(each, 0.0)
-        assert 1 < len(attempts) < 10, "tried again, and not at every update"
+        assert 1 < len(attempts) < 10, "tried again, but not at every update"
         assert segments_of(log) == packed
         assert log.updates("a") == updates[:80]
-        log.trim({"a": 4})  # within a segment: forgetting needs no memory
+        log.trim({"a": 4})  # Within a segment: dropping updates needs no memory.
         assert log.updates("a") == updates[4:80]
         log.trim({"a": 40})
     for each in updates[80:]:
         log.append(each, 0.0)
-    assert segments_of(log) > 0, "packed as soon as there is memory again"
+    assert segments_of(log) > 0, "packed when there is memory again"
     assert log.updates("a") == updates[40:]
     assert log.bytes == sum(map(cost, updates[40:]))

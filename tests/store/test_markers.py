@@ -1,4 +1,4 @@
-"""Markers: when they may be used, and what they stand for."""
+"""Markers: when they become usable, and which clock entries they replace."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from tests.support.wire import NOW, write
 PRESENT = {"a", "b"}
 
 
-def usable(*markers: Marker, everybody: Clock | None = None) -> Markers:
+def usable(*markers: Marker, common_clock: Clock | None = None) -> Markers:
     made = Markers()
     for marker in markers:
         made.add(marker)
-    made.promote({marker.origin: marker.counter for marker in markers} if everybody is None else everybody, PRESENT)
+    made.promote(
+        {marker.origin: marker.counter for marker in markers} if common_clock is None else common_clock, PRESENT
+    )
     return made
 
 
-def test_a_marker_replaces_entries_of_ids_that_are_not_present_up_to_what_it_covers() -> None:
+def test_marker_replaces_retired_entries_that_it_covers() -> None:
     markers = usable(Marker("a", 5, {"old": 3, "b": 2}))
     assert markers.simplify({"old": 3}) == {"a": 5}
     assert markers.simplify({"old": 1, "b": 1}) == {"a": 5, "b": 1}
@@ -33,43 +35,43 @@ def test_a_marker_replaces_entries_of_ids_that_are_not_present_up_to_what_it_cov
     assert markers.simplify({"a": 1, "old": 2}) == {"a": 5}
 
 
-def test_entries_of_present_incarnations_are_never_replaced() -> None:
+def test_entries_of_present_incarnations_stay() -> None:
     markers = usable(Marker("a", 5, {"b": 2, "old": 1}))
     assert markers.simplify({"b": 1}) == {"b": 1}
 
 
-def test_a_past_that_needs_nothing_comes_back_as_it_is() -> None:
+def test_simplify_returns_an_unchanged_past_itself() -> None:
     past = {"a": 1, "b": 2}
     assert usable(Marker("a", 5, {"old": 3})).simplify(past) is past
     assert Markers().simplify({"old": 3}) == {"old": 3}
 
 
-def test_a_marker_is_not_used_before_every_member_has_it() -> None:
-    markers = usable(Marker("a", 5, {"old": 3}), everybody={"a": 4})
+def test_marker_is_unusable_until_every_member_has_it() -> None:
+    markers = usable(Marker("a", 5, {"old": 3}), common_clock={"a": 4})
     assert markers.simplify({"old": 3}) == {"old": 3}
     assert markers.all()
     markers.promote({"a": 5}, PRESENT)
     assert markers.simplify({"old": 3}) == {"a": 5}
 
 
-def test_once_usable_it_stays_so_when_a_member_joins_that_is_behind() -> None:
+def test_usable_marker_stays_usable_when_a_member_joins() -> None:
     markers = usable(Marker("a", 5, {"old": 3}))
     markers.promote({}, PRESENT | {"c"})
     assert markers.simplify({"old": 3}) == {"a": 5}
 
 
-def test_the_marker_that_covers_most_of_an_entry_is_used() -> None:
+def test_marker_with_the_highest_entry_is_used() -> None:
     markers = usable(Marker("a", 5, {"old": 3}), Marker("b", 2, {"old": 7}))
     assert markers.simplify({"old": 6}) == {"b": 2}
 
 
-def test_a_later_marker_of_the_same_replica_supersedes() -> None:
+def test_later_marker_of_the_same_replica_supersedes() -> None:
     markers = usable(Marker("a", 5, {"old": 3}), Marker("a", 9, {"old": 3, "older": 1}))
     assert markers.all() == [Marker("a", 9, {"old": 3, "older": 1})]
     assert markers.simplify({"old": 3, "older": 1}) == {"a": 9}
 
 
-def test_a_marker_of_an_incarnation_that_is_over_goes_once_another_stands_for_its_dot() -> None:
+def test_marker_of_an_ended_incarnation_is_dropped_when_covered() -> None:
     first, second = Marker("dead", 5, {"old": 3}), Marker("a", 1, {"dead": 5, "old": 3})
     markers = usable(first)
     assert markers.all() == [first]
@@ -79,19 +81,19 @@ def test_a_marker_of_an_incarnation_that_is_over_goes_once_another_stands_for_it
     assert markers.simplify({"old": 3, "dead": 5}) == {"a": 1}
 
 
-def test_a_marker_that_only_one_of_an_over_incarnation_would_replace_is_kept() -> None:
-    """The later one must be of a present incarnation, or metadata would name one that is over."""
+def test_marker_is_kept_if_only_an_ended_incarnation_covers_it() -> None:
+    """Only a marker of a present incarnation supersedes. Otherwise metadata would contain retired entries."""
     first, second = Marker("dead", 5, {"old": 3}), Marker("gone", 1, {"dead": 5, "old": 3})
     assert usable(first, second).all() == [first, second]
 
 
-def test_noting_again_is_harmless() -> None:
+def test_adding_a_marker_twice_has_no_effect() -> None:
     markers = usable(Marker("a", 5, {"old": 3}))
     markers.add(Marker("a", 5, {"old": 3}))
     assert len(markers.all()) == 1
 
 
-def test_whether_one_marker_of_a_present_incarnation_stands_for_all_entries() -> None:
+def test_cover_retired_needs_one_marker_of_a_present_incarnation() -> None:
     markers = Markers()
     markers.add(Marker("a", 1, {"x": 3}))
     markers.add(Marker("dead", 1, {"x": 3, "y": 3}))
@@ -101,7 +103,7 @@ def test_whether_one_marker_of_a_present_incarnation_stands_for_all_entries() ->
     assert not markers.cover_retired({"x": 1, "y": 1}, PRESENT)
 
 
-def test_a_marker_of_a_store_stands_for_its_whole_clock() -> None:
+def test_past_of_an_issued_marker_is_the_whole_clock() -> None:
     store, other = CausalStore("a"), CausalStore("old")
     store.receive([write(other, "x", b"1")], NOW)
     write(store, "y", b"1")
@@ -111,7 +113,7 @@ def test_a_marker_of_a_store_stands_for_its_whole_clock() -> None:
     assert len(store.table) == 2
 
 
-def test_markers_travel_with_updates_and_with_snapshots() -> None:
+def test_updates_and_snapshots_carry_markers() -> None:
     giver, by_update, by_snapshot = CausalStore("a"), CausalStore("b"), CausalStore("c")
     update = giver.issue_marker(NOW)
     by_update.receive([update], NOW)
@@ -119,12 +121,12 @@ def test_markers_travel_with_updates_and_with_snapshots() -> None:
     assert by_update.markers.all() == by_snapshot.markers.all() == giver.markers.all()
 
 
-# -- simple metadata demands the same as metadata in full ----------------------------------------------------------
+# -- simplified metadata is covered by the same clocks as full metadata ----------------------------
 
 
 @dataclass
 class World:
-    """Members' clocks over a history in which every update's past is known; ``markers``: those issued."""
+    """The clocks of three members after a random history, and the markers that they issued."""
 
     clocks: list[Clock] = field(default_factory=list)
     markers: list[Marker] = field(default_factory=list)
@@ -132,7 +134,7 @@ class World:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
-    """Return three members that issue markers and take over each other's clocks; ids x and y are over."""
+    """Return three members that issue markers and join each other's clocks. The incarnations x and y have ended."""
     ids = ["a", "b", "c"]
     clocks: list[Clock] = [{"x": draw(st.integers(1, 3)), "y": draw(st.integers(1, 3))} for _ in ids]
     markers: list[Marker] = []
@@ -158,7 +160,7 @@ def worlds(draw: st.DrawFn) -> World:
     st.dictionaries(st.sampled_from(["x", "y", "a", "b", "c"]), st.integers(1, 4), max_size=5),
     st.integers(0, 2),
 )
-def test_simple_metadata_is_covered_by_exactly_those_members_that_cover_it_in_full(
+def test_members_cover_simplified_metadata_exactly_if_they_cover_the_full_one(
     world: World, past: Clock, at: int
 ) -> None:
     here = world.clocks[at]
@@ -167,16 +169,16 @@ def test_simple_metadata_is_covered_by_exactly_those_members_that_cover_it_in_fu
     for marker in world.markers:
         if marker.counter <= here.get(marker.origin, 0):
             markers.add(marker)
-    everybody = {id_: min(clock.get(id_, 0) for clock in world.clocks) for id_ in here}
-    markers.promote(everybody, {"a", "b", "c"})
-    simple = markers.simplify(past)
+    common_clock = {id_: min(clock.get(id_, 0) for clock in world.clocks) for id_ in here}
+    markers.promote(common_clock, {"a", "b", "c"})
+    simplified = markers.simplify(past)
     for clock in world.clocks:
-        assert covers(clock, simple) == covers(clock, past)
-    if any(marker.counter <= everybody.get(marker.origin, 0) for marker in world.markers):
-        assert markers.simplify(simple) == simple
+        assert covers(clock, simplified) == covers(clock, past)
+    if any(marker.counter <= common_clock.get(marker.origin, 0) for marker in world.markers):
+        assert markers.simplify(simplified) == simplified
 
 
-def test_updates_issued_after_a_marker_name_it_instead_of_what_it_stands_for() -> None:
+def test_later_updates_depend_on_the_marker_and_not_on_retired_entries() -> None:
     store, old = CausalStore("a"), CausalStore("old")
     store.present_ids = {"a"}
     store.receive([write(old, "x", b"1")], NOW)

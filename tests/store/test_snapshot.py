@@ -1,4 +1,4 @@
-"""The join of snapshots, against brute force over all updates that both sides have seen."""
+"""The join of snapshots, compared with brute force over all updates that either side has applied."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ steps = st.lists(
 
 
 class History:
-    """Three stores that wrote and exchanged updates: every state of them is a reachable one."""
+    """Three stores after random writes and exchanges of updates, so that every state is a reachable one."""
 
     def __init__(self, drawn: list[tuple[int, str, str, int]]) -> None:
         self.updates: list[Update] = []
@@ -43,8 +43,8 @@ class History:
             elif what == "both":
                 self.note(store.transact([], [Change(each, b"%d" % number) for each in KEYS], {}, NOW).update)
             elif other != at:
-                giver = self.stores[other]
-                had = [u for u in self.updates if giver.clock.get(u.origin, 0) >= u.counter]
+                sender = self.stores[other]
+                had = [u for u in self.updates if sender.clock.get(u.origin, 0) >= u.counter]
                 store.receive(had if what == "receive" else had[: len(had) // 2], NOW)
 
     def note(self, update: Update | None) -> None:
@@ -52,7 +52,7 @@ class History:
             self.updates.append(update)
 
     def visible(self, clock: Clock) -> dict[str, set[tuple[str, int]]]:
-        """Return key -> dots of the versions that the updates in ``clock`` leave, by brute force."""
+        """Return key -> dots of the versions after the updates in ``clock``, by brute force."""
         seen = [update for update in self.updates if update.counter <= clock.get(update.origin, 0)]
         left: dict[str, set[tuple[str, int]]] = {}
         for update in seen:
@@ -73,7 +73,7 @@ def dots(table: Any) -> dict[str, set[tuple[str, int]]]:
 
 
 @given(steps)
-def test_a_join_is_what_all_updates_of_both_sides_leave(drawn: list[tuple[int, str, str, int]]) -> None:
+def test_join_is_the_effect_of_all_updates_of_both_sides(drawn: list[tuple[int, str, str, int]]) -> None:
     history = History(drawn)
     for one in history.stores:
         assert dots(one.table.copy()) == history.visible(one.clock)
@@ -85,7 +85,7 @@ def test_a_join_is_what_all_updates_of_both_sides_leave(drawn: list[tuple[int, s
 
 
 @given(steps)
-def test_the_join_is_commutative_associative_and_idempotent(drawn: list[tuple[int, str, str, int]]) -> None:
+def test_join_is_commutative_associative_and_idempotent(drawn: list[tuple[int, str, str, int]]) -> None:
     a, b, c = History(drawn).stores
     assert joined(a, b) == joined(b, a)
     assert joined(a, a) == (a.clock, a.table.copy())
@@ -98,22 +98,22 @@ def test_the_join_is_commutative_associative_and_idempotent(drawn: list[tuple[in
 
 @given(steps)
 @settings(max_examples=50)
-def test_joining_is_as_good_as_receiving_all_updates(drawn: list[tuple[int, str, str, int]]) -> None:
+def test_join_equals_receiving_all_updates(drawn: list[tuple[int, str, str, int]]) -> None:
     history = History(drawn)
-    for taker in range(3):
-        for giver in range(3):
-            one, other = History(drawn).stores[taker], history.stores[giver]
+    for receiver in range(3):
+        for sender in range(3):
+            one, other = History(drawn).stores[receiver], history.stores[sender]
             had = [u for u in history.updates if other.clock.get(u.origin, 0) >= u.counter]
-            by_updates = History(drawn).stores[taker]
+            by_updates = History(drawn).stores[receiver]
             by_updates.receive([u for u in had if u.origin != by_updates.replica_id], NOW)
             one.join(other.snapshot(NOW), NOW)
             assert one.clock == by_updates.clock
             assert one.table.copy() == by_updates.table.copy()
-            # The delete clock of a join may stand for more (deletes of the other side), never for less.
+            # After a join, the delete clock may contain more (deletes of the other side), but never less.
             assert all(one.delete_clock[id_] >= n for id_, n in by_updates.delete_clock.items())
 
 
-def test_a_deleted_version_does_not_come_back_by_the_snapshot_of_one_that_still_holds_it() -> None:
+def test_snapshot_does_not_restore_a_deleted_version() -> None:
     a, b = CausalStore("a"), CausalStore("b")
     b.receive([write(a, "x", b"1")], NOW)
     write(a, "x", None)
@@ -123,7 +123,7 @@ def test_a_deleted_version_does_not_come_back_by_the_snapshot_of_one_that_still_
     assert shown(b, "x") == []
 
 
-def test_a_version_that_the_giver_has_never_seen_stays() -> None:
+def test_version_that_the_sender_never_applied_stays() -> None:
     a, b = CausalStore("a"), CausalStore("b")
     write(a, "x", b"mine")
     write(b, "y", b"theirs")
@@ -131,7 +131,7 @@ def test_a_version_that_the_giver_has_never_seen_stays() -> None:
     assert (shown(a, "x"), shown(a, "y")) == ([b"mine"], [b"theirs"])
 
 
-def test_what_waits_is_tried_again_after_a_join() -> None:
+def test_pending_updates_are_retried_after_a_join() -> None:
     a, b, here = CausalStore("a"), CausalStore("b"), CausalStore("here")
     cause = write(a, "x", b"1")
     b.receive([cause], NOW)
@@ -142,7 +142,7 @@ def test_what_waits_is_tried_again_after_a_join() -> None:
     assert len(here.pending) == 0
 
 
-def test_hybrid_time_of_the_giver_is_taken_over() -> None:
+def test_join_observes_the_hybrid_time_of_the_sender() -> None:
     a, here = CausalStore("a"), CausalStore("here")
     late = Instant(NOW.mono_s, NOW.wall_us + 10**9)
     write(a, "x", b"1", now=late)
@@ -150,7 +150,7 @@ def test_hybrid_time_of_the_giver_is_taken_over() -> None:
     assert write(here, "y", b"1").timestamp > a.table.get("x")[0].timestamp
 
 
-def test_a_snapshot_does_not_change_when_its_giver_goes_on() -> None:
+def test_snapshot_does_not_change_with_its_store() -> None:
     a = CausalStore("a")
     write(a, "x", b"1")
     snapshot = a.snapshot(NOW)
@@ -172,7 +172,7 @@ def snapshot_of(keys: int, value: bytes = b"1") -> Snapshot:
 
 
 @given(st.integers(0, 12), st.integers(1, 2000))
-def test_pieces_make_the_whole(keys: int, piece_bytes: int) -> None:
+def test_pieces_make_up_the_snapshot(keys: int, piece_bytes: int) -> None:
     snapshot = snapshot_of(keys)
     pieces = list(cut("me", "name", snapshot, piece_bytes))
     assert [piece.piece for piece in pieces] == list(range(len(pieces)))
@@ -182,13 +182,13 @@ def test_pieces_make_the_whole(keys: int, piece_bytes: int) -> None:
     assert pull.snapshot() == snapshot
 
 
-def test_pieces_are_of_about_the_size_that_was_asked_for() -> None:
+def test_pieces_have_about_the_requested_size() -> None:
     pieces = list(cut("me", "name", snapshot_of(100, b"x" * 580), 10_000))
     assert 9 <= len(pieces) <= 12
     assert max(len(piece.items) for piece in pieces) <= 10 + 1
 
 
-def test_a_piece_that_does_not_continue_what_is_here_is_not_staged() -> None:
+def test_piece_out_of_order_is_not_staged() -> None:
     pieces = list(cut("me", "name", snapshot_of(3), 1))
     pull = SnapshotPull("me")
     assert not pull.stage(pieces[1])
@@ -201,37 +201,37 @@ def test_a_piece_that_does_not_continue_what_is_here_is_not_staged() -> None:
     assert pull.stage(pieces[1])
 
 
-def test_a_giver_gives_each_piece_again_until_the_next_is_asked_for() -> None:
-    giver = SnapshotSender(2, 1)
-    first = giver.begin("me", "you", snapshot_of(3), 0.0)
+def test_sender_repeats_a_piece_until_the_next_is_requested() -> None:
+    sender = SnapshotSender(2, 1)
+    first = sender.begin("me", "you", snapshot_of(3), 0.0)
     name = first.snapshot
-    assert giver.piece(SnapshotRequest("you", name, 0), 0.0) == first
-    second = giver.piece(SnapshotRequest("you", name, 1), 0.0)
+    assert sender.piece(SnapshotRequest("you", name, 0), 0.0) == first
+    second = sender.piece(SnapshotRequest("you", name, 1), 0.0)
     assert second is not None
-    assert giver.piece(SnapshotRequest("you", name, 1), 0.0) == second
-    assert giver.piece(SnapshotRequest("you", name, 0), 0.0) is None
-    assert giver.piece(SnapshotRequest("you", name, 3), 0.0) is None
-    assert giver.piece(SnapshotRequest("else", name, 2), 0.0) is None
-    assert giver.piece(SnapshotRequest("you", "unknown", 2), 0.0) is None
+    assert sender.piece(SnapshotRequest("you", name, 1), 0.0) == second
+    assert sender.piece(SnapshotRequest("you", name, 0), 0.0) is None
+    assert sender.piece(SnapshotRequest("you", name, 3), 0.0) is None
+    assert sender.piece(SnapshotRequest("else", name, 2), 0.0) is None
+    assert sender.piece(SnapshotRequest("you", "unknown", 2), 0.0) is None
 
 
-def test_a_giver_has_room_for_so_many_receivers_and_forgets_those_that_ask_no_more() -> None:
-    giver = SnapshotSender(1, 1)
-    name = giver.begin("me", "you", snapshot_of(3), 0.0).snapshot
-    assert giver.has_room("you")
-    assert not giver.has_room("else")
-    giver.piece(SnapshotRequest("you", name, 1), 20.0)
-    giver.expire(40.0)
-    assert not giver.has_room("else")
-    giver.expire(60.0)
-    assert giver.has_room("else")
-    assert giver.piece(SnapshotRequest("you", name, 2), 60.0) is None
+def test_sender_bounds_receivers_and_forgets_silent_ones() -> None:
+    sender = SnapshotSender(1, 1)
+    name = sender.begin("me", "you", snapshot_of(3), 0.0).snapshot
+    assert sender.has_room("you")
+    assert not sender.has_room("else")
+    sender.piece(SnapshotRequest("you", name, 1), 20.0)
+    sender.expire(40.0)
+    assert not sender.has_room("else")
+    sender.expire(60.0)
+    assert sender.has_room("else")
+    assert sender.piece(SnapshotRequest("you", name, 2), 60.0) is None
 
 
-def test_a_receiver_that_starts_again_takes_the_place_of_its_earlier_snapshot() -> None:
-    giver = SnapshotSender(1, 1)
-    old = giver.begin("me", "you", snapshot_of(3), 0.0).snapshot
-    new = giver.begin("me", "you", snapshot_of(3), 0.0).snapshot
+def test_receiver_that_starts_again_replaces_its_earlier_snapshot() -> None:
+    sender = SnapshotSender(1, 1)
+    old = sender.begin("me", "you", snapshot_of(3), 0.0).snapshot
+    new = sender.begin("me", "you", snapshot_of(3), 0.0).snapshot
     assert old != new
-    assert giver.piece(SnapshotRequest("you", old, 1), 0.0) is None
-    assert giver.piece(SnapshotRequest("you", new, 1), 0.0) is not None
+    assert sender.piece(SnapshotRequest("you", old, 1), 0.0) is None
+    assert sender.piece(SnapshotRequest("you", new, 1), 0.0) is not None

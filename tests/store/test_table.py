@@ -1,4 +1,4 @@
-"""The key table against a dictionary: lookups, order, conflicts, expiry, bytes."""
+"""The key table, compared with a dictionary: lookups, order, conflicts, expiry, bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tables(RuleBasedStateMachine):
         keep=st.booleans(),
     )
     def set(self, key: str, drawn: list[tuple[bytes, int | None]], keep: bool) -> None:
-        """A key holds some new versions, and perhaps those that it held before."""
+        """Set some new versions of a key, and perhaps keep the present ones."""
         new = [self.version(value, expires, f"r{number}") for number, (value, expires) in enumerate(drawn)]
         versions = (*reversed(new), *(self.model.get(key, ()) if keep else ()))
         self.table.set(key, versions)
@@ -44,7 +44,7 @@ class Tables(RuleBasedStateMachine):
     @rule(later=st.integers(0, 5))
     def expire(self, later: int) -> None:
         self.wall_us += later
-        gone = {version.dot for version in self.table.expire(self.wall_us)}
+        expired = {version.dot for version in self.table.expire(self.wall_us)}
         expected = set()
         for key, versions in list(self.model.items()):
             kept = tuple(v for v in versions if v.expires is None or v.expires > self.wall_us)
@@ -52,12 +52,12 @@ class Tables(RuleBasedStateMachine):
             self.model.pop(key)
             if kept:
                 self.model[key] = kept
-        assert gone == expected
+        assert expired == expected
         assert self.table.next_deadline > self.wall_us
 
     @rule(data=st.dictionaries(keys, st.binary(max_size=9), max_size=4))
     def replace(self, data: dict[str, bytes]) -> None:
-        """As a snapshot does it: some keys stay, some come."""
+        """Replace the table as a snapshot does: some keys stay, others are new."""
         stay = dict(list(self.model.items())[::2])
         self.model = {**stay, **{key: (self.version(value, 3, "r1"),) for key, value in data.items()}}
         self.table.replace(self.model)
@@ -70,7 +70,7 @@ class Tables(RuleBasedStateMachine):
         assert list(self.table.conflicting_keys(prefix, after)) == conflicting
 
     @invariant()
-    def it_holds_what_the_dictionary_holds(self) -> None:
+    def table_equals_the_dictionary(self) -> None:
         assert self.table.copy() == self.model
         assert len(self.table) == len(self.model)
         assert list(self.table.keys("", "")) == sorted(self.model)
@@ -79,7 +79,7 @@ class Tables(RuleBasedStateMachine):
         assert self.table.get("absent key") == ()
 
     @invariant()
-    def the_next_deadline_is_not_after_any(self) -> None:
+    def next_deadline_is_not_after_any_deadline(self) -> None:
         deadlines = [v.expires for versions in self.model.values() for v in versions if v.expires is not None]
         assert self.table.next_deadline <= min(deadlines, default=float("inf"))
 
@@ -94,16 +94,16 @@ def version(counter: int, expires: int | None = None, value: bytes = b"1") -> Ve
     return Version(value, "r1", counter, counter, {}, expires)
 
 
-def test_a_version_expires_at_its_deadline_and_not_before() -> None:
+def test_version_expires_at_its_deadline() -> None:
     table = KeyTable()
     table.set("x", (version(1, 100),))
     assert table.expire(99) == []
-    assert [gone.dot for gone in table.expire(100)] == [("r1", 1)]
+    assert [version.dot for version in table.expire(100)] == [("r1", 1)]
     assert table.get("x") == ()
     assert table.expire(1000) == []
 
 
-def test_of_two_versions_only_the_one_whose_time_is_over_goes() -> None:
+def test_only_the_version_with_a_passed_deadline_expires() -> None:
     table = KeyTable()
     table.set("x", (version(2), version(1, 100)))
     assert table.conflicts == 1
@@ -112,7 +112,7 @@ def test_of_two_versions_only_the_one_whose_time_is_over_goes() -> None:
     assert table.conflicts == 0
 
 
-def test_a_version_that_was_replaced_before_its_time_does_not_take_its_successor_with_it() -> None:
+def test_deadline_of_a_replaced_version_does_not_remove_its_successor() -> None:
     table = KeyTable()
     table.set("x", (version(1, 100),))
     table.set("x", (version(2),))
@@ -120,7 +120,7 @@ def test_a_version_that_was_replaced_before_its_time_does_not_take_its_successor
     assert table.get("x") == (version(2),)
 
 
-def test_deadlines_of_what_is_gone_do_not_pile_up() -> None:
+def test_stale_deadlines_are_bounded() -> None:
     table = KeyTable()
     for counter in range(1, 10 * MAX_STALE_DEADLINES):
         table.set("x", (version(counter, 10**9 + counter),))
@@ -129,7 +129,7 @@ def test_deadlines_of_what_is_gone_do_not_pile_up() -> None:
     assert len(table.expire(2 * 10**9)) == 1
 
 
-def test_a_copy_does_not_change_with_the_table() -> None:
+def test_copy_does_not_change_with_the_table() -> None:
     table = KeyTable()
     table.set("x", (version(1),))
     copy = table.copy()
@@ -138,7 +138,7 @@ def test_a_copy_does_not_change_with_the_table() -> None:
     assert copy == {"x": (version(1),)}
 
 
-def test_a_key_costs_its_text_its_values_and_something_per_version() -> None:
+def test_cost_of_a_key() -> None:
     assert cost("key", ()) == 0
     assert cost("key", (version(1, value=b"12345"),)) == 3 + KEY_COST_BYTES + 5
     assert cost("key", (version(1), version(2))) == 3 + 2 * (KEY_COST_BYTES + 1)

@@ -28,36 +28,36 @@ def version(origin: str, counter: int, timestamp: int = 0, value: bytes = b"1") 
     return Version(value, origin, counter, timestamp or counter, {})
 
 
-# -- the conflict rule ---------------------------------------------------------------------------------------------
+# -- the conflict rule -----------------------------------------------------------------------------
 
 
-def test_a_write_replaces_what_it_names_and_nothing_else() -> None:
-    held = (version("b", 1, 5), version("a", 1, 3))
+def test_write_removes_exactly_the_versions_that_it_replaces() -> None:
+    current = (version("b", 1, 5), version("a", 1, 3))
     new = version("c", 1, 9)
-    assert apply_write(held, Write("k", b"1", (("a", 1),)), new) == (new, held[0])
-    assert apply_write(held, Write("k", b"1", (("a", 1), ("b", 1))), new) == (new,)
-    assert apply_write(held, Write("k", b"1"), new) == (new, *held)
+    assert apply_write(current, Write("k", b"1", (("a", 1),)), new) == (new, current[0])
+    assert apply_write(current, Write("k", b"1", (("a", 1), ("b", 1))), new) == (new,)
+    assert apply_write(current, Write("k", b"1"), new) == (new, *current)
 
 
-def test_a_delete_takes_what_it_names_and_adds_nothing() -> None:
-    held = (version("b", 1, 5), version("a", 1, 3))
-    assert apply_write(held, Write("k", None, (("b", 1),)), None) == (held[1],)
-    assert apply_write(held, Write("k", None, (("a", 1), ("b", 1))), None) == ()
+def test_delete_removes_exactly_the_versions_that_it_replaces() -> None:
+    current = (version("b", 1, 5), version("a", 1, 3))
+    assert apply_write(current, Write("k", None, (("b", 1),)), None) == (current[1],)
+    assert apply_write(current, Write("k", None, (("a", 1), ("b", 1))), None) == ()
     assert apply_write((), Write("k", None, (("a", 1),)), None) == ()
 
 
-def test_a_later_version_of_the_same_replica_is_not_the_one_that_was_replaced() -> None:
-    held = (version("a", 2),)
-    assert apply_write(held, Write("k", None, (("a", 1),)), None) == held
+def test_later_version_of_the_same_replica_stays() -> None:
+    current = (version("a", 2),)
+    assert apply_write(current, Write("k", None, (("a", 1),)), None) == current
 
 
-def test_the_winner_has_the_highest_timestamp_and_then_the_highest_id() -> None:
+def test_winner_has_the_highest_timestamp_then_the_highest_id() -> None:
     one, other, late = version("a", 1, 5), version("b", 1, 5), version("c", 1, 4)
     for order in permutations((one, other, late)):
-        held: Versions = ()
+        current: Versions = ()
         for each in order:
-            held = apply_write(held, Write("k", b"1"), each)
-        assert held == (other, one, late)
+            current = apply_write(current, Write("k", b"1"), each)
+        assert current == (other, one, late)
 
 
 writes = st.lists(
@@ -67,20 +67,20 @@ writes = st.lists(
 
 
 @given(writes, st.randoms(use_true_random=False))
-def test_the_order_of_concurrent_writes_does_not_matter(drawn: list[Any], rng: Any) -> None:
-    """Each write follows, by what it replaces, some of those before it; any order that keeps to that ends the same."""
+def test_order_of_concurrent_writes_does_not_matter(drawn: list[Any], rng: Any) -> None:
+    """Each write replaces versions of some earlier writes. Every order that respects that gives the same result."""
     steps: list[tuple[Write, Version | None, set[int]]] = []
     for number, (origin, timestamp, is_delete, follows) in enumerate(drawn):
         causes = {index for index in follows if index < number and steps[index][1] is not None}
         replaced = tuple(v.dot for v in (steps[index][1] for index in sorted(causes)) if v is not None)
-        made = None if is_delete else version(f"{origin}{number}", 1, timestamp)
-        steps.append((Write("k", None if is_delete else b"1", replaced), made, causes))
+        new = None if is_delete else version(f"{origin}{number}", 1, timestamp)
+        steps.append((Write("k", None if is_delete else b"1", replaced), new, causes))
 
     def run(order: list[int]) -> Versions:
-        held: Versions = ()
+        current: Versions = ()
         for index in order:
-            held = apply_write(held, steps[index][0], steps[index][1])
-        return held
+            current = apply_write(current, steps[index][0], steps[index][1])
+        return current
 
     straight = run(list(range(len(steps))))
     order: list[int] = []
@@ -89,32 +89,32 @@ def test_the_order_of_concurrent_writes_does_not_matter(drawn: list[Any], rng: A
     assert run(order) == straight
 
 
-def test_settling_leaves_the_versions_that_were_held_as_they_were() -> None:
-    held = (version("a", 1),)
-    apply_write(held, Write("k", b"2", (("a", 1),)), version("b", 1))
-    assert held == (version("a", 1),)
+def test_apply_write_does_not_change_its_argument() -> None:
+    current = (version("a", 1),)
+    apply_write(current, Write("k", b"2", (("a", 1),)), version("b", 1))
+    assert current == (version("a", 1),)
 
 
-# -- what updates and versions say ---------------------------------------------------------------------------------
+# -- updates and versions --------------------------------------------------------------------------
 
 
-def test_the_past_of_an_update_holds_its_own_dot() -> None:
+def test_past_of_an_update_contains_its_own_dot() -> None:
     update = Update("a", 3, 1, {"b": 2}, (Write("k", b"1"),))
     assert update.dot == ("a", 3)
     assert update.past == {"a": 3, "b": 2}
     assert version_of(update.writes[0], update, update.origin, update.deps).past == update.past
 
 
-def test_an_etag_names_the_dot_in_quotes() -> None:
+def test_etag_is_the_dot_in_quotes() -> None:
     assert version("127.0.0.1:8090@0000000000000001", 7).etag == '"127.0.0.1:8090@0000000000000001:7"'
 
 
-def test_a_version_keeps_the_expiry_of_its_write() -> None:
+def test_version_has_the_deadline_of_its_write() -> None:
     update = Update("a", 1, 5, {}, (Write("k", b"1", (), 99),))
     assert version_of(update.writes[0], update, update.origin, {}).expires == 99
 
 
-def test_an_update_is_the_same_after_it_was_encoded() -> None:
+def test_encoded_update_decodes_to_an_equal_one() -> None:
     update = Update("a", 1, 5, {"b": 7}, (Write("k", b"1", (("b", 7),), 99), Write("l", None)))
     assert decode_update(encode_update(update)) == update
     with pytest.raises(msgspec.ValidationError):
@@ -123,7 +123,7 @@ def test_an_update_is_the_same_after_it_was_encoded() -> None:
 
 TAG = '"a:1"'
 CONDITIONS: list[tuple[dict[str, Any], bool, bool, bool]] = [
-    # the conditions; hold where the key is absent, where it has the tag, where it has another
+    # conditions; whether they hold if the key is absent, if it has the tag, if it has another tag
     ({}, True, True, True),
     ({"if_none_match": True}, True, False, False),
     ({"if_match": (TAG,)}, False, True, False),
@@ -144,7 +144,7 @@ def test_conditions(conditions: dict[str, Any], absent: bool, same: bool, other:
     ]
 
 
-# -- wire form -----------------------------------------------------------------------------------------------------
+# -- wire form -------------------------------------------------------------------------------------
 
 texts = st.text(min_size=1, max_size=8)
 counters = st.integers(1, MAX_COUNTER - 1)
@@ -162,17 +162,17 @@ versions = st.builds(Version, st.binary(max_size=20), texts, counters, stamps, c
 
 
 @given(updates)
-def test_an_update_comes_back_as_it_went_out(update: Update) -> None:
+def test_update_round_trip(update: Update) -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(update), type=Update) == update
 
 
 @given(versions)
-def test_a_version_comes_back_as_it_went_out(version: Version) -> None:
+def test_version_round_trip(version: Version) -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(version), type=Version) == version
 
 
 @given(updates, st.data())
-def test_a_damaged_update_is_refused_or_well_formed(update: Update, data: st.DataObject) -> None:
+def test_damaged_update_is_rejected_or_well_formed(update: Update, data: st.DataObject) -> None:
     body = bytearray(msgspec.msgpack.encode(update))
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))

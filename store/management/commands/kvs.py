@@ -1,7 +1,8 @@
-"""``kvs get|put|delete|list``: one request to one replica, for people and shell scripts.
+"""``kvs get|put|delete|list``: send one request to one replica. For people and shell scripts.
 
-Exit codes: 0 done; 1 the key is absent; 2 refused or nobody answered, nothing was changed; 3 a write went out and its
-outcome is unknown. Values go in and come out as JSON; what does not parse as JSON is taken as text.
+Exit codes: 0 success; 1 the key is absent; 2 the request was rejected or no replica answered, and nothing was changed;
+3 a write was sent and its outcome is unknown. Values are read and printed as JSON. A value that is not valid JSON is
+taken as text.
 """
 
 from __future__ import annotations
@@ -24,40 +25,40 @@ ABSENT, FAILED, UNKNOWN = 1, 2, 3
 
 
 class Command(BaseCommand):
-    """The command; each action is a method of its name."""
+    """The ``kvs`` command. Each action is the method with its name."""
 
-    help = "Read, write, delete or list keys at a replica."
+    help = "Read, write, delete or list keys at one replica."
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Declare the actions and their options."""
+        """Add the actions and their options."""
         actions = parser.add_subparsers(dest="action", required=True)
         get = actions.add_parser("get", help="print a value as JSON")
         get.add_argument("key")
-        get.add_argument("--raw", action="store_true", help="print text without JSON's quotes")
+        get.add_argument("--raw", action="store_true", help="print a string without quotes")
         get.add_argument("--siblings", action="store_true", help="print all concurrent values, the winner first")
-        get.add_argument("--etag", action="store_true", help="print the version's ETag instead of the value")
-        put = actions.add_parser("put", help="write a value: JSON if it parses as such, else text; - reads stdin")
+        get.add_argument("--etag", action="store_true", help="print the ETag of the version, not the value")
+        put = actions.add_parser("put", help="write a value")
         put.add_argument("key")
-        put.add_argument("value")
-        put.add_argument("--ttl", type=float, metavar="SECONDS", help="delete it after so long")
-        put.add_argument("--if-none-match", action="store_true", help="only if the key is absent")
+        put.add_argument("value", help="JSON; text that is not valid JSON is a string; - reads standard input")
+        put.add_argument("--ttl", type=float, metavar="SECONDS", help="let the value expire after this time")
+        put.add_argument("--if-none-match", action="store_true", help="write only if the key is absent")
         delete = actions.add_parser("delete", help="delete a key")
         delete.add_argument("key")
         for writing in (put, delete):
-            writing.add_argument("--if-match", metavar="ETAG", help="only over this version")
-            writing.add_argument("--w", metavar="N", help='acks to wait for: a number, "majority" or "all"')
-        listing = actions.add_parser("list", help="print keys in order, one a line")
-        listing.add_argument("--prefix", default="", help="only keys that begin so")
+            writing.add_argument("--if-match", metavar="ETAG", help="only if this is the current version")
+            writing.add_argument("--w", metavar="N", help='wait for acks: a number, "majority" or "all"')
+        listing = actions.add_parser("list", help="print keys in order, one per line")
+        listing.add_argument("--prefix", default="", help="only keys that start with this text")
         listing.add_argument("--after", default="", metavar="KEY", help="only keys after this one")
-        listing.add_argument("--limit", type=int, metavar="N", help="at most so many (default: all)")
-        listing.add_argument("--values", action="store_true", help="print key, tab, value as JSON")
+        listing.add_argument("--limit", type=int, metavar="N", help="print at most N keys (default: all)")
+        listing.add_argument("--values", action="store_true", help="print each key, a tab, and its value as JSON")
         listing.add_argument("--conflicts", action="store_true", help="only keys with concurrent values")
         for action in (get, put, delete, listing):
             add_common_arguments(action)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Ask the replica; turn the client's errors into exit codes."""
+        """Run the action, and turn errors of the client into exit codes."""
         action = getattr(self, options["action"])
         try:
             with open_session(options) as session:
@@ -78,10 +79,10 @@ class Command(BaseCommand):
         for value in [sibling.value for sibling in read.siblings] or [read.value]:
             self.stdout.write(value if options["raw"] and isinstance(value, str) else as_json(value))
         if read.conflicts > 1 and not options["siblings"]:
-            self.stderr.write(f"in conflict: {read.conflicts} concurrent values, see --siblings", self.style.WARNING)
+            self.stderr.write(f"in conflict: {read.conflicts} concurrent values (see --siblings)", self.style.WARNING)
 
     def put(self, session: Session, options: dict[str, Any]) -> None:
-        """Write a value; print what became of it."""
+        """Write a value. Print whether it was created or replaced."""
         text = sys.stdin.read() if options["value"] == "-" else options["value"]
         written = session.put(
             options["key"],
@@ -92,7 +93,7 @@ class Command(BaseCommand):
             w=write_concern(options["w"]),
             wait_s=options["wait"],
         )
-        self._tell("created" if written.created else "replaced", written.acks, concern_met=written.concern_met)
+        self._print_result("created" if written.created else "replaced", written.acks, concern_met=written.concern_met)
 
     def delete(self, session: Session, options: dict[str, Any]) -> None:
         """Delete a key."""
@@ -101,7 +102,7 @@ class Command(BaseCommand):
         )
         if not written.deleted:
             raise CommandError("Key does not exist", returncode=ABSENT)
-        self._tell("deleted", written.acks, concern_met=written.concern_met)
+        self._print_result("deleted", written.acks, concern_met=written.concern_met)
 
     def list(self, session: Session, options: dict[str, Any]) -> None:
         """Print keys, page by page."""
@@ -121,17 +122,17 @@ class Command(BaseCommand):
             left -= len(page.keys)
             after = page.next
 
-    def _tell(self, result: str, acks: int | None, *, concern_met: bool) -> None:
+    def _print_result(self, result: str, acks: int | None, *, concern_met: bool) -> None:
         self.stdout.write(result if acks is None else f"{result} acks={acks}")
         if not concern_met:
-            self.stderr.write("fewer acks than asked for; the write stands and goes on spreading", self.style.WARNING)
+            self.stderr.write("fewer acks than requested; the write stands and keeps spreading", self.style.WARNING)
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
-    """Add what every action takes."""
+    """Add the options that every action has."""
     add_at_argument(parser)
     parser.add_argument(
-        "--metadata", type=Path, metavar="FILE", help="carry the causal metadata in this file from one call to the next"
+        "--metadata", type=Path, metavar="FILE", help="read the causal metadata from this file and write it back"
     )
     parser.add_argument(
         "--wait", type=float, metavar="SECONDS", help="how long the replica may wait for the causal past (at most 60)"
@@ -140,7 +141,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def open_session(options: dict[str, Any]) -> Iterator[Session]:
-    """A session with the credentials of the environment, and with the metadata of ``--metadata`` read and kept."""
+    """Open a session with the address and credentials of the environment, and read and write the metadata file."""
     path: Path | None = options["metadata"]
     metadata = json.loads(path.read_text("utf-8")) if path is not None and path.exists() else {}
     connection = Connection.from_environ(at=options["at"])
@@ -151,40 +152,40 @@ def open_session(options: dict[str, Any]) -> Iterator[Session]:
         try:
             yield session
         finally:
-            # After a failure too: a refused precondition has shown something.
+            # After an error too: a failed precondition has shown the current version to the session.
             if path is not None and session.metadata != metadata:
                 replace_file(path, as_json(session.metadata) + "\n")
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader sees the old or the new content, never half of it."""
+    """Write ``text`` to ``path`` atomically: a reader gets the old or the new content."""
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     draft.write_text(text, "utf-8")
     draft.replace(path)
 
 
 def from_text(text: str) -> Json:
-    """What ``text`` says as JSON, or else ``text`` itself. ``NaN`` and ``Infinity`` are no JSON."""
+    """Return ``text`` decoded as JSON, or ``text`` itself if it is not valid JSON. ``NaN`` is not valid JSON."""
 
-    def refuse(constant: str) -> None:
+    def reject(constant: str) -> None:
         raise ValueError(constant)
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=reject)
     except (ValueError, RecursionError):
         return text
 
 
 def as_json(value: Json) -> str:
-    """One line of JSON."""
+    """Return ``value`` as one line of JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def as_line(key: str) -> str:
-    """A key as one line: as it is, or as JSON where it would break the line or looks like JSON text."""
+    """Return ``key`` for one line of output: as JSON if it has unprintable characters or starts with a quote."""
     return key if key.isprintable() and not key.startswith('"') else as_json(key)
 
 
 def write_concern(text: str | None) -> int | str | None:
-    """``--w``: a number or a word."""
+    """Return the value of ``--w``: a number or a word."""
     return int(text) if text and text.isascii() and text.isdigit() else text
