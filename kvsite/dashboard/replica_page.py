@@ -19,7 +19,7 @@ MAX_QUEUE_ITEMS = 100
 
 @dataclass(frozen=True, slots=True)
 class ClockEntry:
-    """An entry of the replica's clock. ``missing``: updates of the origin that are known elsewhere and missing here."""
+    """An entry of the replica's clock. ``missing``: known updates of the origin that it has not applied."""
 
     origin: Column
     counter: int

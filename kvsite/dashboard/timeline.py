@@ -19,7 +19,7 @@ by its own wall clock."""
 
 KINDS = {
     "started": ("busy", "{subject} started"),
-    "serving": ("good", "{subject} caught up and serves {detail}"),
+    "serving": ("good", "{subject} caught up and is serving with {detail}"),
     "joined": ("good", "{subject} joined the view"),
     "left": ("warn", "{subject} left the view"),
     "added": ("good", "{subject} was added to the view {detail}"),

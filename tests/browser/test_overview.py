@@ -189,9 +189,9 @@ def test_a_hidden_tab_sends_no_requests(cluster: LocalCluster, open_page: OpenPa
     page.on("request", lambda request: requested.append(request.url))
     page.evaluate("Object.defineProperty(document, 'hidden', {get: () => window.asleep, configurable: true})")
     page.evaluate("window.asleep = true")
-    page.wait_for_timeout(300)
+    page.wait_for_timeout(300)  # A request that the page sent before may still be reported.
     requested.clear()
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(1500)  # A visible page sends a request every second.
     assert requested == []
     with page.expect_request(f"{admin(cluster)}overview/", timeout=500):
         page.evaluate("window.asleep = false; document.dispatchEvent(new Event('visibilitychange'))")
