@@ -131,6 +131,15 @@ def test_every_target_of_make_that_a_page_names_exists() -> None:
         assert named <= targets, page
 
 
+def test_every_kind_of_event_is_documented() -> None:
+    """docs/operations.md names each kind of event, as the log shows it."""
+    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "replication").glob("*.py"))
+    kinds = set(re.findall(r"\.record\(\s*\"([a-z]+)\"", code))
+    assert {"started", "superseded", "lost"} <= kinds
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    assert {kind for kind in kinds if not re.search(rf"`{kind}\b", page)} == set()
+
+
 @EACH_PAGE
 def test_every_block_of_yaml_is_valid(page: Path) -> None:
     for block in re.findall(r"^```ya?ml\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
