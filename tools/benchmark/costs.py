@@ -23,7 +23,7 @@ from tools.benchmark.systems import Causeway, Context, request_json, wait_until
 from tools.benchmark.throughput import NAMES, Sample, sample
 
 MEMORY_KEYS, QUICK_MEMORY_KEYS = 100_000, 5_000
-BYTES_A_KEY: Final = 900.0
+MAX_BYTES_PER_KEY: Final = 900.0
 VALUE_BYTES: Final = 32
 DISTINCT_PASTS: Final = 1000
 
@@ -67,7 +67,8 @@ def memory(context: Context) -> list[Figure]:
         grown = [(resident_bytes(pid) - was) / keys for pid, was in zip(cluster.pids(), before, strict=True)]
         estimated = (cluster.status(0)["data_bytes"] - before_bytes) / keys
     what = f"value of {VALUE_BYTES} bytes, clock of three entries, {keys:,} keys"
-    target = None if context.quick else at_most(BYTES_A_KEY)  # With few keys, most of the growth is not caused by keys.
+    # With few keys, most of the growth is not caused by keys.
+    target = None if context.quick else at_most(MAX_BYTES_PER_KEY)
     return [
         Figure("memory", "memory per key at the writer", "bytes", [grown[0]], target=target, note=what),
         Figure("memory", "memory per key at a peer", "bytes", [max(grown[1:])], target=target),
@@ -131,8 +132,10 @@ class _Counters:
     def __init__(self, cluster: Causeway) -> None:
         metrics = [cluster.metrics(i) for i in range(cluster.replicas)]
         # Both replicas of an exchange count it. The metrics of the requesting role count each exchange once.
-        self.bytes = sum(_of(each, "sum", "sent") + _of(each, "sum", "received") for each in metrics)
-        self.exchanges = sum(_of(each, "count", "sent") for each in metrics)
+        self.bytes = sum(
+            _exchange_bytes(each, "sum", "sent") + _exchange_bytes(each, "sum", "received") for each in metrics
+        )
+        self.exchanges = sum(_exchange_bytes(each, "count", "sent") for each in metrics)
         self.cpu_s = cpu_s(cluster.pids()[1:])
 
     def since(self, other: _Counters) -> tuple[float, float, float]:
@@ -140,7 +143,7 @@ class _Counters:
         return self.bytes - other.bytes, self.cpu_s - other.cpu_s, self.exchanges - other.exchanges
 
 
-def _of(metrics: dict[str, float], what: str, direction: str) -> float:
+def _exchange_bytes(metrics: dict[str, float], what: str, direction: str) -> float:
     return metrics.get(f'causeway_exchange_bytes_{what}{{direction="{direction}",role="asked"}}', 0.0)
 
 
@@ -157,33 +160,33 @@ def growth(context: Context) -> list[Figure]:
             context.progress(f"filling a replica with {keys:,} keys")
             _fill_by_transactions(cluster.address(0), keys)
             cluster.shape = replace(cluster.shape, keys=keys)
-        figures = _by(context, "keys", sizes, lambda i: clusters[i], flat=True)
+        figures = _by_size(context, "keys", sizes, lambda i: clusters[i], flat=True)
     shapes = [Shape(keys=200, value_bytes=size) for size in VALUES]
     with contextlib.ExitStack() as running:
         clusters = [running.enter_context(Causeway(context, 1, 70 + i, shape)) for i, shape in enumerate(shapes)]
-        figures += _by(context, "value bytes", VALUES, lambda i: clusters[i])
+        figures += _by_size(context, "value bytes", VALUES, lambda i: clusters[i])
     with contextlib.ExitStack() as running:
-        clusters = [running.enter_context(_with_clock(context, 80 + i, length)) for i, length in enumerate(CLOCKS)]
-        figures += _by(context, "members", CLOCKS, lambda i: clusters[i])
+        clusters = [running.enter_context(_ManyMembers(context, 80 + i, length)) for i, length in enumerate(CLOCKS)]
+        figures += _by_size(context, "members", CLOCKS, lambda i: clusters[i])
     return figures
 
 
-def _by(
+def _by_size(
     context: Context, what: str, sizes: Sequence[int], cluster_of: Callable[[int], Causeway], *, flat: bool = False
 ) -> list[Figure]:
     """Measure GET and PUT at each of ``sizes``, interleaved. ``flat``: the target is that a PUT does not cost more."""
     figures = []
     for operation in ("get", "put"):
-        done: list[list[Sample]] = [[] for _ in sizes]
+        samples: list[list[Sample]] = [[] for _ in sizes]
         for number in range(context.rounds):
             context.progress(f"round {number + 1} of {context.rounds}: {NAMES[operation]} by {what}")
             for i in range(len(sizes)):
                 cluster = cluster_of(i)
-                # About as many different requests as keys: the processor's caches would hold a few keys.
+                # Use about as many different requests as keys. A few keys would stay in the processor's caches.
                 count = min(max(loads.DISTINCT, cluster.shape.keys), 20_000)
-                done[i].append(sample(context, cluster, cluster.load(operation, count)))
-        costs = [[each.cpu_us for each in samples] for samples in done]
-        figures += [_point(operation, what, *pair) for pair in zip(sizes, done, strict=True)]
+                samples[i].append(sample(context, cluster, cluster.load(operation, count)))
+        costs = [[each.cpu_us for each in at_size] for at_size in samples]
+        figures += [_point(operation, what, *pair) for pair in zip(sizes, samples, strict=True)]
         figures.append(_slope(operation, what, sizes, costs))
         if flat and operation == "put":
             name = f"{NAMES[operation]}: CPU with {sizes[-1]:,} {what} relative to {sizes[0]:,}"
@@ -200,9 +203,9 @@ def _slope(operation: str, what: str, sizes: Sequence[int], costs: Sequence[Sequ
     return Figure("growth", f"{NAMES[operation]}: additional CPU per {unit_name}", "us", each_us)
 
 
-def _point(operation: str, what: str, size: int, done: Sequence[Sample]) -> Figure:
+def _point(operation: str, what: str, size: int, samples: Sequence[Sample]) -> Figure:
     name = f"{NAMES[operation]}: CPU with {size:,} {what}"
-    rounds = [each.cpu_us for each in done]
+    rounds = [each.cpu_us for each in samples]
     return Figure("growth", name, "us", rounds, chart=f"growth by {what}", series=NAMES[operation], x=size)
 
 
@@ -210,9 +213,9 @@ def _fill_by_transactions(address: str, keys: int) -> None:
     """Write ``keys`` keys in transactions of 1,000."""
     for first in range(0, keys, 1000):
         writes = [{"key": loads.key(i), "value": "0" * VALUE_BYTES} for i in range(first, min(first + 1000, keys))]
-        reply = request_json(address, "POST", "/kvs", {"writes": writes})
-        if reply.status != 200:
-            raise BenchmarkError(f"filling: {reply.status} {reply.body}")
+        response = request_json(address, "POST", "/kvs", {"writes": writes})
+        if response.status != 200:
+            raise BenchmarkError(f"a transaction that writes keys returned {response.status}: {response.body}")
 
 
 # ----------------------------------------------------------------------------------------------------- many replicas
@@ -237,10 +240,6 @@ class _ManyMembers(Causeway):
         metadata = {name: counter for name, counter in self.status(0)["clock"].items() if counter}
         self.shape = Shape(keys=200, metadata=metadata)
         self.context.bundled.send_each_once(loads.fill(self.address(0), self.shape))
-
-
-def _with_clock(context: Context, port: int, length: int) -> Causeway:
-    return _ManyMembers(context, port, length)
 
 
 def forge_members(address: str, count: int) -> None:
