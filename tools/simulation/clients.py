@@ -1,8 +1,9 @@
-"""Clients that hop between replicas, and record what they saw.
+"""Simulated clients: sessions that hop between replicas and record what they see.
 
-Each is a session: it carries its metadata from answer to request, and goes to another replica whenever it
-likes or is refused. What it does is recorded for the judge (tools/history) and, with full knowledge, for
-the oracle. Every written value is unique.
+Each client carries its metadata from response to request, and goes to another replica whenever it likes or is rejected.
+What it sees is recorded for the history checker (tools/history), and compared at once with the oracle, which knows
+every update. Every written value is unique. Keys that start with ``t`` are only written with a ttl; the others never
+expire.
 """
 
 from __future__ import annotations
@@ -13,20 +14,25 @@ from dataclasses import dataclass, field
 from replication.replica import Replica
 from store.causal import LostUpdates
 from store.clock import Clock, Dot, join
-from store.errors import DependenciesMissing, NotServing
+from store.errors import DependenciesMissing, NotServing, PreconditionFailed
 from store.versions import Change, Update, Versions
 from tools.history import Kind, Operation
 from tools.simulation.oracle import Oracle
 from tools.simulation.world import Host, World
 
 DEFER_S = 1.0
+"""How long a request waits for its causal past, or a write for acknowledgements."""
+
+Action = Callable[[Host, Replica], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """What clients do. Probabilities of each operation (the rest are reads of one key); times in seconds.
+    """What clients do: the probability of each operation (the rest are reads of one key), and times in seconds.
 
-    ``burst``: how many operations a client does at one replica, one right after the other, before it pauses.
+    ``burst``: how many operations a client makes at one replica, one right after the other, before it pauses.
+    ``conditional``: of puts and deletes, how many carry a precondition. ``concern``: of puts, how many wait for
+    acknowledgements. ``expiring``: of puts, how many go to a key with a ttl.
     """
 
     keys: int = 8
@@ -35,16 +41,20 @@ class Habits:
     put: float = 0.36
     delete: float = 0.08
     transaction: float = 0.06
-    listing: float = 0.03
+    listing: float = 0.05
     hop: float = 0.25
     hand_over: float = 0.02
     forget: float = 0.01
     lose_answer: float = 0.01
+    conditional: float = 0.15
+    concern: float = 0.1
+    expiring: float = 0.08
 
 
 @dataclass(slots=True)
 class Client:
-    """One session. ``past``: the metadata that it carries; ``count``: operations recorded."""
+    """One session. ``past``: the metadata that it carries. ``count``: operations recorded. ``etags``: key -> etag of
+    the last winner that it read, None for an absent key."""
 
     name: str
     at: str
@@ -52,6 +62,7 @@ class Client:
     count: int = 0
     generation: int = 0
     after: tuple[str, ...] = ()
+    etags: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def session(self) -> str:
@@ -64,7 +75,7 @@ class Client:
 
 
 class Clients:
-    """All clients of one run. ``history``: what they saw, in the order of the answers."""
+    """All clients of one run. ``history``: what they saw, in the order of the responses."""
 
     def __init__(self, world: World, oracle: Oracle, count: int, habits: Habits, budget: int) -> None:
         self.world = world
@@ -75,12 +86,13 @@ class Clients:
         self.acknowledged: dict[Dot, None] = {}
         self.lost: LostUpdates = {}
         self._keys = [f"k{number}" for number in range(habits.keys)]
+        self._expiring_keys = ["t0", "t1"]
         self._addresses = list(world.hosts)
         self._value = 0
         self.all = [Client(f"c{n}", world.rng.choice(self._addresses)) for n in range(count)]
 
     def begin(self) -> None:
-        """Let all clients start, each at a moment of its own."""
+        """Let every client start, each at a moment of its own."""
         for client in self.all:
             self.world.at(self.world.now_s + self.world.rng.random() * self.habits.pause_s, self._act, client)
 
@@ -88,7 +100,7 @@ class Clients:
 
     def _act(self, client: Client) -> None:
         if self.budget <= 0:
-            # The end has begun: who was told by then that something is lost must not hear of it from another client.
+            # The run is ending. A client that has been told of a loss must not hear of that update from another one.
             return
         rng, habits = self.world.rng, self.habits
         if rng.random() < habits.hop:
@@ -97,10 +109,11 @@ class Clients:
             self._hear_from(client, rng.choice(self.all))
         if rng.random() < habits.forget:
             client.generation, client.count, client.past, client.after = client.generation + 1, 0, {}, ()
+            client.etags.clear()
         self._continue(client, habits.burst)
 
     def _continue(self, client: Client, left: int) -> None:
-        """Do the rest of a burst, until one operation has to wait or is refused."""
+        """Make the rest of a burst, until one operation has to wait or is rejected."""
         while left and self.budget > 0:
             left -= 1
             self.budget -= 1
@@ -108,36 +121,55 @@ class Clients:
             if not self._attempt(client, self._choose(client), self.world.now_s + DEFER_S, None):
                 return
         if self.budget > 0:
-            self._rest(client)
+            self._pause(client)
 
-    def _choose(self, client: Client) -> Callable[[Host], None]:
+    def _choose(self, client: Client) -> Action:
         rng, habits = self.world.rng, self.habits
         dice = rng.random()
         key = rng.choice(self._keys)
         if dice < habits.put:
-            value = self._new_value()
-            return lambda host: self._write(client, host, "put", [Change(key, value)])
+            if rng.random() < habits.expiring:
+                ttl_us = rng.randint(200_000, 4_000_000)
+                change = Change(rng.choice(self._expiring_keys), self._new_value(), ttl_us=ttl_us)
+            else:
+                change = self._conditional(client, Change(key, self._new_value()))
+            concern = rng.choice(["majority", "all"]) if rng.random() < habits.concern else ""
+            return lambda host, replica: self._write(client, host, replica, "put", change, concern)
         dice -= habits.put
         if dice < habits.delete:
-            return lambda host: self._write(client, host, "delete", [Change(key, None)])
+            change = self._conditional(client, Change(key, None))
+            return lambda host, replica: self._write(client, host, replica, "delete", change, "")
         dice -= habits.delete
         if dice < habits.transaction:
             reads = rng.sample(self._keys, 2)
             changes = [
-                Change(k, None if rng.random() < 0.2 else self._new_value())
+                self._conditional(client, Change(k, None if rng.random() < 0.2 else self._new_value()))
                 for k in rng.sample(self._keys, rng.randint(1, 3))
             ]
-            return lambda host: self._transact(client, host, reads, changes)
+            return lambda host, replica: self._transact(client, host, replica, reads, changes)
         dice -= habits.transaction
         if dice < habits.listing:
-            return lambda host: self._list(client, host)
+            prefix, after = rng.choice(["", "", "k", "k1", "t"]), rng.choice(["", key])
+            limit = rng.choice([1, 3, 1000])
+            return lambda host, replica: self._list(client, host, replica, prefix, after, limit)
+        if rng.random() < habits.expiring:
+            key = rng.choice(self._expiring_keys)
         siblings = rng.random() < 0.1
-        return lambda host: self._get(client, host, key, all_siblings=siblings)
+        return lambda host, replica: self._get(client, host, replica, key, all_siblings=siblings)
 
-    def _attempt(self, client: Client, action: Callable[[Host], None], deadline_s: float, token: int | None) -> bool:
-        """Try; where the causal past is not there, wait for it at that replica as its engine would.
+    def _conditional(self, client: Client, change: Change) -> Change:
+        """Return ``change``, at times with a precondition on what the client has read."""
+        if change.key not in client.etags or self.world.rng.random() >= self.habits.conditional:
+            return change
+        etag = client.etags[change.key]
+        if etag is None:
+            return Change(change.key, change.value, if_none_match=True)
+        return Change(change.key, change.value, if_match=(etag,))
 
-        Returns True when it was answered; else the client goes on by itself, later.
+    def _attempt(self, client: Client, action: Action, deadline_s: float, token: int | None) -> bool:
+        """Try; if the causal past is missing, wait for it at that replica as its engine would.
+
+        Return True if the client got a response; otherwise it goes on by itself, later.
         """
         host = self.world.hosts[client.at]
         replica = host.replica
@@ -147,27 +179,26 @@ class Clients:
             if token is not None:
                 self.drop_lost(client, replica, replica.loss.unrecoverable(client.past, token))
             try:
-                action(host)
+                action(host, replica)
             except NotServing:
                 self.world.counts["refused"] += 1
             except DependenciesMissing:
                 if self.world.now_s < deadline_s:
-                    self._defer(client, host, action, deadline_s, token)
+                    self._defer(client, host, replica, action, deadline_s, token)
                     return False
                 self.world.counts["gave_up"] += 1
             else:
                 return True
         client.at = self.world.rng.choice(self._addresses)
-        self._rest(client)
+        self._pause(client)
         return False
 
     def _defer(
-        self, client: Client, host: Host, action: Callable[[Host], None], deadline_s: float, token: int | None
+        self, client: Client, host: Host, replica: Replica, action: Action, deadline_s: float, token: int | None
     ) -> None:
-        assert host.replica is not None
         if token is None:
             self.world.counts["deferrals"] += 1
-            token = host.replica.loss.ask(client.past)
+            token = replica.loss.ask(client.past)
             self.world.poke(host)
         boot = host.boots
         done = False
@@ -176,40 +207,37 @@ class Clients:
             nonlocal done
             if done:
                 return
-            replica = host.replica if host.boots == boot else None
-            if replica is not None and self.world.now_s < deadline_s and not self._is_due(replica, client.past, token):
+            present = host.replica if host.boots == boot else None
+            if present is not None and self.world.now_s < deadline_s and not self._is_due(present, client.past, token):
                 host.retries.append(retry)
                 return
             done = True
             # A process that died while the request waited has not answered it: the client goes elsewhere.
-            if self._attempt(client, action, deadline_s if replica else 0.0, token if replica else None):
-                self._rest(client)
+            if self._attempt(client, action, deadline_s if present else 0.0, token if present else None):
+                self._pause(client)
 
         host.retries.append(retry)
         self.world.at(deadline_s, retry)
 
     @staticmethod
     def _is_due(replica: Replica, past: Clock, token: int) -> bool:
-        """Whether an engine would wake a request that waits for ``past``."""
+        """Return whether an engine would wake a request that waits for ``past``."""
         store = replica.store
-        return (
-            store.not_serving_reason is not None
-            or store.is_causal(past)
-            or bool(replica.loss.unrecoverable(past, token))
-        )
+        is_served = store.not_serving_reason is not None or store.is_causal(past)
+        return is_served or bool(replica.loss.unrecoverable(past, token))
 
-    def drop_lost(self, client: Client, teller: Replica, lost: LostUpdates) -> None:
-        """Let ``client`` go on without what ``teller`` says is lost."""
-        self.oracle.told_lost(teller, lost)
-        for replica, (first, last) in lost.items():
-            client.past = {other: n for other, n in client.past.items() if other != replica}
+    def drop_lost(self, client: Client, replica: Replica, lost: LostUpdates) -> None:
+        """Let ``client`` go on without what ``replica`` says is lost."""
+        self.oracle.check_loss(replica, lost)
+        for origin, (first, last) in lost.items():
+            client.past = {other: n for other, n in client.past.items() if other != origin}
             if first > 1:
-                client.past[replica] = first - 1
-            known = self.lost.get(replica, (first, last))
-            self.lost[replica] = (min(first, known[0]), max(last, known[1]))
+                client.past[origin] = first - 1
+            known = self.lost.get(origin, (first, last))
+            self.lost[origin] = (min(first, known[0]), max(last, known[1]))
             self.world.counts["lost"] += 1
 
-    def _rest(self, client: Client) -> None:
+    def _pause(self, client: Client) -> None:
         pause_s = self.world.rng.expovariate(1.0) * self.habits.pause_s
         self.world.at(self.world.now_s + pause_s, self._act, client)
 
@@ -224,53 +252,106 @@ class Clients:
 
     # -- operations ------------------------------------------------------------------------------------
 
-    def _get(self, client: Client, host: Host, key: str, *, all_siblings: bool) -> None:
-        assert host.replica is not None
-        found = host.replica.store.get(key, client.past, self.world.clocks(host), all_siblings=all_siblings)
+    def _get(self, client: Client, host: Host, replica: Replica, key: str, *, all_siblings: bool) -> None:
+        found = replica.store.get(key, client.past, self.world.clocks(host), all_siblings=all_siblings)
+        self.oracle.check_read(host, key, found.versions)
         siblings = {key: found.versions[1:]} if all_siblings else None
-        self._record(client, host, "get", found.metadata, reads={key: found.versions}, siblings=siblings)
+        self._record(client, replica, "get", found.metadata, reads={key: found.versions}, siblings=siblings)
 
-    def _list(self, client: Client, host: Host) -> None:
-        assert host.replica is not None
-        listed = host.replica.store.list_keys("", client.past, self.world.clocks(host), limit=1000)
-        reads = {key: host.replica.store.table.get(key)[:1] for key in self._keys}
-        assert [key for key in sorted(self._keys) if reads[key]] == listed.keys
-        self._record(client, host, "list", listed.metadata, reads=reads)
+    def _list(self, client: Client, host: Host, replica: Replica, prefix: str, after: str, limit: int) -> None:
+        now = self.world.clocks(host)
+        listed = replica.store.list_keys(prefix, client.past, now, after=after, limit=limit)
+        self.oracle.check_page(host, prefix, after, limit, listed)
+        self.world.counts["pages"] += listed.next is not None
+        # A key that the page passes over was read as absent.
+        passed = [key for key in [*self._keys, *self._expiring_keys] if key.startswith(prefix) and key > after]
+        passed = [key for key in passed if listed.next is None or key <= listed.next]
+        reads = {key: replica.store.table.get(key)[:1] for key in passed}
+        self._record(client, replica, "list", listed.metadata, reads=reads)
 
-    def _write(self, client: Client, host: Host, kind: Kind, changes: list[Change]) -> None:
-        assert host.replica is not None
-        wrote = host.replica.store.put(changes[0], client.past, self.world.clocks(host))
+    def _write(self, client: Client, host: Host, replica: Replica, kind: Kind, change: Change, concern: str) -> None:
+        current = replica.store.table.get(change.key)
+        try:
+            wrote = replica.store.put(change, client.past, self.world.clocks(host))
+        except PreconditionFailed as failed:
+            self._note_failed(client, replica, change, current, failed)
+            return
+        if change.conditional:
+            self.oracle.check_precondition(replica, change, current, held=True)
         if wrote.update is None:
-            self._record(client, host, "get", wrote.metadata, reads={changes[0].key: ()})
-        else:
-            self._issued(client, host, kind, wrote.metadata, wrote.update, {})
+            self._record(client, replica, "get", wrote.metadata, reads={change.key: ()})
+            return
+        self._issued(client, host, replica, kind, wrote.metadata, wrote.update, {})
+        if concern:
+            self._wait_for_acks(host, replica, wrote.update.dot, concern)
 
-    def _transact(self, client: Client, host: Host, reads: list[str], changes: list[Change]) -> None:
-        assert host.replica is not None
-        table = host.replica.store.table
-        shown = {key: table.get(key)[:1] for key in reads}
-        done = host.replica.store.transact(reads, changes, client.past, self.world.clocks(host))
+    def _note_failed(
+        self, client: Client, replica: Replica, change: Change, current: Versions, failed: PreconditionFailed
+    ) -> None:
+        self.world.counts["preconditions_failed"] += 1
+        self.oracle.check_precondition(replica, change, current, held=False)
+        if failed.etag != (current[0].etag if current else None):
+            self.oracle.violations.append(f"Etag: {replica.id} returned {failed.etag} for {change.key!r}")
+        self._record(client, replica, "get", dict(failed.metadata), reads={change.key: current[:1]})
+
+    def _transact(self, client: Client, host: Host, replica: Replica, reads: list[str], changes: list[Change]) -> None:
+        table = replica.store.table
+        returned = {key: table.get(key)[:1] for key in reads}
+        current = {change.key: table.get(change.key) for change in changes}
+        conditional = [change for change in changes if change.conditional]
+        try:
+            done = replica.store.transact(reads, changes, client.past, self.world.clocks(host))
+        except PreconditionFailed as failed:
+            self.world.counts["preconditions_failed"] += 1
+            if all(change.condition_holds(_etag(current[change.key])) for change in conditional):
+                self.oracle.violations.append(f"Precondition: {replica.id} rejected a transaction that it had to make")
+            self._record(client, replica, "get", dict(failed.metadata), reads={})
+            return
+        for change in conditional:
+            self.oracle.check_precondition(replica, change, current[change.key], held=True)
         if done.update is None:
-            self._record(client, host, "txn", done.metadata, reads=shown)
+            self._record(client, replica, "txn", done.metadata, reads=returned)
         else:
-            self._issued(client, host, "txn", done.metadata, done.update, shown)
+            self._issued(client, host, replica, "txn", done.metadata, done.update, returned)
 
     def _issued(
-        self, client: Client, host: Host, kind: Kind, metadata: Clock, update: Update, reads: dict[str, Versions]
+        self,
+        client: Client,
+        host: Host,
+        replica: Replica,
+        kind: Kind,
+        metadata: Clock,
+        update: Update,
+        reads: dict[str, Versions],
     ) -> None:
         self.oracle.issued(update)
         self.world.counts["updates"] += 1
         self.world.poke(host)
         if self.world.rng.random() < self.habits.lose_answer:
-            self._record(client, host, kind, client.past, update=update, status_unknown=True)
+            self._record(client, replica, kind, client.past, update=update, status_unknown=True)
             return
         self.acknowledged[update.dot] = None
-        self._record(client, host, kind, metadata, reads=reads, update=update)
+        self._record(client, replica, kind, metadata, reads=reads, update=update)
+
+    def _wait_for_acks(self, host: Host, replica: Replica, dot: Dot, concern: str) -> None:
+        """Wait as an engine does until enough members have acknowledged ``dot``; the oracle checks each count."""
+        boot, deadline_s = host.boots, self.world.now_s + DEFER_S
+
+        def look() -> None:
+            if host.boots != boot or host.replica is not replica or self.world.now_s >= deadline_s:
+                self.world.counts["acks_missed"] += 1
+            elif replica.acks.count(dot) < replica.acks.required(concern):
+                host.retries.append(look)
+            else:
+                self.world.counts["acks_met"] += 1
+                self.oracle.check_acks(replica, dot)
+
+        look()
 
     def _record(
         self,
         client: Client,
-        host: Host,
+        replica: Replica,
         kind: Kind,
         metadata: Clock,
         *,
@@ -279,24 +360,17 @@ class Clients:
         update: Update | None = None,
         status_unknown: bool = False,
     ) -> None:
-        assert host.replica is not None
-        if host.replica.state != "serving":
-            self.oracle.violations.append(
-                f"Gate: {host.replica.id} answered a client while it was {host.replica.state}"
-            )
+        if replica.state != "serving":
+            self.oracle.violations.append(f"Gate: {replica.id} answered a client while it was {replica.state}")
         values: list[tuple[str, int | None]] = []
         names: list[str | None] = []
         for key, versions in reads.items() if reads else ():
             version = versions[0] if versions else None
             values.append((key, None if version is None else int(version.value)))
             names.append(None if version is None else f"{version.origin}:{version.counter}")
+            client.etags[key] = _etag(versions)
         operation = Operation(
-            client.session,
-            kind,
-            tuple(values),
-            after=client.after,
-            versions=tuple(names),
-            replica=host.replica.id,
+            client.session, kind, tuple(values), after=client.after, versions=tuple(names), replica=replica.id
         )
         if siblings:
             operation.siblings = tuple([(key, int(v.value)) for key, versions in siblings.items() for v in versions])
@@ -306,6 +380,7 @@ class Clients:
             operation.writes = tuple(
                 [(write.key, int(write.value) if write.value else None) for write in update.writes]
             )
+            operation.expiring = any(write.expires is not None for write in update.writes)
             operation.replaces = tuple([(w.key, _name(dot)) for w in update.writes for dot in w.replaces])
         self.history.append(operation)
         client.count += 1
@@ -315,18 +390,23 @@ class Clients:
     # -- the end ---------------------------------------------------------------------------------------
 
     def read_everything(self) -> list[str]:
-        """Let each client read every key at every serving replica; return who was refused what it must be given."""
-        refused = []
+        """Let each client list all keys at every serving replica; return the requests that a replica deferred."""
+        deferred = []
         for client in self.all:
             for host in self.world.live():
-                if host.replica is None or host.replica.state != "serving":
+                replica = host.replica
+                if replica is None or replica.state != "serving":
                     continue
                 try:
-                    self._list(client, host)
+                    self._list(client, host, replica, "", "", 1000)
                 except DependenciesMissing as exc:
-                    refused.append(f"Refused: {client.session} at {host.replica.id} misses {exc.missing}")
-        return refused
+                    deferred.append(f"Deferred: {client.session} at {replica.id} misses {exc.missing}")
+        return deferred
 
 
 def _name(dot: Dot) -> str:
     return f"{dot[0]}:{dot[1]}"
+
+
+def _etag(versions: Versions) -> str | None:
+    return versions[0].etag if versions else None

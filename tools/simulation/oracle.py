@@ -1,8 +1,8 @@
-"""The oracle: judges replicas with full knowledge of what was ever issued.
+"""The oracle: checks replicas with full knowledge of every update that was ever issued.
 
-It knows every update that a client caused, and recomputes from the definition what a replica must hold,
-in a way that shares nothing with the store: of each key, the versions written by the updates in its clock
-that none of the updates in its clock replaces.
+It recomputes from the definition what a replica must hold, in a way that shares nothing with the store: for each key,
+the versions written by the updates in the replica's clock that none of the updates in its clock replaces, less the
+versions that have expired by the replica's own wall clock.
 """
 
 from __future__ import annotations
@@ -10,31 +10,44 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from replication.replica import Replica
-from store.causal import LostUpdates
+from store.causal import ListResult, LostUpdates
 from store.clock import Clock, Dot, incarnation_of
-from store.versions import Update
+from store.versions import Change, Update, Version, Versions
 from tools.simulation.world import Host, World
+
+EXPIRY_SLACK_US = 1_000_000
+"""At the end of a run, a version may outlive its deadline by this much: replicas expire versions at their ticks."""
 
 
 class Oracle:
-    """Every update issued, and what may be lost because its last holder died."""
+    """Every update issued, and which of them may be lost because their last holder died.
+
+    ``violations``: what was wrong so far, in plain words.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.updates: dict[Dot, Update] = {}
         self.violations: list[str] = []
         self._gone_above: dict[str, int] = {}
-        self._worked_out: tuple[Clock, dict[str, list[Dot]]] | None = None
+        self._last_expected: tuple[Clock, dict[str, list[Dot]]] | None = None
+        self._expires: dict[Dot, int] = {}
+        self._expired_at: dict[tuple[str, int], set[Dot]] = {}
+        self._clocks_at_death: list[Clock] = []
         world.at_crash = self._at_crash
 
     def issued(self, update: Update) -> None:
-        """Note an update at the moment of its issue. A dot stands for one update, for ever."""
+        """Note an update when it is issued. A dot stands for one update, for ever."""
         if self.updates.setdefault(update.dot, update) is not update:
             self.violations.append(f"DotReuse: {update.dot} was issued twice")
+        for write in update.writes:
+            if write.expires is not None:
+                self._expires[update.dot] = write.expires
 
     def _at_crash(self, host: Host) -> None:
-        """What no other live process has applied may be lost from now on; anything else may not."""
+        """Note which updates may be lost from now on: those that no other living process has applied."""
         assert host.replica is not None
+        self._clocks_at_death.append(dict(host.replica.store.clock))
         others = [other for other in self.world.live() if other is not host]
         clocks = [other.replica.store.clock for other in others if other.replica]
         for replica, counter in host.replica.store.clock.items():
@@ -42,85 +55,140 @@ class Oracle:
             if held < counter:
                 self._gone_above[replica] = min(held, self._gone_above.get(replica, held))
         for address in list(self.world.removed):
-            # A removal that only the dead process knew of died with it. (Who has not heard of an address knows none.)
+            # A removal that only the dead process knew of died with it.
             if not any(address in other.replica.membership.table.left for other in others if other.replica):
                 del self.world.removed[address]
 
-    def told_lost(self, teller: Replica, lost: LostUpdates) -> None:
-        """Note that a client is told so: no member, down or cut off, may have any of it."""
+    # -- what one response or statement says -----------------------------------------------------------
+
+    def check_read(self, host: Host, key: str, versions: Versions) -> None:
+        """Check the versions that a read of ``key`` returned. Only keys that expire are checked here.
+
+        The history checker (tools/history) checks the others.
+        """
+        if key.startswith("t"):
+            assert host.replica is not None
+            expected = self._expected_at(host.replica.store.clock).get(key, [])
+            self.violations += self._check_versions(host, key, versions, expected, self.world.clocks(host).wall_us)
+
+    def check_page(self, host: Host, prefix: str, after: str, limit: int, page: ListResult) -> None:
+        """Check a page of a listing: the keys, their order, and whether more follow."""
+        assert host.replica is not None
+        expected = self._expected_at(host.replica.store.clock)
+        now_us = self.world.clocks(host).wall_us
+        keys = []
+        for key in sorted(expected):
+            held = host.replica.store.table.get(key)
+            self.violations += self._check_versions(host, key, held, expected[key], now_us)
+            if held and key.startswith(prefix) and key > after:
+                keys.append(key)
+        following = keys[limit - 1] if len(keys) > limit else None
+        if page.keys != keys[:limit] or page.next != following:
+            self.violations.append(
+                f"Listing: {host.replica.id} returned {page.keys} and next {page.next} for prefix {prefix!r} "
+                f"after {after!r} with limit {limit}, not {keys[:limit]} and {following}"
+            )
+
+    def check_precondition(self, replica: Replica, change: Change, current: Versions, *, held: bool) -> None:
+        """Check whether a conditional write was made (``held``) or rejected as it had to be."""
+        etag = current[0].etag if current else None
+        wanted = True
+        if change.if_none_match:
+            wanted = etag is None
+        if change.if_match is not None:
+            wanted = wanted and etag is not None and etag in change.if_match
+        if wanted is not held:
+            did = "made" if held else "rejected"
+            self.violations.append(f"Precondition: {replica.id} {did} {change} although the winner was {etag}")
+
+    def check_acks(self, replica: Replica, dot: Dot) -> None:
+        """Check that every member that ``replica`` counts as having ``dot`` has applied it, or had before it died."""
+        origin, counter = dot
+        for acked in replica.peers.members():
+            if acked is None or acked.clock.get(origin, 0) < counter:
+                continue
+            hosts = [host.replica for host in self.world.live() if host.replica is not None]
+            clocks = [each.store.clock for each in hosts if each.address == acked.replica.rpartition("@")[0]]
+            if not any(clock.get(origin, 0) >= counter for clock in [*clocks, *self._clocks_at_death]):
+                self.violations.append(f"FalseAck: {replica.id} counts {acked.replica} for {dot}, which it lacks")
+
+    def check_loss(self, replica: Replica, lost: LostUpdates) -> None:
+        """Check that no member, down or cut off, has an update of which ``replica`` says that it is lost."""
         for origin, (first, _) in lost.items():
             for host in self.world.live():
                 holder = host.replica
                 if holder is None or (
-                    holder.id not in teller.membership.table.present and not self._is_ignored(holder, teller)
+                    holder.id not in replica.membership.table.present and not self._is_ignored(holder, replica)
                 ):
                     continue
                 if holder.store.clock.get(origin, 0) >= first:
                     self.violations.append(
-                        f"FalseLost: {teller.id} says ({origin}, {first}) is lost, {holder.id} has it"
+                        f"FalseLost: {replica.id} says ({origin}, {first}) is lost, {holder.id} has it"
                     )
 
     @staticmethod
-    def _is_ignored(holder: Replica, teller: Replica) -> bool:
-        """Whether ``holder`` is alive and ``teller`` has never been told that it is out or over.
+    def _is_ignored(holder: Replica, replica: Replica) -> bool:
+        """Return whether ``replica`` has never learned that ``holder``, which is alive, is removed or superseded.
 
-        DELETE /view of a seed that was never reached does tell it: nobody is to wait for whoever may be there. Only an
-        operator can know, and may be wrong. (Seed 405685: a replica that restarts is cut off, and both others are put
-        out at it.)
+        DELETE /view of a seed that was never reached counts as such knowledge: nothing waits for the replica there any
+        more. Only an operator can know that, and may be wrong. (Seed 405685: a replica that restarts is cut off, and
+        both others are removed at it.)
         """
-        entry = teller.membership.table.entries.get(holder.address)
+        entry = replica.membership.table.entries.get(holder.address)
         if entry is None:
             return True
         was_never_reached = entry.incarnation == 0 and not entry.belongs
         return not was_never_reached and entry.incarnation < incarnation_of(holder.id)
+
+    # -- what replicas hold ----------------------------------------------------------------------------
 
     def is_gone(self, dot: Dot) -> bool:
         """Return whether the last process that had applied ``dot`` has died."""
         origin, counter = dot
         return counter > self._gone_above.get(origin, counter)
 
-    def judge(self, acknowledged: Iterable[Dot]) -> list[str]:
-        """Return what is wrong in the end, when all is healed: ``acknowledged`` are the dots that clients were told."""
+    def check_end(self, acknowledged: Iterable[Dot]) -> list[str]:
+        """Return what is wrong at the end, when all is healed. ``acknowledged``: writes that clients know of."""
         violations = list(self.violations)
-        live = [host.replica for host in self.world.live() if host.replica is not None]
-        inside = [replica for replica in live if replica.membership.table.belongs(replica.address)]
+        live = [host for host in self.world.live() if host.replica is not None]
+        inside = [host for host in live if host.replica and host.replica.membership.table.belongs(host.address)]
         if not inside:
             return violations
-        final = inside[0].store.clock
-        for address, removed in self.world.removed.items():
-            if any(
-                r.membership.table.belongs(address) and r.membership.table.present_id(address) == removed
-                for r in inside
-            ):
-                violations.append(f"Returned: {removed} was put out and came back by itself")
-        for replica in inside:
-            violations += self._judge_table(replica.id, replica.store.clock, replica.store.table.copy())
+        assert inside[0].replica is not None
+        final = inside[0].replica.store.clock
+        violations += self._check_removed(inside)
+        for host in inside:
+            violations += self._check_table(host, self.world.clocks(host).wall_us - EXPIRY_SLACK_US)
         for dot in acknowledged:
             if final.get(dot[0], 0) < dot[1] and not self.is_gone(dot):
                 violations.append(f"Lost: {dot} was acknowledged, and a process that had it lived on")
-        for replica in live:
-            for origin, counter in replica.store.clock.items():
+        for host in live:
+            assert host.replica is not None
+            for origin, counter in host.replica.store.clock.items():
                 if final.get(origin, 0) < counter:
-                    violations.append(f"Lost: {replica.id} has ({origin}, {counter}), the members have not")
+                    violations.append(f"Lost: {host.replica.id} has ({origin}, {counter}), the members have not")
         return violations
 
-    def judge_now(self) -> list[str]:
-        """Return what is wrong with any live replica's data at this moment: its table must match its clock."""
-        violations: list[str] = []
-        for host in self.world.live():
-            if host.replica is not None:
-                store = host.replica.store
-                violations += self._judge_table(store.replica_id, store.clock, store.table.copy())
+    def _check_removed(self, inside: list[Host]) -> list[str]:
+        violations = []
+        for address, removed in self.world.removed.items():
+            tables = [host.replica.membership.table for host in inside if host.replica is not None]
+            if any(table.belongs(address) and table.present_id(address) == removed for table in tables):
+                violations.append(f"Returned: {removed} was removed and came back by itself")
         return violations
+
+    def check_now(self) -> list[str]:
+        """Return what is wrong with the data of any live replica at this moment: its table must match its clock."""
+        return [text for host in self.world.live() for text in self._check_table(host, 0)]
 
     def _expected_at(self, clock: Clock) -> dict[str, list[Dot]]:
-        """``expected``, worked out once for replicas that have the same clock at the same time."""
-        if self._worked_out is None or self._worked_out[0] != clock:
-            self._worked_out = (dict(clock), self.expected(clock))
-        return self._worked_out[1]
+        """Return ``expected(clock)``, computed once for several replicas that have the same clock."""
+        if self._last_expected is None or self._last_expected[0] != clock:
+            self._last_expected = (dict(clock), self.expected(clock))
+        return self._last_expected[1]
 
     def expected(self, clock: Mapping[str, int]) -> dict[str, list[Dot]]:
-        """Return key -> dots held, the winner first, of a replica that has applied exactly what ``clock`` names."""
+        """Return key -> dots of its versions, the winner first, at a replica with this clock where nothing expires."""
         written: dict[str, dict[Dot, tuple[int, str]]] = {}
         replaced: set[tuple[str, Dot]] = set()
         for dot, update in self.updates.items():
@@ -137,12 +205,33 @@ class Oracle:
                 held[key] = sorted(kept, key=lambda dot: dots[dot], reverse=True)
         return held
 
-    def _judge_table(self, name: str, clock: Clock, table: Mapping[str, Iterable[object]]) -> list[str]:
-        expected = self._expected_at(clock)
-        violations = []
-        for key in sorted({*expected, *table}):
-            held = [version.dot for version in table.get(key, ())]  # type: ignore[attr-defined]
-            wanted = expected.get(key, [])
-            if held != wanted:
-                violations.append(f"Divergence: {name} holds {held} of {key!r}, its clock says {wanted}")
-        return violations
+    def _check_table(self, host: Host, expired_by_us: int) -> list[str]:
+        assert host.replica is not None
+        store = host.replica.store
+        expected, table = self._expected_at(store.clock), store.table.copy()
+        return [
+            text
+            for key in sorted({*expected, *table})
+            for text in self._check_versions(host, key, table.get(key, ()), expected.get(key, []), expired_by_us)
+        ]
+
+    def _check_versions(
+        self, host: Host, key: str, versions: Iterable[Version], expected: list[Dot], expired_by_us: int
+    ) -> list[str]:
+        """Return what is wrong with the versions of ``key`` at ``host``, where ``expected`` ignores expiry.
+
+        A version may be absent once any wall clock has been past its deadline: the process itself, or the sender of a
+        snapshot that it has joined, may have expired it. It must be absent if its deadline is at or before
+        ``expired_by_us``, and it must never come back to a process.
+        """
+        assert host.replica is not None
+        held = [version.dot for version in versions]
+        name, past_us = host.replica.id, self.world.latest_wall_us
+        expired = self._expired_at.setdefault((host.address, host.boots), set())
+        absent = [dot for dot in expected if dot not in held]
+        wrong = [dot for dot in absent if self._expires.get(dot, past_us + 1) > past_us]
+        wrong += [dot for dot in held if self._expires.get(dot, expired_by_us + 1) <= expired_by_us or dot in expired]
+        expired.update(absent)
+        if wrong or held != [dot for dot in expected if dot in held]:
+            return [f"Divergence: {name} holds {held} of {key!r}, its clock says {expected}"]
+        return []

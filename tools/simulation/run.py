@@ -19,6 +19,9 @@ from tools.simulation.world import Conditions, World
 LONG_RUN = 1000
 """From so many operations on, a run is one for mass."""
 
+SIZES = (3,) * 24 + (4,) * 8 + (5,) * 8 + (8,) * 2 + (16,)
+"""Numbers of replicas to draw from: large worlds cost much and are rare."""
+
 SETTLE_S = 30.0
 """Simulated seconds that everything may take to come to rest after the last fault."""
 
@@ -38,7 +41,7 @@ def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSetting
     duration_s = rng.choice([1.0, 4.0, 8.0])
     clients = 6
     plan = Plan(
-        replicas=rng.choice([3, 3, 3, 4, 5]),
+        replicas=rng.choice(SIZES),
         faults=rng.choice([0, 2, 4, 8]),
         duration_s=duration_s,
         membership=rng.random() < 0.4,
@@ -100,11 +103,11 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
     for host in world.hosts.values():
         faults.restart(host)
     outcome.violations += _settle(world)
-    outcome.violations += oracle.judge_now()
+    outcome.violations += oracle.check_now()
     refused = clients.read_everything()
     if refused and not outcome.violations:
         outcome.violations += _settle_refused(world, clients)
-    outcome.violations += oracle.judge(clients.acknowledged)
+    outcome.violations += oracle.check_end(clients.acknowledged)
     outcome.history = _mark_lost(clients, oracle)
     report = check(outcome.history, served_in_order=True)
     world.counts["judged_reads"] += report.reads

@@ -99,6 +99,8 @@ class World:
         self.published: set[str] = set()
         """The addresses that lookups tell."""
         self.now_s = 1000.0
+        self.latest_wall_us = 0
+        """The latest time that the wall clock of any host has shown."""
         self.conditions = conditions or Conditions()
         self.settings = settings or ReplicationSettings()
         self.store_settings = store_settings or StoreSettings()
@@ -133,6 +135,7 @@ class World:
         wall_us = EPOCH_US + int(self.now_s * 1e6) + host.skew_us
         if host.clocks.mono_s != self.now_s or host.clocks.wall_us != wall_us:
             host.clocks = Instant(self.now_s, wall_us)
+            self.latest_wall_us = max(self.latest_wall_us, wall_us)
         return host.clocks
 
     # -- processes -------------------------------------------------------------------------------------
