@@ -18,14 +18,17 @@ which this replica's clock does not cover, is *unrecoverable* when all four rule
    the moment from which every removed replica is known to be silent, or to have nothing that we lack. Until that
    moment, one of them may give the update to a member that has just reported.
 3. This replica's clock covers every reported clock. Otherwise a member has the update, and we will receive it.
-4. No pending queue, neither a member's nor ours, holds the update or an earlier one of i.
+4. No pending queue, neither a member's nor ours, holds the update or an earlier one of i. The updates of a message that
+   is being applied in chunks count as pending until they are applied: its sender may have ended since it sent them.
 
 The simulation shows for each of these rules that without it, a client is told that an update is lost that returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import NamedTuple
 
 from replication.event_log import EventLog
@@ -33,6 +36,7 @@ from replication.membership import Membership
 from replication.progress import Acknowledged, Peers, Report
 from store.causal import CausalStore, LostUpdates
 from store.clock import Dot, Gaps, Instant, address_of, covers, incarnation_of, missing
+from store.versions import Update
 
 MAX_LOSS_QUERIES = 1024
 """Missing dependencies that are remembered at once."""
@@ -143,6 +147,7 @@ class LossDetector:
         self._started_s = started_s
         self._queries = LossQueries()
         self._pending_since: dict[Dot, int] = {}
+        self._held: list[Sequence[Update]] = []
 
     def ask(self, past: Mapping[str, int]) -> int:
         """Exchange at once with every peer that may have what ``past`` names and we lack.
@@ -185,10 +190,23 @@ class LossDetector:
 
     def orphaned_pending(self) -> dict[str, int]:
         """Return the lowest pending counter of each origin that is no present incarnation: what rule 4 is about."""
-        if not self._store.pending:
+        if not self._store.pending and not self._held:
             return {}
         present = self._membership.table.present
-        return {id_: n for id_, n in self._store.pending.lowest_counters().items() if id_ not in present}
+        lowest = {id_: n for id_, n in self._store.pending.lowest_counters().items() if id_ not in present}
+        for update in chain.from_iterable(self._held):
+            if update.origin not in present:
+                lowest[update.origin] = min(update.counter, lowest.get(update.origin, update.counter))
+        return lowest
+
+    @contextmanager
+    def holding(self, updates: Sequence[Update]) -> Iterator[None]:
+        """Count ``updates``, which were received and are not applied yet, as pending until the block ends."""
+        self._held.append(updates)
+        try:
+            yield
+        finally:
+            self._held = [held for held in self._held if held is not updates]
 
     def update_possible_holders(self, now: Instant) -> None:
         """Recompute both public attributes; called as time passes, and when a removed replica has sent a message."""

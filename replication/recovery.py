@@ -189,8 +189,9 @@ class Recovery:
         pull = self.pull
         if pull is None or pull.address != peer.address:
             return None  # The pull was given up while the piece was in flight.
-        if not pull.stage(piece):
-            # The peer has restarted, has too many receivers, or has given the transfer up: wait for its next offer.
+        if self._membership.table.is_superseded(piece.sender) or not pull.stage(piece):
+            # The peer has restarted, has too many receivers, or has given the transfer up: wait for its next offer. (A
+            # late piece of a superseded sender would bring updates that may count as lost: see loss.py, rule 2.)
             self.stop_pull()
             peer.acked.snapshot = SnapshotOffer.NONE
             return None

@@ -344,7 +344,9 @@ class Replica:
         applied, size = 0, self.settings.chunk_updates
         for start in range(0, len(updates), size):
             if start:
-                now = yield
+                # What is not applied yet may not count as lost meanwhile, although no pending queue holds it.
+                with self.loss.holding(updates[start:]):
+                    now = yield
             try:
                 applied += self.store.receive(updates[start : start + size], now)
             except BadUpdate as exc:

@@ -120,6 +120,11 @@ CLEAN = {
         put("a", x="2"),
         get("a", x="2"),
     ],
+    "an expiring version beside a later write, at whose replica it had expired already": [
+        changed(put("a", x="1"), expiring=True),
+        put("a", x="2"),
+        changed(get("b", x="2"), siblings=(("x", "1"),)),
+    ],
     "a write that timed out may have happened": [
         changed(put("a", x="1"), status="unknown"),
         get("b", x="1"),
@@ -666,7 +671,9 @@ def naive(  # noqa: C901, PLR0912 (one definition)
                 if source is not None and w != source and ops[w].status != "lost" and key in dict(ops[w].writes)
                 if before[source][w] or (exact and (key, ops[source].update) in ops[w].replaces)
             }
-            if stale:
+            # An expiring version may have expired before the later write, which then did not replace it.
+            replaced = {w for w in stale if exact and (key, ops[source or 0].update) in ops[w].replaces}
+            if replaced or (stale and not ops[source or 0].expiring):
                 found.add("stale")
             for w in visible[r]:
                 if w == source or ops[w].status == "lost" or key not in dict(ops[w].writes) or superseded(w, key, r):

@@ -46,7 +46,9 @@ Assumptions, which keep the checker from reporting a legal history
       section 2.8). The checker makes no claims about these writes or about what they replaced. As deletes they still
       excuse absent reads.
     * Expiry depends on each replica's wall clock (docs/contract.md, section 2.5). A key that is visible, then absent,
-      then visible again is no violation.
+      then visible again is no violation. Neither is an expiring version beside a later one that would have replaced it:
+      it may have expired at the replica of the later write first. With ``exact=True`` the operations' ``replaces`` say
+      whether it had.
 
 File format
     JSON lines, one operation per line. Operations of one session appear in session order; sessions may interleave.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from replication.messages import Exchange, decode, encode
+from replication.settings import ReplicationSettings
 from store.errors import DependenciesMissing
 from store.versions import Update
 from tests.support.wire import Wire, address, three
@@ -312,3 +314,28 @@ def test_a_request_that_may_not_wait_is_told_when_it_comes_again(wire: Wire) -> 
     assert r1.loss.unrecoverable(update.past, r1.loss.ask_again(update.past)) == {update.origin: (1, 1)}
     wire.flow(20.0)
     assert r1.loss.unrecoverable(update.past, r1.loss.ask_again(update.past)) == {}
+
+
+def test_rule_4_updates_of_a_message_that_is_applied_in_chunks_count_as_pending(wire: Wire) -> None:
+    """r3 dies after sending r2 a long message; r2 reports to r1 between two chunks of it (simulation, seed 1037)."""
+    wire.settings = ReplicationSettings(pace_s=0.0, chunk_updates=1)
+    r1, r2, _ = three(wire)
+    wire.isolate("r3")
+    update = [wire.issue("r3", "x", b"%d" % number) for number in range(3)][-1]
+    message = decode(encode(wire.begin("r3", "r2").message), Exchange)
+    conversation = r2.receive(message, wire.now("r2"))
+    next(conversation)
+    assert wire.values("r2", "x") == [b"0"], "the first chunk of three is applied"
+    wire.crash("r3")
+    wire.heal()
+    wire.start("r3", "r1", "r2")
+    wire.flow(1.0)
+    token = r1.loss.ask(update.past)
+    wire.flow(1.0)
+    assert r1.loss.unrecoverable(update.past, token) == {}
+    assert r2.loss.unrecoverable(update.past, r2.loss.ask(update.past)) == {}
+    conversation.send(wire.now("r2"))
+    with pytest.raises(StopIteration):
+        conversation.send(wire.now("r2"))
+    wire.flow(2.5)
+    assert wire.values("r1", "x") == [b"2"]

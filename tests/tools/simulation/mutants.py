@@ -7,9 +7,11 @@ the protocol made, or that a later change is likely to make.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
+
+from msgspec.structs import replace
 
 import replication.loss
 import replication.replica
@@ -21,16 +23,16 @@ from replication.membership import Membership
 from replication.messages import Exchange, MembershipEntry
 from replication.progress import PeerProgress, PeerState, Report
 from replication.recovery import Joining, Recovery
-from replication.replica import Outgoing, Replica
+from replication.replica import Conversation, Outgoing, Replica
 from replication.seeds import Seeds
 from replication.snapshots import SnapshotPull
 from replication.view_changes import ViewChanges
-from store.causal import CausalStore
+from store.causal import CausalStore, ListResult
 from store.clock import INCARNATION_RANDOM_BITS, Instant, incarnation_of, merge_into
 from store.errors import NotServing
 from store.markers import Markers
 from store.snapshot import Snapshot
-from store.versions import Update, Version, Versions, Write, apply_write
+from store.versions import Change, Update, Version, Versions, Write, apply_write
 
 Mutant = Callable[[], AbstractContextManager[None]]
 
@@ -281,6 +283,54 @@ def a_higher_incarnation_is_ignored() -> Iterator[None]:
         yield
 
 
+@mutant
+def count_a_message_before_its_last_chunk() -> Iterator[None]:
+    """The first chunk of a long message acknowledges the updates of all its chunks."""
+
+    def hasty(self: Replica, updates: list[Update], now: Instant) -> Conversation[tuple[int, Instant]]:
+        size = self.settings.chunk_updates
+        applied = self.store.receive(updates[:size], now)
+        if len(updates) > size:
+            merge_into(self.store.clock, {update.origin: update.counter for update in updates})
+            now = yield
+            applied += self.store.receive(updates[size:], now)
+        return applied, now
+
+    with replaced(Replica, "_apply", hasty):
+        yield
+
+
+@mutant
+def a_ttl_that_is_ignored() -> Iterator[None]:
+    """Versions never expire."""
+    with replaced(CausalStore, "expire", lambda self, now: None):
+        yield
+
+
+@mutant
+def a_precondition_on_any_version() -> Iterator[None]:
+    """If-Match holds whenever the key has a version."""
+
+    def careless(self: Change, etag: str | None) -> bool:
+        return not (self.if_none_match and etag is not None) and (self.if_match is None or etag is not None)
+
+    with replaced(Change, "condition_holds", careless):
+        yield
+
+
+@mutant
+def a_page_that_passes_over_a_key() -> Iterator[None]:
+    """The page after ``after`` starts one key too late."""
+    list_keys = CausalStore.list_keys
+
+    def hasty(self: CausalStore, prefix: str, past: Any, now: Instant, **options: Any) -> ListResult:
+        page = list_keys(self, prefix, past, now, **options)
+        return replace(page, keys=page.keys[1:]) if options.get("after") else page
+
+    with replaced(CausalStore, "list_keys", hasty):
+        yield
+
+
 # -- mistakes that random runs hardly ever meet: directed tests catch them (test_mutants.py) ----------------
 
 DIRECTED: dict[str, Mutant] = {}
@@ -480,6 +530,13 @@ def lost_from_reports_from_before_the_put_out_fell_silent() -> Iterator[None]:
         self.quiet_since = None if self.possible_holders else 0
 
     with replaced(LossDetector, "update_possible_holders", undated):
+        yield
+
+
+@directed
+def lost_while_it_is_being_applied() -> Iterator[None]:
+    """The updates of a message that is applied in chunks do not count as pending in between."""
+    with replaced(LossDetector, "holding", lambda self, updates: nullcontext()):
         yield
 
 

@@ -89,6 +89,9 @@ SCENES: dict[str, Scene] = {
     "lost_from_reports_from_before_the_put_out_fell_silent": (
         test_lost_past.test_rule_2_reports_from_before_one_that_was_put_out_fell_silent_do_not_count
     ),
+    "lost_while_it_is_being_applied": (
+        test_lost_past.test_rule_4_updates_of_a_message_that_is_applied_in_chunks_count_as_pending
+    ),
     "who_was_put_out_is_not_told_of": (
         test_lost_past.test_rule_2_a_sign_of_life_of_one_that_was_put_out_may_come_from_a_member
     ),
