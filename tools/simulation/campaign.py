@@ -1,10 +1,9 @@
-"""Many runs: seed after seed, over several processes, and the shrinking of one that fails."""
+"""Many runs: one per seed, over several processes; and shrinking a run that fails."""
 
 from __future__ import annotations
 
 import hashlib
 import traceback
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -13,17 +12,17 @@ from tools.simulation.run import Outcome, simulate
 
 
 def attempt(seed: int, operations: int) -> Outcome:
-    """Run one seed; an exception out of the protocol is a violation as well."""
+    """Run one seed. An exception is a violation too."""
     try:
         return simulate(seed, operations)
-    except Exception as exc:  # noqa: BLE001  Whatever breaks in a run is a finding, and the next seed must still run.
+    except Exception as exc:  # noqa: BLE001  Any exception is a finding, and the next seed must still run.
         frames = traceback.extract_tb(exc.__traceback__)
         where = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
         return Outcome(seed, violations=[f"Crash: {type(exc).__name__} at {where}: {exc}"])
 
 
 def campaign(seeds: Sequence[int], operations: int, processes: int = 1) -> Iterator[Outcome]:
-    """Yield the outcome of every seed, without its history, as they come in."""
+    """Yield the outcome of every seed, without its history, as runs end."""
     if processes == 1:
         yield from (_slim(seed, operations) for seed in seeds)
         return
@@ -43,9 +42,9 @@ def fingerprint(outcome: Outcome) -> str:
 
 
 def shrink(seed: int, operations: int) -> tuple[int, Outcome]:
-    """Return the smallest number of operations, found by halving, with which ``seed`` still fails, and that run.
+    """Return the smallest number of operations, found by halving, with which ``seed`` still fails, and that outcome.
 
-    A run with fewer operations is another run, so this is a search and not a proof: what it returns does fail.
+    A run with fewer operations is another run, so there may be a smaller failing one that this search misses.
     """
     smallest, outcome = operations, attempt(seed, operations)
     step = operations // 2
@@ -56,11 +55,3 @@ def shrink(seed: int, operations: int) -> tuple[int, Outcome]:
         else:
             step //= 2
     return smallest, outcome
-
-
-def total(counts: Iterator[Counter[str]]) -> Counter[str]:
-    """Add up what happened in many runs."""
-    whole: Counter[str] = Counter()
-    for count in counts:
-        whole.update(count)
-    return whole

@@ -199,7 +199,7 @@ class Clients:
         if token is None:
             self.world.counts["deferrals"] += 1
             token = replica.loss.ask(client.past)
-            self.world.poke(host)
+            self.world.schedule_pump(host)
         boot = host.boots
         done = False
 
@@ -326,7 +326,7 @@ class Clients:
     ) -> None:
         self.oracle.issued(update)
         self.world.counts["updates"] += 1
-        self.world.poke(host)
+        self.world.schedule_pump(host)
         if self.world.rng.random() < self.habits.lose_answer:
             self._record(client, replica, kind, client.past, update=update, status_unknown=True)
             return

@@ -1,4 +1,4 @@
-"""What goes wrong, and when: drawn from the seed."""
+"""The faults of a run, and their times, drawn from the seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from tools.simulation.world import Conditions, Host, World
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a run goes. ``faults``: how many are drawn; ``duration_s``: over how much simulated time."""
+    """The size of a run. ``faults``: how many are drawn. ``duration_s``: the simulated time in which they begin.
+
+    ``membership``: whether replicas are removed and added too.
+    """
 
     replicas: int
     faults: int
@@ -26,7 +29,7 @@ class Faults:
         self._plan = plan
         self._addresses = list(world.hosts)
         self.over_s = 0.0
-        """Until when something may still happen that ``World.heal`` does not call off."""
+        """The time of the last scheduled event that ``World.heal`` does not cancel."""
 
     def begin(self) -> None:
         """Schedule everything."""
@@ -49,7 +52,7 @@ class Faults:
         world.at(world.now_s + world.rng.uniform(0.05, 6.0), self.restart, host)
 
     def restart(self, host: Host) -> None:
-        """Start a process where there is none."""
+        """Start a process at ``host`` if none is running."""
         if host.replica is None:
             self._world.start(host.address)
 
@@ -63,7 +66,7 @@ class Faults:
         self._sever([(a, b) for a in self._addresses for b in self._addresses if (a in inside) != (b in inside)])
 
     def _ring(self) -> None:
-        """Everybody sees only the neighbours."""
+        """Let every replica reach only its two neighbours."""
         ring, n = self._addresses, len(self._addresses)
         self._sever([(ring[i], ring[j]) for i in range(n) for j in range(n) if (i - j) % n not in (0, 1, n - 1)])
 
@@ -91,7 +94,7 @@ class Faults:
         self._world.conditions = calm
 
     def _remove(self) -> None:
-        """DELETE /view of one replica at another; later a PUT, a restart, or nothing at all."""
+        """DELETE /view of one replica at another; later PUT /view, a restart, or nothing."""
         world, rng = self._world, self._world.rng
         by, target = self._some_host(), self._some_host()
         if by.replica is None or world.now_s < by.paused_until_s:
@@ -99,7 +102,7 @@ class Faults:
         if by.replica.remove_replica_from_view(target.address, world.clocks(by)):
             world.pump(by)
             world.counts["removals"] += 1
-            # A removal that does not know of the latest start is overruled by that start.
+            # A start that the removing replica does not know of wins over the removal.
             if (
                 target.replica is not None
                 and by.replica.membership.table.present_id(target.address) == target.replica.id
@@ -125,4 +128,4 @@ class Faults:
         self._world.at(at_s, action, target)
 
     def _nothing(self, target: Host) -> None:
-        """Left out: it stays so to the end."""
+        """Leave the replica removed until the end of the run."""

@@ -1,7 +1,7 @@
-"""What a write costs in messages and bytes as the cluster grows: counted in the simulation, for sizes beyond a machine.
+"""Messages and bytes per write as the cluster grows, counted in the simulation for sizes beyond one machine.
 
-The replicas are the very ones that servers run; every message is encoded as it would be to travel, and counted. The
-network is a good one (a few milliseconds, nothing lost), so that what is counted is the protocol's own.
+The replicas are those that servers run. Every message is encoded in its wire form and counted. The network is good (a
+delay of a few milliseconds, no losses), so the counts show the protocol's own cost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tools.simulation.world import Conditions, Host, World
 
 SETTLE_S = 30.0
 ALONE_S = 0.05
-"""More than a write needs to be everywhere and acknowledged, in this network."""
+"""Longer than a write takes in this network to reach every replica and to be acknowledged."""
 
 KEYS = 1000
 VALUE = b'"0123456789abcdef0123456789abcd"'
@@ -27,7 +27,7 @@ VALUE = b'"0123456789abcdef0123456789abcd"'
 
 @dataclass(slots=True)
 class Traffic:
-    """What passed the network: requests and replies, and the bytes of their bodies."""
+    """Traffic on the network: the number of requests and replies, and the bytes of their bodies."""
 
     messages: int = 0
     bytes: int = 0
@@ -40,11 +40,10 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """What was counted with ``replicas``.
+    """The counts for ``replicas``.
 
-    ``messages``, ``bytes``: of one write: of the exchanges that carry updates, divided by the writes.
-    ``idle_messages_s``, ``idle_bytes_s``: what flows a second when nobody writes. ``rate``: writes a second, all at one
-    replica; 0 where each was alone.
+    ``messages``, ``bytes``: per write, of the exchanges that carry updates. ``idle_messages_s``, ``idle_bytes_s``:
+    traffic per second without writes. ``rate``: writes per second, all at one replica; 0 if each write was alone.
     """
 
     replicas: int
@@ -56,7 +55,9 @@ class Growth:
 
 
 class CountingWorld(World):
-    """A world that weighs what passes its network. ``carrying``: exchanges with updates in either direction."""
+    """A world that counts its traffic. ``carrying``: of exchanges with updates in either direction; ``other``: the
+    rest.
+    """
 
     def __init__(self, rng: Random, replicas: int) -> None:
         good = Conditions(delay_s=0.004, slow=0.0, loss=0.0, duplication=0.0)
@@ -65,8 +66,8 @@ class CountingWorld(World):
         self.carrying, self.other = Traffic(), Traffic()
         self._requests: dict[tuple[str, int], tuple[int, bool]] = {}
 
-    def forget(self) -> None:
-        """Count anew."""
+    def reset(self) -> None:
+        """Reset the counts."""
         self.carrying, self.other = Traffic(), Traffic()
 
     def _send(self, host: Host, to: str, serial: int, message: Exchange | SnapshotRequest) -> None:
@@ -84,18 +85,18 @@ def _carries(message: Exchange | SnapshotRequest | SnapshotPiece) -> bool:
 
 
 def count(replicas: int, *, writes: int = 20, rate: float = 2000.0, seed: int = 1) -> tuple[Growth, Growth]:
-    """Let ``replicas`` start and settle; return what a write alone costs, and one of many.
+    """Start ``replicas`` and let them settle; return the cost of a write alone, and of one of many writes.
 
-    Alone: ``writes`` of them at random replicas, each when the one before is everywhere. Of many: ten times as many at
-    one replica, ``rate`` a second. Raises ``RuntimeError`` where the replicas do not come to rest.
+    Alone: ``writes`` writes at random replicas, each after the one before has reached every replica. Many: ten times
+    as many at one replica, at ``rate`` per second. Raises ``RuntimeError`` if the replicas do not settle.
     """
     rng = Random(seed)
     world = CountingWorld(rng, replicas)
     for address in world.hosts:
         world.start(address)
     _rest(world)
-    world.forget()
-    # Exchanges without a cause come once an interval with each peer: one interval shows them all.
+    world.reset()
+    # Idle replicas exchange once per sync interval and peer: one interval contains all of that traffic.
     world.run_until(world.now_s + world.settings.sync_interval_s)
     idle = world.other
     hosts = list(world.hosts.values())
@@ -103,16 +104,16 @@ def count(replicas: int, *, writes: int = 20, rate: float = 2000.0, seed: int = 
     many = _watch(world, [(hosts[0], rng.expovariate(rate)) for _ in range(10 * writes)], rng)
     interval_s = world.settings.sync_interval_s
 
-    def told(traffic: Traffic, number: int, rate: float) -> Growth:
+    def growth(traffic: Traffic, number: int, rate: float) -> Growth:
         idle_rates = idle.messages / interval_s, idle.bytes / interval_s
         return Growth(replicas, rate, traffic.messages / number, traffic.bytes / number, *idle_rates)
 
-    return told(alone, writes, 0.0), told(many, 10 * writes, rate)
+    return growth(alone, writes, 0.0), growth(many, 10 * writes, rate)
 
 
 def _watch(world: CountingWorld, plan: Sequence[tuple[Host, float]], rng: Random) -> Traffic:
-    """Write as planned, at each host and then waiting so long; return the exchanges that carry updates."""
-    world.forget()
+    """Write at each planned host, pausing after each write; return the traffic of exchanges that carry updates."""
+    world.reset()
     for host, pause_s in plan:
         _write(world, host, rng)
         world.run_until(world.now_s + pause_s)
@@ -121,30 +122,30 @@ def _watch(world: CountingWorld, plan: Sequence[tuple[Host, float]], rng: Random
 
 
 def _write(world: World, host: Host, rng: Random) -> None:
-    """Write one key at ``host``, as a client that has just read the key there does."""
+    """Write one key at ``host``, like a client that has just read the key there."""
     replica, now = host.replica, world.clocks(host)
     assert replica is not None
     key = f"key:{rng.randrange(KEYS):012d}"
     past = replica.store.get(key, {}, now).metadata
     replica.store.put(Change(key, VALUE), past, now)
-    world.poke(host)
+    world.schedule_pump(host)
 
 
 def _rest(world: World) -> None:
     limit_s = world.now_s + SETTLE_S
     while world.unsettled() is not None:
         if world.now_s > limit_s:
-            raise RuntimeError(f"{len(world.hosts)} replicas do not come to rest: {world.unsettled()}")
+            raise RuntimeError(f"{len(world.hosts)} replicas do not settle: {world.unsettled()}")
         world.run_until(world.now_s + 0.5)
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """Return k of the law cost ~ size**k that fits best: the slope of log cost over log size, by least squares."""
+    """Return the exponent k of the best fit cost ~ size**k: the slope of log cost over log size, by least squares."""
     return linear_regression([math.log(size) for size in sizes], [math.log(cost) for cost in costs]).slope
 
 
 def growth_in_words(k: float) -> str:
-    """Say what costs ~ size**k do as sizes grow."""
+    """Describe how costs ~ size**k grow."""
     names = (
         (-0.15, "fall"),
         (0.15, "do not grow"),
@@ -159,13 +160,13 @@ def growth_in_words(k: float) -> str:
 
 
 def law(counted: Sequence[Growth]) -> str:
-    """Say in words how messages and bytes of a write, and what flows without any, grow with the replicas."""
+    """Describe how the messages and bytes of a write, and the idle traffic, grow with the number of replicas."""
     others = [each.replicas - 1 for each in counted]
     laws = [
         ("a write's messages", [each.messages for each in counted]),
         ("its bytes", [each.bytes for each in counted]),
-        ("the messages that flow without writes", [each.idle_messages_s for each in counted]),
-        ("and their bytes", [each.idle_bytes_s for each in counted]),
+        ("idle messages", [each.idle_messages_s for each in counted]),
+        ("and idle bytes", [each.idle_bytes_s for each in counted]),
     ]
     exponents = [(name, exponent(others, costs)) for name, costs in laws]
     return "with n replicas " + ", ".join(f"{name} {growth_in_words(k)} ((n-1)^{k:.1f})" for name, k in exponents)

@@ -1,4 +1,4 @@
-"""One run: a seed in, a verdict out."""
+"""One simulated run: a seed comes in, an outcome goes out."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tools.simulation.oracle import Oracle
 from tools.simulation.world import Conditions, World
 
 LONG_RUN = 1000
-"""From so many operations on, a run is one for mass."""
+"""A run with at least this many operations is a long run: see ``draw``."""
 
 SIZES = (3,) * 24 + (4,) * 8 + (5,) * 8 + (8,) * 2 + (16,)
 """Numbers of replicas to draw from: large worlds cost much and are rare."""
 
 SETTLE_S = 30.0
-"""Simulated seconds that everything may take to come to rest after the last fault."""
+"""Simulated seconds that the replicas may take to settle after the last fault."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run showed. ``violations``: plain words, empty when all is well; ``counts``: what happened in it."""
+    """The outcome of a run. ``violations``: in plain words. ``counts``: how often each event happened."""
 
     seed: int
     violations: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Outcome:
 
 
 def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSettings, StoreSettings, Conditions]:
-    """Draw how the run goes: sizes small enough that every limit is met."""
+    """Draw the parameters of a run. The limits are small, so that runs reach them."""
     duration_s = rng.choice([1.0, 4.0, 8.0])
     clients = 6
     plan = Plan(
@@ -51,7 +51,7 @@ def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSetting
         burst = rng.choice([1, 1, 4, 10])
         habits = Habits(keys=keys, burst=burst)
     else:
-        # Long runs are for mass: clients that read more than they write, and do much at a time.
+        # Long runs give the history checker many operations: clients read more than they write, in long bursts.
         burst = 20
         habits = Habits(keys=keys, burst=burst, put=0.2, delete=0.05, transaction=0.04, listing=0.02)
     habits = replace(habits, pause_s=duration_s * clients * burst / max(operations, 1))
@@ -70,7 +70,7 @@ def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSetting
 
 
 def simulate(seed: int, operations: int = 200) -> Outcome:
-    """Run one world from ``seed``: ``operations`` by clients, faults all along, then everything heals and is judged."""
+    """Run one world from ``seed``: ``operations`` by clients under faults, then heal everything and check it."""
     rng = Random(seed)
     plan, habits, settings, store_settings, conditions = draw(rng, operations)
     addresses = [f"r{number}:1" for number in range(plan.replicas)]
@@ -80,7 +80,7 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
         conditions=conditions,
         settings=settings,
         store_settings=store_settings,
-        # No draw: the other seeds stay the runs that they were before there was discovery.
+        # Not drawn from the seed, so that a seed of the other kind names the same run with and without discovery.
         discovers=seed % 4 == 3,
     )
     oracle = Oracle(world)
@@ -104,13 +104,13 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
         faults.restart(host)
     outcome.violations += _settle(world)
     outcome.violations += oracle.check_now()
-    refused = clients.read_everything()
-    if refused and not outcome.violations:
-        outcome.violations += _settle_refused(world, clients)
+    deferred = clients.read_everything()
+    if deferred and not outcome.violations:
+        outcome.violations += _settle_deferred(world, clients)
     outcome.violations += oracle.check_end(clients.acknowledged)
     outcome.history = _mark_lost(clients, oracle)
     report = check(outcome.history, served_in_order=True)
-    world.counts["judged_reads"] += report.reads
+    world.counts["checked_reads"] += report.reads
     outcome.violations += [str(violation) for violation in report.violations]
     return outcome
 
@@ -122,19 +122,19 @@ def _watch(world: World) -> None:
 
 
 def _settle(world: World) -> list[str]:
-    """Heal everything and wait until all replicas agree; say what keeps them from it if they do not."""
+    """Heal everything and wait until all replicas settle; return why they have not, if so."""
     world.heal()
     limit_s = world.now_s + SETTLE_S
     while world.now_s < limit_s:
         world.run_until(world.now_s + 0.5)
-        world.heal()  # What was still to go wrong by plan does not any more.
+        world.heal()  # Cancel the faults that have begun meanwhile.
         if world.unsettled() is None:
             return []
     return [f"Unsettled: {world.unsettled()} after {SETTLE_S} s"]
 
 
-def _settle_refused(world: World, clients: Clients) -> list[str]:
-    """Clients whose causal past died must be told "lost" and served: let them ask as an engine would."""
+def _settle_deferred(world: World, clients: Clients) -> list[str]:
+    """Let clients whose causal past is lost ask as an engine would: they must learn of the loss and be served."""
     for client in clients.all:
         for host in world.live():
             replica = host.replica
@@ -148,8 +148,10 @@ def _settle_refused(world: World, clients: Clients) -> list[str]:
 
 
 def _mark_lost(clients: Clients, oracle: Oracle) -> list[Operation]:
-    """Mark the writes that nobody can be held to any more: their last holder died, or clients were told so
-    (a replica that is out may bring such a write back when it is added again: SPEC 2.8)."""
+    """Mark the writes that no replica has to return any more: their last holder died, or clients learned of the loss.
+
+    (A removed replica may bring such a write back when it is added again: docs/contract.md, section 2.8.)
+    """
     gone = {f"{origin}:{counter}" for origin, counter in oracle.updates if oracle.is_gone((origin, counter))}
     live = [host.replica.store.clock for host in clients.world.live() if host.replica is not None]
     alive = {
@@ -157,10 +159,10 @@ def _mark_lost(clients: Clients, oracle: Oracle) -> list[Operation]:
         for origin, counter in oracle.updates
         if any(clock.get(origin, 0) >= counter for clock in live)
     }
-    told = {
+    reported = {
         f"{origin}:{counter}" for origin, (first, last) in clients.lost.items() for counter in range(first, last + 1)
     }
-    lost = (gone - alive) | told
+    lost = (gone - alive) | reported
     return [
         structs.replace(operation, status="lost") if operation.update in lost else operation
         for operation in clients.history

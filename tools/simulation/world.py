@@ -1,15 +1,17 @@
-"""The simulated world: time, a network, and hosts that run the very Replica that servers run.
+"""The simulated world: time, a network, and hosts that run the same Replica class as servers.
 
-Everything that is random comes from one seed, and nothing depends on the order of sets or on the real time,
-so a seed names a run: same seed, same history.
+Everything random comes from one seed, and nothing depends on the order of sets or on real time. So a seed names a run:
+the same seed gives the same history.
 
-The network delays, loses, duplicates and reorders requests; replies are delayed and lost. A cut is one-way:
-``(from, to)`` in ``cuts`` swallows what goes that way. A host may be down (its process was killed and all its
-memory is gone), paused (nothing is processed until it goes on), and its wall clock may be off and may jump.
+The network delays, loses, duplicates and reorders requests, and delays and loses replies. A cut is one-way: ``(from,
+to)`` in ``cuts`` drops what is sent in that direction. A host may be down (its process was killed and its memory is
+lost) or paused (it processes nothing until it resumes), and its wall clock may be wrong and may jump.
 
-Where replicas *discover* each other, none is told an address at its start. Each process gets one of a few IP addresses
-besides its name, as a pod does, and lookups of a name service tell those of all. What it says is late, both ways, so it
-names addresses where nobody is or where somebody else is by now; and at times it does not answer.
+A conversation is driven like in a server: each of its steps is an event of its own, and other events come in between.
+
+If replicas *discover* each other, none of them knows an address at its start. Each process has one of a few IP
+addresses besides its name, as a pod does, and lookups in a name service return those of all processes. The name service
+is late, so it returns addresses at which no process or another one is running, and at times it does not answer.
 """
 
 from __future__ import annotations
@@ -31,23 +33,27 @@ from store.settings import StoreSettings
 Result = TypeVar("Result")
 
 EPOCH_US = 1_700_000_000_000_000
-"""Wall time at the start of every run, microseconds: any moment will do, as long as it is the same."""
+"""Wall time at the start of every run, microseconds: any moment, the same in all runs."""
 
 TICK_S = 0.25
+"""Time between two ticks of a replica."""
+
 TIMEOUT_S = 0.9
+"""How long a sender waits for a reply."""
+
 PUBLISHED_WITHIN_S = 2.0
-"""What the name service says of a start or an end is right after so long at most."""
+"""The name service knows of a start or an end after this time at most."""
 
 STEP_DELAY_S = 0.05
 """Longest time between two steps of one conversation: a busy server's lock may be taken for so long."""
 
 REACTION_S = 0.0005
-"""What a thread needs to wake up."""
+"""How long a thread takes to wake up."""
 
 
 @dataclass(slots=True)
 class Conditions:
-    """How bad the network is. Times are seconds; the others probabilities of a message."""
+    """The quality of the network: times in seconds, and probabilities per message."""
 
     delay_s: float = 0.004
     slow: float = 0.02
@@ -58,10 +64,10 @@ class Conditions:
 
 @dataclass(slots=True)
 class Host:
-    """One machine. ``skew_us``: what its wall clock is off; ``boots``: how many processes it has run.
+    """One machine. ``skew_us``: the error of its wall clock. ``boots``: how many processes it has started.
 
-    ``retries``: called after everything that happens here, for the requests that wait. ``completing``: serials of the
-    requests whose reply is being taken in.
+    ``retries``: called after every event at this host, for requests that wait. ``completing``: the serials of requests
+    whose reply is being applied.
     """
 
     address: str
@@ -72,14 +78,14 @@ class Host:
     boots: int = 0
     paused_until_s: float = 0.0
     wake_at_s: float = float("inf")
-    poked: bool = False
+    pump_scheduled: bool = False
     clocks: Instant = field(default_factory=lambda: Instant(0.0, 0))
     retries: list[Callable[[], None]] = field(default_factory=list)
     completing: set[int] = field(default_factory=set)
 
 
 class World:
-    """Hosts, network and time. ``at_crash`` is told of every process that dies, just before it does."""
+    """Hosts, network and time. ``at_crash``: called with the host of every process that dies, just before it does."""
 
     def __init__(
         self,
@@ -97,7 +103,7 @@ class World:
         self.discovers = discovers
         self.lookup_loss = 0.2
         self.published: set[str] = set()
-        """The addresses that lookups tell."""
+        """The addresses that lookups return."""
         self.now_s = 1000.0
         self.latest_wall_us = 0
         """The latest time that the wall clock of any host has shown."""
@@ -108,7 +114,7 @@ class World:
         self.aliases: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self.removed: dict[str, str] = {}
-        """Address -> the id that was put out there by command and has neither been put in nor started again."""
+        """Address -> the id that was removed there by command, and neither added back nor started again since."""
         self.at_crash: Callable[[Host], None] = lambda host: None
         addresses = tuple(addresses)
         self.hosts = {address: Host(address, addresses) for address in addresses}
@@ -118,12 +124,12 @@ class World:
     # -- time ------------------------------------------------------------------------------------------
 
     def at(self, time_s: float, action: Callable[..., object], *args: Any) -> None:
-        """Let ``action`` happen at ``time_s`` (simulated seconds)."""
+        """Schedule ``action`` for ``time_s`` (simulated seconds)."""
         self._sequence += 1
         heapq.heappush(self._events, (time_s, self._sequence, action, args))
 
     def run_until(self, time_s: float) -> None:
-        """Let everything happen that is due before ``time_s``."""
+        """Run every event that is due before ``time_s``."""
         events = self._events
         while events and events[0][0] < time_s:
             self.now_s, _, action, args = heapq.heappop(events)
@@ -131,7 +137,7 @@ class World:
         self.now_s = time_s
 
     def clocks(self, host: Host) -> Instant:
-        """Return what the clocks of ``host`` say now."""
+        """Read the clocks of ``host``."""
         wall_us = EPOCH_US + int(self.now_s * 1e6) + host.skew_us
         if host.clocks.mono_s != self.now_s or host.clocks.wall_us != wall_us:
             host.clocks = Instant(self.now_s, wall_us)
@@ -141,7 +147,7 @@ class World:
     # -- processes -------------------------------------------------------------------------------------
 
     def start(self, address: str, seeds: Iterable[str] | None = None) -> Replica:
-        """Start a process at ``address``, empty."""
+        """Start an empty process at ``address``."""
         host = self.hosts[address]
         assert host.replica is None
         host.boots += 1
@@ -164,7 +170,7 @@ class World:
         return host.replica
 
     def crash(self, address: str) -> None:
-        """Kill the process at ``address``: its memory is gone."""
+        """Kill the process at ``address``: its memory is lost."""
         host = self.hosts[address]
         if host.replica is None:
             return
@@ -180,7 +186,7 @@ class World:
         self._settle(host)
 
     def pause(self, address: str, seconds: float) -> None:
-        """Let the process at ``address`` do nothing for a while (SIGSTOP); it notices nothing."""
+        """Pause the process at ``address`` for a while, as SIGSTOP does; it does not notice."""
         self.hosts[address].paused_until_s = self.now_s + seconds
         self.counts["pauses"] += 1
 
@@ -191,7 +197,7 @@ class World:
     # -- discovery -------------------------------------------------------------------------------------
 
     def _move_in(self, host: Host) -> None:
-        """Give a process that starts an IP address that nobody has now; often one that somebody had before."""
+        """Give a starting process a free IP address, which another process often had before."""
         pool = [f"ip{n}:1" for n in range(len(self.hosts) + 2)]
         host.ip = self.rng.choice([ip for ip in pool if ip not in self.aliases])
         self.aliases[host.ip] = host.address
@@ -199,7 +205,7 @@ class World:
         self.at(self.now_s + REACTION_S, self._look_up, host, host.boots)
 
     def _publish(self, ip: str) -> None:
-        """Let lookups tell whether somebody is at ``ip``."""
+        """Let lookups return ``ip`` if a process has it now, and not otherwise."""
         if ip in self.aliases:
             self.published.add(ip)
         else:
@@ -227,7 +233,7 @@ class World:
         self.at(self.now_s + TICK_S, self._tick, host, boot)
 
     def pump(self, host: Host) -> None:
-        """Send what is due at ``host``, and wake again when more will be."""
+        """Send the requests that are due at ``host``, and schedule the next wake-up."""
         replica = host.replica
         if replica is None or self.now_s < host.paused_until_s:
             return
@@ -243,14 +249,14 @@ class World:
             host.wake_at_s = wake_at_s
             self.at(wake_at_s, self._wake, host, wake_at_s)
 
-    def poke(self, host: Host) -> None:
-        """Something may be due at ``host``: send it in a moment, with what else comes until then."""
-        if not host.poked:
-            host.poked = True
-            self.at(self.now_s + REACTION_S, self._poked, host)
+    def schedule_pump(self, host: Host) -> None:
+        """Schedule ``pump`` shortly: a request may have become due at ``host``."""
+        if not host.pump_scheduled:
+            host.pump_scheduled = True
+            self.at(self.now_s + REACTION_S, self._pump_as_scheduled, host)
 
-    def _poked(self, host: Host) -> None:
-        host.poked = False
+    def _pump_as_scheduled(self, host: Host) -> None:
+        host.pump_scheduled = False
         self.pump(host)
 
     def _wake(self, host: Host, due_s: float) -> None:
@@ -259,7 +265,7 @@ class World:
             self.pump(host)
 
     def _settle(self, host: Host) -> None:
-        """Something happened at ``host``: let its waiting requests look again."""
+        """Let the waiting requests at ``host`` check again, after an event there."""
         if host.retries:
             retries, host.retries = host.retries, []
             for retry in retries:
@@ -334,11 +340,11 @@ class World:
         else:
             self.counts["interleavings"] += 1
             self._settle(host)
-            self.poke(host)
+            self.schedule_pump(host)
             self.at(self.now_s + self.rng.random() * self.step_delay_s, self._step, host, boot, conversation, done)
             return
         self._settle(host)
-        self.poke(host)
+        self.schedule_pump(host)
         done(result)
 
     def _give_up(self, host: Host, boot: int, to: str, serial: int) -> None:
@@ -365,14 +371,14 @@ class World:
     # -- the end ---------------------------------------------------------------------------------------
 
     def heal(self) -> None:
-        """Mend the network and let paused processes go on."""
+        """Repair the network and resume paused processes."""
         self.cuts.clear()
         self.conditions.loss = self.conditions.duplication = self.lookup_loss = 0.0
         for host in self.hosts.values():
             host.paused_until_s = min(host.paused_until_s, self.now_s)
 
     def unsettled(self) -> str | None:
-        """Return why the live replicas have not come to rest yet; None when they have."""
+        """Return why the live replicas have not settled yet, None if they have."""
         live = [host.replica for host in self.live() if host.replica is not None]
         inside = [replica for replica in live if replica.membership.table.belongs(replica.address)]
         clock: Clock | None = None
@@ -384,12 +390,14 @@ class World:
             if clock is None:
                 clock = replica.store.clock
             elif clock != replica.store.clock:
-                return f"{replica.id} has another clock than {inside[0].id}"
+                return f"{replica.id} and {inside[0].id} have different clocks"
             if replica.membership.live(self.now_s) != [
                 other.address for other in sorted(inside, key=lambda r: r.address)
             ]:
                 return f"{replica.id} sees the view {replica.membership.live(self.now_s)}"
         for replica in live:
             if replica not in inside and inside and replica.acks.unreplicated():
-                return f"{replica.id} is out and still holds {replica.acks.unreplicated()} updates that nobody has"
+                return (
+                    f"{replica.id} is removed and still holds {replica.acks.unreplicated()} updates that no member has"
+                )
         return None

@@ -1,4 +1,4 @@
-"""``manage.py simulate``: run the protocol under simulated faults, judged, from seeds."""
+"""``manage.py simulate``: run the protocol under simulated faults, from seeds, and check the outcome."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ BATCH = 200
 
 
 class Command(BaseCommand):
-    """Run one seed, many, or shrink one that fails."""
+    """Run one seed or many, or shrink one that fails."""
 
-    help = "Simulate replicas under faults of every kind, from seeds; exit 1 when a promise is broken."
+    help = "Simulate replicas under faults of every kind, from seeds; exit 1 if a promise is broken."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the flags."""
-        parser.add_argument("--seed", type=int, default=0, help="the first seed (with --runs 1: the one to replay)")
-        parser.add_argument("--runs", type=int, help="how many seeds to run, one after the other")
-        parser.add_argument("--minutes", type=float, help="run seeds for so long instead")
-        parser.add_argument("--operations", type=int, default=200, help="client operations a run")
+        parser.add_argument(
+            "--seed", type=int, default=0, help="the first seed; without --runs and --minutes, the seed to replay"
+        )
+        parser.add_argument("--runs", type=int, help="number of seeds to run")
+        parser.add_argument("--minutes", type=float, help="run seeds for this time instead")
+        parser.add_argument("--operations", type=int, default=200, help="client operations per run")
         parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
         parser.add_argument(
-            "--shrink", action="store_true", help="look for the smallest failing run of --seed and explain it"
+            "--shrink", action="store_true", help="find the smallest failing run of --seed and explain it"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Do what the flags say; CommandError (exit 1) when a promise is broken."""
+        """Run as the flags say. Raises CommandError (exit 1) if a promise is broken."""
         seed, operations = options["seed"], options["operations"]
         if options["shrink"]:
             self._shrink(seed, operations)
