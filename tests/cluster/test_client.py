@@ -1,4 +1,4 @@
-"""store/client.py against real replicas: every call of it, over a crash, and the history that it records."""
+"""store/client.py against real replicas: every call, crashes of replicas, and the recorded history."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ KEYS = [
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_keys_of_any_text_lead_back_to_themselves(session: Session, key: str) -> None:
+def test_any_text_can_be_a_key(session: Session, key: str) -> None:
     assert session.put(key, key).created
     assert session.get(key).value == key
     assert key in session.list(limit=1000).keys
@@ -62,13 +62,13 @@ def test_keys_of_any_text_lead_back_to_themselves(session: Session, key: str) ->
 @pytest.mark.parametrize(
     "value", [None, True, 0, -(2**63), 2**64 - 1, 1.5, 1e-300, "", "\x00\u2028", [], {}, {"a": [None, {"b": "ü"}]}]
 )
-def test_values_come_back_as_they_were_sent(session: Session, value: object) -> None:
+def test_values_are_returned_unchanged(session: Session, value: object) -> None:
     session.put("value", value)
     read = session.get("value")
     assert (read.found, read.value, type(read.value)) == (True, value, type(value))
 
 
-def test_a_session_reads_its_writes_wherever_it_asks(session: Session) -> None:
+def test_session_reads_its_writes_at_any_replica(session: Session) -> None:
     for n in range(60):
         session.stick_to(session.replicas[n % 3])
         session.put("hop", n)
@@ -102,7 +102,7 @@ def test_transactions_and_listings(session: Session) -> None:
     assert session.list(prefix="t/", conflicts=True).keys == ()
 
 
-def test_watching(session: Session) -> None:
+def test_watch(session: Session) -> None:
     etag = session.put("watched", 1).etag
     assert etag is not None
     started = time.monotonic()
@@ -118,7 +118,7 @@ def test_watching(session: Session) -> None:
     assert read.value == 2
 
 
-def test_a_ttl_ends(session: Session) -> None:
+def test_ttl_expires(session: Session) -> None:
     session.put("short", 1, ttl_s=0.3)
     assert session.get("short").found
     time.sleep(0.4)
@@ -134,13 +134,13 @@ def test_threads_share_a_session(session: Session) -> None:
 
     failures: list[BaseException] = []
 
-    def guarded(number: int) -> None:
+    def run(number: int) -> None:
         try:
             work(number)
-        except BaseException as exc:  # noqa: BLE001  (told below)
+        except BaseException as exc:  # noqa: BLE001  (checked below)
             failures.append(exc)
 
-    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -148,10 +148,10 @@ def test_threads_share_a_session(session: Session) -> None:
     assert failures == []
 
 
-def test_a_recorded_history_of_hopping_sessions_over_a_crash_is_causal(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_recorded_history_over_a_crash_is_causal(cluster: LocalCluster, tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     with JsonLines(path) as recorder:
-        # Nobody writes through the last replica, which is to die: what only a crashed process had is gone.
+        # The writers do not use the last replica, which is killed: updates that only it had would be lost.
         writers = [Session(cluster.addresses[:2], recorder=recorder, name=f"writer{n}", timeout_s=20) for n in range(2)]
         readers = [Session(cluster.addresses, recorder=recorder, name=f"reader{n}", timeout_s=20) for n in range(2)]
         stop = threading.Event()
@@ -183,13 +183,13 @@ def test_a_recorded_history_of_hopping_sessions_over_a_crash_is_causal(cluster: 
             thread.join()
         for session in [*writers, *readers]:
             session.close()
-    verdict = history.check(history.load(path.read_bytes()))
-    assert verdict, str(verdict)
-    assert verdict.reads > 300
+    report = history.check(history.load(path.read_bytes()))
+    assert report, str(report)
+    assert report.reads > 300
 
 
-def test_a_past_that_nobody_has_is_told_as_lost_or_waited_for(cluster: LocalCluster) -> None:
-    """The contract leaves no third way: no answer may pass over a dependency in silence."""
+def test_unknown_dependencies_are_reported_lost_or_deferred(cluster: LocalCluster) -> None:
+    """A response never ignores a dependency silently."""
     stranger = {f"{cluster.addresses[0]}@00000000000000ff": 3}
     with Session(cluster.addresses[:1], metadata=stranger, timeout_s=2) as session:
         try:
@@ -201,11 +201,11 @@ def test_a_past_that_nobody_has_is_told_as_lost_or_waited_for(cluster: LocalClus
 
 
 @pytest.mark.slow
-def test_any_two_of_three_replicas_are_killed_and_restarted_in_turn_and_nobody_notices(tmp_path: Path) -> None:
-    """Issue 4: the client raises nothing, and its recorded history is clean.
+def test_clients_notice_no_crash_of_replicas_in_turn(tmp_path: Path) -> None:
+    """The client raises no error, and its recorded history keeps all promises.
 
-    Each write waits for a second replica (w=2): what only a crashed process had is gone. A write whose replica died
-    before it answered is sent again: each key has one writer, so no other's write can come in between.
+    Each write waits for a second replica (w=2), because updates that only a killed process had would be lost. A write
+    with an unknown outcome is sent again. That is safe, because each key has a single writer.
     """
     path, stop = tmp_path / "history.jsonl", threading.Event()
     failures: list[BaseException] = []
@@ -213,17 +213,17 @@ def test_any_two_of_three_replicas_are_killed_and_restarted_in_turn_and_nobody_n
     with LocalCluster(3, PORT + 10) as cluster, JsonLines(path) as recorder:
 
         def work(number: int) -> None:
-            hopping = [*cluster.addresses[number % 3 :], *cluster.addresses[: number % 3]]
+            addresses = [*cluster.addresses[number % 3 :], *cluster.addresses[: number % 3]]
             options = {"retry_writes": True, "timeout_s": 30.0, "recorder": recorder, "name": f"s{number}"}
             try:
-                with Session(hopping, **options) as session:  # type: ignore[arg-type]
+                with Session(addresses, **options) as session:  # type: ignore[arg-type]
                     while not stop.is_set():
                         counts[number] += 1
                         session.put(f"h/{number}", f"{number}-{counts[number]}", w=2, w_timeout_s=10)
                         session.get(f"h/{(number + counts[number]) % 6}")
                         session.transaction([f"h/{n}" for n in range(6)])
                         session.stick_to(session.replicas[counts[number] % 3])
-            except BaseException as exc:  # noqa: BLE001  (told below)
+            except BaseException as exc:  # noqa: BLE001  (checked below)
                 failures.append(exc)
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
@@ -241,5 +241,5 @@ def test_any_two_of_three_replicas_are_killed_and_restarted_in_turn_and_nobody_n
             thread.join()
     assert failures == []
     assert min(counts.values()) > 20
-    verdict = history.check(history.load(path.read_bytes()))
-    assert verdict, str(verdict)
+    report = history.check(history.load(path.read_bytes()))
+    assert report, str(report)

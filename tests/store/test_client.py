@@ -57,8 +57,8 @@ def replicas() -> Iterator[list[FakeReplica]]:
         yield fakes
 
 
-def nobody() -> str:
-    """An address where nobody listens."""
+def unused_address() -> str:
+    """Return an address on which no process listens."""
     return f"127.0.0.1:{free_port()}"
 
 
@@ -67,10 +67,10 @@ def session(*replicas: FakeReplica | str, **options: Any) -> Session:
     return Session(addresses, **({"timeout_s": 2.0, "attempt_timeout_s": 0.5} | options))
 
 
-# ---- what is sent, and what comes of the answer
+# ---- requests and results
 
 
-def test_every_request_carries_what_was_seen_before(replicas: list[FakeReplica]) -> None:
+def test_requests_carry_the_metadata_of_earlier_responses(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
     a.respond_with(
         stored({"a@1": 1}), found("v", {"a@1": 1, "b@1": 4}), json_response(200, {"keys": [], "causal-metadata": {}})
@@ -83,7 +83,7 @@ def test_every_request_carries_what_was_seen_before(replicas: list[FakeReplica])
     assert [seen.body["causal-metadata"] for seen in a.requests] == [{}, {"a@1": 1}, {"a@1": 1, "b@1": 4}]
 
 
-def test_absent_key_is_no_error_and_its_cause_is_kept(replicas: list[FakeReplica]) -> None:
+def test_absent_key_is_not_an_error_and_its_metadata_is_kept(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
     a.respond_with(json_response(404, {"error": "Key does not exist", "causal-metadata": {"b@1": 2}}))
     with session(a) as s:
@@ -103,7 +103,7 @@ def test_null_is_a_value(replicas: list[FakeReplica]) -> None:
         assert read.conflicts == 1
 
 
-def test_siblings_come_as_objects(replicas: list[FakeReplica]) -> None:
+def test_siblings_are_returned_as_objects(replicas: list[FakeReplica]) -> None:
     sibling = {"value": 1, "etag": '"a@1:1"', "origin": "a@1", "timestamp": 5}
     replicas[0].respond_with(found(1, siblings=[sibling, sibling | {"value": 2}], conflicts=2))
     with session(replicas[0]) as s:
@@ -116,7 +116,7 @@ def test_siblings_come_as_objects(replicas: list[FakeReplica]) -> None:
 @pytest.mark.parametrize(
     "key", ["a/b", "..", ".", "../x", "a//b", "/", "%", "%2e", "ä☃\U0001f600", "a b?c#d", "\n", "+"]
 )
-def test_keys_arrive_whole(replicas: list[FakeReplica], key: str) -> None:
+def test_keys_are_encoded_so_that_they_arrive_unchanged(replicas: list[FakeReplica], key: str) -> None:
     replicas[0].respond_with(found(1))
     with session(replicas[0]) as s:
         s.get(key)
@@ -138,7 +138,7 @@ def test_keys_arrive_whole(replicas: list[FakeReplica], key: str) -> None:
         (lambda s: s.put("k", object()), TypeError),
     ],
 )
-def test_what_can_never_be_right_is_not_sent(
+def test_invalid_arguments_raise_before_sending(
     replicas: list[FakeReplica], call: Callable[[Session], object], error: type[Exception]
 ) -> None:
     with session(replicas[0]) as s, pytest.raises(error):
@@ -146,7 +146,7 @@ def test_what_can_never_be_right_is_not_sent(
     assert replicas[0].requests == []
 
 
-def test_options_arrive_where_the_contract_has_them(replicas: list[FakeReplica]) -> None:
+def test_options_are_sent_as_the_contract_defines_them(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
     a.respond_with(json_response(200, {"result": "replaced", "acks": 2, "causal-metadata": {}}, ETag='"x:2"'))
     with session(a, token="secret") as s:
@@ -160,7 +160,7 @@ def test_options_arrive_where_the_contract_has_them(replicas: list[FakeReplica])
     assert (written.acks, written.concern_met, written.etag, written.created) == (2, True, '"x:2"', False)
 
 
-def test_fewer_acks_than_asked_is_told_and_no_error(replicas: list[FakeReplica]) -> None:
+def test_too_few_acks_are_reported_and_not_an_error(replicas: list[FakeReplica]) -> None:
     replicas[0].respond_with(json_response(202, {"result": "created", "acks": 1, "causal-metadata": {}}))
     with session(replicas[0]) as s:
         written = s.put("k", 1, w="all")
@@ -194,7 +194,7 @@ def test_pages_follow_next(replicas: list[FakeReplica]) -> None:
     assert a.requests[1].path == "/kvs?limit=2&prefix=p%2F&after=b&values=true"
 
 
-def test_watch_tells_change_and_silence_apart(replicas: list[FakeReplica]) -> None:
+def test_watch_returns_the_change_or_none(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
     a.respond_with(json_response(304, X_Causal_Metadata='{"b@1":3}'), found("new"))
     with session(a) as s:
@@ -207,7 +207,7 @@ def test_watch_tells_change_and_silence_apart(replicas: list[FakeReplica]) -> No
     assert a.requests[0].path == "/kvs/k?wait=1"
 
 
-def test_a_held_request_is_given_its_time(replicas: list[FakeReplica]) -> None:
+def test_requested_wait_extends_the_timeouts(replicas: list[FakeReplica]) -> None:
     def slow(handler: Handler) -> None:
         time.sleep(0.4)
         found("late")(handler)
@@ -217,14 +217,14 @@ def test_a_held_request_is_given_its_time(replicas: list[FakeReplica]) -> None:
         assert s.get("k", wait_s=1).value == "late"
 
 
-# ---- refusals
+# ---- rejected requests
 
 
 @pytest.mark.parametrize(
     ("status", "error"),
     [(400, Rejected), (401, NotAllowed), (403, NotAllowed), (405, Rejected), (413, Rejected), (507, Rejected)],
 )
-def test_a_refusal_is_final(replicas: list[FakeReplica], status: int, error: type[Rejected]) -> None:
+def test_rejected_request_is_not_retried(replicas: list[FakeReplica], status: int, error: type[Rejected]) -> None:
     a, b, _ = replicas
     a.respond_with(json_response(status, {"error": "no"}))
     with session(a, b) as s, pytest.raises(error) as caught:
@@ -236,7 +236,7 @@ def test_a_refusal_is_final(replicas: list[FakeReplica], status: int, error: typ
     assert b.requests == []
 
 
-def test_a_failed_precondition_tells_what_is_there(replicas: list[FakeReplica]) -> None:
+def test_failed_precondition_has_the_current_etag(replicas: list[FakeReplica]) -> None:
     replicas[0].respond_with(
         json_response(412, {"error": "Precondition failed", "causal-metadata": {"b@1": 9}}, ETag='"b@1:9"')
     )
@@ -248,13 +248,13 @@ def test_a_failed_precondition_tells_what_is_there(replicas: list[FakeReplica]) 
     assert replicas[0].requests[0].headers["if-none-match"] == "*"
 
 
-def test_some_other_servers_404_is_not_an_absent_key(replicas: list[FakeReplica]) -> None:
+def test_404_without_metadata_is_not_an_absent_key(replicas: list[FakeReplica]) -> None:
     replicas[0].respond_with(json_response(404, {"error": "not here"}))
     with session(replicas[0]) as s, pytest.raises(Rejected):
         s.get("k")
 
 
-def test_errors_form_one_tree() -> None:
+def test_error_classes() -> None:
     for error in (Rejected, NotAllowed, PreconditionFailed, Unavailable, DependenciesMissing, Uncertain):
         assert issubclass(error, ClientError)
     assert issubclass(DependenciesMissing, Unavailable)
@@ -264,7 +264,7 @@ def test_errors_form_one_tree() -> None:
 # ---- failover
 
 
-def test_sticks_to_one_replica(replicas: list[FakeReplica]) -> None:
+def test_session_stays_at_one_replica(replicas: list[FakeReplica]) -> None:
     for replica in replicas:
         replica.respond_with(found(1))
     with session(*replicas) as s:
@@ -277,11 +277,10 @@ def test_sticks_to_one_replica(replicas: list[FakeReplica]) -> None:
 
 
 @pytest.mark.parametrize("write", [False, True])
-def test_moves_on_from_where_nobody_listens_and_stays(replicas: list[FakeReplica], write: bool) -> None:
+def test_fails_over_from_an_unreachable_replica_and_stays(replicas: list[FakeReplica], write: bool) -> None:
     b = replicas[1]
     b.respond_with(stored() if write else found(1))
-    gone = nobody()
-    with session(gone, b) as s:
+    with session(unused_address(), b) as s:
         for _ in range(3):
             reply = s.put("k", 1) if write else s.get("k")
             assert reply.replica == b.url
@@ -290,7 +289,7 @@ def test_moves_on_from_where_nobody_listens_and_stays(replicas: list[FakeReplica
 
 
 @pytest.mark.parametrize("write", [False, True])
-def test_moves_on_from_503_at_once(replicas: list[FakeReplica], write: bool) -> None:
+def test_fails_over_from_503_at_once(replicas: list[FakeReplica], write: bool) -> None:
     a, b, _ = replicas
     a.respond_with(unavailable("30"))
     b.respond_with(stored() if write else found(1))
@@ -301,7 +300,7 @@ def test_moves_on_from_503_at_once(replicas: list[FakeReplica], write: bool) -> 
     assert len(a.requests) == 1
 
 
-def test_who_hops_too_early_goes_back_to_where_it_was_answered(replicas: list[FakeReplica]) -> None:
+def test_failover_tries_the_replica_that_answered_last_first(replicas: list[FakeReplica]) -> None:
     a, b, c = replicas
     c.respond_with(stored({"c@1": 1}), found("v"))
     a.respond_with(unavailable(missing={"c@1": {"has": 0, "needs": 1}}))
@@ -310,10 +309,10 @@ def test_who_hops_too_early_goes_back_to_where_it_was_answered(replicas: list[Fa
         s.put("k", "v")
         s.stick_to(a.url)
         assert s.get("k").replica == c.url
-    assert [len(each.requests) for each in replicas] == [1, 0, 2], "b has not shown that it has what c has"
+    assert [len(each.requests) for each in replicas] == [1, 0, 2], "b may lack what c has"
 
 
-def test_waits_as_long_as_retry_after_says(replicas: list[FakeReplica]) -> None:
+def test_retry_after_is_respected(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
     a.respond_with(unavailable("1"), found(1))
     started = time.monotonic()
@@ -335,14 +334,14 @@ def test_retry_after_beyond_the_deadline_fails_at_once(replicas: list[FakeReplic
     assert "Replica is catching up" in str(caught.value)
 
 
-def test_deadline_bounds_the_rounds(replicas: list[FakeReplica]) -> None:
+def test_deadline_bounds_all_attempts(replicas: list[FakeReplica]) -> None:
     started = time.monotonic()
-    with session(nobody(), nobody(), timeout_s=0.5) as s, pytest.raises(Unavailable):
+    with session(unused_address(), unused_address(), timeout_s=0.5) as s, pytest.raises(Unavailable):
         s.get("k")
     assert time.monotonic() - started < 1
 
 
-def test_unreached_past_is_told_with_what_is_missing(replicas: list[FakeReplica]) -> None:
+def test_missing_dependencies_are_reported(replicas: list[FakeReplica]) -> None:
     replicas[0].respond_with(unavailable("9", missing={"b@1": [1, 2]}))
     with session(replicas[0], timeout_s=0.5) as s, pytest.raises(DependenciesMissing) as caught:
         s.get("k")
@@ -359,7 +358,7 @@ def test_unreached_past_is_told_with_what_is_missing(replicas: list[FakeReplica]
         json_response(200, []),
     ],
 )
-def test_a_broken_read_is_asked_elsewhere(replicas: list[FakeReplica], responder: Responder) -> None:
+def test_failed_read_is_retried_at_another_replica(replicas: list[FakeReplica], responder: Responder) -> None:
     a, b, _ = replicas
     a.respond_with(responder)
     b.respond_with(found(1))
@@ -367,7 +366,7 @@ def test_a_broken_read_is_asked_elsewhere(replicas: list[FakeReplica], responder
         assert s.get("k").replica == b.url
 
 
-def test_metadata_of_a_refused_attempt_goes_to_the_next_unchanged(replicas: list[FakeReplica]) -> None:
+def test_all_attempts_send_the_same_metadata(replicas: list[FakeReplica]) -> None:
     a, b, _ = replicas
     a.respond_with(unavailable("9"))
     b.respond_with(stored({"a@1": 5, "b@1": 1}))
@@ -376,7 +375,7 @@ def test_metadata_of_a_refused_attempt_goes_to_the_next_unchanged(replicas: list
     assert a.requests[0].body == b.requests[0].body
 
 
-# ---- writes of unknown outcome
+# ---- writes with an unknown outcome
 
 
 @pytest.mark.parametrize(
@@ -390,7 +389,7 @@ def test_metadata_of_a_refused_attempt_goes_to_the_next_unchanged(replicas: list
     ],
 )
 @pytest.mark.parametrize("call", WRITES, ids=["put", "delete", "transaction"])
-def test_a_write_of_unknown_outcome_is_not_sent_again(
+def test_write_with_unknown_outcome_is_not_retried(
     replicas: list[FakeReplica], responder: Responder, call: Call
 ) -> None:
     a, b, _ = replicas
@@ -405,7 +404,7 @@ def test_a_write_of_unknown_outcome_is_not_sent_again(
     assert b.requests == []
 
 
-def test_a_transaction_that_only_reads_is_a_read(replicas: list[FakeReplica]) -> None:
+def test_transaction_without_writes_is_retried_like_a_read(replicas: list[FakeReplica]) -> None:
     a, b, _ = replicas
     a.respond_with(close_connection)
     b.respond_with(json_response(200, {"values": {"k": 1}, "missing-keys": [], "causal-metadata": {}}))
@@ -413,7 +412,7 @@ def test_a_transaction_that_only_reads_is_a_read(replicas: list[FakeReplica]) ->
         assert s.transaction(["k"]).values == {"k": 1}
 
 
-def test_retry_writes_asks_the_same_replica_first(replicas: list[FakeReplica]) -> None:
+def test_retry_writes_tries_the_same_replica_first(replicas: list[FakeReplica]) -> None:
     a, b, _ = replicas
     a.respond_with(close_connection, stored(status=200))
     b.respond_with(stored())
@@ -426,7 +425,7 @@ def test_retry_writes_asks_the_same_replica_first(replicas: list[FakeReplica]) -
     assert b.requests == []
 
 
-def test_retry_writes_moves_on_when_it_breaks_again(replicas: list[FakeReplica]) -> None:
+def test_retry_writes_fails_over_after_a_second_failure(replicas: list[FakeReplica]) -> None:
     a, b, _ = replicas
     a.respond_with(close_connection)
     b.respond_with(stored())
@@ -438,7 +437,7 @@ def test_retry_writes_moves_on_when_it_breaks_again(replicas: list[FakeReplica])
     assert len(a.requests) == 2
 
 
-def test_retry_writes_without_success_stays_uncertain(replicas: list[FakeReplica]) -> None:
+def test_retry_writes_without_success_raises_uncertain(replicas: list[FakeReplica]) -> None:
     a, b, _ = replicas
     a.respond_with(close_connection, unavailable("9"))
     b.respond_with(unavailable("9"))
@@ -446,7 +445,7 @@ def test_retry_writes_without_success_stays_uncertain(replicas: list[FakeReplica
         s.put("k", 1)
 
 
-def test_a_mismatch_after_an_unknown_outcome_may_be_ones_own(replicas: list[FakeReplica]) -> None:
+def test_412_after_an_unknown_outcome_raises_uncertain(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
     a.respond_with(
         close_connection, json_response(412, {"error": "Precondition failed", "causal-metadata": {}}, ETag='"a@1:2"')
@@ -458,7 +457,7 @@ def test_a_mismatch_after_an_unknown_outcome_may_be_ones_own(replicas: list[Fake
 # ---- the history
 
 
-def test_answers_take_the_place_of_what_they_were_asked_with(replicas: list[FakeReplica]) -> None:
+def test_response_metadata_replaces_the_metadata_of_the_request(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
     a.respond_with(found(1, {"a@2": 1}, lost={"a@1": [4, 5]}), found(1, {"a@2": 1}))
     with session(a, metadata={"a@1": 5}) as s:
@@ -470,17 +469,17 @@ def test_answers_take_the_place_of_what_they_were_asked_with(replicas: list[Fake
 
 
 @pytest.mark.parametrize(
-    ("current", "base", "reply", "merged"),
+    ("current", "sent", "returned", "merged"),
     [
         ({}, {}, {"a": 1}, {"a": 1}),
-        ({"a": 3}, {"a": 1}, {"a": 2, "b": 1}, {"a": 3, "b": 1}),  # others were faster
-        ({"a": 1, "c": 2}, {"a": 1}, {"m": 1}, {"m": 1, "c": 2}),  # a marker stands for a:1 now
-        ({"a": 2}, {"a": 1}, {"m": 1}, {"a": 2, "m": 1}),  # … but not for a:2
+        ({"a": 3}, {"a": 1}, {"a": 2, "b": 1}, {"a": 3, "b": 1}),  # other threads got responses in between
+        ({"a": 1, "c": 2}, {"a": 1}, {"m": 1}, {"m": 1, "c": 2}),  # a marker replaces a:1
+        ({"a": 2}, {"a": 1}, {"m": 1}, {"a": 2, "m": 1}),  # … but not a:2
         ({"m": 1}, {"a": 1}, {"a": 1, "b": 1}, {"a": 1, "b": 1, "m": 1}),
     ],
 )
-def test_answers_that_cross_are_merged(current: Any, base: Any, reply: Any, merged: Any) -> None:
-    assert client._advance(current, base, reply) == merged
+def test_metadata_of_concurrent_responses_is_merged(current: Any, sent: Any, returned: Any, merged: Any) -> None:
+    assert client._advance(current, sent, returned) == merged
 
 
 def test_follow_and_fork(replicas: list[FakeReplica]) -> None:
@@ -495,7 +494,7 @@ def test_follow_and_fork(replicas: list[FakeReplica]) -> None:
 
 
 def test_threads_share_one_history(replicas: list[FakeReplica]) -> None:
-    """16 threads write; each answer names one more of the writes. At the end the session has seen them all."""
+    """16 threads write. Each response adds one entry to the metadata. At the end the session has all entries."""
     counter, lock = 0, threading.Lock()
 
     def count(handler: Handler) -> None:
@@ -517,7 +516,7 @@ def test_threads_share_one_history(replicas: list[FakeReplica]) -> None:
         assert s.metadata == {f"r{n}": 1 for n in range(1, 161)}
 
 
-def test_recorded_operations_can_be_judged(replicas: list[FakeReplica], tmp_path: Path) -> None:
+def test_recorded_operations_form_a_history(replicas: list[FakeReplica], tmp_path: Path) -> None:
     a = replicas[0]
     a.respond_with(
         json_response(201, {"result": "created", "causal-metadata": {}}, ETag='"a@1:1"'),
@@ -566,7 +565,7 @@ def test_recorded_operations_can_be_judged(replicas: list[FakeReplica], tmp_path
 
 
 @pytest.mark.parametrize("replicas", [[], "127.0.0.1:8090", ["ftp://x:1"], ["127.0.0.1:8090/path"], [""]])
-def test_addresses_are_checked(replicas: Any) -> None:
+def test_invalid_addresses_are_rejected(replicas: Any) -> None:
     with pytest.raises(ValueError, match="host:port"):
         Session(replicas)
 
@@ -581,7 +580,7 @@ def test_address_forms() -> None:
     )
 
 
-def test_certificates_that_do_not_verify_mean_that_nothing_was_sent() -> None:
+def test_invalid_certificate_means_that_nothing_was_sent() -> None:
     import ssl
 
     import requests
