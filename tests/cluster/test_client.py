@@ -11,16 +11,16 @@ import pytest
 
 from kvsite.cluster import LocalCluster
 from store.client import Delete, JsonLines, PreconditionFailed, Put, Rejected, Session, Unavailable
+from tests.conftest import free_ports
+from tests.support.waiting import wait_until
 from tools import history
 
 pytestmark = pytest.mark.processes
 
-PORT = 24910
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(3, PORT) as running:
+    with LocalCluster(3, free_ports(3)) as running:
         yield running
 
 
@@ -121,8 +121,7 @@ def test_watch(session: Session) -> None:
 def test_ttl_expires(session: Session) -> None:
     session.put("short", 1, ttl_s=0.3)
     assert session.get("short").found
-    time.sleep(0.4)
-    assert not session.get("short").found
+    wait_until(lambda: not session.get("short").found)
 
 
 def test_threads_share_a_session(session: Session) -> None:
@@ -210,7 +209,7 @@ def test_clients_notice_no_crash_of_replicas_in_turn(tmp_path: Path) -> None:
     path, stop = tmp_path / "history.jsonl", threading.Event()
     failures: list[BaseException] = []
     counts = dict.fromkeys(range(6), 0)
-    with LocalCluster(3, PORT + 10) as cluster, JsonLines(path) as recorder:
+    with LocalCluster(3, free_ports(3)) as cluster, JsonLines(path) as recorder:
 
         def work(number: int) -> None:
             addresses = [*cluster.addresses[number % 3 :], *cluster.addresses[: number % 3]]
