@@ -54,9 +54,6 @@ class PendingQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __contains__(self, dot: Dot) -> bool:
-        return dot in self._waiting
-
     def __iter__(self) -> Iterator[PendingUpdate]:
         return iter(self._waiting.values())
 

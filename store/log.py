@@ -160,13 +160,6 @@ class UpdateLog:
             return None
         return decode_update(next(origin_log.entries_from(counter)).encoded)
 
-    def updates(self, origin: str) -> list[Update]:
-        """Return all updates of ``origin`` in the log, the oldest first."""
-        origin_log = self._origins.get(origin)
-        return (
-            [decode_update(entry.encoded) for entry in origin_log.entries_from(origin_log.first)] if origin_log else []
-        )
-
     def _shrink(self) -> None:
         """Reduce the log to nine tenths of its limit: repeatedly drop the older half of the longest origin."""
         while self.bytes > self._limit * 9 // 10:

@@ -24,39 +24,28 @@ from replication.messages import (
     decode,
     encode,
 )
-from store.versions import Update, Version, Write, decode_update, encode_update
+from store.versions import Update, Write, decode_update, encode_update
+from tests.support.updates import clocks, counters, texts, timestamps, updates, versions
 
 Kind = Any
 """One of the three."""
 
 KINDS: tuple[Kind, ...] = (Exchange, SnapshotRequest, SnapshotPiece)
 
-texts = st.text(min_size=1, max_size=8)
 addresses = st.text(min_size=3, max_size=12)
-counters = st.integers(1, 2**53 - 1)
-stamps = st.integers(0, 2**62 - 1)
 naturals = st.integers(0, 2**63 - 1)
-clocks = st.dictionaries(texts, counters, max_size=3)
-writes = st.builds(
-    Write,
-    st.text(max_size=8),
-    st.one_of(st.none(), st.binary(max_size=20)),
-    st.lists(st.tuples(texts, counters), max_size=2).map(tuple),
-    st.one_of(st.none(), stamps),
-)
-updates = st.builds(Update, texts, counters, stamps, clocks, st.lists(writes, max_size=3).map(tuple))
-versions = st.builds(Version, st.binary(max_size=20), texts, counters, stamps, clocks, st.one_of(st.none(), stamps))
 exchanges = st.builds(
     Exchange,
     sender=texts,
     heartbeat=naturals,
-    time=stamps,
+    time=timestamps,
     membership_digest=naturals,
     clock=clocks,
     retired_digest=naturals,
     state=st.sampled_from(["joining", "serving", "removed", "leaving"]),
     membership=st.one_of(
-        st.none(), st.dictionaries(addresses, st.builds(MembershipEntry, naturals, stamps, st.booleans()), max_size=2)
+        st.none(),
+        st.dictionaries(addresses, st.builds(MembershipEntry, naturals, timestamps, st.booleans()), max_size=2),
     ),
     retired=st.one_of(st.none(), clocks),
     heard=st.dictionaries(texts, st.builds(LastHeard, naturals, naturals), max_size=2),
@@ -74,7 +63,7 @@ pieces = st.builds(
     st.text(max_size=8),
     naturals,
     st.booleans(),
-    stamps,
+    timestamps,
     clocks,
     clocks,
     st.lists(st.builds(MarkerForm, texts, counters, clocks), max_size=2),

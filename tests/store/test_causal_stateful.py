@@ -24,6 +24,7 @@ from store.log import ENTRY_OVERHEAD_BYTES
 from store.settings import StoreSettings
 from store.snapshot import Snapshot
 from store.versions import Change, Update, Version, decode_update, encode_update
+from tests.support.updates import logged_updates
 
 STORES = 3
 CLIENTS = 2
@@ -458,7 +459,7 @@ class Stores(RuleBasedStateMachine):
         for store in self.stores:
             sizes = 0
             for origin in store.log.origins():
-                updates = store.log.updates(origin)
+                updates = logged_updates(store.log, origin)
                 last = store.clock[origin]
                 counters = [update.counter for update in updates]
                 assert counters == list(range(last - len(updates) + 1, last + 1))

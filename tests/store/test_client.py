@@ -51,6 +51,15 @@ WRITES: list[Call] = [
 ]
 
 
+UNUSABLE_RESPONSES: list[Responder] = [
+    close_connection,
+    truncated_response,
+    no_response(0.7),
+    json_response(500, {"error": "fault"}),
+    json_response(200, []),
+]
+
+
 @pytest.fixture
 def replicas() -> Iterator[list[FakeReplica]]:
     with fake_replicas(3) as fakes:
@@ -348,16 +357,7 @@ def test_missing_dependencies_are_reported(replicas: list[FakeReplica]) -> None:
     assert caught.value.missing == {"b@1": [1, 2]}
 
 
-@pytest.mark.parametrize(
-    "responder",
-    [
-        close_connection,
-        truncated_response,
-        no_response(0.7),
-        json_response(500, {"error": "fault"}),
-        json_response(200, []),
-    ],
-)
+@pytest.mark.parametrize("responder", UNUSABLE_RESPONSES)
 def test_failed_read_is_retried_at_another_replica(replicas: list[FakeReplica], responder: Responder) -> None:
     a, b, _ = replicas
     a.respond_with(responder)
@@ -378,16 +378,7 @@ def test_all_attempts_send_the_same_metadata(replicas: list[FakeReplica]) -> Non
 # ---- writes with an unknown outcome
 
 
-@pytest.mark.parametrize(
-    "responder",
-    [
-        close_connection,
-        truncated_response,
-        no_response(0.7),
-        json_response(500, {"error": "fault"}),
-        json_response(200, []),
-    ],
-)
+@pytest.mark.parametrize("responder", UNUSABLE_RESPONSES)
 @pytest.mark.parametrize("call", WRITES, ids=["put", "delete", "transaction"])
 def test_write_with_unknown_outcome_is_not_retried(
     replicas: list[FakeReplica], responder: Responder, call: Call

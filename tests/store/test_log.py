@@ -17,6 +17,7 @@ from store.clock import Clock, covers
 from store.log import EMPTY_DELTA, ENTRY_OVERHEAD_BYTES, MAX_SEGMENTS, Delta, UpdateLog
 from store.settings import StoreSettings
 from store.versions import Update, Write, decode_update, encode_update
+from tests.support.updates import logged_updates
 
 EVERYTHING = float("inf")
 MIB = 1 << 20
@@ -136,7 +137,7 @@ def test_full_log_drops_the_oldest_updates_of_the_longest_origin() -> None:
         log.append(update("a", counter), 0.0)
         assert log.bytes <= 3_000
     assert "b" in log.origins()
-    kept = [update.counter for update in log.updates("a")]
+    kept = [update.counter for update in logged_updates(log, "a")]
     assert 100 > kept[0] > 1
     assert kept == list(range(kept[0], 101))
 
@@ -180,7 +181,7 @@ def test_log_has_no_gaps_and_deltas_are_exact(
         else:
             log.drop_origin(origin)
             clock[origin] = clock.get(origin, 0) + 1 + extra
-        updates = [update for kept in log.origins() for update in log.updates(kept)]
+        updates = [update for kept in log.origins() for update in logged_updates(log, kept)]
         for kept in log.origins():
             counters = [update.counter for update in updates if update.origin == kept]
             assert counters == list(range(clock[kept] - len(counters) + 1, clock[kept] + 1))
@@ -309,12 +310,12 @@ def test_log_works_without_memory_for_segments(monkeypatch: pytest.MonkeyPatch) 
             log.append(each, 0.0)
         assert 1 < len(attempts) < 10, "tried again, but not at every update"
         assert segments_of(log) == packed
-        assert log.updates("a") == updates[:80]
+        assert logged_updates(log, "a") == updates[:80]
         log.trim({"a": 4})  # Within a segment: dropping updates needs no memory.
-        assert log.updates("a") == updates[4:80]
+        assert logged_updates(log, "a") == updates[4:80]
         log.trim({"a": 40})
     for each in updates[80:]:
         log.append(each, 0.0)
     assert segments_of(log) > 0, "packed when there is memory again"
-    assert log.updates("a") == updates[40:]
+    assert logged_updates(log, "a") == updates[40:]
     assert log.bytes == sum(map(cost, updates[40:]))

@@ -22,6 +22,7 @@ from store.versions import (
     encode_update,
     version_of,
 )
+from tests.support.updates import updates, versions
 
 
 def version(origin: str, counter: int, timestamp: int = 0, value: bytes = b"1") -> Version:
@@ -145,20 +146,6 @@ def test_conditions(conditions: dict[str, Any], absent: bool, same: bool, other:
 
 
 # -- wire form -------------------------------------------------------------------------------------
-
-texts = st.text(min_size=1, max_size=8)
-counters = st.integers(1, MAX_COUNTER - 1)
-stamps = st.integers(0, 2**62 - 1)
-clocks = st.dictionaries(texts, counters, max_size=3)
-wire_writes = st.builds(
-    Write,
-    st.text(max_size=8),
-    st.one_of(st.none(), st.binary(max_size=20)),
-    st.lists(st.tuples(texts, counters), max_size=2).map(tuple),
-    st.one_of(st.none(), stamps),
-)
-updates = st.builds(Update, texts, counters, stamps, clocks, st.lists(wire_writes, max_size=3).map(tuple))
-versions = st.builds(Version, st.binary(max_size=20), texts, counters, stamps, clocks, st.one_of(st.none(), stamps))
 
 
 @given(updates)

@@ -53,6 +53,7 @@ from store.errors import DependenciesMissing, NotServing
 from store.log import ENTRY_OVERHEAD_BYTES
 from store.snapshot import Snapshot
 from store.versions import Change, Update, Version, Write, encode_update
+from tests.support.updates import logged_updates
 from tests.support.wire import Loss, Wire, address
 
 FIRST = Update("r1:80@0123456789abcdef", 1, 10**15, {}, (Write("x", b"1"),))
@@ -190,7 +191,7 @@ class Scenario:
             self.names.meet(process.replica.id)
             log = process.replica.store.log
             for origin in log.origins():
-                for update in log.updates(origin):
+                for update in logged_updates(log, origin):
                     self.updates.setdefault(update.dot, update)
 
     def now(self, at: str) -> Instant:
@@ -443,7 +444,9 @@ class Scenario:
     @command(r"log at (\w+)")
     def log(self, at: str) -> list[str]:
         log = self.wire[at].store.log
-        runs = [(updates[0], updates[-1]) for origin in sorted(log.origins()) if (updates := log.updates(origin))]
+        runs = [
+            (updates[0], updates[-1]) for origin in sorted(log.origins()) if (updates := logged_updates(log, origin))
+        ]
         said = [f"{self.names.dot(first.dot)}..{last.counter}" for first, last in runs]
         return [f"log of {at}: {' '.join(said) or 'empty'}"]
 
