@@ -262,15 +262,15 @@ def test_beyond_max_pending_updates_stay_with_their_sender_until_there_is_room()
     r1, r2, r3 = wire.cluster(*NAMES)
     wire.cut("r1", "r3")
     first = wire.issue("r1", "cause", b"1")
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     # 50 updates of r2 follow one of r1 that r3 cannot get from r1, and that r2 relays only after a sync interval.
     for number in range(50):
         wire.issue("r2", f"effect/{number}", b"1", first.past)
-    wire.exchange("r2", "r3")
+    wire.round_trip("r2", "r3")
     assert len(r3.store.pending) == 10
     assert len(r3.store.table) == 0
     for _ in range(20):
-        wire.exchange("r2", "r3")
+        wire.round_trip("r2", "r3")
         assert len(r3.store.pending) <= 10
     wire.flow(3.0)
     assert len(r3.store.pending) == 0
@@ -286,13 +286,13 @@ def test_a_full_pending_queue_keeps_nothing_out_that_can_be_applied() -> None:
     wire.cut("r1", "r3")
     wire.cut("r1", "r4")
     first = wire.issue("r1", "cause", b"1")
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     for number in range(20):
         wire.issue("r2", f"effect/{number}", b"1", first.past)
-    wire.exchange("r2", "r3")
+    wire.round_trip("r2", "r3")
     assert len(r3.store.pending) == 5
     free = wire.issue("r4", "free", b"1")
-    wire.exchange("r4", "r3")
+    wire.round_trip("r4", "r3")
     assert wire.has("r3", free.dot)
     assert wire.put("r3", "own", b"1").created
     assert len(r3.store.pending) == 5
@@ -312,7 +312,7 @@ def test_a_message_holds_at_most_batch_updates_and_about_batch_bytes() -> None:
     wire.heal()
     sizes: list[tuple[int, int]] = []
     for _ in range(300):
-        request, reply = wire.talk("r1", "r2")
+        request, reply = wire.exchange("r1", "r2")
         sizes += [(len(half.updates), len(encode(half))) for half in (request, reply)]
         if wire["r2"].store.clock == wire["r1"].store.clock:
             break
@@ -339,7 +339,7 @@ def test_a_snapshot_travels_in_pieces_of_about_the_bound() -> None:
     for number in range(500):
         wire.issue("r1", f"k{number}", b"x" * 200)
     wire.start("r2", "r1")
-    wire.talk("r2", "r1")
+    wire.exchange("r2", "r1")
     pieces: list[SnapshotPiece] = []
     while not (pieces and pieces[-1].last):
         _, piece = wire.pull("r2", "r1")
@@ -360,7 +360,7 @@ def test_snapshots_are_handed_to_max_snapshots_receivers_at_once_and_to_the_othe
     receivers = [f"j{number}" for number in range(6)]
     for name in receivers:
         wire.start(name, "r1")
-        wire.talk(name, "r1")
+        wire.exchange(name, "r1")
     asked = [wire.pull(name, "r1")[1] for name in receivers]
     assert [bool(piece and piece.snapshot) for piece in asked] == [True, True, False, False, False, False]
     assert len(r1._snapshots._transfers) == 2
@@ -382,7 +382,7 @@ def test_a_receiver_that_dies_half_way_blocks_its_place_for_half_a_minute_at_mos
     for number in range(100):
         wire.issue("r1", f"k{number}", b"1")
     wire.start("j1", "r1")
-    wire.talk("j1", "r1")
+    wire.exchange("j1", "r1")
     wire.pull("j1", "r1")
     wire.crash("j1")
     wire.start("j2", "r1")
@@ -407,7 +407,7 @@ def test_the_register_takes_max_members_addresses_and_refuses_the_next_whole() -
     with pytest.raises(BadMessage, match="more than 10 addresses"):
         run(r1.receive(msgspec.structs.replace(told.message, membership=register), wire.now("r1")), wire.now("r1"))
     assert r1.membership.table.entries == before
-    wire.carry("r2", told)
+    wire.send("r2", told)
     update = wire.issue("r1", "x", b"1")
     wire.flow(0.5)
     assert wire.has("r2", update.dot)

@@ -166,7 +166,7 @@ def test_after_1000_restarts_metadata_and_idle_exchanges_are_no_longer_than_afte
         held = [wire.get(name, "first", client).metadata for name in NAMES]
         written = wire.put("r2", "new", b"1", client).metadata
         wire.flow(4.0)
-        request, reply = wire.talk("r1", "r2")
+        request, reply = wire.exchange("r1", "r2")
         measured[restarts] = {
             "fresh client": max(map(words, fresh)),
             "client of old": max(map(words, [*held, written])),

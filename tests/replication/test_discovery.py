@@ -172,7 +172,7 @@ def test_an_address_that_disappears_during_an_exchange_is_forgotten(wire: Wire, 
     outgoing = r1.begin(IPS["r2"], wire.now("r1"))
     assert outgoing is not None
     found(wire, "r1", "r1")
-    wire.carry("r1", outgoing, "request" if outcome == "no answer" else "")
+    wire.send("r1", outgoing, "request" if outcome == "no answer" else "")
     assert IPS["r2"] not in r1.peers._by_address
     assert IPS["r2"] not in r1.membership.aliases
 

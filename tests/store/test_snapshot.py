@@ -14,7 +14,7 @@ from store.clock import Clock, Instant, join
 from store.markers import Marker
 from store.snapshot import Snapshot, join_tables
 from store.versions import Change, Update, Version, Versions
-from tests.support.wire import NOW, shown, write
+from tests.support.wire import NOW, values_of, write
 
 KEYS = ("x", "y")
 
@@ -118,9 +118,9 @@ def test_snapshot_does_not_restore_a_deleted_version() -> None:
     b.receive([write(a, "x", b"1")], NOW)
     write(a, "x", None)
     a.join(b.snapshot(NOW), NOW)
-    assert shown(a, "x") == []
+    assert values_of(a, "x") == []
     b.join(a.snapshot(NOW), NOW)
-    assert shown(b, "x") == []
+    assert values_of(b, "x") == []
 
 
 def test_version_that_the_sender_never_applied_stays() -> None:
@@ -128,7 +128,7 @@ def test_version_that_the_sender_never_applied_stays() -> None:
     write(a, "x", b"mine")
     write(b, "y", b"theirs")
     a.join(b.snapshot(NOW), NOW)
-    assert (shown(a, "x"), shown(a, "y")) == ([b"mine"], [b"theirs"])
+    assert (values_of(a, "x"), values_of(a, "y")) == ([b"mine"], [b"theirs"])
 
 
 def test_pending_updates_are_retried_after_a_join() -> None:
@@ -138,7 +138,7 @@ def test_pending_updates_are_retried_after_a_join() -> None:
     effect = write(b, "y", b"1", cause.past)
     here.receive([effect], NOW)
     here.join(a.snapshot(NOW), NOW)
-    assert shown(here, "y") == [b"1"]
+    assert values_of(here, "y") == [b"1"]
     assert len(here.pending) == 0
 
 

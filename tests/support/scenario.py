@@ -261,7 +261,7 @@ class Scenario:
 
     @command(r"exchange (\w+) (\w+)(?: losing (request|reply))?")
     def exchange(self, sender: str, receiver: str, lose: Loss | None) -> list[str]:
-        request, reply = self.wire.exchange(sender, receiver, lose or "")
+        request, reply = self.wire.round_trip(sender, receiver, lose or "")
         said = [f"{sender} -> {receiver} {self._message(request)}"]
         said.append(f"{receiver} -> {sender} {self._message(reply)}" if reply else f"{receiver} does not answer")
         return said

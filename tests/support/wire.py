@@ -1,7 +1,9 @@
-"""Replicas on a wire that a test drives by hand, as h11's tests drive a ConnectionPair: nothing moves by itself.
+"""A simulated network of replicas. The test decides when each message is sent and when time passes.
 
-Every message goes through its wire form. Time stands still unless a test says otherwise; each process counts its
-monotonic seconds from somewhere else, and may have a wall clock that is off.
+Every message is encoded and decoded. Time stands still until the test advances it. Each process has a monotonic clock
+with an offset of its own, and may have a wrong wall clock.
+
+The idea is that of h11's tests, which drive a ``ConnectionPair`` by hand.
 """
 
 from __future__ import annotations
@@ -27,30 +29,31 @@ Result = TypeVar("Result")
 Loss = Literal["", "request", "reply"]
 
 SMALL_LOG = StoreSettings(max_log_bytes=800)
-"""Holds a few updates."""
+"""A log with room for a few updates."""
 
 SMALL_PIECES = ReplicationSettings(pace_s=0.0, snapshot_piece_bytes=1_500)
-"""About three keys a piece."""
+"""Snapshot pieces of about three keys."""
 
 
 def address(name: str) -> str:
+    """Return the address of the process ``name``."""
     return f"{name}:80"
 
 
 def write(store: CausalStore, key: str, value: bytes | None, past: Clock | None = None, now: Instant = NOW) -> Update:
-    """Write or delete one key and return the update that was issued."""
+    """Write one key, or delete it if ``value`` is None. Return the update that was issued."""
     update = store.put(Change(key, value), past or {}, now).update
     assert update is not None
     return update
 
 
-def shown(store: CausalStore, key: str) -> list[bytes]:
-    """Return the values of ``key``, the winner first."""
+def values_of(store: CausalStore, key: str) -> list[bytes]:
+    """Return the values of ``key`` in ``store``, the winner first."""
     return [version.value for version in store.table.get(key)]
 
 
-class Trip(NamedTuple):
-    """One round trip: what went out and what came back (None: nothing did)."""
+class RoundTrip(NamedTuple):
+    """A request and its reply; the reply is None if none arrived."""
 
     request: Exchange | SnapshotRequest
     reply: Exchange | SnapshotPiece | None
@@ -58,7 +61,7 @@ class Trip(NamedTuple):
 
 @dataclass
 class Process:
-    """A replica with clocks of its own: ``offset_s`` shifts its monotonic clock, ``skew_s`` its wall clock."""
+    """A replica and its clocks: ``offset_s`` shifts its monotonic clock, ``skew_s`` its wall clock."""
 
     name: str
     replica: Replica
@@ -68,7 +71,13 @@ class Process:
 
 @dataclass
 class Wire:
-    """Processes by name, the cuts between them (one-way), and the time, which is the test's."""
+    """The processes by name, the state of the network, and the time.
+
+    ``cuts``: pairs (sender, receiver) between which no message passes. ``aliases``: address -> name of the process that
+    listens there too. ``stopped``: name -> error, for each process that stopped because of a duplicate address.
+    ``starts``: how many processes were started. ``round_trips``: how many requests were sent. ``traffic``: the same for
+    each (sender, receiver).
+    """
 
     settings: ReplicationSettings = field(default_factory=lambda: ReplicationSettings(pace_s=0.0))
     store_settings: StoreSettings = field(default_factory=StoreSettings)
@@ -79,13 +88,13 @@ class Wire:
     aliases: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
     starts: int = 0
-    trips: int = 0
+    round_trips: int = 0
     traffic: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     # -- processes -------------------------------------------------------------------------------------
 
     def start(self, name: str, *seeds: str, skew_s: float = 0.0, at: str = "", discovers: bool = False) -> Replica:
-        """Start an empty process; ``seeds`` are names. ``at``: the address that it is told, where not its own."""
+        """Start an empty process. ``seeds`` are names. ``at``: its address, if it is not the address of its name."""
         assert name not in self.processes
         self.starts += 1
         offset_s = 1000.0 * self.starts
@@ -102,18 +111,18 @@ class Wire:
         return replica
 
     def cluster(self, *names: str) -> list[Replica]:
-        """Start processes that know each other, and let them find each other."""
+        """Start processes that have each other as seeds, and let them join."""
         replicas = [self.start(name, *names) for name in names]
         self.flow(0.3)
         assert {replica.state for replica in replicas} == {"serving"}
         return replicas
 
     def crash(self, name: str) -> None:
-        """Kill a process: its memory is gone."""
+        """Kill a process. It loses its memory."""
         del self.processes[name]
 
     def now(self, name: str) -> Instant:
-        """Return what the clocks of a process say."""
+        """Return the present reading of the clocks of a process."""
         process = self.processes[name]
         return self._instant(process.offset_s, process.skew_s)
 
@@ -129,19 +138,19 @@ class Wire:
     # -- clients ---------------------------------------------------------------------------------------
 
     def put(self, name: str, key: str, value: bytes | None, past: Clock | None = None) -> WriteResult:
-        """Write (None: delete) one key at a replica."""
+        """Write one key at a replica, or delete it if ``value`` is None."""
         return self[name].store.put(Change(key, value), past or {}, self.now(name))
 
     def issue(self, name: str, key: str, value: bytes | None, past: Clock | None = None) -> Update:
-        """Like ``put``, for writes that do issue an update; return it."""
+        """Like ``put``, for a write that issues an update. Return the update."""
         return write(self[name].store, key, value, past, self.now(name))
 
     def get(self, name: str, key: str, past: Clock | None = None) -> ReadResult:
         return self[name].store.get(key, past or {}, self.now(name))
 
     def values(self, name: str, key: str) -> list[bytes]:
-        """Return the values of a key at a replica, the winner first, served or not."""
-        return shown(self[name].store, key)
+        """Return the values of a key at a replica, the winner first, even if the replica serves no clients."""
+        return values_of(self[name].store, key)
 
     def has(self, name: str, dot: Dot) -> bool:
         return self[name].store.clock.get(dot[0], 0) >= dot[1]
@@ -149,47 +158,48 @@ class Wire:
     # -- messages --------------------------------------------------------------------------------------
 
     def cut(self, *names: str) -> None:
-        """Let nothing pass between any two of ``names``."""
+        """Drop every message between any two of ``names``."""
         self.cuts |= {(one, other) for one in names for other in names if one != other}
 
     def isolate(self, name: str) -> None:
-        """Let nothing pass between ``name`` and anybody."""
+        """Drop every message between ``name`` and every other process."""
         self.cuts |= {pair for other in self.processes for pair in ((name, other), (other, name)) if other != name}
 
     def heal(self) -> None:
+        """Remove all cuts."""
         self.cuts.clear()
 
     def begin(self, sender: str, receiver: str) -> Outgoing:
-        """Let ``sender`` begin an exchange with ``receiver`` now, as if its timer said so."""
+        """Let ``sender`` begin an exchange with ``receiver`` now, as if its timer had expired."""
         replica, now = self[sender], self.now(sender)
         replica.peers.at(address(receiver)).schedule.next_sync_s = now.mono_s
         outgoing = replica.begin(address(receiver), now)
         assert outgoing is not None
         return outgoing
 
-    def exchange(self, sender: str, receiver: str, lose: Loss = "") -> Trip:
-        """Let one round trip happen, whatever is next between the two: an exchange or a piece of a snapshot."""
-        return self.carry(sender, self.begin(sender, receiver), lose)
+    def round_trip(self, sender: str, receiver: str, lose: Loss = "") -> RoundTrip:
+        """Make the next round trip of ``sender`` to ``receiver``: an exchange, or a request for a snapshot piece."""
+        return self.send(sender, self.begin(sender, receiver), lose)
 
-    def talk(self, sender: str, receiver: str) -> tuple[Exchange, Exchange]:
-        """Let one exchange happen and return both its halves."""
-        request, reply = self.exchange(sender, receiver)
+    def exchange(self, sender: str, receiver: str) -> tuple[Exchange, Exchange]:
+        """Make one exchange, and return its request and its reply."""
+        request, reply = self.round_trip(sender, receiver)
         assert isinstance(request, Exchange)
         assert isinstance(reply, Exchange)
         return request, reply
 
     def pull(self, sender: str, receiver: str) -> tuple[SnapshotRequest, SnapshotPiece | None]:
-        """Let one piece of a snapshot be asked for, past an exchange that may be due before it."""
+        """Make round trips until one requests a snapshot piece: an exchange may be due before it."""
         for _ in range(2):
-            request, reply = self.exchange(sender, receiver)
+            request, reply = self.round_trip(sender, receiver)
             if isinstance(request, SnapshotRequest):
                 assert reply is None or isinstance(reply, SnapshotPiece)
                 return request, reply
-        raise AssertionError(f"{sender} asks {receiver} for no snapshot")
+        raise AssertionError(f"{sender} requests no snapshot from {receiver}")
 
-    def carry(self, sender: str, outgoing: Outgoing, lose: Loss = "") -> Trip:
-        """Bring a request to whoever listens, and the reply back."""
-        self.trips += 1
+    def send(self, sender: str, outgoing: Outgoing, lose: Loss = "") -> RoundTrip:
+        """Deliver a request to the process that listens at its address, and the reply to the sender."""
+        self.round_trips += 1
         self.traffic[sender, outgoing.to.rpartition(":")[0]] += 1
         process = self.processes[sender]
         listener = self._listener(outgoing.to)
@@ -199,11 +209,11 @@ class Wire:
             if (listener.name, sender) in self.cuts or lose == "reply":
                 reply = None
         if self.processes.get(sender) is process:
-            self.land(sender, outgoing, reply)
-        return Trip(outgoing.message, reply)
+            self.complete(sender, outgoing, reply)
+        return RoundTrip(outgoing.message, reply)
 
     def answer(self, name: str, message: Exchange | SnapshotRequest) -> Exchange | SnapshotPiece | None:
-        """Let a replica answer a request; None when it stops because its address is taken."""
+        """Return the reply of a replica to a request; None if the replica stops because of a duplicate address."""
         replica, now = self[name], self.now(name)
         body = encode(message)
         try:
@@ -214,8 +224,8 @@ class Wire:
             self._stop(name, exc)
             return None
 
-    def land(self, name: str, outgoing: Outgoing, reply: Exchange | SnapshotPiece | None) -> None:
-        """Let the outcome of a request arrive at its sender: a reply, or that there is none."""
+    def complete(self, name: str, outgoing: Outgoing, reply: Exchange | SnapshotPiece | None) -> None:
+        """Complete a request at its sender ``name``: with its reply, or as failed if ``reply`` is None."""
         try:
             if reply is None:
                 self[name].failed(outgoing.to, outgoing.serial, self.now(name))
@@ -229,46 +239,46 @@ class Wire:
         name = self.aliases.get(at, address_of(at).rpartition(":")[0])
         return self.processes.get(name)
 
-    def _stop(self, name: str, why: DuplicateAddress) -> None:
-        self.stopped[name] = str(why)
+    def _stop(self, name: str, error: DuplicateAddress) -> None:
+        self.stopped[name] = str(error)
         self.crash(name)
 
     # -- time ------------------------------------------------------------------------------------------
 
     def tick(self, seconds: float) -> None:
-        """Let time pass; replicas notice, but nobody talks."""
+        """Let time pass at every replica, without sending any message."""
         self.now_s = round(self.now_s + seconds, 6)
         for name in list(self.processes):
             self[name].tick(self.now(name))
 
     def flow(self, seconds: float = 0.0, step_s: float = 0.1) -> None:
-        """Let time pass and everything happen that is due, over a network without delay."""
+        """Let time pass, and send every message when it is due. The network has no delay."""
         until_s = self.now_s + seconds
-        self._talk()
+        self._exchange_until_idle()
         while self.now_s < until_s - 1e-9:
             self.tick(min(step_s, until_s - self.now_s))
-            self._talk()
+            self._exchange_until_idle()
 
-    def _talk(self) -> None:
+    def _exchange_until_idle(self) -> None:
         for _ in range(1000):
-            due = [outgoing for name in list(self.processes) for outgoing in self._due(name)]
-            if not due:
+            sent = [outgoing for name in list(self.processes) for outgoing in self._send_due(name)]
+            if not sent:
                 return
-        raise AssertionError("the replicas never come to rest at one moment")
+        raise AssertionError("the replicas exchange messages for ever without time passing")
 
-    def _due(self, name: str) -> list[Outgoing]:
+    def _send_due(self, name: str) -> list[Outgoing]:
         sent = []
         for target in self[name].targets(self.now(name)):
             process = self.processes.get(name)
             outgoing = process.replica.begin(target, self.now(name)) if process is not None else None
             if outgoing is not None:
-                self.carry(name, outgoing)
+                self.send(name, outgoing)
                 sent.append(outgoing)
         return sent
 
 
 def run(conversation: Conversation[Result], now: Instant) -> Result:
-    """Make all steps of a conversation at one moment, with nothing in between, and return its result."""
+    """Make all steps of a conversation at once, with nothing in between, and return its result."""
     try:
         next(conversation)
         while True:
@@ -278,7 +288,7 @@ def run(conversation: Conversation[Result], now: Instant) -> Result:
         return result
 
 
-def three(wire: Wire) -> tuple[Replica, Replica, Replica]:
-    """Return a cluster of r1, r2 and r3."""
+def start_three(wire: Wire) -> tuple[Replica, Replica, Replica]:
+    """Start a cluster of r1, r2 and r3."""
     r1, r2, r3 = wire.cluster("r1", "r2", "r3")
     return r1, r2, r3

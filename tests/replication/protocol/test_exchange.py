@@ -11,7 +11,7 @@ from replication.settings import ReplicationSettings
 from store.clock import Clock, address_of, covers
 from store.errors import DependenciesMissing
 from store.versions import Change, Update, Write, encode_update
-from tests.support.wire import Wire, address, run, three
+from tests.support.wire import Wire, address, run, start_three
 
 # -- broadcast, relay, batches -----------------------------------------------------------------------------------
 
@@ -22,7 +22,7 @@ def test_a_write_after_a_pause_leaves_at_once_and_those_after_it_wait_for_compan
     wire.issue("r1", "x", b"1")
     assert r1.due_at(address("r2"), wire.now("r1")) == wire.now("r1").mono_s
     began_s = wire.now("r1").mono_s
-    wire.exchange("r1", "r2")
+    wire.round_trip("r1", "r2")
     wire.tick(0.001)
     wire.issue("r1", "x", b"2")
     wire.issue("r1", "x", b"3")
@@ -39,7 +39,7 @@ def paced_for_s(wire: Wire, takes_s: float) -> float:
         begun_at_s, began_s = wire.now_s, wire.now("r1").mono_s
         reply = wire.answer("r2", outgoing.message)
         wire.now_s += takes_s
-        wire.land("r1", outgoing, reply)
+        wire.complete("r1", outgoing, reply)
     wire.now_s = begun_at_s + 1e-6  # As if the write had come right after the last one began.
     wire.issue("r1", "x", b"1")
     return r1.due_at(address("r2"), wire.now("r1")) - began_s
@@ -66,32 +66,32 @@ def test_exchanges_are_the_further_apart_the_later_threads_wake(wire: Wire) -> N
 
 
 def test_a_write_goes_to_every_live_peer_at_once(wire: Wire) -> None:
-    three(wire)
-    before = wire.trips
+    start_three(wire)
+    before = wire.round_trips
     wire.issue("r1", "x", b"1")
     wire.flow()
     assert wire.values("r2", "x") == wire.values("r3", "x") == [b"1"]
-    assert wire.trips - before == 2
+    assert wire.round_trips - before == 2
 
 
 def test_idle_replicas_exchange_once_a_sync_interval_and_pair(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.flow(2.0)
-    before = wire.trips
+    before = wire.round_trips
     wire.flow(10.0)
-    assert 60 <= wire.trips - before <= 66
+    assert 60 <= wire.round_trips - before <= 66
 
 
 def test_an_update_of_a_third_replica_is_relayed_only_after_a_sync_interval(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.cut("r1", "r3")
     update = wire.issue("r1", "x", b"1")
     wire.flow()
-    request, _reply = wire.talk("r2", "r3")
+    request, _reply = wire.exchange("r2", "r3")
     assert request.updates == []
-    assert wire.talk("r3", "r2")[1].updates == []
+    assert wire.exchange("r3", "r2")[1].updates == []
     wire.tick(1.01)
-    assert wire.talk("r2", "r3")[0].updates == [update]
+    assert wire.exchange("r2", "r3")[0].updates == [update]
     assert wire.values("r3", "x") == [b"1"]
 
 
@@ -108,13 +108,13 @@ def test_in_a_ring_in_which_nobody_sees_everybody_all_is_replicated(wire: Wire) 
 
 
 def test_a_replica_that_wants_everything_gets_updates_of_third_replicas_at_once(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.cut("r1", "r3")
     update = wire.issue("r1", "x", b"1")
     wire.flow()
     wire["r3"].loss.ask(update.past)
     wire["r3"].peers.at(address("r2")).urgent = True
-    request, reply = wire.talk("r3", "r2")
+    request, reply = wire.exchange("r3", "r2")
     assert request.want_all
     assert reply.updates == [update]
 
@@ -134,7 +134,7 @@ def test_a_deferral_asks_the_present_origin_and_who_is_known_to_have_it(wire: Wi
 
 
 def test_a_deferral_for_an_incarnation_that_is_over_asks_everybody(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
     wire.crash("r3")
@@ -146,26 +146,26 @@ def test_a_deferral_for_an_incarnation_that_is_over_asks_everybody(wire: Wire) -
 
 
 def test_a_lost_reply_costs_only_a_second_sending(wire: Wire) -> None:
-    r1, r2, _ = three(wire)
+    r1, r2, _ = start_three(wire)
     update = wire.issue("r1", "x", b"1")
-    wire.exchange("r1", "r2", lose="reply")
+    wire.round_trip("r1", "r2", lose="reply")
     assert wire.has("r2", update.dot)
     assert r1.acks.count(update.dot) == 1
-    assert wire.talk("r1", "r2")[0].updates == [update]
+    assert wire.exchange("r1", "r2")[0].updates == [update]
     assert r1.acks.count(update.dot) == 2
     assert r2.store.applied_count == 1
 
 
 def test_a_lost_request_is_sent_again_by_the_timer(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     update = wire.issue("r1", "x", b"1")
-    wire.exchange("r1", "r2", lose="request")
+    wire.round_trip("r1", "r2", lose="request")
     wire.flow(1.1)
     assert wire.has("r2", update.dot)
 
 
 def test_a_failed_peer_is_asked_again_only_by_the_timer(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.crash("r3")
     wire.flow(1.5)
     wire.issue("r1", "x", b"1")
@@ -184,7 +184,7 @@ def test_what_a_limit_cuts_off_follows_at_once(wire: Wire) -> None:
     for number in range(7):
         wire.issue("r1", f"k{number}", b"1")
     wire.heal()
-    request, _ = wire.talk("r1", "r2")
+    request, _ = wire.exchange("r1", "r2")
     assert len(request.updates) == 2
     assert request.more
     wire.flow()
@@ -215,7 +215,7 @@ def test_updates_arrive_with_their_causes_whatever_the_limit(wire: Wire) -> None
     wire.tick(1.5)
     wire.heal()
     for _ in range(6):
-        wire.talk("r1", "r3")
+        wire.exchange("r1", "r3")
     assert covers(wire["r3"].store.clock, past)
 
 
@@ -225,9 +225,9 @@ def test_what_one_exchange_is_carrying_is_not_sent_again_in_the_reply_to_another
     outgoing = wire.begin("r1", "r2")
     assert isinstance(outgoing.message, Exchange)
     assert outgoing.message.updates == [update]
-    assert wire.talk("r2", "r1")[1].updates == []
-    wire.land("r1", outgoing, None)  # The first one never came through after all.
-    assert wire.talk("r2", "r1")[1].updates == [update]
+    assert wire.exchange("r2", "r1")[1].updates == []
+    wire.complete("r1", outgoing, None)  # The first one never came through after all.
+    assert wire.exchange("r2", "r1")[1].updates == [update]
 
 
 def test_only_one_exchange_is_under_way_with_a_peer(wire: Wire) -> None:
@@ -235,12 +235,12 @@ def test_only_one_exchange_is_under_way_with_a_peer(wire: Wire) -> None:
     outgoing = wire.begin("r1", "r2")
     assert r1.due_at(address("r2"), wire.now("r1")) == float("inf")
     assert r1.begin(address("r2"), wire.now("r1")) is None
-    wire.carry("r1", outgoing)
+    wire.send("r1", outgoing)
     assert r1.due_at(address("r2"), wire.now("r1")) < float("inf")
 
 
 def test_the_log_forgets_what_every_member_has_and_keeps_what_a_down_one_lacks(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     wire.issue("r1", "x", b"1")
     wire.flow(1.5)
     assert r1.store.log.count == 0
@@ -258,7 +258,7 @@ def test_hybrid_time_travels_so_a_slow_replica_writes_after_what_it_has_heard_of
     first = wire.issue("r1", "x", b"fast")
     wire.cut("r1", "r2")
     wire.heal()
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     second = wire.issue("r2", "y", b"slow")
     assert second.timestamp > first.timestamp
 
@@ -267,10 +267,10 @@ def test_hybrid_time_travels_so_a_slow_replica_writes_after_what_it_has_heard_of
 
 
 def test_acks_count_members_that_are_known_to_have_it_and_die_with_their_incarnation(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     update = wire.issue("r1", "x", b"1")
     assert r1.acks.count(update.dot) == 1
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     assert r1.acks.count(update.dot) == 2
     wire.flow()
     assert r1.acks.count(update.dot) == 3
@@ -282,7 +282,7 @@ def test_acks_count_members_that_are_known_to_have_it_and_die_with_their_incarna
 
 
 def test_majority_and_all_count_members_that_are_down_and_none_that_was_put_out(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     assert (r1.acks.required("majority"), r1.acks.required("all")) == (2, 3)
     wire.crash("r2")
     wire.crash("r3")
@@ -346,7 +346,7 @@ def test_two_writes_of_one_key_in_an_update_are_refused(wire: Wire) -> None:
 
 
 def test_a_client_that_hops_meets_what_it_wrote_or_waits(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.isolate("r2")
     wrote = wire.put("r1", "x", b"1")
     with pytest.raises(DependenciesMissing):
@@ -358,7 +358,7 @@ def test_a_client_that_hops_meets_what_it_wrote_or_waits(wire: Wire) -> None:
 
 
 def test_a_client_is_never_made_to_depend_on_everything_that_a_replica_has_seen(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     old = wire.put("r1", "old", b"1")
     for number in range(50):
         wire.put("r2", f"busy{number}", b"1")
@@ -368,7 +368,7 @@ def test_a_client_is_never_made_to_depend_on_everything_that_a_replica_has_seen(
 
 
 def test_a_write_concern_is_met_by_the_reply_that_brings_the_clock(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     wrote = r1.store.put(Change("x", b"1"), {}, wire.now("r1"))
     assert wrote.update is not None
     wire.flow()

@@ -13,11 +13,11 @@ from replication.replica import Replica
 from replication.settings import ReplicationSettings
 from store.clock import incarnation_of
 from store.errors import NotServing
-from tests.support.wire import NOW, SMALL_LOG, SMALL_PIECES, Wire, address, run, three
+from tests.support.wire import NOW, SMALL_LOG, SMALL_PIECES, Wire, address, run, start_three
 
 
 def test_a_restart_under_a_clock_that_went_back_takes_a_higher_incarnation_and_no_dot_twice(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     old = wire.issue("r3", "x", b"old")
     wire.flow()
     wire.crash("r3")
@@ -39,7 +39,7 @@ def test_two_processes_started_at_the_same_millisecond_have_different_incarnatio
 
 def test_a_replica_that_has_to_take_a_higher_incarnation_keeps_data_clock_and_log(wire: Wire) -> None:
     """It served alone, cut off, under a clock that had gone back; its first updates must reach the others too."""
-    three(wire)
+    start_three(wire)
     wire.isolate("r3")
     wire.crash("r3")
     r3 = wire.start("r3", "r1", skew_s=-3600.0)
@@ -57,7 +57,7 @@ def test_a_replica_that_has_to_take_a_higher_incarnation_keeps_data_clock_and_lo
 
 
 def test_a_message_of_an_incarnation_that_is_over_is_answered_with_the_register_and_not_taken(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
     outgoing = wire.begin("r3", "r1")
@@ -81,12 +81,12 @@ def test_a_reply_that_was_not_taken_is_no_acknowledgement_and_no_report(wire: Wi
     forged = Exchange(
         r2.id, 99, reply.time, reply.membership_digest, update.past, 0, "serving", retired={}, accepted=False
     )
-    wire.land("r1", outgoing, forged)
+    wire.complete("r1", outgoing, forged)
     assert r1.acks.count(update.dot) == 1
 
 
 def test_of_two_processes_with_one_address_the_lower_one_stops_when_the_higher_one_talks(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     wire.tick(5.0)
     higher = wire.start("r1b", "r2", at=address("r1"))
     outgoing = higher.begin(address("r2"), wire.now("r1b"))
@@ -102,7 +102,7 @@ def test_of_two_processes_with_one_address_the_lower_one_stops_when_the_higher_o
 
 
 def test_of_two_processes_with_one_address_the_lower_one_stops_when_they_meet_only_through_others(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.start("r1b", "r2", at=address("r1"))
     wire.flow(15.0)
     assert len(wire.stopped) == 1
@@ -111,7 +111,7 @@ def test_of_two_processes_with_one_address_the_lower_one_stops_when_they_meet_on
 
 
 def test_signs_of_life_of_a_predecessor_do_not_stop_a_process_that_has_just_started(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.flow(2.0)
     wire.crash("r3")
     wire.start("r3", "r1", skew_s=-3600.0)
@@ -122,7 +122,7 @@ def test_signs_of_life_of_a_predecessor_do_not_stop_a_process_that_has_just_star
 
 def test_a_peer_is_known_by_its_present_incarnation_only(wire: Wire) -> None:
     """A message of the former process that was slow on its way must not count for the new one."""
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     update = wire.issue("r1", "x", b"1")
     wire.flow()
     old = wire.begin("r3", "r1")
@@ -153,10 +153,10 @@ def test_a_joiner_waits_for_everything_that_each_one_who_answered_had_when_asked
     wire.issue("r1", "x", b"1")
     wire.issue("r2", "y", b"1")
     wire.start("r3", "r1", "r2")
-    wire.talk("r3", "r1")
+    wire.exchange("r3", "r1")
     assert wire.values("r3", "x") == [b"1"]
     assert wire.state("r3") == "joining"
-    wire.talk("r3", "r2")
+    wire.exchange("r3", "r2")
     assert wire.state("r3") == "serving"
     assert wire.values("r3", "y") == [b"1"]
 
@@ -168,11 +168,11 @@ def test_a_joiner_waits_for_what_comes_in_several_batches(wire: Wire) -> None:
     for number in range(5):
         wire.issue("r1", f"k{number}", b"1")
     r3 = wire.start("r3", "r1")
-    wire.talk("r3", "r1")
+    wire.exchange("r3", "r1")
     assert wire.state("r3") == "joining"
-    wire.talk("r3", "r1")
+    wire.exchange("r3", "r1")
     assert wire.state("r3") == "joining"
-    wire.talk("r3", "r1")
+    wire.exchange("r3", "r1")
     assert len(r3.store.table) == 5
 
 
@@ -182,7 +182,7 @@ def test_a_joiner_asks_the_members_that_its_seed_names(wire: Wire) -> None:
     wire.cut("r1", "r2")
     wire.issue("r2", "y", b"1")
     wire.start("r3", "r1")
-    wire.talk("r3", "r1")
+    wire.exchange("r3", "r1")
     assert wire.state("r3") == "joining"
     wire.flow(0.5)
     assert wire.state("r3") == "serving"
@@ -201,7 +201,7 @@ def test_a_joiner_waits_for_one_that_it_hears_of_late(wire: Wire) -> None:
     wire.isolate("r3")
     wire.flow(2.6)
     wire.cuts -= {("r1", "r3"), ("r3", "r1")}
-    wire.talk("r3", "r1")
+    wire.exchange("r3", "r1")
     wire.tick(0.2)
     assert wire.state("r3") == "joining"
     wire.cuts -= {("r2", "r3"), ("r3", "r2")}
@@ -221,7 +221,7 @@ def test_a_joiner_waits_down_after_for_a_peer_that_never_answers_and_no_longer(w
 
 
 def test_a_joiner_does_not_wait_for_a_member_that_the_others_know_to_be_down(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.crash("r2")
     wire.flow(10.0)
     wire.start("r4", "r1", "r2")
@@ -237,7 +237,7 @@ def left_half_way(wire: Wire) -> None:
     for number in range(12):
         wire.issue("r1", f"k{number:02}", b"1")
     wire.start("r2", "r1")
-    wire.talk("r2", "r1")
+    wire.exchange("r2", "r1")
     wire.pull("r2", "r1")
     wire.crash("r1")
 
@@ -258,7 +258,7 @@ def test_a_joiner_does_not_wait_for_an_incarnation_that_is_over(wire: Wire) -> N
 
 
 def test_when_all_restart_at_once_nobody_waits_for_ever(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.issue("r1", "x", b"1")
     wire.flow()
     names = ("r1", "r2", "r3")
@@ -286,7 +286,7 @@ def test_one_that_cannot_be_called_and_talks_is_called_again_once_and_then_by_th
     wire.cuts.add(("r1", "r2"))
     wire.traffic.clear()
     for _ in range(3):
-        wire.exchange("r2", "r1")
+        wire.round_trip("r2", "r1")
         wire.flow(0.1)
     assert wire.traffic["r1", "r2"] == 1
     wire.flow(1.0)
@@ -297,7 +297,7 @@ def test_a_call_that_is_answered_at_last_is_not_followed_by_another_at_once(wire
     r1 = wire.start("r1", "r2")
     wire.flow(0.5)
     wire.start("r2", "r1")
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     assert r1.due_at(address("r2"), wire.now("r1")) > wire.now("r1").mono_s
 
 
@@ -316,7 +316,7 @@ def test_a_replica_without_seeds_serves_at_once(wire: Wire) -> None:
 
 def test_a_joiner_has_what_a_cut_off_member_alone_has_when_that_member_answers(wire: Wire) -> None:
     """Only r2 has it, r2 sees the joiner and nobody else does."""
-    three(wire)
+    start_three(wire)
     wire.isolate("r2")
     wire.issue("r2", "x", b"1")
     wire.crash("r3")

@@ -8,12 +8,12 @@ from replication.messages import Exchange, decode, encode
 from replication.settings import ReplicationSettings
 from store.errors import DependenciesMissing
 from store.versions import Update
-from tests.support.wire import Wire, address, three
+from tests.support.wire import Wire, address, start_three
 
 
 def gone(wire: Wire) -> Update:
     """Let r3 die with an update that nobody else has, and come back."""
-    three(wire)
+    start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
     wire.crash("r3")
@@ -32,7 +32,7 @@ def test_what_died_with_its_replica_is_lost_once_all_members_have_compared_notes
 
 
 def test_lost_names_the_counters_that_are_missing_here(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.issue("r3", "x", b"1")
     wire.flow()
     wire.isolate("r3")
@@ -48,14 +48,14 @@ def test_lost_names_the_counters_that_are_missing_here(wire: Wire) -> None:
 
 
 def test_what_is_no_id_of_a_replica_is_never_lost_but_missing(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     token = r1.loss.ask({"nonsense": 3})
     wire.flow()
     assert r1.loss.unrecoverable({"nonsense": 3}, token) == {}
 
 
 def test_rule_1_the_present_incarnation_may_come_back_with_it(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
     token = wire["r1"].loss.ask(update.past)
@@ -64,7 +64,7 @@ def test_rule_1_the_present_incarnation_may_come_back_with_it(wire: Wire) -> Non
 
 
 def test_rule_1_one_that_was_put_out_is_no_present_incarnation(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
@@ -77,14 +77,14 @@ def test_rule_1_one_that_was_put_out_is_no_present_incarnation(wire: Wire) -> No
 
 def test_rule_2_one_that_was_put_out_hands_over_what_it_has_as_long_as_it_lives(wire: Wire) -> None:
     """Simulation, seed 201152: r2 reports that it has not got it, gets it from r3, and r1 has told a client "lost"."""
-    three(wire)
+    start_three(wire)
     wire.cut("r1", "r3")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
-    wire.exchange("r1", "r2")
+    wire.round_trip("r1", "r2")
     update = wire.issue("r3", "x", b"1")
     token = wire["r1"].loss.ask(update.past)
-    wire.exchange("r1", "r2")
-    wire.exchange("r3", "r2")
+    wire.round_trip("r1", "r2")
+    wire.round_trip("r3", "r2")
     wire.tick(0.1)
     assert wire.has("r2", update.dot)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
@@ -94,7 +94,7 @@ def test_rule_2_one_that_was_put_out_hands_over_what_it_has_as_long_as_it_lives(
 
 def test_rule_2_one_that_was_put_out_may_have_what_is_of_others(wire: Wire) -> None:
     """Simulation, seed 402413: all members have come back empty, and only r3, which is out, has what r2 had written."""
-    three(wire)
+    start_three(wire)
     update = wire.issue("r2", "x", b"1")
     wire.flow()
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
@@ -105,11 +105,11 @@ def test_rule_2_one_that_was_put_out_may_have_what_is_of_others(wire: Wire) -> N
     wire.start("r1", "r2", "r3")
     wire.start("r2", "r1")
     wire.cut("r2", "r3")
-    wire.exchange("r1", "r3")
+    wire.round_trip("r1", "r3")
     for _ in range(3):
-        wire.talk("r1", "r2")
+        wire.exchange("r1", "r2")
     token = wire["r1"].loss.ask(update.past)
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     wire.tick(0.1)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire.flow(5.0)
@@ -119,7 +119,7 @@ def test_rule_2_one_that_was_put_out_may_have_what_is_of_others(wire: Wire) -> N
 
 def test_rule_2_who_was_put_out_and_has_nothing_more_keeps_nobody_waiting(wire: Wire) -> None:
     """Its process may live on for weeks, and members crash meanwhile."""
-    three(wire)
+    start_three(wire)
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
     wire.flow(2.0)
     wire.isolate("r2")
@@ -136,7 +136,7 @@ def test_rule_2_who_was_put_out_and_has_nothing_more_keeps_nobody_waiting(wire: 
 
 def test_rule_2_a_sign_of_life_of_one_that_was_put_out_may_come_from_a_member(wire: Wire) -> None:
     """r1 is cut off from r3, which is out. r2 hears it, does not get what it has, and says so until it is dead."""
-    three(wire)
+    start_three(wire)
     wire.cut("r1", "r3")
     wire.cuts.add(("r2", "r3"))
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
@@ -154,14 +154,14 @@ def test_rule_2_a_sign_of_life_of_one_that_was_put_out_may_come_from_a_member(wi
 
 def test_rule_2_reports_from_before_one_that_was_put_out_fell_silent_do_not_count(wire: Wire) -> None:
     """r2 has reported, then got it from r3; r3 is dead, and r1 has not heard of r2 since."""
-    three(wire)
+    start_three(wire)
     wire.cut("r1", "r3")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
     update = wire.issue("r3", "x", b"1")
     token = wire["r1"].loss.ask(update.past)
-    wire.exchange("r1", "r2")
-    wire.exchange("r1", "r2")
-    wire.exchange("r3", "r2")
+    wire.round_trip("r1", "r2")
+    wire.round_trip("r1", "r2")
+    wire.round_trip("r3", "r2")
     wire.crash("r3")
     wire.cut("r1", "r2")
     wire.flow(5.0)
@@ -188,9 +188,9 @@ def test_rule_2_reports_from_before_the_question_do_not_count(wire: Wire) -> Non
     update = gone(wire)
     wire.flow(2.0)
     token = wire["r1"].loss.ask(update.past)
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
-    wire.talk("r1", "r3")
+    wire.exchange("r1", "r3")
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
@@ -200,10 +200,10 @@ def test_rule_2_an_exchange_that_was_under_way_when_the_question_came_does_not_c
     under_way = wire.begin("r1", "r2")
     reply = wire.answer("r2", under_way.message)
     token = wire["r1"].loss.ask(update.past)
-    wire.talk("r1", "r3")
-    wire.land("r1", under_way, reply)
+    wire.exchange("r1", "r3")
+    wire.complete("r1", under_way, reply)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
@@ -211,12 +211,12 @@ def test_rule_2_reports_under_another_register_do_not_count(wire: Wire) -> None:
     """r2 may not know yet that r3 is over, and still take the update from it."""
     update = gone(wire)
     token = wire["r1"].loss.ask(update.past)
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     wire["r1"].add_replica_from_view(address("r9"), wire.now("r1"))
     wire["r1"].remove_replica_from_view(address("r9"), wire.now("r1"))
-    wire.talk("r1", "r3")
+    wire.exchange("r1", "r3")
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
@@ -232,7 +232,7 @@ def test_rule_2_reports_of_an_earlier_incarnation_do_not_count(wire: Wire) -> No
 
 
 def test_rule_3_what_a_member_has_is_on_its_way(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.cut("r1", "r3")
     update = wire.issue("r3", "x", b"1")
     wire.flow()  # r2 has it.
@@ -247,7 +247,7 @@ def test_rule_3_what_a_member_has_is_on_its_way(wire: Wire) -> None:
         pytest.fail("the scene is set wrongly: r1 has it already")
     token = r1.loss.ask(update.past)
     for name in ("r2", "r3"):
-        wire.exchange("r1", name)
+        wire.round_trip("r1", name)
     assert r1.loss.unrecoverable(update.past, token) == {}
 
 
@@ -279,7 +279,7 @@ def test_rule_4_what_waits_somewhere_may_still_be_applied(wire: Wire) -> None:
 
 def test_a_pending_update_that_waits_for_a_lost_one_is_dropped(wire: Wire) -> None:
     """r2's second incarnation would wait for ever for what died with r3; its own origin is over too."""
-    three(wire)
+    start_three(wire)
     wire.isolate("r3")
     cause = wire.issue("r3", "x", b"1")
     wire["r2"].store.receive([cause], wire.now("r2"))
@@ -319,7 +319,7 @@ def test_a_request_that_may_not_wait_is_told_when_it_comes_again(wire: Wire) -> 
 def test_rule_4_updates_of_a_message_that_is_applied_in_chunks_count_as_pending(wire: Wire) -> None:
     """r3 dies after sending r2 a long message; r2 reports to r1 between two chunks of it (simulation, seed 1037)."""
     wire.settings = ReplicationSettings(pace_s=0.0, chunk_updates=1)
-    r1, r2, _ = three(wire)
+    r1, r2, _ = start_three(wire)
     wire.isolate("r3")
     update = [wire.issue("r3", "x", b"%d" % number) for number in range(3)][-1]
     message = decode(encode(wire.begin("r3", "r2").message), Exchange)

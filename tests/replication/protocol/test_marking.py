@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from store.clock import covers
-from tests.support.wire import Wire, address, three
+from tests.support.wire import Wire, address, start_three
 
 
 def test_metadata_of_idle_replicas_does_not_grow_over_a_hundred_restarts(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.issue("r1", "key", b"0")
     wire.flow()
     for number in range(100):
@@ -32,12 +32,12 @@ def test_metadata_of_idle_replicas_does_not_grow_over_a_hundred_restarts(wire: W
 
 
 def test_a_marker_is_used_only_once_every_member_has_it(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     old = wire.issue("r3", "x", b"1")
     wire.flow()
     wire.crash("r3")
     wire.start("r3", "r1", "r2")
-    wire.talk("r3", "r1")
+    wire.exchange("r3", "r1")
     wire.isolate("r3")
     wire.flow(5.0)
     assert wire["r1"].store.markers.all()
@@ -47,7 +47,7 @@ def test_a_marker_is_used_only_once_every_member_has_it(wire: Wire) -> None:
 
 
 def test_metadata_that_a_marker_has_made_simple_is_covered_by_every_member(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     old = wire.issue("r3", "x", b"1")
     wire.flow()
     wire.crash("r3")
@@ -62,7 +62,7 @@ def test_metadata_that_a_marker_has_made_simple_is_covered_by_every_member(wire:
 
 def test_what_a_marker_does_not_cover_stays_in_the_metadata(wire: Wire) -> None:
     """r3's last update comes to light only after the marker that stands for its others."""
-    three(wire)
+    start_three(wire)
     wire.issue("r3", "x", b"1")
     wire.flow()
     wire.isolate("r3")
@@ -79,13 +79,13 @@ def test_what_a_marker_does_not_cover_stays_in_the_metadata(wire: Wire) -> None:
 
 
 def test_the_rest_of_the_clock_travels_only_where_its_digest_differs(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.issue("r3", "x", b"1")
     wire.flow()
     wire.crash("r3")
     wire.start("r3", "r1", "r2")
     wire.flow(5.0)
-    request, reply = wire.talk("r1", "r2")
+    request, reply = wire.exchange("r1", "r2")
     assert request.retired is None
     assert reply.retired is None
     assert request.membership is None
@@ -95,7 +95,7 @@ def test_the_rest_of_the_clock_travels_only_where_its_digest_differs(wire: Wire)
 
 
 def test_a_replica_that_is_removed_issues_no_markers(wire: Wire) -> None:
-    r1, _, r3 = three(wire)
+    r1, _, r3 = start_three(wire)
     wire.issue("r2", "x", b"1")
     wire.flow(1.5)
     r1.remove_replica_from_view(address("r3"), wire.now("r1"))

@@ -7,11 +7,11 @@ import pytest
 from replication.messages import Exchange
 from replication.recovery import NOT_IN_VIEW
 from store.errors import NotServing
-from tests.support.wire import Wire, address, three
+from tests.support.wire import Wire, address, start_three
 
 
 def test_a_removed_replica_closes_its_gate_and_still_hands_over_what_only_it_has(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
     assert r1.remove_replica_from_view(address("r3"), wire.now("r1"))
@@ -26,7 +26,7 @@ def test_a_removed_replica_closes_its_gate_and_still_hands_over_what_only_it_has
 
 
 def test_a_removed_replica_learns_of_it_at_once_where_it_can_be_reached(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     wire.flow(1.0)
     r1.remove_replica_from_view(address("r3"), wire.now("r1"))
     wire.flow()
@@ -34,7 +34,7 @@ def test_a_removed_replica_learns_of_it_at_once_where_it_can_be_reached(wire: Wi
 
 
 def test_put_opens_the_gate_again_with_the_same_data_and_counters(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     first = wire.issue("r3", "x", b"1")
     wire.flow()
     r1.remove_replica_from_view(address("r3"), wire.now("r1"))
@@ -48,7 +48,7 @@ def test_put_opens_the_gate_again_with_the_same_data_and_counters(wire: Wire) ->
 
 
 def test_a_removed_replica_that_starts_again_is_in_again_even_under_a_clock_far_behind(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     r1.remove_replica_from_view(address("r3"), wire.now("r1"))
     wire.flow(1.5)
     wire.crash("r3")
@@ -95,15 +95,15 @@ def test_an_incarnation_that_left_its_register_out_is_taken_once_it_has_told_it(
     reply = wire.answer("r2", stale.message)
     assert isinstance(reply, Exchange)
     assert not reply.accepted
-    wire.land("r1", stale, reply)
+    wire.complete("r1", stale, reply)
     assert wire["r1"].due_at(address("r2"), wire.now("r1")) <= wire.now("r1").mono_s, "at once"
-    _, reply = wire.talk("r1", "r2")
+    _, reply = wire.exchange("r1", "r2")
     assert reply.accepted
     assert r2.membership.table.present_id(address("r1")) == r1.id
 
 
 def test_starting_brings_in_oneself_and_no_other_that_was_put_out(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     r1.remove_replica_from_view(address("r3"), wire.now("r1"))
     wire.flow(1.5)
     wire.crash("r2")
@@ -122,7 +122,7 @@ def test_a_removal_under_a_slow_clock_still_follows_what_it_removes(wire: Wire) 
 
 
 def test_the_last_holder_of_the_data_gives_it_although_it_was_removed(wire: Wire) -> None:
-    r1, _, _ = three(wire)
+    r1, _, _ = start_three(wire)
     for number in range(5):
         wire.issue("r1", f"k{number}", b"1")
     wire.flow(1.5)
@@ -150,19 +150,19 @@ def test_a_removed_replica_brings_its_data_to_members_that_came_back_empty_and_d
 
 
 def test_unshared_counts_what_would_die_with_the_replica(wire: Wire) -> None:
-    _, _, r3 = three(wire)
+    _, _, r3 = start_three(wire)
     assert r3.acks.unreplicated() == 0
     wire.isolate("r3")
     wire.issue("r3", "x", b"1")
     wire.issue("r3", "y", b"1")
     assert r3.acks.unreplicated() == 2
     wire.heal()
-    wire.talk("r3", "r2")
+    wire.exchange("r3", "r2")
     assert r3.acks.unreplicated() == 0
 
 
 def test_unshared_of_one_that_leaves_is_not_zero_before_a_member_knows_that_it_left(wire: Wire) -> None:
-    _, r2, r3 = three(wire)
+    _, r2, r3 = start_three(wire)
     wire.isolate("r3")
     r3.leave(wire.now("r3"))
     assert wire.state("r3") == "leaving"
@@ -208,7 +208,7 @@ def live(wire: Wire, at: str) -> list[str]:
 
 
 def test_a_replica_that_stops_answering_leaves_every_view_within_down_after_and_belongs_still(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.flow(2.0)
     wire.crash("r3")
     wire.flow(wire.settings.down_after_s)
@@ -217,7 +217,7 @@ def test_a_replica_that_stops_answering_leaves_every_view_within_down_after_and_
 
 
 def test_a_healed_partition_mends_itself_within_down_after_with_all_data_both_ways(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.isolate("r3")
     wire.flow(10.0)
     assert live(wire, "r1") == ["r1", "r2"]
@@ -232,7 +232,7 @@ def test_a_healed_partition_mends_itself_within_down_after_with_all_data_both_wa
 
 
 def test_a_replica_that_is_heard_of_through_others_is_alive(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.cut("r1", "r3")
     wire.flow(10.0)
     assert live(wire, "r1") == live(wire, "r3") == ["r1", "r2", "r3"]
@@ -285,7 +285,7 @@ def test_an_alias_that_was_put_stands_for_the_name_that_the_replica_has(wire: Wi
 
 def test_an_alias_that_somebody_else_put_is_set_right_for_all(wire: Wire) -> None:
     wire.aliases["alias:80"] = "r2"
-    three(wire)
+    start_three(wire)
     wire["r3"].add_replica_from_view("alias:80", wire.now("r3"))
     wire.flow(3.0)
     for name in ("r1", "r2", "r3"):

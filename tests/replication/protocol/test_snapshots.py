@@ -10,7 +10,7 @@ from replication.progress import SnapshotOffer
 from replication.recovery import CATCHING_UP
 from replication.settings import ReplicationSettings
 from store.errors import NotServing
-from tests.support.wire import SMALL_LOG, SMALL_PIECES, Wire, address, three
+from tests.support.wire import SMALL_LOG, SMALL_PIECES, Wire, address, start_three
 
 
 def behind(wire: Wire, keys: int = 12) -> None:
@@ -26,7 +26,7 @@ def behind(wire: Wire, keys: int = 12) -> None:
 
 def test_a_peer_behind_the_log_is_offered_a_snapshot_and_pulls_it(wire: Wire) -> None:
     behind(wire)
-    request, _ = wire.talk("r1", "r2")
+    request, _ = wire.exchange("r1", "r2")
     assert request.truncated
     wire.flow()
     assert wire["r2"].store.clock == wire["r1"].store.clock
@@ -36,7 +36,7 @@ def test_a_peer_behind_the_log_is_offered_a_snapshot_and_pulls_it(wire: Wire) ->
 
 def test_nothing_of_a_snapshot_shows_before_its_last_piece(wire: Wire) -> None:
     behind(wire)
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     before = dict(wire["r2"].store.clock)
     pieces = 0
     while True:
@@ -53,17 +53,17 @@ def test_nothing_of_a_snapshot_shows_before_its_last_piece(wire: Wire) -> None:
 
 def test_pieces_take_turns_with_exchanges_that_are_due(wire: Wire) -> None:
     behind(wire)
-    wire.talk("r1", "r2")
-    kinds = [type(wire.exchange("r2", "r1").request).__name__ for _ in range(4)]
+    wire.exchange("r1", "r2")
+    kinds = [type(wire.round_trip("r2", "r1").request).__name__ for _ in range(4)]
     assert sorted(kinds[:2]) == sorted(kinds[2:]) == ["Exchange", "SnapshotRequest"]
 
 
 def test_a_receiver_lets_the_giver_rest_for_as_long_as_a_piece_took(wire: Wire) -> None:
     """Its clients would wait else. Exchanges that are due go on; and a piece may be late for other reasons."""
     behind(wire, keys=40)
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     wire.pull("r2", "r1")
-    wire.exchange("r2", "r1")  # Takes turns with the pieces; nothing else is due now.
+    wire.round_trip("r2", "r1")  # Takes turns with the pieces; nothing else is due now.
     for took_s, rest_s in ((0.02, 0.02), (0.7, wire.settings.max_piece_rest_s)):
         r2, peer = wire["r2"], wire["r2"].peers.find(address("r1"))
         assert peer is not None
@@ -73,17 +73,17 @@ def test_a_receiver_lets_the_giver_rest_for_as_long_as_a_piece_took(wire: Wire) 
         assert isinstance(outgoing.message, SnapshotRequest)
         reply = wire.answer("r1", outgoing.message)
         wire.tick(took_s)
-        wire.land("r2", outgoing, reply)
+        wire.complete("r2", outgoing, reply)
         assert r2.due_at(address("r1"), wire.now("r2")) == pytest.approx(wire.now("r2").mono_s + rest_s)
         assert r2.begin(address("r1"), wire.now("r2")) is None
         peer.urgent = True
-        assert isinstance(wire.exchange("r2", "r1").request, Exchange)
+        assert isinstance(wire.round_trip("r2", "r1").request, Exchange)
         wire.tick(rest_s)
 
 
 def test_a_snapshot_is_of_one_moment_although_both_sides_write_meanwhile(wire: Wire) -> None:
     behind(wire)
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     wire.pull("r2", "r1")
     wire.issue("r1", "k00", b"later")
     wire.issue("r1", "k11", None)
@@ -132,7 +132,7 @@ def test_a_replica_that_is_put_back_serves_nobody_before_it_has_caught_up(wire: 
     for _ in range(20):
         for other in ("r1", "r2"):
             if wire["r3"].due_at(address(other), wire.now("r3")) <= wire.now("r3").mono_s:
-                wire.exchange("r3", other)
+                wire.round_trip("r3", other)
             states.append((wire.state("r3"), tuple(wire.values("r3", "k3"))))
     assert ("serving", ()) not in states
     assert states[-1] == ("serving", (b"19",))
@@ -152,7 +152,7 @@ def test_a_replica_that_is_put_back_where_nobody_can_be_reached_serves_within_do
 def test_one_that_is_put_out_while_it_joins_asks_everybody_anew_when_it_is_back(wire: Wire) -> None:
     wire.cluster("r1", "r2")
     wire.start("r3", "r1")
-    wire.talk("r3", "r1")
+    wire.exchange("r3", "r1")
     assert wire.state("r3") == "joining"
     wire["r3"].remove_replica_from_view(address("r3"), wire.now("r3"))
     wire.flow(2.0)
@@ -160,7 +160,7 @@ def test_one_that_is_put_out_while_it_joins_asks_everybody_anew_when_it_is_back(
     wire.cut("r1", "r2")
     wire.issue("r2", "y", b"1")
     wire["r3"].add_replica_from_view(address("r3"), wire.now("r3"))
-    wire.talk("r3", "r1")
+    wire.exchange("r3", "r1")
     assert wire.state("r3") == "joining"
     wire.flow()
     assert wire.state("r3") == "serving"
@@ -186,7 +186,7 @@ def test_a_pull_from_one_that_is_out_is_given_up_when_the_rest_comes_in_other_wa
     assert piece is not None
     assert not piece.last
     wire.heal()
-    wire.exchange("r1", "r3")
+    wire.round_trip("r1", "r3")
     assert wire["r3"].store.clock == wire["r2"].store.clock
     wire.flow(1.0)
 
@@ -214,18 +214,18 @@ def spy(wire: Wire) -> list[SnapshotRequest]:
 
 def test_a_giver_that_dies_half_way_costs_only_a_retry_with_another(wire: Wire) -> None:
     wire.settings, wire.store_settings = SMALL_PIECES, SMALL_LOG
-    three(wire)
+    start_three(wire)
     wire.isolate("r3")
     for number in range(12):
         wire.issue("r1", f"k{number:02}", b"1")
     wire.flow()
     wire.heal()
-    wire.talk("r1", "r3")
+    wire.exchange("r1", "r3")
     wire.pull("r3", "r1")
     wire.pull("r3", "r1")
     wire.crash("r1")
     wire.issue("r3", "mine", b"kept")
-    wire.exchange("r3", "r1")
+    wire.round_trip("r3", "r1")
     assert len(wire["r3"].store.table) == 1
     wire.flow(2.5)
     assert len(wire["r3"].store.table) == len(wire["r2"].store.table) == 13
@@ -241,7 +241,7 @@ def test_a_giver_that_comes_back_empty_half_way_is_not_believed_to_continue(wire
         wire.issue("r1", f"l{number:02}", b"1")
     wire.flow()
     wire.heal()
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     wire.pull("r2", "r1")
     wire.crash("r1")
     wire.start("r1", "r3")
@@ -258,8 +258,8 @@ def test_a_snapshot_whose_giver_has_too_many_receivers_is_asked_for_again(wire: 
     for number in range(12):
         wire.issue("r1", f"k{number:02}", b"1")
     wire.cuts = {("r2", "r3"), ("r3", "r2")}
-    wire.talk("r1", "r2")
-    wire.talk("r1", "r3")
+    wire.exchange("r1", "r2")
+    wire.exchange("r1", "r3")
     wire.pull("r2", "r1")
     _, refused = wire.pull("r3", "r1")
     assert refused is not None
@@ -283,7 +283,7 @@ def test_a_snapshot_that_was_handed_out_whole_leaves_room_for_the_next_receiver(
 
 
 def test_a_joiner_pulls_one_snapshot_although_several_peers_offer_one(wire: Wire) -> None:
-    three(wire)
+    start_three(wire)
     wire.issue("r1", "x", b"1")
     wire.issue("r2", "y", b"0")
     wire.flow(1.5)
@@ -297,15 +297,15 @@ def test_a_joiner_pulls_one_snapshot_although_several_peers_offer_one(wire: Wire
 
 def test_a_piece_that_comes_late_from_a_pull_that_was_given_up_is_not_used(wire: Wire) -> None:
     behind(wire)
-    wire.talk("r1", "r2")
+    wire.exchange("r1", "r2")
     wire.pull("r2", "r1")
     late = wire.begin("r2", "r1")
     while isinstance(late.message, Exchange):
-        wire.carry("r2", late)
+        wire.send("r2", late)
         late = wire.begin("r2", "r1")
     reply = wire.answer("r1", late.message)
-    wire.land("r2", late, None)
-    wire.land("r2", late, reply)
+    wire.complete("r2", late, None)
+    wire.complete("r2", late, reply)
     wire.flow(1.5)
     assert wire["r2"].store.table.copy() == wire["r1"].store.table.copy()
 
@@ -313,7 +313,7 @@ def test_a_piece_that_comes_late_from_a_pull_that_was_given_up_is_not_used(wire:
 def test_a_log_starts_anew_after_a_join_so_that_it_never_has_a_gap(wire: Wire) -> None:
     """r2 has r1:1 in its log, then joins at r1:13. What it would send r3 from its log must not skip 2 to 13."""
     wire.settings, wire.store_settings = SMALL_PIECES, SMALL_LOG
-    three(wire)
+    start_three(wire)
     wire.isolate("r3")
     first = wire.issue("r1", "x", b"1")
     wire.flow()
@@ -327,7 +327,7 @@ def test_a_log_starts_anew_after_a_join_so_that_it_never_has_a_gap(wire: Wire) -
     wire.crash("r1")
     wire.tick(1.5)
     wire.heal()
-    request, _ = wire.talk("r2", "r3")
+    request, _ = wire.exchange("r2", "r3")
     assert first not in request.updates
     assert request.truncated
     wire.flow(1.5)

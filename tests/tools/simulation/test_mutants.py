@@ -23,18 +23,18 @@ def what_a_member_reports_to_have_is_not_lost(wire: Wire) -> None:
     wire.cluster("r1", "r2", "r3")
     wire.cut("r1", "r3")
     update = wire.issue("r3", "x", b"1")
-    wire.exchange("r3", "r2")
+    wire.round_trip("r3", "r2")
     wire["r2"].store.log.drop_origin(update.origin)
     wire.crash("r3")
     wire.cuts.clear()
     wire.cut("r2", "r3")
     wire.start("r3", "r1")
     for _ in range(3):
-        wire.exchange("r3", "r1")
+        wire.round_trip("r3", "r1")
     wire["r2"].membership.merge(wire["r1"].membership.table.entries)
     token = wire["r1"].loss.ask(update.past)
-    wire.exchange("r1", "r2")
-    wire.exchange("r1", "r3")
+    wire.round_trip("r1", "r2")
+    wire.round_trip("r1", "r3")
     assert not wire.has("r1", update.dot)
     assert wire["r1"].peers.find("r2:80").acked.report is not None  # type: ignore[union-attr]
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
