@@ -1,6 +1,6 @@
-"""``python -m kvsite.healthcheck``: exit 0 when the replica of this environment is ready, for container runtimes.
+"""``python -m kvsite.healthcheck``: exits with 0 if the replica of this environment is ready, for container runtimes.
 
-It asks over HTTP, as a client would, and loads no Django: it runs every few seconds.
+It sends one HTTP request, as a client does. It does not load Django, because it runs every few seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from kvsite.config import Config, current
 
 TIMEOUT_S = 2.0
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where to ask, if it listens everywhere
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # the address to call if the replica listens on all
 
 
 def is_ready(config: Config) -> bool:
@@ -22,7 +22,7 @@ def is_ready(config: Config) -> bool:
 
 
 def answers_ready(scheme: str, host: str, port: int) -> bool:
-    """Return whether GET /readyz answers 200 there."""
+    """Return whether ``GET /readyz`` at this address returns 200."""
     connection = _connect(scheme, host, port)
     try:
         connection.request("GET", "/readyz", headers={"Host": "localhost"})
@@ -36,7 +36,7 @@ def answers_ready(scheme: str, host: str, port: int) -> bool:
 def _connect(scheme: str, host: str, port: int) -> http.client.HTTPConnection:
     if scheme == "http":
         return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
-    # What a certificate calls this machine does not matter to a question without secrets.
+    # The certificate need not be valid for this name: the request carries no secret.
     unverified = ssl._create_unverified_context()  # noqa: S323, SLF001
     return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=unverified)
 

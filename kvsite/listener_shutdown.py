@@ -1,9 +1,10 @@
-"""How a server that is about to end closes its door, so that nobody who has knocked is left without an answer.
+"""Stops a listening socket without resetting connections that clients have opened already.
 
-A listening socket that is closed resets the connections in its queue: those whose handshake is done, and that nobody
-has accepted yet. Their clients may have sent a request already, and cannot know what has become of it. So on Linux the
-door is closed in two steps: first no handshake begins any more (a filter drops the packets that ask for one; TCP asks
-again after a second, and is refused then), and once all that had begun have been accepted, the socket is closed.
+Closing a listening socket resets the connections in its queue: their handshake is complete, but the server has not
+accepted them yet. Their clients may have sent a request already, and cannot know whether it was applied. So on Linux
+the socket is stopped in two steps. First a packet filter drops the packets that begin a handshake. (TCP repeats them
+after a second, and the connection is refused then.) After the server has accepted the connections in the queue, the
+socket is closed.
 """
 
 from __future__ import annotations
@@ -18,29 +19,29 @@ import time
 
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python's socket module has no name for it
 
-# Classic BPF, as a TCP socket runs it: byte 0 is the first one of the TCP header (linux/filter.h; RFC 9293, 3.1).
+# Classic BPF on a TCP socket: byte 0 is the first byte of the TCP header (linux/filter.h; RFC 9293, section 3.1).
 _DROP_SYN = [
-    (0x30, 0, 0, 13),  # load the byte with the flags
-    (0x45, 0, 1, 0x02),  # is SYN among them?
-    (0x06, 0, 0, 0),  # yes: drop the packet
-    (0x06, 0, 0, 0xFFFFFFFF),  # no: take all of it
+    (0x30, 0, 0, 13),  # load the byte of flags
+    (0x45, 0, 1, 0x02),  # test SYN
+    (0x06, 0, 0, 0),  # SYN set: drop the packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # else: accept the whole packet
 ]
 
 
 def stop_listening(descriptor: int, settle_s: float) -> None:
-    """Let the socket behind ``descriptor`` listen no more; connections that were accepted from it go on.
+    """Stop the listening socket behind ``descriptor``. Connections accepted from it stay open.
 
-    ``settle_s``: for how long handshakes that have begun may end, and somebody else accepts what comes of them. Then a
-    socket that listens nowhere takes its place: ``descriptor`` stays one for whoever waits to accept from it.
+    ``settle_s``: time for handshakes in progress to complete; another thread must keep accepting connections. Then a
+    socket that does not listen replaces it, so that ``descriptor`` stays valid for the thread that accepts.
     """
-    if _begin_no_handshake(descriptor):
+    if _drop_new_handshakes(descriptor):
         time.sleep(settle_s)
-    with socket.socket() as deaf:
-        os.dup2(deaf.fileno(), descriptor, inheritable=False)
+    with socket.socket() as replacement:
+        os.dup2(replacement.fileno(), descriptor, inheritable=False)
 
 
-def _begin_no_handshake(descriptor: int) -> bool:
-    """Drop what asks for a connection; return False where the system cannot."""
+def _drop_new_handshakes(descriptor: int) -> bool:
+    """Drop packets that begin a handshake. Return False if the system does not support this."""
     if sys.platform != "linux":
         return False
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in _DROP_SYN))

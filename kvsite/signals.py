@@ -1,9 +1,10 @@
-"""Waiting for the end: the signals that ask a process to stop, taken synchronously.
+"""Stop signals: one thread waits for the signals that ask this process to stop.
 
-A handler could run while a lock that it needs is held by what it interrupts. So the signals are blocked, in the
-main thread before any other starts, and one thread waits for them.
-``signal.sigtimedwait`` will not do: in a process that was paused (SIGSTOP, SIGCONT) beyond its timeout, CPython's
-returns a struct of uninitialised memory in place of None, and a replica that was only paused would stop itself.
+A signal handler could interrupt code that holds a lock which the handler needs. So there is no handler: the main thread
+blocks the signals before it starts other threads, and one thread waits for them with ``signal.sigwait``.
+
+``signal.sigtimedwait`` is not usable. If a process is paused (SIGSTOP, SIGCONT) for longer than its timeout, CPython
+returns a struct of uninitialised memory instead of None, and a replica that was only paused would stop.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
 class StopRequest:
-    """Becomes set when one of ``STOP_SIGNALS`` arrives; they must be blocked in every thread by then."""
+    """Records the arrival of one of ``STOP_SIGNALS``, which must be blocked in every thread before."""
 
     def __init__(self) -> None:
         self._arrived = threading.Event()
-        threading.Thread(target=self._take, name="signals", daemon=True).start()
+        threading.Thread(target=self._wait_for_signal, name="signals", daemon=True).start()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait at most ``timeout_s``; return whether the end was asked for."""
+        """Wait at most ``timeout_s``; return whether a stop signal has arrived."""
         return self._arrived.wait(timeout_s)
 
-    def _take(self) -> None:
+    def _wait_for_signal(self) -> None:
         signal.sigwait(STOP_SIGNALS)
         self._arrived.set()
 
 
 def block() -> None:
-    """Block ``STOP_SIGNALS`` in this thread and all that it will start."""
+    """Block ``STOP_SIGNALS`` in this thread and in all threads that it starts."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

@@ -1,4 +1,4 @@
-"""All routes. The API's own stand in the floor that serves them."""
+"""All routes. The layers below declare the routes of the API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ urlpatterns = [
     path("schema/", SchemaView.as_view(), name="schema"),
     path("docs/", docs, name="docs"),
     path("", RedirectView.as_view(url="/admin/")),
-    # A handful of small files for one page: a server of its own for them is not worth its set-up.
+    # A few small files for the dashboard. They do not need a file server of their own.
     re_path(r"^admin/static/(?P<path>.+)$", serve, {"insecure": True}),
     path("admin/", site.urls),
 ]
