@@ -1,4 +1,4 @@
-"""Clusters in network namespaces, for the tests of this directory. A module shares one; each test finds it at rest."""
+"""Clusters in network namespaces. The tests of a module share one; each test starts without faults."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def shared_trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetnsCluster]:
-    """Three replicas for all tests of a module; their logs stay in pytest's temporary directory."""
+    """Three replicas for all tests of a module. Their logs stay in pytest's temporary directory."""
     with NetnsCluster(3, QUICK, tmp_path_factory.mktemp("trio")) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def trio(shared_trio: NetnsCluster) -> NetnsCluster:
-    """Three replicas without a fault, and in step."""
+    """Three replicas that have no faults and have converged."""
     heal_and_converge(shared_trio)
     return shared_trio

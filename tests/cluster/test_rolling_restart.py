@@ -1,9 +1,9 @@
-"""A rolling restart under load: every replica is drained, ends, and comes back empty; no client has to notice.
+"""A rolling restart under load: each replica drains, stops, and starts again empty. No client sees an error.
 
-Two kinds of clients work all the while. *Sessions* (store/client.py) move on by themselves when a replica refuses, and
-record what they saw for the judge. *Plain* clients send each request once to each replica in turn until one answers,
-with nothing but ``requests``: what they meet at a replica that ends has to be a refused connection or a 503, because
-those say that nothing was applied. A connection that breaks would leave them in doubt.
+There are two kinds of clients. *Sessions* (store/client.py) try the next replica if one rejects them, and record what
+they see for the history checker. *Plain* clients use ``requests`` only. They send each request once to one replica
+after the other until one accepts it. From a stopping replica they may only see a refused connection or a 503, because
+these mean that nothing was applied. After a broken connection they would not know.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ SESSIONS = 6
 PLAIN_CLIENTS = 4
 KEYS = 25
 PAUSE_S = 0.03
-"""Between two operations of a client: enough of them for the load to be one, and a machine that is not saturated."""
+"""Pause between two operations of a client. It keeps the machine from saturation."""
 
 
 @dataclass
 class Load:
-    """What clients do until ``over`` is set, and what came of it."""
+    """Clients that work until ``over`` is set, and what they saw."""
 
     cluster: NetnsCluster
     recorder: Recorder = field(default_factory=Recorder)
     over: threading.Event = field(default_factory=threading.Event)
     problems: list[str] = field(default_factory=list)
-    """What no client may see."""
-    refusals: Counter[str] = field(default_factory=Counter)
-    """What plain clients met, and another replica cured."""
+    """Errors that no client may see."""
+    rejections: Counter[str] = field(default_factory=Counter)
+    """Rejections that plain clients met before another replica accepted the request."""
     created: dict[str, int] = field(default_factory=dict)
-    """Key -> value of every write of plain clients that was acknowledged."""
+    """Key -> value of every acknowledged write of plain clients."""
 
     def clients(self) -> list[Callable[[], None]]:
         return [
@@ -57,10 +57,15 @@ class Load:
             *((lambda n=n: self.plain(n, keeps_connections=n % 2 == 0)) for n in range(PLAIN_CLIENTS)),
         ]
 
+    def wait_for_progress(self) -> None:
+        """Wait until clients have completed some more operations of both kinds."""
+        operations, created = len(self.recorder.operations), len(self.created)
+        wait_until(lambda: len(self.recorder.operations) > operations + 50 and len(self.created) > created + 20)
+
     # -- sessions --------------------------------------------------------------------------------------
 
     def session(self, number: int) -> None:
-        """Read and write shared keys; half of the sessions hop from replica to replica."""
+        """Read and write shared keys. Half of the sessions change their replica from time to time."""
         rng, values = random.Random(number), itertools.count()
         with Session(self.cluster.addresses, timeout_s=6, recorder=self.recorder, name=f"s{number}") as session:
             session.stick_to(session.replicas[number % len(session.replicas)])
@@ -72,7 +77,7 @@ class Load:
                 except ClientError as exc:
                     self.problems.append(f"session {number}: {type(exc).__name__}: {exc}")
             if session.lost:
-                self.problems.append(f"session {number} was told that {session.lost} are lost")
+                self.problems.append(f"session {number} received a report that {session.lost} are lost")
 
     def operation(self, session: Session, rng: random.Random, value: str) -> None:
         key, chance = f"shared/{rng.randrange(KEYS):02}", rng.random()
@@ -91,7 +96,7 @@ class Load:
     # -- plain clients ---------------------------------------------------------------------------------
 
     def plain(self, number: int, *, keeps_connections: bool) -> None:
-        """Create a key and read it at the next replica, over and over. Nothing is sent twice but what was refused."""
+        """Create a key, read it at the next replica, and repeat. Send a request again only after a rejection."""
         headers = {} if keeps_connections else {"Connection": "close"}
         with requests.Session() as http:
             http.trust_env = False
@@ -100,51 +105,54 @@ class Load:
                 if self.over.wait(PAUSE_S):
                     return
                 key = f"plain/{number}/{n}"
-                wrote = self.ask(http, n, "PUT", key, {"value": n})
+                wrote = self.send(http, n, "PUT", key, {"value": n})
                 if wrote is None:
                     continue
-                # 201 even where others refused it before: what is refused is not applied.
+                # 201 also after rejections elsewhere: a rejected request is not applied.
                 if wrote.status_code != 201:
-                    self.problems.append(f"{key} was to be created: {wrote.status_code} {wrote.text}")
+                    self.problems.append(f"{key} was not created: {wrote.status_code} {wrote.text}")
                 self.created[key] = n
-                read = self.ask(http, n + 1, "GET", key, {"causal-metadata": wrote.json()["causal-metadata"]})
+                read = self.send(http, n + 1, "GET", key, {"causal-metadata": wrote.json()["causal-metadata"]})
                 if read is not None and (read.status_code != 200 or read.json()["value"] != n):
-                    self.problems.append(f"{key} was written and not seen: {read.status_code} {read.text}")
+                    self.problems.append(f"{key} was written but not found: {read.status_code} {read.text}")
 
-    def ask(
+    def send(
         self, http: requests.Session, first: int, method: str, key: str, body: dict[str, Any]
     ) -> requests.Response | None:
-        """Ask each replica once, beginning with ``first``, until one answers; None (and a problem) where none does."""
-        met = []
+        """Send a request to each replica once, beginning with ``first``, until one accepts it.
+
+        Return None, and record a problem, if none does.
+        """
+        rejections = []
         for step in range(len(self.cluster.addresses)):
             url = self.cluster.url((first + step) % len(self.cluster.addresses))
             try:
                 response = http.request(method, f"{url}/kvs/{key}", json=body, timeout=5)
             except requests.RequestException as exc:
-                met.append("connection refused" if was_refused(exc) else f"broken: {exc}")
+                rejections.append("connection refused" if was_refused(exc) else f"broken: {exc}")
             else:
                 if response.status_code != 503:
-                    self.note(method, key, met)
+                    self.record_rejections(method, key, rejections)
                     return response
-                met.append(f"503 {response.json()['error']}")
-        self.problems.append(f"{method} {key} is answered nowhere: {met}")
+                rejections.append(f"503 {response.json()['error']}")
+        self.problems.append(f"{method} {key} was accepted by no replica: {rejections}")
         return None
 
-    def note(self, method: str, key: str, met: list[str]) -> None:
-        for what in met:
-            self.refusals[what] += 1
-            if what.startswith("broken"):
-                self.problems.append(f"{method} {key}: {what}")
+    def record_rejections(self, method: str, key: str, rejections: list[str]) -> None:
+        for reason in rejections:
+            self.rejections[reason] += 1
+            if reason.startswith("broken"):
+                self.problems.append(f"{method} {key}: {reason}")
 
 
 def was_refused(exc: requests.RequestException) -> bool:
-    """Whether no connection came about, so that nothing was sent."""
+    """Return whether no connection was made, so that nothing was sent."""
     cause = exc.args[0] if exc.args else None
     return isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError)
 
 
 def values_at(cluster: NetnsCluster, i: int, prefix: str) -> dict[str, Any]:
-    """Return all keys and values that replica ``i`` holds."""
+    """Return all keys with ``prefix``, and their values, at replica ``i``."""
     with Session([cluster.addresses[i]]) as session:
         return {key: value for page in session.pages(prefix=prefix, values=True) for key, value in page.items.items()}
 
@@ -157,27 +165,27 @@ def siblings_at(cluster: NetnsCluster, i: int) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-def test_a_rolling_restart_under_load_loses_nothing_and_shows_no_client_an_error(trio: NetnsCluster) -> None:
-    """Issue 8; SPEC 4, P1 to P6: SIGTERM, exit 0, an empty start, ready; one replica after the other."""
+def test_a_rolling_restart_under_load_loses_no_update_and_no_client_sees_an_error(trio: NetnsCluster) -> None:
+    """Contract 4, P1 to P6: each replica in turn gets SIGTERM, exits 0, starts empty and becomes ready."""
     before = [status(trio, i)["replica_id"] for i in range(3)]
     load = Load(trio)
     with ThreadPoolExecutor(SESSIONS + PLAIN_CLIENTS) as pool:
         working = [pool.submit(client) for client in load.clients()]
         try:
             for i in range(3):
-                load.over.wait(0.5)
+                load.wait_for_progress()
                 assert trio.terminate(i) == 0, trio.log(i)[-2000:]
                 trio.start_one(i)
                 trio.wait_ready_one(i)
-            load.over.wait(0.5)
+            load.wait_for_progress()
         finally:
             load.over.set()
         for client in working:
             client.result()
     assert load.problems == []
-    # It was a restart of all, and clients did meet replicas that were gone.
+    # All replicas restarted, and clients did meet stopped replicas.
     assert not {*before} & {status(trio, i)["replica_id"] for i in range(3)}
-    assert load.refusals["connection refused"] > 10, load.refusals
+    assert load.rejections["connection refused"] > 10, load.rejections
     assert len(load.recorder.operations) > 200
 
     wait_until(lambda: has_converged(trio), timeout_s=10)
@@ -190,29 +198,27 @@ def test_a_rolling_restart_under_load_loses_nothing_and_shows_no_client_an_error
     assert verdicts[0].reads > 100
 
 
-def test_a_kept_connection_to_a_replica_that_ends_is_answered_until_an_answer_says_that_it_closes(
-    trio: NetnsCluster,
-) -> None:
-    """Issue 8: else the client of a write cannot know whether it was applied, and may not send it again."""
-    told: list[tuple[int, str]] = []
+def test_a_stopping_replica_answers_on_kept_connections_until_a_response_says_close(trio: NetnsCluster) -> None:
+    """Otherwise the client does not know whether its write was applied, and must not send it again."""
+    responses: list[tuple[int, str]] = []
 
-    def write_on() -> None:
+    def keep_writing() -> None:
         with requests.Session() as http:
             http.trust_env = False
             for n in itertools.count():
                 answer = http.put(f"{trio.url(2)}/kvs/kept/{n}", json={"value": n}, timeout=5)
-                told.append((answer.status_code, answer.headers.get("Connection", "")))
-                if told[-1][1] == "close":
+                responses.append((answer.status_code, answer.headers.get("Connection", "")))
+                if responses[-1][1] == "close":
                     return
 
     with ThreadPoolExecutor(1) as pool:
-        writer = pool.submit(write_on)
-        wait_until(lambda: len(told) > 50, timeout_s=10)
+        writer = pool.submit(keep_writing)
+        wait_until(lambda: len(responses) > 50, timeout_s=10)
         assert trio.terminate(2) == 0
         writer.result()
-    assert told[-1] == (503, "close")
-    assert set(told[:-1]) <= {(201, ""), (503, "")}
-    # And whoever comes anew is refused.
+    assert responses[-1] == (503, "close")
+    assert set(responses[:-1]) <= {(201, ""), (503, "")}
+    # New connections are refused.
     with pytest.raises(requests.ConnectionError) as refused:
         requests.put(f"{trio.url(2)}/kvs/kept", json={"value": 0}, timeout=5)
     assert was_refused(refused.value)

@@ -1,4 +1,4 @@
-"""The view API over real replicas: changes reach all, lose nothing, and who was deleted stays out until asked in."""
+"""The view API with real replicas. Changes reach all replicas and lose no update."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tools.netns.cluster import NetnsCluster
 ALL = {0, 1, 2}
 
 
-def refuses(cluster: NetnsCluster, i: int) -> bool:
-    """Whether replica ``i`` refuses clients because it was removed."""
+def rejects_clients(cluster: NetnsCluster, i: int) -> bool:
+    """Return whether replica ``i`` rejects clients because it was removed."""
     reply = get(cluster, i, "anything")
     return reply.status == 503 and reply.body["error"] == NOT_IN_VIEW
 
 
-def seen_everywhere_but(cluster: NetnsCluster, out: int, key: str, value: str) -> None:
-    wait_until_at(ALL - {out}, lambda i: get(cluster, i, key).value == value, timeout_s=DOWN_AFTER_S)
+def wait_for_value_elsewhere(cluster: NetnsCluster, removed: int, key: str, value: str) -> None:
+    wait_until_at(ALL - {removed}, lambda i: get(cluster, i, key).value == value, timeout_s=DOWN_AFTER_S)
 
 
-def test_a_deleted_replica_leaves_all_views_refuses_clients_and_comes_back_by_put(trio: NetnsCluster) -> None:
-    """SPEC 3, P5: what it had accepted is not lost, and what it missed is there when it serves again."""
+def test_a_removed_replica_leaves_all_views_rejects_clients_and_rejoins_after_a_put(trio: NetnsCluster) -> None:
+    """Contract 3, P5: its writes are not lost, and it has what it missed when it serves again."""
     put(trio, 2, "view/of-2", "before")
     removed = change_view(trio, 0, "DELETE", 2)
     assert (removed.status, removed.body["result"]) == (200, "deleted")
     wait_until_at((0, 1), lambda i: view(trio, i) == {0, 1}, timeout_s=DOWN_AFTER_S)
-    wait_until(lambda: refuses(trio, 2), timeout_s=DOWN_AFTER_S)
+    wait_until(lambda: rejects_clients(trio, 2), timeout_s=DOWN_AFTER_S)
     for method, path in (("PUT", "/kvs/view/of-2"), ("DELETE", "/kvs/view/of-2"), ("GET", "/kvs"), ("POST", "/kvs")):
         refused = send(trio, 2, method, path, {"value": 1, "reads": ["view/of-2"], "writes": []})
         assert (refused.status, refused.body["error"]) == (503, NOT_IN_VIEW), (method, path)
@@ -37,8 +37,8 @@ def test_a_deleted_replica_leaves_all_views_refuses_clients_and_comes_back_by_pu
     assert NOT_IN_VIEW in text
     assert 2 not in view(trio, 2)
     assert status(trio, 2)["state"] == "removed"
-    seen_everywhere_but(trio, 2, "view/of-2", "before")
-    # Saying it twice, to whomever: there is no such replica any more.
+    wait_for_value_elsewhere(trio, 2, "view/of-2", "before")
+    # A second DELETE, at any replica: the view does not contain it.
     again = change_view(trio, 1, "DELETE", 2)
     assert (again.status, again.body["error"]) == (404, "View has no such replica")
 
@@ -50,15 +50,15 @@ def test_a_deleted_replica_leaves_all_views_refuses_clients_and_comes_back_by_pu
     wait_until(lambda: readiness(trio, 2)[0] == 200, timeout_s=DOWN_AFTER_S)
     assert get(trio, 2, "view/meanwhile", meanwhile).value == "missed"
     assert get(trio, 2, "view/of-2").value == "before"
-    assert status(trio, 2)["replica_id"] == id_before, "the same process goes on with its counters"
-    put(trio, 2, "view/after", "again one of all")
-    wait_for_value(trio, "view/after", "again one of all", timeout_s=1)
+    assert status(trio, 2)["replica_id"] == id_before, "the same process continues with its counters"
+    put(trio, 2, "view/after", "a member again")
+    wait_for_value(trio, "view/after", "a member again", timeout_s=1)
 
 
-def test_a_member_that_is_present_or_down_is_already_present_and_an_unknown_one_cannot_be_deleted(
+def test_a_put_of_a_member_is_already_present_also_if_it_is_down_and_an_unknown_one_is_not_deleted(
     trio: NetnsCluster,
 ) -> None:
-    """SPEC 3: a member that is down still belongs."""
+    """Contract 3: a member that is down is still a member."""
     assert change_view(trio, 0, "PUT", 1).body == {"result": "already present"}
     trio.kill(1)
     wait_until(lambda: view(trio, 0) == {0, 2}, timeout_s=DOWN_AFTER_S + SLACK_S)
@@ -71,8 +71,8 @@ def test_a_member_that_is_present_or_down_is_already_present_and_an_unknown_one_
     assert view(trio, 0) == {0, 2}
 
 
-def test_a_replica_deleted_while_down_comes_back_by_starting(trio: NetnsCluster) -> None:
-    """SPEC 3: one that was deleted stays out until a PUT names it or it is started again."""
+def test_a_replica_removed_while_down_rejoins_when_it_starts(trio: NetnsCluster) -> None:
+    """Contract 3: a removed replica stays out until a PUT names it or it starts again."""
     past = put(trio, 1, "view/started", 1, w="all").past
     trio.kill(2)
     assert change_view(trio, 0, "DELETE", 2).body["result"] == "deleted"
@@ -83,24 +83,24 @@ def test_a_replica_deleted_while_down_comes_back_by_starting(trio: NetnsCluster)
     assert get(trio, 2, "view/started", past).value == 1
 
 
-def test_a_replica_that_was_deleted_and_is_restarted_comes_back_by_itself(trio: NetnsCluster) -> None:
-    """SPEC 3: the same where it was running and out. It had an update that only it has: that is handed over first."""
+def test_a_running_replica_that_was_removed_sends_its_updates_and_rejoins_after_a_restart(trio: NetnsCluster) -> None:
+    """Contract 3. Only the removed replica has one of the updates; it sends it to the others first."""
     trio.isolate(2)
     only = put(trio, 2, "view/only-2", "mine")
     assert change_view(trio, 0, "DELETE", 2).body["result"] == "deleted"
-    assert get(trio, 2, "view/only-2").value == "mine", "cut off, it cannot know yet that it is out"
+    assert get(trio, 2, "view/only-2").value == "mine", "it is cut off, so it does not know of its removal yet"
     trio.heal()
-    wait_until(lambda: refuses(trio, 2), timeout_s=DOWN_AFTER_S)
-    # Without metadata: with it, "lost" is a right answer in the moment between the removal and the handing over (2.8).
-    seen_everywhere_but(trio, 2, "view/only-2", "mine")
+    wait_until(lambda: rejects_clients(trio, 2), timeout_s=DOWN_AFTER_S)
+    # Without metadata: with it, a report as lost would be correct until the removed replica has sent the update (2.8).
+    wait_for_value_elsewhere(trio, 2, "view/only-2", "mine")
     assert get(trio, 0, "view/only-2", only.past).value == "mine"
     trio.restart(2)
     wait_until_at(range(3), lambda i: view(trio, i) == ALL, timeout_s=DOWN_AFTER_S)
     assert get(trio, 2, "view/only-2").value == "mine"
 
 
-def test_deletes_and_puts_at_two_sides_of_a_partition_end_the_same_everywhere(trio: NetnsCluster) -> None:
-    """DESIGN 5: of two entries the higher (incarnation, stamp) wins, in whatever order they arrive."""
+def test_view_changes_on_two_sides_of_a_partition_converge(trio: NetnsCluster) -> None:
+    """Of two membership entries the higher (incarnation, stamp) wins, in whatever order they arrive."""
     trio.partition([0], [1, 2])
     assert change_view(trio, 0, "DELETE", 2).status == 200
     assert change_view(trio, 1, "DELETE", 2).status == 200
@@ -109,11 +109,11 @@ def test_deletes_and_puts_at_two_sides_of_a_partition_end_the_same_everywhere(tr
     wait_until_at(range(3), lambda i: view(trio, i) == ALL, timeout_s=DOWN_AFTER_S * 2)
 
 
-def test_a_replica_can_be_told_to_leave_itself(trio: NetnsCluster) -> None:
-    """SPEC 3: DELETE /view at the replica that it names: it loses nothing, and a PUT there brings it back."""
+def test_a_replica_accepts_its_own_removal(trio: NetnsCluster) -> None:
+    """Contract 3: DELETE /view at the named replica itself loses no update, and a PUT there adds it again."""
     put(trio, 2, "view/itself", "kept")
     assert change_view(trio, 2, "DELETE", 2).body["result"] == "deleted"
-    assert refuses(trio, 2)
+    assert rejects_clients(trio, 2)
     wait_until_at((0, 1), lambda i: view(trio, i) == {0, 1}, timeout_s=DOWN_AFTER_S)
     delete(trio, 0, "view/itself")
     assert change_view(trio, 2, "PUT", 2).body["result"] == "added"
@@ -122,11 +122,11 @@ def test_a_replica_can_be_told_to_leave_itself(trio: NetnsCluster) -> None:
 
 
 @pytest.mark.parametrize("survivor", [0, 1])
-def test_deleting_everybody_else_leaves_one_that_serves(trio: NetnsCluster, survivor: int) -> None:
-    """SPEC 3, P4: a view of one."""
+def test_a_replica_that_removes_all_others_serves_alone(trio: NetnsCluster, survivor: int) -> None:
+    """Contract 3, P4."""
     for other in ALL - {survivor}:
         assert change_view(trio, survivor, "DELETE", other).status == 200
     assert view(trio, survivor) == {survivor}
     past = put(trio, survivor, "view/one", survivor).past
     assert get(trio, survivor, "view/one", past).value == survivor
-    wait_until_at(ALL - {survivor}, lambda i: refuses(trio, i), timeout_s=DOWN_AFTER_S)
+    wait_until_at(ALL - {survivor}, lambda i: rejects_clients(trio, i), timeout_s=DOWN_AFTER_S)
