@@ -1,10 +1,10 @@
-"""Reads and writes at a steady rate against one replica, from a process of its own, timed.
+"""Send reads and writes to one replica at a constant rate, and measure their latency. A process of its own.
 
     python -m tests.long_life.load HOST:PORT REQUESTS_PER_SECOND KEYS
 
-ends when standard input is closed and prints a JSON list of [when it was due (monotonic s), seconds it took, method].
-A request's time counts from when it was due, so that one that comes late for the one before it counts as slow.
-Any answer but a 2xx ends the process with an error.
+It stops when its standard input closes. Then it prints a JSON list of [due time (monotonic s), latency (s), method].
+The latency counts from the due time, so it includes any delay that an earlier slow request causes. A response other
+than 200 or 201 ends the process with an error.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ THREADS = 4
 Sample = tuple[float, float, str]
 
 
-def ask_on(address: str, rate: float, keys: int, offset_s: float, stop: threading.Event, out: list[Sample]) -> None:
-    """Send ``rate`` requests a second over one connection, every other one a PUT."""
+def send_requests(
+    address: str, rate: float, keys: int, offset_s: float, stop: threading.Event, out: list[Sample]
+) -> None:
+    """Send ``rate`` requests per second over one connection until ``stop`` is set. Every second one is a PUT."""
     connection = HTTPConnection(*split_address(address), timeout=10)
     rng = random.Random(offset_s)
     due_s, number = time.monotonic() + offset_s, 0
-    while not stop.is_set():
-        time.sleep(max(0.0, due_s - time.monotonic()))
+    while not stop.wait(max(0.0, due_s - time.monotonic())):
         method = "PUT" if number % 2 else "GET"
         body = json.dumps({"value": f"{number:064}"}) if number % 2 else None
         connection.request(
@@ -48,7 +49,7 @@ def main(address: str, rate: str, keys: str) -> None:
     samples: list[Sample] = []
     threads = [
         threading.Thread(
-            target=ask_on, args=(address, float(rate) / THREADS, int(keys), n / float(rate), stop, samples)
+            target=send_requests, args=(address, float(rate) / THREADS, int(keys), n / float(rate), stop, samples)
         )
         for n in range(THREADS)
     ]

@@ -1,4 +1,4 @@
-"""What the tests of long life and of bounds share: clusters on ports of their own, one request, and waiting."""
+"""What the tests of this directory share: clusters on free ports, and single requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Reply(NamedTuple):
-    """One answer; header names are in lower case."""
+    """A response, and how many seconds it took. Header names are in lower case."""
 
     status: int
     body: Any
@@ -37,7 +37,7 @@ class Reply(NamedTuple):
 
 
 def free_ports(count: int) -> int:
-    """Return the first of ``count`` neighbouring free ports that no earlier call returned."""
+    """Return the first of ``count`` consecutive free ports that no earlier call returned."""
     run: list[int] = []
     for port in itertools.islice(_next_port, 2 * len(PORTS)):
         run = [*run, port] if is_free(port) and (not run or port == run[-1] + 1) else []
@@ -48,7 +48,7 @@ def free_ports(count: int) -> int:
 
 @contextmanager
 def cluster_of(replicas: int, *, start: int | None = None, **environment: Any) -> Iterator[LocalCluster]:
-    """Yield a cluster that knows of ``replicas`` addresses, of which the first ``start`` (all) run and are ready."""
+    """Yield a cluster with ``replicas`` addresses. The first ``start`` of them (default: all) are running and ready."""
     made = LocalCluster(
         replicas, free_ports(replicas), environment={name: str(value) for name, value in environment.items()}
     )
@@ -71,7 +71,7 @@ def send(
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 70,
 ) -> Reply:
-    """Send one request to replica ``i``. ``body``: bytes go as they are, everything else but None as JSON."""
+    """Send one request to replica ``i``. ``body``: bytes are sent unchanged, other values except None as JSON."""
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     began_s = time.monotonic()
     with closing(HTTPConnection(*split_address(cluster.addresses[i]), timeout=timeout_s)) as connection:
@@ -79,13 +79,13 @@ def send(
         connection.request(method, path, content, sent)
         response = connection.getresponse()
         text = response.read()
-    told = {name.lower(): value for name, value in response.headers.items()}
-    is_json = told.get("content-type", "").startswith("application/json")
-    return Reply(response.status, json.loads(text) if is_json and text else None, told, time.monotonic() - began_s)
+    received = {name.lower(): value for name, value in response.headers.items()}
+    is_json = received.get("content-type", "").startswith("application/json")
+    return Reply(response.status, json.loads(text) if is_json and text else None, received, time.monotonic() - began_s)
 
 
 def transact(cluster: LocalCluster, i: int, writes: Mapping[str, Any], **fields: Any) -> Reply:
-    """Write (None: delete) many keys as one update; anything but 200 fails. ``w_timeout`` is sent as it is spelt."""
+    """Write (None: delete) many keys as one update. Fails unless the status is 200. ``w_timeout`` becomes w-timeout."""
     changes = [
         {"key": key, "delete": True} if value is None else {"key": key, "value": value} for key, value in writes.items()
     ]
@@ -95,12 +95,12 @@ def transact(cluster: LocalCluster, i: int, writes: Mapping[str, Any], **fields:
 
 
 def status(cluster: LocalCluster, i: int) -> dict[str, Any]:
-    told: dict[str, Any] = send(cluster, i, "GET", "/replication/status").body
-    return told
+    body: dict[str, Any] = send(cluster, i, "GET", "/replication/status").body
+    return body
 
 
 def has_converged(cluster: LocalCluster, replicas: int) -> bool:
-    """Whether the first ``replicas`` have the same updates, and no log to keep for each other."""
+    """Return whether the first ``replicas`` have applied the same updates, and their logs are empty."""
     states = [status(cluster, i) for i in range(replicas)]
     clocks = [state["clock"] for state in states]
     return all(clock == clocks[0] for clock in clocks) and not any(
@@ -109,5 +109,5 @@ def has_converged(cluster: LocalCluster, replicas: int) -> bool:
 
 
 def report(text: str) -> None:
-    """Tell what was measured; pytest shows it with ``-s``, and of a test that fails."""
+    """Print a measurement. pytest shows it with ``-s``, and for a test that fails."""
     sys.stdout.write(f"\n  {text}")

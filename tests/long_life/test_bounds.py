@@ -1,6 +1,6 @@
-"""Bounds on everything: each is a documented setting or a constant, and what happens at it is a rule, not an accident.
+"""Limits: each is a documented setting or a constant, and each has a defined behaviour.
 
-What a client meets is tested over HTTP; the queues between replicas with replicas that the test drives by hand.
+Limits that clients meet are tested over HTTP, limits between replicas with replicas that the test drives step by step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 NAMES = ("r1", "r2", "r3")
 
 
-# -- settings --------------------------------------------------------------------------------------------------------
+# -- settings ----------------------------------------------------------------------------------------------------------
 
 BOUNDS = {
     "KV_MAX_BODY_BYTES": 8 << 20,
@@ -58,15 +58,15 @@ def test_each_bound_is_a_setting_with_its_default_in_the_documentation(variable:
     assert setting.default == BOUNDS[variable]
 
 
-def test_the_defaults_of_all_floors_are_the_same() -> None:
-    """A replica that a test puts together has the limits that one has in operation."""
+def test_all_packages_have_the_same_defaults() -> None:
+    """A replica that a test constructs has the limits of a server."""
     for config in (Config(), Config.from_env({})):
         assert config.store == StoreSettings()
         assert config.limits == RequestLimits()
         assert config.replication == ReplicationSettings()
 
 
-# -- what clients meet -----------------------------------------------------------------------------------------------
+# -- limits for clients ------------------------------------------------------------------------------------------------
 
 SMALL: dict[str, Any] = {
     "KV_MAX_BODY_BYTES": 4096,
@@ -93,12 +93,12 @@ def two() -> Iterator[LocalCluster]:
 
 @pytest.fixture
 def pair(two: LocalCluster) -> Iterator[LocalCluster]:
-    """The same without a key; after the test nothing is waiting and both have the same."""
+    """The two replicas without keys. After the test nothing is waiting, and both have the same clock."""
     empty(two)
     yield two
     for i in (0, 1):
-        told = status(two, i)
-        assert (told["deferred_requests"], told["watchers"]) == (0, 0)
+        state = status(two, i)
+        assert (state["deferred_requests"], state["watchers"]) == (0, 0)
     wait_until(lambda: status(two, 0)["clock"] == status(two, 1)["clock"], timeout_s=5)
 
 
@@ -113,7 +113,7 @@ def put(cluster: LocalCluster, i: int, key: str, value: Any, **fields: Any) -> R
 
 
 @pytest.mark.processes
-def test_at_each_bound_of_a_request_it_is_served_and_one_beyond_it_gets_a_clear_4xx_and_changes_nothing(
+def test_a_request_at_a_limit_is_served_and_one_above_it_gets_a_4xx_and_changes_nothing(
     pair: LocalCluster,
 ) -> None:
     def body_of(size: int) -> bytes:
@@ -132,29 +132,29 @@ def test_at_each_bound_of_a_request_it_is_served_and_one_beyond_it_gets_a_clear_
         ("POST", "/kvs", batch_of(4), batch_of(5), 400, "A transaction has at most 4 keys"),
         ("PUT", "/kvs/a", past_of(3), past_of(4), 400, "causal-metadata has more than 3 entries"),
     ]
-    for method, path, fits, exceeds, refusal, error in table:
+    for method, path, fits, exceeds, code, error in table:
         assert send(pair, 0, method, path, fits).status in (200, 201), error
         before = status(pair, 0)["clock"], send(pair, 0, "GET", "/kvs?values=true").body["items"]
-        refused = send(pair, 0, method, path, exceeds)
-        assert (refused.status, refused.body["error"]) == (refusal, error)
+        rejected = send(pair, 0, method, path, exceeds)
+        assert (rejected.status, rejected.body["error"]) == (code, error)
         assert (status(pair, 0)["clock"], send(pair, 0, "GET", "/kvs?values=true").body["items"]) == before
     assert put(pair, 0, quote("ü") * 4, 1).status == 201  # 8 bytes
-    refused = put(pair, 0, quote("ü") * 4 + "x", 1)
-    assert (refused.status, refused.body["error"]) == (400, "Key is too long")
+    rejected = put(pair, 0, quote("ü") * 4 + "x", 1)
+    assert (rejected.status, rejected.body["error"]) == (400, "Key is too long")
 
 
 @pytest.mark.processes
-def test_a_body_far_beyond_the_bound_is_refused_without_being_kept(pair: LocalCluster) -> None:
+def test_a_body_far_above_the_limit_is_rejected_without_being_stored(pair: LocalCluster) -> None:
     before = status(pair, 0)["memory_bytes"]
-    refused = send(pair, 0, "PUT", "/kvs/a", b'{"value": "' + b"x" * (48 << 20) + b'"}')
+    rejected = send(pair, 0, "PUT", "/kvs/a", b'{"value": "' + b"x" * (48 << 20) + b'"}')
     after = status(pair, 0)["memory_bytes"]
-    report(f"48 MiB sent to a bound of 4 KiB: {refused.status}; resident {before >> 20} -> {after >> 20} MiB")
-    assert refused.status == 413
+    report(f"48 MiB sent, limit 4 KiB: {rejected.status}; resident {before >> 20} -> {after >> 20} MiB")
+    assert rejected.status == 413
     assert after < before + (24 << 20)
 
 
 @pytest.mark.processes
-def test_beyond_the_bound_of_deferred_requests_and_watchers_a_503_comes_at_once_and_others_are_served(
+def test_above_the_limits_of_deferred_requests_and_watchers_a_503_comes_at_once_and_others_are_served(
     pair: LocalCluster,
 ) -> None:
     etag = put(pair, 0, "w", 1).headers["etag"]
@@ -167,24 +167,24 @@ def test_beyond_the_bound_of_deferred_requests_and_watchers_a_503_comes_at_once_
         return send(pair, 0, "GET", "/kvs/w?wait=3", headers={"If-None-Match": etag})
 
     with ThreadPoolExecutor(4) as pool:
-        held = [pool.submit(call) for call in (defer, watch, defer, watch)]
+        waiting = [pool.submit(call) for call in (defer, watch, defer, watch)]
         wait_until(
             lambda: (status(pair, 0)["deferred_requests"], status(pair, 0)["watchers"]) == (2, 2),
             timeout_s=2,
         )
-        for refused in (defer(), watch()):
-            assert refused.status == 503
-            assert refused.seconds < 1
-            assert int(refused.headers["retry-after"]) >= 1
+        for rejected in (defer(), watch()):
+            assert rejected.status == 503
+            assert rejected.seconds < 1
+            assert int(rejected.headers["retry-after"]) >= 1
         assert send(pair, 0, "PUT", "/kvs/w?wait=3", {"value": 2, **unknown}).seconds < 1
         assert send(pair, 0, "GET", "/kvs/w").body["value"] == 1
         assert put(pair, 0, "other", 1).seconds < 1
-        assert sorted(one.result().status for one in held) == [304, 304, 503, 503]
+        assert sorted(one.result().status for one in waiting) == [304, 304, 503, 503]
     assert send(pair, 0, "GET", "/kvs/w?wait=0.1", headers={"If-None-Match": etag}).status == 304
 
 
 @pytest.mark.processes
-def test_beyond_max_memory_writes_get_507_reads_deletes_and_smaller_values_go_on(pair: LocalCluster) -> None:
+def test_above_max_memory_writes_get_507_and_reads_deletes_and_smaller_values_succeed(pair: LocalCluster) -> None:
     past: dict[str, int] = {}
     stored = 0
     while (reply := put(pair, 0, f"m{stored}", "x" * 900, **{"causal-metadata": past})).status == 201:
@@ -198,14 +198,14 @@ def test_beyond_max_memory_writes_get_507_reads_deletes_and_smaller_values_go_on
     assert data <= 12_000
     assert send(pair, 0, "GET", "/kvs/m0").body["value"] == "x" * 900
     assert len(send(pair, 0, "GET", "/kvs").body["keys"]) == stored
-    # A transaction is refused whole.
-    refused = send(pair, 0, "POST", "/kvs", {"writes": [{"key": "m0", "value": 1}, *_large(2)]})
-    assert refused.status == 507
+    # A transaction is rejected as a whole.
+    rejected = send(pair, 0, "POST", "/kvs", {"writes": [{"key": "m0", "value": 1}, *_large(2)]})
+    assert rejected.status == 507
     assert send(pair, 0, "GET", "/kvs/m0").body["value"] == "x" * 900
-    # What frees memory is let through, and so is what replaces something by something of its size.
+    # Writes that free memory succeed, and so do writes that replace a value by one of the same size.
     assert put(pair, 0, "m1", "y" * 900).status == 200
     assert put(pair, 0, "m1", "small").status == 200
-    assert put(pair, 0, "m2", "z" * 901).status == 200  # m1 made room
+    assert put(pair, 0, "m2", "z" * 901).status == 200  # m1 freed memory
     assert send(pair, 0, "DELETE", "/kvs/m3").status == 200
     swap = [{"key": "m4", "delete": True}, {"key": "m9x", "value": "x" * 500}]
     assert send(pair, 0, "POST", "/kvs", {"writes": swap}).status == 200
@@ -217,8 +217,8 @@ def _large(count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.processes
-def test_a_replica_beyond_max_memory_still_takes_what_others_wrote() -> None:
-    """Refusing them would cost convergence: only clients' writes are refused, at the replica that is full."""
+def test_a_replica_above_max_memory_still_applies_updates_of_others() -> None:
+    """Otherwise replicas would not converge. A full replica rejects only the writes of its clients."""
     small, quick = {"KV_MAX_MEMORY": "12000"}, {"KV_SYNC_INTERVAL": "0.2", "KV_DOWN_AFTER": "1"}
     with cluster_of(2, start=0, **quick) as cluster:
         cluster.start_one(0)
@@ -226,13 +226,13 @@ def test_a_replica_beyond_max_memory_still_takes_what_others_wrote() -> None:
         cluster.wait_ready()
         for n in range(40):
             assert put(cluster, 0, f"m{n}", "x" * 900, w=2, **{"w-timeout": 5}).status == 201
-        told = status(cluster, 1)
-        assert told["keys"] == 40
-        assert told["data_bytes"] > 12_000
+        state = status(cluster, 1)
+        assert state["keys"] == 40
+        assert state["data_bytes"] > 12_000
         assert put(cluster, 1, "mine", 1).status == 507
         assert put(cluster, 1, "m0", "small").status == 200
         assert send(cluster, 1, "DELETE", "/kvs/m1", {"w": 2, "w-timeout": 5}).status == 200
-        # Empty again, it takes over all of them at once.
+        # Restarted without data, it applies a snapshot of all of them.
         cluster.kill(1)
         cluster.start_one(1, small)
         cluster.wait_ready()
@@ -240,7 +240,7 @@ def test_a_replica_beyond_max_memory_still_takes_what_others_wrote() -> None:
 
 
 @pytest.mark.processes
-def test_a_member_that_needs_more_than_the_log_holds_gets_a_snapshot(pair: LocalCluster) -> None:
+def test_a_member_that_lacks_more_than_the_log_contains_gets_a_snapshot(pair: LocalCluster) -> None:
     pair.kill(1)
     for n in range(600):
         assert put(pair, 0, f"k{n % 8}", n).status in (200, 201)
@@ -254,16 +254,16 @@ def test_a_member_that_needs_more_than_the_log_holds_gets_a_snapshot(pair: Local
     assert [send(pair, 1, "GET", f"/kvs/k{n}").body["value"] for n in range(8)] == list(range(592, 600))
 
 
-# -- between replicas ------------------------------------------------------------------------------------------------
+# -- limits between replicas -------------------------------------------------------------------------------------------
 
 
-def test_beyond_max_pending_updates_stay_with_their_sender_until_there_is_room() -> None:
+def test_above_max_pending_updates_stay_at_their_sender_until_there_is_room() -> None:
     wire = Wire(store_settings=StoreSettings(max_pending=10))
     r1, r2, r3 = wire.cluster(*NAMES)
     wire.cut("r1", "r3")
     first = wire.issue("r1", "cause", b"1")
     wire.exchange("r1", "r2")
-    # 50 updates of r2 follow one of r1 that r3 cannot get from r1, and that r2 relays only after a sync interval.
+    # 50 updates of r2 follow one of r1. r3 cannot get that one from r1, and r2 relays it only after a sync interval.
     for number in range(50):
         wire.issue("r2", f"effect/{number}", b"1", first.past)
     wire.round_trip("r2", "r3")
@@ -278,7 +278,7 @@ def test_beyond_max_pending_updates_stay_with_their_sender_until_there_is_room()
     assert len(r3.store.table) == 51
 
 
-def test_a_full_pending_queue_keeps_nothing_out_that_can_be_applied() -> None:
+def test_a_full_pending_queue_does_not_block_updates_that_can_be_applied() -> None:
     wire = Wire(store_settings=StoreSettings(max_pending=5))
     _, _, r3 = wire.cluster(*NAMES)
     wire.start("r4", *NAMES)
@@ -302,7 +302,7 @@ def test_a_full_pending_queue_keeps_nothing_out_that_can_be_applied() -> None:
     assert {len(wire[name].store.pending) for name in (*NAMES, "r4")} == {0}
 
 
-def test_a_message_holds_at_most_batch_updates_and_about_batch_bytes() -> None:
+def test_a_message_contains_at_most_batch_updates_and_about_batch_bytes() -> None:
     settings = ReplicationSettings(pace_s=0.0, batch_updates=100, batch_bytes=50_000)
     wire = Wire(settings=settings)
     wire.cluster("r1", "r2")
@@ -322,7 +322,7 @@ def test_a_message_holds_at_most_batch_updates_and_about_batch_bytes() -> None:
     assert max(size for _, size in sizes) < 60_000
 
 
-def test_an_update_larger_than_a_message_still_travels_alone() -> None:
+def test_an_update_larger_than_a_message_is_sent_alone() -> None:
     settings = ReplicationSettings(pace_s=0.0, batch_bytes=1_000)
     wire = Wire(settings=settings)
     wire.cluster("r1", "r2")
@@ -332,7 +332,7 @@ def test_an_update_larger_than_a_message_still_travels_alone() -> None:
     assert len(wire["r2"].store.table) == 5
 
 
-def test_a_snapshot_travels_in_pieces_of_about_the_bound() -> None:
+def test_a_snapshot_is_sent_in_pieces_of_about_the_limit() -> None:
     settings = ReplicationSettings(pace_s=0.0, snapshot_piece_bytes=20_000)
     wire = Wire(settings=settings, store_settings=StoreSettings(max_log_bytes=3_000))
     wire.start("r1")
@@ -351,7 +351,7 @@ def test_a_snapshot_travels_in_pieces_of_about_the_bound() -> None:
     assert max(sizes) < 22_000
 
 
-def test_snapshots_are_handed_to_max_snapshots_receivers_at_once_and_to_the_others_after() -> None:
+def test_at_most_max_snapshots_receivers_are_served_at_a_time() -> None:
     settings = ReplicationSettings(pace_s=0.0, snapshot_piece_bytes=2_000, max_snapshots=2)
     wire = Wire(settings=settings, store_settings=StoreSettings(max_log_bytes=1_500))
     r1 = wire.start("r1")
@@ -361,8 +361,8 @@ def test_snapshots_are_handed_to_max_snapshots_receivers_at_once_and_to_the_othe
     for name in receivers:
         wire.start(name, "r1")
         wire.exchange(name, "r1")
-    asked = [wire.pull(name, "r1")[1] for name in receivers]
-    assert [bool(piece and piece.snapshot) for piece in asked] == [True, True, False, False, False, False]
+    pieces = [wire.pull(name, "r1")[1] for name in receivers]
+    assert [bool(piece and piece.snapshot) for piece in pieces] == [True, True, False, False, False, False]
     assert len(r1._snapshots._transfers) == 2
     most = 0
     for _ in range(100):
@@ -375,7 +375,7 @@ def test_snapshots_are_handed_to_max_snapshots_receivers_at_once_and_to_the_othe
     assert len(r1._snapshots._transfers) == 0
 
 
-def test_a_receiver_that_dies_half_way_blocks_its_place_for_half_a_minute_at_most() -> None:
+def test_a_receiver_that_dies_during_a_snapshot_blocks_its_place_for_at_most_half_a_minute() -> None:
     settings = ReplicationSettings(pace_s=0.0, snapshot_piece_bytes=2_000, max_snapshots=1)
     wire = Wire(settings=settings, store_settings=StoreSettings(max_log_bytes=1_500))
     wire.start("r1")
@@ -391,8 +391,8 @@ def test_a_receiver_that_dies_half_way_blocks_its_place_for_half_a_minute_at_mos
     assert len(wire["j2"].store.table) == 100
 
 
-def test_the_register_takes_max_members_addresses_and_refuses_the_next_whole() -> None:
-    """By PUT /view and from a peer; the replica goes on with those that it has."""
+def test_the_membership_table_has_at_most_max_members_addresses() -> None:
+    """More are rejected, in PUT /view and in a message of a peer. The replica keeps those that it has."""
     wire = Wire(settings=ReplicationSettings(pace_s=0.0, max_members=10))
     r1, r2 = wire.cluster("r1", "r2")
     for number in range(8):
@@ -401,40 +401,40 @@ def test_the_register_takes_max_members_addresses_and_refuses_the_next_whole() -
     with pytest.raises(BadMessage, match="more than 10 addresses"):
         r1.add_replica_from_view("one-more:80", wire.now("r1"))
     assert r1.membership.table.entries == before
-    told = wire.begin("r2", "r1")
-    assert isinstance(told.message, Exchange)
-    register = {**r2.membership.table.entries, "x:80": MembershipEntry(1, 1, True), "y:80": MembershipEntry(1, 1, True)}
+    outgoing = wire.begin("r2", "r1")
+    assert isinstance(outgoing.message, Exchange)
+    table = {**r2.membership.table.entries, "x:80": MembershipEntry(1, 1, True), "y:80": MembershipEntry(1, 1, True)}
     with pytest.raises(BadMessage, match="more than 10 addresses"):
-        run(r1.receive(msgspec.structs.replace(told.message, membership=register), wire.now("r1")), wire.now("r1"))
+        run(r1.receive(msgspec.structs.replace(outgoing.message, membership=table), wire.now("r1")), wire.now("r1"))
     assert r1.membership.table.entries == before
-    wire.send("r2", told)
+    wire.send("r2", outgoing)
     update = wire.issue("r1", "x", b"1")
     wire.flow(0.5)
     assert wire.has("r2", update.dot)
-    # One that goes out makes no room, because it must not be forgotten that it is out; one that is known may come back.
+    # A removal makes no room, because the table must remember it. A known address can be added again.
     assert r1.remove_replica_from_view("n0:80", wire.now("r1"))
     assert r1.add_replica_from_view("n0:80", wire.now("r1"))
 
 
 @pytest.mark.processes
-def test_over_http_the_register_takes_1024_addresses_and_the_next_put_is_a_400() -> None:
+def test_over_http_the_membership_table_has_at_most_1024_addresses_and_the_next_put_is_a_400() -> None:
     with cluster_of(1) as cluster:
         for n in range(1023):
             body = {"socket-address": f"127.1.{n // 250}.{n % 250 + 1}:9"}
             assert send(cluster, 0, "PUT", "/view", body).status == 201
             assert send(cluster, 0, "DELETE", "/view", body).status == 200
-        refused = send(cluster, 0, "PUT", "/view", {"socket-address": "127.2.0.1:9"})
-        assert (refused.status, "1024" in refused.body["error"]) == (400, True)
+        rejected = send(cluster, 0, "PUT", "/view", {"socket-address": "127.2.0.1:9"})
+        assert (rejected.status, "1024" in rejected.body["error"]) == (400, True)
         assert put(cluster, 0, "x", 1).status == 201
         assert send(cluster, 0, "GET", "/view").body["view"] == cluster.addresses
 
 
-# -- memory ----------------------------------------------------------------------------------------------------------
+# -- memory ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [1, 10, 100])
-def test_the_log_takes_about_the_memory_that_its_limit_says(batch: int) -> None:
-    """At whoever wrote and at whoever received it; with small values, where the estimate is hardest."""
+def test_the_log_uses_about_as_much_memory_as_its_limit_says(batch: int) -> None:
+    """At the writer and at a receiver, with small values, for which the estimate is the hardest."""
     limit = 2_000_000
     wire = Wire(store_settings=StoreSettings(max_log_bytes=limit))
     wire.cluster(*NAMES)
@@ -442,7 +442,7 @@ def test_the_log_takes_about_the_memory_that_its_limit_says(batch: int) -> None:
     for key in keys:
         wire.put("r1", key, b"%030d" % 0)
     wire.flow(3.0)
-    before = {name: weight(wire[name], but=(wire.rng,)) for name in ("r1", "r2")}
+    before = {name: weight(wire[name], without=(wire.rng,)) for name in ("r1", "r2")}
     wire.isolate("r3")
     for start in range(0, 20_000, batch):
         changes = [Change(keys[number % 1000], b"%030d" % number) for number in range(start, start + batch)]
@@ -456,29 +456,29 @@ def test_the_log_takes_about_the_memory_that_its_limit_says(batch: int) -> None:
         log = wire[name].store.log
         assert log.bytes <= limit
         assert log.bytes > limit / 3
-        ratios.append((weight(wire[name], but=(wire.rng,)) - before[name]) / log.bytes)
+        ratios.append((weight(wire[name], without=(wire.rng,)) - before[name]) / log.bytes)
         taken[name] = f"{ratios[-1]:.2f}"
-    report(f"{batch} writes an update: a byte of the log by its own count takes {taken} bytes")
+    report(f"{batch} writes per update: bytes used per byte that the log counts: {taken}")
     assert max(ratios) < 1.5
 
 
 @pytest.mark.parametrize("value_bytes", [10, 1000])
-def test_the_data_takes_about_the_memory_that_max_memory_counts(value_bytes: int) -> None:
+def test_the_data_uses_about_as_much_memory_as_max_memory_counts(value_bytes: int) -> None:
     wire = Wire()
     wire.cluster("r1", "r2")
-    before = {name: weight(wire[name], but=(wire.rng,)) for name in ("r1", "r2")}
+    before = {name: weight(wire[name], without=(wire.rng,)) for name in ("r1", "r2")}
     for number in range(5_000):
         wire.put("r1", f"key-{number:06}", b"%0*d" % (value_bytes, number))
         if number % 100 == 0:
             wire.flow(0.01)
     wire.flow(3.0)
     for name in ("r1", "r2"):
-        ratio = (weight(wire[name], but=(wire.rng,)) - before[name]) / wire[name].store.table.bytes
-        report(f"values of {value_bytes}: a byte of data by its own count takes {ratio:.2f} at {name}")
+        ratio = (weight(wire[name], without=(wire.rng,)) - before[name]) / wire[name].store.table.bytes
+        report(f"values of {value_bytes}: {ratio:.2f} bytes used per byte that the table counts, at {name}")
         assert 0.5 < ratio < 1.2
 
 
-def test_max_memory_counts_siblings_and_what_a_write_over_them_frees() -> None:
+def test_max_memory_counts_siblings_and_the_memory_that_replacing_them_frees() -> None:
     wire = Wire(store_settings=StoreSettings(max_memory_bytes=6_000))
     r1, _ = wire.cluster("r1", "r2")
     wire.isolate("r1")
@@ -497,7 +497,7 @@ def test_max_memory_counts_siblings_and_what_a_write_over_them_frees() -> None:
     assert sum(r1.store.clock.values()) == sum(clock.values()) + 1
 
 
-def test_events_for_people_are_bounded() -> None:
+def test_the_event_log_has_a_limit() -> None:
     wire = Wire(settings=ReplicationSettings(pace_s=0.0))
     r1 = wire.start("r1")
     for number in range(400):

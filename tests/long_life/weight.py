@@ -1,4 +1,4 @@
-"""How much a replica holds: every object that can be reached from it, each counted once."""
+"""Measure the memory of a replica: the objects that are reachable from it, each counted once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 
 _NOT_DATA = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
-"""Code is shared by all replicas, and leads everywhere."""
+"""Not counted: all replicas share code, and everything is reachable from it."""
 
 
-def reachable(root: Any, *, but: tuple[Any, ...] = ()) -> Iterator[Any]:
-    """Yield ``root`` and all data that it refers to, without ``but`` and what is only reached through it."""
-    seen = {id(thing) for thing in but}
+def reachable(root: Any, *, without: tuple[Any, ...] = ()) -> Iterator[Any]:
+    """Yield ``root`` and all data reachable from it, except through the objects in ``without``."""
+    seen = {id(thing) for thing in without}
     unseen = [root]
     while unseen:
         thing = unseen.pop()
@@ -24,31 +24,31 @@ def reachable(root: Any, *, but: tuple[Any, ...] = ()) -> Iterator[Any]:
             continue
         seen.add(id(thing))
         yield thing
-        # Structs with gc=False do not tell the collector what they refer to.
+        # The garbage collector does not know what structs with gc=False refer to.
         if isinstance(thing, msgspec.Struct):
             unseen += [getattr(thing, name) for name in thing.__struct_fields__]
         else:
             unseen += gc.get_referents(thing)
 
 
-def weight(root: Any, *, but: tuple[Any, ...] = ()) -> int:
-    """Return the bytes of all data that ``root`` refers to.
+def weight(root: Any, *, without: tuple[Any, ...] = ()) -> int:
+    """Return the size in bytes of all data reachable from ``root``.
 
-    A dict, set or list counts as a fresh copy of it would: Python keeps the room of one that was once large until it
-    fills again, which says how much was there at a time and nothing of what is there.
+    A dict, set or list counts with the size of a fresh copy. Python keeps the memory of a container that was once large
+    until it fills again, so its own size tells how large it was and not how large it is.
     """
-    return sum(sys.getsizeof(_fresh(thing)) for thing in reachable(root, but=but))
+    return sum(sys.getsizeof(_fresh(thing)) for thing in reachable(root, without=without))
 
 
 def _fresh(thing: Any) -> Any:
     return type(thing)(thing) if type(thing) in (dict, set, list) else thing
 
 
-def traces(root: Any, text: str, *, but: tuple[Any, ...] = ()) -> list[Any]:
-    """Return the strings and bytes that ``root`` refers to and that hold ``text``."""
+def traces(root: Any, text: str, *, without: tuple[Any, ...] = ()) -> list[Any]:
+    """Return the strings and bytes that are reachable from ``root`` and contain ``text``."""
     raw = text.encode()
     return [
         thing
-        for thing in reachable(root, but=but)
+        for thing in reachable(root, without=without)
         if (isinstance(thing, str) and text in thing) or (isinstance(thing, bytes) and raw in thing)
     ]
