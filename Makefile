@@ -80,7 +80,7 @@ matrix: setup ## Run tests with each installed Python from 3.11 to 3.13 (MATRIX=
 image: SYSTEM := podman:podman crun:crun debootstrap:debootstrap $(NETNS)
 image: setup system ## Build the container image and test three replicas of it (needs Debian and root)
 	@[ "$$(id -u)" = 0 ] || { echo "make image mounts file systems and needs root: sudo make image" >&2; exit 1; }
-	unshare --mount $(BIN)/pytest tests/image/image_checks.py $(PYTEST_ARGS)
+	unshare --mount $(BIN)/pytest tests/image/test_image.py $(PYTEST_ARGS)
 
 audit: setup ## Look up known vulnerabilities of the locked packages. Needs the package index
 	@[ -x .venv/audit/bin/pip-audit ] || { $(BIN)/python -m venv .venv/audit && .venv/audit/bin/pip install --quiet pip-audit==2.10.1; }

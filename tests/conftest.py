@@ -1,4 +1,4 @@
-"""What tests of real processes share: clusters on free ports of loopback, gone when the test ends."""
+"""Fixtures of all tests: clusters of real processes on free ports of the loopback interface."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kvsite.cluster import LocalCluster
 
 pytest_plugins = ["tests.support.scenarios_plugin"]
 
-# How long one example takes is the machine's matter, and no sign of a fault.
+# The duration of one example depends on the machine, and says nothing about the code.
 settings.register_profile("causeway", deadline=None)
 settings.load_profile("causeway")
 
@@ -27,6 +27,7 @@ ClusterFactory = Callable[..., LocalCluster]
 
 
 def is_free(port: int) -> bool:
+    """Return whether no process listens on ``port`` of 127.0.0.1."""
     with closing(socket.socket()) as probe:
         try:
             probe.bind(("127.0.0.1", port))
@@ -36,7 +37,7 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> int:
-    """Return the first of ``count`` neighbouring ports that nobody listens on, and that no earlier call returned."""
+    """Return the first of ``count`` consecutive free ports that no earlier call returned."""
     run: list[int] = []
     for port in itertools.islice(_next_port, 2 * len(PORTS)):
         run = [*run, port] if is_free(port) and (not run or port == run[-1] + 1) else []
@@ -47,9 +48,9 @@ def free_ports(count: int) -> int:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[ClusterFactory]:
-    """Return ``make(replicas=3, start=True, **environment)``: a cluster that is ready, and ended after the test.
+    """Return ``make(replicas=3, start=True, **environment)``. It makes clusters that are stopped after the test.
 
-    Logs lie in ``tmp_path``; pytest keeps them for a while.
+    The replicas are ready unless ``start`` is false. Their logs are in ``tmp_path``, which pytest keeps for a while.
     """
     with ExitStack() as stack:
 

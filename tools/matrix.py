@@ -1,8 +1,8 @@
-"""``make matrix``: the tests under each Python that pyproject.toml names and this machine has.
+"""``make matrix``: run the tests with each Python version that pyproject.toml names and this machine has.
 
-Each Python gets an environment of its own, ``.venv/matrix/<version>``, from the locked requirements, so this also shows
-that the lock holds for all of them. Run are all tests but those that need a browser or network namespaces: these drive
-real replicas from outside, as others do, and with one Python, in ``make test``, they have shown what they can.
+Each version gets its own environment, ``.venv/matrix/<version>``, from the locked requirements. So this also shows that
+the lock works for all versions. Tests that need a browser or network namespaces are left out: they depend on the
+Python version no more than other tests with real replicas, and ``make test`` runs them with one version.
 
     python -m tools.matrix [VERSION …] [-- PYTEST_ARGUMENT …]
 """
@@ -21,23 +21,23 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 REQUIREMENTS = REPOSITORY / "requirements-dev.txt"
 ENVIRONMENTS = REPOSITORY / ".venv" / "matrix"
-CHOSEN = "not browser and not netns" + ("" if sys.platform == "linux" else " and not linux")
+SELECTED = "not browser and not netns" + ("" if sys.platform == "linux" else " and not linux")
 CLOSING_LINE = re.compile(r"=* ?(\d+ (?:passed|failed|error|deselected).* in [\d.]+s.*?) ?=*$")
 
 
 class MatrixError(Exception):
-    """An environment could not be made; the text is pip's."""
+    """An environment could not be created. The text is the output of pip or venv."""
 
 
 def supported() -> list[str]:
-    """Return the versions, such as "3.11", that pyproject.toml says Causeway runs on."""
+    """Return the Python versions that pyproject.toml names, such as "3.11"."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = (re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", line) for line in project["classifiers"])
     return [match[1] for match in found if match]
 
 
 def candidates(version: str) -> Iterator[Path]:
-    """Yield the places where Python ``version`` may be, best first."""
+    """Yield paths at which Python ``version`` may be installed, the preferred one first."""
     if on_path := shutil.which(f"python{version}"):
         yield Path(on_path)
     yield from sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python{version}"), reverse=True)
@@ -50,17 +50,17 @@ def say(line: str) -> None:
 
 
 def find(version: str) -> Path | None:
-    """Return a Python ``version`` that can make environments, None where there is none."""
+    """Return the path of a Python ``version`` with venv, None if there is none."""
     probe = f"import sys, venv, ensurepip; sys.exit('%d.%d' % sys.version_info[:2] != '{version}')"
     for python in candidates(version):
-        # One on PATH may be a shim of pyenv's that leads nowhere.
+        # A program on PATH may be a pyenv shim without a Python behind it.
         if subprocess.run([python, "-c", probe], capture_output=True, check=False).returncode == 0:
             return python
     return None
 
 
 def environment(version: str, python: Path) -> Path:
-    """Make or bring up to date the environment of ``version``; return its Python. Raises ``MatrixError``."""
+    """Create or update the environment of ``version``; return the path of its Python. Raises ``MatrixError``."""
     home = ENVIRONMENTS / version
     inside, marker = home / "bin" / "python", home / ".ready"
     wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
@@ -78,37 +78,37 @@ def environment(version: str, python: Path) -> Path:
     return inside
 
 
-def try_one(version: str, arguments: list[str]) -> tuple[bool | None, str]:
-    """Run the tests under ``version``. Return whether they passed (None: not run) and a line that says how it went."""
+def run_version(version: str, arguments: list[str]) -> tuple[bool | None, str]:
+    """Run the tests with ``version``. Return whether they passed (None: not run), and a summary line."""
     python = find(version)
     if python is None:
-        return None, "not on this machine, so not tested"
+        return None, "not installed on this machine, so not tested"
     say(f"Python {version}: {python}")
     try:
         inside = environment(version, python)
     except MatrixError as exc:
         say(str(exc))
         return False, "the locked requirements cannot be installed"
-    command = [str(inside), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", CHOSEN, *arguments]
-    said = "said nothing"
+    command = [str(inside), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", SELECTED, *arguments]
+    summary = "no output"
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as tests:
         for line in tests.stdout or ():
             say(line.rstrip("\n"))
-            said = closing[1] if (closing := CLOSING_LINE.match(line)) else said
-    return tests.returncode == 0, said
+            summary = closing[1] if (closing := CLOSING_LINE.match(line)) else summary
+    return tests.returncode == 0, summary
 
 
 def main(arguments: list[str]) -> int:
-    """Run the matrix, print a table, and return 0 if some Python was found and none failed."""
+    """Run the matrix, print a table, and return 0 if at least one version ran and none failed."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
     versions, for_pytest = arguments[:split] or supported(), arguments[split + 1 :]
     if unknown := sorted(set(versions) - set(supported())):
         say(f"pyproject.toml does not name Python {', '.join(unknown)}")
         return 2
-    results = {version: try_one(version, for_pytest) for version in versions}
+    results = {version: run_version(version, for_pytest) for version in versions}
     say("Python  result  tests")
-    for version, (passed, said) in results.items():
-        say(f"{version:<8}{'-' if passed is None else 'passed' if passed else 'FAILED':<8}{said}")
+    for version, (passed, summary) in results.items():
+        say(f"{version:<8}{'-' if passed is None else 'passed' if passed else 'FAILED':<8}{summary}")
     ran = [passed for passed, _ in results.values() if passed is not None]
     return 0 if ran and all(ran) else 1
 

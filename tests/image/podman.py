@@ -1,15 +1,15 @@
-"""Podman in a storage of its own, and a stand-in for the base image, for trying the image where no registry is.
+"""Run podman with private storage, and build a substitute for the base image on machines without a registry.
 
-    with Podman() as podman:                   # needs root, podman and crun; nothing of it is left afterwards
-        archive = stand_in("3.12")             # needs debootstrap, and a Python 3.12 on this machine
+    with Podman() as podman:                   # needs root, podman and crun; removes everything at the end
+        archive = base_substitute("3.12")      # needs debootstrap, and a Python 3.12 on this machine
         podman("import", archive, "python:3.12-slim")
         build(podman, "causeway", "python:3.12-slim")
         podman.once("causeway", "id")
 
-The stand-in is Debian's smallest system with this machine's Python in /usr/local, as the real base image has it. What
-it cannot show is what the real one differs in: its size, and its release of Debian and of Python.
+The substitute is a minimal Debian system with the Python of this machine in /usr/local, where the real base image has
+it. It differs from the real one in size, and in the releases of Debian and Python.
 
-Everything runs in a mount namespace that nobody else sees (``unshare --mount``), which `make image` enters.
+`make image` runs everything in a private mount namespace (``unshare --mount``).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CACHE = REPOSITORY / ".venv" / "image"
 SYSTEM_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 CGROUPS = Path("/sys/fs/cgroup")
 
-CLOSED = [
+HARDENING = [
     "--pull=never",
     "--read-only",
     "--read-only-tmpfs=false",
@@ -45,16 +45,16 @@ CLOSED = [
     "--security-opt=no-new-privileges",
 ]
 
-# Of a registry's options only these matter inside the image's build; the rest is about this machine.
+# The pip options that the build of the image needs. All others concern this machine only.
 _PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host", "timeout", "default-timeout")
 
 
 class ImageError(RuntimeError):
-    """A command failed; the text is what it printed."""
+    """A command failed. The text is its output."""
 
 
 def run(*command: str | Path, stdin: int | None = None, timeout_s: float = 600) -> str:
-    """Run a command and return what it printed. Raises ``ImageError``."""
+    """Run a command and return its standard output. Raises ``ImageError`` if it fails."""
     name = shutil.which(str(command[0]), path=SYSTEM_PATH) or str(command[0])
     words = [name, *map(str, command[1:])]
     done = subprocess.run(
@@ -66,9 +66,9 @@ def run(*command: str | Path, stdin: int | None = None, timeout_s: float = 600) 
 
 
 def limits() -> list[str]:
-    """Return options by which a container gets this process's limits.
+    """Return options that give a container the resource limits of this process.
 
-    By itself podman raises them, which takes a capability that a machine which is a container itself often lacks.
+    By default podman raises the limits. That needs a capability which containers, such as a CI machine, often lack.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return [f"--ulimit=nofile={soft}:{hard}", "--ulimit=nproc=4096:4096", "--cgroups=disabled"]
@@ -79,49 +79,49 @@ def _environment() -> dict[str, str]:
 
 
 class Podman:
-    """Podman with its own images and containers, in a directory that goes with it. Call it as the command line."""
+    """Podman with private images and containers, in a temporary directory. Call it with command line arguments."""
 
     def __init__(self) -> None:
         if Path("/proc/self/ns/mnt").readlink() == Path(f"/proc/{os.getppid()}/ns/mnt").readlink():
-            raise ImageError("this mounts and unmounts: start it with `make image`, in a mount namespace of its own")
-        # Short: sockets lie below it, whose paths may have 107 characters.
+            raise ImageError("this needs a private mount namespace: run `make image`")
+        # A short path: it contains sockets, whose paths may have at most 107 characters.
         self.home = Path(tempfile.mkdtemp(prefix="cwi-"))
         places = {"--root": "root", "--runroot": "runroot", "--tmpdir": "tmp"}
         self._options = [f"{option}={self.home / name}" for option, name in places.items()]
         self._options += ["--cgroup-manager=cgroupfs", "--events-backend=file", "--runtime=crun"]
         if (CGROUPS / "unified").is_mount():
-            # crun refuses a machine that has old and new control groups; in this namespace there are new ones only.
+            # crun does not support both versions of control groups at once. In this namespace only version 2 is mounted.
             run("mount", "-t", "cgroup2", "cgroup2", CGROUPS)
 
     def __call__(self, *arguments: str | Path, stdin: int | None = None, timeout_s: float = 900) -> str:
-        """Return what ``podman ARGUMENTS`` printed. Raises ``ImageError``."""
+        """Run ``podman ARGUMENTS`` and return its standard output. Raises ``ImageError`` if it fails."""
         return run("podman", *self._options, *arguments, stdin=stdin, timeout_s=timeout_s)
 
     def code(self, *arguments: str) -> int:
-        """Return the exit code of ``podman ARGUMENTS``."""
+        """Run ``podman ARGUMENTS`` and return its exit code."""
         command = ["podman", *self._options, *arguments]
         return subprocess.run(command, capture_output=True, check=False, timeout=60, env=_environment()).returncode
 
     def logs(self, name: str) -> str:
-        """Return what the program in a container printed."""
+        """Return the output of the program in a container."""
         command = ["podman", *self._options, "logs", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         return done.stdout
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """Return what podman knows of a container or an image."""
+        """Return podman's description of a container or an image."""
         found: dict[str, Any] = json.loads(self("inspect", name))[0]
         return found
 
     def start(self, name: str, image: str, namespace: str, environment: dict[str, str]) -> None:
-        """Start a container in a network namespace, as closed as compose.yaml asks for and with nothing to write to."""
+        """Start a container in a network namespace, hardened as in compose.yaml and without a writable file system."""
         named = [f"--env={variable}={value}" for variable, value in environment.items()]
         place = ["--detach", f"--name={name}", f"--network=ns:/run/netns/{namespace}"]
-        self("run", *place, *CLOSED, *limits(), *named, image)
+        self("run", *place, *HARDENING, *limits(), *named, image)
 
     def once(self, image: str, *command: str) -> str:
-        """Run a command in a container that is gone afterwards, closed as others are; return what it printed."""
-        return self("run", "--rm", "--no-healthcheck", "--network=none", *CLOSED, *limits(), image, *command)
+        """Run a command in a temporary container, hardened like the others; return its standard output."""
+        return self("run", "--rm", "--no-healthcheck", "--network=none", *HARDENING, *limits(), image, *command)
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +129,7 @@ class Podman:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End all containers and remove everything."""
+        """Stop all containers and remove everything."""
         self.code("rm", "--all", "--force", "--time=0")
         mounted = [line.split()[1] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
         for place in sorted((place for place in mounted if place.startswith(f"{self.home}/")), reverse=True):
@@ -141,10 +141,10 @@ class Podman:
 
 
 def build(podman: Podman, image: str, base: str) -> str:
-    """Build the Dockerfile as it stands on ``base``. Return a text that must not be found in the image.
+    """Build the Dockerfile on ``base``. Return a text that must not appear in the image.
 
-    Packages come from where this machine's pip takes them. What it knows of that goes in as secrets, marked with the
-    text that is returned.
+    The build uses the package index of this machine. The pip configuration enters the build as secrets, which contain
+    the returned text.
     """
     marker = uuid.uuid4().hex
     configured = _pip_configuration()
@@ -162,7 +162,7 @@ def build(podman: Podman, image: str, base: str) -> str:
 
 
 def _pip_configuration() -> dict[str, str]:
-    """Return pip's options on this machine, from its files and its environment; indexes of files are left out."""
+    """Return the pip options of this machine, from files and environment, without those that refer to local files."""
     found = {}
     for line in run(sys.executable, "-m", "pip", "config", "list").splitlines():
         name, _, value = line.partition("=")
@@ -176,21 +176,21 @@ def _pip_configuration() -> dict[str, str]:
 
 
 def base_of(dockerfile: Path) -> tuple[str, str]:
-    """Return the name of the base image that the Dockerfile has, and which Python it is."""
+    """Return the name of the base image in the Dockerfile, and its version of Python."""
     match = re.search(r"^ARG PYTHON=(\S+/python:(3\.\d+)\S*)$", dockerfile.read_text(encoding="utf-8"), re.MULTILINE)
     if match is None:
         raise ImageError("the Dockerfile has no line ARG PYTHON=…/python:3.x…")
     return match[1], match[2]
 
 
-def stand_in(version: str) -> Path:
-    """Return a tar file with the stand-in's file system; made once, kept until `make clean`."""
+def base_substitute(version: str) -> Path:
+    """Return a tar file with the file system of the substitute. It is built once and kept until `make clean`."""
     made = CACHE / f"base-{version}.tar"
     if made.exists():
         return made
     python = find(version)
     if python is None:
-        raise ImageError(f"the stand-in for the base image needs a Python {version} with venv on this machine")
+        raise ImageError(f"the substitute for the base image needs Python {version} with venv on this machine")
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="cwi-base-") as directory:
         root = Path(directory)
@@ -206,7 +206,7 @@ def stand_in(version: str) -> Path:
 
 
 def _copy_python(python: Path, version: str, root: Path) -> None:
-    """Copy a Python of this machine to /usr/local below ``root``, with the libraries that it needs."""
+    """Copy a Python of this machine and its libraries to /usr/local below ``root``."""
     prefix = Path(run(python, "-c", "import sys; print(sys.base_prefix)").strip())
     local, library = root / "usr" / "local", f"lib/python{version}"
     unneeded = shutil.ignore_patterns("site-packages", "test", "tests", "idlelib", "turtledemo", "config-*", "*.pyc")
@@ -217,7 +217,7 @@ def _copy_python(python: Path, version: str, root: Path) -> None:
         (local / "bin" / name).symlink_to(f"python{version}")
     modules = (local / library / "lib-dynload").glob("*.so")
     for needed in _libraries([local / "bin" / f"python{version}", *modules]):
-        # The C library's own parts are there, and must fit each other.
+        # Parts of the C library are there already, and must match each other.
         if not list(root.glob(f"**/{needed.name}")):
             shutil.copy2(needed.resolve(), local / "lib" / needed.name)
     run("chroot", root, "/sbin/ldconfig")
@@ -225,5 +225,5 @@ def _copy_python(python: Path, version: str, root: Path) -> None:
 
 
 def _libraries(programs: Iterable[Path]) -> set[Path]:
-    """Return the shared libraries that ``programs`` are loaded with on this machine."""
+    """Return the shared libraries that ``programs`` use on this machine."""
     return {Path(path) for program in programs for path in re.findall(r"=> (/\S+)", run("ldd", program))}

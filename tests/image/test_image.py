@@ -1,6 +1,6 @@
-"""The container image, built from the Dockerfile as it stands and run: what it is, and three replicas of it.
+"""Build the container image from the Dockerfile, check its contents, and run three replicas of it.
 
-Not collected by itself: it needs root, podman and debootstrap, and some minutes. `make image` runs it.
+`make image` runs this file. See conftest.py.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import requests
 
-from tests.image.podman import REPOSITORY, ImageError, Podman, base_of, build, stand_in
+from tests.image.podman import REPOSITORY, ImageError, Podman, base_of, base_substitute, build
 from tests.support.waiting import wait_until
 from tools.netns.cluster import Network
 
 IMAGE = "localhost/causeway:checked"
 GRACE_S = 15
-"""What compose.yaml gives a replica to stop in."""
+"""The stop_grace_period in compose.yaml."""
 
 STALE_BYTECODE = """
 import importlib.util, pathlib, struct, sys
@@ -35,11 +35,11 @@ for root in ("/app/kvsite", "/app/replication", "/app/store", "/venv"):
         if head[:4] != importlib.util.MAGIC_NUMBER or not fresh:
             print(source)
 """
-"""Prints the modules that Python would have to compile again. By PEP 552 flags of 1 mean: taken without a look."""
+"""Prints the modules that Python would compile again. With flags of 1 (PEP 552), Python does not check the source."""
 
 
 def report(line: str) -> None:
-    """Say a measurement, whether pytest shows output or not."""
+    """Print a measurement, also if pytest captures output."""
     sys.__stdout__.write(f"\n{line}\n") if sys.__stdout__ else None
 
 
@@ -51,9 +51,9 @@ def podman() -> Iterator[Podman]:
 
 @pytest.fixture(scope="module")
 def marker(podman: Podman) -> str:
-    """Build the image; return what was in the secrets that its build was given."""
+    """Build the image; return the text that marks the secrets of the build."""
     name, version = base_of(REPOSITORY / "Dockerfile")
-    with stand_in(version).open("rb") as archive:
+    with base_substitute(version).open("rb") as archive:
         podman("import", "--change=ENV PATH=/usr/local/bin:/usr/bin:/bin", "-", name, stdin=archive.fileno())
     return build(podman, IMAGE, name)
 
@@ -71,7 +71,7 @@ def network() -> Iterator[Network]:
 
 
 class Cluster:
-    """Three replicas of the image, each in a network namespace of its own and with the image's own settings."""
+    """Three replicas of the image, each in its own network namespace, with the settings of the image."""
 
     def __init__(self, podman: Podman, network: Network) -> None:
         self.podman = podman
@@ -85,11 +85,11 @@ class Cluster:
         environment = {"SOCKET_ADDRESS": self.addresses[i], "VIEW": ",".join(self.addresses[:3]), **more}
         self.podman.start(self.name(i), IMAGE, self.network.namespaces[i], environment)
 
-    def ask(self, i: int, method: str, path: str, body: object = None) -> requests.Response:
+    def send(self, i: int, method: str, path: str, body: object = None) -> requests.Response:
         return requests.request(method, f"http://{self.addresses[i]}{path}", json=body, timeout=10)
 
     def wait_health(self, i: int, code: int) -> None:
-        """Wait until the image's HEALTHCHECK exits with ``code`` in replica ``i``: 0 where it is ready, 1 where not."""
+        """Wait until the HEALTHCHECK of the image exits with ``code`` in replica ``i``. 0: ready, 1: not ready."""
         command = self.podman.inspect(IMAGE)["Healthcheck"]["Test"][1:]
         wait_until(
             lambda: self.podman.code("exec", self.name(i), *command) == code,
@@ -98,7 +98,7 @@ class Cluster:
             every_s=0.2,
         )
 
-    def inside(self, i: int, *command: str) -> str:
+    def run_inside(self, i: int, *command: str) -> str:
         return self.podman("exec", self.name(i), *command)
 
 
@@ -112,10 +112,10 @@ def cluster(podman: Podman, image: dict[str, Any], network: Network) -> Cluster:
     return made
 
 
-# --- What it is ---------------------------------------------------------------------------------------------------
+# --- Contents ---------------------------------------------------------------------------------------------------
 
 
-def test_it_says_what_it_is_and_runs_as_nobody_in_particular(image: dict[str, Any]) -> None:
+def test_the_image_has_labels_a_command_and_an_unprivileged_user(image: dict[str, Any]) -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     config = image["Config"]
     assert config["User"] == "10001:10001"
@@ -126,16 +126,16 @@ def test_it_says_what_it_is_and_runs_as_nobody_in_particular(image: dict[str, An
     assert config["Labels"]["org.opencontainers.image.licenses"] == project["license"]
 
 
-def test_no_secret_is_in_it(podman: Podman, image: dict[str, Any], marker: str, tmp_path: Path) -> None:
+def test_the_image_contains_no_secret(podman: Podman, image: dict[str, Any], marker: str, tmp_path: Path) -> None:
     names = {entry.partition("=")[0] for entry in image["Config"]["Env"]}
     assert names == {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "SOCKET_ADDRESS", "KV_BIND"}
     podman("save", "--format=docker-archive", f"--output={tmp_path / 'image.tar'}", IMAGE)
     everything = (tmp_path / "image.tar").read_bytes()
-    assert b"kvsite/healthcheck.py" in everything, "layers are plain tar files in it"
+    assert b"kvsite/healthcheck.py" in everything, "the layers must be plain tar files"
     assert marker.encode() not in everything
 
 
-def test_it_holds_the_program_and_no_more(podman: Podman, image: dict[str, Any]) -> None:
+def test_the_image_contains_the_program_and_nothing_else(podman: Podman, image: dict[str, Any]) -> None:
     found = podman.once(IMAGE, "ls", "-A", "/app").split()
     assert sorted(found) == ["LICENSE", "kvsite", "manage.py", "replication", "requirements.txt", "store"]
     assert "pip" not in podman.once(IMAGE, "ls", "/venv/bin").split()
@@ -145,74 +145,72 @@ def test_it_holds_the_program_and_no_more(podman: Podman, image: dict[str, Any])
     assert own_bytes < 150e6
 
 
-def test_nothing_in_it_can_be_changed_by_who_it_runs_as(podman: Podman, image: dict[str, Any]) -> None:
+def test_the_user_of_the_image_can_change_no_file(podman: Podman, image: dict[str, Any]) -> None:
     assert podman.once(IMAGE, "id", "-u").strip() == "10001"
     places = podman.once(IMAGE, "sh", "-c", "find / -xdev -writable -not -type l 2>/dev/null || true")
     outside = {place for place in places.split() if not place.startswith(("/tmp", "/var/tmp", "/run/lock", "/dev/"))}
     assert not outside
 
 
-def test_everything_is_compiled_already(podman: Podman, image: dict[str, Any]) -> None:
+def test_all_modules_are_compiled(podman: Podman, image: dict[str, Any]) -> None:
     stale = podman.once(IMAGE, "python", "-c", STALE_BYTECODE).split()
     assert not stale
 
 
-# --- Three replicas of it -----------------------------------------------------------------------------------------
+# --- Three replicas -----------------------------------------------------------------------------------------
 
 
-def test_what_is_put_at_one_is_got_at_another(cluster: Cluster) -> None:
-    put = cluster.ask(0, "PUT", "/kvs/dinner", {"value": "pizza"})
+def test_a_value_put_at_one_replica_is_read_at_another(cluster: Cluster) -> None:
+    put = cluster.send(0, "PUT", "/kvs/dinner", {"value": "pizza"})
     assert put.status_code == 201, put.text
-    got = cluster.ask(1, "GET", "/kvs/dinner", {"causal-metadata": put.json()["causal-metadata"]})
+    got = cluster.send(1, "GET", "/kvs/dinner", {"causal-metadata": put.json()["causal-metadata"]})
     assert got.json()["value"] == "pizza"
-    assert sorted(cluster.ask(2, "GET", "/view").json()["view"]) == sorted(cluster.addresses[:3])
+    assert sorted(cluster.send(2, "GET", "/view").json()["view"]) == sorted(cluster.addresses[:3])
 
 
-def test_it_serves_its_pages_without_anything_to_write_to(cluster: Cluster) -> None:
+def test_pages_are_served_without_a_writable_file_system(cluster: Cluster) -> None:
     for path in ("/admin/", "/docs/", "/schema/", "/metrics", "/replication/status"):
-        assert cluster.ask(0, "GET", path).status_code == 200, path
+        assert cluster.send(0, "GET", path).status_code == 200, path
     with pytest.raises(ImageError, match="Read-only file system"):
-        cluster.inside(0, "touch", "/tmp/file")
+        cluster.run_inside(0, "touch", "/tmp/file")
 
 
-def test_it_has_no_privileges(cluster: Cluster) -> None:
-    status = dict(line.split(":", 1) for line in cluster.inside(0, "cat", "/proc/1/status").splitlines())
+def test_a_replica_has_no_privileges(cluster: Cluster) -> None:
+    status = dict(line.split(":", 1) for line in cluster.run_inside(0, "cat", "/proc/1/status").splitlines())
     assert status["Uid"].split() == ["10001"] * 4
     assert {int(status[kind], 16) for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
     assert status["NoNewPrivs"].strip() == "1"
 
 
-def test_its_healthcheck_tells_whether_it_is_ready(cluster: Cluster) -> None:
-    cluster.ask(0, "DELETE", "/view", {"socket-address": cluster.addresses[2]})
+def test_the_healthcheck_reports_readiness(cluster: Cluster) -> None:
+    cluster.send(0, "DELETE", "/view", {"socket-address": cluster.addresses[2]})
     cluster.wait_health(2, 1)
-    cluster.ask(0, "PUT", "/view", {"socket-address": cluster.addresses[2]})
+    cluster.send(0, "PUT", "/view", {"socket-address": cluster.addresses[2]})
     cluster.wait_health(2, 0)
 
 
-def test_sigterm_hands_over_and_ends_it_in_order(cluster: Cluster) -> None:
-    put = cluster.ask(2, "PUT", "/kvs/last", {"value": "words"})
+def test_sigterm_hands_updates_over_and_stops_in_time(cluster: Cluster) -> None:
+    put = cluster.send(2, "PUT", "/kvs/last", {"value": "words"})
     began_s = time.monotonic()
     cluster.podman("stop", f"--time={GRACE_S}", cluster.name(2))
     took_s = time.monotonic() - began_s
     assert cluster.podman.inspect(cluster.name(2))["State"]["ExitCode"] == 0, cluster.podman.logs(cluster.name(2))
     assert took_s < GRACE_S
     report(f"stopped in {took_s:.1f} s")
-    got = cluster.ask(0, "GET", "/kvs/last", {"causal-metadata": put.json()["causal-metadata"]})
+    got = cluster.send(0, "GET", "/kvs/last", {"causal-metadata": put.json()["causal-metadata"]})
     assert got.json()["value"] == "words"
 
 
-def test_sigterm_before_it_serves_is_not_lost(cluster: Cluster) -> None:
-    """A container's first process has no default action for signals: one that nobody takes is none."""
+def test_a_sigterm_before_it_serves_takes_effect(cluster: Cluster) -> None:
+    """The first process of a container has no default action for signals: without a handler they are ignored."""
     cluster.start(3, VIEW="")
     status = Path(f"/proc/{cluster.podman.inspect(cluster.name(3))['State']['Pid']}/status")
-    deadline = time.monotonic() + 60
-    while "SigBlk:\t0000000000000000" in status.read_text(encoding="utf-8"):
-        assert time.monotonic() < deadline
+    wait_until(lambda: "SigBlk:\t0000000000000000" not in status.read_text(encoding="utf-8"), timeout_s=60, every_s=0)
     assert "listens on" not in cluster.podman.logs(cluster.name(3))
     cluster.podman("kill", "--signal=TERM", cluster.name(3))
     assert cluster.podman("wait", cluster.name(3)).strip() == "0"
 
 
-def test_a_wrong_setting_is_one_line_and_exit_code_2(podman: Podman, image: dict[str, Any]) -> None:
+def test_an_invalid_setting_prints_one_line_and_exits_2(podman: Podman, image: dict[str, Any]) -> None:
     with pytest.raises(ImageError, match=r"exit code 2\nKV_DOWN_AFTER: must be a number of seconds[^\n]*\n$"):
         podman.once(IMAGE, "env", "KV_DOWN_AFTER=soon", *image["Config"]["Cmd"])
