@@ -90,7 +90,7 @@ class Podman:
         self._options = [f"{option}={self.home / name}" for option, name in places.items()]
         self._options += ["--cgroup-manager=cgroupfs", "--events-backend=file", "--runtime=crun"]
         if (CGROUPS / "unified").is_mount():
-            # crun does not support both versions of control groups at once. In this namespace only version 2 is mounted.
+            # crun does not support both versions of control groups at once: here it finds version 2 only.
             run("mount", "-t", "cgroup2", "cgroup2", CGROUPS)
 
     def __call__(self, *arguments: str | Path, stdin: int | None = None, timeout_s: float = 900) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvsite.listener_shutdown import stop_listening
+from tests.support.waiting import wait_until
 
 FAMILIES = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
 
@@ -46,7 +47,15 @@ def test_who_knocks_while_the_door_closes_is_refused_and_never_reset(listening: 
     at = listening.getsockname()[:2]
     closing = threading.Thread(target=stop_listening, args=(listening.fileno(), 0.5))
     closing.start()
-    time.sleep(0.1)
+
+    def drops_handshakes() -> bool:
+        try:
+            socket.create_connection(at, 0.05).close()
+        except TimeoutError:
+            return True
+        return False
+
+    wait_until(drops_handshakes)
     began_s = time.monotonic()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(at, 5).close()  # TCP asks again after a second; by then the door is closed

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,7 +114,7 @@ def test_a_session_leader_with_lower_priority_takes_no_cpu_time_from_others() ->
     try:
         lower_priority(both[1].pid)
         before = [cpu_s([process.pid]) for process in both]
-        time.sleep(3)
+        wait_until(lambda: cpu_s([both[0].pid]) - before[0] > 2, timeout_s=20, what="the first one has used 2 s of CPU")
         used = [cpu_s([process.pid]) - then for process, then in zip(both, before, strict=True)]
     finally:
         for process in both:
@@ -141,7 +141,12 @@ def test_an_interrupted_benchmark_leaves_nothing_behind(tmp_path: Path) -> None:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     wait_until(lambda: children.read_text().split(), what="a replica was started")
     started = [int(pid) for pid in children.read_text().split()]
-    time.sleep(0.3)
+
+    def is_listening() -> bool:
+        with socket.create_connection(("127.0.0.1", PORT + 100), timeout=1):
+            return True
+
+    wait_until(is_listening, what="the replica listens")
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130
