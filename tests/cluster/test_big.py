@@ -18,7 +18,7 @@ BATCH = 500
 VALUE = "x" * 1000
 
 
-@pytest.mark.parametrize("log_bytes", [1 << 18, 64 << 20], ids=["by snapshot", "by log"])
+@pytest.mark.parametrize("log_bytes", [1 << 18, 64 << 20], ids=["by-snapshot", "by-log"])
 def test_an_empty_replica_serves_only_after_it_has_all_20000_keys(
     log_bytes: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -145,7 +145,7 @@ class Network:
             raise NetnsError(f"the number of replicas must be from 1 to {MAX_REPLICAS}, not {count}")
         require_tools()
         if os.geteuid() != 0:
-            raise NetnsError("network namespaces need root: run this program with `python -m tools.netns PROGRAM …`")
+            raise NetnsError("network namespaces need root. Start the program with: python -m tools.netns PROGRAM …")
         with _locked():
             remove_leftovers()
             used = {slot for slot, _ in existing_networks().values()}

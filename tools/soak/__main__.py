@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools import soak as package
+from tools.netns.errors import NetnsError
 from tools.soak.report import report, shortcomings
 from tools.soak.run import CLIENTS, check_again, soak
 
@@ -25,14 +26,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if options.check:
         return check_again(options.check, say)
-    run = soak(
-        options.minutes * 60,
-        replicas=options.replicas,
-        clients=options.clients,
-        seed=options.seed,
-        directory=options.directory,
-        say=say,
-    )
+    try:
+        run = soak(
+            options.minutes * 60,
+            replicas=options.replicas,
+            clients=options.clients,
+            seed=options.seed,
+            directory=options.directory,
+            say=say,
+        )
+    except NetnsError as exc:
+        sys.stderr.write(f"python -m tools.soak: {exc}\n")
+        return 2
     say(report(run))
     short = shortcomings(run)
     if not run.problems and not short:
