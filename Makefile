@@ -19,7 +19,7 @@ NETNS := ip:iproute2 iptables:iptables unshare:util-linux mount:mount
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10
 
-# --- Installation -------------------------------------------------------------------------------------------------------
+# --- Installation -----------------------------------------------------------------------------------------------------
 
 setup: .venv/.ready ## Create .venv from the locked requirements, or update it
 
@@ -41,7 +41,7 @@ lock: ## Write requirements*.txt from pyproject.toml. Run it after a change of a
 PIP_COMPILE := --quiet --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options
 
-# --- Use ----------------------------------------------------------------------------------------------------------
+# --- Use --------------------------------------------------------------------------------------------------------------
 
 run: setup ## Start a cluster on 127.0.0.1:8090 and the following ports (REPLICAS=3, BASE_PORT=8090)
 	@exec $(BIN)/python manage.py run_cluster $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(BASE_PORT),--base-port $(BASE_PORT))
@@ -53,7 +53,7 @@ soak: SYSTEM := $(NETNS)
 soak: setup system ## Run random faults against real replicas (MINUTES=10)
 	@exec $(BIN)/python -m tools.netns $(BIN)/python -m tools.soak --minutes $(MINUTES)
 
-# --- Checks -------------------------------------------------------------------------------------------------------
+# --- Checks -----------------------------------------------------------------------------------------------------------
 
 lint: setup ## Check format, lint rules, types, imports between packages, and the Dockerfile
 	$(BIN)/ruff format --check .
