@@ -199,11 +199,11 @@ def states(pods: Pods) -> dict[str, dict[str, list[str]]]:
     """Return replica name -> key -> values, the winner first."""
     found: dict[str, dict[str, list[str]]] = {}
     for i in sorted(pods.running):
-        held = found[pods.names[i]] = {}
+        values = found[pods.names[i]] = {}
         for key in KEYS:
             answer = requests.get(f"http://{pods.services[i]}:{PORT}/kvs/{key}?siblings=true", timeout=5)
             if answer.status_code == 200:
-                held[key] = [each["value"] for each in answer.json()["siblings"]]
+                values[key] = [each["value"] for each in answer.json()["siblings"]]
     return found
 
 
@@ -270,8 +270,8 @@ def test_scaling_from_3_to_5_to_3_under_load_restarts_no_replica_and_loses_no_up
         assert {address: state for address, state in pods.members(i).items() if state != "alive"} == removed_members
         addresses = requests.get(f"http://{pods.services[i]}:{PORT}/view", timeout=5).json()["view"]
         assert addresses == pods.addresses[:3], "an IP address from DNS became a member"
-        held = requests.get(f"http://{pods.services[i]}:{PORT}/kvs?prefix=kept/&limit=1000&values=true", timeout=5)
-        assert held.json()["items"] == kept
+        listing = requests.get(f"http://{pods.services[i]}:{PORT}/kvs?prefix=kept/&limit=1000&values=true", timeout=5)
+        assert listing.json()["items"] == kept
 
     operations = [msgspec.convert(each, history.Operation) for each in load.operations]
     final = states(pods)

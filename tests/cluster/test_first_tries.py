@@ -32,13 +32,13 @@ def test_all_replicas_return_a_write_at_once_with_the_writers_metadata_and_soon_
 def test_a_deleted_key_is_absent_at_all_replicas_and_can_be_created_again(trio: NetnsCluster) -> None:
     """Contract P3: a delete removes the versions that it follows, and no later ones."""
     past = put(trio, 0, "first/deleted", 1).past
-    gone = delete(trio, 1, "first/deleted", past)
-    assert (gone.status, gone.body["result"]) == (200, "deleted")
+    deleted = delete(trio, 1, "first/deleted", past)
+    assert (deleted.status, deleted.body["result"]) == (200, "deleted")
     for i in range(3):
-        absent = get(trio, i, "first/deleted", gone.past)
+        absent = get(trio, i, "first/deleted", deleted.past)
         assert (absent.status, absent.body["error"]) == (404, "Key does not exist")
-    assert delete(trio, 2, "first/deleted", gone.past).status == 404
-    again = put(trio, 2, "first/deleted", 2, gone.past)
+    assert delete(trio, 2, "first/deleted", deleted.past).status == 404
+    again = put(trio, 2, "first/deleted", 2, deleted.past)
     assert (again.status, again.body["result"]) == (201, "created")
     for i in range(3):
         assert get(trio, i, "first/deleted", again.past).value == 2

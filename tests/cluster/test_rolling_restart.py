@@ -39,11 +39,11 @@ PAUSE_S = 0.03
 
 @dataclass
 class Load:
-    """Clients that work until ``over`` is set, and what they saw."""
+    """Clients that work until ``stop`` is set, and what they saw."""
 
     cluster: NetnsCluster
     recorder: Recorder = field(default_factory=Recorder)
-    over: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event = field(default_factory=threading.Event)
     problems: list[str] = field(default_factory=list)
     """Errors that no client may see."""
     rejections: Counter[str] = field(default_factory=Counter)
@@ -69,7 +69,7 @@ class Load:
         rng, values = random.Random(number), itertools.count()
         with Session(self.cluster.addresses, timeout_s=6, recorder=self.recorder, name=f"s{number}") as session:
             session.stick_to(session.replicas[number % len(session.replicas)])
-            while not self.over.wait(PAUSE_S):
+            while not self.stop.wait(PAUSE_S):
                 if number % 2 and rng.random() < 0.3:
                     session.stick_to(rng.choice(session.replicas))
                 try:
@@ -102,7 +102,7 @@ class Load:
             http.trust_env = False
             http.headers.update(headers)
             for n in itertools.count():
-                if self.over.wait(PAUSE_S):
+                if self.stop.wait(PAUSE_S):
                     return
                 key = f"plain/{number}/{n}"
                 wrote = self.send(http, n, "PUT", key, {"value": n})
@@ -179,7 +179,7 @@ def test_a_rolling_restart_under_load_loses_no_update_and_no_client_sees_an_erro
                 trio.wait_ready_one(i)
             load.wait_for_progress()
         finally:
-            load.over.set()
+            load.stop.set()
         for client in working:
             client.result()
     assert load.problems == []

@@ -24,12 +24,12 @@ PASSWORD = "password-of-the-dashboard"
 QUICK = {"KV_DOWN_AFTER": "1", "KV_SYNC_INTERVAL": "0.2"}
 
 
-def ask(made: LocalCluster, i: int, method: str, path: str, body: Any = None, **options: Any) -> requests.Response:
+def send(made: LocalCluster, i: int, method: str, path: str, body: Any = None, **options: Any) -> requests.Response:
     return requests.request(method, made.url(i) + path, json=body, timeout=5, **options)
 
 
-def holds(made: LocalCluster, i: int, key: str, **options: Any) -> bool:
-    return ask(made, i, "GET", f"/kvs/{key}", **options).status_code == 200
+def has_key(made: LocalCluster, i: int, key: str, **options: Any) -> bool:
+    return send(made, i, "GET", f"/kvs/{key}", **options).status_code == 200
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -51,15 +51,15 @@ def test_two_clusters_with_different_secrets_never_exchange(cluster: ClusterFact
         made.start_one(i, {"KV_CLUSTER_SECRET": SECRET} if i < 2 else others)
     made.wait_ready()
     for i in range(4):
-        assert ask(made, i, "PUT", f"/kvs/of-{i}", {"value": i}).status_code == 201
-    wait_until(lambda: all(holds(made, i, f"of-{i ^ 1}") for i in range(4)))
+        assert send(made, i, "PUT", f"/kvs/of-{i}", {"value": i}).status_code == 201
+    wait_until(lambda: all(has_key(made, i, f"of-{i ^ 1}") for i in range(4)))
     # Ten sync intervals: as close to "never" as a test can get.
-    assert_stays(lambda: not any(holds(made, i, f"of-{(i + 2) % 4}") for i in range(4)), for_s=2)
+    assert_stays(lambda: not any(has_key(made, i, f"of-{(i + 2) % 4}") for i in range(4)), for_s=2)
     for i in range(4):
         mine, theirs = ((0, 1), (2, 3)) if i < 2 else ((2, 3), (0, 1))
-        assert ask(made, i, "GET", "/kvs").json()["keys"] == [f"of-{j}" for j in mine]
-        assert sorted(ask(made, i, "GET", "/view").json()["view"]) == sorted(made.addresses[j] for j in mine)
-        status = ask(made, i, "GET", "/replication/status").json()
+        assert send(made, i, "GET", "/kvs").json()["keys"] == [f"of-{j}" for j in mine]
+        assert sorted(send(made, i, "GET", "/view").json()["view"]) == sorted(made.addresses[j] for j in mine)
+        status = send(made, i, "GET", "/replication/status").json()
         assert all(made.addresses[j] not in f"{status['clock']}{status['view']}" for j in theirs)
         assert status["open"] is (i >= 2 and not others)
         assert "no exchange" in made.log(i)
@@ -74,12 +74,12 @@ def test_a_secured_cluster_works_like_any_other(cluster: ClusterFactory) -> None
     made = cluster(3, KV_LOG_FORMAT="json", **environment)
     token = {"headers": {"Authorization": f"Bearer {WRITE}"}}
     look = {"headers": {"Authorization": f"Bearer {READ}"}}
-    assert ask(made, 0, "PUT", "/kvs/a", {"value": "not for the log"}, **token).status_code == 201
-    wait_until(lambda: all(holds(made, i, "a", **look) for i in range(3)))
+    assert send(made, 0, "PUT", "/kvs/a", {"value": "not for the log"}, **token).status_code == 201
+    wait_until(lambda: all(has_key(made, i, "a", **look) for i in range(3)))
     made.kill(1)
     made.start_one(1)
     made.wait_ready()
-    assert holds(made, 1, "a", **look)
+    assert has_key(made, 1, "a", **look)
 
     at = made.addresses[0]
     for credentials, says in [
@@ -99,7 +99,7 @@ def test_a_secured_cluster_works_like_any_other(cluster: ClusterFactory) -> None
     assert made.terminate(2) == 0
 
     pages = [
-        ask(made, 0, "GET", path, **look) for path in ("/replication/status", "/view", "/kvs", "/metrics", "/schema/")
+        send(made, 0, "GET", path, **look) for path in ("/replication/status", "/view", "/kvs", "/metrics", "/schema/")
     ]
     seen = "".join(f"{page.headers}{page.text}" for page in pages) + "".join(made.log(i) for i in range(3))
     for hidden in (SECRET, WRITE, READ, PASSWORD, "not for the log"):
@@ -112,9 +112,9 @@ def test_a_secured_cluster_works_like_any_other(cluster: ClusterFactory) -> None
 def test_with_tokens_only_replicas_use_the_first_write_token(cluster: ClusterFactory) -> None:
     made = cluster(2, KV_API_TOKENS=TOKENS, **QUICK)
     token = {"headers": {"Authorization": f"Bearer {WRITE}"}}
-    assert ask(made, 0, "PUT", "/kvs/a", {"value": 1}, **token).status_code == 201
-    wait_until(lambda: holds(made, 1, "a", **token))
-    assert ask(made, 0, "PUT", "/view", {"socket-address": "127.0.0.1:1"}).status_code == 401
+    assert send(made, 0, "PUT", "/kvs/a", {"value": 1}, **token).status_code == 201
+    wait_until(lambda: has_key(made, 1, "a", **token))
+    assert send(made, 0, "PUT", "/view", {"socket-address": "127.0.0.1:1"}).status_code == 401
     assert "anybody with a write token may change the view" in made.log(0)
 
 
@@ -154,12 +154,12 @@ def test_replicas_use_tls_and_verify_each_other(cluster: ClusterFactory, tmp_pat
     made.start_one(2, served_by(theirs, theirs))  # the right secret, but a certificate of another CA
     made.wait_ready()
     verify = {"verify": str(ours)}
-    assert ask(made, 0, "PUT", "/kvs/a", {"value": 1}, **verify).status_code == 201
-    wait_until(lambda: holds(made, 1, "a", **verify))
-    assert_stays(lambda: not holds(made, 2, "a", verify=str(theirs)), for_s=1)
+    assert send(made, 0, "PUT", "/kvs/a", {"value": 1}, **verify).status_code == 201
+    wait_until(lambda: has_key(made, 1, "a", **verify))
+    assert_stays(lambda: not has_key(made, 2, "a", verify=str(theirs)), for_s=1)
     assert "TLS failed" in made.log(0)
     with pytest.raises(requests.exceptions.SSLError):
-        ask(made, 0, "GET", "/view", verify=str(theirs))
+        send(made, 0, "GET", "/view", verify=str(theirs))
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://{made.addresses[0]}/view", timeout=5)
 

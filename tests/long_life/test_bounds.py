@@ -24,8 +24,8 @@ from store.environment import settings_of
 from store.errors import OutOfMemory
 from store.settings import RequestLimits, StoreSettings
 from store.versions import Change
+from tests.long_life.object_memory import size_bytes
 from tests.long_life.support import Reply, cluster_of, report, send, status, transact
-from tests.long_life.weight import weight
 from tests.support.waiting import wait_until
 from tests.support.wire import Wire, address, run
 
@@ -442,7 +442,7 @@ def test_the_log_uses_about_as_much_memory_as_its_limit_says(batch: int) -> None
     for key in keys:
         wire.put("r1", key, b"%030d" % 0)
     wire.flow(3.0)
-    before = {name: weight(wire[name], without=(wire.rng,)) for name in ("r1", "r2")}
+    before = {name: size_bytes(wire[name], without=(wire.rng,)) for name in ("r1", "r2")}
     wire.isolate("r3")
     for start in range(0, 20_000, batch):
         changes = [Change(keys[number % 1000], b"%030d" % number) for number in range(start, start + batch)]
@@ -456,7 +456,7 @@ def test_the_log_uses_about_as_much_memory_as_its_limit_says(batch: int) -> None
         log = wire[name].store.log
         assert log.bytes <= limit
         assert log.bytes > limit / 3
-        ratios.append((weight(wire[name], without=(wire.rng,)) - before[name]) / log.bytes)
+        ratios.append((size_bytes(wire[name], without=(wire.rng,)) - before[name]) / log.bytes)
         taken[name] = f"{ratios[-1]:.2f}"
     report(f"{batch} writes per update: bytes used per byte that the log counts: {taken}")
     assert max(ratios) < 1.5
@@ -466,14 +466,14 @@ def test_the_log_uses_about_as_much_memory_as_its_limit_says(batch: int) -> None
 def test_the_data_uses_about_as_much_memory_as_max_memory_counts(value_bytes: int) -> None:
     wire = Wire()
     wire.cluster("r1", "r2")
-    before = {name: weight(wire[name], without=(wire.rng,)) for name in ("r1", "r2")}
+    before = {name: size_bytes(wire[name], without=(wire.rng,)) for name in ("r1", "r2")}
     for number in range(5_000):
         wire.put("r1", f"key-{number:06}", b"%0*d" % (value_bytes, number))
         if number % 100 == 0:
             wire.flow(0.01)
     wire.flow(3.0)
     for name in ("r1", "r2"):
-        ratio = (weight(wire[name], without=(wire.rng,)) - before[name]) / wire[name].store.table.bytes
+        ratio = (size_bytes(wire[name], without=(wire.rng,)) - before[name]) / wire[name].store.table.bytes
         report(f"values of {value_bytes}: {ratio:.2f} bytes used per byte that the table counts, at {name}")
         assert 0.5 < ratio < 1.2
 

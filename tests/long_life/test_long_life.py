@@ -25,8 +25,8 @@ from store.clock import Clock, Dot, covers
 from store.settings import StoreSettings
 from store.versions import Change, Update
 from tests.cluster.support import heal_and_converge
+from tests.long_life.object_memory import size_bytes, texts_with
 from tests.long_life.support import Past, cluster_of, has_converged, report, send, status, transact
-from tests.long_life.weight import traces, weight
 from tests.support.waiting import wait_until
 from tests.support.wire import Wire
 from tools.benchmark.stats import percentile
@@ -74,7 +74,7 @@ class Clients:
         # Long enough for the last deadlines to pass, and for the sender of a snapshot to drop it.
         self.wire.flow(35.0, step_s=0.5)
         assert all(len(self.wire[name].store.table) == 100 for name in NAMES)
-        return {name: weight(self.wire[name], without=(self.wire.rng,)) for name in NAMES}
+        return {name: size_bytes(self.wire[name], without=(self.wire.rng,)) for name in NAMES}
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_after_200000_puts_and_deletes_memory_has_not_grown_and_no_deleted_key_l
     else:
         wire.isolate("r3")
     clients.work(150_000)
-    away = {name: weight(wire[name], without=(wire.rng,)) for name in ("r1", "r2")}
+    away = {name: size_bytes(wire[name], without=(wire.rng,)) for name in ("r1", "r2")}
     assert all(wire[name].store.log.bytes <= settings.max_log_bytes for name in ("r1", "r2"))
     wire.heal()
     if fault == "crashed":
@@ -121,7 +121,7 @@ def test_after_200000_puts_and_deletes_memory_has_not_grown_and_no_deleted_key_l
         assert (store.log.count, store.log.bytes, len(store.pending)) == (0, 0, 0)
         assert len(store.delete_clock) <= 4
         assert len(store.markers.all()) <= 3
-        assert traces(wire[name], "gone-", without=(wire.rng,)) == []
+        assert texts_with(wire[name], "gone-", without=(wire.rng,)) == []
 
 
 def test_deadlines_of_keys_that_were_deleted_early_do_not_accumulate() -> None:

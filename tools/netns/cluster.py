@@ -53,7 +53,7 @@ SLOTS = range(256)
 """A slot is the third byte of a network's addresses."""
 
 LOCK = Path("/run/causeway-netns.lock")
-"""Beside /run/netns: whoever shares the namespaces shares the lock."""
+"""Beside /run/netns: processes that share the namespaces share the lock."""
 
 _NAME = re.compile(r"\b(cw(\d{1,3})p(\d+))(?:h|r\d)?\b")
 
@@ -307,7 +307,7 @@ class NetnsCluster(LocalCluster):
         self.paused.add(i)
 
     def resume(self, i: int) -> None:
-        """Resume replica ``i`` (SIGCONT). It is not told that time has passed."""
+        """Resume replica ``i`` (SIGCONT). Nothing informs it of the pause."""
         self.paused.discard(i)
         os.kill(self.pid(i), signal.SIGCONT)
 

@@ -9,11 +9,11 @@ converged, and each replica must serve the session of each client. ``tools.histo
 and the final state. Replicas keep running from round to round, with the clocks and logs that the faults left them.
 
 What may be lost
-    An update that only a killed replica had is lost (docs/contract.md, P5), and clients are told so (section 2.8). The
-    history checker has to know these updates. They are those that no replica's clock covers at the end, and those that
-    a replica reported to a client as lost. (The second kind may still exist: a replica that was cut off and removed
-    brings its updates back when it is added again.) So that this excuses no bug, each of these updates must fulfil
-    three conditions:
+    An update that only a killed replica had is lost (docs/contract.md, P5), and replicas report the loss to clients
+    (section 2.8). The history checker has to know the lost updates. They are those that no replica's clock covers at
+    the end, and those that a replica reported as lost. (The second kind may still exist: a replica that was cut off and
+    removed brings its updates back when it is added again.) So that this excuses no bug, each of these updates must
+    fulfil three conditions:
 
     * It could not have reached every replica. Either its replica was killed less than ``SPREAD_S`` after the response,
       or some replica was unreachable until the kill. Or its replica was asked to stop, and a replica that may have

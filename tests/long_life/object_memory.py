@@ -31,7 +31,7 @@ def reachable(root: Any, *, without: tuple[Any, ...] = ()) -> Iterator[Any]:
             unseen += gc.get_referents(thing)
 
 
-def weight(root: Any, *, without: tuple[Any, ...] = ()) -> int:
+def size_bytes(root: Any, *, without: tuple[Any, ...] = ()) -> int:
     """Return the size in bytes of all data reachable from ``root``.
 
     A dict, set or list counts with the size of a fresh copy. Python keeps the memory of a container that was once large
@@ -44,7 +44,7 @@ def _fresh(thing: Any) -> Any:
     return type(thing)(thing) if type(thing) in (dict, set, list) else thing
 
 
-def traces(root: Any, text: str, *, without: tuple[Any, ...] = ()) -> list[Any]:
+def texts_with(root: Any, text: str, *, without: tuple[Any, ...] = ()) -> list[Any]:
     """Return the strings and bytes that are reachable from ``root`` and contain ``text``."""
     raw = text.encode()
     return [
