@@ -1,42 +1,46 @@
 """Scenarios as text: the interpreter of ``tests/replication/scenarios/*.txt``.
 
-A file is prose (lines that start with ``#``), and blocks of commands with the output that is expected of them below
-``----``. A blank line ends a block. Replicas are driven by hand over a wire  nothing moves but by a
-command. ``pytest tests/replication/test_scenarios.py --rewrite-scenarios`` writes the actual output into the files.
+A scenario file consists of blocks, separated by blank lines. A block has prose (lines that start with ``#``), commands,
+and, below ``----``, the expected output of the commands. A message is sent, and time passes, only by a command.
+``pytest tests/replication/test_scenarios.py --rewrite-scenarios`` writes the actual output into the files.
 
-Names: ``r3`` is the address, and the first incarnation there; ``r3'`` is the second one, ``r3''`` the third.
-A dot is ``r3':4``. Clients are named by those who use them; what they carry is their metadata.
+Names: ``r3`` is a process, its address, and the first incarnation at that address. ``r3'`` is the second incarnation
+there, ``r3''`` the third. ``r3':4`` is a dot. Each client sends the metadata that it received last.
 
-Before the start:
+Limits, before the first process starts:
 
-    set log 9 | piece 2 | batch 3 | snapshots 1     limits in updates, keys, updates, receivers
+    set log 9 | piece 2 | batch 3 | snapshots 1     in updates, keys, updates, receivers
 
 Processes and time:
 
-    replicas r1 r2 r3               start them, knowing each other, and let them find each other
-    start r4 [asking r1 …] [clock -3600] [as r1]    an empty process; ``as``: the address that it is told
-    crash r2                        its memory is gone
-    tick 1.0                        time passes, nobody talks
-    flow 1.0                        time passes, everything happens that is due
-    cut r1 r2 | isolate r3 | heal   what the network lets through
-    alias a1 is r1                  requests to a1 reach r1
+    replicas r1 r2 r3               start them with each other as seeds, and let them join
+    start r4 [seeds r1 …] [clock -3600] [address r1]    start an empty process; ``clock``: seconds of wall clock skew;
+                                    ``address``: its address, if it is not that of its name
+    crash r2                        kill it; it loses its memory
+    tick 1.0                        let time pass without sending any message
+    flow 1.0                        let time pass, and send every message when it is due
+    cut r1 r2 | isolate r3 | heal   drop the messages between processes; remove all cuts
+    alias a1 is r1                  the process r1 also listens at the address a1
 
 Messages:
 
-    exchange r1 r2 [losing request | losing reply]      one round trip: whatever r1 has to ask r2 next
-    pull r2 r1                      the next piece of the snapshot that r1 has offered r2
-    deliver r2:1 … to r3                                updates, alone
-    keep snapshot of r1 as old | join old at r2         a snapshot, alone
+    send r1 r2 [losing request | losing reply]      the next request of r1 to r2, and the reply
+    pull r2 r1                      r2 requests the next piece of a snapshot from r1
+    deliver r2:1 … to r3            r3 receives these updates, without a message
+    take snapshot of r1 as old | join old at r2     r2 joins a snapshot of r1, without a message
 
-Clients (``at`` a replica, ``by`` a client):
+Requests of clients (``at`` a replica, ``by`` a client):
 
     put x=1 [ttl 5] | delete x | get x | siblings x | list | transact read x y write x=1 delete z
-    bob hears from ann              bob now depends on all that ann has seen
 
-People and looking:
+Commands of operators, and looking at a replica:
 
-    add r3 at r1 | remove r3 at r1 | leave r3 | view at r1 | show r1 … | log at r1 | markers at r1 | acks of r1:1 at r1
-    unshared at r3 | stopped
+    add r3 at r1 | remove r3 at r1 | leave r3       PUT and DELETE /view, and a graceful stop
+    members at r1                   the members with their states, unless alive
+    show r1 …                       state, clock, data, and pending updates
+    log at r1 | markers at r1 | acks of r1:1 at r1
+    unreplicated at r3              how many updates would be lost with r3
+    stopped                         the processes that stopped because of a duplicate address
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
-from store.clock import Clock, Dot, Instant, address_of, join
+from store.clock import Clock, Dot, Instant, address_of
 from store.delivery import PendingUpdate
 from store.errors import DependenciesMissing, NotServing
 from store.log import ENTRY_OVERHEAD_BYTES
@@ -56,14 +60,18 @@ from store.versions import Change, Update, Version, Write, encode_update
 from tests.support.updates import logged_updates
 from tests.support.wire import Loss, Wire, address
 
-FIRST = Update("r1:80@0123456789abcdef", 1, 10**15, {}, (Write("x", b"1"),))
-UPDATE_BYTES = len(encode_update(FIRST)) + ENTRY_OVERHEAD_BYTES
-"""What an update costs in the log that writes a new key; one that replaces something costs more."""
+SAMPLE = Update("r1:80@0123456789abcdef", 1, 10**15, {}, (Write("x", b"1"),))
+UPDATE_BYTES = len(encode_update(SAMPLE)) + ENTRY_OVERHEAD_BYTES
+"""Cost in the log of an update that writes a new key. An update that replaces a version costs more."""
 
 
 @dataclass
 class Block:
-    """Lines of prose and commands, and what is expected of them (None: nothing is said). ``line``: where it starts."""
+    """One block of a scenario file.
+
+    ``line``: the number of its first line. ``text``: its prose and commands. ``expected``: the lines below ``----``,
+    None if there is no ``----``.
+    """
 
     line: int
     text: list[str]
@@ -71,11 +79,12 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
+        """The lines of ``text`` that are not prose."""
         return [line for line in self.text if line.strip() and not line.startswith("#")]
 
 
 def read_blocks(path: Path) -> list[Block]:
-    """Return the blocks of a scenario file. Raises ValueError for commands without a place for their output."""
+    """Return the blocks of a scenario file. Raises ValueError for commands without ``----``."""
     blocks: list[Block] = []
     block = Block(1, [])
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
@@ -107,22 +116,25 @@ def format_blocks(blocks: Iterable[Block]) -> str:
 
 
 class Names:
-    """Short names for replica ids, in the order in which the incarnations of an address appear."""
+    """Short names for replica ids. The incarnations of an address are numbered in the order in which they appear."""
 
     def __init__(self) -> None:
         self._ids: dict[str, list[str]] = {}
 
-    def meet(self, replica: str) -> None:
+    def add(self, replica: str) -> None:
+        """Give the id ``replica`` a name, if it has none."""
         ids = self._ids.setdefault(address_of(replica), [])
         if replica not in ids:
             ids.append(replica)
 
     def short(self, replica: str) -> str:
-        self.meet(replica)
+        """Return the short name of the id ``replica``."""
+        self.add(replica)
         at = address_of(replica)
         return at.removesuffix(":80") + "'" * self._ids[at].index(replica)
 
     def full(self, short: str) -> str:
+        """Return the replica id that has the name ``short``."""
         name = short.rstrip("'")
         return self._ids[address(name)][len(short) - len(name)]
 
@@ -130,7 +142,7 @@ class Names:
         return f"{self.short(dot[0])}:{dot[1]}"
 
     def dots(self, dots: Iterable[Dot]) -> str:
-        return " ".join(self.dot(dot) for dot in dots) or "nothing"
+        return " ".join(self.dot(dot) for dot in dots) or "no updates"
 
     def clock(self, clock: Mapping[str, int]) -> str:
         return "{" + " ".join(sorted(self.dot(dot) for dot in clock.items())) + "}"
@@ -145,7 +157,7 @@ COMMANDS: list[tuple[re.Pattern[str], Command]] = []
 
 
 def command(pattern: str) -> Callable[[Command], Command]:
-    """Let a method do the commands that match ``pattern``; its groups are the arguments."""
+    """Register a method for the commands that match ``pattern``. The groups of the match are its arguments."""
 
     def register(method: Command) -> Command:
         COMMANDS.append((re.compile(pattern), method))
@@ -156,7 +168,7 @@ def command(pattern: str) -> Callable[[Command], Command]:
 
 @dataclass
 class Client:
-    """``past``: the metadata that it carries; ``tokens``: replica -> token of the request that waits there."""
+    """A client. ``past``: its metadata. ``tokens``: replica -> token of the loss query of a request deferred there."""
 
     past: Clock = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
@@ -166,7 +178,7 @@ AT_BY = r" at (\S+) by (\w+)"
 
 
 class Scenario:
-    """One run of a scenario."""
+    """One run of a scenario. ``updates``: all updates that were in a log. ``snapshots``: those taken, by name."""
 
     def __init__(self) -> None:
         self.wire = Wire()
@@ -176,25 +188,26 @@ class Scenario:
         self.snapshots: dict[str, Snapshot] = {}
 
     def run(self, line: str) -> list[str]:
-        """Do one command and return the lines that it says."""
+        """Run one command and return its output."""
         for pattern, method in COMMANDS:
             match = pattern.fullmatch(line.strip())
             if match is not None:
-                said = method(self, *match.groups())
-                self._look_around()
-                return said
+                output = method(self, *match.groups())
+                self._record_new()
+                return output
         raise ValueError(f"no such command: {line}")
 
-    def _look_around(self) -> None:
-        """Name the ids and remember the updates that are new since the last command."""
+    def _record_new(self) -> None:
+        """Name the replica ids, and keep the updates, that are new since the last command."""
         for process in self.wire.processes.values():
-            self.names.meet(process.replica.id)
+            self.names.add(process.replica.id)
             log = process.replica.store.log
             for origin in log.origins():
                 for update in logged_updates(log, origin):
                     self.updates.setdefault(update.dot, update)
 
     def now(self, at: str) -> Instant:
+        """Return the present reading of the clocks of ``at``."""
         return self.wire.now(at)
 
     # -- processes and time ----------------------------------------------------------------------------
@@ -217,7 +230,7 @@ class Scenario:
         self.wire.cluster(*names.split())
         return []
 
-    @command(r"start (\w+)(?: asking ([\w ]+?))?(?: clock (-?\d+))?(?: as (\w+))?")
+    @command(r"start (\w+)(?: seeds ([\w ]+?))?(?: clock (-?\d+))?(?: address (\w+))?")
     def start(self, name: str, seeds: str | None, skew_s: str | None, at: str | None) -> list[str]:
         self.wire.start(name, *(seeds or "").split(), skew_s=float(skew_s or 0), at=address(at) if at else "")
         return []
@@ -259,32 +272,33 @@ class Scenario:
 
     # -- messages --------------------------------------------------------------------------------------
 
-    @command(r"exchange (\w+) (\w+)(?: losing (request|reply))?")
-    def exchange(self, sender: str, receiver: str, lose: Loss | None) -> list[str]:
+    @command(r"send (\w+) (\w+)(?: losing (request|reply))?")
+    def send(self, sender: str, receiver: str, lose: Loss | None) -> list[str]:
         request, reply = self.wire.round_trip(sender, receiver, lose or "")
-        said = [f"{sender} -> {receiver} {self._message(request)}"]
-        said.append(f"{receiver} -> {sender} {self._message(reply)}" if reply else f"{receiver} does not answer")
-        return said
+        sent = f"{sender} -> {receiver} {self._message(request)}"
+        return [sent, f"{receiver} -> {sender} {self._message(reply)}" if reply else f"no reply from {receiver}"]
 
     def _message(self, message: Exchange | SnapshotRequest | SnapshotPiece) -> str:
         if isinstance(message, SnapshotRequest):
-            return f"asks for piece {message.piece} of a snapshot"
+            return f"requests piece {message.piece} of a snapshot"
         if isinstance(message, SnapshotPiece):
             if not message.snapshot:
-                return "not now"
-            keys = " ".join(key for key, _ in message.items) or "nothing"
-            return f"piece {message.piece}{', the last' if message.last else ''}: {keys}"
-        said = self.names.dots(update.dot for update in message.updates)
+                return "no piece"
+            keys = " ".join(key for key, _ in message.items) or "no keys"
+            return f"piece {message.piece}{' (last)' if message.last else ''}: {keys}"
+        if not message.accepted:
+            return "rejected: the sender is not the present incarnation"
+        text = self.names.dots(update.dot for update in message.updates)
         if message.truncated:
-            said += ", and the log does not reach back"
+            text += "; log truncated"
         if message.more:
-            said += ", more to come"
-        return said if message.accepted else "your incarnation is over"
+            text += "; more follow"
+        return text
 
     @command(r"pull (\w+) (\w+)")
-    def pull(self, receiver: str, giver: str) -> list[str]:
-        _, piece = self.wire.pull(receiver, giver)
-        return [f"{giver} -> {receiver} {self._message(piece)}" if piece else f"{giver} does not answer"]
+    def pull(self, receiver: str, sender: str) -> list[str]:
+        _, piece = self.wire.pull(receiver, sender)
+        return [f"{sender} -> {receiver} {self._message(piece)}" if piece else f"no reply from {sender}"]
 
     @command(r"deliver (.+) to (\w+)")
     def deliver(self, dots: str, at: str) -> list[str]:
@@ -297,12 +311,12 @@ class Scenario:
             for origin, last in store.clock.items()
             for counter in range(before.get(origin, 0) + 1, last + 1)
         ]
-        said = [f"{at} applies {self.names.dots(sorted(applied))}"] if applied else []
-        said += [f"{at} {self._pending(item)}" for item in store.pending if item.update.dot not in waiting]
-        return said or [f"{at} has it already"]
+        output = [f"{at} applies {self.names.dots(sorted(applied))}"] if applied else []
+        output += [f"{at} {self._pending(item)}" for item in store.pending if item.update.dot not in waiting]
+        return output or [f"{at} has all of them already"]
 
-    @command(r"keep snapshot of (\w+) as (\w+)")
-    def keep(self, at: str, name: str) -> list[str]:
+    @command(r"take snapshot of (\w+) as (\w+)")
+    def take_snapshot(self, at: str, name: str) -> list[str]:
         self.snapshots[name] = self.wire[at].store.snapshot(self.now(at))
         return []
 
@@ -314,62 +328,64 @@ class Scenario:
     # -- clients ---------------------------------------------------------------------------------------
 
     @command(r"put (\w+)=(\S+)(?: ttl (\d+))?" + AT_BY)
-    def put(self, key: str, value: str, ttl: str | None, at: str, who: str) -> list[str]:
+    def put(self, key: str, value: str, ttl: str | None, at: str, by: str) -> list[str]:
         change = Change(key, value.encode(), int(ttl) * 1_000_000 if ttl else None)
-        return self._write(change, at, who)
+        return self._write(change, at, by)
 
     @command(r"delete (\w+)" + AT_BY)
-    def delete(self, key: str, at: str, who: str) -> list[str]:
-        return self._write(Change(key, None), at, who)
+    def delete(self, key: str, at: str, by: str) -> list[str]:
+        return self._write(Change(key, None), at, by)
 
-    def _write(self, change: Change, at: str, who: str) -> list[str]:
+    def _write(self, change: Change, at: str, by: str) -> list[str]:
         def do(client: Client) -> tuple[str, Clock]:
             wrote = self.wire[at].store.put(change, client.past, self.now(at))
             if wrote.update is None:
                 return f"{change.key} is absent", wrote.metadata
             self.updates[wrote.update.dot] = wrote.update
-            did = "deletes" if change.value is None else "writes"
-            return f"{self.names.dot(wrote.update.dot)} {did} {change.key}", wrote.metadata
+            verb = "deletes" if change.value is None else "writes"
+            return f"{self.names.dot(wrote.update.dot)} {verb} {change.key}", wrote.metadata
 
-        return self._serve(do, at, who)
+        return self._serve(do, at, by)
 
     @command(r"(get|siblings) (\w+)" + AT_BY)
-    def get(self, how: str, key: str, at: str, who: str) -> list[str]:
+    def get(self, how: str, key: str, at: str, by: str) -> list[str]:
         def do(client: Client) -> tuple[str, Clock]:
             found = self.wire[at].store.get(key, client.past, self.now(at), all_siblings=how == "siblings")
-            return self._shown(key, found.versions), found.metadata
+            return self._values(key, found.versions), found.metadata
 
-        return self._serve(do, at, who)
+        return self._serve(do, at, by)
 
     @command(r"list" + AT_BY)
-    def list_keys(self, at: str, who: str) -> list[str]:
+    def list_keys(self, at: str, by: str) -> list[str]:
         def do(client: Client) -> tuple[str, Clock]:
             listed = self.wire[at].store.list_keys("", client.past, self.now(at), limit=1000)
             items = [f"{key}={value.decode()}" for key, value in listed.items.items()]
             return f"lists {' '.join(items) or 'nothing'}", listed.metadata
 
-        return self._serve(do, at, who)
+        return self._serve(do, at, by)
 
     @command(r"transact(?: read ([\w ]+?))?(?: write (\S+=\S+(?: \S+=\S+)*))?(?: delete ([\w ]+?))?" + AT_BY)
-    def transact(self, reads: str | None, writes: str | None, deletes: str | None, at: str, who: str) -> list[str]:
+    def transact(self, reads: str | None, writes: str | None, deletes: str | None, at: str, by: str) -> list[str]:
         pairs = [pair.partition("=") for pair in (writes or "").split()]
         changes = [Change(key, value.encode()) for key, _, value in pairs]
         changes += [Change(key, None) for key in (deletes or "").split()]
 
         def do(client: Client) -> tuple[str, Clock]:
             done = self.wire[at].store.transact((reads or "").split(), changes, client.past, self.now(at))
-            said = [f"{key} = {value.decode()}" for key, value in done.values.items()]
-            said += [f"{key} is absent" for key in done.missing_keys]
+            results = [f"{key} = {value.decode()}" for key, value in done.values.items()]
+            results += [f"{key} is absent" for key in done.missing_keys]
             if done.update is not None:
                 self.updates[done.update.dot] = done.update
-                said.append(f"{self.names.dot(done.update.dot)} writes {' '.join(w.key for w in done.update.writes)}")
-            return ", ".join(said), done.metadata
+                results.append(
+                    f"{self.names.dot(done.update.dot)} writes {' '.join(w.key for w in done.update.writes)}"
+                )
+            return ", ".join(results), done.metadata
 
-        return self._serve(do, at, who)
+        return self._serve(do, at, by)
 
-    def _serve(self, operation: Callable[[Client], tuple[str, Clock]], at: str, who: str) -> list[str]:
-        """Do what the engine does with a request: admit, defer, drop what is lost."""
-        client = self.clients.setdefault(who, Client())
+    def _serve(self, operation: Callable[[Client], tuple[str, Clock]], at: str, by: str) -> list[str]:
+        """Serve a request as the engine does: admit it, defer it, or drop its unrecoverable dependencies."""
+        client = self.clients.setdefault(by, Client())
         replica = self.wire[at]
         lost = {}
         if at in client.tokens:
@@ -378,27 +394,21 @@ class Scenario:
                 client.past = {**client.past, id_: first - 1}
                 client.past = {id_: counter for id_, counter in client.past.items() if counter}
         try:
-            said, client.past = operation(client)
-        except NotServing as refused:
-            return [f"refused: {refused.reason}"]
-        except DependenciesMissing as unreached:
+            result, client.past = operation(client)
+        except NotServing as exc:
+            return [f"rejected: {exc.reason}"]
+        except DependenciesMissing as exc:
             if at not in client.tokens:
                 client.tokens[at] = replica.loss.ask(client.past)
-            gaps = [f"{self.names.short(id_)}:{need} (has {have})" for id_, (have, need) in unreached.missing.items()]
-            return [f"{who} waits at {at} for {' '.join(sorted(gaps))}"]
+            gaps = [f"{self.names.short(id_)}:{need} (has {have})" for id_, (have, need) in exc.missing.items()]
+            return [f"{at} defers {by}: it lacks {' '.join(sorted(gaps))}"]
         client.tokens.pop(at, None)
-        said += f"; {who} carries {self.names.clock(client.past)}"
+        result += f"; {by}'s metadata {self.names.clock(client.past)}"
         for id_, (first, last) in lost.items():
-            said += f"; lost {self.names.short(id_)}:{first}..{last}"
-        return [said]
+            result += f"; lost {self.names.short(id_)}:{first}..{last}"
+        return [result]
 
-    @command(r"(\w+) hears from (\w+)")
-    def hears(self, listener: str, speaker: str) -> list[str]:
-        client = self.clients.setdefault(listener, Client())
-        client.past = join(client.past, self.clients[speaker].past)
-        return []
-
-    # -- people and looking ----------------------------------------------------------------------------
+    # -- operators ---------------------------------------------------------------------------------------
 
     @command(r"add (\w+) at (\w+)")
     def add(self, name: str, at: str) -> list[str]:
@@ -413,14 +423,14 @@ class Scenario:
         self.wire[name].leave(self.now(name))
         return []
 
-    @command(r"view at (\w+)")
-    def view(self, at: str) -> list[str]:
-        view = self.wire[at].membership
-        states = {name: view.state(name, self.now(at).mono_s) for name in view.table.members}
-        said = [
+    @command(r"members at (\w+)")
+    def members(self, at: str) -> list[str]:
+        membership = self.wire[at].membership
+        states = {name: membership.state(name, self.now(at).mono_s) for name in membership.table.members}
+        members = [
             name.removesuffix(":80") + ("" if state == "alive" else f" ({state})") for name, state in states.items()
         ]
-        return [" ".join(said) or "nobody"]
+        return [" ".join(members) or "none"]
 
     @command(r"show (.+)")
     def show(self, names: str) -> list[str]:
@@ -428,18 +438,20 @@ class Scenario:
 
     def _describe(self, at: str) -> list[str]:
         replica = self.wire[at]
-        state = "serves" if replica.state == "serving" else f"is {replica.state}"
-        said = [f"{at} as {self.names.short(replica.id)} {state}, clock {self.names.clock(replica.store.clock)}"]
-        said += ["  " + self._shown(key, versions) for key, versions in sorted(replica.store.table.copy().items())]
-        said += [f"  {self._pending(item)}" for item in replica.store.pending]
-        return said
+        id_, clock = self.names.short(replica.id), self.names.clock(replica.store.clock)
+        lines = [f"{at} (id {id_}) is {replica.state}, clock {clock}"]
+        lines += ["  " + self._values(key, versions) for key, versions in sorted(replica.store.table.copy().items())]
+        lines += [f"  {self._pending(item)}" for item in replica.store.pending]
+        return lines
 
     def _pending(self, item: PendingUpdate) -> str:
-        return f"pending {self.names.dot(item.update.dot)}, waits for {self.names.dot(item.waits_for)}"
+        return f"keeps {self.names.dot(item.update.dot)} pending: it waits for {self.names.dot(item.waits_for)}"
 
-    def _shown(self, key: str, versions: tuple[Version, ...]) -> str:
-        values = [version.value.decode() for version in versions]
-        return f"{key} = {' beside '.join(values)}" if values else f"{key} is absent"
+    def _values(self, key: str, versions: tuple[Version, ...]) -> str:
+        if not versions:
+            return f"{key} is absent"
+        winner, *siblings = [version.value.decode() for version in versions]
+        return f"{key} = {winner}" + (f" (siblings: {' '.join(siblings)})" if siblings else "")
 
     @command(r"log at (\w+)")
     def log(self, at: str) -> list[str]:
@@ -447,39 +459,39 @@ class Scenario:
         runs = [
             (updates[0], updates[-1]) for origin in sorted(log.origins()) if (updates := logged_updates(log, origin))
         ]
-        said = [f"{self.names.dot(first.dot)}..{last.counter}" for first, last in runs]
-        return [f"log of {at}: {' '.join(said) or 'empty'}"]
+        ranges = [f"{self.names.dot(first.dot)}..{last.counter}" for first, last in runs]
+        return [f"log of {at}: {' '.join(ranges) or 'empty'}"]
 
     @command(r"markers at (\w+)")
     def markers(self, at: str) -> list[str]:
         markers = self.wire[at].store.markers
         return [
-            f"{self.names.dot((marker.origin, marker.counter))} stands for {self.names.clock(marker.past)}"
+            f"marker {self.names.dot((marker.origin, marker.counter))}, past {self.names.clock(marker.past)}"
             for marker in markers.all()
         ] or ["none"]
 
     @command(r"acks of (\S+) at (\w+)")
     def acks(self, dot: str, at: str) -> list[str]:
-        return [f"{self.wire[at].acks.count(self.names.read_dot(dot))} of {self.wire[at].acks.required('all')}"]
+        return [f"{self.wire[at].acks.count(self.names.read_dot(dot))} of {self.wire[at].acks.required('all')} members"]
 
-    @command(r"unshared at (\w+)")
+    @command(r"unreplicated at (\w+)")
     def unreplicated(self, at: str) -> list[str]:
-        return [f"{self.wire[at].acks.unreplicated()} updates would die with {at}"]
+        return [f"{self.wire[at].acks.unreplicated()} unreplicated updates"]
 
     @command(r"stopped")
     def stopped(self) -> list[str]:
-        said = []
-        for name, why in self.wire.stopped.items():
-            text = re.sub(r"\w+:80@[0-9a-f]{16}", lambda match: self.names.short(match.group()), why)
-            said.append(f"{name}: {text}")
-        return said or ["nobody"]
+        lines = []
+        for name, error in self.wire.stopped.items():
+            text = re.sub(r"\w+:80@[0-9a-f]{16}", lambda match: self.names.short(match.group()), error)
+            lines.append(f"{name}: {text}")
+        return lines or ["none"]
 
 
 def play(blocks: Iterable[Block]) -> list[Block]:
-    """Return the blocks with what really comes out in place of what was expected."""
+    """Run all commands and return the blocks with the actual output in place of the expected one."""
     scenario = Scenario()
     played = []
     for block in blocks:
-        said = [line for text in block.commands for line in scenario.run(text)]
-        played.append(replace(block, expected=(said or ["ok"]) if block.commands else block.expected))
+        output = [line for text in block.commands for line in scenario.run(text)]
+        played.append(replace(block, expected=(output or ["ok"]) if block.commands else block.expected))
     return played

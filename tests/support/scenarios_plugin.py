@@ -1,4 +1,4 @@
-"""The switch that writes what the scenarios really say into their files. Review the diff."""
+"""The pytest option that writes the actual output of the scenarios into their files."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rewrite-scenarios",
         action="store_true",
-        help="write what tests/replication/scenarios/*.txt really say into the files; review the diff",
+        help="write the actual output into tests/replication/scenarios/*.txt; review the diff",
     )
