@@ -12,22 +12,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from replication.discovery import Discovery
 from replication.driver import ConversationDriver
-from replication.errors import BadMessage, DuplicateAddress, Unreachable
+from replication.errors import BadMessage, DuplicateAddress
 from replication.exchange_metrics import ExchangeMetrics
-from replication.explain import explain, list_keys
+from replication.inspector import NodeInspector
 from replication.messages import Exchange, SnapshotRequest, decode, encode
 from replication.peer_client import Endpoints, PeerClientSettings
 from replication.peer_thread import Endpoint, ExchangeContext, PeerThreads
 from replication.rate_limit import LogRateLimiter
 from replication.replica import Replica
-from replication.status import CounterSamples, missing_updates, recent_updates, replica_status
-from replication.transport import Transport
 from store.engine import Engine, read_clocks
 
 logger = logging.getLogger("causeway.replication")
@@ -45,6 +42,8 @@ DRAIN_CHECK_S = 0.02
 class Node:
     """A replica with its engine, threads and transport; the engine's ``Replication`` port.
 
+    ``inspector``: what the node shows to operators.
+
     ``on_fatal``: called, from a thread of the node, with the reason when this process has to stop.
     ``discovery``: the source of further seeds, None for none; the replica must have been made with ``discovers``.
     """
@@ -61,7 +60,6 @@ class Node:
     ) -> None:
         self.replica = replica
         self.engine = engine
-        self.is_open = is_open
         self._lock = engine.lock
         self._discovery = discovery
         self._endpoints = Endpoints(transport, discovery.address if discovery is not None else "")
@@ -81,7 +79,7 @@ class Node:
         self._threads = PeerThreads(self._context)
         self._ticker = threading.Thread(target=self._tick_for_ever, name="tick", daemon=True)
         self._events_logged = 0
-        self._samples = CounterSamples()
+        self.inspector = NodeInspector(replica, engine, self._context, self._threads, is_open=is_open)
         engine.replication = self
 
     # -- life ------------------------------------------------------------------------------------------
@@ -244,7 +242,7 @@ class Node:
             self.replica.tick(read_clocks())
             self.engine.wake()
         self._follow_replica()
-        self._samples.sample(time.monotonic(), self._sample)
+        self.inspector.sample()
 
     def _follow_replica(self) -> None:
         """Run one thread per target of the replica, and log its new events."""
@@ -267,59 +265,3 @@ class Node:
         membership = self.replica.membership
         is_known = address in membership.seeds.fixed or address in membership.table.entries
         return self._endpoints.address_first if is_known else self._endpoints.lookup_only
-
-    # -- for operators ---------------------------------------------------------------------------------
-
-    def _counters(self) -> dict[str, int]:
-        return {**self.engine.stats(), **self._context.counts}
-
-    def _sample(self) -> dict[str, int]:
-        with self._lock:
-            return {**self._counters(), "missing": missing_updates(self.replica)}
-
-    def status(self, *, history: bool = False, recent: int = 0) -> dict[str, Any]:
-        """Return the content of ``/replication/status`` (replication/status.py).
-
-        ``history``: include the last ten minutes, a sample a second. ``recent``: include so many of the updates that
-        were applied last.
-        """
-        counters = self._counters()
-        with self._lock:
-            status = replica_status(self.replica, counters, read_clocks())
-            if recent:
-                status["recent"] = recent_updates(self.replica, recent)
-        if history:
-            status["history"] = self._samples.history(time.monotonic())
-        status["throughput"].update(self._samples.per_second())
-        status["open"] = self.is_open
-        return status
-
-    def exchange_metrics(self) -> ExchangeMetrics:
-        """Return a copy of the metrics of exchanges, for the addresses in the membership table."""
-        with self._lock:
-            return self._metrics.copy(frozenset(self.replica.membership.table.entries))
-
-    def explain(self, key: str) -> dict[str, Any]:
-        """Return the content of ``/replication/explain/<key>`` (replication/explain.py)."""
-        with self._lock:
-            return explain(self.replica, key, read_clocks())
-
-    def keys(self, prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]]:
-        """Return up to ``limit`` keys for the dashboard (replication/explain.py)."""
-        with self._lock:
-            return list_keys(self.replica, prefix, after, limit, conflicts=conflicts)
-
-    def status_of(self, address: str, query: str = "") -> Mapping[str, Any] | None:
-        """Fetch the status of the replica at ``address``; return None if it does not answer."""
-        endpoint = self._endpoint_of(address)
-        with self._lock:
-            thread = self._threads.find(address)
-        in_use = thread is not None and thread.connection.endpoint is endpoint
-        transport = Transport(thread.connection.settings if thread is not None and in_use else endpoint[0])
-        try:
-            return transport.status(address, query)
-        except Unreachable as exc:
-            logger.debug("status of %s: %s", address, exc)
-            return None
-        finally:
-            transport.close()

@@ -79,9 +79,9 @@ def known_members(node: Node | None) -> list[str]:
 
 def keys(node: Node | None, prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]] | None:
     """Return keys of the local replica; None if no replica runs in this process."""
-    return None if node is None else node.keys(prefix, after, limit, conflicts=conflicts)
+    return None if node is None else node.inspector.keys(prefix, after, limit, conflicts=conflicts)
 
 
 def explanation(node: Node | None, key: str) -> dict[str, Any] | None:
     """Return what the local replica knows about ``key``; None if no replica runs in this process."""
-    return None if node is None else node.explain(key)
+    return None if node is None else node.inspector.explain(key)

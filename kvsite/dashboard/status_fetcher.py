@@ -70,7 +70,7 @@ class StatusFetcher:
         fetched: dict[str, StatusData] = {}
 
         def fetch_one(address: str) -> None:
-            status = node.status_of(address, query)
+            status = node.inspector.status_of(address, query)
             if status is None:
                 self._unresponsive.add(address)
             else:
@@ -85,7 +85,7 @@ class StatusFetcher:
             thread.start()
             threads.append((thread, address, started_s + timeout_s))
         if local_address in wanted:
-            fetched[local_address] = node.status(history=history, recent=recent)
+            fetched[local_address] = node.inspector.status(history=history, recent=recent)
         for thread, address, deadline_s in threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
             if thread.is_alive():

@@ -37,7 +37,7 @@ class ReplicaCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield all metric families."""
         node, engine = self._context.node, self._context.engine
-        status, stats, exchange_metrics = node.status(), engine.stats(), node.exchange_metrics()
+        status, stats, exchange_metrics = node.inspector.status(), engine.stats(), node.inspector.exchange_metrics()
         yield from _requests(self._context.request_metrics, stats)
         yield from _data(status, stats)
         yield from _clocks(status, exchange_metrics)

@@ -132,7 +132,7 @@ class StatusView(ReplicaView):
             options["history"] = True
         if recent := queries.positive_int(query, "recent", default=0, maximum=MAX_RECENT):
             options["recent"] = recent
-        return json_response(200, self.context.node.status(**options))
+        return json_response(200, self.context.node.inspector.status(**options))
 
 
 class ExplainView(ReplicaView):
@@ -144,7 +144,7 @@ class ExplainView(ReplicaView):
     def get(self, rest: str) -> ApiResponse:
         """Return the key's versions and which members have them. Works for absent keys and while the gate is closed."""
         key = key_from_path(self.request, rest, self.context.limits.max_key_bytes)
-        return json_response(200, self.context.node.explain(key))
+        return json_response(200, self.context.node.inspector.explain(key))
 
 
 class HealthView(ReplicaView):

@@ -61,7 +61,7 @@ class Site:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self.respond(lambda _: msgspec.json.encode(site.node.status()))
+                self.respond(lambda _: msgspec.json.encode(site.node.inspector.status()))
 
             def do_POST(self) -> None:
                 self.respond(site.node.snapshot if self.path.endswith("snapshot") else site.node.exchange)
@@ -190,7 +190,7 @@ def test_status_requests_use_the_same_name_as_exchanges(site: MakeSite, start: S
     node = start(found=old.listens_at)
     wait_until(lambda: node.ready and old.listens_at in old.hosts)
     del old.hosts[:]
-    status = node.status_of(old.listens_at)
+    status = node.inspector.status_of(old.listens_at)
     assert status is not None
     assert status["replica_id"] == old.node.id
     assert {*old.hosts} == {old.listens_at}
@@ -229,7 +229,7 @@ def test_a_certificate_for_the_looked_up_name_is_enough_for_discovered_members(
     assert old.listens_at in node.members(), "its own address is a member"
     old.put("later", b"2")
     wait_until(lambda: has(node, "later"))
-    assert node.status_of(old.listens_at) is not None
+    assert node.inspector.status_of(old.listens_at) is not None
 
 
 def test_a_member_whose_certificate_names_both_is_verified_by_its_address(

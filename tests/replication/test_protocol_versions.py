@@ -285,7 +285,7 @@ def test_a_replica_two_versions_away_gets_a_400_changes_nothing_and_is_told_of(
     assert made.store.hybrid_clock.lead_us < 10**6
     told = [record.getMessage() for record in caplog.records if record.name == "causeway.replication"]
     assert told == [f"rejected a message: {said}"]  # once, not at each attempt
-    assert node.status()["throughput"]["messages_refused"] == 6
+    assert node.inspector.status()["throughput"]["messages_refused"] == 6
     assert registry_of(api.context).get_sample_value("causeway_messages_refused_total") == 6
 
 
@@ -329,7 +329,7 @@ def test_one_that_calls_a_replica_two_versions_away_says_so_once_and_goes_on(
         "a later version": f"no exchange with {at}: peer:1@02 speaks protocol 3, which is not next to {PROTOCOL}",
     }
     assert told == [expected[answers]]
-    assert node.status()["throughput"]["exchange_failures"] == 3
+    assert node.inspector.status()["throughput"]["exchange_failures"] == 3
 
 
 # -- messages as they were sent ----------------------------------------------------------------------------------------

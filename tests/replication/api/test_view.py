@@ -31,6 +31,7 @@ class WrittenDown:
     id = OWN_ID
 
     def __init__(self) -> None:
+        self.inspector = self
         self.address = "127.0.0.1:21600"
         self.members = [self.address]
         self.ready = True
@@ -203,7 +204,7 @@ def test_peers_may_send_more_than_clients(api: Api, node: WrittenDown, settings:
 
 def test_status_is_the_nodes(api: Api, node: WrittenDown) -> None:
     answer = api.ask("GET", "/replication/status")
-    assert (answer.status, answer.body) == (200, node.status())
+    assert (answer.status, answer.body) == (200, node.inspector.status())
 
 
 # --- health ----------------------------------------------------------------------------------------------------------

@@ -237,8 +237,8 @@ def test_any_message_of_a_peer(peer: Node, path: str, raw: bytes) -> None:
         assert response.status_code == 400
         assert json.loads(response.content)["error"]
     # It goes on: what it tells of itself is whole, and it can talk to the next.
-    assert peer.status()["address"] == "127.0.0.1:21504"
-    assert peer.exchange_metrics().jumped_s >= 0
+    assert peer.inspector.status()["address"] == "127.0.0.1:21504"
+    assert peer.inspector.exchange_metrics().jumped_s >= 0
     good = msgspec.msgpack.encode(SnapshotRequest("127.0.0.1:21599@0000000000000001"))
     assert client.generic("POST", "/replication/snapshot", good, MSGPACK).status_code == 200
 

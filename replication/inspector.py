@@ -1,0 +1,95 @@
+"""What a node shows to operators: status, metrics, explanations. It reads the replica and changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from replication.errors import Unreachable
+from replication.exchange_metrics import ExchangeMetrics
+from replication.explain import explain, list_keys
+from replication.peer_thread import ExchangeContext, PeerThreads
+from replication.replica import Replica
+from replication.status import CounterSamples, missing_updates, recent_updates, replica_status
+from replication.transport import Transport
+from store.engine import Engine, read_clocks
+
+logger = logging.getLogger("causeway.replication")
+
+
+class NodeInspector:
+    """Reads one node, and fetches the status of its peers. Thread-safe.
+
+    ``is_open``: whether the replica accepts requests without credentials; the status says so.
+    """
+
+    def __init__(
+        self, replica: Replica, engine: Engine, context: ExchangeContext, threads: PeerThreads, *, is_open: bool
+    ) -> None:
+        self._replica = replica
+        self._engine = engine
+        self._context = context
+        self._threads = threads
+        self._is_open = is_open
+        self._lock = context.lock
+        self._samples = CounterSamples()
+
+    def sample(self) -> None:
+        """Record the counters for the history, once a second; called several times a second."""
+        self._samples.sample(time.monotonic(), self._sample)
+
+    def _counters(self) -> dict[str, int]:
+        return {**self._engine.stats(), **self._context.counts}
+
+    def _sample(self) -> dict[str, int]:
+        with self._lock:
+            return {**self._counters(), "missing": missing_updates(self._replica)}
+
+    def status(self, *, history: bool = False, recent: int = 0) -> dict[str, Any]:
+        """Return the content of ``/replication/status`` (replication/status.py).
+
+        ``history``: include the last ten minutes, a sample a second. ``recent``: include so many of the updates that
+        were applied last.
+        """
+        counters = self._counters()
+        with self._lock:
+            status = replica_status(self._replica, counters, read_clocks())
+            if recent:
+                status["recent"] = recent_updates(self._replica, recent)
+        if history:
+            status["history"] = self._samples.history(time.monotonic())
+        status["throughput"].update(self._samples.per_second())
+        status["open"] = self._is_open
+        return status
+
+    def exchange_metrics(self) -> ExchangeMetrics:
+        """Return a copy of the metrics of exchanges, for the addresses in the membership table."""
+        with self._lock:
+            return self._context.metrics.copy(frozenset(self._replica.membership.table.entries))
+
+    def explain(self, key: str) -> dict[str, Any]:
+        """Return the content of ``/replication/explain/<key>`` (replication/explain.py)."""
+        with self._lock:
+            return explain(self._replica, key, read_clocks())
+
+    def keys(self, prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]]:
+        """Return up to ``limit`` keys for the dashboard (replication/explain.py)."""
+        with self._lock:
+            return list_keys(self._replica, prefix, after, limit, conflicts=conflicts)
+
+    def status_of(self, address: str, query: str = "") -> Mapping[str, Any] | None:
+        """Fetch the status of the replica at ``address``; return None if it does not answer."""
+        endpoint = self._context.endpoint_of(address)
+        with self._lock:
+            thread = self._threads.find(address)
+        in_use = thread is not None and thread.connection.endpoint is endpoint
+        transport = Transport(thread.connection.settings if thread is not None and in_use else endpoint[0])
+        try:
+            return transport.status(address, query)
+        except Unreachable as exc:
+            logger.debug("status of %s: %s", address, exc)
+            return None
+        finally:
+            transport.close()
