@@ -1,4 +1,4 @@
-"""What tests of the protocol share: a wire of their own."""
+"""Fixtures of the tests of the protocol."""
 
 from __future__ import annotations
 
@@ -9,4 +9,5 @@ from tests.support.wire import Wire
 
 @pytest.fixture
 def wire() -> Wire:
+    """Return a simulated network without processes."""
     return Wire()

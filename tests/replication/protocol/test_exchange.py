@@ -1,4 +1,4 @@
-"""What replicas send each other and when, one rule a test, on a wire that the test drives by hand."""
+"""What replicas send each other, and when."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.wire import Wire, address, run, start_three
 # -- broadcast, relay, batches -----------------------------------------------------------------------------------
 
 
-def test_a_write_after_a_pause_leaves_at_once_and_those_after_it_wait_for_company(wire: Wire) -> None:
+def test_the_first_write_after_a_pause_is_sent_at_once_and_later_ones_are_batched(wire: Wire) -> None:
     wire.settings = ReplicationSettings(pace_s=0.004)
     r1, _ = wire.cluster("r1", "r2")
     wire.issue("r1", "x", b"1")
@@ -31,16 +31,16 @@ def test_a_write_after_a_pause_leaves_at_once_and_those_after_it_wait_for_compan
     assert r1.due_at(address("r2"), wire.now("r1")) == wire.now("r1").mono_s
 
 
-def paced_for_s(wire: Wire, takes_s: float) -> float:
-    """Return how long a write waits that comes right after one of many exchanges, each of which takes ``takes_s``."""
+def pacing_delay_s(wire: Wire, takes_s: float) -> float:
+    """Return how long a write waits right after an exchange began, if exchanges take ``takes_s`` seconds."""
     r1 = wire["r1"]
     for _ in range(40):
         outgoing = wire.begin("r1", "r2")
-        begun_at_s, began_s = wire.now_s, wire.now("r1").mono_s
+        wire_began_s, began_s = wire.now_s, wire.now("r1").mono_s
         reply = wire.answer("r2", outgoing.message)
         wire.now_s += takes_s
         wire.complete("r1", outgoing, reply)
-    wire.now_s = begun_at_s + 1e-6  # As if the write had come right after the last one began.
+    wire.now_s = wire_began_s + 1e-6  # The write comes right after the last exchange began.
     wire.issue("r1", "x", b"1")
     return r1.due_at(address("r2"), wire.now("r1")) - began_s
 
@@ -49,23 +49,21 @@ PACED = ReplicationSettings(pace_s=0.004, pace_round_trips=2.0, pace_times_late=
 
 
 @pytest.mark.parametrize(("takes_s", "pace_s"), [(0.001, 0.004), (0.003, 0.006), (0.5, 0.02)])
-def test_exchanges_are_the_further_apart_the_longer_they_take_within_bounds(
-    wire: Wire, takes_s: float, pace_s: float
-) -> None:
+def test_the_pace_follows_the_round_trip_time_within_bounds(wire: Wire, takes_s: float, pace_s: float) -> None:
     wire.settings = PACED
     wire.cluster("r1", "r2")
-    assert paced_for_s(wire, takes_s) == pytest.approx(pace_s, rel=0.01)
+    assert pacing_delay_s(wire, takes_s) == pytest.approx(pace_s, rel=0.01)
 
 
-def test_exchanges_are_the_further_apart_the_later_threads_wake(wire: Wire) -> None:
+def test_the_pace_follows_the_wakeup_delay_of_threads(wire: Wire) -> None:
     wire.settings = PACED
     r1, _ = wire.cluster("r1", "r2")
     for _ in range(20):
         r1.pacing.record_wakeup(0.0003, wire.now("r1").mono_s)
-    assert paced_for_s(wire, 0.001) == pytest.approx(0.015, rel=0.01)
+    assert pacing_delay_s(wire, 0.001) == pytest.approx(0.015, rel=0.01)
 
 
-def test_a_write_goes_to_every_live_peer_at_once(wire: Wire) -> None:
+def test_a_write_is_sent_to_every_live_peer_at_once(wire: Wire) -> None:
     start_three(wire)
     before = wire.round_trips
     wire.issue("r1", "x", b"1")
@@ -74,7 +72,7 @@ def test_a_write_goes_to_every_live_peer_at_once(wire: Wire) -> None:
     assert wire.round_trips - before == 2
 
 
-def test_idle_replicas_exchange_once_a_sync_interval_and_pair(wire: Wire) -> None:
+def test_an_idle_pair_exchanges_once_per_sync_interval(wire: Wire) -> None:
     start_three(wire)
     wire.flow(2.0)
     before = wire.round_trips
@@ -95,7 +93,7 @@ def test_an_update_of_a_third_replica_is_relayed_only_after_a_sync_interval(wire
     assert wire.values("r3", "x") == [b"1"]
 
 
-def test_in_a_ring_in_which_nobody_sees_everybody_all_is_replicated(wire: Wire) -> None:
+def test_updates_reach_every_replica_in_a_ring_of_connections(wire: Wire) -> None:
     names = ["r1", "r2", "r3", "r4", "r5"]
     wire.cluster(*names)
     neighbours = {(names[i], names[(i + 1) % 5]) for i in range(5)}
@@ -107,7 +105,7 @@ def test_in_a_ring_in_which_nobody_sees_everybody_all_is_replicated(wire: Wire) 
     assert all(len(wire[name].membership.live(wire.now(name).mono_s)) == 5 for name in names)
 
 
-def test_a_replica_that_wants_everything_gets_updates_of_third_replicas_at_once(wire: Wire) -> None:
+def test_want_all_gets_updates_of_third_replicas_at_once(wire: Wire) -> None:
     start_three(wire)
     wire.cut("r1", "r3")
     update = wire.issue("r1", "x", b"1")
@@ -119,7 +117,7 @@ def test_a_replica_that_wants_everything_gets_updates_of_third_replicas_at_once(
     assert reply.updates == [update]
 
 
-def test_a_deferral_asks_the_present_origin_and_who_is_known_to_have_it(wire: Wire) -> None:
+def test_a_missing_update_is_requested_from_its_origin_and_from_known_holders(wire: Wire) -> None:
     wire.cluster("r1", "r2", "r3", "r4")
     wire.isolate("r3")
     update = wire.issue("r1", "x", b"1")
@@ -133,7 +131,7 @@ def test_a_deferral_asks_the_present_origin_and_who_is_known_to_have_it(wire: Wi
     assert wire.has("r3", update.dot)
 
 
-def test_a_deferral_for_an_incarnation_that_is_over_asks_everybody(wire: Wire) -> None:
+def test_a_missing_update_of_an_ended_incarnation_is_requested_from_all_members(wire: Wire) -> None:
     start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
@@ -145,7 +143,7 @@ def test_a_deferral_for_an_incarnation_that_is_over_asks_everybody(wire: Wire) -
     assert all(wire["r1"].peers.at(address(name)).urgent for name in ("r2", "r3"))
 
 
-def test_a_lost_reply_costs_only_a_second_sending(wire: Wire) -> None:
+def test_after_a_lost_reply_an_update_is_sent_again_and_applied_once(wire: Wire) -> None:
     r1, r2, _ = start_three(wire)
     update = wire.issue("r1", "x", b"1")
     wire.round_trip("r1", "r2", lose="reply")
@@ -164,7 +162,7 @@ def test_a_lost_request_is_sent_again_by_the_timer(wire: Wire) -> None:
     assert wire.has("r2", update.dot)
 
 
-def test_a_failed_peer_is_asked_again_only_by_the_timer(wire: Wire) -> None:
+def test_after_a_failure_only_the_timer_sends_to_a_peer(wire: Wire) -> None:
     start_three(wire)
     wire.crash("r3")
     wire.flow(1.5)
@@ -177,7 +175,7 @@ def test_a_failed_peer_is_asked_again_only_by_the_timer(wire: Wire) -> None:
     assert wire.traffic["r1", "r3"] - before <= 1
 
 
-def test_what_a_limit_cuts_off_follows_at_once(wire: Wire) -> None:
+def test_the_rest_of_a_batch_that_a_limit_cut_is_sent_at_once(wire: Wire) -> None:
     wire.settings = ReplicationSettings(pace_s=0.0, batch_updates=2)
     wire.cluster("r1", "r2")
     wire.cut("r1", "r2")
@@ -191,20 +189,20 @@ def test_what_a_limit_cuts_off_follows_at_once(wire: Wire) -> None:
     assert len(wire["r2"].store.table) == 7
 
 
-def test_a_cut_batch_that_brings_nothing_forward_does_not_make_two_replicas_talk_without_end(wire: Wire) -> None:
-    """What r1 sends waits at r2 for something that r1 does not have: sending it again at once would not help."""
+def test_a_cut_batch_without_progress_is_not_sent_again_and_again(wire: Wire) -> None:
+    """r1's updates become pending at r2, which waits for an update that r1 does not have either."""
     wire.settings = ReplicationSettings(pace_s=0.0, batch_updates=2)
     r1, _ = wire.cluster("r1", "r2")
     wire.cut("r1", "r2")
-    ghost = {address("r9") + "@" + "0" * 15 + "1": 1}
+    missing_cause = {address("r9") + "@" + "0" * 15 + "1": 1}
     for number in range(7):
-        r1.store.receive([Update("old@0000000000000001", number + 1, 1, ghost, ())], wire.now("r1"))
+        r1.store.receive([Update("old@0000000000000001", number + 1, 1, missing_cause, ())], wire.now("r1"))
     assert len(r1.store.pending) == 7
     wire.heal()
     wire.flow(3.0)
 
 
-def test_updates_arrive_with_their_causes_whatever_the_limit(wire: Wire) -> None:
+def test_every_batch_contains_the_causes_of_its_updates(wire: Wire) -> None:
     wire.settings = ReplicationSettings(pace_s=0.0, batch_updates=1)
     wire.cluster("r1", "r2", "r3")
     wire.isolate("r3")
@@ -219,18 +217,18 @@ def test_updates_arrive_with_their_causes_whatever_the_limit(wire: Wire) -> None
     assert covers(wire["r3"].store.clock, past)
 
 
-def test_what_one_exchange_is_carrying_is_not_sent_again_in_the_reply_to_another(wire: Wire) -> None:
-    _r1, _ = wire.cluster("r1", "r2")
+def test_a_reply_skips_updates_that_are_in_flight_to_the_peer(wire: Wire) -> None:
+    wire.cluster("r1", "r2")
     update = wire.issue("r1", "x", b"1")
     outgoing = wire.begin("r1", "r2")
     assert isinstance(outgoing.message, Exchange)
     assert outgoing.message.updates == [update]
     assert wire.exchange("r2", "r1")[1].updates == []
-    wire.complete("r1", outgoing, None)  # The first one never came through after all.
+    wire.complete("r1", outgoing, None)  # The first exchange fails.
     assert wire.exchange("r2", "r1")[1].updates == [update]
 
 
-def test_only_one_exchange_is_under_way_with_a_peer(wire: Wire) -> None:
+def test_at_most_one_exchange_is_in_flight_to_a_peer(wire: Wire) -> None:
     r1, _ = wire.cluster("r1", "r2")
     outgoing = wire.begin("r1", "r2")
     assert r1.due_at(address("r2"), wire.now("r1")) == float("inf")
@@ -239,7 +237,7 @@ def test_only_one_exchange_is_under_way_with_a_peer(wire: Wire) -> None:
     assert r1.due_at(address("r2"), wire.now("r1")) < float("inf")
 
 
-def test_the_log_forgets_what_every_member_has_and_keeps_what_a_down_one_lacks(wire: Wire) -> None:
+def test_the_log_keeps_an_update_until_every_member_has_it_even_a_down_one(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     wire.issue("r1", "x", b"1")
     wire.flow(1.5)
@@ -251,13 +249,11 @@ def test_the_log_forgets_what_every_member_has_and_keeps_what_a_down_one_lacks(w
     assert r1.store.log.count == 1
 
 
-def test_hybrid_time_travels_so_a_slow_replica_writes_after_what_it_has_heard_of(wire: Wire) -> None:
+def test_messages_carry_hybrid_time_so_that_later_writes_get_later_timestamps(wire: Wire) -> None:
     wire.start("r1", "r2", skew_s=3600.0)
     wire.start("r2", "r1")
     wire.flow(0.5)
     first = wire.issue("r1", "x", b"fast")
-    wire.cut("r1", "r2")
-    wire.heal()
     wire.exchange("r1", "r2")
     second = wire.issue("r2", "y", b"slow")
     assert second.timestamp > first.timestamp
@@ -266,7 +262,7 @@ def test_hybrid_time_travels_so_a_slow_replica_writes_after_what_it_has_heard_of
 # -- acknowledgements ----------------------------------------------------------------------------------------------
 
 
-def test_acks_count_members_that_are_known_to_have_it_and_die_with_their_incarnation(wire: Wire) -> None:
+def test_acks_count_present_incarnations_that_have_the_update(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     update = wire.issue("r1", "x", b"1")
     assert r1.acks.count(update.dot) == 1
@@ -281,7 +277,7 @@ def test_acks_count_members_that_are_known_to_have_it_and_die_with_their_incarna
     assert r1.acks.count(update.dot) == 2
 
 
-def test_majority_and_all_count_members_that_are_down_and_none_that_was_put_out(wire: Wire) -> None:
+def test_majority_and_all_count_down_members_but_not_removed_ones(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     assert (r1.acks.required("majority"), r1.acks.required("all")) == (2, 3)
     wire.crash("r2")
@@ -297,20 +293,20 @@ def test_majority_and_all_count_members_that_are_down_and_none_that_was_put_out(
 
 
 def message(wire: Wire, **changes: object) -> Exchange:
-    """Return what r2 would say to r1 now, changed."""
+    """Return the message that r2 would send r1 now, with some fields changed."""
     outgoing = wire.begin("r2", "r1").message
     assert isinstance(outgoing, Exchange)
     fields = {name: getattr(outgoing, name) for name in outgoing.__struct_fields__}
     return Exchange(**{**fields, **changes})
 
 
-def test_a_clock_that_names_updates_never_issued_is_refused(wire: Wire) -> None:
+def test_a_clock_with_updates_that_were_never_issued_is_rejected(wire: Wire) -> None:
     r1, _ = wire.cluster("r1", "r2")
     with pytest.raises(BadMessage):
         run(r1.receive(message(wire, clock={r1.id: 1}), wire.now("r1")), wire.now("r1"))
 
 
-def test_an_own_update_that_was_never_issued_is_refused_and_leaves_no_trace(wire: Wire) -> None:
+def test_a_forged_update_of_the_receiver_is_rejected_and_changes_nothing(wire: Wire) -> None:
     r1, _ = wire.cluster("r1", "r2")
     forged = Update(r1.id, 1, 1, {}, (Write("x", b"1"),))
     with pytest.raises(BadMessage):
@@ -319,7 +315,7 @@ def test_an_own_update_that_was_never_issued_is_refused_and_leaves_no_trace(wire
     assert wire.values("r1", "x") == []
 
 
-def test_a_register_beyond_the_limit_is_refused_whole(wire: Wire) -> None:
+def test_a_membership_table_over_the_limit_is_rejected_as_a_whole(wire: Wire) -> None:
     wire.settings = ReplicationSettings(pace_s=0.0, max_members=4)
     r1, _ = wire.cluster("r1", "r2")
     before = dict(r1.membership.table.entries)
@@ -334,7 +330,7 @@ def test_a_register_beyond_the_limit_is_refused_whole(wire: Wire) -> None:
     assert r1.membership.table.entries == before
 
 
-def test_two_writes_of_one_key_in_an_update_are_refused(wire: Wire) -> None:
+def test_an_update_with_two_writes_of_one_key_is_rejected(wire: Wire) -> None:
     r1, r2 = wire.cluster("r1", "r2")
     twice = Update(r2.id, 1, 1, {}, (Write("x", b"1"), Write("x", b"2")))
     with pytest.raises(BadMessage):
@@ -345,7 +341,7 @@ def test_two_writes_of_one_key_in_an_update_are_refused(wire: Wire) -> None:
 # -- clients -------------------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_hops_meets_what_it_wrote_or_waits(wire: Wire) -> None:
+def test_a_client_that_moves_to_another_replica_reads_its_own_write_or_is_deferred(wire: Wire) -> None:
     start_three(wire)
     wire.isolate("r2")
     wrote = wire.put("r1", "x", b"1")
@@ -357,7 +353,7 @@ def test_a_client_that_hops_meets_what_it_wrote_or_waits(wire: Wire) -> None:
     assert [version.value for version in wire.get("r2", "x", wrote.metadata).versions] == [b"1"]
 
 
-def test_a_client_is_never_made_to_depend_on_everything_that_a_replica_has_seen(wire: Wire) -> None:
+def test_a_read_does_not_make_a_client_depend_on_unrelated_updates(wire: Wire) -> None:
     start_three(wire)
     old = wire.put("r1", "old", b"1")
     for number in range(50):
@@ -367,7 +363,7 @@ def test_a_client_is_never_made_to_depend_on_everything_that_a_replica_has_seen(
     assert wire.get("r3", "old").metadata == old.metadata
 
 
-def test_a_write_concern_is_met_by_the_reply_that_brings_the_clock(wire: Wire) -> None:
+def test_replies_to_the_exchanges_of_a_write_acknowledge_it(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     wrote = r1.store.put(Change("x", b"1"), {}, wire.now("r1"))
     assert wrote.update is not None
@@ -375,7 +371,7 @@ def test_a_write_concern_is_met_by_the_reply_that_brings_the_clock(wire: Wire) -
     assert r1.acks.count(wrote.update.dot) == r1.acks.required("all")
 
 
-def test_ids_are_addresses_with_an_incarnation(wire: Wire) -> None:
+def test_a_replica_id_is_an_address_with_an_incarnation(wire: Wire) -> None:
     r1 = wire.start("r1")
     assert address_of(r1.id) == address("r1")
     assert len(r1.id.rpartition("@")[2]) == 16

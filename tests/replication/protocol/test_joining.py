@@ -1,4 +1,4 @@
-"""Incarnations, and when a replica that starts may serve."""
+"""Incarnations, duplicate addresses, and when a joining replica may serve."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from store.errors import NotServing
 from tests.support.wire import NOW, SMALL_LOG, SMALL_PIECES, Wire, address, run, start_three
 
 
-def test_a_restart_under_a_clock_that_went_back_takes_a_higher_incarnation_and_no_dot_twice(wire: Wire) -> None:
+def test_a_restart_with_a_slow_clock_takes_a_higher_incarnation_and_reuses_no_dot(wire: Wire) -> None:
     start_three(wire)
     old = wire.issue("r3", "x", b"old")
     wire.flow()
@@ -32,13 +32,13 @@ def test_a_restart_under_a_clock_that_went_back_takes_a_higher_incarnation_and_n
     assert wire.values("r1", "x") == [b"new"]
 
 
-def test_two_processes_started_at_the_same_millisecond_have_different_incarnations() -> None:
+def test_processes_that_start_in_the_same_millisecond_have_different_incarnations() -> None:
     ids = {Replica("r1:80", [], now=NOW, rng=Random(seed)).id for seed in range(100)}
     assert len(ids) == 100
 
 
-def test_a_replica_that_has_to_take_a_higher_incarnation_keeps_data_clock_and_log(wire: Wire) -> None:
-    """It served alone, cut off, under a clock that had gone back; its first updates must reach the others too."""
+def test_a_replica_that_takes_a_higher_incarnation_keeps_data_clock_and_log(wire: Wire) -> None:
+    """It has served alone with a slow clock, cut off. Its updates of that time must reach the other members too."""
     start_three(wire)
     wire.isolate("r3")
     wire.crash("r3")
@@ -56,7 +56,7 @@ def test_a_replica_that_has_to_take_a_higher_incarnation_keeps_data_clock_and_lo
     assert r3.store.clock == wire["r1"].store.clock
 
 
-def test_a_message_of_an_incarnation_that_is_over_is_answered_with_the_register_and_not_taken(wire: Wire) -> None:
+def test_a_message_of_a_superseded_incarnation_is_rejected_with_the_membership_table(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
@@ -72,7 +72,7 @@ def test_a_message_of_an_incarnation_that_is_over_is_answered_with_the_register_
     assert not wire.has("r1", update.dot)
 
 
-def test_a_reply_that_was_not_taken_is_no_acknowledgement_and_no_report(wire: Wire) -> None:
+def test_a_rejection_acknowledges_nothing(wire: Wire) -> None:
     r1, r2 = wire.cluster("r1", "r2")
     outgoing = wire.begin("r1", "r2")
     reply = wire.answer("r2", outgoing.message)
@@ -85,7 +85,7 @@ def test_a_reply_that_was_not_taken_is_no_acknowledgement_and_no_report(wire: Wi
     assert r1.acks.count(update.dot) == 1
 
 
-def test_of_two_processes_with_one_address_the_lower_one_stops_when_the_higher_one_talks(wire: Wire) -> None:
+def test_a_duplicate_address_stops_the_lower_incarnation_when_the_higher_one_sends(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     wire.tick(5.0)
     higher = wire.start("r1b", "r2", at=address("r1"))
@@ -101,7 +101,7 @@ def test_of_two_processes_with_one_address_the_lower_one_stops_when_the_higher_o
     assert not reply.accepted
 
 
-def test_of_two_processes_with_one_address_the_lower_one_stops_when_they_meet_only_through_others(wire: Wire) -> None:
+def test_a_duplicate_address_that_only_peers_see_stops_one_process(wire: Wire) -> None:
     start_three(wire)
     wire.start("r1b", "r2", at=address("r1"))
     wire.flow(15.0)
@@ -110,7 +110,7 @@ def test_of_two_processes_with_one_address_the_lower_one_stops_when_they_meet_on
     assert wire["r2"].membership.table.present_id(address("r1")) == wire[survivor].id
 
 
-def test_signs_of_life_of_a_predecessor_do_not_stop_a_process_that_has_just_started(wire: Wire) -> None:
+def test_reported_heartbeats_of_a_predecessor_do_not_stop_a_new_process(wire: Wire) -> None:
     start_three(wire)
     wire.flow(2.0)
     wire.crash("r3")
@@ -120,8 +120,8 @@ def test_signs_of_life_of_a_predecessor_do_not_stop_a_process_that_has_just_star
     assert wire.state("r3") == "serving"
 
 
-def test_a_peer_is_known_by_its_present_incarnation_only(wire: Wire) -> None:
-    """A message of the former process that was slow on its way must not count for the new one."""
+def test_a_late_message_of_a_former_incarnation_does_not_count_for_the_new_one(wire: Wire) -> None:
+    """The acknowledgement of the former incarnation must not count for the new one."""
     r1, _, _ = start_three(wire)
     update = wire.issue("r1", "x", b"1")
     wire.flow()
@@ -137,17 +137,17 @@ def test_a_peer_is_known_by_its_present_incarnation_only(wire: Wire) -> None:
 # -- joining -------------------------------------------------------------------------------------------------------
 
 
-def test_a_joiner_serves_nobody_and_takes_no_dot(wire: Wire) -> None:
+def test_a_joining_replica_serves_no_client_and_issues_no_dot(wire: Wire) -> None:
     r1 = wire.start("r1", "r2")
-    with pytest.raises(NotServing) as refused:
+    with pytest.raises(NotServing) as error:
         wire.put("r1", "x", b"1")
-    assert refused.value.reason == CATCHING_UP
+    assert error.value.reason == CATCHING_UP
     with pytest.raises(NotServing):
         wire.get("r1", "x")
     assert r1.store.clock == {}
 
 
-def test_a_joiner_waits_for_everything_that_each_one_who_answered_had_when_asked(wire: Wire) -> None:
+def test_a_joiner_waits_for_the_updates_that_each_peer_had_when_it_answered(wire: Wire) -> None:
     wire.cluster("r1", "r2")
     wire.cut("r1", "r2")
     wire.issue("r1", "x", b"1")
@@ -161,7 +161,7 @@ def test_a_joiner_waits_for_everything_that_each_one_who_answered_had_when_asked
     assert wire.values("r3", "y") == [b"1"]
 
 
-def test_a_joiner_waits_for_what_comes_in_several_batches(wire: Wire) -> None:
+def test_a_joiner_waits_for_all_batches(wire: Wire) -> None:
     wire.settings = ReplicationSettings(pace_s=0.0, batch_updates=2)
     wire.cluster("r1", "r2")
     wire.isolate("r2")
@@ -177,7 +177,7 @@ def test_a_joiner_waits_for_what_comes_in_several_batches(wire: Wire) -> None:
 
 
 def test_a_joiner_asks_the_members_that_its_seed_names(wire: Wire) -> None:
-    """r1 has just lost r2; only r2 has y. The joiner knows r1 alone, but learns of r2."""
+    """r1 cannot reach r2, and only r2 has y. The joiner has only r1 as a seed, and learns of r2 from r1."""
     wire.cluster("r1", "r2")
     wire.cut("r1", "r2")
     wire.issue("r2", "y", b"1")
@@ -189,8 +189,8 @@ def test_a_joiner_asks_the_members_that_its_seed_names(wire: Wire) -> None:
     assert wire.values("r3", "y") == [b"1"]
 
 
-def test_a_joiner_waits_for_one_that_it_hears_of_late(wire: Wire) -> None:
-    """Its seed answers when ``down_after`` is nearly over, and names r2, of which nobody has heard yet."""
+def test_a_joiner_waits_for_a_member_that_a_late_reply_names(wire: Wire) -> None:
+    """Its seed answers shortly before ``down_after``. It names r2, from which no replica has received a heartbeat."""
     wire.start("r1")
     wire.start("r2")
     wire.cut("r1", "r2")
@@ -210,7 +210,7 @@ def test_a_joiner_waits_for_one_that_it_hears_of_late(wire: Wire) -> None:
     assert wire.values("r3", "y") == [b"1"]
 
 
-def test_a_joiner_waits_down_after_for_a_peer_that_never_answers_and_no_longer(wire: Wire) -> None:
+def test_a_joiner_waits_down_after_for_a_peer_that_never_answers(wire: Wire) -> None:
     wire.start("r1")
     wire.flow(10.0)
     wire.start("r3", "r1", "r2")
@@ -220,7 +220,7 @@ def test_a_joiner_waits_down_after_for_a_peer_that_never_answers_and_no_longer(w
     assert wire.state("r3") == "serving"
 
 
-def test_a_joiner_does_not_wait_for_a_member_that_the_others_know_to_be_down(wire: Wire) -> None:
+def test_a_joiner_does_not_wait_for_a_member_that_its_peers_report_as_down(wire: Wire) -> None:
     start_three(wire)
     wire.crash("r2")
     wire.flow(10.0)
@@ -229,8 +229,8 @@ def test_a_joiner_does_not_wait_for_a_member_that_the_others_know_to_be_down(wir
     assert wire.state("r4") == "serving"
 
 
-def left_half_way(wire: Wire) -> None:
-    """Let r2 start, and r1 die that has told it what it has and given it a piece of that."""
+def crash_the_sender_during_a_join(wire: Wire) -> None:
+    """Let r2 join through r1, and crash r1 when it has sent its clock and one piece of its snapshot."""
     wire.settings, wire.store_settings = SMALL_PIECES, SMALL_LOG
     wire.start("r1")
     wire.flow(3.0)
@@ -242,22 +242,22 @@ def left_half_way(wire: Wire) -> None:
     wire.crash("r1")
 
 
-def test_a_joiner_does_not_wait_for_one_that_answered_and_then_died(wire: Wire) -> None:
-    left_half_way(wire)
+def test_a_joiner_does_not_wait_for_a_peer_that_answered_and_died(wire: Wire) -> None:
+    crash_the_sender_during_a_join(wire)
     wire.flow(2.0)
     assert wire.state("r2") == "joining"
     wire.flow(1.5)
     assert wire.state("r2") == "serving"
 
 
-def test_a_joiner_does_not_wait_for_an_incarnation_that_is_over(wire: Wire) -> None:
-    left_half_way(wire)
+def test_a_joiner_does_not_wait_for_a_superseded_incarnation(wire: Wire) -> None:
+    crash_the_sender_during_a_join(wire)
     wire.start("r1", "r2")
     wire.flow(1.2)
     assert (wire.state("r2"), wire.state("r1")) == ("serving", "serving")
 
 
-def test_when_all_restart_at_once_nobody_waits_for_ever(wire: Wire) -> None:
+def test_replicas_that_all_restart_at_once_serve(wire: Wire) -> None:
     start_three(wire)
     wire.issue("r1", "x", b"1")
     wire.flow()
@@ -269,8 +269,8 @@ def test_when_all_restart_at_once_nobody_waits_for_ever(wire: Wire) -> None:
     assert [replica.state for replica in replicas] == ["serving"] * 3
 
 
-def test_one_that_was_called_before_it_listened_is_called_again_as_soon_as_it_talks(wire: Wire) -> None:
-    """Not when the timer says: nobody waits that long where all start one after another."""
+def test_a_failed_peer_is_sent_to_again_when_its_new_incarnation_sends(wire: Wire) -> None:
+    """It does not wait for the timer. Otherwise replicas that start one after another would join slowly."""
     wire.settings = ReplicationSettings(sync_interval_s=30.0, down_after_s=90.0)
     names = ("r1", "r2", "r3")
     for name in names:
@@ -279,7 +279,7 @@ def test_one_that_was_called_before_it_listened_is_called_again_as_soon_as_it_ta
     assert [wire.state(name) for name in names] == ["serving"] * 3
 
 
-def test_one_that_cannot_be_called_and_talks_is_called_again_once_and_then_by_the_timer(wire: Wire) -> None:
+def test_a_peer_that_sends_but_cannot_be_reached_is_retried_once_and_then_by_the_timer(wire: Wire) -> None:
     wire.start("r1", "r2")
     wire.flow(0.5)
     wire.start("r2", "r1")
@@ -293,7 +293,7 @@ def test_one_that_cannot_be_called_and_talks_is_called_again_once_and_then_by_th
     assert wire.traffic["r1", "r2"] == 2
 
 
-def test_a_call_that_is_answered_at_last_is_not_followed_by_another_at_once(wire: Wire) -> None:
+def test_the_first_reply_of_a_failed_peer_triggers_no_further_exchange(wire: Wire) -> None:
     r1 = wire.start("r1", "r2")
     wire.flow(0.5)
     wire.start("r2", "r1")
@@ -301,7 +301,7 @@ def test_a_call_that_is_answered_at_last_is_not_followed_by_another_at_once(wire
     assert r1.due_at(address("r2"), wire.now("r1")) > wire.now("r1").mono_s
 
 
-def test_where_nobody_answers_a_replica_serves_alone_within_down_after_and_not_at_once(wire: Wire) -> None:
+def test_a_replica_whose_seeds_do_not_answer_serves_alone_after_down_after(wire: Wire) -> None:
     wire.start("r1", "r2", "r3")
     wire.flow(1.5)
     assert wire.state("r1") == "joining"
@@ -314,8 +314,8 @@ def test_a_replica_without_seeds_serves_at_once(wire: Wire) -> None:
     assert wire.start("r2", "r2").state == "serving"
 
 
-def test_a_joiner_has_what_a_cut_off_member_alone_has_when_that_member_answers(wire: Wire) -> None:
-    """Only r2 has it, r2 sees the joiner and nobody else does."""
+def test_a_joiner_has_the_updates_of_a_member_that_only_it_can_reach(wire: Wire) -> None:
+    """Only r2 has the update, and r2 can reach only the joiner."""
     start_three(wire)
     wire.isolate("r2")
     wire.issue("r2", "x", b"1")

@@ -1,4 +1,4 @@
-"""When a causal past is lost for good, rule by rule (replication/loss.py)."""
+"""When a missing dependency counts as lost. The rules have the numbers of replication/loss.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from store.versions import Update
 from tests.support.wire import Wire, address, start_three
 
 
-def gone(wire: Wire) -> Update:
-    """Let r3 die with an update that nobody else has, and come back."""
+def lose_an_update(wire: Wire) -> Update:
+    """Let r3 die with an update that no other replica has, and restart empty. Return the update."""
     start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
@@ -23,15 +23,15 @@ def gone(wire: Wire) -> Update:
     return update
 
 
-def test_what_died_with_its_replica_is_lost_once_all_members_have_compared_notes(wire: Wire) -> None:
-    update = gone(wire)
+def test_an_update_is_lost_once_all_members_have_reported(wire: Wire) -> None:
+    update = lose_an_update(wire)
     token = wire["r1"].loss.ask(update.past)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire.flow()
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
-def test_lost_names_the_counters_that_are_missing_here(wire: Wire) -> None:
+def test_lost_updates_are_a_range_of_the_missing_counters(wire: Wire) -> None:
     start_three(wire)
     wire.issue("r3", "x", b"1")
     wire.flow()
@@ -47,14 +47,14 @@ def test_lost_names_the_counters_that_are_missing_here(wire: Wire) -> None:
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (2, 3)}
 
 
-def test_what_is_no_id_of_a_replica_is_never_lost_but_missing(wire: Wire) -> None:
+def test_an_entry_that_is_no_replica_id_is_never_lost(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     token = r1.loss.ask({"nonsense": 3})
     wire.flow()
     assert r1.loss.unrecoverable({"nonsense": 3}, token) == {}
 
 
-def test_rule_1_the_present_incarnation_may_come_back_with_it(wire: Wire) -> None:
+def test_rule_1_the_present_incarnation_of_a_member_may_return_with_the_update(wire: Wire) -> None:
     start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
@@ -63,20 +63,20 @@ def test_rule_1_the_present_incarnation_may_come_back_with_it(wire: Wire) -> Non
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
 
 
-def test_rule_1_one_that_was_put_out_is_no_present_incarnation(wire: Wire) -> None:
+def test_rule_1_a_removed_replica_has_ended(wire: Wire) -> None:
     start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
     token = wire["r1"].loss.ask(update.past)
     wire.flow(1.5)
-    assert wire["r1"].loss.unrecoverable(update.past, token) == {}, "it was heard of just now"
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}, "its last heartbeat is recent"
     wire.flow(3.0)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
-def test_rule_2_one_that_was_put_out_hands_over_what_it_has_as_long_as_it_lives(wire: Wire) -> None:
-    """Simulation, seed 201152: r2 reports that it has not got it, gets it from r3, and r1 has told a client "lost"."""
+def test_rule_2_a_removed_replica_may_still_hand_over_its_own_updates(wire: Wire) -> None:
+    """r2 reports that it lacks the update, and receives it from the removed r3 afterwards (simulation, seed 201152)."""
     start_three(wire)
     wire.cut("r1", "r3")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
@@ -92,8 +92,8 @@ def test_rule_2_one_that_was_put_out_hands_over_what_it_has_as_long_as_it_lives(
     assert wire.has("r1", update.dot)
 
 
-def test_rule_2_one_that_was_put_out_may_have_what_is_of_others(wire: Wire) -> None:
-    """Simulation, seed 402413: all members have come back empty, and only r3, which is out, has what r2 had written."""
+def test_rule_2_a_removed_replica_may_still_hand_over_updates_of_others(wire: Wire) -> None:
+    """All members have restarted empty. Only the removed r3 has r2's update (simulation, seed 402413)."""
     start_three(wire)
     update = wire.issue("r2", "x", b"1")
     wire.flow()
@@ -117,8 +117,8 @@ def test_rule_2_one_that_was_put_out_may_have_what_is_of_others(wire: Wire) -> N
     assert wire.has("r2", update.dot)
 
 
-def test_rule_2_who_was_put_out_and_has_nothing_more_keeps_nobody_waiting(wire: Wire) -> None:
-    """Its process may live on for weeks, and members crash meanwhile."""
+def test_rule_2_a_removed_replica_without_further_updates_is_not_waited_for(wire: Wire) -> None:
+    """Its process may live for weeks, and members may crash in that time."""
     start_three(wire)
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
     wire.flow(2.0)
@@ -134,26 +134,26 @@ def test_rule_2_who_was_put_out_and_has_nothing_more_keeps_nobody_waiting(wire: 
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
-def test_rule_2_a_sign_of_life_of_one_that_was_put_out_may_come_from_a_member(wire: Wire) -> None:
-    """r1 is cut off from r3, which is out. r2 hears it, does not get what it has, and says so until it is dead."""
+def test_rule_2_members_report_heartbeats_of_a_removed_replica(wire: Wire) -> None:
+    """r1 cannot reach the removed r3. r2 receives r3's messages, and reports its heartbeats while r3 lives."""
     start_three(wire)
     wire.cut("r1", "r3")
     wire.cuts.add(("r2", "r3"))
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
-    nobodys = {wire["r3"].id: 99}
-    token = wire["r1"].loss.ask(nobodys)
+    unknown = {wire["r3"].id: 99}
+    token = wire["r1"].loss.ask(unknown)
     for _ in range(20):
         wire.flow(0.5)
-        assert wire["r1"].loss.unrecoverable(nobodys, token) == {}
+        assert wire["r1"].loss.unrecoverable(unknown, token) == {}
     wire.crash("r3")
     wire.flow(5.0)
-    assert wire["r1"].loss.unrecoverable(nobodys, token) == {
+    assert wire["r1"].loss.unrecoverable(unknown, token) == {
         wire["r1"].membership.table.present_id(address("r3")): (1, 99)
     }
 
 
-def test_rule_2_reports_from_before_one_that_was_put_out_fell_silent_do_not_count(wire: Wire) -> None:
-    """r2 has reported, then got it from r3; r3 is dead, and r1 has not heard of r2 since."""
+def test_rule_2_reports_older_than_the_silence_of_removed_replicas_do_not_count(wire: Wire) -> None:
+    """r2 reports, then receives the update from r3. Then r3 dies, and r1 cannot reach r2."""
     start_three(wire)
     wire.cut("r1", "r3")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
@@ -172,8 +172,8 @@ def test_rule_2_reports_from_before_one_that_was_put_out_fell_silent_do_not_coun
     assert wire.has("r1", update.dot)
 
 
-def test_rule_2_a_member_that_is_down_may_have_it_until_it_is_removed(wire: Wire) -> None:
-    update = gone(wire)
+def test_rule_2_a_down_member_may_have_the_update_until_it_is_removed(wire: Wire) -> None:
+    update = lose_an_update(wire)
     wire.crash("r2")
     wire.flow(5.0)
     token = wire["r1"].loss.ask(update.past)
@@ -184,8 +184,8 @@ def test_rule_2_a_member_that_is_down_may_have_it_until_it_is_removed(wire: Wire
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
-def test_rule_2_reports_from_before_the_question_do_not_count(wire: Wire) -> None:
-    update = gone(wire)
+def test_rule_2_reports_older_than_the_query_do_not_count(wire: Wire) -> None:
+    update = lose_an_update(wire)
     wire.flow(2.0)
     token = wire["r1"].loss.ask(update.past)
     wire.exchange("r1", "r2")
@@ -194,22 +194,22 @@ def test_rule_2_reports_from_before_the_question_do_not_count(wire: Wire) -> Non
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
-def test_rule_2_an_exchange_that_was_under_way_when_the_question_came_does_not_count(wire: Wire) -> None:
-    """Its reply may be older than the moment at which the member got the update."""
-    update = gone(wire)
-    under_way = wire.begin("r1", "r2")
-    reply = wire.answer("r2", under_way.message)
+def test_rule_2_an_exchange_in_flight_at_the_time_of_the_query_does_not_count(wire: Wire) -> None:
+    """The member may have composed its reply before it received the update."""
+    update = lose_an_update(wire)
+    in_flight = wire.begin("r1", "r2")
+    reply = wire.answer("r2", in_flight.message)
     token = wire["r1"].loss.ask(update.past)
     wire.exchange("r1", "r3")
-    wire.complete("r1", under_way, reply)
+    wire.complete("r1", in_flight, reply)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire.exchange("r1", "r2")
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 
 
-def test_rule_2_reports_under_another_register_do_not_count(wire: Wire) -> None:
-    """r2 may not know yet that r3 is over, and still take the update from it."""
-    update = gone(wire)
+def test_rule_2_reports_under_another_membership_table_do_not_count(wire: Wire) -> None:
+    """r2 may not know yet that r3 has ended, and may still accept the update from it."""
+    update = lose_an_update(wire)
     token = wire["r1"].loss.ask(update.past)
     wire.exchange("r1", "r2")
     wire["r1"].add_replica_from_view(address("r9"), wire.now("r1"))
@@ -221,7 +221,7 @@ def test_rule_2_reports_under_another_register_do_not_count(wire: Wire) -> None:
 
 
 def test_rule_2_reports_of_an_earlier_incarnation_do_not_count(wire: Wire) -> None:
-    update = gone(wire)
+    update = lose_an_update(wire)
     token = wire["r1"].loss.ask(update.past)
     wire.flow()
     wire.crash("r2")
@@ -231,7 +231,7 @@ def test_rule_2_reports_of_an_earlier_incarnation_do_not_count(wire: Wire) -> No
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
 
 
-def test_rule_3_what_a_member_has_is_on_its_way(wire: Wire) -> None:
+def test_rule_3_an_update_that_a_member_has_is_not_lost(wire: Wire) -> None:
     start_three(wire)
     wire.cut("r1", "r3")
     update = wire.issue("r3", "x", b"1")
@@ -244,15 +244,15 @@ def test_rule_3_what_a_member_has_is_on_its_way(wire: Wire) -> None:
     r1 = wire["r1"]
     r1.store.log.drop_origin(update.origin)
     if wire.has("r1", update.dot):
-        pytest.fail("the scene is set wrongly: r1 has it already")
+        pytest.fail("wrong setup: r1 has the update already")
     token = r1.loss.ask(update.past)
     for name in ("r2", "r3"):
         wire.round_trip("r1", name)
     assert r1.loss.unrecoverable(update.past, token) == {}
 
 
-def test_rule_4_what_waits_somewhere_may_still_be_applied(wire: Wire) -> None:
-    """r2 holds r3's second update in its queue, waiting for the first of r4, which is down, but present."""
+def test_rule_4_a_pending_update_of_a_member_is_not_lost(wire: Wire) -> None:
+    """r3's update is pending at r2: it waits for an update of r4, which is down but a member."""
     wire.cluster("r1", "r2", "r3", "r4")
     wire.isolate("r1")
     wire.isolate("r4")
@@ -278,7 +278,7 @@ def test_rule_4_what_waits_somewhere_may_still_be_applied(wire: Wire) -> None:
 
 
 def test_a_pending_update_that_waits_for_a_lost_one_is_dropped(wire: Wire) -> None:
-    """r2's second incarnation would wait for ever for what died with r3; its own origin is over too."""
+    """r2's update is pending at r1. It waits for an update that died with r3, and its own origin has ended too."""
     start_three(wire)
     wire.isolate("r3")
     cause = wire.issue("r3", "x", b"1")
@@ -296,16 +296,16 @@ def test_a_pending_update_that_waits_for_a_lost_one_is_dropped(wire: Wire) -> No
     assert wire.values("r1", "y") == []
 
 
-def test_a_lost_dependency_is_deferred_until_then_and_served_after(wire: Wire) -> None:
-    update = gone(wire)
-    with pytest.raises(DependenciesMissing) as unreached:
+def test_a_request_is_deferred_while_its_dependency_is_not_known_to_be_lost(wire: Wire) -> None:
+    update = lose_an_update(wire)
+    with pytest.raises(DependenciesMissing) as error:
         wire.get("r1", "x", update.past)
-    assert unreached.value.missing == {update.origin: (0, 1)}
+    assert error.value.missing == {update.origin: (0, 1)}
 
 
-def test_a_request_that_may_not_wait_is_told_when_it_comes_again(wire: Wire) -> None:
-    """SPEC 2.8 with KV_DEFER_TIMEOUT=0: the answers to its first question count for its second."""
-    update = gone(wire)
+def test_the_repetition_of_a_request_that_does_not_wait_learns_of_the_loss(wire: Wire) -> None:
+    """Contract 2.8 with KV_DEFER_TIMEOUT=0: reports since its first query count for its second one."""
+    update = lose_an_update(wire)
     wire.flow(1.5)
     r1 = wire["r1"]
     assert r1.loss.unrecoverable(update.past, r1.loss.ask_again(update.past)) == {}
@@ -317,7 +317,7 @@ def test_a_request_that_may_not_wait_is_told_when_it_comes_again(wire: Wire) -> 
 
 
 def test_rule_4_updates_of_a_message_that_is_applied_in_chunks_count_as_pending(wire: Wire) -> None:
-    """r3 dies after sending r2 a long message; r2 reports to r1 between two chunks of it (simulation, seed 1037)."""
+    """r3 sends r2 a long message and dies. r2 reports to r1 between two chunks of it (simulation, seed 1037)."""
     wire.settings = ReplicationSettings(pace_s=0.0, chunk_updates=1)
     r1, r2, _ = start_three(wire)
     wire.isolate("r3")

@@ -1,4 +1,4 @@
-"""Markers: when they are issued, and what they may stand for."""
+"""Markers: when replicas issue them, and which clock entries they may replace."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from store.clock import covers
 from tests.support.wire import Wire, address, start_three
 
 
-def test_metadata_of_idle_replicas_does_not_grow_over_a_hundred_restarts(wire: Wire) -> None:
+def test_metadata_does_not_grow_over_a_hundred_restarts(wire: Wire) -> None:
     start_three(wire)
     wire.issue("r1", "key", b"0")
     wire.flow()
@@ -46,7 +46,7 @@ def test_a_marker_is_used_only_once_every_member_has_it(wire: Wire) -> None:
     assert covers(wire["r3"].store.clock, metadata)
 
 
-def test_metadata_that_a_marker_has_made_simple_is_covered_by_every_member(wire: Wire) -> None:
+def test_every_member_covers_metadata_that_a_marker_has_simplified(wire: Wire) -> None:
     start_three(wire)
     old = wire.issue("r3", "x", b"1")
     wire.flow()
@@ -60,8 +60,8 @@ def test_metadata_that_a_marker_has_made_simple_is_covered_by_every_member(wire:
         assert [version.value for version in wire.get(name, "x", metadata).versions] == [b"1"]
 
 
-def test_what_a_marker_does_not_cover_stays_in_the_metadata(wire: Wire) -> None:
-    """r3's last update comes to light only after the marker that stands for its others."""
+def test_a_dot_that_no_marker_covers_stays_in_the_metadata(wire: Wire) -> None:
+    """r3's last update arrives only after the marker that covers its earlier ones."""
     start_three(wire)
     wire.issue("r3", "x", b"1")
     wire.flow()
@@ -78,7 +78,7 @@ def test_what_a_marker_does_not_cover_stays_in_the_metadata(wire: Wire) -> None:
     assert late.origin not in wire.get("r1", "y").metadata
 
 
-def test_the_rest_of_the_clock_travels_only_where_its_digest_differs(wire: Wire) -> None:
+def test_retired_entries_are_sent_only_if_their_digests_differ(wire: Wire) -> None:
     start_three(wire)
     wire.issue("r3", "x", b"1")
     wire.flow()
@@ -94,7 +94,7 @@ def test_the_rest_of_the_clock_travels_only_where_its_digest_differs(wire: Wire)
     assert request.retired_digest == reply.retired_digest != 0
 
 
-def test_a_replica_that_is_removed_issues_no_markers(wire: Wire) -> None:
+def test_a_removed_replica_issues_no_markers(wire: Wire) -> None:
     r1, _, r3 = start_three(wire)
     wire.issue("r2", "x", b"1")
     wire.flow(1.5)

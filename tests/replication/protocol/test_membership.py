@@ -1,4 +1,4 @@
-"""Who belongs, who is reachable, and by which name."""
+"""Removal and addition, reachability, and aliases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from store.errors import NotServing
 from tests.support.wire import Wire, address, start_three
 
 
-def test_a_removed_replica_closes_its_gate_and_still_hands_over_what_only_it_has(wire: Wire) -> None:
+def test_a_removed_replica_closes_its_gate_and_still_hands_over_its_updates(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
@@ -18,14 +18,14 @@ def test_a_removed_replica_closes_its_gate_and_still_hands_over_what_only_it_has
     wire.heal()
     wire.flow(2.5)
     assert wire.state("r3") == "removed"
-    with pytest.raises(NotServing) as refused:
+    with pytest.raises(NotServing) as error:
         wire.get("r3", "x")
-    assert refused.value.reason == NOT_IN_VIEW
+    assert error.value.reason == NOT_IN_VIEW
     assert wire.has("r1", update.dot)
     assert wire.has("r2", update.dot)
 
 
-def test_a_removed_replica_learns_of_it_at_once_where_it_can_be_reached(wire: Wire) -> None:
+def test_a_reachable_replica_is_notified_of_its_removal_at_once(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     wire.flow(1.0)
     r1.remove_replica_from_view(address("r3"), wire.now("r1"))
@@ -33,7 +33,7 @@ def test_a_removed_replica_learns_of_it_at_once_where_it_can_be_reached(wire: Wi
     assert wire.state("r3") == "removed"
 
 
-def test_put_opens_the_gate_again_with_the_same_data_and_counters(wire: Wire) -> None:
+def test_a_replica_that_is_added_back_keeps_its_data_and_counters(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     first = wire.issue("r3", "x", b"1")
     wire.flow()
@@ -47,7 +47,7 @@ def test_put_opens_the_gate_again_with_the_same_data_and_counters(wire: Wire) ->
     assert second.dot == (first.origin, 2)
 
 
-def test_a_removed_replica_that_starts_again_is_in_again_even_under_a_clock_far_behind(wire: Wire) -> None:
+def test_a_removed_replica_that_restarts_is_a_member_again_even_with_a_slow_clock(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     r1.remove_replica_from_view(address("r3"), wire.now("r1"))
     wire.flow(1.5)
@@ -59,14 +59,14 @@ def test_a_removed_replica_that_starts_again_is_in_again_even_under_a_clock_far_
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.3])
-def test_a_late_message_of_a_dead_incarnation_that_nobody_knows_does_not_silence_the_one_that_lives(
+def test_a_late_message_of_an_unknown_dead_incarnation_does_not_exclude_the_live_one(
     wire: Wire, after_s: float
 ) -> None:
-    """All have died, and the clock that the incarnations come from went back. (Simulation, seed 803.)"""
+    """All processes restart, and r1's clock was set back: its new incarnation is lower (simulation, seed 803)."""
     wire.cluster("r1", "r2")
     late = wire.begin("r1", "r2").message
     assert isinstance(late, Exchange)
-    assert late.membership is None, "the r2 that it was meant for has the same"
+    assert late.membership is None, "the r2 of that time has the same table"
     for name in ("r1", "r2"):
         wire.crash(name)
     wire.start("r1", "r2", skew_s=-7200.0)
@@ -84,25 +84,25 @@ def test_a_late_message_of_a_dead_incarnation_that_nobody_knows_does_not_silence
     assert wire.values("r1", "y") == [b"2"]
 
 
-def test_an_incarnation_that_left_its_register_out_is_taken_once_it_has_told_it(wire: Wire) -> None:
+def test_an_unknown_incarnation_is_accepted_once_it_has_sent_its_membership_table(wire: Wire) -> None:
     r1, _ = wire.cluster("r1", "r2")
-    stale = wire.begin("r1", "r2")
-    assert isinstance(stale.message, Exchange)
-    assert stale.message.membership is None
+    early = wire.begin("r1", "r2")
+    assert isinstance(early.message, Exchange)
+    assert early.message.membership is None
     wire.crash("r2")
     r2 = wire.start("r2", "r1")
-    assert r2.add_replica_from_view(address("r1"), wire.now("r2")), "by command, which tells of no incarnation"
-    reply = wire.answer("r2", stale.message)
+    assert r2.add_replica_from_view(address("r1"), wire.now("r2")), "PUT /view names no incarnation"
+    reply = wire.answer("r2", early.message)
     assert isinstance(reply, Exchange)
     assert not reply.accepted
-    wire.complete("r1", stale, reply)
+    wire.complete("r1", early, reply)
     assert wire["r1"].due_at(address("r2"), wire.now("r1")) <= wire.now("r1").mono_s, "at once"
     _, reply = wire.exchange("r1", "r2")
     assert reply.accepted
     assert r2.membership.table.present_id(address("r1")) == r1.id
 
 
-def test_starting_brings_in_oneself_and_no_other_that_was_put_out(wire: Wire) -> None:
+def test_a_starting_replica_does_not_add_a_removed_seed(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     r1.remove_replica_from_view(address("r3"), wire.now("r1"))
     wire.flow(1.5)
@@ -112,7 +112,7 @@ def test_starting_brings_in_oneself_and_no_other_that_was_put_out(wire: Wire) ->
     assert r1.membership.table.members == wire["r2"].membership.table.members == (address("r1"), address("r2"))
 
 
-def test_a_removal_under_a_slow_clock_still_follows_what_it_removes(wire: Wire) -> None:
+def test_a_removal_by_a_replica_with_a_slow_clock_takes_effect(wire: Wire) -> None:
     wire.start("r1", "r2", skew_s=-3600.0)
     wire.start("r2", "r1")
     wire.flow(0.5)
@@ -121,7 +121,7 @@ def test_a_removal_under_a_slow_clock_still_follows_what_it_removes(wire: Wire) 
     assert wire.state("r2") == "removed"
 
 
-def test_the_last_holder_of_the_data_gives_it_although_it_was_removed(wire: Wire) -> None:
+def test_a_removed_replica_with_the_only_copy_hands_it_over_when_asked(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     for number in range(5):
         wire.issue("r1", f"k{number}", b"1")
@@ -137,7 +137,7 @@ def test_the_last_holder_of_the_data_gives_it_although_it_was_removed(wire: Wire
     assert len(wire["r1"].store.table) == len(wire["r2"].store.table) == 5
 
 
-def test_a_removed_replica_brings_its_data_to_members_that_came_back_empty_and_do_not_ask_it(wire: Wire) -> None:
+def test_a_removed_replica_hands_over_its_updates_to_restarted_members_unasked(wire: Wire) -> None:
     r1, _ = wire.cluster("r1", "r2")
     update = wire.issue("r1", "x", b"1")
     wire.flow(1.5)
@@ -149,7 +149,7 @@ def test_a_removed_replica_brings_its_data_to_members_that_came_back_empty_and_d
     assert wire.has("r1", update.dot)
 
 
-def test_unshared_counts_what_would_die_with_the_replica(wire: Wire) -> None:
+def test_unreplicated_counts_the_updates_that_only_this_replica_has(wire: Wire) -> None:
     _, _, r3 = start_three(wire)
     assert r3.acks.unreplicated() == 0
     wire.isolate("r3")
@@ -161,7 +161,7 @@ def test_unshared_counts_what_would_die_with_the_replica(wire: Wire) -> None:
     assert r3.acks.unreplicated() == 0
 
 
-def test_unshared_of_one_that_leaves_is_not_zero_before_a_member_knows_that_it_left(wire: Wire) -> None:
+def test_unreplicated_of_a_leaving_replica_is_not_zero_until_a_member_knows_of_it(wire: Wire) -> None:
     _, r2, r3 = start_three(wire)
     wire.isolate("r3")
     r3.leave(wire.now("r3"))
@@ -174,21 +174,21 @@ def test_unshared_of_one_that_leaves_is_not_zero_before_a_member_knows_that_it_l
     assert r2.membership.table.members == (address("r1"), address("r2"))
 
 
-def test_unshared_without_any_member_is_nothing_to_wait_for(wire: Wire) -> None:
+def test_unreplicated_is_zero_without_other_members(wire: Wire) -> None:
     r1 = wire.start("r1")
     wire.issue("r1", "x", b"1")
     assert r1.acks.unreplicated() == 0
 
 
-def test_unshared_where_no_member_can_be_reached_is_everything(wire: Wire) -> None:
-    """Other members belong, but none of the present incarnations has talked."""
+def test_unreplicated_counts_all_updates_if_no_member_has_answered(wire: Wire) -> None:
+    """Another address belongs, but its present incarnation has not sent a message."""
     r1 = wire.start("r1")
     r1.add_replica_from_view(address("r2"), wire.now("r1"))
     wire.issue("r1", "x", b"1")
     assert r1.acks.unreplicated() == 1
 
 
-def test_a_member_that_was_put_in_before_it_started_joins_when_it_starts(wire: Wire) -> None:
+def test_an_address_that_is_added_before_its_process_starts_joins_later(wire: Wire) -> None:
     r1 = wire.start("r1")
     wire.issue("r1", "x", b"1")
     r1.add_replica_from_view(address("r2"), wire.now("r1"))
@@ -204,10 +204,11 @@ def test_a_member_that_was_put_in_before_it_started_joins_when_it_starts(wire: W
 
 
 def live(wire: Wire, at: str) -> list[str]:
+    """Return the names of the members that the replica at ``at`` counts as reachable."""
     return [entry.removesuffix(":80") for entry in wire[at].membership.live(wire.now(at).mono_s)]
 
 
-def test_a_replica_that_stops_answering_leaves_every_view_within_down_after_and_belongs_still(wire: Wire) -> None:
+def test_a_silent_replica_leaves_every_view_within_down_after_and_still_belongs(wire: Wire) -> None:
     start_three(wire)
     wire.flow(2.0)
     wire.crash("r3")
@@ -216,7 +217,7 @@ def test_a_replica_that_stops_answering_leaves_every_view_within_down_after_and_
     assert wire["r1"].membership.table.belongs(address("r3"))
 
 
-def test_a_healed_partition_mends_itself_within_down_after_with_all_data_both_ways(wire: Wire) -> None:
+def test_a_healed_partition_exchanges_all_data_within_down_after(wire: Wire) -> None:
     start_three(wire)
     wire.isolate("r3")
     wire.flow(10.0)
@@ -231,14 +232,14 @@ def test_a_healed_partition_mends_itself_within_down_after_with_all_data_both_wa
         assert wire.values(name, "x") == wire.values(name, "y") == [b"1"]
 
 
-def test_a_replica_that_is_heard_of_through_others_is_alive(wire: Wire) -> None:
+def test_a_replica_whose_heartbeats_peers_report_is_alive(wire: Wire) -> None:
     start_three(wire)
     wire.cut("r1", "r3")
     wire.flow(10.0)
     assert live(wire, "r1") == live(wire, "r3") == ["r1", "r2", "r3"]
 
 
-def test_hearsay_does_not_keep_a_dead_replica_alive(wire: Wire) -> None:
+def test_reported_heartbeats_do_not_keep_a_dead_replica_alive(wire: Wire) -> None:
     wire.cluster("r1", "r2", "r3", "r4")
     wire.cut("r1", "r4")
     wire.flow(3.0)
@@ -250,7 +251,7 @@ def test_hearsay_does_not_keep_a_dead_replica_alive(wire: Wire) -> None:
 # -- aliases -------------------------------------------------------------------------------------------------------
 
 
-def test_a_seed_that_is_an_alias_is_asked_under_its_own_name_from_then_on(wire: Wire) -> None:
+def test_a_seed_that_is_an_alias_is_replaced_by_the_real_address(wire: Wire) -> None:
     wire.aliases["alias:80"] = "r1"
     wire.start("r1")
     wire.issue("r1", "x", b"1")
@@ -261,7 +262,7 @@ def test_a_seed_that_is_an_alias_is_asked_under_its_own_name_from_then_on(wire: 
     assert "alias:80" not in r2.targets(wire.now("r2"))
 
 
-def test_a_seed_that_is_an_alias_of_oneself_is_no_peer(wire: Wire) -> None:
+def test_a_seed_that_is_an_alias_of_the_replica_itself_is_no_peer(wire: Wire) -> None:
     wire.aliases["alias:80"] = "r1"
     r1 = wire.start("r1", "alias")
     wire.flow(0.5)
@@ -269,7 +270,7 @@ def test_a_seed_that_is_an_alias_of_oneself_is_no_peer(wire: Wire) -> None:
     assert list(r1.targets(wire.now("r1"))) == []
 
 
-def test_an_alias_that_was_put_stands_for_the_name_that_the_replica_has(wire: Wire) -> None:
+def test_adding_or_removing_an_alias_adds_or_removes_the_real_address(wire: Wire) -> None:
     wire.aliases["alias:80"] = "r2"
     r1 = wire.start("r1")
     wire.start("r2")
@@ -283,7 +284,7 @@ def test_an_alias_that_was_put_stands_for_the_name_that_the_replica_has(wire: Wi
     assert wire.state("r2") == "removed"
 
 
-def test_an_alias_that_somebody_else_put_is_set_right_for_all(wire: Wire) -> None:
+def test_an_added_alias_is_replaced_by_the_real_address_at_every_member(wire: Wire) -> None:
     wire.aliases["alias:80"] = "r2"
     start_three(wire)
     wire["r3"].add_replica_from_view("alias:80", wire.now("r3"))

@@ -1,4 +1,4 @@
-"""Snapshots for who is behind the log: offered, pulled in pieces, shown whole or not at all."""
+"""Snapshots: peers offer them, the receiver pulls them in pieces and joins them in one step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from store.errors import NotServing
 from tests.support.wire import SMALL_LOG, SMALL_PIECES, Wire, address, start_three
 
 
-def behind(wire: Wire, keys: int = 12) -> None:
-    """Let r1 write so much while r2 is cut off that its log no longer reaches back to r2."""
+def overrun_the_log(wire: Wire, keys: int = 12) -> None:
+    """Let r1 write so much while r2 is cut off that r1's log does not reach back to r2's clock."""
     wire.settings = SMALL_PIECES
     wire.store_settings = SMALL_LOG
     wire.cluster("r1", "r2")
@@ -24,8 +24,8 @@ def behind(wire: Wire, keys: int = 12) -> None:
     wire.heal()
 
 
-def test_a_peer_behind_the_log_is_offered_a_snapshot_and_pulls_it(wire: Wire) -> None:
-    behind(wire)
+def test_a_peer_below_the_log_is_offered_a_snapshot_and_pulls_it(wire: Wire) -> None:
+    overrun_the_log(wire)
     request, _ = wire.exchange("r1", "r2")
     assert request.truncated
     wire.flow()
@@ -34,8 +34,8 @@ def test_a_peer_behind_the_log_is_offered_a_snapshot_and_pulls_it(wire: Wire) ->
     assert any(event.kind == "snapshot" for event in wire["r2"].event_log.events)
 
 
-def test_nothing_of_a_snapshot_shows_before_its_last_piece(wire: Wire) -> None:
-    behind(wire)
+def test_no_part_of_a_snapshot_is_visible_before_its_last_piece(wire: Wire) -> None:
+    overrun_the_log(wire)
     wire.exchange("r1", "r2")
     before = dict(wire["r2"].store.clock)
     pieces = 0
@@ -52,18 +52,18 @@ def test_nothing_of_a_snapshot_shows_before_its_last_piece(wire: Wire) -> None:
 
 
 def test_pieces_take_turns_with_exchanges_that_are_due(wire: Wire) -> None:
-    behind(wire)
+    overrun_the_log(wire)
     wire.exchange("r1", "r2")
     kinds = [type(wire.round_trip("r2", "r1").request).__name__ for _ in range(4)]
     assert sorted(kinds[:2]) == sorted(kinds[2:]) == ["Exchange", "SnapshotRequest"]
 
 
-def test_a_receiver_lets_the_giver_rest_for_as_long_as_a_piece_took(wire: Wire) -> None:
-    """Its clients would wait else. Exchanges that are due go on; and a piece may be late for other reasons."""
-    behind(wire, keys=40)
+def test_a_receiver_pauses_between_pieces_for_as_long_as_a_piece_took(wire: Wire) -> None:
+    """The sender has clients to serve. The pause has an upper bound, and exchanges go on during it."""
+    overrun_the_log(wire, keys=40)
     wire.exchange("r1", "r2")
     wire.pull("r2", "r1")
-    wire.round_trip("r2", "r1")  # Takes turns with the pieces; nothing else is due now.
+    wire.round_trip("r2", "r1")  # Exchanges and pieces take turns: the next request asks for a piece.
     for took_s, rest_s in ((0.02, 0.02), (0.7, wire.settings.max_piece_rest_s)):
         r2, peer = wire["r2"], wire["r2"].peers.find(address("r1"))
         assert peer is not None
@@ -81,8 +81,8 @@ def test_a_receiver_lets_the_giver_rest_for_as_long_as_a_piece_took(wire: Wire) 
         wire.tick(rest_s)
 
 
-def test_a_snapshot_is_of_one_moment_although_both_sides_write_meanwhile(wire: Wire) -> None:
-    behind(wire)
+def test_a_snapshot_is_of_one_moment_while_both_sides_write(wire: Wire) -> None:
+    overrun_the_log(wire)
     wire.exchange("r1", "r2")
     wire.pull("r2", "r1")
     wire.issue("r1", "k00", b"later")
@@ -96,17 +96,17 @@ def test_a_snapshot_is_of_one_moment_although_both_sides_write_meanwhile(wire: W
     assert wire["r2"].store.clock == wire["r1"].store.clock
 
 
-def test_a_replica_that_is_out_pulls_no_snapshots_and_catches_up_when_it_is_back(wire: Wire) -> None:
-    """Members trim their logs without regard to it: it would pull one snapshot after another, for nobody."""
+def test_a_removed_replica_pulls_no_snapshots_and_catches_up_when_added_back(wire: Wire) -> None:
+    """Members trim their logs without regard to it, so it would pull one snapshot after another."""
     wire.cluster("r1", "r2", "r3")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
     wire.flow(2.0)
     assert wire.state("r3") == "removed"
-    pulled = spy(wire)
+    requests = record_snapshot_requests(wire)
     for number in range(20):
         wire.issue("r1", f"k{number % 4}", b"%d" % number)
         wire.flow(0.3)
-    assert not pulled
+    assert not requests
     wire["r1"].add_replica_from_view(address("r3"), wire.now("r1"))
     wire.flow(3.0)
     assert wire.state("r3") == "serving"
@@ -114,8 +114,8 @@ def test_a_replica_that_is_out_pulls_no_snapshots_and_catches_up_when_it_is_back
     assert wire.values("r3", "k3") == [b"19"]
 
 
-def test_a_replica_that_is_put_back_serves_nobody_before_it_has_caught_up(wire: Wire) -> None:
-    """Else clients without a history are told that keys are absent that have been there for long."""
+def test_a_replica_that_is_added_back_serves_no_client_before_it_has_caught_up(wire: Wire) -> None:
+    """Otherwise clients without a history would read old keys as absent."""
     wire.cluster("r1", "r2", "r3")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
     wire.flow(2.0)
@@ -125,9 +125,9 @@ def test_a_replica_that_is_put_back_serves_nobody_before_it_has_caught_up(wire: 
     assert wire.values("r3", "k3") == []
     wire["r3"].add_replica_from_view(address("r3"), wire.now("r3"))
     assert wire.state("r3") == "joining"
-    with pytest.raises(NotServing) as refused:
+    with pytest.raises(NotServing) as error:
         wire.get("r3", "k3")
-    assert refused.value.reason == CATCHING_UP
+    assert error.value.reason == CATCHING_UP
     states = []
     for _ in range(20):
         for other in ("r1", "r2"):
@@ -138,7 +138,7 @@ def test_a_replica_that_is_put_back_serves_nobody_before_it_has_caught_up(wire: 
     assert states[-1] == ("serving", (b"19",))
 
 
-def test_a_replica_that_is_put_back_where_nobody_can_be_reached_serves_within_down_after(wire: Wire) -> None:
+def test_a_replica_that_is_added_back_but_cut_off_serves_within_down_after(wire: Wire) -> None:
     wire.cluster("r1", "r2")
     wire["r1"].remove_replica_from_view(address("r2"), wire.now("r1"))
     wire.flow(2.0)
@@ -149,7 +149,7 @@ def test_a_replica_that_is_put_back_where_nobody_can_be_reached_serves_within_do
     assert wire.state("r2") == "serving"
 
 
-def test_one_that_is_put_out_while_it_joins_asks_everybody_anew_when_it_is_back(wire: Wire) -> None:
+def test_a_joiner_that_is_removed_and_added_back_asks_all_members_again(wire: Wire) -> None:
     wire.cluster("r1", "r2")
     wire.start("r3", "r1")
     wire.exchange("r3", "r1")
@@ -167,8 +167,8 @@ def test_one_that_is_put_out_while_it_joins_asks_everybody_anew_when_it_is_back(
     assert wire.values("r3", "y") == [b"1"]
 
 
-def test_a_pull_from_one_that_is_out_is_given_up_when_the_rest_comes_in_other_ways(wire: Wire) -> None:
-    """Nobody talks to it any more, so the pull would never end, and no other could begin (simulation, seed 129)."""
+def test_a_pull_from_a_removed_replica_ends_when_its_updates_arrive_otherwise(wire: Wire) -> None:
+    """No replica exchanges with it, so the pull would never end and no other could begin (simulation, seed 129)."""
     wire.settings = SMALL_PIECES
     wire.cluster("r1", "r3")
     wire.store_settings = SMALL_LOG
@@ -198,21 +198,21 @@ def test_a_pull_from_one_that_is_out_is_given_up_when_the_rest_comes_in_other_wa
     assert wire.has("r3", last.dot)
 
 
-def spy(wire: Wire) -> list[SnapshotRequest]:
-    """Return a list to which every request for a piece of a snapshot will be added."""
-    asked: list[SnapshotRequest] = []
+def record_snapshot_requests(wire: Wire) -> list[SnapshotRequest]:
+    """Return a list to which each further request for a snapshot piece is added."""
+    requests: list[SnapshotRequest] = []
     answer = wire.answer
 
-    def noting(name: str, message: Exchange | SnapshotRequest) -> Exchange | SnapshotPiece | None:
+    def recording_answer(name: str, message: Exchange | SnapshotRequest) -> Exchange | SnapshotPiece | None:
         if isinstance(message, SnapshotRequest):
-            asked.append(message)
+            requests.append(message)
         return answer(name, message)
 
-    wire.answer = noting  # type: ignore[method-assign]  # of this one wire
-    return asked
+    wire.answer = recording_answer  # type: ignore[method-assign]
+    return requests
 
 
-def test_a_giver_that_dies_half_way_costs_only_a_retry_with_another(wire: Wire) -> None:
+def test_a_snapshot_whose_sender_dies_is_pulled_from_another_replica(wire: Wire) -> None:
     wire.settings, wire.store_settings = SMALL_PIECES, SMALL_LOG
     start_three(wire)
     wire.isolate("r3")
@@ -231,8 +231,8 @@ def test_a_giver_that_dies_half_way_costs_only_a_retry_with_another(wire: Wire) 
     assert len(wire["r3"].store.table) == len(wire["r2"].store.table) == 13
 
 
-def test_a_giver_that_comes_back_empty_half_way_is_not_believed_to_continue(wire: Wire) -> None:
-    behind(wire)
+def test_a_sender_that_restarts_does_not_continue_its_snapshot(wire: Wire) -> None:
+    overrun_the_log(wire)
     wire.start("r3", "r1")
     wire.flow(1.0)
     wire.isolate("r2")
@@ -249,7 +249,7 @@ def test_a_giver_that_comes_back_empty_half_way_is_not_believed_to_continue(wire
     assert len(wire["r1"].store.table) == len(wire["r2"].store.table) == 24
 
 
-def test_a_snapshot_whose_giver_has_too_many_receivers_is_asked_for_again(wire: Wire) -> None:
+def test_a_snapshot_is_requested_again_from_a_sender_with_too_many_receivers(wire: Wire) -> None:
     wire.settings = ReplicationSettings(pace_s=0.0, snapshot_piece_bytes=1_500, max_snapshots=1)
     wire.store_settings = SMALL_LOG
     wire.cluster("r1", "r2", "r3")
@@ -261,14 +261,14 @@ def test_a_snapshot_whose_giver_has_too_many_receivers_is_asked_for_again(wire: 
     wire.exchange("r1", "r2")
     wire.exchange("r1", "r3")
     wire.pull("r2", "r1")
-    _, refused = wire.pull("r3", "r1")
-    assert refused is not None
-    assert refused.snapshot == ""
+    _, rejection = wire.pull("r3", "r1")
+    assert rejection is not None
+    assert rejection.snapshot == ""
     wire.flow(35.0)
     assert len(wire["r2"].store.table) == len(wire["r3"].store.table) == 12
 
 
-def test_a_snapshot_that_was_handed_out_whole_leaves_room_for_the_next_receiver(wire: Wire) -> None:
+def test_a_complete_transfer_takes_no_room_of_the_sender(wire: Wire) -> None:
     wire.settings = ReplicationSettings(pace_s=0.0, max_snapshots=1)
     wire.start("r1")
     wire.issue("r1", "x", b"1")
@@ -295,8 +295,8 @@ def test_a_joiner_pulls_one_snapshot_although_several_peers_offer_one(wire: Wire
     assert [event.kind for event in r3.event_log.events].count("snapshot") == 1
 
 
-def test_a_piece_that_comes_late_from_a_pull_that_was_given_up_is_not_used(wire: Wire) -> None:
-    behind(wire)
+def test_a_late_piece_of_an_abandoned_pull_is_ignored(wire: Wire) -> None:
+    overrun_the_log(wire)
     wire.exchange("r1", "r2")
     wire.pull("r2", "r1")
     late = wire.begin("r2", "r1")
@@ -310,8 +310,8 @@ def test_a_piece_that_comes_late_from_a_pull_that_was_given_up_is_not_used(wire:
     assert wire["r2"].store.table.copy() == wire["r1"].store.table.copy()
 
 
-def test_a_log_starts_anew_after_a_join_so_that_it_never_has_a_gap(wire: Wire) -> None:
-    """r2 has r1:1 in its log, then joins at r1:13. What it would send r3 from its log must not skip 2 to 13."""
+def test_a_log_has_no_gap_after_a_join(wire: Wire) -> None:
+    """r2 has r1:1 in its log and joins a snapshot at r1:13. It must not send r3 a run of updates that skips 2 to 13."""
     wire.settings, wire.store_settings = SMALL_PIECES, SMALL_LOG
     start_three(wire)
     wire.isolate("r3")
@@ -335,14 +335,14 @@ def test_a_log_starts_anew_after_a_join_so_that_it_never_has_a_gap(wire: Wire) -
     assert wire["r3"].store.table.copy() == wire["r2"].store.table.copy()
 
 
-def test_a_snapshot_that_names_updates_of_its_receiver_that_it_never_issued_is_refused_whole(wire: Wire) -> None:
-    behind(wire)
+def test_a_snapshot_with_forged_updates_of_its_receiver_is_rejected(wire: Wire) -> None:
+    overrun_the_log(wire)
     r2 = wire["r2"]
     wire["r1"].store.clock[r2.id] = 7
     wire["r2"].peers.at(address("r1")).acked.snapshot = SnapshotOffer.OFFER
     wire["r2"].peers.at(address("r1")).acked.clock[wire["r1"].id] = 12
     before = dict(r2.store.clock)
-    with pytest.raises(BadMessage):  # noqa: PT012 - the piece that completes it is refused
+    with pytest.raises(BadMessage):  # noqa: PT012 - only the last piece is rejected
         for _ in range(10):
             wire.pull("r2", "r1")
     assert r2.store.clock == before

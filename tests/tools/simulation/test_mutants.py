@@ -53,26 +53,24 @@ def who_saw_an_absence_does_not_meet_what_was_deleted(wire: Wire) -> None:
 
 
 SCENES: dict[str, Scene] = {
-    "a_marker_whose_past_is_not_the_whole_clock": test_marking.test_what_a_marker_does_not_cover_stays_in_the_metadata,
+    "a_marker_whose_past_is_not_the_whole_clock": test_marking.test_a_dot_that_no_marker_covers_stays_in_the_metadata,
     "a_marker_used_before_every_member_has_it": test_marking.test_a_marker_is_used_only_once_every_member_has_it,
     "lost_without_asking_members_that_are_down": (
-        test_lost_past.test_rule_2_a_member_that_is_down_may_have_it_until_it_is_removed
+        test_lost_past.test_rule_2_a_down_member_may_have_the_update_until_it_is_removed
     ),
-    "lost_from_reports_older_than_the_request": (
-        test_lost_past.test_rule_2_reports_from_before_the_question_do_not_count
-    ),
+    "lost_from_reports_older_than_the_request": (test_lost_past.test_rule_2_reports_older_than_the_query_do_not_count),
     "lost_from_reports_made_under_another_register": (
-        test_lost_past.test_rule_2_reports_under_another_register_do_not_count
+        test_lost_past.test_rule_2_reports_under_another_membership_table_do_not_count
     ),
     "lost_before_the_own_clock_covers_the_reports": what_a_member_reports_to_have_is_not_lost,
     "pending_updates_kept_that_wait_for_what_is_lost": (
         test_lost_past.test_a_pending_update_that_waits_for_a_lost_one_is_dropped
     ),
     "an_incarnation_without_random_bits": (
-        lambda wire: test_joining.test_two_processes_started_at_the_same_millisecond_have_different_incarnations()
+        lambda wire: test_joining.test_processes_that_start_in_the_same_millisecond_have_different_incarnations()
     ),
     "a_joiner_that_waits_for_a_dead_peer": (
-        test_joining.test_a_joiner_does_not_wait_for_a_member_that_the_others_know_to_be_down
+        test_joining.test_a_joiner_does_not_wait_for_a_member_that_its_peers_report_as_down
     ),
     "a_replica_that_thinks_that_it_knows_everybody": (
         test_discovery.test_an_undiscovered_replica_declares_no_update_unrecoverable
@@ -84,20 +82,18 @@ SCENES: dict[str, Scene] = {
         test_discovery.test_a_joiner_that_discovers_others_late_still_waits_for_their_replies
     ),
     "lost_while_one_that_was_put_out_may_bring_it": (
-        test_lost_past.test_rule_2_one_that_was_put_out_hands_over_what_it_has_as_long_as_it_lives
+        test_lost_past.test_rule_2_a_removed_replica_may_still_hand_over_its_own_updates
     ),
     "lost_from_reports_from_before_the_put_out_fell_silent": (
-        test_lost_past.test_rule_2_reports_from_before_one_that_was_put_out_fell_silent_do_not_count
+        test_lost_past.test_rule_2_reports_older_than_the_silence_of_removed_replicas_do_not_count
     ),
     "lost_while_it_is_being_applied": (
         test_lost_past.test_rule_4_updates_of_a_message_that_is_applied_in_chunks_count_as_pending
     ),
-    "who_was_put_out_is_not_told_of": (
-        test_lost_past.test_rule_2_a_sign_of_life_of_one_that_was_put_out_may_come_from_a_member
-    ),
-    "named_late_and_not_waited_for": test_joining.test_a_joiner_waits_for_one_that_it_hears_of_late,
+    "who_was_put_out_is_not_told_of": (test_lost_past.test_rule_2_members_report_heartbeats_of_a_removed_replica),
+    "named_late_and_not_waited_for": test_joining.test_a_joiner_waits_for_a_member_that_a_late_reply_names,
     "put_back_and_served_at_once": (
-        test_snapshots.test_a_replica_that_is_put_back_serves_nobody_before_it_has_caught_up
+        test_snapshots.test_a_replica_that_is_added_back_serves_no_client_before_it_has_caught_up
     ),
     "an_address_asked_once_in_a_life": (test_discovery.test_an_address_that_reappears_is_contacted_anew),
     "an_address_asked_for_ever": (
