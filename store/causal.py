@@ -149,7 +149,7 @@ class CausalStore:
         """Origin -> highest applied update that deleted or expired a version. The clock always covers it."""
         self.hybrid_clock = HybridClock()
         self.table = KeyTable()
-        """Key -> versions: exactly the effect of the updates that the clock contains, without expired versions."""
+        """Key -> versions: the effect of exactly the updates in the clock, without the versions that were expired."""
         self.pending = PendingQueue(self.settings.max_pending)
         """Updates that wait for a part of their causal past. None of them is in the clock, the table or the log."""
         self.log = UpdateLog(self.settings.max_log_bytes, self.settings.log_segment_bytes)

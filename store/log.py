@@ -4,8 +4,8 @@ There are no queues for single peers. A peer lacks what the log has above the pe
 no memory beyond its share of one bounded log, and every replica can send every other one what it lacks, whichever
 replica issued it.
 
-Invariant: for each origin o the log has exactly the updates first(o) to last(o), without gaps, and last(o) is the entry
-of the replica's clock. The log may drop the oldest updates of an origin at any time, which raises first(o). A peer that
+Invariant: of each origin o in the log, it has the updates first(o) to last(o) without gaps, and last(o) is the entry of
+the replica's clock. The log may drop the oldest updates of an origin at any time, which raises first(o). A peer that
 needs an update below first(o) needs a snapshot.
 
 The log stores an update as the bytes of its wire form: it is encoded once, for all peers. The newest updates of an
