@@ -45,15 +45,15 @@ Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 Wrap = Callable[[Engine], Application]
 
 PATHS = {
-    # whole paths and prefixes of the API, and their neighbours
+    # exact paths and prefixes of the API, and similar paths
     "/kvs", "/kvs/", "/kvs/a", "/kvs/a/", "/kvs//", "//kvs/a", "/kvsa", "/KVS/a", "kvs/a", "/kvs/a/b/../c", "/kvs/.",
     "/kvs/absent", "/view", "/view/", "/healthz", "/healthz/", "/readyz", "/metrics/", "/replication/status",
     "/replication/exchange", "/replication/exchange/", "/replication/snapshot", "/replication/explain",
     "/replication/explain/", "/replication/explain/a/b",
-    # bytes: WSGI shows them as Latin-1
+    # bytes, which WSGI decodes as Latin-1
     "/kvs/\xff", "/kvs/%FF", "/kvs/%25FF", "/kvs/\xc3\xa4", "/kvs/\n", "/kvs/a\nb", "/kvs/\x00", "/kvs/\xed\xa0\x80",
     "/view\xff", "/\xff", "/kvs/" + "k" * 513,
-    # not of the API
+    # paths outside of the API
     "", "/", "/nothing", "/schema/", "/schema",
 }  # fmt: skip
 METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "BREW", "get", ""]
@@ -165,7 +165,7 @@ class FakeNode:
         return {"key": key}
 
     def status(self) -> dict[str, Any]:
-        raise LookupError("no status today")
+        raise LookupError("no status")
 
 
 class Outcome(NamedTuple):
@@ -194,7 +194,7 @@ def environ_of(case: Case) -> Environ:
         "wsgi.input": io.BytesIO(body),
         "wsgi.input_terminated": True,
         "HTTP_HOST": "127.0.0.1:8090",
-        "HTTP_X_REQUEST_ID": "told",
+        "HTTP_X_REQUEST_ID": "from-client",
         **declared,
         **case.environ,
     }
@@ -258,18 +258,18 @@ def test_tokens(authorization: str, caplog: pytest.LogCaptureFixture) -> None:
     tokens = (ApiToken("r", "reading-token", "read"), ApiToken("w", "writing-token", "write"))
     full, fast = both(Config(api_tokens=tokens, cluster_secret="a secret of some length"))
     for case in (*CASES.values(), Case("POST", "/kvs", b'{"writes": [{"key": "b", "value": 2}]}', JSON)):
-        asked = case._replace(environ={**case.environ, "HTTP_AUTHORIZATION": authorization})
-        assert send(fast, asked, caplog) == send(full, asked, caplog), asked
+        request = case._replace(environ={**case.environ, "HTTP_AUTHORIZATION": authorization})
+        assert send(fast, request, caplog) == send(full, request, caplog), request
 
 
-def test_the_cases_meet_every_kind_of_answer(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_cases_cover_every_kind_of_response(caplog: pytest.LogCaptureFixture) -> None:
     fast = both()[1]
     statuses = {send(fast, case, caplog).status[:3] for case in CASES.values()}
     assert statuses >= {"200", "201", "202", "204", "304", "400", "403", "404", "412", "413", "415", "500", "503"}
 
 
 @pytest.mark.parametrize("attribute", ["respond", "get"])
-def test_a_fault_that_no_view_catches(
+def test_an_exception_that_no_view_catches(
     attribute: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
@@ -366,13 +366,13 @@ def test_receivers_of_django_signals_are_called(signal: Signal) -> None:
     assert called == [FastPath]
 
 
-def test_nothing_idle_is_called_around_a_request() -> None:
+def test_idle_signal_receivers_are_disconnected() -> None:
     assert not request_started.disconnect(reset_queries)
     assert not request_finished.disconnect(close_caches)
     assert not request_finished.disconnect(reset_urlconf)
 
 
-def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
+def test_a_request_leaves_no_garbage_for_the_collector() -> None:
     fast = both()[1](Engine(make_store()))
     cases = [Case(), Case("HEAD"), Case("PUT", body=VALUE, environ=JSON), Case(path="/kvs/absent"), Case(path="/kvs")]
     for case in cases:

@@ -1,4 +1,4 @@
-"""msgspec (0.22) crashes the process when two threads use a type for the first time at once: none is left to that."""
+"""msgspec 0.22 crashes if two threads use a type for the first time at once, so modules use their types at import."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ for thread in threads: thread.join()
 """
 
 
-def test_many_threads_may_decode_their_first_message_at_once() -> None:
+def test_many_threads_can_decode_their_first_message_at_once() -> None:
     for _ in range(12):
         done = subprocess.run([sys.executable, "-c", RACE.format(root=str(ROOT))], timeout=60, check=False)
         assert done.returncode == 0, f"the process died with {done.returncode}"

@@ -1,4 +1,4 @@
-"""Which Host headers are answered, without a server around it."""
+"""Which Host headers are allowed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def make(members: list[str]) -> HostCheck:
         *("localhost", "LocalHost:1", "kv.localhost", "127.0.0.1", "127.9.9.9:80", "[::1]", "[::1]:8090"),
         *("me.internal", "ME.internal.:8090", "seed_1:8090", "[FE80::1]:8090", "10.0.0.7:8090", "10.0.0.7"),
         *("kv.example", "KV.EXAMPLE:443"),
-        "",  # absent: no browser, and so no page that could have rebound anything
+        "",  # absent: not a browser, so DNS rebinding is impossible
     ],
 )
-def test_a_name_of_a_member_of_this_machine_or_of_the_operator_is_answered(host: str) -> None:
+def test_members_loopback_and_configured_names_are_allowed(host: str) -> None:
     check = make(["me.internal:8090", "10.0.0.7:8090"])
     assert [check.allows(host) for _ in range(2)] == [True, True]
 
@@ -51,12 +51,12 @@ def test_a_name_of_a_member_of_this_machine_or_of_the_operator_is_answered(host:
         ),
     ],
 )
-def test_any_other_name_is_refused(host: str) -> None:
+def test_any_other_name_is_rejected(host: str) -> None:
     check = make(["me.internal:8090", "10.0.0.7:8090"])
     assert [check.allows(host) for _ in range(2)] == [False, False]
 
 
-def test_members_that_join_are_answered_from_then_on() -> None:
+def test_a_new_member_is_allowed_once_it_has_joined() -> None:
     members: list[str] = []
     check = make(members)
     assert not check.allows("new:8090")
@@ -64,7 +64,7 @@ def test_members_that_join_are_answered_from_then_on() -> None:
     assert check.allows("new:8090")
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_the_number_of_remembered_headers_is_limited() -> None:
     check = make([])
     for port in range(2 * MAX_REMEMBERED):
         assert check.allows(f"localhost:{port}")

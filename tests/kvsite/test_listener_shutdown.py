@@ -1,4 +1,4 @@
-"""How a server stops listening: who is in its queue is served, who comes later is refused, nobody is reset."""
+"""Stopping a listening socket: queued connections are served, later ones are refused, none is reset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def listening(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
         yield made
 
 
-def test_who_was_let_in_before_is_served_and_who_comes_after_is_refused(listening: socket.socket) -> None:
+def test_accepted_connections_are_served_and_later_ones_refused(listening: socket.socket) -> None:
     at = listening.getsockname()[:2]
     descriptor = listening.fileno()
     with socket.create_connection(at, 5) as client:
@@ -33,17 +33,17 @@ def test_who_was_let_in_before_is_served_and_who_comes_after_is_refused(listenin
         stop_listening(descriptor, 0.0)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(at, 5)
-        client.sendall(b"asked")
-        assert server.recv(5) == b"asked"
-        server.sendall(b"answered")
-        assert client.recv(8) == b"answered"
+        client.sendall(b"hello")
+        assert server.recv(5) == b"hello"
+        server.sendall(b"response")
+        assert client.recv(8) == b"response"
         server.close()
-    os.fstat(descriptor)  # still somebody's, so that no other file gets this number while granian has it
+    os.fstat(descriptor)  # still open, so that no other file gets this number while granian uses it
 
 
 @pytest.mark.linux
-def test_who_knocks_while_the_door_closes_is_refused_and_never_reset(listening: socket.socket) -> None:
-    """A connection that came about now would be reset when the socket is closed, with a request on it or not."""
+def test_a_connection_during_the_shutdown_is_refused_and_never_reset(listening: socket.socket) -> None:
+    """A connection that is established at this point would be reset when the socket is closed."""
     at = listening.getsockname()[:2]
     closing = threading.Thread(target=stop_listening, args=(listening.fileno(), 0.5))
     closing.start()
@@ -58,20 +58,20 @@ def test_who_knocks_while_the_door_closes_is_refused_and_never_reset(listening: 
     wait_until(drops_handshakes)
     began_s = time.monotonic()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(at, 5).close()  # TCP asks again after a second; by then the door is closed
+        socket.create_connection(at, 5).close()  # TCP tries again after a second; then the socket is closed
     assert time.monotonic() - began_s > 0.3
     closing.join()
 
 
 @pytest.mark.linux
-def test_what_is_in_the_queue_can_be_accepted_while_the_door_closes(listening: socket.socket) -> None:
-    with socket.create_connection(listening.getsockname()[:2], 5) as came:
-        came.sendall(b"asked")
+def test_queued_connections_can_be_accepted_during_the_shutdown(listening: socket.socket) -> None:
+    with socket.create_connection(listening.getsockname()[:2], 5) as client:
+        client.sendall(b"hello")
         closing = threading.Thread(target=stop_listening, args=(listening.fileno(), 0.5))
         closing.start()
         server, _ = listening.accept()
         closing.join()
-        assert server.recv(5) == b"asked"
-        server.sendall(b"answered")
-        assert came.recv(8) == b"answered"
+        assert server.recv(5) == b"hello"
+        server.sendall(b"response")
+        assert client.recv(8) == b"response"
         server.close()

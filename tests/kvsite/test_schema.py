@@ -26,7 +26,7 @@ from replication.api.views import AddressBody
 from store.settings import RequestLimits
 from tests.conftest import free_ports
 from tests.kvsite.schemathesis import hooks as _hooks
-from tests.replication.api.test_view import WrittenDown
+from tests.replication.api.test_view import RecordingNode
 from tests.support.api import Api, make_context, make_store
 
 ROOT = Path(__file__).parents[2]
@@ -169,7 +169,7 @@ def test_schemathesis_finds_nothing_against_a_real_replica(tmp_path: Path) -> No
 
 config = SchemathesisConfig.from_path(CONFIG)
 view_api = schemathesis.openapi.from_dict(document(RequestLimits()), config=config).include(path="/view")
-node = WrittenDown()
+node = RecordingNode()
 view_api.app = load(make_context(node=node))
 
 
@@ -177,5 +177,5 @@ view_api.app = load(make_context(node=node))
 @settings(max_examples=60, deadline=None)
 def test_schemathesis_finds_nothing_in_view_changes(case: schemathesis.Case[Any]) -> None:
     """The node here is a fake that only records the addresses."""
-    vars(node).update(vars(WrittenDown()))  # Each case starts with a fresh node.
+    vars(node).update(vars(RecordingNode()))  # Each case starts with a fresh node.
     case.call_and_validate()

@@ -1,4 +1,4 @@
-"""What browsers meet: origins, the login's throttle, headers, request ids; and what the log looks like."""
+"""What browsers see: CORS, the throttle of the login, headers and request ids. Also the format of the log."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Site:
         return [b"{}"]
 
     def ask(self, method: str, path: str = "/kvs/a", **headers: str) -> tuple[int, dict[str, str]]:
-        told: list[Any] = []
+        started: list[Any] = []
         environ = {
             "REQUEST_METHOD": method,
             "PATH_INFO": path,
@@ -49,8 +49,8 @@ class Site:
             "HTTP_HOST": "kv.example:8090",
             **{f"HTTP_{name.upper()}": text for name, text in headers.items()},
         }
-        b"".join(self._edge(environ, lambda *args: told.extend(args)))
-        return int(told[0][:3]), dict(told[1])
+        b"".join(self._edge(environ, lambda *args: started.extend(args)))
+        return int(started[0][:3]), dict(started[1])
 
 
 def preflight(site: Site, origin: str, path: str = "/kvs/a") -> tuple[int, dict[str, str]]:
@@ -64,7 +64,7 @@ def cors(headers: dict[str, str]) -> list[str]:
 # --- origins ----------------------------------------------------------------------------------------------------------
 
 
-def test_without_named_origins_no_answer_says_anything_of_them() -> None:
+def test_without_allowed_origins_responses_have_no_cors_headers() -> None:
     site = Site()
     for method in ("GET", "PUT", "OPTIONS"):
         for origin in (APP, "null", "http://kv.example:8090"):
@@ -73,7 +73,7 @@ def test_without_named_origins_no_answer_says_anything_of_them() -> None:
     assert "Vary" not in site.ask("GET")[1]
 
 
-def test_a_preflight_of_a_named_origin_is_answered_without_a_token() -> None:
+def test_a_preflight_of_an_allowed_origin_needs_no_token() -> None:
     site = Site(cors_origins=(APP,), api_tokens=(ApiToken("app", TOKEN, "write"),))
     status, headers = preflight(site, APP)
     assert (status, site.reached) == (204, 0)
@@ -85,7 +85,7 @@ def test_a_preflight_of_a_named_origin_is_answered_without_a_token() -> None:
     assert "Access-Control-Allow-Credentials" not in headers
 
 
-def test_answers_to_a_named_origin_can_be_read_refusals_too() -> None:
+def test_an_allowed_origin_can_read_responses_and_errors() -> None:
     site = Site(cors_origins=(APP,), api_tokens=(ApiToken("app", TOKEN, "write"),))
     for token, expected in ((TOKEN, 200), ("wrong token", 401)):
         status, headers = site.ask("PUT", origin=APP, authorization=f"Bearer {token}")
@@ -93,13 +93,15 @@ def test_answers_to_a_named_origin_can_be_read_refusals_too() -> None:
         assert headers["Access-Control-Allow-Origin"] == APP
         exposed = set(headers["Access-Control-Expose-Headers"].split(", "))
         assert exposed == {"X-Causal-Metadata", "ETag", "Retry-After", "X-Request-ID"}
-    assert site.ask("GET")[1]["Vary"] == "Origin"  # or a cache gives an answer without to who needs it
+    assert (
+        site.ask("GET")[1]["Vary"] == "Origin"
+    )  # or a cache could serve a response without CORS headers to an allowed origin
 
 
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", APP + ".evil", APP + ":444", "http://app.example.org"]
 )
-def test_others_get_nothing_and_cannot_write_blindly(origin: str) -> None:
+def test_another_origin_gets_no_cors_headers_and_cannot_write(origin: str) -> None:
     site = Site(cors_origins=(APP,))
     assert not cors(site.ask("GET", origin=origin)[1])
     assert not cors(preflight(site, origin)[1])
@@ -115,13 +117,13 @@ def test_a_page_of_the_replica_itself_may_write() -> None:
     assert Site().ask("PUT", origin="", host="")[0] == 403
 
 
-def test_the_dashboard_is_for_no_other_origin() -> None:
+def test_no_other_origin_may_use_the_dashboard() -> None:
     site = Site(cors_origins=(APP,))
     assert not cors(site.ask("GET", "/admin/", origin=APP)[1])
     assert not cors(preflight(site, APP, "/admin/")[1])
 
 
-def test_origins_are_compared_as_browsers_spell_them() -> None:
+def test_origins_are_compared_in_the_form_that_browsers_send() -> None:
     assert normalize_origin("HTTPS://App.Example.org:443") == APP
     assert normalize_origin("http://a:80") == "http://a"
     assert normalize_origin("http://a:443") == "http://a:443"
@@ -131,7 +133,7 @@ def test_origins_are_compared_as_browsers_spell_them() -> None:
 # --- the login --------------------------------------------------------------------------------------------------------
 
 
-def test_after_some_attempts_each_waits_longer() -> None:
+def test_after_some_attempts_each_further_one_waits_longer() -> None:
     throttle, now_s = Throttle(), 1000.0
     assert [throttle.attempt("a", now_s) for _ in range(FREE_ATTEMPTS)] == [0] * FREE_ATTEMPTS
     pauses = []
@@ -147,7 +149,7 @@ def test_after_some_attempts_each_waits_longer() -> None:
     assert throttle.attempt("a", now_s) == 0
 
 
-def test_sources_are_bounded_and_forgotten() -> None:
+def test_the_number_of_sources_is_limited_and_they_are_forgotten() -> None:
     throttle = Throttle(max_sources=10)
     for n in range(100):
         throttle.attempt(str(n), 0.0)
@@ -169,7 +171,7 @@ def test_sources_are_bounded_and_forgotten() -> None:
         ("", ""),
     ],
 )
-def test_a_source_is_what_one_subscriber_has(rf_request: Any, address: str, source: str) -> None:
+def test_a_source_is_the_network_of_one_subscriber(rf_request: Any, address: str, source: str) -> None:
     rf_request.META["REMOTE_ADDR"] = address
     rf_request.META["HTTP_X_FORWARDED_FOR"] = "203.0.113.9"
     assert source_of(rf_request) == source
@@ -184,7 +186,7 @@ def rf_request() -> Any:
 
 @pytest.fixture
 def browser(monkeypatch: pytest.MonkeyPatch) -> Client:
-    """A browser at a dashboard with a password."""
+    """A browser on a dashboard that has a password."""
     for module in ("auth", "site"):
         monkeypatch.setattr(f"kvsite.dashboard.{module}.current", lambda: Config(admin_password="open sesame"))
     throttle._attempts.clear()
@@ -195,7 +197,7 @@ def login(browser: Client, password: str) -> Any:
     return browser.post("/admin/login/", {"username": "admin", "password": password, "next": "/admin/"})
 
 
-def test_guessing_is_slowed_down_and_not_even_the_right_one_passes_meanwhile(browser: Client) -> None:
+def test_during_a_pause_even_the_right_password_is_rejected(browser: Client) -> None:
     statuses = [login(browser, f"guess {n}").status_code for n in range(FREE_ATTEMPTS + 3)]
     assert statuses == [200] * FREE_ATTEMPTS + [429] * 3
     refused = login(browser, "open sesame")
@@ -211,7 +213,7 @@ def test_a_login_clears_the_count(browser: Client) -> None:
         assert login(browser, "open sesame").status_code == 302
 
 
-def test_pages_say_what_a_browser_may_do_with_them_and_hold_nothing_inline(browser: Client) -> None:
+def test_pages_have_security_headers_and_no_inline_scripts(browser: Client) -> None:
     page = browser.get("/admin/login/")
     policy = page["Content-Security-Policy"]
     assert "default-src 'none'" in policy
@@ -237,7 +239,7 @@ def check_deploy(**environment: str) -> str:
 
 
 @pytest.mark.processes
-def test_check_deploy_is_clean_when_secured_and_names_what_is_not(tmp_path: Any) -> None:
+def test_check_deploy_names_what_is_not_secured(tmp_path: Any) -> None:
     pem = tmp_path / "some.pem"
     pem.write_text("checked for being there only")
     secured = {
@@ -254,7 +256,7 @@ def test_check_deploy_is_clean_when_secured_and_names_what_is_not(tmp_path: Any)
         assert f"set {variable}" in opened
 
 
-def test_each_gap_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_security_warning_is_a_check_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvsite.checks.current", lambda: Config(api_tokens=(ApiToken("app", TOKEN, "write"),)))
     assert len(check_secured(None)) == 3
 
@@ -262,15 +264,15 @@ def test_each_gap_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- request ids and the log ------------------------------------------------------------------------------------------
 
 
-def test_every_answer_names_its_request() -> None:
+def test_every_response_has_a_request_id() -> None:
     site = Site(api_tokens=(ApiToken("app", TOKEN, "write"),))
-    told = [site.ask("GET", path)[1]["X-Request-ID"] for path in ("/kvs/a", "/healthz", "/kvs/a")]
-    assert len(set(told)) == 3
+    ids = [site.ask("GET", path)[1]["X-Request-ID"] for path in ("/kvs/a", "/healthz", "/kvs/a")]
+    assert len(set(ids)) == 3
     assert site.ask("GET", x_request_id="abc-123")[1]["X-Request-ID"] == "abc-123"
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "a\nb", "x" * 129, "\xff", "a\r\nSet-Cookie: b"])
-def test_an_id_that_is_not_fit_for_a_log_is_replaced(bad: str) -> None:
+def test_a_request_id_that_is_unsafe_to_log_is_replaced(bad: str) -> None:
     assert Site().ask("GET", x_request_id=bad)[1]["X-Request-ID"] not in {"", bad}
 
 
@@ -281,7 +283,7 @@ def record(message: str, exc: BaseException | None = None) -> logging.LogRecord:
     return made
 
 
-def test_lines_are_utc_with_the_requests_id() -> None:
+def test_log_lines_are_in_utc_and_have_the_request_id() -> None:
     current_request_id.set("r-1")
     assert HumanFormatter().format(record("hello")) == "2030-03-17T17:46:40.250Z WARNING causeway: hello [r-1]"
     line = json.loads(JsonFormatter().format(record("hello", ValueError("why"))))
@@ -298,16 +300,16 @@ def test_lines_are_utc_with_the_requests_id() -> None:
     assert "request_id" not in json.loads(JsonFormatter().format(record("hello")))
 
 
-def test_a_message_cannot_fake_a_line() -> None:
+def test_a_message_cannot_forge_a_log_line() -> None:
     assert "\n" not in HumanFormatter().format(record("a\nb\r\nc"))
     assert "\n" not in JsonFormatter().format(record("a\nb\r\nc"))
 
 
-def test_like_events_are_logged_seldom_and_their_kinds_are_bounded() -> None:
-    seldom = LogRateLimiter(interval_s=60, max_kinds=10)
-    assert [seldom.allow("a", now_s) for now_s in (0.0, 1.0, 59.0, 60.0, 61.0)] == [True, False, False, True, False]
-    seldom.reset("a")
-    assert seldom.allow("a", 62.0), "what it was about was mended meanwhile"
+def test_similar_log_lines_are_rate_limited_and_their_kinds_are_limited() -> None:
+    limiter = LogRateLimiter(interval_s=60, max_kinds=10)
+    assert [limiter.allow("a", now_s) for now_s in (0.0, 1.0, 59.0, 60.0, 61.0)] == [True, False, False, True, False]
+    limiter.reset("a")
+    assert limiter.allow("a", 62.0), "a reset allows the next line"
     for n in range(1000):
-        seldom.allow(str(n), 100.0)
-    assert len(seldom._last_allowed_s) <= 10
+        limiter.allow(str(n), 100.0)
+    assert len(limiter._last_allowed_s) <= 10

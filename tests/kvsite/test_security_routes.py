@@ -1,6 +1,6 @@
-"""Who may do what (SPEC 5), as a table over every route that the URL configuration has, found by walking it.
+"""Access rules (contract 5), as a table of all routes in the URL configuration.
 
-A route that is not in ``ROUTES`` fails the first test: whoever adds one says here what it is for whom.
+The first test fails for a route that is not in ``ROUTES``: a new route must state its access rule here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ NOW_US = 1_700_000_000_000_000
 
 
 class Route(NamedTuple):
-    """``kind``: ``public``, ``dashboard``, ``api`` (a token), ``view`` (changes need proof), ``peer``."""
+    """``kind``: ``public``, ``dashboard``, ``login``, ``static``, ``api`` (needs a token),
+    ``view`` (changes need proof) or ``peer``.
+    """
 
     path: str
     kind: str
@@ -101,7 +103,7 @@ class Reply:
 
 
 class Recorder:
-    """A node that writes down what reached it."""
+    """A node that records the calls that reach it."""
 
     id = ID
     ready, not_ready_reason = True, ""
@@ -122,7 +124,7 @@ class Recorder:
 
 
 class Site:
-    """The whole site behind its edge, as ``config`` asks for; the guard's clock stands still."""
+    """The whole site behind its edge, configured by ``config``. The guard's clock does not move."""
 
     def __init__(self, api: Api, **config: Any) -> None:
         self.api = api
@@ -135,7 +137,7 @@ class Site:
 
     def ask(self, method: str, target: str, body: bytes = b"", /, **headers: str) -> Reply:
         path, _, query = target.partition("?")
-        told: list[Any] = []
+        started: list[Any] = []
         media = "application/msgpack" if path.startswith("/replication/") else "application/json"
         environ: dict[str, Any] = {
             "REQUEST_METHOD": method,
@@ -151,15 +153,15 @@ class Site:
             "HTTP_HOST": "localhost",
             **{f"HTTP_{name.upper()}": text for name, text in headers.items()},
         }
-        answered = self.edge(environ, lambda *args: told.extend(args))
-        content = b"".join(answered)
-        getattr(answered, "close", lambda: None)()
-        return Reply(int(told[0][:3]), dict(told[1]), content)
+        chunks = self.edge(environ, lambda *args: started.extend(args))
+        content = b"".join(chunks)
+        getattr(chunks, "close", lambda: None)()
+        return Reply(int(started[0][:3]), dict(started[1]), content)
 
     def changes(self) -> list[Any]:
-        """What strangers must not move: the store, and whatever of the node is more than a look."""
-        looks = {"view", "members", "status", "cluster", "explain", "measures"}
-        return [self.api.state(), [name for name in self.node.reached if name not in looks]]
+        """Return what requests without credentials must not change: the store, and calls of the node that change it."""
+        reads = {"view", "members", "status", "cluster", "explain", "measures"}
+        return [self.api.state(), [name for name in self.node.reached if name not in reads]]
 
 
 @pytest.fixture
@@ -182,7 +184,7 @@ def proof(
     key: bytes = KEY,
     to: str = ID,
     at_us: int = NOW_US,
-    n: list[int] = [0],  # noqa: B006  # counts over all tests
+    n: list[int] = [0],  # noqa: B006  # a counter shared by all tests
 ) -> dict[str, str]:
     n[0] += 1
     return {
@@ -197,12 +199,12 @@ BODY = (
 
 def test_every_route_is_in_the_table() -> None:
     missing = [route for route in FOUND if route not in ROUTES]
-    assert not missing, f"say in ROUTES who may use {missing}"
-    assert not [route for route in ROUTES if route not in FOUND], "no longer there"
+    assert not missing, f"state the access rule of {missing} in ROUTES"
+    assert not [route for route in ROUTES if route not in FOUND], "ROUTES names a route that does not exist"
 
 
-def strangers(method: str, path: str) -> dict[str, dict[str, str]]:
-    """What somebody without the secrets may come up with."""
+def wrong_credentials(method: str, path: str) -> dict[str, dict[str, str]]:
+    """Return headers that a sender without the secrets could send, by description."""
     hour_us = 3_600_000_000
     return {
         "nothing": {},
@@ -228,7 +230,9 @@ def strangers(method: str, path: str) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("route", FOUND)
-def test_a_stranger_learns_and_changes_nothing(site: Any, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_credentials_nothing_is_revealed_or_changed(
+    site: Any, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, kind = ROUTES[route]
     secured: Site = site(**SECURED)
     monkeypatch.setattr("kvsite.dashboard.auth.current", lambda: secured.config)
@@ -236,38 +240,40 @@ def test_a_stranger_learns_and_changes_nothing(site: Any, route: str, monkeypatc
     secured.api.put("/kvs/some/key", "a value to hide")
     before = secured.changes()
     for method in METHODS:
-        for what, headers in strangers(method, path).items():
+        for what, headers in wrong_credentials(method, path).items():
             reply = secured.ask(method, path, BODY, **headers)
-            says = f"{method} {path} with {what}: {reply}"
-            assert secured.changes() == before, says
-            assert b"a value to hide" not in reply.body, says
-            assert ID.encode() not in reply.body, says
+            context = f"{method} {path} with {what}: {reply}"
+            assert secured.changes() == before, context
+            assert b"a value to hide" not in reply.body, context
+            assert ID.encode() not in reply.body, context
             for secret in (SECRET, READ, WRITE, PASSWORD):
-                assert secret not in f"{reply.headers}{reply.body!r}", says
+                assert secret not in f"{reply.headers}{reply.body!r}", context
             if kind == "login" and method in SAFE and HEADER_KEY not in headers:
-                assert reply.status == 200, says
+                assert reply.status == 200, context
             elif kind in {"dashboard", "login"}:
-                assert reply.status in {302, 403, 405, 413, 429}, says
+                assert reply.status in {302, 403, 405, 413, 429}, context
             elif kind == "static":
-                assert reply.status in ({200, 403} if HEADER_KEY not in headers else {403}), says  # 403: Django's CSRF
+                assert reply.status in ({200, 403} if HEADER_KEY not in headers else {403}), (
+                    context
+                )  # 403: Django's CSRF
             elif kind == "public":
-                assert reply.status in ({200, 204, 405} if HEADER_KEY not in headers else {403}), says
+                assert reply.status in ({200, 204, 405} if HEADER_KEY not in headers else {403}), context
             else:
                 needs_proof = kind in {"view", "peer"} and method not in SAFE
-                assert reply.status == (403 if needs_proof or HEADER_KEY in headers else 401), says
-                assert ("WWW-Authenticate" in reply.headers) == (reply.status == 401), says
+                assert reply.status == (403 if needs_proof or HEADER_KEY in headers else 401), context
+                assert ("WWW-Authenticate" in reply.headers) == (reply.status == 401), context
                 assert reply.headers["Content-Type"] == "application/json"
-                assert "error" in json.loads(reply.body), says
+                assert "error" in json.loads(reply.body), context
             if what not in {"proof from an hour ago", "proof for an hour ahead", "proof for another replica"}:
-                # These do prove the secret: their refusal may tell a member the time, and nothing else.
-                assert HEADER not in reply.headers, says
+                # The others prove the secret. Their rejection may reveal the time to a member, and nothing else.
+                assert HEADER not in reply.headers, context
 
 
 HEADER_KEY = "x_causeway_proof"
 
 
 @pytest.mark.parametrize("route", FOUND)
-def test_a_token_opens_what_it_is_for(site: Any, route: str) -> None:
+def test_a_token_permits_only_its_access(site: Any, route: str) -> None:
     path, kind = ROUTES[route]
     if kind in {"dashboard", "login", "public", "static"}:
         return
@@ -285,10 +291,10 @@ def test_a_token_opens_what_it_is_for(site: Any, route: str) -> None:
 
 
 @pytest.mark.parametrize("route", FOUND)
-def test_proof_opens_everything_once(site: Any, route: str) -> None:
+def test_a_proof_permits_everything_once(site: Any, route: str) -> None:
     path, kind = ROUTES[route]
     if kind in {"dashboard", "login", "static"}:
-        return  # Behind a login of their own.
+        return  # They have their own login.
     secured: Site = site(**SECURED)
     for method in METHODS:
         headers = proof(method, path)
@@ -316,7 +322,7 @@ def test_a_transaction_that_only_reads_is_a_read(site: Any) -> None:
     assert secured.ask("POST", "/kvs", b'{"writes": [{"key": "a", "value": 1}]}', **bearer(WRITE)).status == 200
 
 
-def test_with_tokens_alone_replicas_and_view_changes_need_one_that_writes(site: Any) -> None:
+def test_with_only_tokens_replicas_and_view_changes_need_a_write_token(site: Any) -> None:
     secured: Site = site(api_tokens=TOKENS)
     for method, path in (("POST", "/replication/exchange"), ("POST", "/replication/snapshot"), ("PUT", "/view")):
         body = b'{"socket-address": "b:1"}'
@@ -327,7 +333,7 @@ def test_with_tokens_alone_replicas_and_view_changes_need_one_that_writes(site: 
         assert "no KV_CLUSTER_SECRET" in wrong.error
 
 
-def test_with_a_secret_alone_clients_come_in_and_strangers_change_no_view(site: Any) -> None:
+def test_with_only_a_secret_the_api_is_open_and_view_changes_need_proof(site: Any) -> None:
     secured: Site = site(cluster_secret=SECRET)
     assert secured.ask("PUT", "/kvs/a", b'{"value": 1}').status == 201
     assert secured.ask("GET", "/view").status == 200
@@ -338,7 +344,7 @@ def test_with_a_secret_alone_clients_come_in_and_strangers_change_no_view(site: 
     assert {"add_member", "remove_member", "exchange"}.isdisjoint(secured.node.reached)
 
 
-def test_an_error_after_the_door_is_proven_as_well(site: Any) -> None:
+def test_an_error_of_a_view_is_signed_too(site: Any) -> None:
     secured: Site = site(cluster_secret=SECRET)
     headers = proof("POST", "/replication/exchange", b"bad")
     reply = secured.ask("POST", "/replication/exchange", b"bad", **headers)
@@ -347,7 +353,7 @@ def test_an_error_after_the_door_is_proven_as_well(site: Any) -> None:
     assert verify_response(KEY, reply.headers[HEADER], nonce, 400, reply.body) is not None
 
 
-def test_a_body_that_was_changed_on_the_way_is_refused_and_so_is_one_without_end(site: Any) -> None:
+def test_a_changed_body_and_an_unlimited_body_are_rejected(site: Any) -> None:
     secured: Site = site(cluster_secret=SECRET)
     changed = secured.ask("POST", "/replication/exchange", b"evil", **proof("POST", "/replication/exchange", b"good"))
     assert (changed.status, HEADER in changed.headers) == (403, False)
@@ -361,7 +367,7 @@ def test_a_body_that_was_changed_on_the_way_is_refused_and_so_is_one_without_end
             guard.check_body(environ, SimpleNamespace(sign=None, digest=""))  # type: ignore[arg-type]
 
 
-def test_a_recorded_question_is_told_the_time_under_proof_and_nothing_else(site: Any) -> None:
+def test_a_replayed_request_gets_a_signed_rejection_with_the_time_only(site: Any) -> None:
     secured: Site = site(**SECURED)
     stale = proof("GET", "/replication/status", to=ANY_RECEIVER, at_us=NOW_US - 60_000_000)
     reply = secured.ask("GET", "/replication/status", **stale)
@@ -371,13 +377,11 @@ def test_a_recorded_question_is_told_the_time_under_proof_and_nothing_else(site:
     assert verify_response(KEY, reply.headers[HEADER], nonce, 403, reply.body) == (ID, NOW_US)
 
 
-def test_refusals_are_logged_without_secrets_and_not_at_every_attempt(
-    site: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rejections_are_logged_without_secrets_at_a_limited_rate(site: Any, caplog: pytest.LogCaptureFixture) -> None:
     secured: Site = site(**SECURED)
     with caplog.at_level(logging.DEBUG):
         for _ in range(50):
-            for headers in strangers("GET", "/kvs/a").values():
+            for headers in wrong_credentials("GET", "/kvs/a").values():
                 secured.ask("GET", "/kvs/a", **headers)
             secured.ask("PUT", "/view", BODY, **bearer(WRITE))
     lines = [record.getMessage() for record in caplog.records if record.name == "causeway.guard"]
@@ -388,14 +392,14 @@ def test_refusals_are_logged_without_secrets_and_not_at_every_attempt(
         assert secret not in caplog.text
 
 
-def test_nothing_set_is_open_and_costs_no_guard(site: Any) -> None:
+def test_without_secrets_there_is_no_guard(site: Any) -> None:
     opened: Site = site()
     assert opened.edge._guard is None
     assert opened.config.is_open
     assert opened.ask("PUT", "/kvs/a", b'{"value": 1}').status == 201
 
 
-def test_a_token_is_looked_up_quickly_among_many(site: Any) -> None:
+def test_a_token_lookup_is_fast_among_many(site: Any) -> None:
     tokens = tuple(ApiToken(f"n{n}", f"token-number-{n}", "read") for n in range(2000))
     secured: Site = site(api_tokens=(*TOKENS, *tokens))
     guard = secured.edge._guard
@@ -404,4 +408,4 @@ def test_a_token_is_looked_up_quickly_among_many(site: Any) -> None:
     began = time.perf_counter()
     for _ in range(1000):
         guard.admit(environ)
-    assert time.perf_counter() - began < 0.5  # 500 us each, on a machine that has more to do; some 3 are usual
+    assert time.perf_counter() - began < 0.5  # 500 us each on a busy machine; about 3 us are usual

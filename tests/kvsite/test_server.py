@@ -1,4 +1,4 @@
-"""One replica as a process: how it starts, serves, and ends. Real processes, over real sockets."""
+"""A replica as a process: starting, serving, stopping. Uses real processes and sockets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.processes
 
 JSON = {"Content-Type": "application/json"}
 QUICK = {"KV_DOWN_AFTER": "1", "KV_SYNC_INTERVAL": "0.3"}
-"""For tests that wait for replicas to find or to miss each other."""
+"""Settings for tests that wait until replicas find each other or count as down."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def lone(cluster: ClusterFactory) -> LocalCluster:
 
 
 def exchange(port: int, request: bytes, timeout_s: float = 5) -> bytes:
-    """Send ``request`` byte by byte as it is, and return all that comes back until the connection is closed."""
+    """Send the bytes of ``request`` unchanged; return everything received until the connection is closed."""
     with closing(socket.create_connection(("127.0.0.1", port), timeout_s)) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(65536), b""))
@@ -46,7 +46,7 @@ def port_of(made: LocalCluster, i: int = 0) -> int:
 
 
 def start_alone(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``run_replica`` to its end: for those that do not start."""
+    """Run ``run_replica`` until it exits, for replicas that fail to start."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("KV_", "VIEW", "SOCKET_"))}
     return subprocess.run(
         [sys.executable, str(MANAGE), "run_replica", *flags],
@@ -66,7 +66,7 @@ def children(pid: int) -> list[int]:
 # -- starting ----------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_one_process_and_kill_9_leaves_nothing_behind(lone: LocalCluster) -> None:
+def test_a_replica_is_one_process_and_sigkill_leaves_nothing_behind(lone: LocalCluster) -> None:
     assert children(lone.pid(0)) == []
     lone.kill(0)
     with pytest.raises(ConnectionRefusedError):
@@ -86,7 +86,7 @@ def test_it_is_one_process_and_kill_9_leaves_nothing_behind(lone: LocalCluster) 
         (["--bind", "192.0.2.1:9"], {}, "cannot listen on 192.0.2.1 port 9:"),
     ],
 )
-def test_what_cannot_start_says_why_in_one_line(flags: list[str], environment: dict[str, str], line: str) -> None:
+def test_a_failed_start_prints_its_reason_in_one_line(flags: list[str], environment: dict[str, str], line: str) -> None:
     ended = start_alone(*flags, **environment)
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
@@ -100,14 +100,14 @@ def test_a_second_replica_on_the_same_port_does_not_start(lone: LocalCluster) ->
     assert requests.get(f"{lone.url(0)}/readyz", timeout=5).status_code == 200
 
 
-def test_the_log_says_where_it_is_whom_it_asks_and_that_it_is_open(cluster: ClusterFactory) -> None:
+def test_the_log_names_address_contacts_and_open_access(cluster: ClusterFactory) -> None:
     made = cluster(2)
     log = made.log(0)
     assert f"listens on {made.url(0)}" in log
-    assert f"asking {made.addresses[1]}" in log
-    assert "open: anybody" in log
+    assert f"contacting {made.addresses[1]}" in log
+    assert "open: anyone" in log
     guarded = cluster(1, KV_CLUSTER_SECRET="do not log me", KV_ADMIN_PASSWORD="nor me!")
-    assert "open: anybody" not in guarded.log(0)
+    assert "open: anyone" not in guarded.log(0)
     assert "log me" not in guarded.log(0)
     assert "nor me" not in guarded.log(0)
 
@@ -131,11 +131,11 @@ def test_it_serves_tls(cluster: ClusterFactory, tmp_path: Path) -> None:
     )
 
 
-# -- ending ------------------------------------------------------------------------------------------------------------
+# -- stopping ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_it_in_good_order(lone: LocalCluster, signum: signal.Signals) -> None:
+def test_a_stop_signal_ends_the_process_with_0(lone: LocalCluster, signum: signal.Signals) -> None:
     os.kill(lone.pid(0), signum)
     began = time.monotonic()
     assert lone.wait(0) == 0
@@ -143,7 +143,7 @@ def test_a_signal_ends_it_in_good_order(lone: LocalCluster, signum: signal.Signa
     assert "Traceback" not in lone.log(0)
 
 
-def test_it_ends_with_whoever_holds_its_standard_input(cluster: ClusterFactory) -> None:
+def test_it_stops_when_standard_input_is_closed(cluster: ClusterFactory) -> None:
     port = free_ports(1)
     command = [sys.executable, str(MANAGE), "run_replica", "--until-stdin-closes", "--address", f"127.0.0.1:{port}"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -156,7 +156,7 @@ def test_it_ends_with_whoever_holds_its_standard_input(cluster: ClusterFactory) 
         assert process.wait(10) == 0
 
 
-def test_a_client_that_never_ends_its_request_does_not_hold_up_the_end(lone: LocalCluster) -> None:
+def test_an_unfinished_request_does_not_delay_the_stop(lone: LocalCluster) -> None:
     with closing(socket.create_connection(("127.0.0.1", port_of(lone)))) as slow:
         slow.sendall(b"PUT /kvs/slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n")
         slow.sendall(b"Content-Type: application/json\r\n\r\n{")
@@ -166,7 +166,7 @@ def test_a_client_that_never_ends_its_request_does_not_hold_up_the_end(lone: Loc
         assert time.monotonic() - began < 10
 
 
-def test_what_only_the_leaver_has_is_handed_over(cluster: ClusterFactory) -> None:
+def test_a_stopping_replica_sends_its_updates_to_a_peer(cluster: ClusterFactory) -> None:
     made = cluster(2, **QUICK)
     wait_for_view(made, 2)
     for i in range(50):
@@ -176,7 +176,7 @@ def test_what_only_the_leaver_has_is_handed_over(cluster: ClusterFactory) -> Non
     assert len(listed["keys"]) == 50
 
 
-def test_one_line_says_how_many_updates_die_where_nobody_can_take_them(cluster: ClusterFactory) -> None:
+def test_one_line_says_how_many_updates_are_lost_without_a_reachable_member(cluster: ClusterFactory) -> None:
     made = cluster(2, **QUICK)
     wait_for_view(made, 2)
     made.kill(1)
@@ -197,19 +197,19 @@ def put(made: LocalCluster, i: int, key: str, value: Any) -> requests.Response:
 
 
 def wait_for_view(made: LocalCluster, members: int) -> None:
-    everybody = range(len(made.addresses))
+    indexes = range(len(made.addresses))
     wait_until(
         lambda: all(
             len(requests.get(f"{made.url(i)}/view", timeout=5).json()["view"]) == members
-            for i in everybody
+            for i in indexes
             if made.is_running(i)
         ),
-        what=lambda: [made.log(i) for i in everybody],
+        what=lambda: [made.log(i) for i in indexes],
     )
 
 
 def pieces(*texts: bytes) -> Iterator[bytes]:
-    """Return a body that ``requests`` sends chunked: it does not know its length."""
+    """Return a body that ``requests`` sends chunked, because its length is unknown."""
     yield from texts
 
 
@@ -222,14 +222,14 @@ def test_a_chunked_body_is_read_whole(lone: LocalCluster) -> None:
     assert found.json()["value"] == "in pieces"
 
 
-def test_a_chunked_body_over_the_limit_is_refused(cluster: ClusterFactory) -> None:
+def test_a_chunked_body_above_the_limit_is_rejected(cluster: ClusterFactory) -> None:
     made = cluster(1, KV_MAX_BODY_BYTES=4096, KV_MAX_VALUE_BYTES=1024)
     big = pieces(b'{"value": "', *[b"x" * 1000] * 10, b'"}')
     assert requests.put(f"{made.url(0)}/kvs/big", data=big, headers=JSON, timeout=5).status_code == 413
     assert requests.get(f"{made.url(0)}/kvs/big", timeout=5).status_code == 404
 
 
-def test_a_key_may_hold_anything_that_is_utf_8_and_nothing_else(lone: LocalCluster) -> None:
+def test_a_key_is_any_utf_8_text(lone: LocalCluster) -> None:
     port = port_of(lone)
 
     def status(path: bytes, method: bytes = b"GET", body: bytes = b"") -> int:
@@ -245,13 +245,13 @@ def test_a_key_may_hold_anything_that_is_utf_8_and_nothing_else(lone: LocalClust
     assert status(b"/kvs/") == 400
 
 
-def test_what_is_no_route_is_a_json_404(lone: LocalCluster) -> None:
+def test_an_unknown_path_is_a_json_404(lone: LocalCluster) -> None:
     for path in ("/nothing", "/kvss", "/admin/nothing", "/static/nothing.css"):
         answer = requests.get(f"{lone.url(0)}{path}", timeout=5)
         assert (answer.status_code, answer.json()) == (404, {"error": "Not found"}), path
 
 
-def test_only_host_headers_that_name_a_member_are_answered(lone: LocalCluster) -> None:
+def test_only_host_headers_of_members_are_served(lone: LocalCluster) -> None:
     for path in ("/kvs", "/healthz", "/admin/"):
         for host, status in (("localhost:1", 200), (lone.addresses[0], 200), ("evil.example", 400)):
             answer = requests.get(f"{lone.url(0)}{path}", headers={"Host": host}, timeout=5)
@@ -259,7 +259,7 @@ def test_only_host_headers_that_name_a_member_are_answered(lone: LocalCluster) -
     assert "Host header" in answer.json()["error"]
 
 
-def test_the_dashboard_is_open_without_a_password_and_asks_for_it_with_one(cluster: ClusterFactory) -> None:
+def test_the_dashboard_needs_a_login_only_with_a_password(cluster: ClusterFactory) -> None:
     assert requests.get(f"{cluster(1).url(0)}/admin/", timeout=5).status_code == 200
     made = cluster(2, KV_ADMIN_PASSWORD="open sesame")
     browser = requests.Session()
@@ -270,5 +270,5 @@ def test_the_dashboard_is_open_without_a_password_and_asks_for_it_with_one(clust
     assert wrong.url == login.url
     right = browser.post(login.url, data={**form, "password": "open sesame"}, timeout=5)
     assert right.url == f"{made.url(0)}/admin/"
-    # Cookies know no ports: a login at one replica holds at the other, which has the same password.
+    # Cookies ignore ports, and both replicas have the same password, so one login is valid at both.
     assert browser.get(f"{made.url(1)}/admin/", allow_redirects=False, timeout=5).status_code == 200

@@ -1,4 +1,4 @@
-"""Slow requests in the log: which count as slow, and what a line says."""
+"""The log of slow requests: which requests count as slow, and the content of a line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Start = Callable[..., Any]
 
 
 class Clock:
-    """What requests are measured by; a request moves it by hand."""
+    """The clock that measures requests. A test moves it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
@@ -51,7 +51,7 @@ def ask(clock: Clock, work_s: float, hold_s: float = 0.0, *, path: str = "/kvs/a
         "REQUEST_METHOD": "GET",
         "PATH_INFO": path,
         "wsgi.input": io.BytesIO(b'{"value": "a secret"}'),
-        "HTTP_X_REQUEST_ID": "told",
+        "HTTP_X_REQUEST_ID": "from-client",
     }
     b"".join(Edge(application, context, None)(environ, lambda *_: None))
 
@@ -65,43 +65,41 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     [
         (0.9, 0.0, {}, False),
         (1.1, 0.0, {}, True),
-        (0.9, 30.0, {}, False),  # it was asked to wait
+        (0.9, 30.0, {}, False),  # the client asked to wait
         (1.1, 30.0, {}, True),
         (0.3, 0.0, {"slow_request_s": 0.25}, True),
         (3000.0, 0.0, {"slow_request_s": 0.0}, False),
     ],
 )
-def test_work_counts_and_waiting_on_purpose_does_not(
+def test_work_counts_and_hold_time_does_not(
     work_s: float, hold_s: float, limit: Any, logged: bool, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     ask(clock, work_s, hold_s, **limit)
     assert len(lines(caplog)) == logged
 
 
-def test_what_an_earlier_request_waited_is_not_counted_for_the_next(
-    clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_hold_time_of_an_earlier_request_does_not_count(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     ask(clock, 0.0, 5.0)
     ask(clock, 1.1)
     assert len(lines(caplog)) == 1
 
 
-def test_a_line_says_which_request_it_was_and_no_value(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_identifies_the_request_and_has_no_value(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     ask(clock, 1.25, 2.5, path="/kvs/\xc3\xa4\n\xff" + "k" * 500)
     (record,) = lines(caplog)
     assert record.levelname == "WARNING"
-    human, told = HumanFormatter().format(record), json.loads(JsonFormatter().format(record))
+    human, fields = HumanFormatter().format(record), json.loads(JsonFormatter().format(record))
     assert "GET '/kvs/ä\\n\\\\xff" in human
-    assert human.endswith("took 1.250 s, plus 2.500 s hold time; status 404 [told]")
-    assert "secret" not in human + str(told)
-    assert told["path"].startswith("/kvs/ä\n\\xffkkk")
-    assert len(told["path"]) == 200
-    assert {name: told[name] for name in ("method", "status", "duration_s", "hold_s", "request_id")} == {
+    assert human.endswith("took 1.250 s, plus 2.500 s hold time; status 404 [from-client]")
+    assert "secret" not in human + str(fields)
+    assert fields["path"].startswith("/kvs/ä\n\\xffkkk")
+    assert len(fields["path"]) == 200
+    assert {name: fields[name] for name in ("method", "status", "duration_s", "hold_s", "request_id")} == {
         "method": "GET",
         "status": 404,
         "duration_s": 1.25,
         "hold_s": 2.5,
-        "request_id": "told",
+        "request_id": "from-client",
     }
 
 
@@ -114,7 +112,7 @@ def test_a_line_says_which_request_it_was_and_no_value(clock: Clock, caplog: pyt
     ],
     ids=["deferred", "watching", "acks"],
 )
-def test_each_way_of_being_held_is_known(
+def test_every_kind_of_wait_counts_as_hold_time(
     method: str, path: str, query: str, body: bytes, header: dict[str, str], api: Api
 ) -> None:
     etag = api.put("/kvs/a", 1).headers["ETag"]

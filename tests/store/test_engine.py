@@ -1,4 +1,4 @@
-"""The engine: requests that wait, and what wakes them. Real threads; what they wait for is done by the test."""
+"""The engine: waiting requests and what wakes them. Requests run in real threads; the test does what they wait for."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ from tests.support.waiting import wait_until
 from tests.support.wire import NOW, write
 
 LONG_S = 20.0
-"""Longer than any test takes: what ends before it was woken."""
+"""Longer than any test takes: a request that returns earlier was woken."""
 
 
 @dataclass
 class Peers:
-    """Dependencies that say what the test wants, and note what they are asked."""
+    """A ``Replication`` that returns what the test sets, and records its calls."""
 
     engine: Engine | None = None
-    written: list[Update] = field(default_factory=list)
-    asked: list[Clock] = field(default_factory=list)
+    issued: list[Update] = field(default_factory=list)
+    fetched: list[Clock] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    gone: LostUpdates = field(default_factory=dict)
+    unrecoverable_gaps: LostUpdates = field(default_factory=dict)
     acked: int = 1
     members: int = 3
 
     def update_issued(self, update: Update) -> None:
         self._check_lock()
-        self.written.append(update)
+        self.issued.append(update)
 
     def fetch(self, past: Clock) -> int:
         self._check_lock()
-        self.asked.append(past)
-        return len(self.asked)
+        self.fetched.append(past)
+        return len(self.fetched)
 
     fetch_for_retry = fetch
 
     def unrecoverable(self, past: Clock, token: int) -> LostUpdates:
         self._check_lock()
         self.tokens.append(token)
-        return {id_: gap for id_, gap in self.gone.items() if past.get(id_, 0) >= gap[0]}
+        return {id_: gap for id_, gap in self.unrecoverable_gaps.items() if past.get(id_, 0) >= gap[0]}
 
     def acks(self, dot: Dot) -> int:
         self._check_lock()
@@ -78,7 +78,7 @@ SETTINGS = StoreSettings(max_deferred=2, max_watchers=2, defer_timeout_s=LONG_S)
 
 @dataclass
 class Rig:
-    """An engine, the other replica that its updates come from, and threads for requests."""
+    """An engine, another replica that issues updates, and threads for requests."""
 
     store: CausalStore
     engine: Engine
@@ -127,7 +127,7 @@ def result(future: Future[Any]) -> Any:
 # -- deferral ------------------------------------------------------------------------------------------------------
 
 
-def test_a_deferred_read_is_answered_when_its_causal_past_arrives(rig: Rig) -> None:
+def test_a_deferred_read_returns_when_its_causal_past_arrives(rig: Rig) -> None:
     update = write(rig.other, "x", b"1")
     reading = rig.ask(rig.engine.get, "x", update.past)
     rig.deferred(1)
@@ -153,7 +153,7 @@ def test_every_operation_waits_for_its_causal_past(rig: Rig, operation: str) -> 
     assert result(waiting).metadata
 
 
-def test_only_those_are_woken_whose_past_is_here(rig: Rig) -> None:
+def test_only_requests_whose_past_has_arrived_are_woken(rig: Rig) -> None:
     first, second = write(rig.other, "x", b"1"), write(rig.other, "x", b"2")
     early, late = (rig.ask(rig.engine.get, "x", update.past) for update in (first, second))
     rig.deferred(2)
@@ -164,44 +164,44 @@ def test_only_those_are_woken_whose_past_is_here(rig: Rig) -> None:
     assert result(late).versions[0].value == b"2"
 
 
-def test_a_past_that_does_not_arrive_is_reported_when_the_time_is_over(rig: Rig) -> None:
+def test_a_past_that_does_not_arrive_is_reported_after_the_timeout(rig: Rig) -> None:
     started = time.monotonic()
-    with pytest.raises(DependenciesMissing) as unreached:
+    with pytest.raises(DependenciesMissing) as raised:
         rig.engine.get("x", {"other": 3}, wait_s=0.05)
     assert 0.05 <= time.monotonic() - started < 1.0
-    assert unreached.value.missing == {"other": (0, 3)}
+    assert raised.value.missing == {"other": (0, 3)}
     assert rig.engine.deferred == 0
     assert rig.engine.counts["refused"] == 1
 
 
-def test_no_time_to_wait_is_refused_at_once(rig: Rig) -> None:
+def test_wait_0_is_rejected_at_once(rig: Rig) -> None:
     with pytest.raises(DependenciesMissing):
         rig.engine.get("x", {"other": 1}, wait_s=0)
     assert rig.engine.counts["deferred"] == 0
 
 
-def test_the_default_wait_is_the_setting(rig: Rig) -> None:
+def test_the_default_timeout_is_the_setting(rig: Rig) -> None:
     short = make(StoreSettings(defer_timeout_s=0.02))
     with pytest.raises(DependenciesMissing):
         short.engine.get("x", {"other": 1})
     short.pool.shutdown()
 
 
-def test_one_more_than_may_be_deferred_is_refused_at_once_and_the_others_are_not(rig: Rig) -> None:
+def test_a_request_above_max_deferred_is_rejected_at_once_and_others_are_served(rig: Rig) -> None:
     update = write(rig.other, "x", b"1")
     waiting = [rig.ask(rig.engine.get, "x", update.past) for _ in range(2)]
     rig.deferred(2)
-    with pytest.raises(TooManyDeferred) as busy:
+    with pytest.raises(TooManyDeferred) as raised:
         rig.engine.get("x", update.past)
-    assert busy.value.missing == {update.origin: (0, 1)}
-    assert rig.engine.get("x", {}).versions == ()  # Those that wait starve nobody.
+    assert raised.value.missing == {update.origin: (0, 1)}
+    assert rig.engine.get("x", {}).versions == ()  # Waiting requests do not block others.
     rig.engine.write(Change("y", b"1"), {})
     rig.receive(update)
     assert all(result(reading).versions for reading in waiting)
     assert rig.engine.get("x", update.past).versions
 
 
-def test_a_closed_gate_wakes_those_that_wait_and_refuses_them(rig: Rig) -> None:
+def test_a_closed_gate_wakes_and_rejects_waiting_requests(rig: Rig) -> None:
     reading = rig.ask(rig.engine.get, "x", {"other": 1})
     found = rig.engine.write(Change("y", b"1"), {})
     watching = rig.ask(rig.engine.watch, "y", {}, [found.etag or ""], LONG_S)
@@ -213,7 +213,7 @@ def test_a_closed_gate_wakes_those_that_wait_and_refuses_them(rig: Rig) -> None:
             result(future)
 
 
-def test_the_gate_is_checked_again_when_a_request_wakes_although_its_past_is_here_now(rig: Rig) -> None:
+def test_the_gate_is_checked_again_when_a_request_wakes(rig: Rig) -> None:
     update = write(rig.other, "x", b"1")
     reading = rig.ask(rig.engine.get, "x", update.past)
     rig.deferred(1)
@@ -225,48 +225,48 @@ def test_the_gate_is_checked_again_when_a_request_wakes_although_its_past_is_her
         result(reading)
 
 
-def test_a_deferral_asks_whoever_may_have_it_once(rig: Rig) -> None:
+def test_a_deferral_fetches_its_past_once(rig: Rig) -> None:
     with pytest.raises(DependenciesMissing):
         rig.engine.get("x", {"other": 1}, wait_s=0.05)
-    assert rig.peers.asked == [{"other": 1}]
+    assert rig.peers.fetched == [{"other": 1}]
     assert set(rig.peers.tokens) == {1}
     rig.engine.get("x", {})
-    assert len(rig.peers.asked) == 1
+    assert len(rig.peers.fetched) == 1
 
 
-# -- lost past -----------------------------------------------------------------------------------------------------
+# -- lost updates --------------------------------------------------------------------------------------------------
 
 
-def test_what_is_lost_is_dropped_from_the_past_and_told(rig: Rig) -> None:
+def test_unrecoverable_updates_are_dropped_from_the_past_and_reported(rig: Rig) -> None:
     reading = rig.ask(rig.engine.get, "x", {"dead": 3})
     rig.deferred(1)
     with rig.engine.lock:
-        rig.peers.gone = {"dead": (1, 3)}
+        rig.peers.unrecoverable_gaps = {"dead": (1, 3)}
         rig.engine.wake()
     found = result(reading)
     assert found.lost == {"dead": (1, 3)}
     assert found.metadata == {}
 
 
-def test_of_a_replica_whose_last_updates_are_lost_the_others_stay_in_the_past(rig: Rig) -> None:
+def test_earlier_updates_of_an_origin_with_lost_updates_stay_in_the_past(rig: Rig) -> None:
     update = write(rig.other, "x", b"1")
     rig.receive(update)
-    rig.peers.gone = {update.origin: (2, 5)}
+    rig.peers.unrecoverable_gaps = {update.origin: (2, 5)}
     found = rig.engine.get("y", {update.origin: 5})
     assert found.metadata == {update.origin: 1}
     assert found.lost == {update.origin: (2, 5)}
 
 
-def test_a_write_after_a_loss_does_not_depend_on_what_is_lost(rig: Rig) -> None:
-    rig.peers.gone = {"dead": (1, 3)}
+def test_a_write_after_a_loss_does_not_depend_on_the_lost_updates(rig: Rig) -> None:
+    rig.peers.unrecoverable_gaps = {"dead": (1, 3)}
     wrote = rig.engine.write(Change("x", b"1"), {"dead": 3})
     assert wrote.lost == {"dead": (1, 3)}
     assert wrote.metadata == {rig.store.replica_id: 1}
 
 
-def test_while_one_is_lost_and_another_is_only_late_the_request_waits(rig: Rig) -> None:
+def test_a_request_waits_for_a_late_update_although_another_is_lost(rig: Rig) -> None:
     update = write(rig.other, "x", b"1")
-    rig.peers.gone = {"dead": (1, 1)}
+    rig.peers.unrecoverable_gaps = {"dead": (1, 1)}
     reading = rig.ask(rig.engine.get, "x", {"dead": 1, **update.past})
     rig.deferred(1)
     assert not reading.done()
@@ -274,10 +274,10 @@ def test_while_one_is_lost_and_another_is_only_late_the_request_waits(rig: Rig) 
     assert result(reading).lost == {"dead": (1, 1)}
 
 
-def test_a_watch_goes_on_after_a_loss(rig: Rig) -> None:
-    """The second look, when the watch wakes, must not ask for what the first one was told to be lost."""
+def test_a_watch_continues_after_a_loss(rig: Rig) -> None:
+    """When a watch wakes and reads again, it must not wait again for updates that its first read reported as lost."""
     wrote = rig.engine.write(Change("x", b"1"), {})
-    rig.peers.gone = {"dead": (1, 3)}
+    rig.peers.unrecoverable_gaps = {"dead": (1, 3)}
     watching = rig.ask(rig.engine.watch, "x", {"dead": 3}, [wrote.etag or ""], LONG_S)
     rig.watching(1)
     rig.engine.write(Change("x", b"2"), {})
@@ -289,7 +289,7 @@ def test_a_watch_goes_on_after_a_loss(rig: Rig) -> None:
 # -- watching ------------------------------------------------------------------------------------------------------
 
 
-def test_a_watch_is_answered_when_the_winner_changes(rig: Rig) -> None:
+def test_a_watch_returns_when_the_winner_changes(rig: Rig) -> None:
     first = rig.engine.write(Change("x", b"1"), {})
     watching = rig.ask(rig.engine.watch, "x", {}, [first.etag or ""], LONG_S)
     rig.watching(1)
@@ -300,7 +300,7 @@ def test_a_watch_is_answered_when_the_winner_changes(rig: Rig) -> None:
     assert rig.engine.watchers == 0
 
 
-def test_a_watch_is_answered_by_a_delete_by_a_transaction_and_by_a_peers_update(rig: Rig) -> None:
+def test_a_watch_returns_after_a_delete_a_transaction_and_a_peers_update(rig: Rig) -> None:
     changes: list[Callable[[], Any]] = [
         lambda: rig.engine.write(Change("x", None), {}),
         lambda: rig.engine.transact([], [Change("x", b"2")], {}),
@@ -311,24 +311,24 @@ def test_a_watch_is_answered_by_a_delete_by_a_transaction_and_by_a_peers_update(
         watching = rig.ask(rig.engine.watch, "x", {}, [wrote.etag or ""], LONG_S)
         rig.watching(1)
         if change is changes[-1]:
-            rig.other.hybrid_clock.observe(rig.store.hybrid_clock.read(NOW) + 10**16, NOW)  # So that it wins.
+            rig.other.hybrid_clock.observe(rig.store.hybrid_clock.read(NOW) + 10**16, NOW)  # Makes its update win.
         change()
         result(watching)
 
 
-def test_a_watch_whose_time_is_over_is_answered_with_what_is_there(rig: Rig) -> None:
+def test_a_watch_returns_the_unchanged_version_after_its_timeout(rig: Rig) -> None:
     wrote = rig.engine.write(Change("x", b"1"), {})
     found = rig.engine.watch("x", {}, [wrote.etag or ""], 0.03)
     assert found.versions[0].etag == wrote.etag
 
 
-def test_a_watch_is_answered_at_once_where_the_winner_is_another_or_the_key_is_absent(rig: Rig) -> None:
+def test_a_watch_returns_at_once_if_the_winner_differs_or_the_key_is_absent(rig: Rig) -> None:
     rig.engine.write(Change("x", b"1"), {})
     assert rig.engine.watch("x", {}, ['"another"'], LONG_S).versions
     assert not rig.engine.watch("absent", {}, ['"another"'], LONG_S).versions
 
 
-def test_a_watch_is_answered_when_the_version_expires(rig: Rig) -> None:
+def test_a_watch_returns_when_the_version_expires(rig: Rig) -> None:
     wrote = rig.engine.write(Change("x", b"1", ttl_us=50_000), {})
     assert rig.engine.watch("x", {}, [wrote.etag or ""], LONG_S).versions == ()
 
@@ -341,7 +341,7 @@ def test_a_watch_first_waits_for_its_causal_past(rig: Rig) -> None:
     assert result(watching).versions[0].value == b"1"
 
 
-def test_one_more_than_may_watch_is_refused_at_once(rig: Rig) -> None:
+def test_a_watch_above_max_watchers_is_rejected_at_once(rig: Rig) -> None:
     wrote = rig.engine.write(Change("x", b"1"), {})
     watching = [rig.ask(rig.engine.watch, "x", {}, [wrote.etag or ""], LONG_S) for _ in range(2)]
     rig.watching(2)
@@ -362,12 +362,12 @@ def acked(rig: Rig, count: int) -> None:
 
 
 @pytest.mark.parametrize(("members", "needed"), [(2, 2), ("majority", 2), ("all", 3)])
-def test_a_write_waits_for_as_many_acks_as_it_wants(rig: Rig, members: int | str, needed: int) -> None:
+def test_a_write_waits_until_its_write_concern_is_satisfied(rig: Rig, members: int | str, needed: int) -> None:
     writing = rig.ask(
         rig.engine.write_with_concern, WriteConcern(members, LONG_S), rig.engine.write, Change("x", b"1"), {}
     )
     wait_until(lambda: len(rig.engine._waiters) == 1)
-    assert rig.engine.get("x", {}).versions  # It stands here already.
+    assert rig.engine.get("x", {}).versions  # The write is visible at this replica already.
     acked(rig, needed - 1)
     assert not writing.done()
     acked(rig, needed)
@@ -377,18 +377,18 @@ def test_a_write_waits_for_as_many_acks_as_it_wants(rig: Rig, members: int | str
     assert rig.engine.ack_waits == 0
 
 
-def test_fewer_acks_than_wanted_in_time_are_told_and_the_write_stands(rig: Rig) -> None:
+def test_too_few_acks_in_time_are_reported_and_the_write_stands(rig: Rig) -> None:
     _, acks = rig.engine.write_with_concern(WriteConcern("all", 0.03), rig.engine.write, Change("x", b"1"), {})
     assert acks == (1, False)
     assert rig.engine.get("x", {}).versions
 
 
-def test_one_ack_is_ones_own_and_waits_for_nobody(rig: Rig) -> None:
+def test_w_1_does_not_wait(rig: Rig) -> None:
     _, acks = rig.engine.write_with_concern(WriteConcern(1, LONG_S), rig.engine.write, Change("x", b"1"), {})
     assert acks == (1, True)
 
 
-def test_what_issued_nothing_has_no_acks(rig: Rig) -> None:
+def test_a_write_without_an_update_has_no_acks(rig: Rig) -> None:
     wrote, acks = rig.engine.write_with_concern(
         WriteConcern("all", LONG_S), rig.engine.write, Change("absent", None), {}
     )
@@ -404,7 +404,7 @@ def test_a_wait_for_acks_ends_when_the_gate_closes(rig: Rig) -> None:
     assert result(writing)[1] == (1, False)
 
 
-def test_one_more_than_may_wait_for_acks_is_refused_before_it_is_made(rig: Rig) -> None:
+def test_a_write_above_the_limit_of_ack_waits_is_rejected_before_it_is_made(rig: Rig) -> None:
     for key in ("a", "b"):
         rig.ask(rig.engine.write_with_concern, WriteConcern(3, LONG_S), rig.engine.write, Change(key, b"1"), {})
     wait_until(lambda: rig.engine.ack_waits == 2 and len(rig.engine._waiters) == 2)
@@ -415,7 +415,7 @@ def test_one_more_than_may_wait_for_acks_is_refused_before_it_is_made(rig: Rig) 
     acked(rig, 3)
 
 
-def test_a_write_that_fails_gives_its_place_among_the_ack_waits_back(rig: Rig) -> None:
+def test_a_failed_write_releases_its_ack_wait(rig: Rig) -> None:
     for _ in range(3):
         with pytest.raises(PreconditionFailed):
             rig.engine.write_with_concern(
@@ -424,10 +424,10 @@ def test_a_write_that_fails_gives_its_place_among_the_ack_waits_back(rig: Rig) -
     assert rig.engine.ack_waits == 0
 
 
-# -- what peers are told -------------------------------------------------------------------------------------------
+# -- calls of the port ---------------------------------------------------------------------------------------------
 
 
-def test_peers_are_told_of_each_update_and_of_nothing_else(rig: Rig) -> None:
+def test_replication_gets_each_issued_update_and_nothing_else(rig: Rig) -> None:
     rig.engine.write(Change("x", b"1"), {})
     rig.engine.write(Change("x", None), {})
     rig.engine.write(Change("x", None), {})
@@ -435,11 +435,11 @@ def test_peers_are_told_of_each_update_and_of_nothing_else(rig: Rig) -> None:
     rig.engine.transact([], [Change("a", b"1"), Change("b", b"1")], {})
     rig.engine.get("a", {})
     rig.engine.list({})
-    assert [update.counter for update in rig.peers.written] == [1, 2, 3]
-    assert [len(update.writes) for update in rig.peers.written] == [1, 1, 2]
+    assert [update.counter for update in rig.peers.issued] == [1, 2, 3]
+    assert [len(update.writes) for update in rig.peers.issued] == [1, 1, 2]
 
 
-# -- nothing moves after a refused call ----------------------------------------------------------------------------
+# -- a rejected call changes nothing -------------------------------------------------------------------------------
 
 
 def fingerprint(store: CausalStore) -> Any:
@@ -456,7 +456,7 @@ def fingerprint(store: CausalStore) -> Any:
     )
 
 
-REFUSALS: list[tuple[str, type[StoreError]]] = [
+REJECTIONS: list[tuple[str, type[StoreError]]] = [
     ("not reached", DependenciesMissing),
     ("closed", NotServing),
     ("mismatch", PreconditionFailed),
@@ -479,16 +479,16 @@ CALLS: dict[str, Callable[[Engine, Clock, tuple[str, ...] | None], Any]] = {
     [
         (call, why, error)
         for call in CALLS
-        for why, error in REFUSALS
+        for why, error in REJECTIONS
         if not (call in {"get", "list"} and why in {"mismatch", "memory"}) and (call, why) != ("delete", "memory")
     ],
 )
-def test_after_a_refused_call_nothing_has_moved(call: str, why: str, error: type[StoreError]) -> None:
+def test_a_rejected_call_changes_nothing(call: str, why: str, error: type[StoreError]) -> None:
     rig = make(StoreSettings(max_memory_bytes=500) if why == "memory" else SETTINGS)
     rig.engine.write(Change("x", b"1"), {})
     if why == "memory":
         rig.store.table.bytes = 500
-    before, told = fingerprint(rig.store), len(rig.peers.written)
+    before, issued_before = fingerprint(rig.store), len(rig.peers.issued)
     if why == "closed":
         rig.store.not_serving_reason = "closed"
     with pytest.raises(error):
@@ -496,14 +496,14 @@ def test_after_a_refused_call_nothing_has_moved(call: str, why: str, error: type
             rig.engine, {"other": 1} if why == "not reached" else {}, ('"none"',) if why == "mismatch" else None
         )
     assert fingerprint(rig.store) == before
-    assert len(rig.peers.written) == told
+    assert len(rig.peers.issued) == issued_before
     rig.store.not_serving_reason = None
     if why != "memory":
         assert rig.engine.write(Change("x", b"2"), {}).metadata == {rig.store.replica_id: 2}
     rig.pool.shutdown()
 
 
-def test_at_the_memory_limit_what_frees_memory_is_let_through() -> None:
+def test_at_the_memory_limit_writes_that_free_memory_succeed() -> None:
     rig = make(StoreSettings(max_memory_bytes=900))
     rig.engine.write(Change("x", b"1" * 100), {})
     with pytest.raises(OutOfMemory):
@@ -514,7 +514,7 @@ def test_at_the_memory_limit_what_frees_memory_is_let_through() -> None:
     rig.pool.shutdown()
 
 
-def test_one_mismatch_in_a_transaction_and_none_of_it_is_written(rig: Rig) -> None:
+def test_one_failed_precondition_rejects_the_whole_transaction(rig: Rig) -> None:
     rig.engine.write(Change("x", b"1"), {})
     with pytest.raises(PreconditionFailed) as mismatch:
         rig.engine.transact([], [Change("y", b"1"), Change("x", b"2", if_none_match=True)], {})
@@ -525,7 +525,7 @@ def test_one_mismatch_in_a_transaction_and_none_of_it_is_written(rig: Rig) -> No
 # -- threads -------------------------------------------------------------------------------------------------------
 
 
-def test_writes_of_many_threads_take_each_dot_once_and_all_stand(rig: Rig) -> None:
+def test_concurrent_writers_take_each_dot_once_and_lose_no_write(rig: Rig) -> None:
     barrier = threading.Barrier(4)
 
     def write_some(name: int) -> list[int]:
@@ -538,7 +538,7 @@ def test_writes_of_many_threads_take_each_dot_once_and_all_stand(rig: Rig) -> No
     assert len(rig.store.table) == 400
 
 
-def test_a_reader_that_follows_writers_of_pairs_never_sees_half_a_pair(rig: Rig) -> None:
+def test_a_reader_never_sees_half_of_a_transaction(rig: Rig) -> None:
     stop = threading.Event()
 
     def write_pairs() -> None:
@@ -558,7 +558,7 @@ def test_a_reader_that_follows_writers_of_pairs_never_sees_half_a_pair(rig: Rig)
     result(writing)
 
 
-def test_the_engine_reads_the_clocks_that_it_was_given() -> None:
+def test_the_engine_uses_the_clock_that_it_is_given() -> None:
     moment = Instant(5.0, 1_000_000)
     engine = Engine(CausalStore("here@0000000000000001"), now=lambda: moment)
     wrote = engine.write(Change("x", b"1", ttl_us=2_000_000), {})
@@ -570,7 +570,7 @@ def test_the_engine_reads_the_clocks_that_it_was_given() -> None:
     assert engine.get("x", {}).versions == ()
 
 
-def test_stats_name_what_is_there_and_what_waits(rig: Rig) -> None:
+def test_stats_count_data_and_waiting_requests(rig: Rig) -> None:
     rig.engine.write(Change("x", b"1"), {})
     reading = rig.ask(rig.engine.get, "x", {"other": 1})
     rig.deferred(1)

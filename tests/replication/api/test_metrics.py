@@ -1,4 +1,4 @@
-"""``/metrics``: what a real cluster tells Prometheus, and the small things that it is made of."""
+"""``/metrics``: the metrics of a real cluster, and the classes that count them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-def test_a_histogram_counts_up_to_its_bounds() -> None:
+def test_a_histogram_counts_observations_per_bound() -> None:
     histogram = Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 2.0, 9.0):
         histogram.observe(value)
@@ -45,7 +45,7 @@ def test_request_metrics_count_by_operation_and_status() -> None:
 NOW = Instant(1000.0, 1_700_000_000_000_000)
 
 
-def test_visibility_lag_is_of_updates_that_were_applied() -> None:
+def test_visibility_lag_counts_only_applied_updates() -> None:
     store, exchange_metrics = CausalStore("a:1@1"), ExchangeMetrics()
     late = Update("b:1@0000000000000001", 1, NOW.wall_us - 250_000, {}, ())
     waiting = Update("c:1@0000000000000001", 2, NOW.wall_us, {}, ())
@@ -59,7 +59,7 @@ def test_visibility_lag_is_of_updates_that_were_applied() -> None:
     assert first_unapplied([late], store.clock) is None
 
 
-def test_a_clock_that_runs_ahead_is_seen() -> None:
+def test_the_drift_of_a_peers_clock_is_measured() -> None:
     store, exchange_metrics = CausalStore("a:1@1"), ExchangeMetrics()
     exchange_metrics.record_peer_time("b:1@0000000000000001", NOW.wall_us + 3_000_000, store, NOW)
     store.hybrid_clock.observe(NOW.wall_us + 3_000_000, NOW)
@@ -69,7 +69,7 @@ def test_a_clock_that_runs_ahead_is_seen() -> None:
     assert exchange_metrics.copy(frozenset({"c:1"})).drift_s == {"c:1": -2.0}
 
 
-def test_strangers_cannot_fill_the_memory() -> None:
+def test_the_number_of_measured_addresses_is_limited() -> None:
     store, exchange_metrics = CausalStore("a:1@1"), ExchangeMetrics()
     for port in range(MAX_ADDRESSES + 10):
         exchange_metrics.record_peer_time(f"b:{port}@0000000000000001", NOW.wall_us, store, NOW)
@@ -98,9 +98,9 @@ def scrape(cluster: LocalCluster, replica: int) -> Samples:
 
 
 @pytest_processes
-def test_everything_that_is_promised_is_there(cluster: LocalCluster) -> None:
-    """Issue 4: requests by operation and status, latency histograms, deferred and refused requests, visibility lag per
-    origin, pending, log, conflicts, hybrid clock lead, peers' states, exchange sizes and failures, clock drift."""
+def test_every_documented_metric_exists(cluster: LocalCluster) -> None:
+    """Requests by operation and status, latency histograms, deferred and rejected requests, visibility lag per origin,
+    pending updates, log, conflicts, clock lead, states of peers, sizes and failures of exchanges, clock drift."""
     other = cluster.addresses[0]
     before = scrape(cluster, 1)
     for n in range(10):
@@ -143,7 +143,7 @@ def test_everything_that_is_promised_is_there(cluster: LocalCluster) -> None:
 
 
 @pytest_processes
-def test_openmetrics_where_it_is_asked_for(cluster: LocalCluster) -> None:
+def test_openmetrics_on_request(cluster: LocalCluster) -> None:
     accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
     answer = requests.get(f"{cluster.url(0)}/metrics", headers=accept, timeout=10)
     assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
@@ -151,7 +151,7 @@ def test_openmetrics_where_it_is_asked_for(cluster: LocalCluster) -> None:
 
 
 @pytest_processes
-def test_a_peer_that_is_down_is_told(cluster: LocalCluster) -> None:
+def test_a_down_peer_has_the_state_down(cluster: LocalCluster) -> None:
     other = cluster.addresses[1]
     cluster.kill(1)
     is_down = ("causeway_peer_state", (("peer", other), ("state", "down")))

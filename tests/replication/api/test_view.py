@@ -1,6 +1,6 @@
-"""Every row of SPEC 3, the endpoints for peers and health checks, and the commands that change the view.
+"""Contract 3, the endpoints for peers, health checks, and the commands that change the view.
 
-What the node decides is tested with the node; here one that only writes down what it is asked.
+The node is a fake that records calls; its decisions have tests of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["api"]
 MSGPACK = "application/msgpack"
 
 
-class WrittenDown:
+class RecordingNode:
     """A node that keeps a list of addresses and replies to peers with their message reversed."""
 
     id = OWN_ID
@@ -67,15 +67,15 @@ class WrittenDown:
         out = self.address not in self.members
         if out:
             self.undrained_polls -= 1
-        drained = not out or self.undrained_polls <= 0  # Before it is out, all may be shared as well.
+        drained = not out or self.undrained_polls <= 0  # A member can be drained, too.
         state = "removed" if out else "serving"
         return {"address": self.address, "state": state, "drained": drained, "clock": {"a@1": 2}}
 
 
 @pytest.fixture
-def node(api: Api) -> WrittenDown:
+def node(api: Api) -> RecordingNode:
     """The node that serves the requests of ``api``."""
-    node = WrittenDown()
+    node = RecordingNode()
     api.use(node=node)
     return node
 
@@ -87,19 +87,19 @@ def named(address: Any) -> dict[str, Any]:
 # --- /view -----------------------------------------------------------------------------------------------------------
 
 
-def test_get_tells_the_live_members(api: Api, node: WrittenDown) -> None:
+def test_get_returns_the_live_members(api: Api, node: RecordingNode) -> None:
     answer = api.ask("GET", "/view")
     assert (answer.status, answer.body) == (200, {"view": ["127.0.0.1:21600"]})
 
 
-def test_put_adds_once(api: Api, node: WrittenDown) -> None:
+def test_put_adds_once(api: Api, node: RecordingNode) -> None:
     added = api.ask("PUT", "/view", named("127.0.0.1:21601"))
     assert (added.status, added.body) == (201, {"result": "added"})
     again = api.ask("PUT", "/view", named("127.0.0.1:21601"))
     assert (again.status, again.body) == (200, {"result": "already present"})
 
 
-def test_delete_removes_who_is_there(api: Api, node: WrittenDown) -> None:
+def test_delete_removes_a_member(api: Api, node: RecordingNode) -> None:
     deleted = api.ask("DELETE", "/view", named("127.0.0.1:21600"))
     assert (deleted.status, deleted.body) == (200, {"result": "deleted"})
     absent = api.ask("DELETE", "/view", named("127.0.0.1:21600"))
@@ -107,7 +107,7 @@ def test_delete_removes_who_is_there(api: Api, node: WrittenDown) -> None:
 
 
 @pytest.mark.parametrize("text", ["LOCALHOST:8090", "[0:0:0:0:0:0:0:1]:08090", " my_replica.x-1:1 "])
-def test_addresses_reach_the_node_in_one_spelling(api: Api, node: WrittenDown, text: str) -> None:
+def test_addresses_reach_the_node_in_canonical_form(api: Api, node: RecordingNode, text: str) -> None:
     assert api.ask("PUT", "/view", named(text)).status == 201
     assert node.members[1] == parse_address(text) != text
 
@@ -122,7 +122,7 @@ BAD_ADDRESSES = [
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
 @pytest.mark.parametrize("text", BAD_ADDRESSES, ids=lambda text: repr(text[:20]))
-def test_a_bad_address_is_a_400(api: Api, node: WrittenDown, method: str, text: str) -> None:
+def test_a_bad_address_is_a_400(api: Api, node: RecordingNode, method: str, text: str) -> None:
     answer = api.ask(method, "/view", named(text))
     assert answer.status == 400
     assert answer.body["error"].startswith("socket-address: ")
@@ -148,7 +148,7 @@ BAD_BODIES: list[tuple[bytes, str, int]] = [
 
 
 @pytest.mark.parametrize(("raw", "content_type", "status"), BAD_BODIES, ids=lambda value: str(value)[:30])
-def test_a_bad_body_is_a_4xx(api: Api, node: WrittenDown, raw: bytes, content_type: str, status: int) -> None:
+def test_a_bad_body_is_a_4xx(api: Api, node: RecordingNode, raw: bytes, content_type: str, status: int) -> None:
     for method in ("PUT", "DELETE"):
         answer = api.ask(method, "/view", raw=raw, content_type=content_type)
         assert answer.status == status
@@ -156,7 +156,7 @@ def test_a_bad_body_is_a_4xx(api: Api, node: WrittenDown, raw: bytes, content_ty
     assert node.members == [node.address]
 
 
-def test_a_full_view_is_a_400(api: Api, node: WrittenDown) -> None:
+def test_a_full_view_is_a_400(api: Api, node: RecordingNode) -> None:
     statuses = [api.ask("PUT", "/view", named(f"a:{port}")).status for port in range(1, 4)]
     assert statuses == [201, 201, 400]
 
@@ -173,7 +173,7 @@ def test_a_full_view_is_a_400(api: Api, node: WrittenDown) -> None:
     ],
 )
 def test_wrong_methods_are_405_with_allow(
-    api: Api, node: WrittenDown, method: str, path: str, allowed: set[str]
+    api: Api, node: RecordingNode, method: str, path: str, allowed: set[str]
 ) -> None:
     answer = api.ask(method, path)
     assert (answer.status, answer.body) == (405, {"error": f'Method "{method}" not allowed.'})
@@ -185,7 +185,7 @@ def test_wrong_methods_are_405_with_allow(
 
 
 @pytest.mark.parametrize("path", ["/replication/exchange", "/replication/snapshot"])
-def test_peers_talk_message_pack(api: Api, node: WrittenDown, path: str) -> None:
+def test_peer_endpoints_use_message_pack(api: Api, node: RecordingNode, path: str) -> None:
     response = api._client.generic("POST", path, b"\x93\x01\x02\x03", MSGPACK)
     assert (response.status_code, response.content) == (200, b"\x03\x02\x01\x93")
     assert response["Content-Type"] == MSGPACK
@@ -196,13 +196,13 @@ def test_peers_talk_message_pack(api: Api, node: WrittenDown, path: str) -> None
         assert set(answer.body) == {"error"}
 
 
-def test_peers_may_send_more_than_clients(api: Api, node: WrittenDown, settings: Any) -> None:
+def test_peers_may_send_more_than_clients(api: Api, node: RecordingNode, settings: Any) -> None:
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1000
     large = b"\x93" + bytes(LIMITS.max_body_bytes + 1)
     assert api._client.generic("POST", "/replication/exchange", large, MSGPACK).status_code == 200
 
 
-def test_status_is_the_nodes(api: Api, node: WrittenDown) -> None:
+def test_status_returns_the_status_of_the_node(api: Api, node: RecordingNode) -> None:
     answer = api.ask("GET", "/replication/status")
     assert (answer.status, answer.body) == (200, node.inspector.status())
 
@@ -210,11 +210,11 @@ def test_status_is_the_nodes(api: Api, node: WrittenDown) -> None:
 # --- health ----------------------------------------------------------------------------------------------------------
 
 
-def test_health_is_that_the_process_serves(api: Api) -> None:
+def test_healthz_is_200_while_the_process_serves(api: Api) -> None:
     assert (api.ask("GET", "/healthz").status, api.ask("GET", "/healthz").body) == (200, {"healthy": True})
 
 
-def test_ready_is_that_clients_are_served(api: Api, node: WrittenDown) -> None:
+def test_readyz_is_200_while_clients_are_served(api: Api, node: RecordingNode) -> None:
     assert (api.ask("GET", "/readyz").status, api.ask("GET", "/readyz").body) == (200, {"ready": True})
     node.ready, node.not_ready_reason = False, "Replica is catching up"
     assert api.ask("GET", "/healthz").status == 200
@@ -238,7 +238,7 @@ def test_ready_is_that_clients_are_served(api: Api, node: WrittenDown) -> None:
         ("1.example:1", "1.example:1"),
     ],
 )
-def test_one_spelling(text: str, spelling: str) -> None:
+def test_canonical_form_of_an_address(text: str, spelling: str) -> None:
     assert parse_address(text) == spelling
     assert parse_address(spelling) == spelling
     assert join_address(*split_address(text)) == spelling
@@ -254,7 +254,7 @@ class Quiet(WSGIRequestHandler):
 
 @pytest.fixture
 def serve(api: Api) -> Iterator[Callable[[], str]]:
-    """Serve this process's views over HTTP; returns the address."""
+    """Return a function that serves an application over HTTP (by default that of ``api``) and returns its address."""
     servers = []
 
     def start(app: Any = None) -> str:
@@ -277,7 +277,7 @@ def run(*arguments: str) -> tuple[str, str]:
     return out.getvalue(), err.getvalue()
 
 
-def test_join_and_show(serve: Callable[[], str], node: WrittenDown) -> None:
+def test_join_and_show(serve: Callable[[], str], node: RecordingNode) -> None:
     at = serve()
     assert run("join_view", "A:1", "--at", at) == ("a:1 added\n", "")
     assert run("join_view", "a:1", "--at", at) == ("a:1 already present\n", "")
@@ -285,14 +285,14 @@ def test_join_and_show(serve: Callable[[], str], node: WrittenDown) -> None:
 
 
 def test_socket_address_is_the_default_of_at(
-    serve: Callable[[], str], node: WrittenDown, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[[], str], node: RecordingNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOCKET_ADDRESS", serve())
     assert run("show_view") == (f"{node.address}\n", "")
 
 
 def test_leave_waits_until_the_replica_is_drained(
-    serve: Callable[[], str], node: WrittenDown, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[[], str], node: RecordingNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leave_view, "POLL_S", 0.001)
     out, err = run("leave_view", "--at", serve())
@@ -301,21 +301,21 @@ def test_leave_waits_until_the_replica_is_drained(
     assert node.members == []
 
 
-def test_leave_gives_up_waiting(serve: Callable[[], str], node: WrittenDown) -> None:
+def test_leave_gives_up_waiting(serve: Callable[[], str], node: RecordingNode) -> None:
     node.undrained_polls = 10**9
     with pytest.raises(CommandError, match=r"left but is not drained after 0\.01 s"):
         run("leave_view", "--at", serve(), "--timeout", "0.01")
 
 
-def test_leave_of_another_that_does_not_answer(serve: Callable[[], str], node: WrittenDown) -> None:
+def test_leave_of_a_replica_that_does_not_respond(serve: Callable[[], str], node: RecordingNode) -> None:
     node.members.append("127.0.0.1:1")
     out, err = run("leave_view", "127.0.0.1:1", "--at", serve())
     assert out == "127.0.0.1:1 left\n"
     assert "does not answer" in err
 
 
-def test_errors_are_said_and_end_the_command(serve: Callable[..., str], node: WrittenDown) -> None:
-    def stranger(environ: Any, start_response: Any) -> list[bytes]:
+def test_errors_are_printed_and_end_the_command(serve: Callable[..., str], node: RecordingNode) -> None:
+    def no_replica(environ: Any, start_response: Any) -> list[bytes]:
         start_response("200 OK", [("Content-Type", "text/html")])
         return [b"<html>"]
 
@@ -324,7 +324,7 @@ def test_errors_are_said_and_end_the_command(serve: Callable[..., str], node: Wr
         (("join_view", "nonsense", "--at", at), "'nonsense' is not of the form host:port"),
         (("show_view", "--at", "nonsense"), "'nonsense' is not of the form host:port"),
         (("show_view", "--at", "127.0.0.1:1"), "127.0.0.1:1 does not answer: cannot connect"),
-        (("show_view", "--at", serve(stranger)), "answers, but is no replica"),
+        (("show_view", "--at", serve(no_replica)), "answers, but is no replica"),
         (("leave_view", "a:1", "--at", at), "answers 404: View has no such replica"),
     ]:
         with pytest.raises(CommandError, match=message) as raised:
@@ -332,8 +332,8 @@ def test_errors_are_said_and_end_the_command(serve: Callable[..., str], node: Wr
         assert raised.value.returncode == 1
 
 
-def test_commands_carry_the_first_token_that_may_write(
-    serve: Callable[..., str], api: Api, node: WrittenDown, monkeypatch: pytest.MonkeyPatch
+def test_commands_send_the_first_write_token(
+    serve: Callable[..., str], api: Api, node: RecordingNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
 

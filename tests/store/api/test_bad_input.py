@@ -1,4 +1,4 @@
-"""Bad input (SPEC P7): a clear 4xx in JSON, nothing changed, and the replica answers the next request."""
+"""Bad input (contract P7): a clear 4xx in JSON, no change, and the replica serves the next request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["api"]
 
 
 class Case(NamedTuple):
-    """One bad request. ``body`` goes as JSON, ``raw`` as it is; ``error``: a part of the answer's text."""
+    """One bad request. ``body`` is sent as JSON, ``raw`` unchanged. ``error``: a part of the expected error text."""
 
     name: str
     method: str
@@ -50,7 +50,7 @@ def transact(name: str, body: Any, status: int = 400, error: str = "") -> Case:
 
 
 def write(name: str, *writes: Any, status: int = 400, error: str = "") -> Case:
-    """A transaction with a good write before the bad one: neither may show."""
+    """A transaction with a valid write before the bad one. Neither may be made."""
     return transact(name, {"writes": [{"key": "good", "value": 1}, *writes]}, status, error)
 
 
@@ -246,12 +246,12 @@ def test_bad_input_is_a_clear_4xx_that_changes_nothing(api: Api, case: Case) -> 
     assert api.get("/kvs/here", {OWN_ID: 1}).body["value"] == "before"
 
 
-def test_there_are_enough_of_them() -> None:
+def test_there_are_enough_cases_of_kvs() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 60
 
 
 @pytest.mark.parametrize("length", ["x", "1e3"])
-def test_a_content_length_that_is_no_number(api: Api, length: str) -> None:
+def test_an_invalid_content_length(api: Api, length: str) -> None:
     before = api.state()
     answer = api._client.generic("PUT", "/kvs/k", b'{"value": 1}', "application/json", CONTENT_LENGTH=length)
     assert answer.status_code == 400
@@ -260,7 +260,7 @@ def test_a_content_length_that_is_no_number(api: Api, length: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b'{"value": 1}', b'{"value": ', b""])
-def test_a_body_that_breaks_off(api: Api, body: bytes) -> None:
+def test_a_body_that_ends_early(api: Api, body: bytes) -> None:
     before = api.state()
     cut: dict[str, Any] = {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": "100"}
     answer = api._client.generic("PUT", "/kvs/k", b"-", "application/json", **cut)
@@ -269,7 +269,7 @@ def test_a_body_that_breaks_off(api: Api, body: bytes) -> None:
     assert api.state() == before
 
 
-def test_a_client_that_hangs_up(api: Api) -> None:
+def test_a_client_that_disconnects(api: Api) -> None:
     class Gone(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             raise ConnectionResetError("peer went away")
@@ -281,7 +281,7 @@ def test_a_client_that_hangs_up(api: Api) -> None:
     assert api.state() == before
 
 
-# --- the same of everything else that a replica serves, with a whole replica behind it -------------------------------
+# --- all other routes, with a whole replica --------------------------------------------------------------------------
 
 MSGPACK = "application/msgpack"
 SENDER_ADDRESS = "127.0.0.1:21502"
@@ -300,7 +300,7 @@ GOOD_UPDATE: list[Any] = [SENDER, 1, 5, {}, [["k", b"1"]]]
 
 
 class Served(NamedTuple):
-    """A whole replica, not started: nothing in it moves but by a request."""
+    """A whole replica that is not started: only requests change it."""
 
     api: Api
     node: Node
@@ -322,20 +322,20 @@ def served() -> Served:
     replica = Replica("127.0.0.1:21503", [], now=read_clocks(), rng=random.Random(1))
     replica.store.not_serving_reason = None
     node = Node(replica, Engine(replica.store), PeerClientSettings(), on_fatal=fatal.append)
-    # Only who is in the register is listened to.
+    # A replica accepts messages only from members.
     node.exchange(msgspec.msgpack.encode({**GOOD_EXCHANGE, "membership": {SENDER_ADDRESS: [0xABCDEF, 1, True]}}))
     return Served(Api(replica.store, engine=node.engine, node=node), node, fatal)
 
 
 def exchange(name: str, error: Any = "not a message", **fields: Any) -> Case:
-    """An exchange that is right but for ``fields``; None takes one out."""
+    """A valid exchange, changed by ``fields``. None removes a field."""
     message = {field: value for field, value in {**GOOD_EXCHANGE, **fields}.items() if value is not None}
     raw = msgspec.msgpack.encode(message)
     return Case(f"exchange: {name}", "POST", "/replication/exchange", 400, error, raw=raw, content_type=MSGPACK)
 
 
 def update(name: str, *fields: Any, error: str = "not a message") -> Case:
-    """An exchange with one bad update: ``fields`` take the place of the first of a good one's."""
+    """An exchange with one bad update: ``fields`` replace the first fields of a valid one."""
     return exchange(f"update: {name}", error, updates=[[*fields, *GOOD_UPDATE[len(fields) :]]])
 
 
@@ -462,7 +462,7 @@ OTHERS = [*EXCHANGES, *VIEWS, *REST, *CONCERNS]
 
 
 @pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name[:60])
-def test_bad_input_elsewhere_is_a_clear_4xx_that_changes_nothing(served: Served, case: Case) -> None:
+def test_bad_input_to_other_routes_is_a_clear_4xx_that_changes_nothing(served: Served, case: Case) -> None:
     api = served.api
     api.put("/kvs/here", "before")
     before = served.state()
@@ -479,11 +479,11 @@ def test_bad_input_elsewhere_is_a_clear_4xx_that_changes_nothing(served: Served,
     assert api.ask("GET", "/view").body == {"view": [SENDER_ADDRESS, "127.0.0.1:21503"]}
 
 
-def test_there_are_enough_of_those() -> None:
+def test_there_are_enough_cases_of_other_routes() -> None:
     assert len({case.name for case in OTHERS}) == len(OTHERS) >= 100
 
 
-def test_the_exchange_that_the_bad_ones_are_made_of_is_good(served: Served) -> None:
+def test_the_exchange_that_the_cases_modify_is_valid(served: Served) -> None:
     message = {**GOOD_EXCHANGE, "updates": [GOOD_UPDATE]}
     reply = served.api._client.generic("POST", "/replication/exchange", msgspec.msgpack.encode(message), MSGPACK)
     assert reply.status_code == 200

@@ -1,4 +1,4 @@
-"""Whatever bytes and whatever JSON a request carries (SPEC P7): a JSON answer, no 500, and nothing changed by a 4xx."""
+"""Random bytes and JSON in requests (contract P7): a JSON response, never a 500, and no change after a 4xx."""
 
 from __future__ import annotations
 
@@ -73,14 +73,16 @@ endpoints = st.sampled_from(
 
 
 def as_json(body: Any) -> bytes:
-    """As Python writes it: NaN, Infinity and lone surrogates included."""
+    """Encode as Python does, NaN, Infinity and lone surrogates included."""
     return json.dumps(body).encode()
 
 
 @pytest.fixture
 def api() -> Api:
-    """A client of a fresh replica where time stands still: what one request wrote with a short ttl must not expire
-    during another, or that one would seem to have changed something."""
+    """A client of a fresh replica whose clock does not move.
+
+    A value with a short ttl must not expire during another request, which would then seem to change something.
+    """
     moment = read_clocks()
     return fresh_api(lambda: moment)
 
@@ -116,7 +118,7 @@ def test_any_bytes(api: Api, endpoint: tuple[str, str], raw: bytes) -> None:
 
 @many
 @given(value=json_values)
-def test_a_value_that_is_taken_comes_back(api: Api, value: Any) -> None:
+def test_an_accepted_value_is_returned_unchanged(api: Api, value: Any) -> None:
     raw = b'{"value": ' + as_json(value) + b"}"
     answer = api.ask("PUT", "/kvs/k", raw=raw)
     if answer.status < 300:
@@ -149,12 +151,12 @@ def test_any_headers_and_parameters(
     judge(api, before, api.ask(method, target, raw=b'{"value": 1}', headers=named))
 
 
-# --- what replicas say to each other ---------------------------------------------------------------------------------
+# --- messages between replicas ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def peer() -> Iterator[Node]:
-    """A whole replica, not started, with one other in its register."""
+    """A whole replica that is not started, with one other member."""
     fatal: list[str] = []
     replica = Replica(
         "127.0.0.1:21504",
@@ -236,7 +238,7 @@ def test_any_message_of_a_peer(peer: Node, path: str, raw: bytes) -> None:
     else:
         assert response.status_code == 400
         assert json.loads(response.content)["error"]
-    # It goes on: what it tells of itself is whole, and it can talk to the next.
+    # The replica continues: its status is complete, and it replies to the next message.
     assert peer.inspector.status()["address"] == "127.0.0.1:21504"
     assert peer.inspector.exchange_metrics().jumped_s >= 0
     good = msgspec.msgpack.encode(SnapshotRequest("127.0.0.1:21599@0000000000000001"))

@@ -1,4 +1,4 @@
-"""Every row of SPEC 2.1 to 2.6 that one replica can show, through Django's test client and a real engine."""
+"""Contract 2.1 to 2.7 as far as one replica can show it, through the edge and a real engine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_post_is_put(api: Api) -> None:
     assert api.ask("POST", "/kvs/a", {}).body["error"] == "PUT request does not specify a value"
 
 
-def test_get_tells_the_value_with_its_past(api: Api) -> None:
+def test_get_returns_the_value_with_its_past(api: Api) -> None:
     api.put("/kvs/a", {"n": [1, None]})
     found = api.get("/kvs/a")
     assert found.status == 200
@@ -46,14 +46,14 @@ def test_get_tells_the_value_with_its_past(api: Api) -> None:
     ]
 
 
-def test_an_absent_key_is_a_404_that_carries_metadata(api: Api) -> None:
+def test_an_absent_key_is_a_404_with_metadata(api: Api) -> None:
     past = api.put("/kvs/b", 1).metadata
     for method in ("GET", "DELETE"):
         absent = api.ask(method, "/kvs/a", {"causal-metadata": past})
         assert (absent.status, absent.body) == (404, {"error": "Key does not exist", "causal-metadata": past})
 
 
-def test_delete_then_404_that_names_the_delete(api: Api) -> None:
+def test_the_404_after_a_delete_depends_on_the_delete(api: Api) -> None:
     api.put("/kvs/a", 1)
     deleted = api.delete("/kvs/a")
     assert (deleted.status, deleted.body) == (200, {"result": "deleted", "causal-metadata": {OWN_ID: 2}})
@@ -77,7 +77,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("text", VALUES, ids=lambda text: text[:24])
-def test_a_value_comes_back_as_it_was_sent(api: Api, text: str) -> None:
+def test_a_value_is_returned_as_it_was_sent(api: Api, text: str) -> None:
     sent = f'{{"value": {text}}}'.encode()
     assert api.ask("PUT", "/kvs/a", raw=sent).status == 201
     assert json.dumps(api.get("/kvs/a").body["value"]) == json.dumps(json.loads(text))
@@ -100,7 +100,7 @@ def test_a_key_is_any_text_of_the_path(api: Api, path: str, key: str) -> None:
     assert api.delete(f"/kvs/{path}").status == 200
 
 
-def test_without_the_wrapper_a_key_that_cannot_be_told_is_refused(api: Api) -> None:
+def test_without_the_edge_an_ambiguous_key_is_rejected(api: Api) -> None:
     bare = Api(api.store, edge=False)
     for path in ("%FF", "%25FF"):
         assert bare.put(f"/kvs/{path}", 1).status == 400
@@ -113,7 +113,7 @@ def test_trailing_slash_is_part_of_the_key(api: Api) -> None:
     assert api.get("/kvs/a/").status == 404
 
 
-# --- where metadata is found -----------------------------------------------------------------------------------------
+# --- sources of metadata ---------------------------------------------------------------------------------------------
 
 FUTURE = {PEER_ID: 7}
 
@@ -133,14 +133,14 @@ def test_metadata_from_body_else_header_else_query(api: Api, method: str) -> Non
     in_query = api.ask(method, f"/kvs/a?causal-metadata={text}", value or None)
     assert [answer.status for answer in (in_body, in_header, in_query)] == [503, 503, 503]
     assert in_body.body == in_header.body == in_query.body
-    # The body goes first, null included; then the header.
+    # The body has priority, even if it is null; then the header.
     first = api.ask("GET", "/kvs/a", {"causal-metadata": None}, headers={"X-Causal-Metadata": text})
     assert first.status == 404
     second = api.ask("GET", f"/kvs/a?causal-metadata={text}", headers={"X-Causal-Metadata": "{}"})
     assert second.status == 404
 
 
-def test_metadata_is_repeated_in_the_header(api: Api) -> None:
+def test_the_header_repeats_the_metadata(api: Api) -> None:
     for answer in (
         api.put("/kvs/a", 1),
         api.get("/kvs/a"),
@@ -152,7 +152,7 @@ def test_metadata_is_repeated_in_the_header(api: Api) -> None:
         assert " " not in answer.headers["X-Causal-Metadata"]
 
 
-def test_metadata_longer_than_4_kib_is_in_the_body_alone(api: Api) -> None:
+def test_metadata_longer_than_4_kib_is_in_the_body_only(api: Api) -> None:
     past = {"x" * 5000: 1}
     answer = api.get("/kvs/a", past)
     assert answer.status == 503
@@ -160,7 +160,7 @@ def test_metadata_longer_than_4_kib_is_in_the_body_alone(api: Api) -> None:
     assert "X-Causal-Metadata" not in answer.headers
 
 
-def test_a_header_is_ascii_whatever_the_ids_are(api: Api) -> None:
+def test_the_metadata_header_is_ascii_for_any_ids(api: Api) -> None:
     past = {"ä\x7f😀\n": 1}
     header = api.get("/kvs/a", past).headers["X-Causal-Metadata"]
     assert header.isascii()
@@ -168,10 +168,10 @@ def test_a_header_is_ascii_whatever_the_ids_are(api: Api) -> None:
     assert json.loads(header) == past
 
 
-# --- causal past that is not here ------------------------------------------------------------------------------------
+# --- missing causal past ---------------------------------------------------------------------------------------------
 
 
-def test_503_says_what_is_missing(api: Api) -> None:
+def test_a_503_lists_what_is_missing(api: Api) -> None:
     api.put("/kvs/a", 1)
     past = {OWN_ID: 1, PEER_ID: 3}
     for answer in (
@@ -190,17 +190,17 @@ def test_503_says_what_is_missing(api: Api) -> None:
     assert api.get("/kvs/a").body["value"] == 1
 
 
-def test_wait_holds_a_request_until_its_past_is_there(api: Api) -> None:
-    held: list[Answer] = []
-    asking = threading.Thread(target=lambda: held.append(api.get("/kvs/a?wait=20", {PEER_ID: 1})))
+def test_wait_defers_a_request_until_its_past_arrives(api: Api) -> None:
+    results: list[Answer] = []
+    reading = threading.Thread(target=lambda: results.append(api.get("/kvs/a?wait=20", {PEER_ID: 1})))
     engine = api.engine
-    asking.start()
+    reading.start()
     wait_until(lambda: engine.deferred)
     with engine.lock:
-        api.hear("a", b'"from afar"')
+        api.hear("a", b'"of a peer"')
         engine.wake()
-    asking.join(10)
-    assert held[0].body["value"] == "from afar"
+    reading.join(10)
+    assert results[0].body["value"] == "of a peer"
 
 
 def test_a_closed_gate_is_a_503_with_its_reason(api: Api) -> None:
@@ -211,8 +211,8 @@ def test_a_closed_gate_is_a_503_with_its_reason(api: Api) -> None:
         assert (answer.status, answer.body) == (503, {"error": reason, "causal-metadata": {PEER_ID: 1}})
 
 
-def test_lost_past_is_told(api: Api) -> None:
-    class Forgetful:
+def test_lost_updates_are_reported(api: Api) -> None:
+    class LossyReplication:
         def update_issued(self, update: Any) -> None: ...
         def fetch(self, past: Any) -> int:
             return 0
@@ -228,29 +228,29 @@ def test_lost_past_is_told(api: Api) -> None:
         def acks_required(self, write_concern: str) -> int:
             return 1
 
-    api.use(engine=Engine(api.store, Forgetful()))
+    api.use(engine=Engine(api.store, LossyReplication()))
     api.hear("a", b"1")
     api.hear("b", b"2", counter=2)
     answer = api.get("/kvs/a?wait=1", {PEER_ID: 9})
     assert list(answer.body) == ["result", "value", "causal-metadata", "lost"]
     assert answer.body["lost"] == {PEER_ID: [3, 9]}
-    assert answer.metadata == {PEER_ID: 2}  # what it has of it
+    assert answer.metadata == {PEER_ID: 2}  # the part of it that this replica has
 
 
 # --- conditions ------------------------------------------------------------------------------------------------------
 
 
-def test_answers_name_the_version(api: Api) -> None:
+def test_responses_have_the_etag_of_the_version(api: Api) -> None:
     assert api.put("/kvs/a", 1).headers["ETag"] == OWN_ETAG
     assert api.get("/kvs/a").headers["ETag"] == OWN_ETAG
     assert "ETag" not in api.get("/kvs/b").headers
 
 
-def test_if_match_writes_over_that_version_only(api: Api) -> None:
+def test_if_match_replaces_only_that_version(api: Api) -> None:
     api.put("/kvs/a", 1)
-    refused = api.put("/kvs/a", 2, headers={"If-Match": '"other:1"'})
-    assert (refused.status, refused.body) == (412, {"error": "Precondition failed", "causal-metadata": {OWN_ID: 1}})
-    assert refused.headers["ETag"] == OWN_ETAG
+    rejected = api.put("/kvs/a", 2, headers={"If-Match": '"other:1"'})
+    assert (rejected.status, rejected.body) == (412, {"error": "Precondition failed", "causal-metadata": {OWN_ID: 1}})
+    assert rejected.headers["ETag"] == OWN_ETAG
     assert api.delete("/kvs/a", headers={"If-Match": '"other:1"'}).status == 412
     assert api.put("/kvs/a", 2, headers={"If-Match": f'"x", {OWN_ETAG}'}).status == 200
     assert api.put("/kvs/a", 3, headers={"If-Match": "*"}).status == 200
@@ -259,7 +259,7 @@ def test_if_match_writes_over_that_version_only(api: Api) -> None:
     assert api.delete("/kvs/a", headers={"If-Match": f'"{OWN_ID}:3"'}).status == 200
 
 
-def test_if_none_match_writes_an_absent_key_only(api: Api) -> None:
+def test_if_none_match_writes_only_an_absent_key(api: Api) -> None:
     assert api.put("/kvs/a", 1, headers={"If-None-Match": "*"}).status == 201
     assert api.put("/kvs/a", 2, headers={"If-None-Match": "*"}).status == 412
     assert api.put("/kvs/a", 2, headers={"If-None-Match": OWN_ETAG}).status == 400
@@ -279,16 +279,16 @@ def test_if_none_match_of_a_read(api: Api) -> None:
     assert api.get("/kvs/b", headers={"If-None-Match": "*"}).status == 404
 
 
-def test_watch_answers_when_the_key_changes(api: Api) -> None:
+def test_a_watch_returns_when_the_key_changes(api: Api) -> None:
     api.put("/kvs/a", 1)
-    held: list[Answer] = []
+    results: list[Answer] = []
     headers = {"If-None-Match": OWN_ETAG}
-    watching = threading.Thread(target=lambda: held.append(api.get("/kvs/a?wait=20", headers=headers)))
+    watching = threading.Thread(target=lambda: results.append(api.get("/kvs/a?wait=20", headers=headers)))
     watching.start()
     wait_until(lambda: api.engine.watchers)
     assert api.put("/kvs/a", 2).status == 200
     watching.join(10)
-    assert (held[0].status, held[0].body["value"]) == (200, 2)
+    assert (results[0].status, results[0].body["value"]) == (200, 2)
     assert api.get("/kvs/a?wait=0.01", headers={"If-None-Match": f'"{OWN_ID}:2"'}).status == 304
 
 
@@ -303,7 +303,7 @@ def test_ttl(api: Api) -> None:
 # --- write concern ---------------------------------------------------------------------------------------------------
 
 
-def test_acks_are_told_where_they_are_asked_for(api: Api) -> None:
+def test_acks_are_returned_if_w_is_given(api: Api) -> None:
     for w in (1, "majority", "all"):
         put = api.ask("PUT", "/kvs/a", {"value": 1, "w": w})
         assert list(put.body) == ["result", "causal-metadata", "acks"]
@@ -320,26 +320,26 @@ def test_too_few_acks_are_a_202_with_the_same_body(api: Api) -> None:
     assert api.ask("POST", "/kvs", {"writes": [{"key": "a", "value": 1}], "w": 2, "w-timeout": 0}).status == 202
 
 
-def test_nothing_written_is_nothing_to_acknowledge(api: Api) -> None:
+def test_a_request_that_writes_nothing_has_no_acks(api: Api) -> None:
     assert api.ask("DELETE", "/kvs/a", {"w": 2}).status == 404
     reads = api.ask("POST", "/kvs", {"reads": ["a"], "w": 2})
     assert (reads.status, "acks" in reads.body) == (200, False)
 
 
-def test_a_write_for_which_there_is_no_room_to_wait_is_not_made(api: Api) -> None:
+def test_a_write_that_cannot_wait_for_acks_is_not_made(api: Api) -> None:
     full = Api(make_store(max_deferred=0))
     before = full.state()
-    refused = full.ask("PUT", "/kvs/a", {"value": 1, "w": 2, "causal-metadata": {OWN_ID: 0}})
-    assert (refused.status, refused.metadata) == (503, {})
-    assert refused.headers["Retry-After"] == "1"
+    rejected = full.ask("PUT", "/kvs/a", {"value": 1, "w": 2, "causal-metadata": {OWN_ID: 0}})
+    assert (rejected.status, rejected.metadata) == (503, {})
+    assert rejected.headers["Retry-After"] == "1"
     assert full.state() == before
     assert full.ask("PUT", "/kvs/a", {"value": 1, "w": 1}).body["acks"] == 1
 
 
-def test_who_waits_for_acks_does_not_hold_others_up_and_is_let_go_when_the_gate_closes(api: Api) -> None:
-    held: list[Answer] = []
+def test_an_ack_wait_blocks_no_other_request_and_ends_when_the_gate_closes(api: Api) -> None:
+    results: list[Answer] = []
     body = {"value": 1, "w": 2, "w-timeout": 30}
-    waiting = threading.Thread(target=lambda: held.append(api.ask("PUT", "/kvs/a", body)))
+    waiting = threading.Thread(target=lambda: results.append(api.ask("PUT", "/kvs/a", body)))
     waiting.start()
     engine = api.engine
     wait_until(lambda: engine.ack_waits and api.get("/kvs/a").status == 200)
@@ -348,14 +348,14 @@ def test_who_waits_for_acks_does_not_hold_others_up_and_is_let_go_when_the_gate_
         api.store.not_serving_reason = "Replica is not in the view"
         engine.wake()
     waiting.join(10)
-    assert (held[0].status, held[0].body["acks"]) == (202, 1)
+    assert (results[0].status, results[0].body["acks"]) == (202, 1)
     assert engine.ack_waits == 0
 
 
 # --- conflicts -------------------------------------------------------------------------------------------------------
 
 
-def test_conflicts_are_counted_and_siblings_shown(api: Api) -> None:
+def test_conflicts_are_counted_and_siblings_returned(api: Api) -> None:
     api.put("/kvs/a", {"mine": 1})
     assert "conflicts" not in api.get("/kvs/a").body
     api.hear("a", b'"theirs"')
@@ -387,7 +387,7 @@ def test_siblings_of_a_key_without_conflict(api: Api) -> None:
 # --- many keys -------------------------------------------------------------------------------------------------------
 
 
-def test_listing_goes_through_pages_in_order(api: Api) -> None:
+def test_listing_returns_pages_in_order(api: Api) -> None:
     for key in ("b", "a", "c", "ab"):
         api.put(f"/kvs/{key}", key)
     first = api.get("/kvs?limit=3")
@@ -418,7 +418,7 @@ def test_transaction_reads_then_writes(api: Api) -> None:
     assert api.get("/kvs?values=true").body["items"] == {"a": 10, "c": None}
 
 
-def test_transaction_of_reads_or_writes_alone(api: Api) -> None:
+def test_transaction_with_only_reads_or_only_writes(api: Api) -> None:
     assert api.ask("POST", "/kvs", {"writes": [{"key": "a", "value": 1}]}).body["values"] == {}
     assert api.ask("POST", "/kvs", {"reads": ["a"]}).body["values"] == {"a": 1}
     before = api.state()
@@ -426,7 +426,7 @@ def test_transaction_of_reads_or_writes_alone(api: Api) -> None:
     assert api.state() == before
 
 
-def test_one_mismatch_and_nothing_of_a_transaction_is_written(api: Api) -> None:
+def test_one_failed_precondition_rejects_the_whole_transaction(api: Api) -> None:
     api.put("/kvs/a", 1)
     before = api.state()
     for condition in ({"if-match": '"x"'}, {"if-none-match": "*"}):
@@ -443,17 +443,17 @@ def test_one_mismatch_and_nothing_of_a_transaction_is_written(api: Api) -> None:
     ("path", "allowed"),
     [("/kvs/a", {"GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS"}), ("/kvs", {"GET", "POST", "HEAD", "OPTIONS"})],
 )
-def test_options_and_405_say_what_is_allowed(api: Api, path: str, allowed: set[str]) -> None:
+def test_options_and_405_list_the_allowed_methods(api: Api, path: str, allowed: set[str]) -> None:
     options = api.ask("OPTIONS", path)
     assert (options.status, options.body) == (204, None)
-    refused = api.ask("PATCH", path, {"causal-metadata": {OWN_ID: 5}})
-    assert refused.status == 405
-    assert refused.body == {"error": 'Method "PATCH" not allowed.', "causal-metadata": {OWN_ID: 5}}
-    for answer in (options, refused):
+    rejected = api.ask("PATCH", path, {"causal-metadata": {OWN_ID: 5}})
+    assert rejected.status == 405
+    assert rejected.body == {"error": 'Method "PATCH" not allowed.', "causal-metadata": {OWN_ID: 5}}
+    for answer in (options, rejected):
         assert set(answer.headers["Allow"].split(", ")) == allowed
 
 
-def test_head_tells_what_get_would(api: Api) -> None:
+def test_head_returns_the_headers_of_get(api: Api) -> None:
     api.put("/kvs/a", 1)
     head, get = api.ask("HEAD", "/kvs/a"), api.ask("GET", "/kvs/a")
     assert (head.status, head.body) == (200, None)
@@ -467,12 +467,12 @@ def test_head_tells_what_get_would(api: Api) -> None:
 @pytest.mark.parametrize(
     "content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON", None]
 )
-def test_media_types_of_json(api: Api, content_type: str | None) -> None:
+def test_accepted_spellings_of_the_json_media_type(api: Api, content_type: str | None) -> None:
     assert api.ask("PUT", "/kvs/a", {"value": 1}, content_type=content_type).status == 201
     assert api.get("/kvs/a").headers["Content-Type"] == "application/json"
 
 
-def test_a_type_without_a_body_does_not_matter(api: Api) -> None:
+def test_a_content_type_without_a_body_is_ignored(api: Api) -> None:
     assert api.ask("GET", "/kvs", content_type="text/plain").status == 200
 
 
@@ -483,28 +483,28 @@ def test_unknown_fields_and_parameters_are_ignored(api: Api) -> None:
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_out_of_memory_is_507_and_deletes_go_on(api: Api) -> None:
+def test_out_of_memory_is_507_and_deletes_succeed(api: Api) -> None:
     full = Api(make_store(max_memory_bytes=1000))
     assert full.put("/kvs/a", "x").status == 201
-    refused = full.put("/kvs/b", "x" * 900)
-    assert refused.status == 507
-    assert "KV_MAX_MEMORY" in refused.body["error"]
+    rejected = full.put("/kvs/b", "x" * 900)
+    assert rejected.status == 507
+    assert "KV_MAX_MEMORY" in rejected.body["error"]
     assert full.delete("/kvs/a").status == 200
 
 
 @pytest.mark.parametrize("error", [TooManyDeferred({PEER_ID: (0, 1)}), TooManyWatchers("64 requests watch already")])
-def test_too_many_waiting_is_503(api: Api, monkeypatch: pytest.MonkeyPatch, error: StoreError) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
+def test_too_many_waiting_requests_are_503(api: Api, monkeypatch: pytest.MonkeyPatch, error: StoreError) -> None:
+    def reject(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(api.engine, "get", refuse)
+    monkeypatch.setattr(api.engine, "get", reject)
     answer = api.get("/kvs/a", {OWN_ID: 1})
     assert answer.status == 503
     assert answer.metadata == {OWN_ID: 1}
     assert "Retry-After" in answer.headers
 
 
-def test_a_fault_is_a_logged_500_in_json_and_the_replica_goes_on(
+def test_an_unexpected_exception_is_a_logged_500_in_json_and_the_replica_continues(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
@@ -518,7 +518,7 @@ def test_a_fault_is_a_logged_500_in_json_and_the_replica_goes_on(
     assert api.get("/kvs/a").status == 404
 
 
-def test_an_error_repeats_the_metadata_that_can_be_read(api: Api) -> None:
+def test_an_error_repeats_readable_metadata(api: Api) -> None:
     past = {OWN_ID: 5}
     assert api.ask("PUT", "/kvs/a", {"causal-metadata": past}).metadata == past
     assert api.put("/kvs/" + "x" * 513, 1, past).metadata == past
@@ -528,6 +528,6 @@ def test_an_error_repeats_the_metadata_that_can_be_read(api: Api) -> None:
     assert api.ask("PUT", "/kvs/a", raw=b"{", headers=header).metadata == past
     assert api.ask("PUT", "/kvs/a", raw=b"a=b", content_type="text/plain", headers=header).metadata == past
     assert api.ask("PUT", "/kvs/a").metadata == {}
-    # What cannot be read is not repeated as "no history": a client would forget its own.
+    # Unreadable metadata is not repeated as "no history": a client would forget its own.
     assert "causal-metadata" not in api.ask("PUT", "/kvs/a", raw=b"{").body
     assert "causal-metadata" not in api.ask("PUT", "/kvs/a", {"value": 1, "causal-metadata": [5]}).body
