@@ -1,7 +1,8 @@
-"""Replicas with one mistake each. A simulation that does not catch them proves nothing.
+"""Mutants: the protocol with one mistake each. A check that does not catch them proves nothing.
 
-Each mutant is a context manager that breaks one rule everywhere. They stand for the mistakes that drafts of
-the protocol made, or that a later change is likely to make.
+A mutant is a context manager that breaks one rule for all replicas. The mistakes are those of earlier drafts of the
+protocol, and those that a later change is likely to make. ``MUTANTS`` are caught by random runs (test_simulation.py),
+``DIRECTED`` only by directed tests (test_mutants.py).
 """
 
 from __future__ import annotations
@@ -40,158 +41,155 @@ MUTANTS: dict[str, Mutant] = {}
 
 
 def mutant(function: Callable[[], Iterator[None]]) -> Mutant:
+    """Add a mutant to ``MUTANTS``, under the name of the function."""
     made = contextmanager(function)
     MUTANTS[function.__name__] = made
     return made
 
 
-def replaced(owner: Any, name: str, new: Any) -> Any:
-    return patch.object(owner, name, new)
-
-
 @mutant
 def skip_the_causality_check() -> Iterator[None]:
-    """Clients are answered whether or not their causal past is here."""
+    """Requests are admitted even if the replica lacks part of the client's causal past."""
 
     def admit(self: CausalStore, past: dict[str, int], now: Instant) -> None:
         if self.not_serving_reason is not None:
             raise NotServing(self.not_serving_reason)
 
-    with replaced(CausalStore, "admit", admit):
+    with patch.object(CausalStore, "admit", admit):
         yield
 
 
 @mutant
-def take_a_clients_clock_before_delivery() -> Iterator[None]:
-    """A client's metadata is merged into the replica's clock, as if the updates it names were here."""
+def merge_client_clock_into_replica_clock() -> Iterator[None]:
+    """Admission merges the client's metadata into the replica's clock, as if its updates were here."""
 
     def admit(self: CausalStore, past: dict[str, int], now: Instant) -> None:
         if self.not_serving_reason is not None:
             raise NotServing(self.not_serving_reason)
         merge_into(self.clock, past)
 
-    with replaced(CausalStore, "admit", admit):
+    with patch.object(CausalStore, "admit", admit):
         yield
 
 
 @mutant
-def reuse_a_counter_after_restart() -> Iterator[None]:
-    """Every process at an address has the same incarnation, so it issues the same dots again."""
+def reuse_dots_after_restart() -> Iterator[None]:
+    """All processes at an address have the same incarnation, so they issue the same dots again."""
 
-    def same(known: int, rng: Any, now: Instant) -> int:
+    def same_incarnation(known: int, rng: Any, now: Instant) -> int:
         return max(1 << 21, known + 1 if known else 0)
 
     with (
-        replaced(replication.replica, "new_incarnation", same),
-        replaced(replication.view_changes, "new_incarnation", same),
+        patch.object(replication.replica, "new_incarnation", same_incarnation),
+        patch.object(replication.view_changes, "new_incarnation", same_incarnation),
     ):
         yield
 
 
 @mutant
-def deliver_out_of_order() -> Iterator[None]:
-    """Updates are applied as they come, whatever they depend on."""
-    with replaced(store.causal, "first_missing", lambda clock, update: None):
+def apply_out_of_causal_order() -> Iterator[None]:
+    """Updates are applied when they arrive, whatever they depend on."""
+    with patch.object(store.causal, "first_missing", lambda clock, update: None):
         yield
 
 
 @mutant
-def acknowledge_what_was_not_applied() -> Iterator[None]:
-    """What was sent counts as received."""
+def acknowledge_on_send() -> Iterator[None]:
+    """Updates count as acknowledged when they are sent."""
     begin = Replica.begin
 
-    def optimistic(self: Replica, address: str, now: Instant) -> Outgoing | None:
+    def begin_and_acknowledge(self: Replica, address: str, now: Instant) -> Outgoing | None:
         outgoing = begin(self, address, now)
         peer = self.peers.at(address)
         if outgoing is not None and isinstance(outgoing.message, Exchange):
             peer.acked.acknowledge({u.origin: u.counter for u in outgoing.message.updates})
         return outgoing
 
-    with replaced(Replica, "begin", optimistic):
+    with patch.object(Replica, "begin", begin_and_acknowledge):
         yield
 
 
 @mutant
-def count_acks_of_a_lost_memory() -> Iterator[None]:
-    """What a replica had acknowledged before it was restarted still counts."""
+def keep_acks_of_a_former_incarnation() -> Iterator[None]:
+    """The clock that an incarnation acknowledged still counts after the replica restarts."""
 
     def become(self: PeerProgress, replica: str, now_s: float) -> None:
         self.acked.replica = replica
         self.acked.report = None
         self.state = PeerState.EXCHANGING
 
-    with replaced(PeerProgress, "become", become):
+    with patch.object(PeerProgress, "become", become):
         yield
 
 
 @mutant
-def take_over_half_a_snapshot() -> Iterator[None]:
-    """The receiver has the whole clock, but only every other key."""
-    whole = SnapshotPull.snapshot
+def join_half_a_snapshot() -> Iterator[None]:
+    """The receiver takes over the whole clock of a snapshot, but only every other key."""
+    original = SnapshotPull.snapshot
 
-    def half(self: SnapshotPull) -> Snapshot:
-        snapshot = whole(self)
+    def half_snapshot(self: SnapshotPull) -> Snapshot:
+        snapshot = original(self)
         kept = {key: snapshot.table[key] for number, key in enumerate(snapshot.table) if number % 2 == 0}
         return snapshot._replace(table=kept)
 
-    with replaced(SnapshotPull, "snapshot", half):
+    with patch.object(SnapshotPull, "snapshot", half_snapshot):
         yield
 
 
 @mutant
-def snapshot_clock_read_later_than_its_versions() -> Iterator[None]:
-    """The versions are of an earlier moment than the clock."""
-    snapshot = CausalStore.snapshot
+def read_snapshot_clock_after_versions() -> Iterator[None]:
+    """The clock of a snapshot is of a later moment than its versions."""
+    original = CausalStore.snapshot
     earlier: dict[int, dict[str, Versions]] = {}
 
-    def torn(self: CausalStore, now: Instant) -> Snapshot:
-        whole = snapshot(self, now)
-        table = earlier.get(id(self), whole.table)
-        earlier[id(self)] = dict(whole.table)
-        return whole._replace(table=table)
+    def snapshot_with_old_table(self: CausalStore, now: Instant) -> Snapshot:
+        snapshot = original(self, now)
+        table = earlier.get(id(self), snapshot.table)
+        earlier[id(self)] = dict(snapshot.table)
+        return snapshot._replace(table=table)
 
-    with replaced(CausalStore, "snapshot", torn):
+    with patch.object(CausalStore, "snapshot", snapshot_with_old_table):
         yield
 
 
 @mutant
-def drop_a_sibling() -> Iterator[None]:
-    """Of concurrent versions only the winner is kept."""
+def drop_siblings() -> Iterator[None]:
+    """Only the winner of concurrent versions is kept."""
 
-    def winner_only(held: Versions, write: Write, version: Version | None) -> Versions:
-        return apply_write(held, write, version)[:1]
+    def keep_winner(versions: Versions, write: Write, version: Version | None) -> Versions:
+        return apply_write(versions, write, version)[:1]
 
-    with replaced(store.causal, "apply_write", winner_only):
+    with patch.object(store.causal, "apply_write", keep_winner):
         yield
 
 
 @mutant
-def forget_the_past_of_a_replaced_version() -> Iterator[None]:
-    """A write depends on what its client had seen, but not on what it replaced."""
+def omit_past_of_replaced_versions() -> Iterator[None]:
+    """A write depends on its client's metadata, but not on the versions that it replaces."""
     issue = CausalStore._issue_changes
-    joined = CausalStore._join_pasts
+    join_pasts = CausalStore._join_pasts
 
-    def forgetful(self: CausalStore, changes: Any, past: Any, read: Any, now: Instant) -> Update | None:
-        kept = list(read)
+    def issue_changes(self: CausalStore, changes: Any, past: Any, read: Any, now: Instant) -> Update | None:
+        versions_read = list(read)
 
-        def only_read(self: CausalStore, past: Any, versions: Any) -> dict[str, int]:
-            return joined(self, past, kept)
+        def join_read_pasts(self: CausalStore, past: Any, versions: Any) -> dict[str, int]:
+            return join_pasts(self, past, versions_read)
 
-        with replaced(CausalStore, "_join_pasts", only_read):
-            return issue(self, changes, past, kept, now)
+        with patch.object(CausalStore, "_join_pasts", join_read_pasts):
+            return issue(self, changes, past, versions_read, now)
 
-    with replaced(CausalStore, "_issue_changes", forgetful):
+    with patch.object(CausalStore, "_issue_changes", issue_changes):
         yield
 
 
 @mutant
-def let_transactions_interleave() -> Iterator[None]:
-    """The first key of an update from elsewhere shows at once, the others when the next update comes."""
+def split_transactions() -> Iterator[None]:
+    """The first write of a received update is visible at once, its other writes only when the next update arrives."""
     apply = CausalStore._apply
-    rest: dict[int, list[tuple[Update, Instant]]] = {}
+    delayed: dict[int, list[Update]] = {}
 
-    def halved(self: CausalStore, update: Update, now: Instant) -> None:
-        for late, _then in rest.pop(id(self), []):
+    def apply_first_write(self: CausalStore, update: Update, now: Instant) -> None:
+        for late in delayed.pop(id(self), []):
             for write in late.writes[1:]:
                 version = None
                 if write.value is not None:
@@ -200,61 +198,60 @@ def let_transactions_interleave() -> Iterator[None]:
         if update.origin == self.replica_id or len(update.writes) < 2:
             apply(self, update, now)
             return
-        whole = update
         apply(self, Update(update.origin, update.counter, update.timestamp, update.deps, update.writes[:1]), now)
-        rest.setdefault(id(self), []).append((whole, now))
+        delayed.setdefault(id(self), []).append(update)
 
-    with replaced(CausalStore, "_apply", halved):
+    with patch.object(CausalStore, "_apply", apply_first_write):
         yield
 
 
 @mutant
-def bring_back_a_deleted_member() -> Iterator[None]:
-    """Whoever talks is in."""
+def add_removed_sender_back() -> Iterator[None]:
+    """A message from a removed replica adds that replica back."""
     accept = Replica._accept
 
-    def welcome(self: Replica, message: Exchange, now: Instant) -> PeerProgress | None:
+    def accept_and_add(self: Replica, message: Exchange, now: Instant) -> PeerProgress | None:
         peer = accept(self, message, now)
         if peer is not None and not self.membership.table.belongs(peer.address):
             self.add_replica_from_view(peer.address, now)
         return peer
 
-    with replaced(Replica, "_accept", welcome):
+    with patch.object(Replica, "_accept", accept_and_add):
         yield
 
 
 @mutant
-def answers_without_the_delete_clock() -> Iterator[None]:
-    """An absence has no cause."""
+def omit_delete_clock() -> Iterator[None]:
+    """The metadata of responses does not include the delete clock."""
 
-    def told(self: CausalStore, past: dict[str, int], shown: Any) -> dict[str, int]:
-        kept, self.delete_clock = self.delete_clock, {}
+    def metadata(self: CausalStore, past: dict[str, int], versions: Any) -> dict[str, int]:
+        delete_clock, self.delete_clock = self.delete_clock, {}
         try:
-            return self.markers.simplify(self._join_pasts(past, shown))
+            return self.markers.simplify(self._join_pasts(past, versions))
         finally:
-            self.delete_clock = kept
+            self.delete_clock = delete_clock
 
-    with replaced(CausalStore, "_response_metadata", told):
+    with patch.object(CausalStore, "_response_metadata", metadata):
         yield
 
 
 @mutant
-def a_gate_that_is_not_checked() -> Iterator[None]:
-    """Joining and removed replicas answer clients."""
+def leave_gate_open() -> Iterator[None]:
+    """Joining and removed replicas serve clients."""
 
     def open_gate(self: Recovery, now: Instant) -> bool:
         self._store.not_serving_reason = None
         return False
 
-    with replaced(Recovery, "update_gate", open_gate):
+    with patch.object(Recovery, "update_gate", open_gate):
         yield
 
 
 @mutant
-def lost_without_asking() -> Iterator[None]:
-    """What is not here and comes from no present incarnation is lost."""
+def declare_lost_without_reports() -> Iterator[None]:
+    """A missing update of any incarnation that is not present counts as lost at once."""
 
-    def hasty(self: LossDetector, past: dict[str, int], token: int) -> dict[str, tuple[int, int]]:
+    def all_missing(self: LossDetector, past: dict[str, int], token: int) -> dict[str, tuple[int, int]]:
         clock = self._store.clock
         return {
             id_: (clock.get(id_, 0) + 1, n)
@@ -262,32 +259,32 @@ def lost_without_asking() -> Iterator[None]:
             if id_ not in self._membership.table.present and clock.get(id_, 0) < n
         }
 
-    with replaced(LossDetector, "unrecoverable", hasty):
+    with patch.object(LossDetector, "unrecoverable", all_missing):
         yield
 
 
 @mutant
-def a_higher_incarnation_is_ignored() -> Iterator[None]:
-    """A process that started under an old clock goes on under an incarnation that is over."""
-    follow = ViewChanges.follow_table
+def ignore_higher_incarnation() -> Iterator[None]:
+    """A process with a slow clock keeps its incarnation although it is superseded."""
+    follow_table = ViewChanges.follow_table
 
-    def stubborn(self: ViewChanges, now: Instant) -> None:
+    def keep_own_incarnation(self: ViewChanges, now: Instant) -> None:
         table = self._membership.table
         known = table.entries[table.address]
         own = incarnation_of(self._store.replica_id)
         if known.incarnation > own:
             table._write(table.address, MembershipEntry(own, known.stamp, True))
-        follow(self, now)
+        follow_table(self, now)
 
-    with replaced(ViewChanges, "follow_table", stubborn):
+    with patch.object(ViewChanges, "follow_table", keep_own_incarnation):
         yield
 
 
 @mutant
-def count_a_message_before_its_last_chunk() -> Iterator[None]:
-    """The first chunk of a long message acknowledges the updates of all its chunks."""
+def acknowledge_all_chunks_at_once() -> Iterator[None]:
+    """Applying the first chunk of a message acknowledges the updates of all its chunks."""
 
-    def hasty(self: Replica, updates: list[Update], now: Instant) -> Conversation[tuple[int, Instant]]:
+    def acknowledge_all(self: Replica, updates: list[Update], now: Instant) -> Conversation[tuple[int, Instant]]:
         size = self.settings.chunk_updates
         applied = self.store.receive(updates[:size], now)
         if len(updates) > size:
@@ -296,91 +293,92 @@ def count_a_message_before_its_last_chunk() -> Iterator[None]:
             applied += self.store.receive(updates[size:], now)
         return applied, now
 
-    with replaced(Replica, "_apply", hasty):
+    with patch.object(Replica, "_apply", acknowledge_all):
         yield
 
 
 @mutant
-def a_ttl_that_is_ignored() -> Iterator[None]:
+def ignore_ttl() -> Iterator[None]:
     """Versions never expire."""
-    with replaced(CausalStore, "expire", lambda self, now: None):
+    with patch.object(CausalStore, "expire", lambda self, now: None):
         yield
 
 
 @mutant
-def a_precondition_on_any_version() -> Iterator[None]:
+def match_any_etag() -> Iterator[None]:
     """If-Match holds whenever the key has a version."""
 
-    def careless(self: Change, etag: str | None) -> bool:
+    def holds_for_any_version(self: Change, etag: str | None) -> bool:
         return not (self.if_none_match and etag is not None) and (self.if_match is None or etag is not None)
 
-    with replaced(Change, "condition_holds", careless):
+    with patch.object(Change, "condition_holds", holds_for_any_version):
         yield
 
 
 @mutant
-def a_page_that_passes_over_a_key() -> Iterator[None]:
+def skip_a_key_between_pages() -> Iterator[None]:
     """The page after ``after`` starts one key too late."""
     list_keys = CausalStore.list_keys
 
-    def hasty(self: CausalStore, prefix: str, past: Any, now: Instant, **options: Any) -> ListResult:
+    def skip_first_key(self: CausalStore, prefix: str, past: Any, now: Instant, **options: Any) -> ListResult:
         page = list_keys(self, prefix, past, now, **options)
         return replace(page, keys=page.keys[1:]) if options.get("after") else page
 
-    with replaced(CausalStore, "list_keys", hasty):
+    with patch.object(CausalStore, "list_keys", skip_first_key):
         yield
 
 
-# -- mistakes that random runs hardly ever meet: directed tests catch them (test_mutants.py) ----------------
+# -- mutants that random runs hardly ever catch ----------------------------------------------------------------------
 
 DIRECTED: dict[str, Mutant] = {}
 
 
 def directed(function: Callable[[], Iterator[None]]) -> Mutant:
+    """Add a mutant to ``DIRECTED``, under the name of the function."""
     made = contextmanager(function)
     DIRECTED[function.__name__] = made
     return made
 
 
 @directed
-def a_marker_whose_past_is_not_the_whole_clock() -> Iterator[None]:
-    """A marker leaves out what it was issued for: the entries of incarnations that are over."""
+def omit_retired_entries_from_markers() -> Iterator[None]:
+    """The past of a marker lacks the entries of ended incarnations."""
 
     def issue_marker(self: CausalStore, now: Instant) -> Update:
         return self._issue_update({id_: n for id_, n in self.clock.items() if id_ in self.present_ids}, (), now)
 
-    with replaced(CausalStore, "issue_marker", issue_marker):
+    with patch.object(CausalStore, "issue_marker", issue_marker):
         yield
 
 
 @directed
-def a_marker_used_before_every_member_has_it() -> Iterator[None]:
-    """A marker is used as soon as it is issued."""
+def use_marker_before_all_have_it() -> Iterator[None]:
+    """A marker replaces clock entries as soon as it is issued."""
     promote = Markers.promote
 
-    def hasty(self: Markers, everybody: dict[str, int], present: Any) -> None:
-        promote(self, dict.fromkeys(everybody, 2**53), present)
+    def promote_all(self: Markers, applied_everywhere: dict[str, int], present: Any) -> None:
+        promote(self, dict.fromkeys(applied_everywhere, 2**53), present)
 
-    with replaced(Markers, "promote", hasty):
+    with patch.object(Markers, "promote", promote_all):
         yield
 
 
 @directed
-def lost_without_asking_members_that_are_down() -> Iterator[None]:
-    """Only members that have answered are asked whether they have it."""
+def declare_lost_without_down_members() -> Iterator[None]:
+    """Members without a valid report are not waited for (rule 2)."""
 
-    def some_reports(token: int, peers: Any, ids: Any, digest: int) -> list[Report]:
+    def available_reports(token: int, peers: Any, ids: Any, digest: int) -> list[Report]:
         reports = [acked.report for acked in peers if acked is not None and acked.report is not None]
         return [report for report in reports if report.serial > token and report.membership_digest == digest]
 
-    with replaced(replication.loss, "reports_since", some_reports):
+    with patch.object(replication.loss, "reports_since", available_reports):
         yield
 
 
 @directed
-def lost_from_reports_older_than_the_request() -> Iterator[None]:
-    """Any report counts, however old."""
-    with replaced(
+def declare_lost_from_old_reports() -> Iterator[None]:
+    """A report counts however old it is (rule 2)."""
+    with patch.object(
         replication.loss,
         "reports_since",
         lambda token, peers, ids, digest: reports_since(-1, peers, ids, digest),
@@ -389,10 +387,10 @@ def lost_from_reports_older_than_the_request() -> Iterator[None]:
 
 
 @directed
-def lost_from_reports_made_under_another_register() -> Iterator[None]:
-    """A report counts under whichever register it was made."""
+def declare_lost_under_another_table() -> Iterator[None]:
+    """A report counts under any membership table (rule 2)."""
 
-    def any_register(token: int, peers: Any, ids: Any, digest: int) -> list[Report] | None:
+    def reports_under_any_table(token: int, peers: Any, ids: Any, digest: int) -> list[Report] | None:
         reports: list[Report] = []
         for acked, replica in zip(peers, ids, strict=True):
             report = acked.report if acked is not None else None
@@ -401,181 +399,181 @@ def lost_from_reports_made_under_another_register() -> Iterator[None]:
             reports.append(report)
         return reports
 
-    with replaced(replication.loss, "reports_since", any_register):
+    with patch.object(replication.loss, "reports_since", reports_under_any_table):
         yield
 
 
 @directed
-def lost_before_the_own_clock_covers_the_reports() -> Iterator[None]:
-    """What another member reports to have is "lost" because it is not here yet."""
+def declare_lost_what_a_member_has() -> Iterator[None]:
+    """An update that a member reports to have counts as lost until it arrives here (rule 3)."""
 
-    def careless(gaps: Any, reports: Any, clock: Any, pending: Any) -> Any:
+    def ignore_reports(gaps: Any, reports: Any, clock: Any, pending: Any) -> Any:
         return unrecoverable(gaps, [], clock, pending)
 
-    with replaced(replication.loss, "unrecoverable", careless):
+    with patch.object(replication.loss, "unrecoverable", ignore_reports):
         yield
 
 
 @directed
-def pending_updates_kept_that_wait_for_what_is_lost() -> Iterator[None]:
-    """An update whose cause is lost waits for ever."""
-    with replaced(CausalStore, "drop_pending", lambda self, dot: None):
+def keep_pending_on_lost_updates() -> Iterator[None]:
+    """A pending update that waits for a lost one is never dropped."""
+    with patch.object(CausalStore, "drop_pending", lambda self, dot: None):
         yield
 
 
 @directed
-def an_incarnation_without_random_bits() -> Iterator[None]:
-    """Two processes that start in the same millisecond are the same incarnation."""
+def omit_random_bits_of_incarnations() -> Iterator[None]:
+    """Two processes that start in the same millisecond have the same incarnation."""
     new_incarnation = replication.view_changes.new_incarnation
 
-    def plain(known: int, rng: Any, now: Instant) -> int:
+    def without_random_bits(known: int, rng: Any, now: Instant) -> int:
         return new_incarnation(known, rng, now) >> INCARNATION_RANDOM_BITS << INCARNATION_RANDOM_BITS
 
-    with replaced(replication.replica, "new_incarnation", plain):
+    with patch.object(replication.replica, "new_incarnation", without_random_bits):
         yield
 
 
 @directed
-def a_joiner_that_waits_for_a_dead_peer() -> Iterator[None]:
-    """A joining replica waits for everybody it has heard of, however long ago."""
+def wait_for_dead_peers() -> Iterator[None]:
+    """A joining replica waits even for a peer that has been silent for long."""
     is_done = Joining.is_done
 
-    def patient(self: Joining, asked: Any, clock: dict[str, int], membership: Membership, now_s: float) -> bool:
-        with replaced(Liveness, "is_silent", lambda self, replica, since_s, now_s: False):
+    def never_silent(self: Joining, asked: Any, clock: dict[str, int], membership: Membership, now_s: float) -> bool:
+        with patch.object(Liveness, "is_silent", lambda self, replica, since_s, now_s: False):
             return is_done(self, asked, clock, membership, now_s)
 
-    with replaced(Joining, "is_done", patient):
+    with patch.object(Joining, "is_done", never_silent):
         yield
 
 
 @directed
-def a_replica_that_thinks_that_it_knows_everybody() -> Iterator[None]:
-    """One that is to discover the others goes by what it knows before any lookup has found somebody."""
-    make = Seeds.__init__
+def ignore_discovery() -> Iterator[None]:
+    """A replica that has to discover others does not wait for a lookup that finds one."""
+    original = Seeds.__init__
 
-    def knowing(self: Seeds, own: str, fixed: Any, *, discovers: bool, now_s: float) -> None:
-        make(self, own, fixed, discovers=False, now_s=now_s)
+    def without_discovery(self: Seeds, own: str, fixed: Any, *, discovers: bool, now_s: float) -> None:
+        original(self, own, fixed, discovers=False, now_s=now_s)
 
-    with replaced(Seeds, "__init__", knowing):
+    with patch.object(Seeds, "__init__", without_discovery):
         yield
 
 
 @directed
-def alone_because_a_lookup_found_nobody_else() -> Iterator[None]:
-    """One that finds only itself takes itself for the only one at once."""
+def serve_alone_after_one_lookup() -> Iterator[None]:
+    """A replica counts as discovered as soon as a lookup has found any address, even if only its own."""
 
-    def hasty(self: Seeds, now_s: float, alone_after_s: float) -> bool:
+    def has_no_lookup(self: Seeds, now_s: float, alone_after_s: float) -> bool:
         return self._discovers and not self._discovered
 
-    with replaced(Seeds, "is_undiscovered", hasty):
+    with patch.object(Seeds, "is_undiscovered", has_no_lookup):
         yield
 
 
 @directed
-def found_late_and_not_waited_for() -> Iterator[None]:
-    """A joiner gives those that a late lookup finds no time of their own to answer."""
+def ignore_late_lookups() -> Iterator[None]:
+    """A joining replica gives an address that a late lookup finds no time of its own to answer."""
     discovered = Replica.discovered
 
-    def hasty(self: Replica, addresses: Any, now: Instant) -> None:
+    def without_own_time(self: Replica, addresses: Any, now: Instant) -> None:
         discovered(self, addresses, now)
         if self.recovery.joining is not None:
             self.recovery.joining.asked_s.clear()
 
-    with replaced(Replica, "discovered", hasty), named_late_and_not_waited_for():
+    with patch.object(Replica, "discovered", without_own_time), ignore_late_members():
         yield
 
 
 @directed
-def named_late_and_not_waited_for() -> Iterator[None]:
-    """A joiner gives those that another one's answer names no time of their own to answer."""
-    with replaced(Joining, "ask", lambda self, addresses, now_s: None):
+def ignore_late_members() -> Iterator[None]:
+    """A joining replica gives a member that a late reply names no time of its own to answer."""
+    with patch.object(Joining, "ask", lambda self, addresses, now_s: None):
         yield
 
 
 @directed
-def put_back_and_served_at_once() -> Iterator[None]:
-    """PUT /view opens the gate of a replica that has missed what was written while it was out."""
+def serve_at_once_when_added_back() -> Iterator[None]:
+    """A replica that is added back serves clients before it has the updates that it missed."""
     update_gate = Recovery.update_gate
 
-    def open_at_once(self: Recovery, now: Instant) -> bool:
+    def finish_at_once(self: Recovery, now: Instant) -> bool:
         was_removed = update_gate(self, now)
         if was_removed:
             self.joining = self._store.not_serving_reason = None
         return was_removed
 
-    with replaced(Recovery, "update_gate", open_at_once):
+    with patch.object(Recovery, "update_gate", finish_at_once):
         yield
 
 
 @directed
-def lost_while_one_that_was_put_out_may_bring_it() -> Iterator[None]:
-    """What a replica that was put out has counts as lost although that replica lives, and hands it over."""
+def ignore_removed_holders() -> Iterator[None]:
+    """An update counts as lost although a live removed replica may hand it over (rule 2)."""
     update = LossDetector.update_possible_holders
 
-    def careless(self: LossDetector, now: Instant) -> None:
+    def always_quiet(self: LossDetector, now: Instant) -> None:
         update(self, now)
         self.quiet_since = 0
 
-    with replaced(LossDetector, "update_possible_holders", careless):
+    with patch.object(LossDetector, "update_possible_holders", always_quiet):
         yield
 
 
 @directed
-def lost_from_reports_from_before_the_put_out_fell_silent() -> Iterator[None]:
-    """A member may have taken it from one that was put out after it reported; that report counts all the same."""
+def declare_lost_from_reports_before_silence() -> Iterator[None]:
+    """A report counts although its member may have received the update from a removed replica since (rule 2)."""
     update = LossDetector.update_possible_holders
 
-    def undated(self: LossDetector, now: Instant) -> None:
+    def quiet_since_ever(self: LossDetector, now: Instant) -> None:
         update(self, now)
         self.quiet_since = None if self.possible_holders else 0
 
-    with replaced(LossDetector, "update_possible_holders", undated):
+    with patch.object(LossDetector, "update_possible_holders", quiet_since_ever):
         yield
 
 
 @directed
-def lost_while_it_is_being_applied() -> Iterator[None]:
-    """The updates of a message that is applied in chunks do not count as pending in between."""
-    with replaced(LossDetector, "holding", lambda self, updates: nullcontext()):
+def declare_lost_while_applying() -> Iterator[None]:
+    """Updates of a message that is applied in chunks do not count as pending (rule 4)."""
+    with patch.object(LossDetector, "holding", lambda self, updates: nullcontext()):
         yield
 
 
 @directed
-def who_was_put_out_is_not_told_of() -> Iterator[None]:
-    """Signs of life of one that was put out are not passed on, so who is cut off from it takes it for dead."""
+def hide_heartbeats_of_removed_replicas() -> Iterator[None]:
+    """Members do not report the heartbeats of removed replicas, so others take those for dead (rule 2)."""
     report = Membership.liveness_report
 
-    def of_members(self: Membership, also: Any, now_s: float) -> Any:
+    def report_members_only(self: Membership, also: Any, now_s: float) -> Any:
         return report(self, (), now_s)
 
-    with replaced(Membership, "liveness_report", of_members):
+    with patch.object(Membership, "liveness_report", report_members_only):
         yield
 
 
 @directed
-def an_address_asked_once_in_a_life() -> Iterator[None]:
-    """An address that comes back is not asked again, although somebody else may answer there."""
+def ask_an_address_only_once() -> Iterator[None]:
+    """An address that reappears in lookups is not asked again, although another replica may answer there."""
     update = Seeds.update
 
-    def once(self: Seeds, addresses: Any, now_s: float) -> list[str]:
+    def keep_known_addresses(self: Seeds, addresses: Any, now_s: float) -> list[str]:
         before, known = dict(self.unanswered), self._discovered
-        gone = update(self, {*addresses, *known}, now_s)
+        vanished = update(self, {*addresses, *known}, now_s)
         self.unanswered = {
             address: at_s for address, at_s in self.unanswered.items() if address in {*before, *addresses}
         }
-        return gone
+        return vanished
 
-    with replaced(Seeds, "update", once):
+    with patch.object(Seeds, "update", keep_known_addresses):
         yield
 
 
 @directed
-def an_address_asked_for_ever() -> Iterator[None]:
-    """An address that never answered is asked on after it has left the name."""
+def ask_vanished_addresses() -> Iterator[None]:
+    """An address that has never answered is still asked after it has vanished from lookups."""
     update = Seeds.update
 
-    def stubborn(self: Seeds, addresses: Any, now_s: float) -> list[str]:
+    def never_forget(self: Seeds, addresses: Any, now_s: float) -> list[str]:
         return update(self, {*addresses, *self._discovered}, now_s)
 
-    with replaced(Seeds, "update", stubborn):
+    with patch.object(Seeds, "update", never_forget):
         yield

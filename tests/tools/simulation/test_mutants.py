@@ -1,6 +1,7 @@
-"""Mistakes that random runs hardly ever meet, each caught by a directed scene (the random ones: test_simulation.py).
+"""Directed tests catch the mutants that random runs hardly ever catch (for the others: test_simulation.py).
 
-A scene is a test of tests/replication/protocol or one of those below: with the mistake made, it must fail.
+Each such mutant has one directed test, of tests/replication or of this module. It passes without the mutant and fails
+with it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from tests.replication.protocol import test_joining, test_lost_past, test_markin
 from tests.support.wire import Wire, write
 from tests.tools.simulation.mutants import DIRECTED, MUTANTS
 
-Scene = Callable[[Wire], None]
+DirectedTest = Callable[[Wire], None]
 
 
-def what_a_member_reports_to_have_is_not_lost(wire: Wire) -> None:
-    """r2 alone has what r3 wrote before it died. Its log was cut, so r1 is told of it before it can have it."""
+def an_update_that_a_member_reports_is_not_lost(wire: Wire) -> None:
+    """Only r2 has r3's update, and its log does not hold it any more. So r2 reports it and cannot send it."""
     wire.cluster("r1", "r2", "r3")
     wire.cut("r1", "r3")
     update = wire.issue("r3", "x", b"1")
@@ -40,80 +41,68 @@ def what_a_member_reports_to_have_is_not_lost(wire: Wire) -> None:
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
 
 
-def who_saw_an_absence_does_not_meet_what_was_deleted(wire: Wire) -> None:
-    """Carl reads x at r1 where it was deleted, and then at r2, which has not heard of that."""
+def a_client_that_read_an_absence_never_reads_the_deleted_version(wire: Wire) -> None:
+    """A client reads x at r1, where it was deleted, and then at r2, which lacks the delete."""
     r1, r2 = wire.cluster("r1", "r2")
     write(r1.store, "x", b"1", {}, wire.now("r1"))
     wire.flow(2.0)
     write(r1.store, "x", None, {}, wire.now("r1"))
-    seen = r1.store.get("x", {}, wire.now("r1"))
-    assert not seen.versions
+    absence = r1.store.get("x", {}, wire.now("r1"))
+    assert not absence.versions
     with pytest.raises(DependenciesMissing):
-        r2.store.get("x", seen.metadata, wire.now("r2"))
+        r2.store.get("x", absence.metadata, wire.now("r2"))
 
 
-SCENES: dict[str, Scene] = {
-    "a_marker_whose_past_is_not_the_whole_clock": test_marking.test_a_dot_that_no_marker_covers_stays_in_the_metadata,
-    "a_marker_used_before_every_member_has_it": test_marking.test_a_marker_is_used_only_once_every_member_has_it,
-    "lost_without_asking_members_that_are_down": (
+DIRECTED_TESTS: dict[str, DirectedTest] = {
+    "omit_retired_entries_from_markers": test_marking.test_a_dot_that_no_marker_covers_stays_in_the_metadata,
+    "use_marker_before_all_have_it": test_marking.test_a_marker_is_used_only_once_every_member_has_it,
+    "declare_lost_without_down_members": (
         test_lost_past.test_rule_2_a_down_member_may_have_the_update_until_it_is_removed
     ),
-    "lost_from_reports_older_than_the_request": (test_lost_past.test_rule_2_reports_older_than_the_query_do_not_count),
-    "lost_from_reports_made_under_another_register": (
+    "declare_lost_from_old_reports": (test_lost_past.test_rule_2_reports_older_than_the_query_do_not_count),
+    "declare_lost_under_another_table": (
         test_lost_past.test_rule_2_reports_under_another_membership_table_do_not_count
     ),
-    "lost_before_the_own_clock_covers_the_reports": what_a_member_reports_to_have_is_not_lost,
-    "pending_updates_kept_that_wait_for_what_is_lost": (
-        test_lost_past.test_a_pending_update_that_waits_for_a_lost_one_is_dropped
-    ),
-    "an_incarnation_without_random_bits": (
+    "declare_lost_what_a_member_has": an_update_that_a_member_reports_is_not_lost,
+    "keep_pending_on_lost_updates": (test_lost_past.test_a_pending_update_that_waits_for_a_lost_one_is_dropped),
+    "omit_random_bits_of_incarnations": (
         lambda wire: test_joining.test_processes_that_start_in_the_same_millisecond_have_different_incarnations()
     ),
-    "a_joiner_that_waits_for_a_dead_peer": (
-        test_joining.test_a_joiner_does_not_wait_for_a_member_that_its_peers_report_as_down
-    ),
-    "a_replica_that_thinks_that_it_knows_everybody": (
-        test_discovery.test_an_undiscovered_replica_declares_no_update_unrecoverable
-    ),
-    "alone_because_a_lookup_found_nobody_else": (
-        test_discovery.test_a_joiner_that_discovers_itself_first_still_waits_for_others
-    ),
-    "found_late_and_not_waited_for": (
-        test_discovery.test_a_joiner_that_discovers_others_late_still_waits_for_their_replies
-    ),
-    "lost_while_one_that_was_put_out_may_bring_it": (
-        test_lost_past.test_rule_2_a_removed_replica_may_still_hand_over_its_own_updates
-    ),
-    "lost_from_reports_from_before_the_put_out_fell_silent": (
+    "wait_for_dead_peers": (test_joining.test_a_joiner_does_not_wait_for_a_member_that_its_peers_report_as_down),
+    "ignore_discovery": (test_discovery.test_an_undiscovered_replica_declares_no_update_unrecoverable),
+    "serve_alone_after_one_lookup": (test_discovery.test_a_joiner_that_discovers_itself_first_still_waits_for_others),
+    "ignore_late_lookups": (test_discovery.test_a_joiner_that_discovers_others_late_still_waits_for_their_replies),
+    "ignore_removed_holders": (test_lost_past.test_rule_2_a_removed_replica_may_still_hand_over_its_own_updates),
+    "declare_lost_from_reports_before_silence": (
         test_lost_past.test_rule_2_reports_older_than_the_silence_of_removed_replicas_do_not_count
     ),
-    "lost_while_it_is_being_applied": (
+    "declare_lost_while_applying": (
         test_lost_past.test_rule_4_updates_of_a_message_that_is_applied_in_chunks_count_as_pending
     ),
-    "who_was_put_out_is_not_told_of": (test_lost_past.test_rule_2_members_report_heartbeats_of_a_removed_replica),
-    "named_late_and_not_waited_for": test_joining.test_a_joiner_waits_for_a_member_that_a_late_reply_names,
-    "put_back_and_served_at_once": (
+    "hide_heartbeats_of_removed_replicas": (test_lost_past.test_rule_2_members_report_heartbeats_of_a_removed_replica),
+    "ignore_late_members": test_joining.test_a_joiner_waits_for_a_member_that_a_late_reply_names,
+    "serve_at_once_when_added_back": (
         test_snapshots.test_a_replica_that_is_added_back_serves_no_client_before_it_has_caught_up
     ),
-    "an_address_asked_once_in_a_life": (test_discovery.test_an_address_that_reappears_is_contacted_anew),
-    "an_address_asked_for_ever": (
+    "ask_an_address_only_once": (test_discovery.test_an_address_that_reappears_is_contacted_anew),
+    "ask_vanished_addresses": (
         test_discovery.test_an_unanswered_address_is_contacted_until_it_disappears_from_the_name
     ),
-    "answers_without_the_delete_clock": who_saw_an_absence_does_not_meet_what_was_deleted,
+    "omit_delete_clock": a_client_that_read_an_absence_never_reads_the_deleted_version,
 }
 
 
-def test_every_directed_mutant_has_a_scene() -> None:
-    assert DIRECTED.keys() <= SCENES.keys()
+def test_every_directed_mutant_has_a_directed_test() -> None:
+    assert DIRECTED.keys() <= DIRECTED_TESTS.keys()
 
 
-@pytest.mark.parametrize("name", sorted(SCENES))
-def test_a_scene_passes_without_its_mistake_and_fails_with_it(name: str) -> None:
-    SCENES[name](a_wire())
+@pytest.mark.parametrize("name", sorted(DIRECTED_TESTS))
+def test_a_directed_test_passes_without_its_mutant_and_fails_with_it(name: str) -> None:
+    DIRECTED_TESTS[name](new_wire())
     with {**MUTANTS, **DIRECTED}[name](), pytest.raises((AssertionError, pytest.fail.Exception)):
-        SCENES[name](a_wire())
+        DIRECTED_TESTS[name](new_wire())
 
 
-def a_wire() -> Wire:
-    """Return a wire on which every replica is reached by an IP address too, as those of test_discovery.py are."""
+def new_wire() -> Wire:
+    """Return a wire on which each replica has an IP address as an alias, as test_discovery.py requires."""
     return Wire(aliases={ip: name for name, ip in test_discovery.IPS.items()})
