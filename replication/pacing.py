@@ -12,7 +12,7 @@ signals set the interval between exchanges:
 A thread may also wake late because of a garbage collection or another process. That delays some wakeups, whereas a busy
 process delays nearly all of them. So the delay that counts is the lower quartile of the recent wakeups. Between half
 and full load it grows three to seven times; the mean delay and the mean round trip grow less than two times
-(docs/benchmarks).
+(docs/decisions/0016-pace-exchanges-by-load.md).
 
 Sources: the low end of a window tells lasting delay from a burst: Nichols and Jacobson, ACM Queue 2012 (CoDel). Time
 spent waiting to run as the signal of overload: Zhou et al., SoCC 2018 (DAGOR).

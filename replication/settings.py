@@ -55,7 +55,8 @@ class ReplicationSettings:
 
     piece_rest_times: float = 1.0
     """Pause of a receiver after each piece of a snapshot, as a multiple of the time that the piece took. Without the
-    pause, clients of the sender would wait while it gives the snapshot (docs/benchmarks)."""
+    pause, clients of the sender would wait while it sends the snapshot (docs/decisions,
+    number 26)."""
 
     max_piece_rest_s: float = 0.1
     """Upper bound of that pause: a piece can be late for other reasons."""

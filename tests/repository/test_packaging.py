@@ -82,7 +82,7 @@ def test_the_matrix_names_a_python_that_is_missing(
 ) -> None:
     monkeypatch.setattr(matrix, "candidates", lambda version: iter(()))
     assert matrix.main(["3.12"]) == 1, "nothing was tested"
-    assert re.search(r"^3\.12 +- +not on this machine, so not tested$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^3\.12 +- +not installed on this machine, so not tested$", capsys.readouterr().out, re.MULTILINE)
     assert matrix.main(["2.7"]) == 2
 
 
