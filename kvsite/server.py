@@ -177,7 +177,7 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> ServerContext:
     )
     engine = Engine(replica.store)
     transport = PeerClientSettings(
-        # A peer that hangs must be found down as soon as a peer that is gone.
+        # A peer that hangs must count as down as soon as a peer that has stopped.
         timeout_s=min(1.0, config.replication.down_after_s / 2),
         scheme=config.scheme,
         verify=str(config.tls_ca) if config.tls_ca else True,

@@ -1,8 +1,8 @@
 """Request metrics: counts by operation and status, and durations by operation. ``/metrics`` reads them.
 
 prometheus-client's own counters take a lock and look labels up by text for each request, which costs more than a read
-of the store. So a request only appends a sample to a queue. Samples are counted in bulk: when somebody reads the
-metrics, and whenever the queue is long.
+of the store. So a request only appends a sample to a queue. Samples are counted in bulk: when the metrics are
+read, and whenever the queue is long.
 """
 
 from __future__ import annotations
