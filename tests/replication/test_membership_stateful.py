@@ -1,4 +1,7 @@
-"""Views of several replicas against a model: sets of entries of which the highest wins, and lists of signs of life."""
+"""Memberships of several replicas, compared with a model.
+
+The model keeps every membership entry, of which the highest wins, and every sign of life.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +19,36 @@ from replication.settings import ReplicationSettings
 from store.clock import replica_id
 
 ADDRESSES = tuple(f"r{number}:80" for number in range(4))
-VIEWS = 3
+REPLICAS = 3
 SETTINGS = ReplicationSettings()
 
-at_view = st.integers(0, VIEWS - 1)
+replicas = st.integers(0, REPLICAS - 1)
 addresses = st.sampled_from(ADDRESSES)
 stamps = st.integers(1, 60)
-"""Few and in any order: clocks that are off, and changes at the same microsecond."""
+"""Few, and in any order: clocks may be wrong, and two changes may have the same stamp."""
 
 
 @dataclass
-class Known:
-    """What the model says that one view knows: entries by address, signs of life by id, and what it let in when."""
+class Model:
+    """What one replica knows according to the model.
+
+    ``entries``: address -> every entry received. ``signs``: replica id -> every (heartbeat, time in seconds) received.
+    ``added_s``: address -> when this replica added it.
+    """
 
     entries: dict[str, set[MembershipEntry]] = field(default_factory=dict)
     signs: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    expected: dict[str, float] = field(default_factory=dict)
+    added_s: dict[str, float] = field(default_factory=dict)
 
-    def register(self) -> dict[str, MembershipEntry]:
+    def table(self) -> dict[str, MembershipEntry]:
+        """Return the membership table: the entry of each address that has the highest rank."""
         return {address: max(entries, key=lambda entry: entry.rank) for address, entries in self.entries.items()}
 
-    def last_sign(self, replica: str) -> float | None:
-        """A sign counts when its beat is above all beats before it; it never makes the last contact older."""
+    def last_contact_s(self, replica: str) -> float | None:
+        """Return the time of the last contact with ``replica``.
+
+        A sign counts if its heartbeat is above all earlier ones. It never makes the last contact older.
+        """
         highest, at_s = -1, None
         for heartbeat, heard_s in self.signs.get(replica, []):
             if heartbeat > highest:
@@ -45,191 +56,204 @@ class Known:
         return at_s
 
 
-class Views(RuleBasedStateMachine):
+class MembershipMachine(RuleBasedStateMachine):
+    """Several replicas and a model of each.
+
+    ``heartbeats``, ``sent_s``: replica id -> the last heartbeat that it sent, and when. ``removed``, ``added``: every
+    entry that a replica has written, with its address.
+    """
+
     def __init__(self) -> None:
         super().__init__()
-        self.views = [Membership(ADDRESSES[number], SETTINGS) for number in range(VIEWS)]
-        self.known = [Known() for _ in range(VIEWS)]
+        self.memberships = [Membership(ADDRESSES[number], SETTINGS) for number in range(REPLICAS)]
+        self.models = [Model() for _ in range(REPLICAS)]
         self.now_s = 100.0
-        self.beats: dict[str, int] = {}
-        self.spoke_s: dict[str, float] = {}
+        self.heartbeats: dict[str, int] = {}
+        self.sent_s: dict[str, float] = {}
         self.removed: list[tuple[str, MembershipEntry]] = []
-        self.let_in: list[tuple[str, MembershipEntry]] = []
+        self.added: list[tuple[str, MembershipEntry]] = []
 
-    def write(self, at: int, address: str) -> None:
-        """Note the entry that a view has just written; it must win over all that the view knew of the address."""
-        entry = self.views[at].table.entries[address]
-        known = self.known[at].entries.setdefault(address, set())
-        assert all(entry.rank > other.rank for other in known)
-        known.add(entry)
-        (self.let_in if entry.belongs else self.removed).append((address, entry))
+    def record_entry(self, at: int, address: str) -> None:
+        """Record the entry that a replica has just written. It must outrank every entry known to that replica."""
+        entry = self.memberships[at].table.entries[address]
+        entries = self.models[at].entries.setdefault(address, set())
+        assert all(entry.rank > other.rank for other in entries)
+        entries.add(entry)
+        (self.added if entry.belongs else self.removed).append((address, entry))
 
     @initialize()
     def begin(self) -> None:
-        for at in range(VIEWS):
+        for at in range(REPLICAS):
             self.start(at, 0, 1)
 
-    # -- who belongs -----------------------------------------------------------------------------------
+    # -- the membership table --------------------------------------------------------------------------
 
-    @rule(at=at_view, above=st.integers(0, 2), stamp=stamps)
+    @rule(at=replicas, above=st.integers(0, 2), stamp=stamps)
     def start(self, at: int, above: int, stamp: int) -> None:
-        """A process starts at the address of a view: above all incarnations that it knows of."""
-        view = self.views[at]
-        known = view.table.entries.get(view.address)
-        view.start((known.incarnation if known else 0) + 1 + above, stamp)
-        self.write(at, view.address)
+        """Start a process, with an incarnation above all that the replica knows for its address."""
+        membership = self.memberships[at]
+        known = membership.table.entries.get(membership.address)
+        membership.start((known.incarnation if known else 0) + 1 + above, stamp)
+        self.record_entry(at, membership.address)
 
-    @rule(at=at_view, address=addresses, stamp=stamps)
+    @rule(at=replicas, address=addresses, stamp=stamps)
     def add(self, at: int, address: str, stamp: int) -> None:
-        belonged = self.views[at].table.belongs(address)
-        assert self.views[at].add_replica_from_view(address, stamp, self.now_s) is not belonged
+        belonged = self.memberships[at].table.belongs(address)
+        assert self.memberships[at].add_replica_from_view(address, stamp, self.now_s) is not belonged
         if not belonged:
-            self.write(at, address)
-            self.known[at].expected[address] = self.now_s
+            self.record_entry(at, address)
+            self.models[at].added_s[address] = self.now_s
 
-    @rule(at=at_view, address=addresses, stamp=stamps)
+    @rule(at=replicas, address=addresses, stamp=stamps)
     def remove(self, at: int, address: str, stamp: int) -> None:
-        belonged = self.views[at].table.belongs(address)
-        assert self.views[at].remove_replica_from_view(address, stamp, self.now_s) is belonged
+        belonged = self.memberships[at].table.belongs(address)
+        assert self.memberships[at].remove_replica_from_view(address, stamp, self.now_s) is belonged
         if belonged:
-            self.write(at, address)
+            self.record_entry(at, address)
 
-    @rule(source=at_view, at=at_view)
+    @rule(source=replicas, at=replicas)
     def merge(self, source: int, at: int) -> None:
-        register = dict(self.views[source].table.entries)
-        before = dict(self.views[at].table.entries)
-        changed = self.views[at].merge(register)
-        for address, entry in register.items():
-            self.known[at].entries.setdefault(address, set()).add(entry)
-        assert bool(changed) is (self.views[at].table.entries != before)
-        assert self.views[at].merge(register) == {}
+        table = dict(self.memberships[source].table.entries)
+        before = dict(self.memberships[at].table.entries)
+        changed = self.memberships[at].merge(table)
+        for address, entry in table.items():
+            self.models[at].entries.setdefault(address, set()).add(entry)
+        assert bool(changed) is (self.memberships[at].table.entries != before)
+        assert self.memberships[at].merge(table) == {}
 
-    # -- who is reachable ------------------------------------------------------------------------------
+    # -- liveness --------------------------------------------------------------------------------------
 
     @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 1.6, 2.8]))
     def pass_time(self, seconds: float) -> None:
         self.now_s += seconds
 
-    @rule(at=at_view, address=addresses)
+    @rule(at=replicas, address=addresses)
     def hear(self, at: int, address: str) -> None:
-        """The present incarnation at an address, as a view knows it, talks to that view."""
-        replica = self.views[at].table.present_id(address)
+        """A replica receives a message from the present incarnation at an address."""
+        replica = self.memberships[at].table.present_id(address)
         if replica is not None:
-            self.beats[replica] = self.beats.get(replica, 0) + 1
-            self.spoke_s[replica] = self.now_s
-            self._sign(at, replica, self.beats[replica], self.now_s)
+            self.heartbeats[replica] = self.heartbeats.get(replica, 0) + 1
+            self.sent_s[replica] = self.now_s
+            self._hear(at, replica, self.heartbeats[replica], self.now_s)
 
-    @rule(at=at_view, address=addresses, back=st.integers(0, 3), age_s=st.sampled_from([0.0, 1.0, 5.0]))
-    def hear_again(self, at: int, address: str, back: int, age_s: float) -> None:
-        """An old message arrives late: what it says is not new."""
-        replica = self.views[at].table.present_id(address)
-        if replica is not None and self.beats.get(replica, 0) > back:
-            spoke_s = self.spoke_s[replica]
-            self._sign(at, replica, self.beats[replica] - back, min(self.now_s, spoke_s) - age_s)
+    @rule(at=replicas, address=addresses, back=st.integers(0, 3), age_s=st.sampled_from([0.0, 1.0, 5.0]))
+    def hear_late(self, at: int, address: str, back: int, age_s: float) -> None:
+        """An old message arrives late, with a heartbeat that is not the highest."""
+        replica = self.memberships[at].table.present_id(address)
+        if replica is not None and self.heartbeats.get(replica, 0) > back:
+            sent_s = self.sent_s[replica]
+            self._hear(at, replica, self.heartbeats[replica] - back, min(self.now_s, sent_s) - age_s)
 
-    @rule(source=at_view, at=at_view)
-    def gossip(self, source: int, at: int) -> None:
-        for replica, heard in self.views[source].liveness_report((), self.now_s).items():
-            self._sign(at, replica, heard.heartbeat, self.now_s - heard.age_ms / 1000)
+    @rule(source=replicas, at=replicas)
+    def receive_report(self, source: int, at: int) -> None:
+        for replica, heard in self.memberships[source].liveness_report((), self.now_s).items():
+            self._hear(at, replica, heard.heartbeat, self.now_s - heard.age_ms / 1000)
 
-    def _sign(self, at: int, replica: str, heartbeat: int, at_s: float) -> None:
-        self.views[at].liveness.hear(replica, heartbeat, at_s)
-        self.known[at].signs.setdefault(replica, []).append((heartbeat, at_s))
+    def _hear(self, at: int, replica: str, heartbeat: int, at_s: float) -> None:
+        self.memberships[at].liveness.hear(replica, heartbeat, at_s)
+        self.models[at].signs.setdefault(replica, []).append((heartbeat, at_s))
 
     # -- invariants ------------------------------------------------------------------------------------
 
     @invariant()
-    def the_highest_entry_wins(self) -> None:
-        for view, known in zip(self.views, self.known, strict=True):
-            expected = known.register()
-            assert view.table.entries == expected
+    def the_entry_with_the_highest_rank_wins(self) -> None:
+        for membership, model in zip(self.memberships, self.models, strict=True):
+            expected = model.table()
+            assert membership.table.entries == expected
             members = sorted(address for address, entry in expected.items() if entry.belongs)
-            assert list(view.table.members) == members
-            assert list(view.table.others) == [address for address in members if address != view.address]
-            assert list(view.table.left) == sorted(expected.keys() - set(members))
+            assert list(membership.table.members) == members
+            assert list(membership.table.others) == [address for address in members if address != membership.address]
+            assert list(membership.table.left) == sorted(expected.keys() - set(members))
             present = {replica_id(address, expected[address].incarnation) for address in members}
-            assert view.table.present == {id_ for id_ in present if not id_.endswith("@" + "0" * 16)}
+            assert membership.table.present == {id_ for id_ in present if not id_.endswith("@" + "0" * 16)}
 
     @invariant()
-    def equal_registers_and_no_others_have_equal_digests(self) -> None:
-        for view in self.views:
-            for other in self.views:
-                assert (view.table.digest == other.table.digest) == (view.table.entries == other.table.entries)
+    def digests_are_equal_exactly_if_tables_are(self) -> None:
+        for membership in self.memberships:
+            for other in self.memberships:
+                assert (membership.table.digest == other.table.digest) == (
+                    membership.table.entries == other.table.entries
+                )
 
     @invariant()
-    def what_was_removed_stays_out_until_it_is_let_in_or_starts(self) -> None:
-        """Where a view knows of a removal, an address is in only by a later PUT, or start, than that."""
-        for view, known in zip(self.views, self.known, strict=True):
+    def a_removed_address_belongs_again_only_after_a_later_addition_or_start(self) -> None:
+        """A replica that knows of a removal counts the address as a member only because of an entry of higher rank."""
+        for membership, model in zip(self.memberships, self.models, strict=True):
             for address, removal in self.removed:
-                if removal in known.entries.get(address, set()) and view.table.belongs(address):
-                    later = [entry for at, entry in self.let_in if at == address and entry.rank > removal.rank]
-                    assert view.table.entries[address] in later
+                if removal in model.entries.get(address, set()) and membership.table.belongs(address):
+                    later = [entry for at, entry in self.added if at == address and entry.rank > removal.rank]
+                    assert membership.table.entries[address] in later
 
     @invariant()
-    def lower_incarnations_are_over_and_others_are_not(self) -> None:
-        for view in self.views:
-            for address, entry in view.table.entries.items():
-                assert not entry.incarnation or view.table.is_superseded(replica_id(address, entry.incarnation - 1))
-                assert not view.table.is_superseded(replica_id(address, entry.incarnation))
-                assert not view.table.is_superseded(replica_id(address, entry.incarnation + 1))
+    def exactly_the_lower_incarnations_are_superseded(self) -> None:
+        for membership in self.memberships:
+            for address, entry in membership.table.entries.items():
+                assert not entry.incarnation or membership.table.is_superseded(
+                    replica_id(address, entry.incarnation - 1)
+                )
+                assert not membership.table.is_superseded(replica_id(address, entry.incarnation))
+                assert not membership.table.is_superseded(replica_id(address, entry.incarnation + 1))
 
     @invariant()
     def states_follow_from_the_last_sign_of_life(self) -> None:
-        for view, known in zip(self.views, self.known, strict=True):
+        for membership, model in zip(self.memberships, self.models, strict=True):
             for address in ADDRESSES:
-                assert view.state(address, self.now_s) == self.expected_state(view, known, address)
-            alive = [address for address in view.table.members if view.state(address, self.now_s) != "down"]
-            assert view.live(self.now_s) == alive
-            assert view.address in alive or not view.table.belongs(view.address)
+                assert membership.state(address, self.now_s) == self.expected_state(membership, model, address)
+            alive = [address for address in membership.table.members if membership.state(address, self.now_s) != "down"]
+            assert membership.live(self.now_s) == alive
+            assert membership.address in alive or not membership.table.belongs(membership.address)
 
-    def expected_state(self, view: Membership, known: Known, address: str) -> str:
-        entry = known.register().get(address)
+    def expected_state(self, membership: Membership, model: Model, address: str) -> str:
+        entry = model.table().get(address)
         if entry is None or not entry.belongs:
-            known.expected.pop(address, None)
+            model.added_s.pop(address, None)
             return "left"
-        if address == view.address:
+        if address == membership.address:
             return "alive"
-        sign = known.last_sign(replica_id(address, entry.incarnation)) if entry.incarnation else None
-        signs = [at_s for at_s in (sign, known.expected.get(address)) if at_s is not None]
-        age_s = self.now_s - max(signs, default=float("-inf"))
+        contact_s = model.last_contact_s(replica_id(address, entry.incarnation)) if entry.incarnation else None
+        times_s = [at_s for at_s in (contact_s, model.added_s.get(address)) if at_s is not None]
+        age_s = self.now_s - max(times_s, default=float("-inf"))
         if age_s >= SETTINGS.silent_after_s:
             return "down"
         return "suspect" if age_s >= SETTINGS.suspect_after_s else "alive"
 
     @invariant()
-    def hearsay_keeps_nobody_alive(self) -> None:
-        """Nobody believes a replica to have lived after it last talked, over however many mouths it comes."""
-        for view in self.views:
-            for replica, contact in view.liveness._contacts.items():
-                assert contact.heartbeat <= self.beats[replica]
-                assert contact.at_s <= self.spoke_s[replica] + 0.02
+    def reports_keep_no_dead_replica_alive(self) -> None:
+        """No last contact is later than the last message of its replica, over however many hops it was reported."""
+        for membership in self.memberships:
+            for replica, contact in membership.liveness._contacts.items():
+                assert contact.heartbeat <= self.heartbeats[replica]
+                # Each hop rounds the reported age to milliseconds.
+                assert contact.at_s <= self.sent_s[replica] + 0.02
 
     @invariant()
-    def contacts_of_incarnations_that_are_over_do_not_pile_up(self) -> None:
-        for view in self.views:
-            assert view.liveness_report((), self.now_s).keys() <= view.table.present
-            assert len(view.liveness._contacts) <= 2 * len(ADDRESSES)
+    def contacts_of_superseded_incarnations_are_forgotten(self) -> None:
+        for membership in self.memberships:
+            assert membership.liveness_report((), self.now_s).keys() <= membership.table.present
+            assert len(membership.liveness._contacts) <= 2 * len(ADDRESSES)
 
     def teardown(self) -> None:
-        """Views that have talked with each other are equal."""
-        for source in (*range(VIEWS), *range(VIEWS)):
-            for at in range(VIEWS):
+        """Replicas that have merged each other's tables have equal tables."""
+        for source in (*range(REPLICAS), *range(REPLICAS)):
+            for at in range(REPLICAS):
                 self.merge(source, at)
-        assert self.views[0].table.entries == self.views[1].table.entries == self.views[2].table.entries
+        assert (
+            self.memberships[0].table.entries == self.memberships[1].table.entries == self.memberships[2].table.entries
+        )
 
 
-TestViews = Views.TestCase
-TestViews.settings = settings(
+TestMembership = MembershipMachine.TestCase
+TestMembership.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
 entries = st.builds(MembershipEntry, st.integers(0, 3), st.integers(0, 3), st.booleans())
-registers = st.dictionaries(addresses, entries)
+tables = st.dictionaries(addresses, entries)
 
 
-@given(st.lists(registers, max_size=5), st.randoms(use_true_random=False))
-def test_registers_merge_to_the_same_in_any_order(parts: list[dict[str, MembershipEntry]], rng: object) -> None:
+@given(st.lists(tables, max_size=5), st.randoms(use_true_random=False))
+def test_tables_merge_to_the_same_result_in_any_order(parts: list[dict[str, MembershipEntry]], rng: object) -> None:
     one, other = Membership("r9:80", SETTINGS), Membership("r9:80", SETTINGS)
     for part in parts:
         one.merge(part)
@@ -241,34 +265,34 @@ def test_registers_merge_to_the_same_in_any_order(parts: list[dict[str, Membersh
     assert one.table.digest == other.table.digest
 
 
-def test_a_register_that_would_be_too_long_is_refused_whole() -> None:
-    view = Membership("r1:80", ReplicationSettings(max_members=2))
-    view.start(1, 1)
-    view.merge({"r2:80": MembershipEntry(1, 1, True)})
-    before = dict(view.table.entries)
+def test_a_table_over_the_limit_is_rejected_as_a_whole() -> None:
+    membership = Membership("r1:80", ReplicationSettings(max_members=2))
+    membership.start(1, 1)
+    membership.merge({"r2:80": MembershipEntry(1, 1, True)})
+    before = dict(membership.table.entries)
     with pytest.raises(BadMessage):
-        view.merge({"r2:80": MembershipEntry(2, 1, True), "r3:80": MembershipEntry(1, 1, True)})
+        membership.merge({"r2:80": MembershipEntry(2, 1, True), "r3:80": MembershipEntry(1, 1, True)})
     with pytest.raises(BadMessage):
-        view.add_replica_from_view("r3:80", 1, 0.0)
-    assert view.table.entries == before
-    assert view.merge({"r2:80": MembershipEntry(2, 1, True)})
+        membership.add_replica_from_view("r3:80", 1, 0.0)
+    assert membership.table.entries == before
+    assert membership.merge({"r2:80": MembershipEntry(2, 1, True)})
 
 
-def test_one_that_was_let_in_is_shown_until_it_has_had_the_time_to_answer() -> None:
-    view = Membership("r1:80", SETTINGS)
-    view.start(1, 1)
-    view.add_replica_from_view("r2:80", 1, 10.0)
-    assert view.live(12.0) == ["r1:80", "r2:80"]
-    assert view.live(13.0) == ["r1:80"]
+def test_an_added_address_stays_in_the_view_while_it_has_time_to_answer() -> None:
+    membership = Membership("r1:80", SETTINGS)
+    membership.start(1, 1)
+    membership.add_replica_from_view("r2:80", 1, 10.0)
+    assert membership.live(12.0) == ["r1:80", "r2:80"]
+    assert membership.live(13.0) == ["r1:80"]
 
 
-def test_a_view_changes_before_down_after_is_over() -> None:
-    view = Membership("r1:80", SETTINGS)
-    view.start(1, 1)
-    view.merge({"r2:80": MembershipEntry(5, 1, True)})
-    view.liveness.hear(replica_id("r2:80", 5), 1, 10.0)
-    assert view.state("r2:80", 10.0 + SETTINGS.down_after_s) == "down"
-    assert view.liveness.is_silent(replica_id("r2:80", 5), 0.0, 10.0 + SETTINGS.down_after_s)
-    assert not view.liveness.is_silent(replica_id("r2:80", 5), 0.0, 11.0)
-    assert view.liveness.is_silent("unheard", 5.0, 8.0)
-    assert not view.liveness.is_silent("unheard", 7.0, 8.0)
+def test_a_silent_member_is_down_within_down_after() -> None:
+    membership = Membership("r1:80", SETTINGS)
+    membership.start(1, 1)
+    membership.merge({"r2:80": MembershipEntry(5, 1, True)})
+    membership.liveness.hear(replica_id("r2:80", 5), 1, 10.0)
+    assert membership.state("r2:80", 10.0 + SETTINGS.down_after_s) == "down"
+    assert membership.liveness.is_silent(replica_id("r2:80", 5), 0.0, 10.0 + SETTINGS.down_after_s)
+    assert not membership.liveness.is_silent(replica_id("r2:80", 5), 0.0, 11.0)
+    assert membership.liveness.is_silent("unheard", 5.0, 8.0)
+    assert not membership.liveness.is_silent("unheard", 7.0, 8.0)

@@ -1,4 +1,4 @@
-"""The wire form of what replicas say: it comes back as it went out, and nothing else is taken for it."""
+"""The wire form of messages: encoding loses nothing, and everything that is no well-formed message is rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from store.versions import Update, Write, decode_update, encode_update
 from tests.support.updates import clocks, counters, texts, timestamps, updates, versions
 
 Kind = Any
-"""One of the three."""
+"""One of the three message types."""
 
 KINDS: tuple[Kind, ...] = (Exchange, SnapshotRequest, SnapshotPiece)
 
@@ -72,8 +72,8 @@ pieces = st.builds(
 messages = st.one_of(exchanges, requests, pieces)
 
 
-def fits(value: Any, kind: Any) -> bool:  # noqa: PLR0911 - a case a kind
-    """Return whether ``value`` is what the annotation says, bounds and all: a check that is not msgspec's own."""
+def fits(value: Any, kind: Any) -> bool:  # noqa: PLR0911 - one return per kind of annotation
+    """Return whether ``value`` has the annotated type ``kind`` and is within its bounds, without use of msgspec."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         return fits(value, arguments[0]) and all(_is_within(value, meta) for meta in kind.__metadata__)
@@ -112,23 +112,23 @@ def _is_within(value: Any, meta: msgspec.Meta) -> bool:
 
 
 @given(messages)
-def test_a_message_comes_back_as_it_went_out(message: Exchange | SnapshotRequest | SnapshotPiece) -> None:
+def test_a_decoded_message_equals_the_encoded_one(message: Exchange | SnapshotRequest | SnapshotPiece) -> None:
     body = encode(message)
     kind: Any = type(message)
-    returned = decode(body, kind)
-    assert returned == message
-    assert fits(returned, kind)
+    decoded = decode(body, kind)
+    assert decoded == message
+    assert fits(decoded, kind)
 
 
 @given(st.binary(max_size=80), st.sampled_from(KINDS))
-def test_random_bytes_are_bad_messages(body: bytes, kind: Kind) -> None:
+def test_random_bytes_are_rejected_or_well_formed(body: bytes, kind: Kind) -> None:
     decoded = attempt(body, kind)
     assert decoded is None or fits(decoded, kind)
 
 
 @given(messages, st.data())
-def test_a_damaged_message_is_refused_or_well_formed(message: Any, data: st.DataObject) -> None:
-    """Bytes are changed, left out, put in, cut off: what still decodes is a message within all bounds."""
+def test_a_damaged_message_is_rejected_or_well_formed(message: Any, data: st.DataObject) -> None:
+    """Some bytes are changed, removed, inserted or cut off. If the result decodes, it is within all bounds."""
     body = bytearray(encode(message))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, max(0, len(body) - 1)))
@@ -162,8 +162,8 @@ json_like = st.recursive(
 
 
 @given(messages, st.data())
-def test_a_field_of_another_kind_is_refused_or_well_formed(message: Any, data: st.DataObject) -> None:
-    """Valid MessagePack with anything at all in one of the fields, as only somebody who means it would send."""
+def test_a_field_with_another_type_is_rejected_or_well_formed(message: Any, data: st.DataObject) -> None:
+    """The message is valid MessagePack with an arbitrary value in one field, as an attacker might send."""
     tree = msgspec.msgpack.decode(encode(message))
     field = data.draw(st.sampled_from(sorted(type(message).__struct_encode_fields__)))
     tree[field] = data.draw(json_like)
@@ -172,6 +172,7 @@ def test_a_field_of_another_kind_is_refused_or_well_formed(message: Any, data: s
 
 
 def attempt(body: bytes, kind: Kind) -> Any:
+    """Return the message in ``body``, None if it is rejected."""
     try:
         message = decode(body, kind)
         if kind is Exchange:
@@ -193,7 +194,7 @@ MINIMAL: dict[str, Any] = {
 
 
 def read(body: bytes) -> tuple[Exchange, list[Update]]:
-    """Read a message and its updates, as whoever receives it does before anything is taken of it."""
+    """Decode a message and its updates, as a receiver does before it applies anything."""
     message = decode(body, Exchange)
     return message, message.updates
 
@@ -225,49 +226,49 @@ BAD_FIELDS: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("field", "value"), BAD_FIELDS)
-def test_each_bound_is_held(field: str, value: Any) -> None:
+def test_a_value_out_of_bounds_is_rejected(field: str, value: Any) -> None:
     assert decode(msgspec.msgpack.encode(MINIMAL), Exchange).sender == "r1"
     with pytest.raises(BadMessage):
         read(msgspec.msgpack.encode({**MINIMAL, field: value}))
 
 
 @pytest.mark.parametrize("field", sorted(MINIMAL))
-def test_no_field_that_matters_may_be_missing(field: str) -> None:
+def test_a_message_without_a_required_field_is_rejected(field: str) -> None:
     with pytest.raises(BadMessage):
         decode(msgspec.msgpack.encode({name: value for name, value in MINIMAL.items() if name != field}), Exchange)
 
 
-def test_what_a_later_version_adds_is_passed_over_and_neighbours_understand_each_other() -> None:
+def test_unknown_fields_of_a_neighbouring_version_are_ignored() -> None:
     later = {**MINIMAL, "protocol": PROTOCOL + 1, "invented": [1, 2]}
     assert decode(msgspec.msgpack.encode(later), Exchange).protocol == PROTOCOL + 1
 
 
-def test_bytes_after_a_message_make_it_a_bad_one() -> None:
+def test_a_message_with_trailing_bytes_is_rejected() -> None:
     with pytest.raises(BadMessage):
         decode(msgspec.msgpack.encode(MINIMAL) + b"\x00", Exchange)
 
 
 @pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1a"])
-def test_what_is_nested_without_end_is_a_bad_message(opening: bytes) -> None:
+def test_deep_nesting_is_rejected(opening: bytes) -> None:
     for kind in KINDS:
         with pytest.raises(BadMessage):
             decode(opening * 100_000 + b"\xc0", kind)
 
 
-def test_text_that_is_no_utf_8_is_a_bad_message() -> None:
+def test_text_that_is_not_utf_8_is_rejected() -> None:
     body = msgspec.msgpack.encode(MINIMAL).replace(b"\xa2r1", b"\xa2\xff\xfe")
     with pytest.raises(BadMessage):
         decode(body, Exchange)
 
 
-def test_a_key_without_any_version_is_a_bad_piece() -> None:
-    """A key that holds nothing is not in the table; a table that has one breaks listings."""
+def test_a_snapshot_piece_with_a_key_without_versions_is_rejected() -> None:
+    """A key without versions is never in the table; one in the table would break listings."""
     tree = {"sender": "r1", "snapshot": "s", "piece": 0, "last": True, "items": [["key", []]]}
     with pytest.raises(BadMessage):
         decode(msgspec.msgpack.encode(tree), SnapshotPiece)
 
 
-def test_values_travel_as_the_bytes_that_they_are() -> None:
+def test_values_are_sent_as_raw_bytes() -> None:
     update = Update("r1", 1, 1, {}, (Write("key", b'{"a":\x00\xff}'),))
     message = msgspec.convert({**MINIMAL, "updates": []}, Exchange)
     message.batch.append(msgspec.Raw(encode_update(update)))
@@ -275,6 +276,6 @@ def test_values_travel_as_the_bytes_that_they_are() -> None:
 
 
 def test_an_idle_exchange_is_short() -> None:
-    """Defaults are left out: what goes to and fro every second between idle replicas fits in one packet."""
+    """Defaults are left out, so that the exchange of idle replicas, once a second, fits in one packet."""
     message = msgspec.convert({**MINIMAL, "clock": {f"127.0.0.1:809{n}@{n:016x}": 10**6 for n in range(5)}}, Exchange)
     assert len(encode(message)) < 400

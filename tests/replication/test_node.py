@@ -1,4 +1,4 @@
-"""Peer threads: which of them a write wakes, and how the node measures how late they wake by themselves."""
+"""Peer threads: which of them a write wakes, and how the node measures their wakeup delay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from store.engine import Change, Engine, read_clocks
 OWN, PEER = "127.0.0.1:1", "127.0.0.1:2"
 
 
-class Wakeup:
+class FakeWakeup:
+    """An event that counts how often it was set; a thread that waits for it is woken at once."""
+
     def __init__(self) -> None:
         self.calls = 0
 
@@ -25,106 +27,106 @@ class Wakeup:
         self.calls += 1
 
     def clear(self) -> None:
-        """A thread looks what is due."""
+        """Do nothing."""
 
     def wait(self, timeout_s: float) -> bool:
-        """A thread goes to sleep, and somebody wakes it."""
+        """Return at once, as after a wakeup by another thread."""
         return True
 
 
 @pytest.fixture
 def node() -> Node:
-    """A node that was never started: it has a member, and no threads but those that a test says it has."""
+    """Return a node that is not started, with one other member and without peer threads."""
     replica = Replica(OWN, [], now=read_clocks(), rng=Random(1))
     replica.add_replica_from_view(PEER, read_clocks())
     replica.tick(read_clocks())
 
-    def failed(reason: str) -> None:
+    def on_fatal(reason: str) -> None:
         raise AssertionError(reason)
 
-    return Node(replica, Engine(replica.store), PeerClientSettings(), on_fatal=failed)
+    return Node(replica, Engine(replica.store), PeerClientSettings(), on_fatal=on_fatal)
 
 
-def sleeper(node: Node, sleeps_until_s: float) -> Any:
-    """Return a peer thread that is not started, as one that sleeps until ``sleeps_until_s``."""
+def sleeping_thread(node: Node, sleeps_until_s: float) -> Any:
+    """Return a peer thread of ``node`` that is not started and counts as sleeping until ``sleeps_until_s``."""
     peer_thread: Any = PeerThread(PEER, node._threads, node._context)
-    peer_thread.wakeup = Wakeup()
+    peer_thread.wakeup = FakeWakeup()
     peer_thread.sleeps_until_s = sleeps_until_s
     node._threads._by_address[PEER] = peer_thread
     return peer_thread
 
 
-def test_a_write_wakes_the_thread_that_would_sleep_too_long_once(node: Node) -> None:
+def test_a_write_wakes_a_thread_that_sleeps_too_long_once(node: Node) -> None:
     now_s = read_clocks().mono_s
-    peer_thread = sleeper(node, now_s + 60)
+    peer_thread = sleeping_thread(node, now_s + 60)
     node.engine.write(Change("x", b"1"), {})
     assert (peer_thread.wakeup.calls, peer_thread.sleeps_until_s) == (1, AWAKE)
     node.engine.write(Change("x", b"2"), {})
-    assert peer_thread.wakeup.calls == 1, "it has been told already"
+    assert peer_thread.wakeup.calls == 1, "it is woken already"
 
 
-def test_a_write_leaves_a_thread_alone_whose_next_exchange_comes_soon_enough(node: Node) -> None:
+def test_a_write_does_not_wake_a_thread_whose_next_exchange_is_not_due_earlier(node: Node) -> None:
     outgoing = node.replica.begin(PEER, read_clocks())
     assert outgoing is not None
-    peer_thread = sleeper(node, read_clocks().mono_s + 60)
+    peer_thread = sleeping_thread(node, read_clocks().mono_s + 60)
     node.engine.write(Change("x", b"1"), {})
-    assert peer_thread.wakeup.calls == 0, "an exchange is under way: what comes next is seen when it is over"
+    assert peer_thread.wakeup.calls == 0, "an exchange is in flight: the thread checks what is due after it"
     node.replica.failed(PEER, outgoing.serial, read_clocks())
     peer = node.replica.peers.find(PEER)
     assert peer is not None
     peer_thread.sleeps_until_s = peer.schedule.next_sync_s
     node.engine.write(Change("x", b"2"), {})
-    assert peer_thread.wakeup.calls == 0, "after a failure only the timer calls"
+    assert peer_thread.wakeup.calls == 0, "after a failure, only the timer sends the next exchange"
 
 
-def test_threads_are_looked_at_only_where_one_may_sleep_that_has_nothing_to_bring(node: Node) -> None:
-    looked: list[str] = []
+def test_a_write_checks_threads_only_if_one_fell_asleep_with_nothing_to_send(node: Node) -> None:
+    checked: list[str] = []
     due_at = node.replica.due_at
-    node.replica.due_at = lambda address, now: looked.append(address) or due_at(address, now)  # type: ignore[method-assign,func-returns-value]
-    peer_thread = sleeper(node, AWAKE)
+    node.replica.due_at = lambda address, now: checked.append(address) or due_at(address, now)  # type: ignore[method-assign,func-returns-value]
+    peer_thread = sleeping_thread(node, AWAKE)
     node.engine.write(Change("x", b"1"), {})
     peer_thread.sleeps_until_s = read_clocks().mono_s + 60
-    looked.clear()
+    checked.clear()
     node.engine.write(Change("x", b"2"), {})
-    assert not looked, "nobody has gone to sleep since"
+    assert not checked, "no thread has fallen asleep since"
 
     outgoing = node.replica.begin(PEER, read_clocks())
-    assert outgoing is not None, "both writes leave"
+    assert outgoing is not None, "it carries both writes"
     node.engine.write(Change("x", b"3"), {})
     node.replica.failed(PEER, outgoing.serial, read_clocks())
     peer_thread.turn()
-    looked.clear()
+    checked.clear()
     node.engine.write(Change("x", b"4"), {})
-    assert not looked, "the third write waits for its time, and the fourth with it"
+    assert not checked, "the third write waits for the timer, and the fourth with it"
 
     peer = node.replica.peers.find(PEER)
     assert peer is not None
     peer.acked.sent = 4
     peer_thread.turn()
-    looked.clear()
+    checked.clear()
     node.engine.write(Change("x", b"5"), {})
-    assert looked, "the thread has gone to sleep with nothing to bring"
+    assert checked, "the thread fell asleep with nothing to send"
 
 
-LATE_S = 0.02
+DELAY_S = 0.02
 
 
-class Alarm(Wakeup):
-    """Of a thread that nobody wakes, and that wakes late."""
+class LateTimer(FakeWakeup):
+    """The event of a thread that no other thread wakes, and that wakes ``DELAY_S`` too late."""
 
     def wait(self, timeout_s: float) -> bool:
-        time.sleep(timeout_s + LATE_S)
+        time.sleep(timeout_s + DELAY_S)
         return False
 
 
-@pytest.mark.parametrize(("wakeup", "late_s"), [(Alarm, LATE_S), (Wakeup, 0.0)])
-def test_how_late_threads_wake_paces_exchanges_and_those_that_are_woken_do_not_count(
-    node: Node, wakeup: type[Wakeup], late_s: float
+@pytest.mark.parametrize(("wakeup", "delay_s"), [(LateTimer, DELAY_S), (FakeWakeup, 0.0)])
+def test_the_wakeup_delay_counts_threads_that_wake_by_themselves(
+    node: Node, wakeup: type[FakeWakeup], delay_s: float
 ) -> None:
     node.replica.due_at = lambda address, now: now.mono_s + 0.001  # type: ignore[method-assign]
-    peer_thread = sleeper(node, AWAKE)
+    peer_thread = sleeping_thread(node, AWAKE)
     peer_thread.wakeup = wakeup()
     for _ in range(8):
         peer_thread.turn()
-    seen_s = node.replica.pacing.wakeup_delay_s(read_clocks().mono_s)
-    assert late_s <= seen_s <= 10 * late_s
+    measured_s = node.replica.pacing.wakeup_delay_s(read_clocks().mono_s)
+    assert delay_s <= measured_s <= 10 * delay_s

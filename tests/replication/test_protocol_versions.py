@@ -1,8 +1,8 @@
-"""Neighbouring versions of the protocol work together, and only they do (replication/messages.py, "Versions").
+"""Replicas of neighbouring protocol versions work together, and of no others (replication/messages.py, "Versions").
 
-A replica of another version is played by one of this version whose messages are rewritten on the wire: a later one adds
-fields everywhere and says a higher number; an earlier one leaves out what it would not know. What it *reads* is judged
-by its number alone.
+The tests simulate a replica of another version by one of this version whose messages are rewritten: a later version
+adds fields everywhere and has a higher number; an earlier version leaves out fields. When such a replica *decodes* a
+message, only its version number differs.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ from tests.support.wire import Wire, address, run
 Tree = dict[str, Any]
 Message = Exchange | SnapshotRequest | SnapshotPiece
 
-GOLDEN = Path(__file__).parent / "data" / "protocol-1.txt"
+RECORDED = Path(__file__).parent / "data" / "protocol-1.txt"
 
 
 # -- replicas of other versions ----------------------------------------------------------------------------------------
 
 
 def later(tree: Tree) -> Tree:
-    """Rewrite a message as a later version might send it: something new in every place that can grow."""
+    """Rewrite a message as a later version might send it: with new fields in every place that may get some."""
     tree = copy.deepcopy(tree) | {"invented": {"of": ["a", "later", "version"]}, "another": 1}
     for update in tree.get("updates", ()):
         update[4] = [[*write, *DEFAULTS[len(write) :], "new"] for write in update[4]]
         update.append({"new": True})
-    tree["items"] = [[key, [[*held, "new"] for held in versions]] for key, versions in tree.get("items", ())]
+    tree["items"] = [[key, [[*version, "new"] for version in versions]] for key, versions in tree.get("items", ())]
     for group in ("membership", "heard"):
         if tree.get(group):
             tree[group] = {name: [*entry, "new"] for name, entry in tree[group].items()}
@@ -71,11 +71,11 @@ def later(tree: Tree) -> Tree:
 
 
 DEFAULTS: list[Any] = ["key", None, [], None]
-"""A write's fields, to put new ones after the last."""
+"""The fields of a write; a new field comes after the last one."""
 
 
 def earlier(tree: Tree) -> Tree:
-    """Rewrite a message as an earlier version might send it: without what only speeds things up, or came late."""
+    """Rewrite a message as an earlier version might send it: without some fields that have a default."""
     return {
         name: value for name, value in tree.items() if name not in ("heard", "orphaned_pending", "want_all", "more")
     }
@@ -83,13 +83,13 @@ def earlier(tree: Tree) -> Tree:
 
 @dataclass
 class Dialect:
-    """How a replica speaks: its version, less ours, and what becomes of its messages on their way out."""
+    """The protocol version of a replica. ``ahead``: its version minus ours. ``rewrite``: applied to its messages."""
 
     ahead: int
     rewrite: Callable[[Tree], Tree]
 
-    def speak(self, message: Message) -> bytes:
-        """Return the bytes that a replica of this version would send."""
+    def encode(self, message: Message) -> bytes:
+        """Return the bytes that a replica of this version sends."""
         tree = self.rewrite(msgspec.msgpack.decode(encode(message)))
         if not isinstance(message, SnapshotPiece):
             tree["protocol"] = PROTOCOL + self.ahead
@@ -104,43 +104,48 @@ NEIGHBOURS = pytest.mark.parametrize("dialect", [LATER, EARLIER], ids=["later", 
 
 @dataclass
 class MixedWire(Wire):
-    """A wire between replicas of different versions; ``dialects``: of those that do not speak the present one."""
+    """A wire between replicas of different versions.
+
+    ``dialects``: name -> version, of the replicas that do not have the present one. ``rejections``: (sender, receiver)
+    -> error, of the messages that were rejected.
+    """
 
     dialects: dict[str, Dialect] = field(default_factory=dict)
-    refused: dict[tuple[str, str], str] = field(default_factory=dict)
+    rejections: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def answer(self, name: str, message: Exchange | SnapshotRequest) -> Exchange | SnapshotPiece | None:
-        """As Wire's; None as well where one does not understand the other."""
+        """Like ``Wire.answer``. Return None also if one side rejects the version of the other."""
         sender = message.sender.rpartition(":")[0]
-        body = self.dialect(sender).speak(message)
+        body = self.dialect(sender).encode(message)
         process, now = self[name], self.now(name)
         try:
             if isinstance(message, Exchange):
-                request = self.read(name, body, Exchange)
-                answered = self.dialect(name).speak(run(process.receive(request, now), now))
-                reply: Exchange | SnapshotPiece = self.read(sender, answered, Exchange)
+                exchange = self.decode(name, body, Exchange)
+                encoded = self.dialect(name).encode(run(process.receive(exchange, now), now))
+                reply: Exchange | SnapshotPiece = self.decode(sender, encoded, Exchange)
             else:
-                asked = self.read(name, body, SnapshotRequest)
-                reply = self.read(
-                    sender, self.dialect(name).speak(run(process.receive(asked, now), now)), SnapshotPiece
+                request = self.decode(name, body, SnapshotRequest)
+                reply = self.decode(
+                    sender, self.dialect(name).encode(run(process.receive(request, now), now)), SnapshotPiece
                 )
         except BadMessage as exc:
-            self.refused[sender, name] = str(exc)
+            self.rejections[sender, name] = str(exc)
             return None
         return reply
 
     def dialect(self, name: str) -> Dialect:
+        """Return the version of the replica ``name``."""
         return self.dialects.get(name, PRESENT)
 
-    def read(self, name: str, body: bytes, kind: type[Any]) -> Any:
-        """Decode as the version of ``name`` does: by its number."""
+    def decode(self, name: str, body: bytes, kind: type[Any]) -> Any:
+        """Decode a message as the version of ``name`` does."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(messages, "PROTOCOL", PROTOCOL + self.dialect(name).ahead)
             return decode(body, kind)
 
 
 def state(store: CausalStore) -> tuple[Any, ...]:
-    """Return all that a replica holds."""
+    """Return the data of a replica, its clocks, and the number of its pending updates."""
     return store.table.copy(), dict(store.clock), dict(store.delete_clock), len(store.pending)
 
 
@@ -148,7 +153,7 @@ def state(store: CausalStore) -> tuple[Any, ...]:
 
 
 @NEIGHBOURS
-def test_updates_of_all_kinds_go_both_ways_between_neighbouring_versions(dialect: Dialect) -> None:
+def test_neighbouring_versions_exchange_updates_of_all_kinds(dialect: Dialect) -> None:
     wire = MixedWire(dialects={"b": dialect})
     a, b = wire.cluster("a", "b")
     for here, there in (("a", "b"), ("b", "a")):
@@ -165,7 +170,7 @@ def test_updates_of_all_kinds_go_both_ways_between_neighbouring_versions(dialect
     wire.heal()
     wire.flow(3)
     assert state(a.store) == state(b.store)
-    assert not wire.refused
+    assert not wire.rejections
     assert sorted(wire.values("a", "both")) == [b"one", b"other"]
     assert [wire.values("b", f"a/{n}") for n in range(1, 6)] == [[b"replaced"], [b"2"], [b"3"], [b"4"], []]
     assert [wire.values("a", f"b/{n}") for n in range(1, 6)] == [[b"replaced"], [b"2"], [b"3"], [b"4"], []]
@@ -173,8 +178,8 @@ def test_updates_of_all_kinds_go_both_ways_between_neighbouring_versions(dialect
 
 @NEIGHBOURS
 @pytest.mark.parametrize("joiner", ["present", "other"])
-def test_one_that_comes_empty_takes_over_a_snapshot_from_a_neighbouring_version(dialect: Dialect, joiner: str) -> None:
-    """It is how a replica is upgraded: it starts empty among others that are of the version before it, or after."""
+def test_a_joiner_pulls_a_snapshot_from_a_neighbouring_version(dialect: Dialect, joiner: str) -> None:
+    """An upgraded replica starts empty among replicas of the version before, or of the next one."""
     wire = MixedWire(dialects={"b" if joiner == "other" else "a": dialect})
     a = wire.start("a")
     wire.flow(4)
@@ -182,17 +187,17 @@ def test_one_that_comes_empty_takes_over_a_snapshot_from_a_neighbouring_version(
         wire.put("a", f"key/{n % 150}", b"%d" % n)
     wire.put("a", "key/0", None)
     wire.flow(2)
-    assert a.store.log.count == 0  # Nobody else is in: so the joiner cannot be brought up from the log.
+    assert a.store.log.count == 0  # There is no other member, so the log is trimmed and the joiner needs a snapshot.
     b = wire.start("b", "a")
     wire.flow(3)
     assert b.state == "serving"
     assert any(event.kind == "snapshot" for event in b.event_log.events)
     assert state(a.store)[:3] == state(b.store)[:3]
-    assert not wire.refused
+    assert not wire.rejections
 
 
-def test_versions_that_are_two_apart_get_each_others_updates_through_one_between() -> None:
-    """As in the middle of an upgrade that skipped a version: nothing is lost, and nobody is misunderstood."""
+def test_versions_two_apart_get_each_others_updates_through_the_version_between() -> None:
+    """This happens during an upgrade that skips a version. Nothing is lost, and no message is misread."""
     wire = MixedWire(dialects={"old": EARLIER, "new": LATER})
     names = ("old", "mid", "new")
     for name in names:
@@ -204,20 +209,20 @@ def test_versions_that_are_two_apart_get_each_others_updates_through_one_between
     for name in names:
         assert wire.state(name) == "serving"
         assert (wire.values(name, "from/old"), wire.values(name, "from/new")) == ([b"1"], [b"2"])
-    assert wire.refused.keys() == {("old", "new"), ("new", "old")}
-    assert all("is not next to" in why for why in wire.refused.values())
+    assert wire.rejections.keys() == {("old", "new"), ("new", "old")}
+    assert all("is not next to" in error for error in wire.rejections.values())
 
 
-# -- strangers ---------------------------------------------------------------------------------------------------------
+# -- other versions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ahead", [-2, 2, 2**40])
-def test_a_message_of_a_version_two_away_is_refused_by_its_number_whatever_else_it_holds(ahead: int) -> None:
-    greeting = Exchange("r1:80@01", 1, 1, 0, {}, 0, "serving", protocol=PROTOCOL + ahead)
-    changed_beyond_recognition = {"sender": "r1:80@01", "protocol": PROTOCOL + ahead, "clock": "of another kind"}
+def test_a_message_of_a_version_two_away_is_rejected_by_its_number_whatever_it_contains(ahead: int) -> None:
+    exchange = Exchange("r1:80@01", 1, 1, 0, {}, 0, "serving", protocol=PROTOCOL + ahead)
+    with_another_form = {"sender": "r1:80@01", "protocol": PROTOCOL + ahead, "clock": "of another kind"}
     cases: list[tuple[Any, bytes]] = [
-        (Exchange, encode(greeting)),
-        (Exchange, msgspec.msgpack.encode(changed_beyond_recognition)),
+        (Exchange, encode(exchange)),
+        (Exchange, msgspec.msgpack.encode(with_another_form)),
         (SnapshotRequest, encode(SnapshotRequest("r1:80@01", protocol=PROTOCOL + ahead))),
     ]
     for kind, body in cases:
@@ -225,14 +230,14 @@ def test_a_message_of_a_version_two_away_is_refused_by_its_number_whatever_else_
             decode(body, kind)
 
 
-def test_what_is_no_message_at_all_is_not_taken_for_one_of_another_version() -> None:
+def test_arbitrary_bytes_are_not_reported_as_another_version() -> None:
     with pytest.raises(BadMessage, match="not a message of this protocol"):
         decode(b"\xc1", Exchange)
 
 
 @pytest.mark.parametrize("version", [PROTOCOL, PROTOCOL + 1, PROTOCOL + 5])
-def test_every_request_and_reply_of_a_later_version_says_so(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only version 1 is left out; else a replica would take any version for its own."""
+def test_every_exchange_and_snapshot_request_names_its_version(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only version 1 is left out. Otherwise a replica would take the message for one of its own version."""
     for module in (composer, snapshots):
         monkeypatch.setattr(module, "PROTOCOL", version)
     wire = Wire()
@@ -247,18 +252,18 @@ def test_every_request_and_reply_of_a_later_version_says_so(version: int, monkey
 
 @pytest.fixture
 def node() -> Node:
-    """A whole replica behind the views, not started: it does what a test lets it do."""
-    made = Replica("127.0.0.1:27210", [], now=read_clocks(), rng=Random(1))
-    return Node(made, Engine(made.store), PeerClientSettings(), on_fatal=pytest.fail)
+    """Return a node that is not started: it sends nothing by itself."""
+    replica = Replica("127.0.0.1:27210", [], now=read_clocks(), rng=Random(1))
+    return Node(replica, Engine(replica.store), PeerClientSettings(), on_fatal=pytest.fail)
 
 
-def test_a_replica_two_versions_away_gets_a_400_changes_nothing_and_is_told_of(
+def test_a_message_of_a_version_two_away_gets_a_400_changes_nothing_and_is_logged_once(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = node.replica
-    made.store.put(Change("key", b"1"), {}, read_clocks())
-    before = state(made.store), dict(made.membership.table.entries), made.targets(read_clocks())
-    stranger = encode(
+    replica = node.replica
+    replica.store.put(Change("key", b"1"), {}, read_clocks())
+    before = state(replica.store), dict(replica.membership.table.entries), replica.targets(read_clocks())
+    exchange = encode(
         Exchange(
             "127.0.0.1:27211@0000000000000007",
             1,
@@ -273,31 +278,31 @@ def test_a_replica_two_versions_away_gets_a_400_changes_nothing_and_is_told_of(
         )
     )
     pull = encode(SnapshotRequest("127.0.0.1:27211@0000000000000007", protocol=PROTOCOL + 2))
-    api = Api(made.store, engine=node.engine, node=node)
+    api = Api(replica.store, engine=node.engine, node=node)
     client = api._client
     with caplog.at_level(logging.WARNING, "causeway"):
-        for path, body in [("exchange", stranger), ("snapshot", pull)] * 3:
-            answer = client.generic("POST", f"/replication/{path}", body, "application/msgpack")
-            assert answer.status_code == 400
-            said = answer.json()["error"]
-            assert said == f"127.0.0.1:27211@0000000000000007 speaks protocol 3, which is not next to {PROTOCOL}"
-    assert (state(made.store), dict(made.membership.table.entries), made.targets(read_clocks())) == before
-    assert made.store.hybrid_clock.lead_us < 10**6
-    told = [record.getMessage() for record in caplog.records if record.name == "causeway.replication"]
-    assert told == [f"rejected a message: {said}"]  # once, not at each attempt
+        for path, body in [("exchange", exchange), ("snapshot", pull)] * 3:
+            response = client.generic("POST", f"/replication/{path}", body, "application/msgpack")
+            assert response.status_code == 400
+            error = response.json()["error"]
+            assert error == f"127.0.0.1:27211@0000000000000007 speaks protocol 3, which is not next to {PROTOCOL}"
+    assert (state(replica.store), dict(replica.membership.table.entries), replica.targets(read_clocks())) == before
+    assert replica.store.hybrid_clock.lead_us < 10**6
+    logged = [record.getMessage() for record in caplog.records if record.name == "causeway.replication"]
+    assert logged == [f"rejected a message: {error}"]  # Once, not at each attempt.
     assert node.inspector.status()["throughput"]["messages_refused"] == 6
     assert registry_of(api.context).get_sample_value("causeway_messages_refused_total") == 6
 
 
-@pytest.mark.parametrize("answers", ["400", "a later version"])
-def test_one_that_calls_a_replica_two_versions_away_says_so_once_and_goes_on(
-    node: Node, answers: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("reply", ["400", "a later version"])
+def test_a_peer_of_a_version_two_away_is_logged_once_and_still_exchanged_with(
+    node: Node, reply: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reply = encode(Exchange("peer:1@02", 1, 1, 0, {}, 0, "serving", protocol=PROTOCOL + 2))
+    later_message = encode(Exchange("peer:1@02", 1, 1, 0, {}, 0, "serving", protocol=PROTOCOL + 2))
 
     class Peer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            status, body = (400, b'{"error":"speaks another"}') if answers == "400" else (200, reply)
+            status, body = (400, b'{"error":"another version"}') if reply == "400" else (200, later_message)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -323,16 +328,16 @@ def test_one_that_calls_a_replica_two_versions_away_says_so_once_and_goes_on(
         server.shutdown()
         server.server_close()
         transport.close()
-    told = [record.getMessage() for record in caplog.records]
+    logged = [record.getMessage() for record in caplog.records]
     expected = {
-        "400": f'no exchange: {at} rejects our message: 400 \'{{"error":"speaks another"}}\'',
+        "400": f'no exchange: {at} rejects our message: 400 \'{{"error":"another version"}}\'',
         "a later version": f"no exchange with {at}: peer:1@02 speaks protocol 3, which is not next to {PROTOCOL}",
     }
-    assert told == [expected[answers]]
+    assert logged == [expected[reply]]
     assert node.inspector.status()["throughput"]["exchange_failures"] == 3
 
 
-# -- messages as they were sent ----------------------------------------------------------------------------------------
+# -- recorded messages -------------------------------------------------------------------------------------------------
 
 R1, R2, OLD = "r1.example:8090@3440c43b9e1c2a55", "10.0.0.2:8090@3440c43b9e2d1b66", "r1.example:8090@3440c43b00000001"
 CLOCK = {R1: 7, R2: 3}
@@ -352,8 +357,8 @@ VERSIONS = (
     Version(b"0", R1, 4, 1_795_393_368_079_399, {}, 1_795_393_999_000_000),
 )
 
-SENT: dict[str, Message] = {
-    "exchange with all that there is": Exchange(
+MEANING: dict[str, Message] = {
+    "exchange with all fields": Exchange(
         R1,
         1234,
         1_795_393_368_082_200,
@@ -374,10 +379,10 @@ SENT: dict[str, Message] = {
         more=True,
         accepted=False,
     ),
-    "exchange with nothing to tell": Exchange(R2, 1, 0, 0, {}, 0, "joining"),
-    "snapshot request, the first": SnapshotRequest(R2),
-    "snapshot request, the third": SnapshotRequest(R2, f"{R1}/12"[-64:], 2),
-    "snapshot piece, the first": SnapshotPiece(
+    "exchange without optional fields": Exchange(R2, 1, 0, 0, {}, 0, "joining"),
+    "first snapshot request": SnapshotRequest(R2),
+    "third snapshot request": SnapshotRequest(R2, f"{R1}/12"[-64:], 2),
+    "first snapshot piece": SnapshotPiece(
         R1,
         f"{R1}/12"[-64:],
         0,
@@ -388,37 +393,37 @@ SENT: dict[str, Message] = {
         markers=[MarkerForm(R1, 7, {OLD: 42})],
         items=[("both", VERSIONS), ("b", (Version(b"[1.5,null]", R1, 6, 1, {R2: 3}, 1_795_393_999_000_000),))],
     ),
-    "snapshot piece, the last": SnapshotPiece(R1, f"{R1}/12"[-64:], 2, last=True, items=[("z", VERSIONS[1:])]),
+    "last snapshot piece": SnapshotPiece(R1, f"{R1}/12"[-64:], 2, last=True, items=[("z", VERSIONS[1:])]),
 }
-"""What the recorded messages say, by their names in the file."""
+"""Name in the file -> the message that its bytes stand for."""
 
 
 def recorded() -> dict[str, bytes]:
-    """Return the messages that were recorded when version 1 was the present one: a name, and hex beneath it."""
-    found: dict[str, bytes] = {}
-    for block in GOLDEN.read_text().split("\n\n"):
+    """Return the messages that were recorded from version 1: name -> bytes."""
+    bodies: dict[str, bytes] = {}
+    for block in RECORDED.read_text().split("\n\n"):
         lines = [line for line in block.splitlines() if not line.startswith("#")]
         if lines:
-            found[lines[0]] = bytes.fromhex("".join(lines[1:]))
-    return found
+            bodies[lines[0]] = bytes.fromhex("".join(lines[1:]))
+    return bodies
 
 
-@pytest.mark.parametrize("name", SENT)
-def test_messages_of_version_1_are_read_as_they_were_meant(name: str) -> None:
-    """For as long as version 1 is a neighbour. When it is none any more, this part and the file may go."""
-    assert PROTOCOL <= 2, "version 1 is no neighbour any more: remove what was recorded of it"
-    meant = SENT[name]
-    kind: Any = type(meant)
-    read = decode(recorded()[name], kind)
-    assert read == meant
-    if isinstance(meant, Exchange):
-        assert read.updates == (UPDATES if meant.batch else [])
-    assert read.protocol == 1 if not isinstance(meant, SnapshotPiece) else True
+@pytest.mark.parametrize("name", MEANING)
+def test_recorded_messages_of_version_1_decode_to_their_meaning(name: str) -> None:
+    """It holds while version 1 is a neighbour. After that, this part and the file can be removed."""
+    assert PROTOCOL <= 2, "version 1 is no neighbour any more: remove its recorded messages"
+    expected = MEANING[name]
+    kind: Any = type(expected)
+    decoded = decode(recorded()[name], kind)
+    assert decoded == expected
+    if isinstance(expected, Exchange):
+        assert decoded.updates == (UPDATES if expected.batch else [])
+    assert decoded.protocol == 1 if not isinstance(expected, SnapshotPiece) else True
 
 
-def test_version_1_is_still_sent_as_it_was_recorded() -> None:
-    """What changes on the wire is a new version; in what order fields go is nobody's business."""
-    assert recorded().keys() == SENT.keys()
+def test_messages_of_version_1_encode_as_recorded() -> None:
+    """A change of the wire form needs a new version. The order of fields does not matter."""
+    assert recorded().keys() == MEANING.keys()
     if PROTOCOL == 1:
         for name, body in recorded().items():
-            assert msgspec.msgpack.decode(encode(SENT[name])) == msgspec.msgpack.decode(body), name
+            assert msgspec.msgpack.decode(encode(MEANING[name])) == msgspec.msgpack.decode(body), name
