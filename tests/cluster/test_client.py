@@ -225,16 +225,21 @@ def test_clients_notice_no_crash_of_replicas_in_turn(tmp_path: Path) -> None:
             except BaseException as exc:  # noqa: BLE001  (checked below)
                 failures.append(exc)
 
+        def wait_for_progress() -> None:
+            """Wait until each client has made three more rounds, or one has failed."""
+            goals = {number: count + 3 for number, count in counts.items()}
+            wait_until(lambda: failures or all(counts[n] >= goal for n, goal in goals.items()), timeout_s=30)
+
         threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
         for thread in threads:
             thread.start()
         for victim in (1, 2, 0, 1):
-            time.sleep(0.5)
+            wait_for_progress()
             cluster.kill(victim)
-            time.sleep(0.5)
+            wait_for_progress()
             cluster.start_one(victim)
             cluster.wait_ready()
-        time.sleep(0.5)
+        wait_for_progress()
         stop.set()
         for thread in threads:
             thread.join()
