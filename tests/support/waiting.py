@@ -45,7 +45,7 @@ def wait_until(
 def assert_stays(condition: Callable[[], object], *, for_s: float, every_s: float = 0.1) -> None:
     """Fail unless ``condition`` is true all the time for ``for_s`` seconds.
 
-    For promises that something does not happen: nothing else can be waited for.
+    Use it for promises that something does not happen: then there is no condition to wait for.
     """
     end_s = time.monotonic() + for_s
     while time.monotonic() < end_s:

@@ -1,6 +1,8 @@
-"""Run a command that makes network namespaces, as root or as an ordinary user: see tools/netns/user_namespace.py.
+"""Run a command that makes network namespaces, as root or as an ordinary user.
 
-python -m tools.netns COMMAND [ARGUMENT ...]
+    python -m tools.netns COMMAND [ARGUMENT ...]
+
+user_namespace.py describes how.
 """
 
 from __future__ import annotations
