@@ -12,7 +12,7 @@ import pytest
 
 from store.errors import DependenciesMissing
 from tests.replication import test_discovery
-from tests.replication.protocol import test_joining, test_lost_past, test_marking, test_snapshots
+from tests.replication.protocol import test_joining, test_loss, test_markers, test_snapshots
 from tests.support.wire import Wire, write
 from tests.tools.simulation.mutants import DIRECTED, MUTANTS
 
@@ -54,17 +54,13 @@ def a_client_that_read_an_absence_never_reads_the_deleted_version(wire: Wire) ->
 
 
 DIRECTED_TESTS: dict[str, DirectedTest] = {
-    "omit_retired_entries_from_markers": test_marking.test_a_dot_that_no_marker_covers_stays_in_the_metadata,
-    "use_marker_before_all_have_it": test_marking.test_a_marker_is_used_only_once_every_member_has_it,
-    "declare_lost_without_down_members": (
-        test_lost_past.test_rule_2_a_down_member_may_have_the_update_until_it_is_removed
-    ),
-    "declare_lost_from_old_reports": (test_lost_past.test_rule_2_reports_older_than_the_query_do_not_count),
-    "declare_lost_under_another_table": (
-        test_lost_past.test_rule_2_reports_under_another_membership_table_do_not_count
-    ),
+    "omit_retired_entries_from_markers": test_markers.test_a_dot_that_no_marker_covers_stays_in_the_metadata,
+    "use_marker_before_all_have_it": test_markers.test_a_marker_is_used_only_once_every_member_has_it,
+    "declare_lost_without_down_members": (test_loss.test_rule_2_a_down_member_may_have_the_update_until_it_is_removed),
+    "declare_lost_from_old_reports": (test_loss.test_rule_2_reports_older_than_the_query_do_not_count),
+    "declare_lost_under_another_table": (test_loss.test_rule_2_reports_under_another_membership_table_do_not_count),
     "declare_lost_what_a_member_has": an_update_that_a_member_reports_is_not_lost,
-    "keep_pending_on_lost_updates": (test_lost_past.test_a_pending_update_that_waits_for_a_lost_one_is_dropped),
+    "keep_pending_on_lost_updates": (test_loss.test_a_pending_update_that_waits_for_a_lost_one_is_dropped),
     "omit_random_bits_of_incarnations": (
         lambda wire: test_joining.test_processes_that_start_in_the_same_millisecond_have_different_incarnations()
     ),
@@ -72,14 +68,14 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "ignore_discovery": (test_discovery.test_an_undiscovered_replica_declares_no_update_unrecoverable),
     "serve_alone_after_one_lookup": (test_discovery.test_a_joiner_that_discovers_itself_first_still_waits_for_others),
     "ignore_late_lookups": (test_discovery.test_a_joiner_that_discovers_others_late_still_waits_for_their_replies),
-    "ignore_removed_holders": (test_lost_past.test_rule_2_a_removed_replica_may_still_hand_over_its_own_updates),
+    "ignore_removed_holders": (test_loss.test_rule_2_a_removed_replica_may_still_hand_over_its_own_updates),
     "declare_lost_from_reports_before_silence": (
-        test_lost_past.test_rule_2_reports_older_than_the_silence_of_removed_replicas_do_not_count
+        test_loss.test_rule_2_reports_older_than_the_silence_of_removed_replicas_do_not_count
     ),
     "declare_lost_while_applying": (
-        test_lost_past.test_rule_4_updates_of_a_message_that_is_applied_in_chunks_count_as_pending
+        test_loss.test_rule_4_updates_of_a_message_that_is_applied_in_chunks_count_as_pending
     ),
-    "hide_heartbeats_of_removed_replicas": (test_lost_past.test_rule_2_members_report_heartbeats_of_a_removed_replica),
+    "hide_heartbeats_of_removed_replicas": (test_loss.test_rule_2_members_report_heartbeats_of_a_removed_replica),
     "ignore_late_members": test_joining.test_a_joiner_waits_for_a_member_that_a_late_reply_names,
     "serve_at_once_when_added_back": (
         test_snapshots.test_a_replica_that_is_added_back_serves_no_client_before_it_has_caught_up
