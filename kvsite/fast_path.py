@@ -95,5 +95,9 @@ class FastPath:
 
 
 def _send(response: HttpResponse, start_response: StartResponse) -> list[bytes]:
+    """Send a complete response of Django. ``close`` sends the signal ``request_finished``."""
     start_response(f"{response.status_code} {response.reason_phrase}", list(response.items()))
-    return [response.content]
+    try:
+        return [response.content]
+    finally:
+        response.close()

@@ -56,12 +56,8 @@ class ApiView(APIView):
     def __init_subclass__(cls) -> None:
         """Find the handlers. HEAD is served by ``get``; the server drops the body."""
         super().__init_subclass__()
-        handlers = {name.upper(): name for name in cls.http_method_names if hasattr(cls, name)}
-        if "GET" in handlers:
-            handlers["HEAD"] = "get"
-        cls._handlers = {
-            name.upper(): handlers[name.upper()] for name in cls.http_method_names if name.upper() in handlers
-        }
+        handlers = {name: "get" if name == "head" else name for name in cls.http_method_names}
+        cls._handlers = {name.upper(): handler for name, handler in handlers.items() if hasattr(cls, handler)}
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """Serve a request of Django's handler. The server uses the fast path, which calls ``respond`` directly."""

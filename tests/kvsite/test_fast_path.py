@@ -351,19 +351,25 @@ def test_the_request_is_as_django_makes_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("signal", [request_started, request_finished])
-def test_receivers_of_django_signals_are_called(signal: Signal) -> None:
-    called: list[Any] = []
+@pytest.mark.parametrize("fails", [False, True])
+def test_receivers_of_django_signals_are_called(signal: Signal, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
 
-    def receive(**named: Any) -> None:
-        called.append(named["sender"])
+    def receive(**_: Any) -> None:
+        calls.append(1)
 
+    def respond(*_: Any) -> None:
+        raise LookupError("outside of a handler")
+
+    if fails:
+        monkeypatch.setattr(KeyView, "respond", respond)
     signal.connect(receive)
     try:
-        entry = both()[1](Engine(make_store()))
-        b"".join(entry(environ_of(Case()), lambda *_: None))
+        edge = both()[1](Engine(make_store()))
+        b"".join(edge(environ_of(Case()), lambda *_: None))
     finally:
         signal.disconnect(receive)
-    assert called == [FastPath]
+    assert calls == [1]
 
 
 def test_idle_signal_receivers_are_disconnected() -> None:
