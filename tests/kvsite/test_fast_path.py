@@ -144,6 +144,10 @@ class FakeNode:
     ready = True
     not_ready_reason = ""
 
+    @property
+    def inspector(self) -> FakeNode:
+        return self
+
     def view(self) -> list[str]:
         return ["127.0.0.1:9"]
 

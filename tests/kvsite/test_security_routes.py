@@ -110,6 +110,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.reached: list[str] = []
+        self.inspector = self
 
     def __getattr__(self, name: str) -> Any:
         def called(*args: Any, **options: Any) -> Any:
