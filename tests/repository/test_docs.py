@@ -267,6 +267,17 @@ def test_pages_cite_documents_of_this_repository_only(page: Path) -> None:
     assert re.findall(r"\bSPEC\b|\bDESIGN\b|\.\./shared", page.read_text("utf-8")) == []
 
 
+def test_code_cites_documents_of_this_repository_only() -> None:
+    suffixes = {".py", ".txt", ".toml", ".yaml", ".html", ".lua", ".css", ".js"}
+    files = [*ROOT.glob("*.*"), *(path for top in TOP for path in (ROOT / top).rglob("*"))]
+    citing = [
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        if path.suffix in suffixes and re.search(r"\b(?:SPEC|DESIGN) [P0-9]", path.read_text("utf-8"))
+    ]
+    assert citing == []
+
+
 # -- glossary and decisions ------------------------------------------------------------------------------------------
 
 TERMS: Final = """
