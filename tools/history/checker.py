@@ -10,14 +10,18 @@ Rules of the pass
 * For each read, the last write of its key per chain within the vector is compared with the write that the read returns.
   It is *missed* if the read is absent; it makes the read *stale* if it causally follows the returned write; it is a
   *conflict* if it is concurrent to the returned write: then the returned write must be later in the arbitration order.
+* The last write is enough because it replaced the earlier writes of its chain. In exact mode the records can contradict
+  this: a write may replace only a part of what precedes it. An earlier write that it left is *uncovered*. If there are
+  uncovered writes, the pass is repeated, and each read is compared with them too.
 * A delete that is visited later can still excuse an absent read or a conflict, so these are resolved after the pass.
-* A second pass adds the order of conflicts to the causal order. If it stops, there is a cycle: CyclicCF.
+* A last pass adds the order of conflicts to the causal order. If it stops, there is a cycle: CyclicCF.
 
 The patterns are those of Bouajjani et al., POPL 2017; the package's docstring lists them with their assumptions.
 """
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 from tools.history.cycles import Conflicts, CycleFinder
 from tools.history.index import ABSENT, THIN_AIR, Index
@@ -50,6 +54,7 @@ def check(
     Raises ``HistoryError`` if two operations write the same value to a key, share an id, or follow an unknown id.
     """
     spare = min(8, sum(operation.status == "unknown" for operation in operations))
+    uncovered: dict[str, list[int]] = {}
     while True:
         checker = _Checker(
             operations,
@@ -58,13 +63,20 @@ def check(
             served_in_order=served_in_order,
             limit=limit,
             spare=spare,
+            uncovered=uncovered,
         )
         try:
-            return checker.run()
+            report = checker.run()
         except _OutOfChainsError:
             # All vectors have the same length, but the number of chains for unknown writes is known only during the
             # pass. Doubling keeps the total work within twice that of the last attempt.
             spare *= 2
+            continue
+        if not exact or uncovered:
+            return report
+        uncovered = checker.find_uncovered()
+        if not uncovered:
+            return report
 
 
 class _OutOfChainsError(Exception):
@@ -83,6 +95,7 @@ class _Checker:
         served_in_order: bool,
         limit: int,
         spare: int,
+        uncovered: dict[str, list[int]],
     ) -> None:
         count = len(operations)
         self.operations = operations
@@ -90,6 +103,8 @@ class _Checker:
         self.exact = exact
         self.served_in_order = served_in_order
         self.spare = spare
+        # Key -> the writes that ``find_uncovered`` returned after an earlier pass; empty in the first pass.
+        self.uncovered = uncovered
         self.findings = Findings(operations, limit)
         self.report = self.findings.report
         self.index = Index(operations, self.findings, exact=exact, served_in_order=served_in_order)
@@ -110,6 +125,8 @@ class _Checker:
         self.conflicts: Conflicts = {}
         # Exact mode: (key, write) whose version a visited removal removed, through visited replacements.
         self.removed: set[tuple[str, int]] = set()
+        # Exact mode: visited write -> how many writes were visited before it.
+        self.visits: dict[int, int] = {}
 
     def run(self) -> Report:
         """Check the whole history."""
@@ -221,6 +238,8 @@ class _Checker:
         at = self.chain[number]
         position = self.position[number]
         lost = operation.status == "lost"
+        if self.exact:
+            self.visits[number] = len(self.visits)
         for key, value in operation.writes:
             if value is None or operation.expiring:
                 self.last_removal[key] = number
@@ -294,6 +313,15 @@ class _Checker:
                         self._report_stale(number, key, source, other)
                 elif implies_order and past[at] < position[other]:
                     concurrent.append(other)
+            for other in self.uncovered.get(key, ()):
+                at = chain[other]
+                # A transaction takes its reads before its writes.
+                if visible[at] < position[other] or other == number:
+                    continue
+                if source < 0:
+                    self._add_absence(number, key, other)
+                elif past[at] < position[other]:
+                    concurrent.append(other)
             if source >= 0 and implies_order:
                 for other in concurrent:
                     self._add_conflict(number, key, other, source)
@@ -334,6 +362,51 @@ class _Checker:
             self.open_conflicts.append((number, key, earlier, later))
 
     # -- after the pass --------------------------------------------------------------------------------
+
+    def find_uncovered(self) -> dict[str, list[int]]:
+        """Exact mode, after the pass: return key -> writes that the next write of their chain does not cover.
+
+        A write covers an earlier one if it replaced it, directly or by a chain of replacements, or if such a chain ends
+        in a removal. A read that may miss the covering write may then miss the earlier one too. A correct store has no
+        uncovered writes. With ``served_in_order``, some covered writes are returned too; this costs time only.
+        """
+        uncovered: dict[str, list[int]] = {}
+        for key, by_chain in self.writes.items():
+            for _, numbers in by_chain.values():
+                for number, following in pairwise(numbers):
+                    operation = self.operations[number]
+                    if operation.expiring or (key, None) in operation.writes:
+                        continue
+                    if not self._is_covered(number, key, following):
+                        uncovered.setdefault(key, []).append(number)
+        return uncovered
+
+    def _is_covered(self, write: int, key: str, following: int) -> bool:
+        """Return whether a chain of replacements leads from the write to ``following`` or to a removal.
+
+        A link of the chain does not count if a read of ``following`` can causally precede it: it came too late.
+        """
+        unvisited, visited = [write], {write}
+        while unvisited:
+            update = self.operations[unvisited.pop()].update
+            for number in self.index.replacers.get((key, update), ()) if update is not None else ():
+                if number == following:
+                    return True
+                if number in visited or number not in self.visits or not self._is_before(number, following):
+                    continue
+                operation = self.operations[number]
+                if operation.expiring or (key, None) in operation.writes:
+                    return True
+                visited.add(number)
+                unvisited.append(number)
+        return False
+
+    def _is_before(self, link: int, following: int) -> bool:
+        """Return whether each read for which ``following`` is visible is certain not to precede ``link``."""
+        if self.visits[link] < self.visits[following]:
+            return True
+        # With ``served_in_order``, a write can be visible for a read without being in the vectors of what follows it.
+        return not self.served_in_order and not self._precedes(following, link)
 
     def _precedes(self, a: int, b: int) -> bool:
         """Return whether operation a is in the causal past of b. Writes and handed-over operations b only."""
