@@ -100,7 +100,7 @@ class Api:
     def use(self, **parts: Any) -> None:
         """Replace parts of the context for all further requests."""
         self.context = replace(self.context, **parts)
-        self.served_by = Edge(FastPath(_django()), self.context, None)
+        self._application = Edge(FastPath(_django()), self.context, None)
         self._client.defaults[CONTEXT] = self.context  # type: ignore[assignment]  # environ may hold any object
 
     def ask(
@@ -123,7 +123,7 @@ class Api:
         environ = RequestFactory().generic(*options, headers=headers or {}, **extra).environ
         environ["PATH_INFO"] = unquote_to_bytes(path.partition("?")[0]).decode("latin-1")
         started: list[Any] = []
-        content = b"".join(self.served_by(environ, lambda *args: started.extend(args)))
+        content = b"".join(self._application(environ, lambda *args: started.extend(args)))
         return _answer(int(started[0][:3]), dict(started[1]), b"" if method == "HEAD" else content)
 
     def get(self, path: str, past: Any = None, **options: Any) -> Answer:
@@ -140,7 +140,9 @@ class Api:
         store = self.store
         return dict(store.clock), dict(store.delete_clock), store.table.copy(), store.clock_changes
 
-    def hear(self, key: str, value: bytes | None, *, counter: int = 1, deps: dict[str, int] | None = None) -> None:
+    def receive_update(
+        self, key: str, value: bytes | None, *, counter: int = 1, deps: dict[str, int] | None = None
+    ) -> None:
         """Receive an update of a peer with the dependencies ``deps``; its timestamp is above all others."""
         update = Update(PEER_ID, counter, 2**61 + counter, deps or {}, (Write(key, value),))
         self.store.receive([update], self.store_now())

@@ -197,7 +197,7 @@ def test_wait_defers_a_request_until_its_past_arrives(api: Api) -> None:
     reading.start()
     wait_until(lambda: engine.deferred)
     with engine.lock:
-        api.hear("a", b'"of a peer"')
+        api.receive_update("a", b'"of a peer"')
         engine.wake()
     reading.join(10)
     assert results[0].body["value"] == "of a peer"
@@ -229,8 +229,8 @@ def test_lost_updates_are_reported(api: Api) -> None:
             return 1
 
     api.use(engine=Engine(api.store, LossyReplication()))
-    api.hear("a", b"1")
-    api.hear("b", b"2", counter=2)
+    api.receive_update("a", b"1")
+    api.receive_update("b", b"2", counter=2)
     answer = api.get("/kvs/a?wait=1", {PEER_ID: 9})
     assert list(answer.body) == ["result", "value", "causal-metadata", "lost"]
     assert answer.body["lost"] == {PEER_ID: [3, 9]}
@@ -358,7 +358,7 @@ def test_an_ack_wait_blocks_no_other_request_and_ends_when_the_gate_closes(api: 
 def test_conflicts_are_counted_and_siblings_returned(api: Api) -> None:
     api.put("/kvs/a", {"mine": 1})
     assert "conflicts" not in api.get("/kvs/a").body
-    api.hear("a", b'"theirs"')
+    api.receive_update("a", b'"theirs"')
     plain = api.get("/kvs/a")
     assert list(plain.body) == ["result", "value", "causal-metadata", "conflicts"]
     assert (plain.body["value"], plain.body["conflicts"]) == ("theirs", 2)
