@@ -234,6 +234,17 @@ def test_a_reply_skips_updates_that_are_in_flight_to_the_peer(wire: Wire) -> Non
     assert wire.exchange("r2", "r1")[1].updates == [update]
 
 
+def test_a_reply_carries_updates_that_are_in_flight_in_a_retried_request(wire: Wire) -> None:
+    """The last request failed, so this one may fail too."""
+    wire.cluster("r1", "r2")
+    update = wire.issue("r1", "x", b"1")
+    wire.round_trip("r1", "r2", lose="request")
+    retry = wire.begin("r1", "r2")
+    assert isinstance(retry.message, Exchange)
+    assert retry.message.updates == [update]
+    assert wire.exchange("r2", "r1")[1].updates == [update]
+
+
 def test_at_most_one_exchange_is_in_flight_to_a_peer(wire: Wire) -> None:
     r1, _ = wire.cluster("r1", "r2")
     outgoing = wire.begin("r1", "r2")

@@ -8,7 +8,7 @@ import pytest
 
 from replication.errors import DuplicateAddress
 from replication.messages import Exchange
-from replication.recovery import CATCHING_UP
+from replication.recovery import CATCHING_UP, UNANSWERED_TIMES
 from replication.replica import Replica
 from replication.settings import ReplicationSettings
 from store.clock import incarnation_of
@@ -118,6 +118,22 @@ def test_reported_heartbeats_of_a_predecessor_do_not_stop_a_new_process(wire: Wi
     wire.flow(8.0)
     assert not wire.stopped
     assert wire.state("r3") == "serving"
+
+
+def test_a_late_report_of_a_predecessor_does_not_stop_a_new_process(wire: Wire) -> None:
+    """When the message arrives, the reported heartbeat seems to be younger than the new process."""
+    start_three(wire)
+    wire.flow(2.0)
+    wire.exchange("r3", "r1")
+    wire.tick(0.6)
+    late = wire.begin("r1", "r3").message
+    assert isinstance(late, Exchange)
+    assert wire["r3"].id in late.heard
+    wire.crash("r3")
+    wire.start("r3", "r1", skew_s=-3600.0)
+    wire.tick(1.0)
+    assert wire.answer("r3", late) is not None
+    assert not wire.stopped
 
 
 def test_a_late_message_of_a_former_incarnation_does_not_count_for_the_new_one(wire: Wire) -> None:
@@ -255,6 +271,26 @@ def test_a_joiner_does_not_wait_for_a_superseded_incarnation(wire: Wire) -> None
     wire.start("r1", "r2")
     wire.flow(1.2)
     assert (wire.state("r2"), wire.state("r1")) == ("serving", "serving")
+
+
+def test_a_joiner_does_not_wait_for_a_superseded_incarnation_whose_successor_it_cannot_reach(wire: Wire) -> None:
+    crash_the_sender_during_a_join(wire)
+    wire.cuts.add(("r2", "r1"))
+    wire.start("r1", "r2")
+    wire.round_trip("r1", "r2")
+    wire.tick(0.1)
+    assert wire.state("r2") == "serving"
+
+
+def test_a_joiner_waits_longer_for_a_member_that_only_its_peers_can_reach(wire: Wire) -> None:
+    """The member may only be slow, so it gets ``UNANSWERED_TIMES`` as long."""
+    wire.cluster("r1", "r2")
+    wire.start("r3", "r1")
+    wire.cut("r2", "r3")
+    wire.flow(UNANSWERED_TIMES * wire["r3"].membership.silent_after_s - 0.5)
+    assert wire.state("r3") == "joining"
+    wire.flow(1.0)
+    assert wire.state("r3") == "serving"
 
 
 def test_replicas_that_all_restart_at_once_serve(wire: Wire) -> None:

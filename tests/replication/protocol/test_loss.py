@@ -54,6 +54,27 @@ def test_an_entry_that_is_no_replica_id_is_never_lost(wire: Wire) -> None:
     assert r1.loss.unrecoverable({"nonsense": 3}, token) == {}
 
 
+def test_rule_1_an_unknown_address_may_be_a_live_replica(wire: Wire) -> None:
+    r1, _, _ = start_three(wire)
+    unknown = {"r9:80@0000000000000001": 1}
+    token = r1.loss.ask(unknown)
+    wire.flow(5.0)
+    assert r1.loss.unrecoverable(unknown, token) == {}
+
+
+def test_rule_1_a_higher_incarnation_of_a_removed_address_may_be_alive(wire: Wire) -> None:
+    r1, _, r3 = start_three(wire)
+    past = {r3.id: 1}
+    later = {address("r3") + "@" + "7" * 16: 1}
+    wire.crash("r3")
+    r1.remove_replica_from_view(address("r3"), wire.now("r1"))
+    wire.flow(5.0)
+    token = r1.loss.ask({**past, **later})
+    wire.flow(2.0)
+    assert r1.loss.unrecoverable(past, token) == {r3.id: (1, 1)}
+    assert r1.loss.unrecoverable(later, token) == {}
+
+
 def test_rule_1_the_present_incarnation_of_a_member_may_return_with_the_update(wire: Wire) -> None:
     start_three(wire)
     wire.isolate("r3")
@@ -231,6 +252,22 @@ def test_rule_2_reports_of_an_earlier_incarnation_do_not_count(wire: Wire) -> No
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
 
 
+def test_rule_2_a_seed_that_never_answered_may_have_the_update_until_it_is_removed(wire: Wire) -> None:
+    wire.start("r2")
+    wire.crash("r2")
+    r1 = wire.start("r1", "r2", "r9")
+    wire.start("r2", "r1")
+    wire.flow(5.0)
+    assert wire.state("r1") == "serving"
+    past = {address("r2") + "@0000000000000001": 1}
+    token = r1.loss.ask(past)
+    wire.flow(2.0)
+    assert r1.loss.unrecoverable(past, token) == {}
+    r1.remove_replica_from_view(address("r9"), wire.now("r1"))
+    wire.flow(5.0)
+    assert r1.loss.unrecoverable(past, token) == {address("r2") + "@0000000000000001": (1, 1)}
+
+
 def test_rule_3_an_update_that_a_member_has_is_not_lost(wire: Wire) -> None:
     start_three(wire)
     wire.cut("r1", "r3")
@@ -330,10 +367,10 @@ def test_rule_4_updates_of_a_message_that_is_applied_in_chunks_count_as_pending(
     wire.heal()
     wire.start("r3", "r1", "r2")
     wire.flow(1.0)
-    token = r1.loss.ask(update.past)
+    tokens = r1.loss.ask(update.past), r2.loss.ask(update.past)
     wire.flow(1.0)
-    assert r1.loss.unrecoverable(update.past, token) == {}
-    assert r2.loss.unrecoverable(update.past, r2.loss.ask(update.past)) == {}
+    assert r1.loss.unrecoverable(update.past, tokens[0]) == {}
+    assert r2.loss.unrecoverable(update.past, tokens[1]) == {}
     conversation.send(wire.now("r2"))
     with pytest.raises(StopIteration):
         conversation.send(wire.now("r2"))

@@ -149,6 +149,18 @@ def test_a_removed_replica_hands_over_its_updates_to_restarted_members_unasked(w
     assert wire.has("r1", update.dot)
 
 
+def test_replicas_that_are_all_removed_still_exchange_messages(wire: Wire) -> None:
+    """Otherwise none of them would learn that another one is added back."""
+    r1, r2 = wire.cluster("r1", "r2")
+    r1.remove_replica_from_view(address("r2"), wire.now("r1"))
+    r1.remove_replica_from_view(address("r1"), wire.now("r1"))
+    wire.flow(10.0)
+    assert (wire.state("r1"), wire.state("r2")) == ("removed", "removed")
+    r2.add_replica_from_view(address("r2"), wire.now("r2"))
+    wire.flow(2.0)
+    assert r1.membership.table.members == (address("r2"),)
+
+
 def test_unreplicated_counts_the_updates_that_only_this_replica_has(wire: Wire) -> None:
     _, _, r3 = start_three(wire)
     assert r3.acks.unreplicated() == 0

@@ -471,7 +471,7 @@ def serve_alone_after_one_lookup() -> Iterator[None]:
 
 @directed
 def ignore_late_lookups() -> Iterator[None]:
-    """A joining replica gives an address that a late lookup finds no time of its own to answer."""
+    """The time to answer of an address that a late lookup finds counts from the start of the joining."""
     discovered = Replica.discovered
 
     def without_own_time(self: Replica, addresses: Any, now: Instant) -> None:
@@ -485,7 +485,7 @@ def ignore_late_lookups() -> Iterator[None]:
 
 @directed
 def ignore_late_members() -> Iterator[None]:
-    """A joining replica gives a member that a late reply names no time of its own to answer."""
+    """The time to answer of a member that a late reply names counts from the start of the joining."""
     with patch.object(Joining, "ask", lambda self, addresses, now_s: None):
         yield
 
