@@ -1,6 +1,6 @@
 """Acknowledgements: which members are known to have applied an update.
 
-A member's acknowledged clock is the acknowledgement: there are no messages of their own for it.
+A member acknowledges an update by the clock that it sends with every exchange. There are no separate messages for it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Composes this replica's half of an exchange: which parts a peer needs, and which updates it lacks."""
+"""Composes this replica's half of an exchange.
+
+The membership table and the retired clock entries are left out if the peer has equal ones, and the liveness report if
+the peer has had one lately. The updates are those that the peer lacks, as far as the limits of a message allow.
+"""
 
 from __future__ import annotations
 

@@ -1,27 +1,29 @@
-"""Loss detection: when a dependency may be dropped because no replica can ever provide it.
+"""Loss detection: when a dependency may be dropped because no replica can provide it by itself any more.
 
 A replica may die with updates that no living replica has, while a client, or a pending update, depends on them.
 Waiting would last for ever. Giving up too early would show an effect before its cause. The dependency on update (i, n),
 which this replica's clock does not cover, is *unrecoverable* when all four rules hold:
 
-1. Incarnation i has ended: the membership table holds another incarnation for the address of i, or i itself not
-   belonging. The present incarnation of a member does not count: it may be slow or cut off, and return with the update.
-   Neither does an incarnation above the one in the table for an address that does not belong, nor an address that the
-   table does not hold: that replica may be alive without our having heard of it. Text that is no replica id never
-   counts.
+1. Incarnation i has *ended*. Either its address belongs and has another present incarnation; then no other process is
+   alive there, because the present one has to report (rule 2). Or its address was removed, and i is not above the
+   incarnation in the table. An incarnation above that one may be alive without our having heard of it, and so may a
+   replica whose address the table does not hold. The present incarnation of a member has not ended: it may be slow or
+   cut off, and return with the update. Text that is no replica id names no incarnation.
 2. Every member, **including members that are down**, has reported since the question was asked: its present
    incarnation, and under a membership table equal to ours. An older report may be from before the member received the
    update; under another table, a member may still accept the update from i itself.
    A seed that was never reached counts as a member that has not reported, and so does a lookup that has found nobody
    yet: a replica that started cut off from all others does not know the members.
-   A removed replica hands over everything that it has for as long as it lives. So the reports must also be younger than
-   the moment from which every removed replica is known to be silent, or to have nothing that we lack. Until that
-   moment, one of them may give the update to a member that has just reported.
+   A removed replica hands over everything that it has for as long as it lives, perhaps to a member that has just
+   reported. So only reports count that are younger than this moment: for each removed replica we know that it is silent
+   or that it has nothing that we lack.
 3. This replica's clock covers every reported clock. Otherwise a member has the update, and we will receive it.
 4. No pending queue, neither a member's nor ours, holds the update or an earlier one of i. The updates of a message that
-   is being applied in chunks count as pending until they are applied: its sender may have ended since it sent them.
+   is being applied in chunks count as pending until they are applied, because this replica may be the only one that
+   still has them.
 
-The simulation shows for each of these rules that without it, a client is told that an update is lost that returns.
+Each rule is necessary: without it, the simulation finds a client that was told of a loss although the update arrives
+later. (An operator can always bring updates back by adding a removed replica again.)
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ def unrecoverable(
 
 
 class LossQuery(NamedTuple):
-    """A missing dependency: the counter needed, the serial when it was first asked for, and until when it is kept."""
+    """A missing dependency: the counter needed, the serial of the last exchange when it was first asked for, and until
+    when it is kept (monotonic seconds)."""
 
     needed: int
     serial: int
@@ -120,7 +123,7 @@ class LossQueries:
         return token
 
     def expire(self, now_s: float) -> None:
-        """Forget the queries that were asked long ago (monotonic seconds); called often."""
+        """Forget the queries that are older than ``LOSS_QUERY_KEPT_S``; called often. ``now_s``: monotonic seconds."""
         if self._queries:
             limit_s = now_s + LOSS_QUERY_KEPT_S
             dated = {id_: q._replace(expires_s=min(q.expires_s, limit_s)) for id_, q in self._queries.items()}
@@ -132,7 +135,7 @@ class LossDetector:
 
     ``possible_holders``: the ids of removed replicas that are alive and may have updates that we lack (rule 2).
     ``quiet_since``: the serial of the last exchange that had begun when ``possible_holders`` became empty; None while
-    it is not empty. Reports must be younger than that.
+    it is not empty. Only reports with a higher serial count.
     """
 
     def __init__(
@@ -244,13 +247,12 @@ class LossDetector:
         self._queries.expire(now_s)
 
     def _has_ended(self, replica: str) -> bool:
-        """Return whether the id ``replica`` names an incarnation that will not send anything any more (rule 1)."""
+        """Return whether the id ``replica`` names an incarnation that has ended (rule 1)."""
         table, incarnation = self._membership.table, incarnation_of(replica)
         if not incarnation or replica in table.present:
             return False
         entry = table.entries.get(address_of(replica))
-        # If the address belongs, its present incarnation has to report, so no other one is alive there, not even one
-        # above the table's. If it does not belong, an incarnation above the table's may be alive and unheard of.
+        # If the address belongs, any other incarnation has ended, even one above the table's.
         return entry is not None and (entry.belongs or incarnation <= entry.incarnation)
 
     def _has_all_of(self, address: str, replica: str) -> bool:

@@ -27,7 +27,8 @@ class Membership:
     """What the replica at ``address`` knows of the members of its cluster. Not thread-safe. Times: monotonic seconds.
 
     ``started_s``: when the process started. ``aliases``: an address that was asked -> the address under which the
-    replica there belongs. ``undiscovered``: this replica cannot tell yet whether other replicas exist (seeds.py).
+    replica there belongs. ``undiscovered``: this replica uses lookups and has not found any other replica yet
+    (seeds.py).
     """
 
     def __init__(

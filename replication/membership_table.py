@@ -1,13 +1,14 @@
 """The membership table: which addresses belong to the cluster, and which incarnation of each address is present.
 
-The table is a replicated map from address to entry (incarnation, stamp, belongs). Three events change it:
+The table is a replicated map from address to entry (incarnation, stamp, belongs). These events write an entry:
 
-* a process start writes the new incarnation of its own address, belonging;
-* DELETE /view writes the present incarnation, not belonging;
-* PUT /view writes the present incarnation, belonging.
+* a process starts, or takes a higher incarnation: its own address, the new incarnation, belonging;
+* DELETE /view: the present incarnation, not belonging;
+* PUT /view: the present incarnation, or 0 if none is known, belonging;
+* an address turns out to be an alias: the alias is removed, and the address that it stands for is added.
 
-Of two entries for one address, the entry with the higher (incarnation, stamp) wins at every replica. Replicas that
-exchange messages therefore end with equal tables, in whatever order the changes arrive.
+Of two entries for one address, the entry with the higher rank (incarnation, stamp, belongs) wins at every replica.
+Replicas that exchange messages therefore end with equal tables, in whatever order the changes arrive.
 
 An incarnation is *superseded* when the table holds a higher incarnation for its address. The *present* incarnation of
 an address is the one in the table. A member that is down still belongs.

@@ -9,13 +9,18 @@ A peer is in one of four states:
   do not count as in flight. (No incarnation may be known here either.)
 * ``PULLING``: we pull a snapshot from this peer. Requests for pieces take turns with exchanges that are due.
 
-    UNKNOWN ──accept a message──▶ EXCHANGING ◀──snapshot complete or rejected──▶ PULLING
-       └──────────no reply──────────▶ FAILED ◀──────────────no reply────────────────┘
-                                        └── a reply, or a new incarnation ──▶ EXCHANGING
+    from        event                                       to
+    UNKNOWN     an incarnation's message is accepted        EXCHANGING
+    EXCHANGING  a piece of a snapshot is requested          PULLING
+    PULLING     the snapshot is complete, or given up       EXCHANGING
+    any state   a request brings no reply                   FAILED
+    FAILED      a reply arrives, and an incarnation known   EXCHANGING
+    FAILED      a reply arrives, and none is known          UNKNOWN
+    any state   a new incarnation's message is accepted     EXCHANGING
 
 A peer's acknowledged clock is exact when the peer sends it and a lower bound ever after, because the clock of one
 incarnation only grows. What a peer lacks is therefore what the log holds above that clock; there is no queue per peer.
-Everything acknowledged ends with the incarnation: a process that starts again has lost its memory.
+Everything acknowledged is forgotten when a new incarnation appears: a process that starts again has lost its memory.
 
 Source: a named state per follower, as in etcd's raft (tracker/progress.go: probe, replicate, snapshot).
 """

@@ -1,12 +1,14 @@
 """Recovery: when a replica that has missed updates may serve clients, and how it pulls a snapshot.
 
 **Joining.** A replica that starts empty, or that is added back after its removal, asks every seed and every member that
-their answers name. It serves once it has everything that each replica had when it first answered. It does not wait for
+their answers name. It serves once it has everything that each replica had in its first answer. It does not wait for
 
 * a replica that has fallen silent since, or whose incarnation is superseded;
 * a replica that has not answered within ``silent_after_s`` of being asked first. If nobody answers, it serves alone.
-* If others have heard of a replica that does not answer us, the path to it may be cut, or its protocol version too far
-  from ours. It may also only be slow, so it gets ``UNANSWERED_TIMES`` as long. Its updates arrive through the others.
+
+There is one exception. If other replicas have heard of a replica that does not answer us, it may only be slow: it gets
+``UNANSWERED_TIMES`` as long. (Or the path to it is cut, or its protocol version is too far from ours. Its updates then
+arrive through the others.)
 
 Replicas that start at the same time answer each other too, with empty clocks, so none of them waits for ever.
 

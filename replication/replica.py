@@ -21,9 +21,10 @@ reply.
     steps.send(now)                          # step 2, and so on
 
 **What an exchange carries.** Both sides send their clock and the updates that the other one lacks, read from the log
-from the other's acknowledged clock on. Updates of third replicas are relayed only to a peer that has lacked them for a
-sync interval, because their origin sends them itself, or to a peer that asks for everything (``want_all``). So an
-update reaches every replica over any connected path, and is sent about once where all can reach each other.
+from the other's acknowledged clock on. An update of a third replica is relayed only if this replica applied it at least
+one sync interval ago and the peer still lacks it, because until then its origin sends it; or if the peer asks for
+everything (``want_all``). So an update reaches every replica over any connected path, and is sent about once where all
+replicas can reach each other.
 
 **Which messages count.** Replicas exchange messages whatever their state. A message counts only if its sender is the
 present incarnation of its address in our membership table. Any other message is answered with our table, from which
@@ -80,8 +81,8 @@ class Outgoing(NamedTuple):
 class Replica:
     """One replica at ``address`` (host:port). Not thread-safe.
 
-    ``seeds``: addresses to ask at the start. ``discovers``: whether ``discovered`` will name more of them.
-    The public attributes hold one rule's state each; see the module.
+    ``seeds``: addresses to ask at the start. ``discovers``: whether lookups supply more seeds through ``discovered``.
+    Each public attribute holds the state of one rule; its module documents it.
     """
 
     def __init__(

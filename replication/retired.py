@@ -1,4 +1,4 @@
-"""Retired clock entries: the entries of a clock whose ids are no present incarnation of a member.
+"""Retired clock entries: the entries of a clock whose id is not the present incarnation of a member.
 
 They change rarely, and there may be many of them where replicas have started often. So each message carries a digest of
 the sender's retired entries, and the entries themselves only until the receiver has equal ones. Entries that both sides

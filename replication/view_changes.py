@@ -1,8 +1,8 @@
 """Changes of membership, and everything that follows from them.
 
-After every change of the membership table, whoever made it, the replica brings in line with it: its own incarnation,
-the ids that the store counts as present, the possible holders of lost updates, and the gate for clients. One method,
-``follow_table``, does that; every change ends there.
+Every change of the membership table, made here or received from a peer, ends in ``follow_table``. This method updates
+four things: this replica's incarnation, the ids that the store counts as present, the possible holders of lost updates,
+and the gate for clients.
 """
 
 from __future__ import annotations
