@@ -13,10 +13,18 @@ from typing import Any, NamedTuple, TypeVar
 
 from kvsite.cluster import LocalCluster
 from replication.address import split_address
+from store.settings import StoreSettings
 from tests.conftest import is_free
 
 PORTS = range(23000, 24000)
 _next_port = itertools.cycle(PORTS)
+
+NAMES = ("r1", "r2", "r3")
+SMALL_LOG = StoreSettings(max_log_bytes=80 * 1024)
+"""About 600 updates. A replica that missed more than that needs a snapshot."""
+
+KEYS = [f"gone-{number:03}" for number in range(100)]
+EVERYBODY = range(3)
 
 Past = dict[str, int]
 T = TypeVar("T")
@@ -111,3 +119,16 @@ def has_converged(cluster: LocalCluster, replicas: int) -> bool:
 def report(text: str) -> None:
     """Print a measurement. pytest shows it with ``-s``, and for a test that fails."""
     sys.stdout.write(f"\n  {text}")
+
+
+def items_at(cluster: LocalCluster, i: int, prefix: str, *, conflicts: bool = False) -> dict[str, Any]:
+    """Return all keys that start with ``prefix``, with their values, page by page."""
+    items: dict[str, Any] = {}
+    after = ""
+    while True:
+        query = f"prefix={prefix}&after={after}&limit=1000&values=true" + ("&conflicts=true" if conflicts else "")
+        page = send(cluster, i, "GET", f"/kvs?{query}").body
+        items |= page["items"]
+        after = page["next"]
+        if after is None:
+            return items

@@ -1,0 +1,143 @@
+"""docs/contract.md, section 2.6: wait, watches, and the limits of both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.contract.client import Client, Response
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.processes
+
+
+def test_2_6_wait_replaces_the_defer_timeout(api: Client, limited: Client, key: str) -> None:
+    """wait=SECONDS (at most 60) says how long a request may wait for its causal past, instead of KV_DEFER_TIMEOUT."""
+    past = {"nobody": 1}
+    calls: list[Callable[[], Response]] = [
+        lambda: api.get(0, key + "?wait=0.3", past),
+        lambda: api.put(0, key + "?wait=0.3", 1, past),
+        lambda: api.delete(0, key + "?wait=0.3", past),
+        lambda: api.get(0, "/kvs?wait=0.3", past),
+        lambda: api.send(0, "POST", "/kvs?wait=0.3", {"reads": ["a"], "causal-metadata": past}),
+        lambda: limited.get(0, "/kvs/none?wait=0.3", past),
+    ]
+    for call in calls:
+        response = call()
+        assert response.status == 503
+        assert 0.3 <= response.took_s < 0.9
+    assert api.get(0, key + "?wait=0", past).took_s < 0.25
+    assert api.get(0, key + "?wait=60").status == 404
+    assert api.get(0, key + "?wait=60.1").status == 400
+
+
+def test_2_6_watcher_gets_a_write_from_another_replica(api: Client, key: str) -> None:
+    """GET with wait and If-None-Match: <etag> waits until the key changes."""
+    etag = api.put(0, key, 0, w="all").etag
+    late_s = []
+    for n in range(1, 6):
+        with ThreadPoolExecutor(1) as pool:
+            watching = pool.submit(api.get, 1, key + "?wait=20", headers={"If-None-Match": etag})
+            wait_until(lambda: api.status(1)["watchers"] == 1)
+            assert not watching.done()
+            written = api.put(2, key, n)
+            began_s = time.monotonic()
+            seen = watching.result()
+            late_s.append(time.monotonic() - began_s)
+        assert (seen.status, seen.body["value"], seen.etag) == (200, n, written.etag)
+        etag = seen.etag
+    assert sorted(late_s)[2] < 0.1, late_s  # The median: far below the sync interval of 1 s.
+
+
+def test_2_6_watcher_gets_a_delete_and_an_expiry(api: Client, key: str) -> None:
+    for change in ("delete", "expiry"):
+        put = api.put(0, key, 1, w="all", ttl=0.4 if change == "expiry" else None)
+        with ThreadPoolExecutor(1) as pool:
+            watching = pool.submit(api.get, 1, key + "?wait=20", headers={"If-None-Match": put.etag})
+            if change == "delete":
+                wait_until(lambda: api.status(1)["watchers"] == 1)
+                api.delete(2, key, put.past)
+            assert watching.result().status == 404
+            assert watching.result().took_s < 2
+        # A watch of an absent key returns at once: the version that the client knew is no longer current.
+        assert api.get(1, key + "?wait=20", headers={"If-None-Match": put.etag}).took_s < 0.5
+
+
+def test_2_6_304_when_the_time_is_up(api: Client, key: str) -> None:
+    """304 when the time is up."""
+    etag = api.put(0, key, 1).etag
+    response = api.get(0, key + "?wait=0.4", headers={"If-None-Match": etag})
+    assert (response.status, response.etag) == (304, etag)
+    assert 0.4 <= response.took_s < 1
+    assert api.get(0, key + "?wait=20", headers={"If-None-Match": '"other"'}).took_s < 0.5
+
+
+def durations_s(call: Callable[[], Response], number: int) -> list[float]:
+    """Return the durations of ``number`` requests, the shortest first."""
+    taken = []
+    for _ in range(number):
+        response = call()
+        assert response.status < 300
+        taken.append(response.took_s)
+    return sorted(taken)
+
+
+def test_2_6_at_most_64_watch_and_do_not_slow_others(api: Client, key: str) -> None:
+    """At most KV_MAX_WATCHERS (64) watch at once. One more gets 503 at once. Waiting requests do not slow others."""
+    etag = api.put(0, key, 0, w="all").etag
+    headers = {"If-None-Match": etag}
+
+    def work() -> Response:
+        api.put(0, key + "/other", 1)
+        return api.get(0, key + "/other")
+
+    def watch() -> Response:
+        return api.get(0, key + "?wait=50", headers=headers)
+
+    alone_s = durations_s(work, 300)
+    with ThreadPoolExecutor(64) as pool:
+        watching = [pool.submit(watch) for _ in range(64)]
+        wait_until(lambda: api.status(0)["watchers"] == 64)
+        rejected = watch()
+        assert rejected.status == 503
+        assert rejected.took_s < 0.5
+        assert "retry-after" in rejected.headers
+        beside_s = durations_s(work, 300)
+        # Allow for a busy test machine: usually it stays well below twice.
+        assert beside_s[-3] < 2 * alone_s[-3] + 0.02
+        assert not any(waiting.done() for waiting in watching)
+        api.put(1, key, 1)
+        assert {(waiting.result().status, waiting.result().body["value"]) for waiting in watching} == {(200, 1)}
+    assert api.status(0)["watchers"] == 0
+
+
+def test_2_6_at_most_64_are_deferred(api: Client, key: str) -> None:
+    """At most KV_MAX_DEFERRED (64) requests are deferred. One more gets 503 at once."""
+    with ThreadPoolExecutor(64) as pool:
+        waiting = [pool.submit(api.get, 0, key + "?wait=2", {"nobody": 1}) for _ in range(64)]
+        wait_until(lambda: api.status(0)["deferred_requests"] == 64)
+        rejected = api.get(0, key + "?wait=2", {"nobody": 1})
+        assert (rejected.status, "nobody" in rejected.body["missing"]) == (503, True)
+        assert rejected.took_s < 0.5
+        assert api.put(0, key, 1).took_s < 0.5
+        assert {one.result().status for one in waiting} == {503}
+        assert min(one.result().took_s for one in waiting) >= 2
+
+
+def test_2_6_both_limits_are_settings(limited: Client) -> None:
+    etag = limited.put(0, "/kvs/w", 1).etag
+    with ThreadPoolExecutor(2) as pool:
+        watching = pool.submit(limited.get, 0, "/kvs/w?wait=1", headers={"If-None-Match": etag})
+        deferred = pool.submit(limited.get, 0, "/kvs/w?wait=1", {"nobody": 1})
+        wait_until(lambda: (limited.status(0)["watchers"], limited.status(0)["deferred_requests"]) == (1, 1))
+        for rejected in (
+            limited.get(0, "/kvs/w?wait=9", headers={"If-None-Match": etag}),
+            limited.get(0, "/kvs/w?wait=9", {"nobody": 1}),
+        ):
+            assert rejected.status == 503
+            assert rejected.took_s < 0.5
+        assert (watching.result().status, deferred.result().status) == (304, 503)
+    limited.delete(0, "/kvs/w")
