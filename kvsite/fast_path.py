@@ -1,14 +1,14 @@
 """The fast path: serves the routes of the API without Django's request handler.
 
-Django's handler prepares every request for what a site may use: middleware, URL prefixes and configurations,
-transactions, templates, sessions, forms. For this store, that takes most of the time of a request. So the API's routes
-have a router of their own:
+Django's request handler supports features that the API does not use: middleware, URL prefixes, database transactions,
+sessions, forms. Preparing each request for them would take most of the time of a request. So the API's routes have a
+router of their own:
 
     route of the API?    yes  ApiRequest -> view -> ApiResponse -> log of 4xx and 5xx
                          no   Django's handler: dashboard, documentation, static files, unknown paths
 
-Views and their responses are the same on both ways. Django's handler also serves the API (in tests, and below a
-``SCRIPT_NAME``), and tests/kvsite/test_fast_path.py checks that status, headers, body and log lines are equal.
+Django's handler can serve the API too, with the same views; it does so in tests and below a ``SCRIPT_NAME``.
+tests/kvsite/test_fast_path.py checks that both ways give the same status, headers, body and log lines.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class FastPath:
         request = ApiRequest(environ, path)
         try:
             response = view().respond(request, *arguments)
-        except Exception as exc:  # noqa: BLE001  # a bug outside of a handler: logged and answered as Django does
+        except Exception as exc:  # noqa: BLE001  # a bug outside of the handlers: log it and respond as Django does
             return _send(response_for_exception(WSGIRequest(environ), exc), start_response)
         status = response.status_code
         if status >= 400 and status not in ORDINARY_STATUSES:

@@ -46,8 +46,8 @@ BEARER: Final = 'Bearer realm="causeway"'
 logger = logging.getLogger("causeway.guard")
 
 
-class Admission(NamedTuple):
-    """An admitted request.
+class Authorization(NamedTuple):
+    """What the guard found about a request that it allows.
 
     ``sign``: signs the response; None if the request had no proof. ``digest``: SHA-256 that the body of a request with
     proof must have, in hex.
@@ -57,7 +57,7 @@ class Admission(NamedTuple):
     digest: str = ""
 
 
-WITHOUT_PROOF: Final = Admission()
+WITHOUT_PROOF: Final = Authorization()
 
 
 class Guard:
@@ -84,40 +84,40 @@ class Guard:
         """Return a guard; None if neither a cluster secret nor a token is set."""
         return Guard(config, own_id) if config.cluster_secret or config.api_tokens else None
 
-    def admit(self, environ: Environ) -> Admission:
+    def authorize(self, environ: Environ) -> Authorization:
         """Check the headers of a request. Raises ``RequestDenied``."""
         try:
-            return self._admit(environ)
+            return self._authorize(environ)
         except RequestDenied as denied:
             self._log(environ, denied)
             raise
 
-    def check_body(self, environ: Environ, admission: Admission) -> None:
+    def check_body(self, environ: Environ, authorization: Authorization) -> None:
         """Read the body of a request with proof and compare it with the signed digest. Raises ``RequestDenied``.
 
         Replaces ``wsgi.input`` by the body.
         """
         length = environ.get("CONTENT_LENGTH") or "0"
         if not length.isdigit() or int(length) > MAX_MESSAGE_BYTES:
-            raise RequestDenied(413, "Body is too large", sign=admission.sign)
+            raise RequestDenied(413, "Body is too large", sign=authorization.sign)
         body = environ["wsgi.input"].read(int(length)) if int(length) else b""
-        if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), admission.digest):
+        if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), authorization.digest):
             raise RequestDenied(403, "Rejected: the proof is for another body")
         environ["wsgi.input"] = io.BytesIO(body)
 
-    def _admit(self, environ: Environ) -> Admission:
+    def _authorize(self, environ: Environ) -> Authorization:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         if (header := environ.get(PROOF)) is not None:
-            return self._admit_peer(environ, header)
+            return self._authorize_peer(environ, header)
         if path in PUBLIC or path.startswith(DASHBOARD):
             return WITHOUT_PROOF
         if self._verifier is not None and needs_proof(method, path):
             raise RequestDenied(403, "Rejected: needs proof of KV_CLUSTER_SECRET")
         if self._tokens:
-            self._admit_token(environ, method, path)
+            self._authorize_token(environ, method, path)
         return WITHOUT_PROOF
 
-    def _admit_peer(self, environ: Environ, header: str) -> Admission:
+    def _authorize_peer(self, environ: Environ, header: str) -> Authorization:
         if self._verifier is None:
             raise RequestDenied(
                 403, "Rejected: this replica has no KV_CLUSTER_SECRET, so it does not belong to the sender's cluster"
@@ -133,9 +133,9 @@ class Guard:
 
         if check.rejection:
             raise RequestDenied(403, f"Rejected: {check.rejection}", sign=sign if check.nonce else None)
-        return Admission(sign, check.digest)
+        return Authorization(sign, check.digest)
 
-    def _admit_token(self, environ: Environ, method: str, path: str) -> None:
+    def _authorize_token(self, environ: Environ, method: str, path: str) -> None:
         scheme, _, presented = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() != "bearer":
             raise RequestDenied(401, "Needs an API token: Authorization: Bearer …", [(CHALLENGE, BEARER)])

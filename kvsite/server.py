@@ -1,22 +1,25 @@
 """Builds one replica and serves it from this process.
 
-    Config -> settings of the layers below -> CausalStore -> Engine ---+
-                                              Replica, PeerClient -----+-> Node -> ServerContext -> edge -> HTTP
+    Config -> Replica (owns the CausalStore) -> Engine (serves that store) --+
+              PeerClientSettings, Discovery ---------------------------------+-> Node -> ServerContext -> edge -> HTTP
 
 granian serves HTTP: one Rust thread accepts connections, and a pool of Python threads runs requests. The replica's own
-threads run beside them, all in this one process. (granian's usual server forks. If its parent is killed with SIGKILL,
-the child keeps serving, and the exit code is not the replica's.) granian's server for threads is meant for Python
-without a GIL and refuses to run with one; it works with one, so that check is overridden. This uses private methods of
-granian: its version is pinned, and tests/kvsite/test_server.py starts a real server.
+threads run beside them, all in this one process. granian's default server is not used, because it serves from a child
+process: if the parent is killed with SIGKILL, the child keeps serving, and the parent's exit code is not the replica's.
+granian's server for threads is meant for Python without a GIL and does not start with one. It works with a GIL, so
+``ReplicaServer`` overrides that check. It overrides private methods of granian: granian's version is pinned, and
+tests/kvsite/test_server.py starts a real server.
 
 SIGTERM, SIGINT and SIGHUP stop a replica within ``STOP_TIMEOUT_S``, in these steps:
 
-1. The gate closes. Clients get 503, waiting requests are woken, and this replica issues no more updates.
-2. The node sends peers the updates that only this replica has, and leaves. HTTP is still served, because a member that
-   needs a snapshot pulls it from this replica.
+1. The node closes the gate and removes this replica from the view. Clients get 503, waiting requests are woken, and
+   this replica issues no more updates.
+2. The node sends its updates to peers until one other member has acknowledged all of them, for at most
+   ``HAND_OVER_S``. HTTP is still served, because a member that needs a snapshot pulls it from this replica.
 3. New connections are refused. Each open connection is closed after its next response, which says so
    (``Connection: close``). If a connection ends in another way, its client does not know whether its write was applied.
-4. Requests in progress get a short time to end. Then the process exits: with 0, or with 1 if updates are lost.
+4. Requests in progress get a short time to end. Then the process exits: with 1 if step 2 did not complete, so that
+   updates may be lost, else with 0.
 """
 
 from __future__ import annotations
@@ -64,23 +67,25 @@ STOP_TIMEOUT_S = 9.0
 """Time from the signal to the exit. Contract 4 promises ten seconds."""
 
 HAND_OVER_S = 7.0
-"""Part of ``STOP_TIMEOUT_S`` in which the node sends peers the updates that only this replica has."""
+"""Part of ``STOP_TIMEOUT_S`` in which the node sends its updates to peers."""
 
 SETTLE_S = 0.2
-"""Time for connections whose handshake has begun to be accepted, before new ones are refused: some round trips."""
+"""Time for handshakes that have begun: they complete, and the server accepts their connections, before new connections
+are refused. A handshake needs one or two round trips."""
 
 LINGER_S = 0.5
-"""Time after that in which open connections are still served. A client that is idle for longer finds its connection
-closed."""
+"""After ``SETTLE_S``, open connections are served for this long. Then the server closes them. A client whose connection
+was idle has had no response that announces this."""
 
 IN_FLIGHT_S = 2.0
-"""Time after that for requests in progress to end. Waiting requests have been woken by then."""
+"""After ``LINGER_S``, requests in progress have this long to end. Waiting requests have been woken by then."""
 
 MAX_CONNECTIONS = 8192
 """Limit of open connections, idle ones included. Each costs a file descriptor and little memory."""
 
 IDLE_TIMEOUT_MS = 75_000
-"""A connection without a request for this long is closed. Pools and proxies keep one for a minute: this is longer."""
+"""The server closes a connection that has been without a request for this long. Connection pools and proxies keep an
+idle connection for about a minute, so the client usually closes it first."""
 
 
 class StartError(Exception):
@@ -88,7 +93,7 @@ class StartError(Exception):
 
 
 class ReplicaServer(MTServer):
-    """granian's server for threads, with an exclusive listening socket.
+    """granian's server for threads, with a listening socket that no other process can share.
 
     ``drain`` is called when a stop signal has arrived, while requests are still served.
     ``stuck``: whether requests were still running when the server stopped.
@@ -162,7 +167,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def build(config: Config, on_fatal: Callable[[str], None]) -> ServerContext:
-    """Build one replica. It does not run before ``context.node.start()``.
+    """Build one replica. It does nothing until ``context.node.start()`` is called.
 
     ``on_fatal`` is called with a reason if this process must stop, for example because of a duplicate address.
     """
@@ -190,7 +195,10 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> ServerContext:
 
 
 def run(config: Config, *, until_stdin_closes: bool = False) -> int:
-    """Serve one replica until a signal stops it. Returns the exit code. Raises ``StartError`` if it cannot start.
+    """Serve one replica until a signal stops it. Return the exit code: 1 if there was a problem, else 0.
+
+    The replica also stops itself for a reason given to ``on_fatal`` (see ``build``). Problems are printed on standard
+    error. Raises ``StartError`` if it cannot start.
 
     ``until_stdin_closes``: also stop when standard input is closed.
     """
@@ -205,10 +213,11 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def drain() -> None:
-        logger.info("stopping: rejecting requests, sending peers the updates that only this replica has")
-        lost = context.node.stop(HAND_OVER_S)
-        if lost:
-            problems.append(f"{lost} updates die with this replica: no other member could be reached")
+        logger.info("stopping: rejecting requests, sending updates to peers")
+        unacknowledged = context.node.stop(HAND_OVER_S)
+        if unacknowledged:
+            updates = "1 update" if unacknowledged == 1 else f"{unacknowledged} updates"
+            problems.append(f"{updates} may be lost: no other member acknowledged all within {HAND_OVER_S:g} s")
         edge.close_connections()
 
     raise_file_limit(MAX_CONNECTIONS + 256)

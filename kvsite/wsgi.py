@@ -1,9 +1,9 @@
 """The edge: the outermost WSGI application. It handles what must be right before Django sees a request.
 
-Paths. granian decodes PATH_INFO once (``%FF`` becomes the byte 0xFF, ``%25FF`` the three characters ``%FF``) and does
-not pass the raw request line. This keeps different keys apart. But Django's request writes the byte 0xFF back as
-``%FF``, which makes one key of two. So the edge keeps the original path for the views. (``%zz`` is not a valid escape;
-it arrives as ``%zz``, as ``%25zz`` does.)
+Paths. granian decodes the path once and passes only the result, as PATH_INFO: ``%FF`` becomes the byte 0xFF, and
+``%25FF`` becomes the three characters ``%FF``. The two keys are still different. Django's request then turns the byte
+0xFF into the characters ``%FF``, and the two keys become one. So the edge keeps the original PATH_INFO for the views.
+(An invalid escape such as ``%zz`` stays as it is, so ``%zz`` and ``%25zz`` name the same key.)
 
 Bodies. A chunked body has no Content-Length, and then Django reads nothing. So the edge reads the body and sets its
 length. It reads at most one byte above the limit, which is enough for the view to see that the body is too long.
@@ -51,7 +51,7 @@ Headers = list[tuple[str, str]]
 class Edge:
     """A WSGI application around ``application`` that serves the replica of ``context``.
 
-    ``guard``: None admits every request.
+    ``guard``: None allows every request.
     """
 
     def __init__(self, application: Application, context: ServerContext, guard: Guard | None) -> None:
@@ -108,11 +108,11 @@ class Edge:
                 self._cors.check(environ)
             if guard is None:
                 return self._serve(environ, respond)
-            admission = guard.admit(environ)
-            if admission.sign is None:
+            authorization = guard.authorize(environ)
+            if authorization.sign is None:
                 return self._serve(environ, respond)
-            guard.check_body(environ, admission)
-            return self._serve_signed(environ, respond, admission.sign)
+            guard.check_body(environ, authorization)
+            return self._serve_signed(environ, respond, authorization.sign)
         except RequestDenied as denied:
             return send_error(respond, denied.status, denied.error, denied.headers, denied.sign)
 

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from replication.membership_table import MembershipTable
-from store.clock import Clock, merge_into
+from store.clock import Clock, join_into
 
 SMOOTHING = 0.25
 """Weight of the latest round trip in the moving average."""
@@ -99,7 +99,7 @@ class Acknowledged:
 
     def acknowledge(self, clock: Mapping[str, int]) -> None:
         """Merge a clock that the peer sent; a delayed message with an older clock changes nothing."""
-        merge_into(self.clock, clock)
+        join_into(self.clock, clock)
 
     def update_count(self) -> int:
         """Return how many updates the peer is known to have applied."""

@@ -7,7 +7,7 @@ more and no fewer. It is also causally closed: if an update is applied, its whol
 depend on these two invariants.
 
 * *Admission*: a client request is served only if the clock covers the client's causal past (``is_causal``). The
-  client's clock is never merged into the replica's clock, because that would claim updates that are not here.
+  client's clock is never joined into the replica's clock, because that would claim updates that are not here.
 * *Delivery*: an update from another replica is applied when the clock covers its causal past. Until then it waits
   in the pending queue (store/delivery.py).
 * *Local writes*: a write takes the next counter of this replica and is applied at once. Its causal past is the join
@@ -37,7 +37,7 @@ from itertools import islice
 
 import msgspec
 
-from store.clock import Clock, Dot, HybridClock, Instant, covers, merge_into, missing
+from store.clock import Clock, Dot, HybridClock, Instant, covers, join_into, missing
 from store.delivery import PendingQueue, first_missing
 from store.errors import BadUpdate, DependenciesMissing, NotServing, OutOfMemory, PreconditionFailed
 from store.log import UpdateLog
@@ -166,12 +166,13 @@ class CausalStore:
         self.recent_updates: deque[AppliedUpdate] = deque(maxlen=MAX_RECENT_UPDATES)
         """The updates applied most recently, the newest last, for the dashboard."""
         self._last_deps: dict[str, Clock] = {}
-        """Origin -> dependencies of its last applied update, for ``_share_deps``."""
+        """Origin -> dependencies of its last applied update, a clock that versions share. ``_share_deps`` uses it again
+        if the origin's next update has equal dependencies. Entries of retired ids go when the present ids change."""
         self._ids: dict[str, str] = {}
         """Every replica id in a stored clock -> the one string object that all of them share."""
 
     def set_present_ids(self, present: Collection[str]) -> None:
-        """Set which ids are the members' present incarnations."""
+        """Set which ids are the members' present incarnations. Called whenever the membership table changes them."""
         self.present_ids = present
         self._last_deps = {origin: deps for origin, deps in self._last_deps.items() if origin in present}
 
@@ -197,7 +198,7 @@ class CausalStore:
     def expire(self, now: Instant) -> None:
         """Remove the versions whose deadline has passed. Like a delete, an expiry enters the delete clock."""
         for version in self.table.expire(now.wall_us):
-            merge_into(self.delete_clock, {version.origin: version.counter})
+            join_into(self.delete_clock, {version.origin: version.counter})
 
     # -- clients ---------------------------------------------------------------------------------------
 
@@ -276,10 +277,10 @@ class CausalStore:
         for version in versions:
             # Skip a version whose dot is covered: a causal past that contains a dot contains the past of that dot.
             if joined.get(version.origin, 0) < version.counter:
-                merge_into(joined, version.deps)
+                join_into(joined, version.deps)
                 joined[version.origin] = version.counter
         if self.delete_clock:
-            merge_into(joined, self.delete_clock)
+            join_into(joined, self.delete_clock)
         return joined
 
     # -- issuing updates -------------------------------------------------------------------------------
@@ -449,18 +450,18 @@ class CausalStore:
         return Snapshot(time, dict(self.clock), dict(self.delete_clock), self.markers.all(), self.table.copy())
 
     def join(self, snapshot: Snapshot, now: Instant) -> None:
-        """Merge another replica's snapshot into this store, in one step (store/snapshot.py).
+        """Join another replica's snapshot into this store, in one step (store/snapshot.py).
 
         The result is correct whatever this replica has applied before, or while it received the snapshot.
         """
         self.table.replace(join_tables(self.table.copy(), self.clock, snapshot.table, snapshot.clock))
-        merge_into(self.delete_clock, snapshot.delete_clock)
+        join_into(self.delete_clock, snapshot.delete_clock)
         for marker in snapshot.markers:
             self.markers.add(marker)
         for origin in missing(self.clock, snapshot.clock):
             # The clock entry jumps over updates that the log never gets, and the log must not have a gap.
             self.log.drop_origin(origin)
-        merge_into(self.clock, snapshot.clock)
+        join_into(self.clock, snapshot.clock)
         self.hybrid_clock.observe(snapshot.timestamp, now)
         self.clock_changes += 1
         self.retired_changes += 1

@@ -11,10 +11,10 @@ has seen, and every response adds to it. So the session gets read your writes, m
 writes follow reads, whichever replica responds.
 
 A session prefers one replica, at first the first one of ``replicas``. If that replica cannot be reached, breaks the
-connection, or answers 503, the session fails over: first to the replica that answered it last, which has everything
-that the session has seen, then to the others in order. It then prefers the replica that answered. A call tries the
-replicas in turn until one answers or its deadline (``timeout_s``) has passed. ``Retry-After`` delays the next attempt
-at the replica that sent it; it does not delay attempts at other replicas.
+connection, or answers 503, the session fails over: first to the replica that answered last, because its clock covered
+the session's metadata then, and then to the others in order. It prefers the replica that answered from then on. A call
+tries the replicas in turn until one answers or its deadline (``timeout_s``) has passed. ``Retry-After`` delays the next
+attempt at the replica that sent it; it does not delay attempts at other replicas.
 
 What the session sends again:
 
@@ -205,7 +205,8 @@ class Read(Result):
 
     ``found``: whether the key is present. ``value``: None if it is absent, but also if the value is JSON's null.
     ``etag``: entity tag of the version, for ``if_match`` and ``watch``.
-    ``conflicts``: number of concurrent versions (1: no conflict; 0: the key is absent).
+    ``conflicts``: number of concurrent versions. The name is that of the field in the API: 1 means that the key is not
+    in conflict; 0 that it is absent.
     ``siblings``: all concurrent versions, the winner first, if the call requested them.
     """
 
@@ -303,7 +304,7 @@ class _Request:
     preferred: int
     """Index of the replica to try first."""
     last_answered: int
-    """Index of the replica to try next."""
+    """Index of the replica that answered the session last. After a failure it is tried before the others."""
     requested_wait_s: float
     """How long the request asks the replica to wait, for its causal past and for acks."""
 
@@ -391,7 +392,7 @@ class Session:
         self._metadata: Metadata = dict(metadata or {})  # replaced, never changed in place: requests share it
         self._lost: dict[str, tuple[int, int]] = {}
         self._preferred = 0  # index of the replica that the next call tries first
-        self._last_answered = 0  # index of the replica that answered last: its clock covers the metadata
+        self._last_answered = 0  # index of the replica that answered last; 0 until one has
         self._http = requests.Session()
         self._http.trust_env = False  # Ignore proxies and .netrc: the caller names replicas explicitly.
         adapter = HTTPAdapter(pool_connections=len(self.replicas), pool_maxsize=pool_size, max_retries=0)
@@ -422,7 +423,7 @@ class Session:
         """Make all later calls of this session follow what another session has seen.
 
         Call it when information reaches this session outside the store, such as a message from the other session's
-        user. Merging keeps the higher counter of each replica id; it is all that a client needs to know of the format.
+        user. Joining keeps the higher counter of each replica id; it is all that a client needs to know of the format.
         ``metadata``: the other session's metadata. ``after``: its ``last_operation``, for the recorder.
         """
         with self._lock:
@@ -626,7 +627,7 @@ class Session:
         wait_s: float | None = None,
         writes: Sequence[tuple[str, Json]] = (),
     ) -> _Reply:
-        """Send a request to replicas until one answers. Merge the response's metadata into the history."""
+        """Send a request to replicas until one answers. Add the response's metadata to the history."""
         fields, query, headers = fields or {}, dict(query or {}), headers or {}
         with self._lock:
             metadata, preferred, last_answered = self._metadata, self._preferred, self._last_answered
@@ -891,7 +892,7 @@ class _Failover:
         return DependenciesMissing(self._attempts, self._missing) if self._missing else Unavailable(self._attempts)
 
     def _select_next(self, delay_s: float) -> None:
-        """Block the present replica for ``delay_s`` and select the one that may be tried first."""
+        """Exclude the current replica for ``delay_s``, and select the replica that may be tried first."""
         self._not_before[self.index] = time.monotonic() + delay_s
         # Of several replicas that may be tried now, prefer the one that answered last, then the next one in order.
         # ``min`` returns the first of equal ones.

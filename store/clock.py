@@ -10,7 +10,7 @@ whether clock ``a`` covers it.
 Clocks are plain dictionaries. Two rules make that safe:
 
 * An absent entry means 0. No clock stores an entry of 0.
-* A clock is never changed after other code has a reference to it. ``join`` returns a new clock. ``merge_into``
+* A clock is never changed after other code has a reference to it. ``join`` returns a new clock. ``join_into``
   changes its first argument, so only the function that created that clock may call it.
 
 A wall clock cannot order updates: the clocks of two machines differ, and a machine can set its clock back. Hybrid
@@ -101,12 +101,12 @@ def count_missing(clock: Mapping[str, int], past: Mapping[str, int]) -> int:
 def join(left: Mapping[str, int], right: Mapping[str, int]) -> Clock:
     """Return the least clock that covers both: for each replica id the higher counter. The result is a new clock."""
     joined = dict(left)
-    merge_into(joined, right)
+    join_into(joined, right)
     return joined
 
 
-def merge_into(clock: Clock, other: Mapping[str, int]) -> None:
-    """Raise each entry of ``clock`` to that of ``other``. Only the caller may have a reference to ``clock``."""
+def join_into(clock: Clock, other: Mapping[str, int]) -> None:
+    """Join ``other`` into ``clock``: raise each entry to the higher counter. No other code may refer to ``clock``."""
     for replica, counter in other.items():
         if clock.get(replica, 0) < counter:
             clock[replica] = counter

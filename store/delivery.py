@@ -89,7 +89,11 @@ class PendingQueue:
         return dropped.update
 
     def lowest_counters(self) -> dict[str, int]:
-        """Return origin -> lowest counter of its pending updates."""
+        """Return origin -> lowest counter of its pending updates.
+
+        Loss detection needs it (replication/loss.py, rule 4): a dependency on update n of an origin is not lost while
+        a pending queue holds update n or an earlier one of this origin.
+        """
         lowest: dict[str, int] = {}
         for origin, counter in self._waiting:
             if counter < lowest.get(origin, counter + 1):

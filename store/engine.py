@@ -83,7 +83,7 @@ class Replication(Protocol):
     """
 
     def update_issued(self, update: Update) -> None:
-        """Handle an update that this replica has just issued: peers do not have it yet."""
+        """Wake the peer threads that should send an update that this replica has just issued."""
 
     def fetch(self, past: Clock) -> int:
         """Fetch the missing part of ``past`` for a request that waits for it.

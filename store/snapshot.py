@@ -1,4 +1,4 @@
-"""Snapshots: all data of one replica at one moment, and the rule that merges two of them.
+"""Snapshots: all data of one replica at one moment, and the rule that joins two of them.
 
 A replica that is empty, or too far behind for its peer's log, receives a snapshot instead of updates and joins it with
 its own data. The join is correct for any two replicas at any time, because both clocks are exact and causally closed.

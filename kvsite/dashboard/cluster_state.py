@@ -168,8 +168,8 @@ class ObservedReplica:
         return "unreachable" if state == "alive" else state
 
     @property
-    def is_alive(self) -> bool:
-        """Whether it is reachable and a member of the view."""
+    def is_active(self) -> bool:
+        """Whether it answered the poll and is serving or joining."""
         return self.is_reachable and self.state in ("serving", "joining")
 
 

@@ -1,6 +1,8 @@
 """Fetches what pages need beyond the overview: the history of one replica, recent updates, keys.
 
-Results are cached for a moment, so that many browsers on one page cost as much as one (see ``ClusterPoller``).
+The history and the recent updates come from the members. They are cached for ``FRESH_S``, so that many browsers on one
+page cost the members as much as one (see ``ClusterPoller``). Keys and explanations come from the local replica and are
+not cached.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ This is more than the diagram shows, because the replicas do not apply the same 
 class FetchCache:
     """Caches what ``fetch(node, key)`` returns, by key, while it is fresh. One thread fetches, the others wait."""
 
-    def __init__(self, fetch: Callable[[Node | None, str], Any], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, fetch: Callable[[Node | None, str], Any], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._fetch = fetch
-        self._clock = clock
+        self._monotonic = monotonic
         self._locks: dict[str, threading.Lock] = {}
         self._results: dict[str, tuple[float, Any]] = {}
 
@@ -36,8 +40,8 @@ class FetchCache:
         """Return the result for ``key``, at most ``FRESH_S`` old."""
         with self._locks.setdefault(key, threading.Lock()):
             at_s, result = self._results.get(key, (float("-inf"), None))
-            if self._clock() - at_s >= FRESH_S:
-                at_s, result = self._clock(), self._fetch(node, key)
+            if self._monotonic() - at_s >= FRESH_S:
+                at_s, result = self._monotonic(), self._fetch(node, key)
                 self._results[key] = (at_s, result)
             return result
 

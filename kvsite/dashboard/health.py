@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvsite.dashboard.cluster_state import ClusterState, ObservedReplica
 from kvsite.dashboard.formatting import counted, listed, span
-from store.clock import Clock, count_missing, merge_into
+from store.clock import Clock, count_missing, join_into
 
 IN_SYNC_S = 1.5
 """A replica that lags for less than this is in sync: a refresh and a round trip take that long while writes go on."""
@@ -72,15 +72,15 @@ def assess(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) ->
 
 
 def _headline(cluster: ClusterState, lag_s: Mapping[str, float]) -> str:
-    alive = [replica for replica in cluster.replicas if replica.is_alive]
-    parts = [f"{len(alive)} of {counted(len(cluster.replicas), 'replica')} alive"]
-    if any(replica.state == "joining" for replica in alive):
+    active = [replica for replica in cluster.replicas if replica.is_active]
+    parts = [f"{len(active)} of {counted(len(cluster.replicas), 'replica')} alive"]
+    if any(replica.state == "joining" for replica in active):
         parts.append("catching up")
-    elif any(lag_s.get(replica.address, 0) >= IN_SYNC_S for replica in alive):
+    elif any(lag_s.get(replica.address, 0) >= IN_SYNC_S for replica in active):
         parts.append("not in sync")
-    elif len(alive) > 1:
+    elif len(active) > 1:
         parts.append("in sync")
-    has_pending = any(replica.status and replica.status.pending_count for replica in alive)
+    has_pending = any(replica.status and replica.status.pending_count for replica in active)
     parts.append("updates pending" if has_pending else "no updates pending")
     return ", ".join(parts)
 
@@ -97,11 +97,11 @@ def _view_differences(cluster: ClusterState) -> Iterator[Finding]:
 
     The network between these two is cut, in one direction or both.
     """
-    reachable = {replica.address for replica in cluster.replicas if replica.is_alive}
+    reachable = {replica.address for replica in cluster.replicas if replica.is_active}
     cuts = [
         f"{replica.address} does not reach {member.address}"
         for replica in cluster.replicas
-        if replica.is_alive and replica.status
+        if replica.is_active and replica.status
         for member in replica.status.view
         if member.address in reachable and member.state in ("down", "left")
     ]
@@ -110,8 +110,8 @@ def _view_differences(cluster: ClusterState) -> Iterator[Finding]:
 
 
 def _lagging(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) -> Iterator[Finding]:
-    alive = [replica for replica in cluster.replicas if replica.is_alive]
-    late = [replica for replica in alive if lag_s.get(replica.address, 0) >= IN_SYNC_S]
+    active = [replica for replica in cluster.replicas if replica.is_active]
+    late = [replica for replica in active if lag_s.get(replica.address, 0) >= IN_SYNC_S]
     late.sort(key=lambda replica: -_missing(replica, highest))
     for replica in late[:3]:
         level = "bad" if lag_s[replica.address] >= STUCK_S else "busy"
@@ -123,7 +123,7 @@ def _lagging(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) 
         yield Finding(
             "busy", f"{counted(len(late) - 3, 'more replica')} {verb} missing updates, for up to {span(longest_s)}."
         )
-    unreachable = count_missing(_joined_clock(alive), highest)
+    unreachable = count_missing(_joined_clock(active), highest)
     if late and unreachable:
         verb = "is" if unreachable == 1 else "are"
         yield Finding("bad", f"{counted(unreachable, 'update')} {verb} not available on any reachable replica.")
@@ -132,7 +132,7 @@ def _lagging(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) 
 def _joined_clock(replicas: Iterable[ObservedReplica]) -> Clock:
     joined: Clock = {}
     for replica in replicas:
-        merge_into(joined, replica.clock or {})
+        join_into(joined, replica.clock or {})
     return joined
 
 
@@ -143,7 +143,7 @@ def _missing(replica: ObservedReplica, highest: Clock) -> int:
 def _pending(cluster: ClusterState) -> Iterator[Finding]:
     for replica in cluster.replicas:
         status = replica.status
-        if status and replica.is_alive and status.pending_count:
+        if status and replica.is_active and status.pending_count:
             oldest_s = max((pending.since_s for pending in status.pending), default=0.0)
             count = counted(status.pending_count, "update")
             verb = "is" if status.pending_count == 1 else "are"

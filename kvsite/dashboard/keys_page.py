@@ -108,7 +108,7 @@ def key_list_page(
 ) -> KeyListPage:
     """Return a page of the list.
 
-    ``keys``: up to ``PAGE_SIZE + 1`` keys (``Node.keys``); None if no replica runs in this process.
+    ``keys``: up to ``PAGE_SIZE + 1`` keys (``NodeInspector.keys``); None if no replica runs in this process.
     ``members``: addresses, from which the short labels are made.
     """
     labels = short_labels(members)
@@ -140,7 +140,8 @@ def _key_row(entry: Mapping[str, Any], labels: Mapping[str, str]) -> KeyRow:
 def key_page(explanation: Mapping[str, Any] | None, members: Sequence[str]) -> KeyPage:
     """Return the page of a key.
 
-    ``explanation``: from ``Node.explain``; None if no replica runs in this process. ``members``: see ``key_list_page``.
+    ``explanation``: from ``NodeInspector.explain``; None if no replica runs in this process.
+    ``members``: see ``key_list_page``.
     """
     if explanation is None:
         return KeyPage((), (), is_running=False)

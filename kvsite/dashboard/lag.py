@@ -2,8 +2,8 @@
 
 The statuses of the replicas are not taken at the same instant. While writes go on, a replica always lacks updates that
 another replica has just issued, so the number of missing updates alone says nothing. A replica lags if it still lacks
-an update that was known some time ago. ``LagTracker`` therefore remembers the highest known clock of each cluster
-state. A replica has lagged since the oldest of these clocks that its own clock does not cover.
+an update that was known some time ago. ``LagTracker`` therefore remembers the join of all known clocks of each cluster
+state. A replica has lagged since the oldest of these joined clocks that its own clock does not cover.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from __future__ import annotations
 from collections import deque
 
 from kvsite.dashboard.cluster_state import ClusterState
-from store.clock import Clock, covers, merge_into
+from store.clock import Clock, covers, join_into
 
 MAX_REMEMBERED = 240
-"""Cluster states whose highest clocks are remembered: two minutes at two polls per second."""
+"""Cluster states whose joined clocks are remembered: two minutes at two polls per second."""
 
 
 def highest_known(cluster: ClusterState) -> Clock:
-    """Return replica id -> the highest counter that appears in any clock or pending queue."""
+    """Return the join of all known clocks: replica id -> highest counter in any clock or pending queue."""
     highest: Clock = {}
     for replica in cluster.replicas:
-        merge_into(highest, replica.clock or {})
+        join_into(highest, replica.clock or {})
         if replica.status:
             for pending in replica.status.pending:
-                merge_into(highest, dict([pending.dot]))
-                merge_into(highest, dict([pending.waits_for]))
+                join_into(highest, dict([pending.dot]))
+                join_into(highest, dict([pending.waits_for]))
     return highest
 
 
 class LagTracker:
-    """Remembers the highest clocks of the last two minutes. Not thread-safe."""
+    """Remembers the joined clocks of the last two minutes. Not thread-safe."""
 
     def __init__(self) -> None:
         self._highest: deque[tuple[float, Clock]] = deque(maxlen=MAX_REMEMBERED)
-        """(monotonic seconds, highest known clock), oldest first."""
+        """(monotonic seconds, join of all known clocks), oldest first."""
 
     def lag_s(self, cluster: ClusterState, now_s: float) -> dict[str, float]:
         """Return address -> for how many seconds the replica has lacked updates, for each replica that lacks any.

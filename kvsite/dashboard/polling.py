@@ -54,14 +54,15 @@ class Poll:
 class ClusterPoller:
     """Polls the cluster when the last poll is too old. Thread-safe.
 
-    ``poll`` returns the cluster state as a node sees it, and may block. ``clock`` returns monotonic seconds.
+    ``poll`` returns the cluster state as a node sees it, and may block. ``monotonic`` returns monotonic
+    seconds.
     """
 
     def __init__(
-        self, poll: Callable[[Node | None], ClusterState], clock: Callable[[], float] = time.monotonic
+        self, poll: Callable[[Node | None], ClusterState], monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._poll = poll
-        self._clock = clock
+        self._monotonic = monotonic
         self._polling = threading.Lock()
         """Held by the thread that polls. It also guards ``_lag``."""
         self._lag = LagTracker()
@@ -80,14 +81,14 @@ class ClusterPoller:
             last = self._last
             if last is None or not is_new:
                 # The age counts from the request: a member that hangs must not make the other statuses look newer.
-                requested_s, cluster = self._clock(), self._poll(node)
+                requested_s, cluster = self._monotonic(), self._poll(node)
                 last = self._last = Poll(requested_s, cluster, self._lag.lag_s(cluster, requested_s))
             return last
         finally:
             self._polling.release()
 
     def _age_s(self, poll: Poll) -> float:
-        return self._clock() - poll.at_s
+        return self._monotonic() - poll.at_s
 
 
 def poll_cluster(node: Node | None, *, recent: int = 0) -> ClusterState:

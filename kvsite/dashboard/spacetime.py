@@ -23,7 +23,7 @@ MIN_UPDATES, MAX_UPDATES = 7, 24
 """Bounds of the number of updates that are drawn."""
 
 MAX_PENDING = 6
-"""Pending updates drawn per replica. If there are more, a note on the lane says how many."""
+"""Pending updates drawn per replica. If there are more, a note on the lane shows their total number."""
 
 # Sizes in pixels.
 LANE_HEIGHT, TOP = 68, 40
@@ -62,7 +62,10 @@ class Arrow:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """The lane of a replica. ``note``: why data are missing, or how many pending updates there are beyond the drawn."""
+    """The lane of a replica.
+
+    ``note``: why data are missing, or the total number of pending updates if not all of them are drawn.
+    """
 
     address: str
     label: str

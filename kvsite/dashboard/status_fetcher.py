@@ -31,8 +31,8 @@ def member_addresses(node: Node) -> list[str]:
 class StatusFetcher:
     """Fetches the status of members and remembers the last one of each. Thread-safe."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
         self._unresponsive: set[str] = set()
         self._last: dict[int, dict[str, tuple[float, StatusData]]] = {}
         """``recent`` -> address -> (time of the request, status).
@@ -47,14 +47,14 @@ class StatusFetcher:
         age of that status. ``recent``: how many of the last applied updates each status should include.
         """
         addresses = member_addresses(node)
-        requested_s = self._clock()
+        requested_s = self._monotonic()
         fetched = self.fetch(node, addresses, recent=recent)
         known = self._last.get(recent, {}) | {address: (requested_s, status) for address, status in fetched.items()}
         self._last[recent] = {address: known[address] for address in addresses if address in known}
         results: dict[str, dict[str, Any]] = {}
         for address in addresses:
             at_s, status = known.get(address, (0.0, None))
-            age_s = None if status is None else max(0.0, round(self._clock() - at_s, 3))
+            age_s = None if status is None else max(0.0, round(self._monotonic() - at_s, 3))
             results[address] = {"status": status, "age_s": age_s, "reachable": address in fetched}
         return results
 
@@ -63,7 +63,7 @@ class StatusFetcher:
     ) -> dict[str, StatusData]:
         """Return address -> status, for each of ``addresses`` that is a member and responds in time.
 
-        ``history``, ``recent``: which optional parts to include (see ``Node.status``).
+        ``history``, ``recent``: which optional parts to include (see ``NodeInspector.status``).
         """
         query = "&".join([*(["history=true"] if history else []), *([f"recent={recent}"] if recent else [])])
         local_address, wanted = node.replica.address, set(addresses)

@@ -31,7 +31,7 @@ logger = logging.getLogger("causeway.guard")
 
 
 class Throttle:
-    """Counts login attempts since the last successful one, per source. Thread-safe. ``now_s``: monotonic seconds."""
+    """Counts login attempts since the last successful one, per source. Thread-safe."""
 
     def __init__(self, max_sources: int = MAX_SOURCES) -> None:
         self._max_sources = max_sources
@@ -41,6 +41,8 @@ class Throttle:
 
     def attempt(self, source: str, now_s: float) -> float:
         """Count an attempt and return 0, or return how many seconds to wait if it comes too early.
+
+        ``now_s``: monotonic seconds.
 
         An attempt counts before its outcome is known: many simultaneous attempts must not pass as one.
         """

@@ -14,8 +14,8 @@ from store.clock import address_of
 
 MAX_ENTRIES = 15
 MERGE_WINDOW_US = 10_000_000
-"""Equal events within this time are one event. Replicas record it within about ``KV_DOWN_AFTER`` of each other, each
-by its own wall clock."""
+"""Equal records within this time are listed as one event. Replicas record the same event within about ``KV_DOWN_AFTER``
+of each other, and each by its own wall clock."""
 
 KINDS = {
     "started": ("busy", "{subject} started"),
@@ -33,7 +33,7 @@ KINDS = {
     "superseded": ("busy", "An incarnation of {subject} was superseded"),
     "lost": ("bad", "Updates of {subject} are unrecoverable: {detail}"),
     "dropped": ("bad", "A pending update of {subject} was dropped: {detail}"),
-    "drift": ("warn", "The clock of {subject} is wrong: {detail}"),
+    "drift": ("warn", "The wall clock of {subject} is behind: {detail}"),
 }
 """Event kind (replication/event_log.py) -> tone and sentence. ``{subject}`` is shown as an address."""
 

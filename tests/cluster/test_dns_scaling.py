@@ -88,7 +88,7 @@ class Pods:
             timeout=30,
             check=False,
         )
-        assert done.stdout == f"{self.addresses[i]} left; other members have all its updates\n", done
+        assert done.stdout == f"{self.addresses[i]} left; at least one other member has all its updates\n", done
 
     def stop(self, i: int) -> None:
         """Stop the pod with SIGTERM, as Kubernetes does after the hook."""

@@ -33,9 +33,9 @@ class Quiet(WSGIRequestHandler):
 
 
 class Peer:
-    """A replica's edge, with an application that records the requests that the guard admits.
+    """A replica's edge, with an application that records the requests that the guard allows.
 
-    ``skew_s``: its clock minus ours. ``requests``: all requests as "METHOD path"; ``bodies``: those of admitted ones;
+    ``skew_s``: its clock minus ours. ``requests``: all requests as "METHOD path"; ``bodies``: those of allowed ones;
     ``headers``: the environ of all. ``change_headers`` and ``change_body`` act on every response.
     """
 

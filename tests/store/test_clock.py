@@ -16,7 +16,7 @@ from store.clock import (
     covers,
     incarnation_of,
     join,
-    merge_into,
+    join_into,
     missing,
     replica_id,
 )
@@ -61,11 +61,11 @@ def test_missing_returns_here_and_needed(a: Clock, b: Clock) -> None:
 
 
 @given(clocks, clocks)
-def test_join_changes_no_argument_and_merge_into_only_the_first(a: Clock, b: Clock) -> None:
+def test_join_changes_no_argument_and_join_into_only_the_first(a: Clock, b: Clock) -> None:
     before_a, before_b = dict(a), dict(b)
     joined = join(a, b)
     assert (a, b) == (before_a, before_b)
-    merge_into(a, b)
+    join_into(a, b)
     assert a == joined
     assert b == before_b
 

@@ -1,4 +1,4 @@
-"""``leave_view [ADDRESS]``: remove a replica from the view, and wait until other members have all its updates."""
+"""``leave_view [ADDRESS]``: remove a replica from the view, and wait until another member has all its updates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Command(BaseCommand):
 
     help = (
         "Remove the replica at ADDRESS (default: the one at --at) from the view, and wait until it is drained, which "
-        "means that other members have all its updates."
+        "means that at least one other member has all its updates."
     )
     requires_system_checks = ()
 
@@ -35,21 +35,26 @@ class Command(BaseCommand):
         add_at_argument(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Send the removal to one replica; the removed one learns of it, and its status says when it is drained."""
+        """Send the removal to one replica. Then poll the removed replica, whose status says when it is drained."""
         remote = Remote(options["at"])
         own = address_argument(str(remote.status()["address"]))
         leaver = address_argument(options["address"]) if options["address"] else own
         remote.request("DELETE", "/view", {"socket-address": leaver})
         # The replica at --at may be reachable under another address than its own, so keep the connection to it.
         is_own = leaver == own
-        if self._wait_until_drained(remote if is_own else Remote(leaver), options["timeout"], is_reachable=is_own):
-            self.stdout.write(f"{leaver} left; other members have all its updates")
-        else:
+        status = self._wait_until_drained(remote if is_own else Remote(leaver), options["timeout"], is_reachable=is_own)
+        if status is None:
             self.stdout.write(f"{leaver} left")
             self.stderr.write(f"{leaver} does not answer: it may have had updates that no other member has")
+        elif all(member["self"] or member["state"] == "left" for member in status["view"]):
+            # Without another member, a replica counts as drained: there is nobody to send its updates to.
+            self.stdout.write(f"{leaver} left")
+            self.stderr.write(f"{leaver} was the only member: no other member has its updates")
+        else:
+            self.stdout.write(f"{leaver} left; at least one other member has all its updates")
 
-    def _wait_until_drained(self, leaver: Remote, timeout_s: float, *, is_reachable: bool) -> bool:
-        """Return whether ``leaver`` is known to be drained; False: it does not answer, and may be dead.
+    def _wait_until_drained(self, leaver: Remote, timeout_s: float, *, is_reachable: bool) -> dict[str, Any] | None:
+        """Wait until ``leaver`` is drained and return its status. Return None if it does not answer: it may be dead.
 
         ``is_reachable``: it has answered before, so that no answer is an error. Raises ``CommandError`` for that, and
         after ``timeout_s``.
@@ -60,10 +65,10 @@ class Command(BaseCommand):
                 status = leaver.status()
                 # A member can be drained before it learns of its removal, and still accept writes then.
                 if status["state"] in {"removed", "leaving"} and status["drained"]:
-                    return True
+                    return status
             except NoAnswer:
                 if not is_reachable:
-                    return False
+                    return None
                 raise
             if time.monotonic() >= deadline:
                 raise CommandError(f"{leaver.at} left but is not drained after {timeout_s:g} s; draining continues")

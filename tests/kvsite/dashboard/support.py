@@ -55,7 +55,7 @@ class FakeNode:
     """The node of one of three replicas. Its peers respond after ``late_s`` seconds; None: never."""
 
     def __init__(self) -> None:
-        self.inspector = self
+        self.inspector = self  # One fake has the methods of the node and of its inspector.
         self.replica = SimpleNamespace(address=A)
         self.late_s: dict[str, float | None] = {B: 0.0, C: 0.0}
         self.requests: list[tuple[str, str]] = []

@@ -31,7 +31,7 @@ class RecordingNode:
     id = OWN_ID
 
     def __init__(self) -> None:
-        self.inspector = self
+        self.inspector = self  # One fake has the methods of the node and of its inspector.
         self.address = "127.0.0.1:21600"
         self.members = [self.address]
         self.ready = True
@@ -69,7 +69,9 @@ class RecordingNode:
             self.undrained_polls -= 1
         drained = not out or self.undrained_polls <= 0  # A member can be drained, too.
         state = "removed" if out else "serving"
-        return {"address": self.address, "state": state, "drained": drained, "clock": {"a@1": 2}}
+        view = [{"address": self.address, "self": True, "state": "left" if out else "alive"}]
+        view += [{"address": each, "self": False, "state": "alive"} for each in self.members if each != self.address]
+        return {"address": self.address, "state": state, "drained": drained, "clock": {"a@1": 2}, "view": view}
 
 
 @pytest.fixture
@@ -295,10 +297,20 @@ def test_leave_waits_until_the_replica_is_drained(
     serve: Callable[[], str], node: RecordingNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leave_view, "POLL_S", 0.001)
+    node.members.append("127.0.0.1:1")
     out, err = run("leave_view", "--at", serve())
-    assert (out, err) == (f"{node.address} left; other members have all its updates\n", "")
+    assert (out, err) == (f"{node.address} left; at least one other member has all its updates\n", "")
     assert node.undrained_polls == 0
-    assert node.members == []
+    assert node.members == ["127.0.0.1:1"]
+
+
+def test_leave_of_the_only_member_says_that_nobody_has_its_updates(
+    serve: Callable[[], str], node: RecordingNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leave_view, "POLL_S", 0.001)
+    out, err = run("leave_view", "--at", serve())
+    assert out == f"{node.address} left\n"
+    assert err == f"{node.address} was the only member: no other member has its updates\n"
 
 
 def test_leave_gives_up_waiting(serve: Callable[[], str], node: RecordingNode) -> None:

@@ -29,7 +29,7 @@ from replication.seeds import Seeds
 from replication.snapshots import SnapshotPull
 from replication.view_changes import ViewChanges
 from store.causal import CausalStore, ListResult
-from store.clock import INCARNATION_RANDOM_BITS, Instant, incarnation_of, merge_into
+from store.clock import INCARNATION_RANDOM_BITS, Instant, incarnation_of, join_into
 from store.errors import NotServing
 from store.markers import Markers
 from store.snapshot import Snapshot
@@ -66,7 +66,7 @@ def merge_client_clock_into_replica_clock() -> Iterator[None]:
     def admit(self: CausalStore, past: dict[str, int], now: Instant) -> None:
         if self.not_serving_reason is not None:
             raise NotServing(self.not_serving_reason)
-        merge_into(self.clock, past)
+        join_into(self.clock, past)
 
     with patch.object(CausalStore, "admit", admit):
         yield
@@ -288,7 +288,7 @@ def acknowledge_all_chunks_at_once() -> Iterator[None]:
         size = self.settings.chunk_updates
         applied = self.store.receive(updates[:size], now)
         if len(updates) > size:
-            merge_into(self.store.clock, {update.origin: update.counter for update in updates})
+            join_into(self.store.clock, {update.origin: update.counter for update in updates})
             now = yield
             applied += self.store.receive(updates[size:], now)
         return applied, now
