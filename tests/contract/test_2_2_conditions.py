@@ -55,7 +55,9 @@ def test_2_2_conditions_use_the_state_of_this_replica(api: Client, key: str) -> 
 
 
 @pytest.mark.parametrize("condition", [{"if-match": '"x@1:1"'}, {"if-none-match": "*"}])
-def test_2_2_one_mismatch_prevents_all_writes_of_a_transaction(api: Client, key: str, condition: dict[str, str]) -> None:
+def test_2_2_one_mismatch_prevents_all_writes_of_a_transaction(
+    api: Client, key: str, condition: dict[str, str]
+) -> None:
     """In a transaction a write may carry "if-match" or "if-none-match". One mismatch, and nothing is written."""
     name = key.removeprefix("/kvs/")
     etag = api.put(0, key, 1).etag
