@@ -30,10 +30,12 @@ class Acks:
         return members if write_concern == "all" else members // 2 + 1
 
     def unreplicated(self) -> int:
-        """Return how many updates would be lost with this replica: what the most complete other member lacks.
+        """Return how many updates may be lost with this replica: what the most complete other member is known to lack.
 
-        If this replica is removed, a member that does not know of the removal yet does not count as complete: it has
-        to learn of it before this process ends.
+        0 means that at least one other member has acknowledged everything, or that there is no other member. The real
+        loss may be smaller, because an acknowledgement may be in flight. If this replica is removed, a member that
+        does not know of the removal yet counts as lacking at least one update: it has to learn of the removal before
+        this process ends.
         """
         clock = self._store.clock
         is_removed = not self._table.belongs(self._table.address)

@@ -1,6 +1,6 @@
 """Drives the replica's conversations under the engine's lock, one step at a time.
 
-Between two steps the lock is free, so that clients' requests and other messages come in while a long message is
+Between two steps the lock is free, so that clients' requests and other messages are served while a long message is
 applied. Updates are decoded before the first step, outside the lock.
 """
 
@@ -28,11 +28,11 @@ class ConversationDriver:
         self._metrics = metrics
 
     def receive(self, message: Exchange | SnapshotRequest) -> Exchange | SnapshotPiece:
-        """Take a peer's request and return the reply. Raises BadMessage, DuplicateAddress."""
+        """Process a peer's request and return the reply. Raises BadMessage, DuplicateAddress."""
         return self._run(message, lambda now: self._replica.receive(message, now))
 
     def complete(self, address: str, serial: int, reply: Exchange | SnapshotPiece) -> None:
-        """Take the reply to request ``serial`` to ``address``. Raises BadMessage, DuplicateAddress."""
+        """Process the reply to request ``serial`` to ``address``. Raises BadMessage, DuplicateAddress."""
         self._run(reply, lambda now: self._replica.complete(address, serial, reply, now))
 
     def _run(self, message: Message, start: Callable[[Instant], Conversation[Result]]) -> Result:
@@ -42,7 +42,7 @@ class ConversationDriver:
             now = read_clocks()
             if isinstance(message, Exchange):
                 self._metrics.record_peer_time(message.sender, message.time, store, now)
-            # The oldest update that is new here stands for the message in the metric of the replication lag.
+            # The metric of the replication lag measures one update of the message: the oldest one that is new here.
             oldest = first_unapplied(updates, store.clock)
             conversation = start(now)
             try:

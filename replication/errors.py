@@ -7,8 +7,10 @@ ReplicationError
 │   └── NotTrusted       one side does not accept the other as a member of its cluster
 └── DuplicateAddress     another live process uses this replica's address: this process has to stop
 
-The call that raises one of them changes nothing at this replica. After ``Unreachable`` the peer may have applied the
-message all the same; after ``MessageRejected`` it has not.
+A message is applied in steps: first its membership table and clock, then its updates in chunks. A step that raises
+``BadMessage`` changes nothing, but the steps before it stay applied. Each of them is valid by itself. After
+``Unreachable`` the peer may have applied the message all the same. After ``MessageRejected`` it has not applied the
+invalid part.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Metrics of exchanges: replication lag, clock drift, message sizes and round trip times.
 
-The node updates them under the engine's lock, so each update must be cheap: of each message, only its first new update
-is measured. All tables are keyed by address, not by replica id, so that series continue after a restart.
+The node records them under the engine's lock, so recording has to be cheap: of the updates in a message, only the first
+one that is new here is measured. All tables are keyed by address, not by replica id, so that series continue after a
+restart.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class ExchangeMetrics:
         self.jumped_s = 0.0
         """Sum of all positive drifts: how far messages have pushed this replica's hybrid clock forward. Only grows."""
         self.exchange_s = Histogram()
-        """Round trip times of exchanges that this replica started."""
+        """Round trip times of exchanges that this replica began."""
         self.message_bytes = {
             (role, direction): Histogram(SIZE_BOUNDS_BYTES)
             for role in ("asked", "answered")
@@ -57,7 +58,7 @@ class ExchangeMetrics:
         histogram.observe(max(0.0, (store.hybrid_clock.read(now) - update.timestamp) / 1e6))
 
     def record_message_sizes(self, role: str, sent: int, received: int) -> None:
-        """Record the body sizes of one exchange. ``role``: ``asked`` if this replica started it, else ``answered``."""
+        """Record the body sizes of one exchange. ``role``: ``asked`` if this replica began it, else ``answered``."""
         self.message_bytes[role, "sent"].observe(sent)
         self.message_bytes[role, "received"].observe(received)
 

@@ -1,4 +1,9 @@
-"""The content of ``/replication/explain/<key>``: why a read of a key returns what it does on this replica."""
+"""The content of ``/replication/explain/<key>``: why a read of a key returns what it does on this replica.
+
+It describes the data and the acknowledged clocks of this replica only; it sends no request. So it may say of a member
+that it lacks a version which that member has received in the meantime. ``list_keys`` serves the dashboard's list of
+keys. Both work in every state of the replica and wait for nothing.
+"""
 
 from __future__ import annotations
 

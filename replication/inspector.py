@@ -1,4 +1,9 @@
-"""What a node shows to operators: status, metrics, explanations. It reads the replica and changes nothing."""
+"""What a node shows to operators: status, metrics, explanations.
+
+The inspector reads the replica under the engine's lock and changes none of its data. (``exchange_metrics`` drops the
+metrics of addresses that are no longer in the membership table.) Everything describes this one replica, except for
+``status_of``, which requests the status of another replica from it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +42,7 @@ class NodeInspector:
         self._samples = CounterSamples()
 
     def sample(self) -> None:
-        """Record the counters for the history, once a second; called several times a second."""
+        """Record the counters for the history, once a second. The node calls it several times a second."""
         self._samples.sample(time.monotonic(), self._sample)
 
     def _counters(self) -> dict[str, int]:
@@ -50,8 +55,8 @@ class NodeInspector:
     def status(self, *, history: bool = False, recent: int = 0) -> dict[str, Any]:
         """Return the content of ``/replication/status`` (replication/status.py).
 
-        ``history``: include the last ten minutes, a sample a second. ``recent``: include so many of the updates that
-        were applied last.
+        ``history``: include the last ten minutes, one sample per second. ``recent``: include this many of the updates
+        that were applied last.
         """
         counters = self._counters()
         with self._lock:

@@ -19,9 +19,9 @@ version 1. A new version
 
 * may add fields that have a default; in structs that travel by position (``Update``, ``MembershipEntry``, …) at the
   end;
-* must keep to itself what the version before would reject, such as a new ``State``, until that version is two behind;
-* must not give a field another meaning, nor rely on other replicas to relay what it has added: a replica of the version
-  before drops it.
+* must not send what the previous version would reject, such as a new ``State``, until that version is two behind;
+* must not give a field another meaning, nor rely on other replicas to relay what it has added: a replica of the
+  previous version drops it.
 
 tests/replication/data/ keeps messages as earlier versions sent them.
 """
@@ -46,17 +46,17 @@ DEFAULT_PROTOCOL = 1
 own."""
 
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
-"""Bound of every request and reply between replicas, against senders that are no replicas. Replicas keep theirs to
-about 256 KiB, except for what cannot be divided: one update, or one key with all its siblings, of values up to
-``KV_MAX_BODY_BYTES``."""
+"""Limit of every request and reply between replicas. It protects against senders that are not replicas. A replica keeps
+its own messages to about 256 KiB, except for what cannot be divided: one update, or one key with all its siblings, of
+values up to ``KV_MAX_BODY_BYTES``."""
 
 Address = Annotated[str, msgspec.Meta(min_length=3, max_length=300)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """Equal contents have equal digests; different contents have different ones, except with negligible probability (see
 ``digest_of``)."""
-Held = Annotated[tuple[Version, ...], msgspec.Meta(min_length=1)]
-"""The versions of a key; a key without versions is in no table, and so in no snapshot."""
+PresentVersions = Annotated[tuple[Version, ...], msgspec.Meta(min_length=1)]
+"""The versions of a key, at least one: a key without versions is in no table, and so in no snapshot."""
 State = Literal["joining", "serving", "removed", "leaving"]
 
 
@@ -164,7 +164,7 @@ class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     clock: WireClock = {}
     delete_clock: WireClock = {}
     markers: list[MarkerForm] = []
-    items: list[tuple[str, Held]] = []
+    items: list[tuple[str, PresentVersions]] = []
 
 
 class MessageHeader(msgspec.Struct, frozen=True):
@@ -199,8 +199,8 @@ def decode(body: bytes, kind: type[Message]) -> Message:
     try:
         message: Message = _decoders[kind].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        if kind is not SnapshotPiece and (spoken := _header_of(body)) is not None:
-            _check_version(spoken)
+        if kind is not SnapshotPiece and (header := _header_of(body)) is not None:
+            _check_version(header)
         raise BadMessage(f"not a message of this protocol: {exc}") from exc
     if not isinstance(message, SnapshotPiece):
         _check_version(message)
@@ -208,12 +208,12 @@ def decode(body: bytes, kind: type[Message]) -> Message:
 
 
 def _header_of(body: bytes) -> MessageHeader | None:
-    """Return the sender and version of a body that is no message of this version, None if it has neither."""
+    """Return the sender and version in a body that this version cannot decode; None if it has neither."""
     try:
-        spoken: MessageHeader = _decoders[MessageHeader].decode(body)
+        header: MessageHeader = _decoders[MessageHeader].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return spoken
+    return header
 
 
 def _check_version(message: Exchange | SnapshotRequest | MessageHeader) -> None:

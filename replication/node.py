@@ -36,7 +36,7 @@ TICK_S = 0.1
 """Time between two ticks of the replica; far below every interval that it uses."""
 
 DRAIN_CHECK_S = 0.02
-"""Time between two looks at whether a member has everything, while the node drains."""
+"""While the node drains, it checks at this interval whether a member has everything."""
 
 
 class Node:
@@ -93,9 +93,10 @@ class Node:
             self._discovery.start(self.discovered)
 
     def stop(self, timeout_s: float) -> int:
-        """Drain: refuse clients, hand all updates to a member, leave the view, then end the threads.
+        """Drain: stop serving clients, leave the view, send all updates to other members, then end the threads.
 
-        Return how many updates are lost with this process, because no member could take them within ``timeout_s``.
+        Waits until one other member has acknowledged all updates, for at most ``timeout_s``. Returns how many updates
+        may be lost with this process (``Acks.unreplicated``).
         """
         deadline_s = time.monotonic() + timeout_s
         if self._discovery is not None:
@@ -189,7 +190,7 @@ class Node:
         return self.replica.acks.count(dot)
 
     def acks_required(self, write_concern: str) -> int:
-        """Return how many members ``majority`` or ``all`` stand for."""
+        """Return how many acks ``majority`` or ``all`` requires."""
         return self.replica.acks.required(write_concern)
 
     # -- the view --------------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ class Node:
         return removed
 
     def discovered(self, addresses: Iterable[str]) -> None:
-        """Take in all addresses that a lookup of peers has found (replication/discovery.py)."""
+        """Process the addresses that a lookup of peers has found: all of them (replication/discovery.py)."""
         with self._lock:
             self.replica.discovered(addresses, read_clocks())
             self.engine.wake()
@@ -232,12 +233,12 @@ class Node:
         while not self._stopping:
             try:
                 self.check_replica_health()
-            except Exception:  # Without ticks the replica would stand still: log what one tick met and go on.
+            except Exception:  # Log and continue: without ticks the replica would stop making progress.
                 logger.exception("tick failed")
             time.sleep(TICK_S)
 
     def check_replica_health(self) -> None:
-        """Do what is due: judge who is reachable, finish joining, trim the log, exchange with new peers."""
+        """Do the periodic work: update who is reachable, finish joining, trim the log, exchange with new peers."""
         with self._lock:
             self.replica.tick(read_clocks())
             self.engine.wake()

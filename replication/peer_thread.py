@@ -1,7 +1,7 @@
 """Peer threads: one thread per peer, which sends this replica's requests to that peer.
 
-A peer that does not answer holds up its own thread and nobody else's. Every turn of a thread follows one pattern: lock,
-call the replica, unlock, then send or sleep.
+A peer that does not answer delays only its own thread. Every turn of a thread follows one pattern: lock, call the
+replica, unlock, then send or sleep.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ AWAKE = float("-inf")
 """``PeerThread.sleeps_until_s`` of a thread that is not asleep, or has been woken."""
 
 PAUSE_AFTER_FAULT_S = 0.1
-"""Pause after a turn that met an unexpected exception."""
+"""Pause after a turn that raised an unexpected exception."""
 
 Endpoint = tuple[PeerClientSettings, ...]
-"""The settings to call a peer with: the right ones first, then those to try if the peer refuses them."""
+"""The settings to call a peer with: the preferred ones first, then those to try if the peer rejects them."""
 
 
 class PeerConnection:
@@ -49,7 +49,7 @@ class PeerConnection:
         self._open: tuple[PeerClientSettings, Transport] | None = None
 
     def try_next(self) -> bool:
-        """Use the next settings, because the peer refused these; return False if the first ones come again."""
+        """Use the next settings, because the peer rejected these; return False after the last: the first come again."""
         self._index = (self._index + 1) % len(self.endpoint)
         self.settings = self.endpoint[self._index]
         return self._index > 0
@@ -57,7 +57,7 @@ class PeerConnection:
     def transport(self, endpoint: Endpoint) -> Transport:
         """Return the open connection; ``endpoint``: the settings to choose from now on. For one thread only.
 
-        If they have changed, the first of them is used again, whatever was refused before.
+        If they have changed, the first of them is used again, whatever was rejected before.
         """
         if endpoint is not self.endpoint:
             self.endpoint, self._index, self.settings = endpoint, 0, endpoint[0]
@@ -104,7 +104,8 @@ class PeerThread:
     """The thread that sends requests to the peer at ``address``.
 
     ``wakeup``: set when a request is due earlier than the thread would wake. ``sleeps_until_s``: when it wakes by
-    itself (monotonic seconds), ``AWAKE`` while it does not sleep. ``ended``: the address is no target any more.
+    itself (monotonic seconds), ``AWAKE`` while it does not sleep. ``ended``: the replica does not exchange with the
+    address any more.
     """
 
     def __init__(self, address: str, threads: PeerThreads, context: ExchangeContext) -> None:
@@ -131,8 +132,8 @@ class PeerThread:
             while not self.ended:
                 try:
                     self.turn()
-                except Exception:  # No other thread sends to this peer: this one must live on.
-                    logger.exception("the thread for %s met an unexpected fault", self.address)
+                except Exception:  # No other thread sends to this peer, so this one must continue.
+                    logger.exception("unexpected error in the thread for %s", self.address)
                     time.sleep(PAUSE_AFTER_FAULT_S)
         finally:
             self.connection.close()
@@ -172,7 +173,7 @@ class PeerThread:
             context.on_fatal(str(exc))
         except ReplicationError as exc:
             self._fail(outgoing, exc)
-        except Exception as exc:  # No other thread sends to this peer: this one must live on.
+        except Exception as exc:  # No other thread sends to this peer, so this one must continue.
             logger.exception("exchange with %s failed", outgoing.to)
             self._fail(outgoing, exc)
 
@@ -211,7 +212,7 @@ class PeerThreads:
         return self._by_address.get(address)
 
     def follow(self, targets: Iterable[str]) -> None:
-        """Start a thread for each new target, and end the threads of addresses that are no target any more."""
+        """Start a thread for each new target. End the threads whose address is not a target any more."""
         wanted = set() if self._stopping else set(targets)
         for address in sorted(wanted - self._by_address.keys()):
             thread = self._by_address[address] = PeerThread(address, self, self._context)
@@ -231,7 +232,7 @@ class PeerThreads:
                 thread.wakeup.set()
 
     def wake_for_write(self) -> None:
-        """Wake the threads that the update just issued makes due; costs nothing if no thread can be."""
+        """Wake the threads that have to send the update just issued. Costs nothing if no thread can be asleep."""
         if self._may_sleep_without_news:
             self._may_sleep_without_news = False
             self.wake_due()

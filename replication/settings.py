@@ -1,4 +1,8 @@
-"""Settings of replication, as one frozen object that is passed in. Times are seconds, sizes are bytes."""
+"""Settings of replication, as one frozen object that is passed in. Times are seconds, sizes are bytes.
+
+Operators set the fields that are declared with ``setting`` (docs/settings.md). The other fields are internal: only
+tests, the simulation and benchmarks change them.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +59,8 @@ class ReplicationSettings:
 
     piece_rest_times: float = 1.0
     """Pause of a receiver after each piece of a snapshot, as a multiple of the time that the piece took. Without the
-    pause, clients of the sender would wait while it sends the snapshot (docs/decisions,
-    number 26)."""
+    pause, clients of the sender would wait while it sends the snapshot (see
+    docs/decisions/0026-snapshot-receivers-rest.md)."""
 
     max_piece_rest_s: float = 0.1
     """Upper bound of that pause: a piece can be late for other reasons."""
@@ -65,7 +69,7 @@ class ReplicationSettings:
     """Estimated bytes in one piece of a snapshot."""
 
     max_snapshots: int = 4
-    """Snapshots that a replica gives at the same time. It asks a further receiver to come back later."""
+    """Snapshots that a replica sends at the same time. A further receiver has to request again later."""
 
     max_members: int = 1024
     """Most addresses in the membership table. It limits the memory that peers can use in this replica."""

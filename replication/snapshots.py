@@ -1,8 +1,9 @@
 """Snapshots in transfer: sending them in pieces, and pulling one.
 
 The sender takes a whole snapshot at one moment (a shallow copy, a pointer per key) and sends it piece by piece, serving
-clients in between. The receiver stages the pieces and takes over all of them in one step when it has the last one
-(store/snapshot.py). If the sender dies before the end, the receiver starts again with another one and has lost nothing.
+clients in between. The receiver stages the pieces and joins all of them into its store in one step when it has the last
+one (store/snapshot.py). Until then its store is unchanged. If the sender dies before the end, the receiver starts again
+with another one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ IDLE_TRANSFER_KEPT_S = 30.0
 
 @dataclass(slots=True)
 class _Transfer:
-    """One snapshot on its way to ``receiver``: the pieces not yet made, and the last one made, in case it is lost."""
+    """The transfer of one snapshot to ``receiver``.
+
+    ``pieces``: yields the pieces that are not made yet. ``current``: the last one made, kept in case the reply is lost.
+    """
 
     receiver: str
     pieces: Iterator[SnapshotPiece]

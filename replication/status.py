@@ -1,4 +1,9 @@
-"""The content of ``/replication/status``: what a replica reports about itself to operators and to the dashboard."""
+"""The content of ``/replication/status``: what a replica reports about itself to operators and to the dashboard.
+
+Everything is from the view of this replica. What it says about another member is the last that this replica received:
+the member may have applied more updates since, and may not have failed although it counts as down. ``drained`` is True
+if at least one other member has acknowledged all updates of this replica, or if there is no other member.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +61,7 @@ def replica_status(replica: Replica, counters: Mapping[str, int], now: Instant) 
     }
 
 
+# ``refused`` and ``messages_refused`` count rejections: these names are public (see replication/api/metrics.py).
 _COUNTERS = (
     "reads",
     "writes",

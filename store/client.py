@@ -20,7 +20,8 @@ What the session sends again:
 
 - *Reads*: always. They change nothing, and the metadata rules out an older answer.
 - *A write that was certainly not applied*: always. Either there was no connection, or the replica answered 503, which
-  it does only before it applies anything.
+  it does only before it applies anything. (A 503 of a proxy counts the same. So use a proxy that answers 502 or 504,
+  and not 503, if it has forwarded the request and got no response.)
 - *A write with an unknown outcome* (the connection broke or timed out after the request was sent, the replica answered
   500, or the response was incomplete): not by default. The call raises ``Uncertain``. With ``retry_writes=True`` the
   session sends it again. Then the write may be applied twice, as two versions:
@@ -227,7 +228,8 @@ class Written(Result):
 
     ``created``: for a put: the key was absent before. ``deleted``: for a delete: the key was present before.
     ``acks``: number of members that have the write, the replica that answered included; None if ``w`` was not given.
-    ``concern_met``: False if fewer than ``w`` members acknowledged in time. The write stays applied and is replicated.
+    ``concern_met``: False if fewer than ``w`` members acknowledged in time. The write stays applied at the replica that
+    answered, and that replica goes on sending it to the others.
     ``maybe_twice``: it was sent again after an attempt with an unknown outcome (``retry_writes``).
     """
 
@@ -722,7 +724,7 @@ class Session:
         if isinstance(body, dict):
             return response, body
         if 400 <= status < 500 or status == 503:
-            # A proxy sent this response and did not forward the request.
+            # A proxy sent this response. Assume that it did not forward the request (see the module's docstring).
             return response, {"error": response.text[:200]}
         raise _AttemptFailed(f"HTTP {status} without a JSON object", maybe_sent=True)
 

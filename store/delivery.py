@@ -60,7 +60,8 @@ class PendingQueue:
     def add(self, update: Update, waits_for: Dot, now_s: float) -> bool:
         """Add ``update``, which waits for the dot ``waits_for``. Return False if it is here or the queue is full.
 
-        Dropping an update is safe: this replica's clock does not contain it, so peers send it again.
+        Dropping an update is safe: this replica's clock does not contain it, so a peer that has applied it sends it
+        again.
         """
         if update.dot in self._waiting or len(self._waiting) >= self._limit:
             return False

@@ -154,6 +154,7 @@ class Engine:
     A call blocks at most for the time that its caller allows.
 
     ``hold_time``: per thread, how long calls have waited (store/hold_time.py).
+    ``counts``: totals since the start. ``refused`` counts rejected requests; it keeps the public name of the metric.
     ``deferred``, ``watchers``, ``ack_waits``: number of waiting requests of each kind. ``deferred`` and ``ack_waits``
     are each at most ``max_deferred``, ``watchers`` at most ``max_watchers``.
     """

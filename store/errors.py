@@ -10,7 +10,8 @@
     ├── TooManyAckWaits       the limit of writes that wait for acks is reached
     └── BadUpdate             a peer sent an update that no correct replica issues
 
-An operation that raises one of these has changed nothing.
+A client's operation that raises one of these has written nothing. ``BadUpdate`` concerns one update of a message: the
+updates before it in the message stay received.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class DependenciesMissing(StoreError):
 
 
 class TooManyDeferred(DependenciesMissing):
-    """The request may not wait for its causal past, because ``max_deferred`` requests do so already."""
+    """The request may not wait for its causal past, because KV_MAX_DEFERRED requests do so already."""
 
 
 class TooManyWatchers(StoreError):
@@ -52,7 +53,7 @@ class TooManyWatchers(StoreError):
 
 
 class TooManyAckWaits(StoreError):
-    """The write was not applied, because as many writes as allowed wait for acks of other members already."""
+    """The write was not applied, because KV_MAX_DEFERRED writes wait for acks of other members already."""
 
 
 class PreconditionFailed(StoreError):

@@ -85,6 +85,7 @@ def _requests(metrics: RequestMetrics, stats: Mapping[str, int]) -> Iterator[Met
     yield CounterMetricFamily(
         "causeway_requests_deferred", "Requests that had to wait for their causal past.", stats["deferred"]
     )
+    # "Rejected" is the word elsewhere. The metrics named ``refused`` keep their names for the dashboards that use them.
     yield CounterMetricFamily(
         "causeway_requests_refused",
         "Requests rejected because their causal past did not arrive in time, or because too many requests wait.",

@@ -37,7 +37,11 @@ _ADDRESS_BODY: Final = msgspec.json.Decoder(AddressBody)
 
 @contextmanager
 def bad_message_as_400() -> Iterator[None]:
-    """Turn ``BadMessage``, with which the node rejects a call, into a 400. A rejected call has changed nothing."""
+    """Turn ``BadMessage``, with which the node rejects a message or a view change, into a 400.
+
+    A rejected view change has changed nothing. Of a rejected message, valid parts may have been applied
+    (replication/errors.py).
+    """
     try:
         yield
     except BadMessage as exc:

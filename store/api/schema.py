@@ -387,7 +387,7 @@ _MISMATCH: Final = response(
 
 def _too_few_acks(schema: str, example: Json) -> Object:
     return response(
-        "Written here, but fewer acks than requested arrived in time. The write stands and keeps spreading.",
+        "Written here, but fewer acks than requested arrived in time. The write is applied and replication continues.",
         ref(schema),
         {"Too few acks": example},
         headers=("X-Causal-Metadata",),

@@ -1,4 +1,8 @@
-"""Loss queries of requests that do not wait: which token they get (replication/loss.py)."""
+"""Loss queries of requests that do not wait: which token they get (replication/loss.py).
+
+A gap ``A: (0, 5)`` means: this replica has no update of A, and the request needs update 5. The second argument of
+``token`` is the serial of the last exchange that has begun; a new query gets it as its token.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,9 @@ def test_a_query_expires(queries: LossQueries) -> None:
 
 
 def test_the_number_of_queries_is_limited(queries: LossQueries) -> None:
-    for index in range(MAX_LOSS_QUERIES + 10):
-        queries.token({f"x{index}": (0, 1)}, 10)
-    assert queries.token({"x0": (0, 1)}, 20) == 10
-    assert queries.token({f"x{MAX_LOSS_QUERIES}": (0, 1)}, 20) == 20, "not remembered, because there is no room"
+    first_update_missing = (0, 1)
+    for index in range(MAX_LOSS_QUERIES + 1):
+        queries.token({f"x{index}": first_update_missing}, 10)
+    assert queries.token({"x0": first_update_missing}, 20) == 10
+    beyond_the_limit = {f"x{MAX_LOSS_QUERIES}": first_update_missing}
+    assert queries.token(beyond_the_limit, 20) == 20, "not remembered, because there is no room"

@@ -38,7 +38,12 @@ RECONNECT_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task. ``rate``: requests per second, None for the closed loop; ``start``: index of the first request."""
+    """What one run of the load generator sends, read as JSON from standard input.
+
+    ``address``: host and port of the server. ``file``: the requests (``loads``). ``seconds``: how long to send.
+    ``rate``: requests per second; None for the closed loop. ``once``: send every request one time.
+    ``start``: index of the first request to send.
+    """
 
     address: str
     file: str

@@ -2,9 +2,9 @@
 
     python -m tools.benchmark.overview_cost --pairs 10       # needs wrk (Debian: apt-get install wrk)
 
-The program starts a cluster on loopback and writes some keys. A measurement is ``--seconds`` of requests for one key
-from wrk at the first replica. Meanwhile ``--viewers`` open pages, or none, request ``/admin/overview/`` once per second
-each, as a browser does. Measurements come in pairs, with and without viewers; each pair has the reverse order of the
+The program starts a cluster on loopback and writes some keys. In each measurement, wrk reads one key at the first
+replica for ``--seconds``. Meanwhile ``--viewers`` simulated pages, or none, request ``/admin/overview/`` once a second
+each, as a browser does. Measurements come in pairs, with and without viewers. Each pair has the reverse order of the
 one before, so that a drift of the machine's speed favours neither side. The result is the median of the pairs' ratios;
 the target is at least 0.95. On a shared machine two other numbers vary less: requests per second of CPU time of the
 replica, and the CPU time of one refresh.

@@ -204,7 +204,10 @@ class _Shrinker:
 
 
 def _without(operation: Operation, name: str, index: int) -> Operation:
-    """Return the operation without one entry of the field ``name``, and without what belongs to the entry."""
+    """Return the operation without entry ``index`` of its field ``name``.
+
+    The version that belongs to a removed read, and what a removed write replaced, are removed as well.
+    """
     values = getattr(operation, name)
     changes = {name: values[:index] + values[index + 1 :]}
     if name == "reads" and operation.versions:

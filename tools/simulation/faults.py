@@ -58,19 +58,20 @@ class Faults:
 
     def _cut(self) -> None:
         one, other = self._world.rng.sample(self._addresses, 2)
-        self._sever([(one, other)])
+        self._cut_links([(one, other)])
 
     def _partition(self) -> None:
         rng = self._world.rng
         inside = set(rng.sample(self._addresses, rng.randint(1, len(self._addresses) - 1)))
-        self._sever([(a, b) for a in self._addresses for b in self._addresses if (a in inside) != (b in inside)])
+        self._cut_links([(a, b) for a in self._addresses for b in self._addresses if (a in inside) != (b in inside)])
 
     def _ring(self) -> None:
-        """Let every replica reach only its two neighbours."""
+        """Cut all links except those of each replica to its two neighbours."""
         ring, n = self._addresses, len(self._addresses)
-        self._sever([(ring[i], ring[j]) for i in range(n) for j in range(n) if (i - j) % n not in (0, 1, n - 1)])
+        self._cut_links([(ring[i], ring[j]) for i in range(n) for j in range(n) if (i - j) % n not in (0, 1, n - 1)])
 
-    def _sever(self, cuts: list[tuple[str, str]]) -> None:
+    def _cut_links(self, cuts: list[tuple[str, str]]) -> None:
+        """Cut links, each (from, to) in this direction only. Mend them after a random time."""
         world = self._world
         world.counts["cuts"] += 1
         world.cuts.update(cuts)

@@ -80,7 +80,7 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
         conditions=conditions,
         settings=settings,
         store_settings=store_settings,
-        # Not drawn from the seed, so that a seed of the other kind names the same run with and without discovery.
+        # Computed from the seed, not drawn from ``rng``: a draw here would change all later draws of every seed.
         discovers=seed % 4 == 3,
     )
     oracle = Oracle(world)

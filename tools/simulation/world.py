@@ -279,14 +279,14 @@ class World:
         self.counts["messages"] += 1
         copies = 2 if self.rng.random() < self.conditions.duplication else 1
         for _ in range(copies):
-            if self._passes(host.address, to):
+            if self._is_delivered(host.address, to):
                 self.at(self.now_s + self._delay(), self._arrive, host, boot, to, serial, message)
 
     def _arrive(self, host: Host, boot: int, to: str, serial: int, message: Exchange | SnapshotRequest) -> None:
         receiver = self.hosts.get(self.aliases.get(to, to))
         if receiver is None or receiver.replica is None:
             # Connection refused: the sender learns it at once, if the answer gets through.
-            if self._passes(to, host.address):
+            if self._is_delivered(to, host.address):
                 self.at(self.now_s + self._delay(), self._give_up, host, boot, to, serial)
             return
         if self.now_s < receiver.paused_until_s:
@@ -298,7 +298,7 @@ class World:
         def answer(reply: Exchange | SnapshotPiece) -> None:
             if isinstance(message, Exchange) and isinstance(reply, Exchange):
                 self.counts["updates_sent"] += len(message.updates) + len(reply.updates)
-            if self._passes(receiver.address, host.address):
+            if self._is_delivered(receiver.address, host.address):
                 self.at(self.now_s + self._delay(), self._reply, host, boot, to, serial, reply)
 
         self._step(receiver, receiver.boots, receiver.replica.receive(message, self.clocks(receiver)), answer)
@@ -357,7 +357,8 @@ class World:
         host.replica.failed(to, serial, self.clocks(host))
         self.pump(host)
 
-    def _passes(self, sender: str, receiver: str) -> bool:
+    def _is_delivered(self, sender: str, receiver: str) -> bool:
+        """Draw whether one message arrives. If its link is cut, it does not, and no random number is used."""
         receiver = self.aliases.get(receiver, receiver)
         if (sender, receiver) in self.cuts:
             return False

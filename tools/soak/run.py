@@ -30,7 +30,8 @@ CONVERGE_LIMIT_S = 10.0
 """All replicas converge, and serve all sessions, within this time after all faults have ended."""
 
 SPREAD_S = 1.0
-"""If a replica is killed later than this after its response, every reachable replica has the update."""
+"""A replica that responds to a write sends the update to every reachable replica within this time. If it is killed
+later, the update must not be lost."""
 
 WATCH_EVERY_S = 0.5
 
@@ -156,7 +157,7 @@ class Run:
                 self.cluster.start_one(i)
         while not self._has_converged():
             if time.monotonic() > healed_s + CONVERGE_LIMIT_S:
-                self.problem(f"not converged {CONVERGE_LIMIT_S:g} s after the heal: {self._differences()}")
+                self.problem(f"not converged {CONVERGE_LIMIT_S:g} s after the heal: {self._record_differences()}")
                 break
             time.sleep(0.05)
         self.slowest_convergence_s = max(self.slowest_convergence_s, time.monotonic() - healed_s)
@@ -169,7 +170,8 @@ class Run:
         except requests.RequestException:
             return False
 
-    def _differences(self) -> str:
+    def _record_differences(self) -> str:
+        """Write the status of each replica to ``status-<i>.json``, and return a summary of all of them."""
         parts = []
         for i in range(len(self.cluster.addresses)):
             try:
@@ -255,7 +257,7 @@ class Run:
             if not _after(at_s, timeline.kills.get(holder), timeline.drains.get(holder)):
                 self.problem(f"{what}, but replica {holder} had it and was not killed afterwards")
                 return
-        # By the time of the kill every replica would have had it, if every replica had been reachable.
+        # If every replica had been reachable, each would have received it before the kill.
         killed = _after(answered_s, timeline.kills.get(i))
         drained = _after(answered_s, timeline.drains.get(i))
         if drained and (not killed or drained[0] < killed[0]):

@@ -83,7 +83,7 @@ class Timeline:
                 self.stopped[i].begin()
 
     def mark_ready(self, i: int) -> None:
-        """Record that replica ``i`` has reported that it is ready."""
+        """Record that replica ``i`` is ready: end its periods in ``unavailable`` and ``stopped``."""
         with self.lock:
             self.unavailable[i].end()
             self.stopped[i].end()

@@ -125,7 +125,9 @@ class Command(BaseCommand):
     def _print_result(self, result: str, acks: int | None, *, concern_met: bool) -> None:
         self.stdout.write(result if acks is None else f"{result} acks={acks}")
         if not concern_met:
-            self.stderr.write("fewer acks than requested; the write stands and keeps spreading", self.style.WARNING)
+            self.stderr.write(
+                "fewer acks than requested; the write is applied and replication continues", self.style.WARNING
+            )
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
