@@ -165,8 +165,8 @@ class LocalCluster:
         """Stop all replicas at the same time, and kill those that still run after ``timeout_s``."""
         running = [(i, process) for i, process in enumerate(self._processes) if process is not None]
         for _, process in running:
-            # The last replica finds no member that could receive its updates, and would search until its own timeout.
-            # All replicas stop here, so they only get a short time to complete their requests.
+            # The last replica has no member to send its updates to, and would wait until its own timeout. All replicas
+            # stop here, so they only get a short time to complete their requests.
             process.kill() if timeout_s <= 0 else process.terminate()
         deadline = time.monotonic() + timeout_s
         for i, process in running:

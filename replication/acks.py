@@ -25,7 +25,7 @@ class Acks:
         return 1 + sum(acked is not None and acked.clock.get(origin, 0) >= counter for acked in self._peers.members())
 
     def required(self, write_concern: str) -> int:
-        """Return how many acknowledgements ``"all"`` or ``"majority"`` stand for: of all members, reachable or not."""
+        """Return how many acks ``"all"`` or ``"majority"`` requires. All members count, reachable or not."""
         members = len(self._table.others) + 1
         return members if write_concern == "all" else members // 2 + 1
 

@@ -1,8 +1,8 @@
 """Compaction: what a replica may forget because every member has it.
 
 * Updates in the log that every member has applied are not needed for any delta.
-* A *marker* that every member has applied may stand for retired entries of clients' clocks (store/markers.py). A
-  replica issues a marker if its clock has retired entries that no marker of a member covers yet.
+* A *marker* that every member has applied may replace retired entries in clients' clocks (store/markers.py). A replica
+  issues a marker if its clock has retired entries that no marker of a member covers yet.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class MessageComposer:
         self._heartbeat = 0
 
     def rejection(self, state: State, now: Instant) -> Exchange:
-        """Return the reply to a message that does not count: our membership table tells its sender why."""
+        """Return the reply to a message that does not count. Its sender finds the reason in our membership table."""
         return self._compose(None, state, EMPTY_DELTA, now, want_all=False)
 
     def exchange(

@@ -126,8 +126,8 @@ def resident_bytes() -> int | None:
 def recent_updates(replica: Replica, limit: int) -> list[dict[str, Any]]:
     """Return the last ``limit`` updates that were applied, oldest first. The caller holds the lock.
 
-    ``key``: the first key that the update wrote. It is None for a marker, and for an update that every member has,
-    because the log does not keep it.
+    ``key``: the first key that the update wrote. It is None for a marker, and for an update that the log has dropped:
+    every member has it, or the log has reached its limit.
     """
     log = replica.store.log
     recent = []

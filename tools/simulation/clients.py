@@ -92,7 +92,7 @@ class Clients:
         self.all = [Client(f"c{n}", world.rng.choice(self._addresses)) for n in range(count)]
 
     def begin(self) -> None:
-        """Let every client start, each at a moment of its own."""
+        """Start every client, each at a random time."""
         for client in self.all:
             self.world.at(self.world.now_s + self.world.rng.random() * self.habits.pause_s, self._act, client)
 
@@ -100,7 +100,7 @@ class Clients:
 
     def _act(self, client: Client) -> None:
         if self.budget <= 0:
-            # The run is ending. A client that has been told of a loss must not hear of that update from another one.
+            # The run is ending. A client that has dropped a lost update must not get it back from another client.
             return
         rng, habits = self.world.rng, self.habits
         if rng.random() < habits.hop:
@@ -277,7 +277,7 @@ class Clients:
             self._note_failed(client, replica, change, current, failed)
             return
         if change.conditional:
-            self.oracle.check_precondition(replica, change, current, held=True)
+            self.oracle.check_precondition(replica, change, current, was_made=True)
         if wrote.update is None:
             self._record(client, replica, "get", wrote.metadata, reads={change.key: ()})
             return
@@ -289,7 +289,7 @@ class Clients:
         self, client: Client, replica: Replica, change: Change, current: Versions, failed: PreconditionFailed
     ) -> None:
         self.world.counts["preconditions_failed"] += 1
-        self.oracle.check_precondition(replica, change, current, held=False)
+        self.oracle.check_precondition(replica, change, current, was_made=False)
         if failed.etag != (current[0].etag if current else None):
             self.oracle.violations.append(f"Etag: {replica.id} returned {failed.etag} for {change.key!r}")
         self._record(client, replica, "get", dict(failed.metadata), reads={change.key: current[:1]})
@@ -308,7 +308,7 @@ class Clients:
             self._record(client, replica, "get", dict(failed.metadata), reads={})
             return
         for change in conditional:
-            self.oracle.check_precondition(replica, change, current[change.key], held=True)
+            self.oracle.check_precondition(replica, change, current[change.key], was_made=True)
         if done.update is None:
             self._record(client, replica, "txn", done.metadata, reads=returned)
         else:

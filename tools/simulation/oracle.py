@@ -37,7 +37,7 @@ class Oracle:
         world.at_crash = self._at_crash
 
     def issued(self, update: Update) -> None:
-        """Note an update when it is issued. A dot stands for one update, for ever."""
+        """Record an update when it is issued. A dot names one update, for ever."""
         if self.updates.setdefault(update.dot, update) is not update:
             self.violations.append(f"DotReuse: {update.dot} was issued twice")
         for write in update.writes:
@@ -45,7 +45,7 @@ class Oracle:
                 self._expires[update.dot] = write.expires
 
     def _at_crash(self, host: Host) -> None:
-        """Note which updates may be lost from now on: those that no other living process has applied."""
+        """Record which updates may be lost from now on: those that no other living process has applied."""
         assert host.replica is not None
         self._clocks_at_death.append(dict(host.replica.store.clock))
         others = [other for other in self.world.live() if other is not host]
@@ -89,16 +89,16 @@ class Oracle:
                 f"after {after!r} with limit {limit}, not {keys[:limit]} and {following}"
             )
 
-    def check_precondition(self, replica: Replica, change: Change, current: Versions, *, held: bool) -> None:
-        """Check whether a conditional write was made (``held``) or rejected as it had to be."""
+    def check_precondition(self, replica: Replica, change: Change, current: Versions, *, was_made: bool) -> None:
+        """Check that a conditional write was made if its condition held, and rejected if not."""
         etag = current[0].etag if current else None
         wanted = True
         if change.if_none_match:
             wanted = etag is None
         if change.if_match is not None:
             wanted = wanted and etag is not None and etag in change.if_match
-        if wanted is not held:
-            did = "made" if held else "rejected"
+        if wanted is not was_made:
+            did = "made" if was_made else "rejected"
             self.violations.append(f"Precondition: {replica.id} {did} {change} although the winner was {etag}")
 
     def check_acks(self, replica: Replica, dot: Dot) -> None:

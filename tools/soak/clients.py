@@ -30,7 +30,7 @@ KEYS = 30
 
 ANSWERED = "answered"
 GIVEN_UP = "given up"
-REFUSED = "refused: "
+REJECTED = "rejected: "
 ERROR = "error"
 BAD = "error at a serving replica"
 EXCUSED, NOT_EXCUSED = ", excused", ", not excused"
@@ -103,27 +103,27 @@ class CountingSession(Session):
             self._count(i, began_s, ANSWERED)
         elif response.status_code == 503 and "missing" in body:
             needs = {id_: int(each["needs"]) for id_, each in body["missing"].items()}
-            self._count_refusal(i, began_s, needs)
+            self._count_rejection(i, began_s, needs)
         else:
             self._count(i, began_s, ERROR, f"{response.status_code} {body.get('error', '')}")
         return response_and_body
 
-    def _count_refusal(self, i: int, began_s: float, needs: Mapping[str, int]) -> None:
+    def _count_rejection(self, i: int, began_s: float, needs: Mapping[str, int]) -> None:
         now_s, reachability = time.monotonic(), self._context.reachability
         reason = reachability.reason(i, began_s, now_s, needs)
         if reason in {JUST_HEALED, RELAYED, NO_EXCUSE}:
             connected_s = reachability.connected_for_s(i, began_s, now_s, needs)
             if reason == JUST_HEALED:
                 with self._counts.lock:
-                    self._counts.refused_after_heal_s.append(connected_s)
-            self._count(i, began_s, REFUSED + reason, f"{reason}, connected for {connected_s:.2f} s: {dict(needs)}")
+                    self._counts.rejected_after_heal_s.append(connected_s)
+            self._count(i, began_s, REJECTED + reason, f"{reason}, connected for {connected_s:.2f} s: {dict(needs)}")
         else:
-            self._count(i, began_s, REFUSED + reason)
+            self._count(i, began_s, REJECTED + reason)
 
     def _count(self, i: int, began_s: float, outcome: str, details: str = "") -> None:
         now_s = time.monotonic()
         is_serving = self._timeline.is_serving(i, began_s, now_s)
-        is_error = is_serving and outcome in {ERROR, REFUSED + NO_EXCUSE}
+        is_error = is_serving and outcome in {ERROR, REJECTED + NO_EXCUSE}
         with self._counts.lock:
             (self._counts.requests if is_serving else self._counts.requests_to_unavailable)[outcome] += 1
             if is_error:
@@ -246,13 +246,13 @@ class Client:
         for session in [self.session, *self.stuck_sessions]:
             for i, url in enumerate(session.replicas):
                 deadline = time.monotonic() + timeout_s
-                while (problem := self._refusal(session, url)) is not None:
+                while (problem := self._rejection(session, url)) is not None:
                     if time.monotonic() > deadline:
                         name = session.name
                         self._context.problem(f"replica {i} does not serve session {name} after the heal: {problem}")
                         return
 
-    def _refusal(self, session: CountingSession, url: str) -> ClientError | None:
+    def _rejection(self, session: CountingSession, url: str) -> ClientError | None:
         with session.fork_to(url) as only_here:
             try:
                 only_here.get(f"{self._context.prefix}00")

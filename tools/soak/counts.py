@@ -21,7 +21,7 @@ class Counts:
     """Single requests to all other replicas, by outcome."""
     errors: Counter[str] = field(default_factory=Counter)
     """Texts of the errors of ``requests``."""
-    refused_after_heal_s: list[float] = field(default_factory=list)
+    rejected_after_heal_s: list[float] = field(default_factory=list)
     """Per rejection that came after a path was connected again: how many seconds after."""
     calls: Counter[str] = field(default_factory=Counter)
     """Calls of clients, by outcome. A call makes one request or several."""

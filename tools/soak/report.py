@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tools.soak.clients import ANSWERED, ERROR, GIVEN_UP, NOT_EXCUSED, REFUSED
+from tools.soak.clients import ANSWERED, ERROR, GIVEN_UP, NOT_EXCUSED, REJECTED
 from tools.soak.counts import Counts
 from tools.soak.reachability import NO_EXCUSE, REASONS
 from tools.soak.run import Run
@@ -36,12 +36,12 @@ class Success:
 def success(counts: Counts) -> Success:
     """Return the shares of successful requests and calls."""
     requests, calls = counts.requests, counts.calls
-    good, bad = requests[ANSWERED], requests[ERROR] + requests[REFUSED + NO_EXCUSE]
-    refused = sum(n for outcome, n in requests.items() if outcome.startswith(REFUSED))
+    good, bad = requests[ANSWERED], requests[ERROR] + requests[REJECTED + NO_EXCUSE]
+    rejected = sum(n for outcome, n in requests.items() if outcome.startswith(REJECTED))
     failed = sum(n for outcome, n in calls.items() if outcome.endswith(NOT_EXCUSED))
     return Success(
         requests=_share(good, good + bad),
-        all_requests=_share(good, good + requests[ERROR] + refused),
+        all_requests=_share(good, good + requests[ERROR] + rejected),
         calls=_share(calls[ANSWERED], calls[ANSWERED] + failed),
         all_calls=_share(calls[ANSWERED], sum(calls.values())),
     )
@@ -92,7 +92,7 @@ def report(run: Run) -> str:
     requests, calls, shares, worst = counts.requests, counts.calls, success(counts), slowest(run)
     checked = [sum(getattr(each, what) for each in run.reports) for what in ("checked", "reads", "conflicts")]
     faults = Counter(fault.kind for fault in run.timeline.faults)
-    rejections = [(reason, requests[REFUSED + reason]) for reason in REASONS]
+    rejections = [(reason, requests[REJECTED + reason]) for reason in REASONS]
     lines = [
         f"rounds                {run.round}, {run.load_s:.0f} s under load; load average {os.getloadavg()[1]:.1f}",
         f"faults                {_listed(sorted(faults.items()))}",
@@ -105,7 +105,7 @@ def report(run: Run) -> str:
         f"  given up            {requests[GIVEN_UP]} by the client, while the replica could still wait",
         f"  errors              {requests[ERROR]}",
         f"  success             {shares.requests:.2%}; {shares.all_requests:.2%} if every rejection is an error",
-        f"  after a heal        {_after_heal(sorted(counts.refused_after_heal_s))}",
+        f"  after a heal        {_after_heal(sorted(counts.rejected_after_heal_s))}",
         f"calls                 {sum(calls.values())}, {calls[ANSWERED]} of them succeeded in time, at any replica",
         *(f"  failed              {n}: {outcome}" for outcome, n in sorted(calls.items()) if outcome != ANSWERED),
         f"  success             {shares.calls:.2%}; {shares.all_calls:.2%} if excused calls are failures",
