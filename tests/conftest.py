@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from kvsite.cluster import LocalCluster
+from tests.support.ports import free_ports
 
 pytest_plugins = ["tests.support.scenarios_plugin"]
 
@@ -20,30 +19,7 @@ pytest_plugins = ["tests.support.scenarios_plugin"]
 settings.register_profile("causeway", deadline=None)
 settings.load_profile("causeway")
 
-PORTS = range(21000, 22000)
-_next_port = itertools.cycle(PORTS)
-
 ClusterFactory = Callable[..., LocalCluster]
-
-
-def is_free(port: int) -> bool:
-    """Return whether no process listens on ``port`` of 127.0.0.1."""
-    with closing(socket.socket()) as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def free_ports(count: int) -> int:
-    """Return the first of ``count`` consecutive free ports that no earlier call returned."""
-    run: list[int] = []
-    for port in itertools.islice(_next_port, 2 * len(PORTS)):
-        run = [*run, port] if is_free(port) and (not run or port == run[-1] + 1) else []
-        if len(run) == count:
-            return run[0]
-    raise RuntimeError(f"no {count} free ports in a row among {PORTS}")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from kvsite.cluster import LocalCluster
 from store.client import Delete, JsonLines, PreconditionFailed, Put, Rejected, Session, Unavailable
-from tests.conftest import free_ports
+from tests.support.ports import free_ports
 from tests.support.waiting import wait_until
 from tools import history
 

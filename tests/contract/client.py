@@ -1,71 +1,26 @@
-"""A client that sends requests exactly as given, and the responses that it gets."""
+"""A client of three replicas that sends requests exactly as given."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from http.client import HTTPConnection
+from contextlib import contextmanager
 from typing import Any
 
 from kvsite.cluster import LocalCluster
-from replication.address import split_address
-
-Past = dict[str, int]
-
-
-@dataclass(frozen=True)
-class Response:
-    """One response. ``body``: decoded JSON; None if the body is empty. Header names are in lower case."""
-
-    status: int
-    body: Any
-    headers: dict[str, str]
-    took_s: float
-
-    @property
-    def past(self) -> Past:
-        past = self.body["causal-metadata"] if self.body else json.loads(self.headers["x-causal-metadata"])
-        assert isinstance(past, dict)
-        return past
-
-    @property
-    def etag(self) -> str:
-        return self.headers["etag"]
+from tests.support.http import Past, Response, send_request
 
 
 class Client:
-    """Sends requests exactly as given: ``http.client`` does not rewrite paths or add headers on its own."""
+    """Sends requests to the replicas of ``cluster``, by their number."""
 
     def __init__(self, cluster: LocalCluster) -> None:
         self.cluster = cluster
 
-    def send(
-        self,
-        replica: int,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        headers: dict[str, str] | None = None,
-        chunked: bool = False,
-    ) -> Response:
-        """Send one request. ``body``: bytes are sent unchanged, None is no body, anything else is sent as JSON."""
-        content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json", **(headers or {})} if content is not None else headers or {}
-        payload = iter([content[:7], content[7:]]) if chunked and content is not None else content
-        host, port = split_address(self.cluster.addresses[replica])
-        began_s = time.monotonic()
-        with closing(HTTPConnection(host, port, timeout=70)) as connection:
-            connection.request(method, path, payload, headers, encode_chunked=chunked)
-            response = connection.getresponse()
-            text = response.read()
-        lower_headers = {name.lower(): value for name, value in response.headers.items()}
-        return Response(response.status, json.loads(text) if text else None, lower_headers, time.monotonic() - began_s)
+    def send(self, replica: int, method: str, path: str, body: Any = None, **options: Any) -> Response:
+        """Send one request; see ``tests.support.http.send_request``."""
+        return send_request(self.cluster.addresses[replica], method, path, body, **options)
 
     def get(self, replica: int, path: str, past: Past | None = None, **options: Any) -> Response:
         return self.send(replica, "GET", path, {"causal-metadata": past}, **options)

@@ -12,8 +12,8 @@ from itertools import count
 import pytest
 
 from kvsite.cluster import LocalCluster
-from tests.conftest import free_ports
 from tests.contract.client import Client
+from tests.support.ports import free_ports
 
 
 @pytest.fixture(scope="package")

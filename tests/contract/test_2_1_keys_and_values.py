@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.client import Client, Past, Response
+from tests.contract.client import Client
+from tests.support.http import Past, Response
 
 pytestmark = pytest.mark.processes
 

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.contract.client import Client, Past
+from tests.contract.client import Client
+from tests.support.http import Past
 
 pytestmark = pytest.mark.processes
 

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.contract.client import Client, Response
+from tests.contract.client import Client
+from tests.support.http import Response
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes

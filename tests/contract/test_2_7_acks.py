@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.client import Client, Response
+from tests.contract.client import Client
+from tests.support.http import Response
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from kvsite.cluster import LocalCluster
-from tests.conftest import free_ports
 from tests.contract.client import Client
+from tests.support.ports import free_ports
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
@@ -37,7 +37,8 @@ def test_2_1_503_while_the_replica_is_removed_and_while_it_joins(disposable: Cli
     # A joining replica waits for the peers that answer. Stop both peers while it joins.
     disposable.cluster.kill(2)
     with disposable.cut_off(0), disposable.cut_off(1):
-        disposable.cluster.start_one(2)
+        # Without a peer it serves alone after KV_DOWN_AFTER: later than this test needs on a busy machine.
+        disposable.cluster.start_one(2, {"KV_DOWN_AFTER": "30"})
         wait_until(lambda: disposable.send(2, "GET", "/healthz").status == 200)
         joining = disposable.get(2, "/kvs/a", past)
         assert (joining.status, joining.body) == (503, {"error": "Replica is catching up", "causal-metadata": past})

@@ -26,7 +26,6 @@ from kvsite.config import Config
 from kvsite.fast_path import API_ROUTES, FastPath, Router
 from kvsite.guard import Guard
 from kvsite.wsgi import Edge
-from replication.errors import BadMessage
 from store.api.base import ApiView
 from store.api.context import CONTEXT
 from store.api.request import ApiRequest
@@ -39,6 +38,7 @@ from store.engine import Engine
 from store.settings import RequestLimits
 from store.versions import Change, Update, Write
 from tests.support.api import OWN_ID, PEER_ID, make_context, make_store
+from tests.support.fake_node import FakeNode
 
 Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -136,40 +136,14 @@ CASES = {
 }  # fmt: skip
 
 
-class FakeNode:
+class FailingNode(FakeNode):
     """A node whose status and snapshots raise an exception."""
 
-    id = OWN_ID
-
-    ready = True
-    not_ready_reason = ""
-
-    @property
-    def inspector(self) -> FakeNode:
-        return self
-
-    def view(self) -> list[str]:
-        return ["127.0.0.1:9"]
-
-    def members(self) -> list[str]:
-        return self.view()
-
-    def add_member(self, address: str) -> bool:
-        return False
-
-    def remove_member(self, address: str) -> bool:
-        return False
-
-    def exchange(self, body: bytes) -> bytes:
-        if not body.startswith(b"\x93"):
-            raise BadMessage("not a message of ours")
-        return body[::-1]
-
-    def explain(self, key: str) -> dict[str, Any]:
-        return {"key": key}
-
-    def status(self) -> dict[str, Any]:
+    def status(self, **_options: Any) -> dict[str, Any]:
         raise LookupError("no status")
+
+    def snapshot(self, body: bytes) -> bytes:
+        raise LookupError("no snapshot")
 
 
 class Outcome(NamedTuple):
@@ -234,7 +208,7 @@ def both(config: Config | None = None) -> tuple[Wrap, Wrap]:
 
     def edge(application: Application, engine: Engine) -> Edge:
         limits = RequestLimits(max_body_bytes=2000, max_value_bytes=1000)
-        context = make_context(engine, node=FakeNode(), limits=limits, config=made)
+        context = make_context(engine, node=FailingNode(), limits=limits, config=made)
         return Edge(application, context, Guard.for_config(made, OWN_ID))
 
     return partial(edge, WSGIHandler()), partial(edge, FastPath(WSGIHandler()))
@@ -324,7 +298,7 @@ def test_every_route_of_the_api_takes_the_fast_path_and_nothing_else_does() -> N
         return []
 
     entry = FastPath(django)
-    context = make_context(node=FakeNode())
+    context = make_context(node=FailingNode())
     elsewhere = ["", "/", "/schema/", "/docs/", "/admin/", "/admin/login/", "/admin/static/x", "/view/", "/kvsa"]
     for path in ("/kvs", "/kvs/a", "/kvs/", "/view", "/healthz", "/readyz", "/replication/explain/a", *elsewhere):
         entry({**environ_of(Case(path=path)), CONTEXT: context}, lambda *_: None)

@@ -24,10 +24,10 @@ from kvsite.schema import document
 from kvsite.wsgi import load
 from replication.api.views import AddressBody
 from store.settings import RequestLimits
-from tests.conftest import free_ports
 from tests.kvsite.schemathesis import hooks as _hooks
-from tests.replication.api.test_view import RecordingNode
 from tests.support.api import Api, make_context, make_store
+from tests.support.fake_node import FakeNode
+from tests.support.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "kvsite" / "schemathesis" / "schemathesis.toml"
@@ -136,9 +136,9 @@ def test_the_page_loads_everything_from_this_replica(browser: Client) -> None:
     assert len(assets) >= 4
     assert all(asset.startswith("/") and not asset.startswith("//") for asset in assets)
     for asset in assets:
-        answer = browser.get(asset)
-        assert answer.status_code == 200, asset
-        assert b"".join(answer) if answer.streaming else answer.content
+        response = browser.get(asset)
+        assert response.status_code == 200, asset
+        assert b"".join(response) if response.streaming else response.content
     assert not re.search(r"<script>|onload=|style=", html)  # nothing inline, so a strict Content-Security-Policy works
 
 
@@ -169,7 +169,7 @@ def test_schemathesis_finds_nothing_against_a_real_replica(tmp_path: Path) -> No
 
 config = SchemathesisConfig.from_path(CONFIG)
 view_api = schemathesis.openapi.from_dict(document(RequestLimits()), config=config).include(path="/view")
-node = RecordingNode()
+node = FakeNode()
 view_api.app = load(make_context(node=node))
 
 
@@ -177,5 +177,5 @@ view_api.app = load(make_context(node=node))
 @settings(max_examples=60, deadline=None)
 def test_schemathesis_finds_nothing_in_view_changes(case: schemathesis.Case[Any]) -> None:
     """The node here is a fake that only records the addresses."""
-    vars(node).update(vars(RecordingNode()))  # Each case starts with a fresh node.
+    vars(node).update(vars(FakeNode()))  # Each case starts with a fresh node.
     case.call_and_validate()

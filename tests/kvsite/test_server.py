@@ -18,7 +18,8 @@ import pytest
 import requests
 
 from kvsite.cluster import MANAGE, LocalCluster
-from tests.conftest import ClusterFactory, free_ports
+from tests.conftest import ClusterFactory
+from tests.support.ports import free_ports
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
@@ -116,8 +117,8 @@ def test_it_listens_on_ipv6(cluster: ClusterFactory) -> None:
     port = free_ports(1)
     made = cluster(1, start=False, SOCKET_ADDRESS=f"[::1]:{port}", VIEW="")
     made.start()
-    answer = wait_until(lambda: requests.get(f"http://[::1]:{port}/view", timeout=5), timeout_s=20)
-    assert answer.json() == {"view": [f"[::1]:{port}"]}
+    response = wait_until(lambda: requests.get(f"http://[::1]:{port}/view", timeout=5), timeout_s=20)
+    assert response.json() == {"view": [f"[::1]:{port}"]}
 
 
 def test_it_serves_tls(cluster: ClusterFactory, tmp_path: Path) -> None:
@@ -191,9 +192,9 @@ def test_one_line_says_how_many_updates_are_lost_without_a_reachable_member(clus
 
 
 def put(made: LocalCluster, i: int, key: str, value: Any) -> requests.Response:
-    answer = requests.put(f"{made.url(i)}/kvs/{key}", json={"value": value}, timeout=5)
-    assert answer.status_code in {200, 201}, answer.text
-    return answer
+    response = requests.put(f"{made.url(i)}/kvs/{key}", json={"value": value}, timeout=5)
+    assert response.status_code in {200, 201}, response.text
+    return response
 
 
 def wait_for_view(made: LocalCluster, members: int) -> None:
@@ -215,9 +216,9 @@ def pieces(*texts: bytes) -> Iterator[bytes]:
 
 def test_a_chunked_body_is_read_whole(lone: LocalCluster) -> None:
     url = f"{lone.url(0)}/kvs/chunked"
-    answer = requests.put(url, data=pieces(b'{"val', b'ue": "in ', b'pieces"}'), headers=JSON, timeout=5)
-    assert answer.status_code == 201
-    past = {"causal-metadata": answer.json()["causal-metadata"]}
+    response = requests.put(url, data=pieces(b'{"val', b'ue": "in ', b'pieces"}'), headers=JSON, timeout=5)
+    assert response.status_code == 201
+    past = {"causal-metadata": response.json()["causal-metadata"]}
     found = requests.get(url, data=pieces(json.dumps(past).encode()), headers=JSON, timeout=5)
     assert found.json()["value"] == "in pieces"
 
@@ -247,16 +248,16 @@ def test_a_key_is_any_utf_8_text(lone: LocalCluster) -> None:
 
 def test_an_unknown_path_is_a_json_404(lone: LocalCluster) -> None:
     for path in ("/nothing", "/kvss", "/admin/nothing", "/static/nothing.css"):
-        answer = requests.get(f"{lone.url(0)}{path}", timeout=5)
-        assert (answer.status_code, answer.json()) == (404, {"error": "Not found"}), path
+        response = requests.get(f"{lone.url(0)}{path}", timeout=5)
+        assert (response.status_code, response.json()) == (404, {"error": "Not found"}), path
 
 
 def test_only_host_headers_of_members_are_served(lone: LocalCluster) -> None:
     for path in ("/kvs", "/healthz", "/admin/"):
         for host, status in (("localhost:1", 200), (lone.addresses[0], 200), ("evil.example", 400)):
-            answer = requests.get(f"{lone.url(0)}{path}", headers={"Host": host}, timeout=5)
-            assert answer.status_code == status, (path, host)
-    assert "Host header" in answer.json()["error"]
+            response = requests.get(f"{lone.url(0)}{path}", headers={"Host": host}, timeout=5)
+            assert response.status_code == status, (path, host)
+    assert "Host header" in response.json()["error"]
 
 
 def test_the_dashboard_needs_a_login_only_with_a_password(cluster: ClusterFactory) -> None:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from http.client import HTTPConnection
-from typing import Any, NamedTuple, TypeVar
+from contextlib import contextmanager
+from typing import Any
 
 from kvsite.cluster import LocalCluster
-from replication.address import split_address
 from store.settings import StoreSettings
-from tests.conftest import is_free
-
-PORTS = range(23000, 24000)
-_next_port = itertools.cycle(PORTS)
+from tests.support.http import Response, send_request
+from tests.support.ports import free_ports
 
 NAMES = ("r1", "r2", "r3")
 SMALL_LOG = StoreSettings(max_log_bytes=80 * 1024)
@@ -25,33 +18,6 @@ SMALL_LOG = StoreSettings(max_log_bytes=80 * 1024)
 
 KEYS = [f"gone-{number:03}" for number in range(100)]
 EVERYBODY = range(3)
-
-Past = dict[str, int]
-T = TypeVar("T")
-
-
-class Reply(NamedTuple):
-    """A response, and how many seconds it took. Header names are in lower case."""
-
-    status: int
-    body: Any
-    headers: Mapping[str, str]
-    seconds: float
-
-    @property
-    def past(self) -> Past:
-        past: Past = self.body["causal-metadata"]
-        return past
-
-
-def free_ports(count: int) -> int:
-    """Return the first of ``count`` consecutive free ports that no earlier call returned."""
-    run: list[int] = []
-    for port in itertools.islice(_next_port, 2 * len(PORTS)):
-        run = [*run, port] if is_free(port) and (not run or port == run[-1] + 1) else []
-        if len(run) == count:
-            return run[0]
-    raise RuntimeError(f"no {count} free ports in a row among {PORTS}")
 
 
 @contextmanager
@@ -69,37 +35,21 @@ def cluster_of(replicas: int, *, start: int | None = None, **environment: Any) -
         made.stop(0)
 
 
-def send(
-    cluster: LocalCluster,
-    i: int,
-    method: str,
-    path: str,
-    body: Any = None,
-    *,
-    headers: Mapping[str, str] | None = None,
-    timeout_s: float = 70,
-) -> Reply:
-    """Send one request to replica ``i``. ``body``: bytes are sent unchanged, other values except None as JSON."""
-    content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-    began_s = time.monotonic()
-    with closing(HTTPConnection(*split_address(cluster.addresses[i]), timeout=timeout_s)) as connection:
-        sent = {**({"Content-Type": "application/json"} if content is not None else {}), **(headers or {})}
-        connection.request(method, path, content, sent)
-        response = connection.getresponse()
-        text = response.read()
-    received = {name.lower(): value for name, value in response.headers.items()}
-    is_json = received.get("content-type", "").startswith("application/json")
-    return Reply(response.status, json.loads(text) if is_json and text else None, received, time.monotonic() - began_s)
+def send(cluster: LocalCluster, i: int, method: str, path: str, body: Any = None, **options: Any) -> Response:
+    """Send one request to replica ``i``; see ``tests.support.http.send_request``."""
+    return send_request(cluster.addresses[i], method, path, body, **options)
 
 
-def transact(cluster: LocalCluster, i: int, writes: Mapping[str, Any], **fields: Any) -> Reply:
+def transact(cluster: LocalCluster, i: int, writes: Mapping[str, Any], **fields: Any) -> Response:
     """Write (None: delete) many keys as one update. Fails unless the status is 200. ``w_timeout`` becomes w-timeout."""
     changes = [
         {"key": key, "delete": True} if value is None else {"key": key, "value": value} for key, value in writes.items()
     ]
-    reply = send(cluster, i, "POST", "/kvs", {"writes": changes, **{n.replace("_", "-"): v for n, v in fields.items()}})
-    assert reply.status == 200, reply
-    return reply
+    response = send(
+        cluster, i, "POST", "/kvs", {"writes": changes, **{n.replace("_", "-"): v for n, v in fields.items()}}
+    )
+    assert response.status == 200, response
+    return response
 
 
 def status(cluster: LocalCluster, i: int) -> dict[str, Any]:

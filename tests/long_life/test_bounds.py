@@ -25,7 +25,8 @@ from store.errors import OutOfMemory
 from store.settings import RequestLimits, StoreSettings
 from store.versions import Change
 from tests.long_life.object_memory import size_bytes
-from tests.long_life.support import Reply, cluster_of, report, send, status, transact
+from tests.long_life.support import cluster_of, report, send, status, transact
+from tests.support.http import Response
 from tests.support.waiting import wait_until
 from tests.support.wire import Wire, address, run
 
@@ -108,7 +109,7 @@ def empty(cluster: LocalCluster) -> None:
     wait_until(lambda: status(cluster, 1)["keys"] == 0, timeout_s=5)
 
 
-def put(cluster: LocalCluster, i: int, key: str, value: Any, **fields: Any) -> Reply:
+def put(cluster: LocalCluster, i: int, key: str, value: Any, **fields: Any) -> Response:
     return send(cluster, i, "PUT", f"/kvs/{key}", {"value": value, **fields})
 
 
@@ -160,10 +161,10 @@ def test_above_the_limits_of_deferred_requests_and_watchers_a_503_comes_at_once_
     etag = put(pair, 0, "w", 1).headers["etag"]
     unknown = {"causal-metadata": {"nobody": 1}}
 
-    def defer() -> Reply:
+    def defer() -> Response:
         return send(pair, 0, "GET", "/kvs/w?wait=3", unknown)
 
-    def watch() -> Reply:
+    def watch() -> Response:
         return send(pair, 0, "GET", "/kvs/w?wait=3", headers={"If-None-Match": etag})
 
     with ThreadPoolExecutor(4) as pool:
@@ -174,11 +175,11 @@ def test_above_the_limits_of_deferred_requests_and_watchers_a_503_comes_at_once_
         )
         for rejected in (defer(), watch()):
             assert rejected.status == 503
-            assert rejected.seconds < 1
+            assert rejected.took_s < 1
             assert int(rejected.headers["retry-after"]) >= 1
-        assert send(pair, 0, "PUT", "/kvs/w?wait=3", {"value": 2, **unknown}).seconds < 1
+        assert send(pair, 0, "PUT", "/kvs/w?wait=3", {"value": 2, **unknown}).took_s < 1
         assert send(pair, 0, "GET", "/kvs/w").body["value"] == 1
-        assert put(pair, 0, "other", 1).seconds < 1
+        assert put(pair, 0, "other", 1).took_s < 1
         assert sorted(one.result().status for one in waiting) == [304, 304, 503, 503]
     assert send(pair, 0, "GET", "/kvs/w?wait=0.1", headers={"If-None-Match": etag}).status == 304
 

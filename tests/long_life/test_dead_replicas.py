@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.long_life.support import EVERYBODY, Past, cluster_of, report, send
+from tests.long_life.support import EVERYBODY, cluster_of, report, send
+from tests.support.http import Past
 from tests.support.waiting import wait_until
 from tools.netns import client as netns_client
 from tools.netns.cluster import NetnsCluster

@@ -12,7 +12,8 @@ import pytest
 
 from replication.messages import encode
 from store.clock import Clock
-from tests.long_life.support import NAMES, Past, report
+from tests.long_life.support import NAMES, report
+from tests.support.http import Past
 from tests.support.wire import Wire
 
 

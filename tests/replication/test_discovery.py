@@ -24,8 +24,9 @@ from replication.discovery import MAX_ADDRESSES, Discovery, LookupFailed, resolv
 from replication.replica import Replica
 from replication.seeds import Seeds
 from store.clock import Instant
-from tests.conftest import ClusterFactory, free_ports
+from tests.conftest import ClusterFactory
 from tests.kvsite.test_server import run_until_exit
+from tests.support.ports import free_ports
 from tests.support.waiting import wait_until
 from tests.support.wire import NOW, Wire, address
 

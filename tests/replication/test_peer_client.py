@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gc
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 
@@ -22,14 +20,12 @@ from replication.proof import HEADER, derive_key
 from replication.transport import Transport, translate_errors
 from store.api_tokens import ApiToken
 from tests.support.api import make_context
+from tests.support.http import Serve, serve
+
+__all__ = ["serve"]  # a fixture
 
 SECRET, OTHER = "the secret of this cluster", "the secret of another cluster"
 KEY = derive_key(SECRET)
-
-
-class Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
 
 
 class Peer:
@@ -71,27 +67,6 @@ class Peer:
         body = self.change_body(b"".join(self._edge(environ, lambda *args: started.extend(args))))
         start_response(started[0], self.change_headers(started[1]))
         return [body]
-
-
-Serve = Callable[[Peer], str]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers = []
-
-    def start(peer: Peer) -> str:
-        server = make_server("127.0.0.1", 0, peer, handler_class=Quiet)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        servers.append((server, thread))
-        return f"127.0.0.1:{server.server_port}"
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture

@@ -34,13 +34,13 @@ from tests.support.fake_replicas import (
     close_connection,
     fake_replicas,
     found,
-    free_port,
     json_response,
     no_response,
     stored,
     truncated_response,
     unavailable,
 )
+from tests.support.ports import free_ports
 from tools import history
 
 Call = Callable[[Session], object]
@@ -68,7 +68,7 @@ def replicas() -> Iterator[list[FakeReplica]]:
 
 def unused_address() -> str:
     """Return an address on which no process listens."""
-    return f"127.0.0.1:{free_port()}"
+    return f"127.0.0.1:{free_ports()}"
 
 
 def session(*replicas: FakeReplica | str, **options: Any) -> Session:

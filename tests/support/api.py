@@ -29,8 +29,9 @@ from store.clock import Instant, replica_id
 from store.engine import Engine, read_clocks
 from store.settings import RequestLimits, StoreSettings
 from store.versions import Update, Write
+from tests.support.fake_node import FakeNode
 
-OWN_ID = replica_id(parse_address("127.0.0.1:21500"), 1)
+OWN_ID = FakeNode.id
 PEER_ID = replica_id(parse_address("127.0.0.1:21501"), 2)
 
 LIMITS = RequestLimits(max_body_bytes=2_000_000, max_value_bytes=10_000, max_clock_entries=8, max_batch=10)
@@ -38,7 +39,7 @@ LIMITS = RequestLimits(max_body_bytes=2_000_000, max_value_bytes=10_000, max_clo
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """One response. ``body``: decoded JSON; None if there is no body."""
 
     status: int
@@ -50,17 +51,6 @@ class Answer:
         return self.body["causal-metadata"]
 
 
-class NodeStub:
-    """The part of a node that the edge uses: the replica's id, and no members."""
-
-    id = OWN_ID
-    ready = True
-    not_ready_reason = ""
-
-    def members(self) -> list[str]:
-        return []
-
-
 def make_context(
     engine: Engine | None = None,
     *,
@@ -68,11 +58,11 @@ def make_context(
     limits: RequestLimits = LIMITS,
     config: Config | None = None,
 ) -> ServerContext:
-    """Return a context. By default: a fresh store, a stub in place of the node, and an open replica."""
+    """Return a context. By default: a fresh store, a fake node, and an open replica."""
     return ServerContext(
         engine=engine or Engine(make_store()),
         limits=limits,
-        node=cast("Node", node or NodeStub()),
+        node=cast("Node", node or FakeNode()),
         config=config or Config(),
     )
 
@@ -112,27 +102,27 @@ class Api:
         raw: bytes | None = None,
         content_type: str | None = "application/json",
         headers: dict[str, str] | None = None,
-    ) -> Answer:
+    ) -> Response:
         """Send one request. ``body`` is sent as JSON, ``raw`` unchanged. ``path`` is percent-encoded."""
         data = raw if raw is not None else b"" if body is None else json.dumps(body).encode()
         extra: dict[str, Any] = {"CONTENT_TYPE": ""} if content_type is None else {}
         options = (method, path, data, content_type or "application/json")
         if not self._edge:
             response = self._client.generic(*options, headers=headers or {}, **extra)
-            return _answer(response.status_code, dict(response.headers), response.content)
+            return _response(response.status_code, dict(response.headers), response.content)
         environ = RequestFactory().generic(*options, headers=headers or {}, **extra).environ
         environ["PATH_INFO"] = unquote_to_bytes(path.partition("?")[0]).decode("latin-1")
         started: list[Any] = []
         content = b"".join(self._application(environ, lambda *args: started.extend(args)))
-        return _answer(int(started[0][:3]), dict(started[1]), b"" if method == "HEAD" else content)
+        return _response(int(started[0][:3]), dict(started[1]), b"" if method == "HEAD" else content)
 
-    def get(self, path: str, past: Any = None, **options: Any) -> Answer:
+    def get(self, path: str, past: Any = None, **options: Any) -> Response:
         return self.ask("GET", path, {"causal-metadata": past}, **options)
 
-    def put(self, path: str, value: Any, past: Any = None, **options: Any) -> Answer:
+    def put(self, path: str, value: Any, past: Any = None, **options: Any) -> Response:
         return self.ask("PUT", path, {"value": value, "causal-metadata": past}, **options)
 
-    def delete(self, path: str, past: Any = None, **options: Any) -> Answer:
+    def delete(self, path: str, past: Any = None, **options: Any) -> Response:
         return self.ask("DELETE", path, {"causal-metadata": past}, **options)
 
     def state(self) -> tuple[Any, ...]:
@@ -156,8 +146,8 @@ def _django() -> WSGIHandler:
     return WSGIHandler()
 
 
-def _answer(status: int, headers: dict[str, str], content: bytes) -> Answer:
-    return Answer(status, json.loads(content) if content else None, headers)
+def _response(status: int, headers: dict[str, str], content: bytes) -> Response:
+    return Response(status, json.loads(content) if content else None, headers)
 
 
 def make_store(**settings: Any) -> CausalStore:

@@ -17,9 +17,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-PORTS = iter(range(24100, 24999))
-"""Below the range of ports that the kernel assigns, so that a free port stays free."""
-
 
 @dataclass
 class ReceivedRequest:
@@ -131,17 +128,6 @@ def no_response(delay_s: float) -> Responder:
         handler.close_connection = True
 
     return send
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    for port in PORTS:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
-    raise RuntimeError("no free port")
 
 
 class QuietServer(ThreadingHTTPServer):

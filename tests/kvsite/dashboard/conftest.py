@@ -9,7 +9,7 @@ import pytest
 from kvsite.dashboard import site as site_module
 from kvsite.dashboard.polling import ClusterPoller
 from tests.browser.statuses import Cluster
-from tests.kvsite.dashboard.support import FakeNode, ShowCluster, state_of
+from tests.kvsite.dashboard.support import FakeMember, ShowCluster, state_of
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def show_cluster(monkeypatch: pytest.MonkeyPatch) -> ShowCluster:
 
 
 @pytest.fixture
-def fake_node() -> Iterator[FakeNode]:
-    node = FakeNode()
+def fake_node() -> Iterator[FakeMember]:
+    node = FakeMember()
     yield node
     node.ended.set()

@@ -14,6 +14,7 @@ from kvsite.dashboard.cluster_state import ClusterState, parse_cluster
 from kvsite.dashboard.overview import Overview, overview
 from store.api.context import CONTEXT
 from tests.browser.statuses import NOW_US, Cluster, id_of
+from tests.support.fake_node import FakeNode
 
 ShowCluster = Callable[[Cluster], None]
 A, B, C = (f"10.0.0.{i}:8090" for i in (1, 2, 3))
@@ -51,29 +52,24 @@ def client_of(node: object) -> Client:
     return Client(**{CONTEXT: SimpleNamespace(node=node)})  # type: ignore[arg-type]  # environ may hold any object
 
 
-class FakeNode:
-    """The node of one of three replicas. Its peers respond after ``late_s`` seconds; None: never."""
+class FakeMember(FakeNode):
+    """The node of one of three members. Its peers respond after ``late_s`` seconds; None: never."""
 
     def __init__(self) -> None:
-        self.inspector = self  # One fake has the methods of the node and of its inspector.
+        super().__init__()
+        self.addresses = [A, B, C]
         self.replica = SimpleNamespace(address=A)
         self.late_s: dict[str, float | None] = {B: 0.0, C: 0.0}
         self.requests: list[tuple[str, str]] = []
         """(address, query) of each status request to a peer."""
         self.ended = threading.Event()
 
-    def members(self) -> list[str]:
-        return [A, B, C]
-
-    def status(self, **_more: Any) -> dict[str, Any]:
+    def status(self, **_options: Any) -> dict[str, Any]:
         return {"of": A}
 
     def keys(self, *_which: Any, **_more: Any) -> list[dict[str, Any]]:
         written = {"dot": (id_of(B), 1), "timestamp": NOW_US, "versions": 1}
         return [{"key": "k", "value": b"1", "value_bytes": 1, **written}]
-
-    def explain(self, key: str) -> dict[str, Any]:
-        return {"key": key, "versions": [], "pending": []}
 
     def status_of(self, address: str, query: str = "") -> dict[str, Any] | None:
         self.requests.append((address, query))

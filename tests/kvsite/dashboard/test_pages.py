@@ -20,7 +20,7 @@ from kvsite.dashboard.polling import ClusterPoller, poll_cluster
 from kvsite.dashboard.spacetime import diagram
 from kvsite.dashboard.status_fetcher import StatusFetcher
 from tests.browser.statuses import NOW_US, Cluster, cluster_of, id_of, in_trouble, pending, recent, silent
-from tests.kvsite.dashboard.support import A, B, C, FakeClock, FakeNode, ShowCluster, client_of, state_of
+from tests.kvsite.dashboard.support import A, B, C, FakeClock, FakeMember, ShowCluster, client_of, state_of
 
 # -- pages -------------------------------------------------------------------------------------------------------------
 
@@ -28,9 +28,9 @@ from tests.kvsite.dashboard.support import A, B, C, FakeClock, FakeNode, ShowClu
 @pytest.mark.parametrize("cluster", [{}, cluster_of(1), cluster_of(3), in_trouble(3), in_trouble(16)])
 def test_pages_and_their_tables_are_well_formed(show_cluster: ShowCluster, cluster: Cluster) -> None:
     show_cluster(cluster)
-    answer = Client().get("/admin/")
-    html = answer.content.decode()
-    assert answer.status_code == 200
+    response = Client().get("/admin/")
+    html = response.content.decode()
+    assert response.status_code == 200
     assert "<title>" in html
     assert html.count("<h1>") == 1
     ids = re.findall(r'\bid="([^"]+)"', html)
@@ -48,12 +48,12 @@ def test_a_process_without_a_replica_says_so(monkeypatch: pytest.MonkeyPatch) ->
 def test_no_page_has_inline_scripts_or_styles_or_external_resources(show_cluster: ShowCluster) -> None:
     show_cluster(in_trouble(3))
     for path in ("/admin/", "/admin/login/"):
-        answer = Client().get(path, follow=True)
-        html = answer.content.decode()
+        response = Client().get(path, follow=True)
+        html = response.content.decode()
         assert not re.search(r"<script(?![^>]*\bsrc=)", html)
         assert not re.search(r"<style|\sstyle=|\son[a-z]+=", html)
         assert not re.search(r'(?:src|href)="(?:https?:)?//', html)
-        policy = answer["Content-Security-Policy"]
+        policy = response["Content-Security-Policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
 
@@ -166,7 +166,7 @@ def test_the_diagram_shows_only_what_an_unreachable_replica_is_known_to_have() -
 
 
 def test_the_diagram_keeps_the_recent_updates_of_a_replica_that_stops_responding(
-    monkeypatch: pytest.MonkeyPatch, fake_node: FakeNode
+    monkeypatch: pytest.MonkeyPatch, fake_node: FakeMember
 ) -> None:
     known = recent(cluster_of(3), 3)
     monkeypatch.setattr(fake_node, "status", lambda **_: known[A]["status"])
@@ -183,7 +183,7 @@ def test_the_diagram_keeps_the_recent_updates_of_a_replica_that_stops_responding
     assert "10.0.0.3 #92 (carts/2): issued" in html
 
 
-def test_key_pages_send_no_requests_to_peers(monkeypatch: pytest.MonkeyPatch, fake_node: FakeNode) -> None:
+def test_key_pages_send_no_requests_to_peers(monkeypatch: pytest.MonkeyPatch, fake_node: FakeMember) -> None:
     """They need only the addresses of the other members, so a member that hangs must not delay them."""
     fake_node.late_s[C] = None
     monkeypatch.setattr(site_module, "poller", ClusterPoller(poll_cluster))

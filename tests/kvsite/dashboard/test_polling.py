@@ -16,7 +16,7 @@ from kvsite.dashboard.polling import FRESH_S, MAX_STALE_S, ClusterPoller
 from kvsite.dashboard.status_fetcher import FETCH_TIMEOUT_S, UNRESPONSIVE_TIMEOUT_S, StatusFetcher
 from replication.node import Node
 from tests.browser.statuses import cluster_of
-from tests.kvsite.dashboard.support import A, B, C, FakeClock, FakeNode, state_of
+from tests.kvsite.dashboard.support import A, B, C, FakeClock, FakeMember, state_of
 from tests.support.waiting import wait_until
 
 
@@ -77,7 +77,7 @@ def duration_s(call: Callable[[], object]) -> float:
     return time.monotonic() - started_s
 
 
-def test_a_member_that_hangs_gets_the_full_timeout_only_once(fake_node: FakeNode) -> None:
+def test_a_member_that_hangs_gets_the_full_timeout_only_once(fake_node: FakeMember) -> None:
     fetcher, node = StatusFetcher(), cast("Node", fake_node)
     known = fetcher.fetch_all(node)
     assert {address: each["reachable"] for address, each in known.items()} == {A: True, B: True, C: True}
@@ -92,7 +92,7 @@ def test_a_member_that_hangs_gets_the_full_timeout_only_once(fake_node: FakeNode
     assert silent[B]["age_s"] < UNRESPONSIVE_TIMEOUT_S + 0.2
 
 
-def test_a_slow_member_gets_the_full_timeout_again_after_a_late_response(fake_node: FakeNode) -> None:
+def test_a_slow_member_gets_the_full_timeout_again_after_a_late_response(fake_node: FakeMember) -> None:
     fetcher, node = StatusFetcher(), cast("Node", fake_node)
     fake_node.late_s[C] = FETCH_TIMEOUT_S + 0.05
     assert not fetcher.fetch_all(node)[C]["reachable"]
@@ -101,7 +101,7 @@ def test_a_slow_member_gets_the_full_timeout_again_after_a_late_response(fake_no
     assert fetcher.fetch_all(node)[C]["reachable"], "it gets the full timeout again"
 
 
-def test_the_last_known_status_has_the_parts_that_were_requested(fake_node: FakeNode) -> None:
+def test_the_last_known_status_has_the_parts_that_were_requested(fake_node: FakeMember) -> None:
     """The space-time diagram requests more than the overview. Each finds what it needs in the last known status."""
     fetcher, node = StatusFetcher(), cast("Node", fake_node)
     known = fetcher.fetch_all(node, recent=7)
@@ -115,7 +115,7 @@ def test_the_last_known_status_has_the_parts_that_were_requested(fake_node: Fake
     assert silent_in_overview["status"] == {"of": C, "late_s": 0.01}
 
 
-def test_only_members_are_asked_for_their_status(fake_node: FakeNode) -> None:
+def test_only_members_are_asked_for_their_status(fake_node: FakeMember) -> None:
     assert StatusFetcher().fetch(cast("Node", fake_node), ["10.9.9.9:1", B]) == {B: {"of": B, "late_s": 0.0}}
 
 

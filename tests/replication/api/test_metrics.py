@@ -15,7 +15,7 @@ from store.causal import CausalStore
 from store.clock import Instant
 from store.histogram import Histogram
 from store.versions import Update
-from tests.conftest import free_ports
+from tests.support.ports import free_ports
 from tests.support.waiting import wait_until
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -88,11 +88,11 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 def scrape(cluster: LocalCluster, replica: int) -> Samples:
-    answer = requests.get(f"{cluster.url(replica)}/metrics", timeout=10)
-    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    response = requests.get(f"{cluster.url(replica)}/metrics", timeout=10)
+    assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
 
@@ -145,9 +145,9 @@ def test_every_documented_metric_exists(cluster: LocalCluster) -> None:
 @pytest_processes
 def test_openmetrics_on_request(cluster: LocalCluster) -> None:
     accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
-    answer = requests.get(f"{cluster.url(0)}/metrics", headers=accept, timeout=10)
-    assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
-    assert answer.text.endswith("# EOF\n")
+    response = requests.get(f"{cluster.url(0)}/metrics", headers=accept, timeout=10)
+    assert response.headers["Content-Type"].startswith("application/openmetrics-text")
+    assert response.text.endswith("# EOF\n")
 
 
 @pytest_processes

@@ -5,79 +5,28 @@ The node is a fake that records calls; its decisions have tests of their own.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
 from io import StringIO
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 from django.core.management import CommandError, call_command
 
 from kvsite.wsgi import load
 from replication.address import join_address, parse_address, split_address
-from replication.errors import BadMessage
 from replication.management.commands import leave_view
-from tests.support.api import LIMITS, OWN_ID, Api, api
+from tests.support.api import LIMITS, Api, api
+from tests.support.fake_node import FakeNode
+from tests.support.http import Serve, serve
 
-__all__ = ["api"]
+__all__ = ["api", "serve"]  # fixtures
 
 MSGPACK = "application/msgpack"
 
 
-class RecordingNode:
-    """A node that keeps a list of addresses and replies to peers with their message reversed."""
-
-    id = OWN_ID
-
-    def __init__(self) -> None:
-        self.inspector = self  # One fake has the methods of the node and of its inspector.
-        self.address = "127.0.0.1:21600"
-        self.members = [self.address]
-        self.ready = True
-        self.not_ready_reason = ""
-        self.undrained_polls = 2
-        self.room = 3
-
-    def view(self) -> list[str]:
-        return list(self.members)
-
-    def add_member(self, address: str) -> bool:
-        if address in self.members:
-            return False
-        if len(self.members) == self.room:
-            raise BadMessage("more than 3 addresses in the register")
-        self.members.append(address)
-        return True
-
-    def remove_member(self, address: str) -> bool:
-        if address not in self.members:
-            return False
-        self.members.remove(address)
-        return True
-
-    def exchange(self, body: bytes) -> bytes:
-        if not body.startswith(b"\x93"):
-            raise BadMessage("not a message of ours")
-        return body[::-1]
-
-    snapshot = exchange
-
-    def status(self) -> dict[str, Any]:
-        out = self.address not in self.members
-        if out:
-            self.undrained_polls -= 1
-        drained = not out or self.undrained_polls <= 0  # A member can be drained, too.
-        state = "removed" if out else "serving"
-        view = [{"address": self.address, "self": True, "state": "left" if out else "alive"}]
-        view += [{"address": each, "self": False, "state": "alive"} for each in self.members if each != self.address]
-        return {"address": self.address, "state": state, "drained": drained, "clock": {"a@1": 2}, "view": view}
-
-
 @pytest.fixture
-def node(api: Api) -> RecordingNode:
+def node(api: Api) -> FakeNode:
     """The node that serves the requests of ``api``."""
-    node = RecordingNode()
+    node = FakeNode()
     api.use(node=node)
     return node
 
@@ -89,29 +38,29 @@ def named(address: Any) -> dict[str, Any]:
 # --- /view -----------------------------------------------------------------------------------------------------------
 
 
-def test_get_returns_the_live_members(api: Api, node: RecordingNode) -> None:
-    answer = api.ask("GET", "/view")
-    assert (answer.status, answer.body) == (200, {"view": ["127.0.0.1:21600"]})
+def test_get_returns_the_live_members(api: Api, node: FakeNode) -> None:
+    response = api.ask("GET", "/view")
+    assert (response.status, response.body) == (200, {"view": ["127.0.0.1:21500"]})
 
 
-def test_put_adds_once(api: Api, node: RecordingNode) -> None:
-    added = api.ask("PUT", "/view", named("127.0.0.1:21601"))
+def test_put_adds_once(api: Api, node: FakeNode) -> None:
+    added = api.ask("PUT", "/view", named("127.0.0.1:21501"))
     assert (added.status, added.body) == (201, {"result": "added"})
-    again = api.ask("PUT", "/view", named("127.0.0.1:21601"))
+    again = api.ask("PUT", "/view", named("127.0.0.1:21501"))
     assert (again.status, again.body) == (200, {"result": "already present"})
 
 
-def test_delete_removes_a_member(api: Api, node: RecordingNode) -> None:
-    deleted = api.ask("DELETE", "/view", named("127.0.0.1:21600"))
+def test_delete_removes_a_member(api: Api, node: FakeNode) -> None:
+    deleted = api.ask("DELETE", "/view", named("127.0.0.1:21500"))
     assert (deleted.status, deleted.body) == (200, {"result": "deleted"})
-    absent = api.ask("DELETE", "/view", named("127.0.0.1:21600"))
+    absent = api.ask("DELETE", "/view", named("127.0.0.1:21500"))
     assert (absent.status, absent.body) == (404, {"error": "View has no such replica"})
 
 
 @pytest.mark.parametrize("text", ["LOCALHOST:8090", "[0:0:0:0:0:0:0:1]:08090", " my_replica.x-1:1 "])
-def test_addresses_reach_the_node_in_canonical_form(api: Api, node: RecordingNode, text: str) -> None:
+def test_addresses_reach_the_node_in_canonical_form(api: Api, node: FakeNode, text: str) -> None:
     assert api.ask("PUT", "/view", named(text)).status == 201
-    assert node.members[1] == parse_address(text) != text
+    assert node.addresses[1] == parse_address(text) != text
 
 
 BAD_ADDRESSES = [
@@ -124,12 +73,12 @@ BAD_ADDRESSES = [
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
 @pytest.mark.parametrize("text", BAD_ADDRESSES, ids=lambda text: repr(text[:20]))
-def test_a_bad_address_is_a_400(api: Api, node: RecordingNode, method: str, text: str) -> None:
-    answer = api.ask(method, "/view", named(text))
-    assert answer.status == 400
-    assert answer.body["error"].startswith("socket-address: ")
-    assert len(answer.body["error"]) < 200
-    assert node.members == [node.address]
+def test_a_bad_address_is_a_400(api: Api, node: FakeNode, method: str, text: str) -> None:
+    response = api.ask(method, "/view", named(text))
+    assert response.status == 400
+    assert response.body["error"].startswith("socket-address: ")
+    assert len(response.body["error"]) < 200
+    assert node.addresses == [node.address]
 
 
 BAD_BODIES: list[tuple[bytes, str, int]] = [
@@ -150,15 +99,15 @@ BAD_BODIES: list[tuple[bytes, str, int]] = [
 
 
 @pytest.mark.parametrize(("raw", "content_type", "status"), BAD_BODIES, ids=lambda value: str(value)[:30])
-def test_a_bad_body_is_a_4xx(api: Api, node: RecordingNode, raw: bytes, content_type: str, status: int) -> None:
+def test_a_bad_body_is_a_4xx(api: Api, node: FakeNode, raw: bytes, content_type: str, status: int) -> None:
     for method in ("PUT", "DELETE"):
-        answer = api.ask(method, "/view", raw=raw, content_type=content_type)
-        assert answer.status == status
-        assert set(answer.body) == {"error"}
-    assert node.members == [node.address]
+        response = api.ask(method, "/view", raw=raw, content_type=content_type)
+        assert response.status == status
+        assert set(response.body) == {"error"}
+    assert node.addresses == [node.address]
 
 
-def test_a_full_view_is_a_400(api: Api, node: RecordingNode) -> None:
+def test_a_full_view_is_a_400(api: Api, node: FakeNode) -> None:
     statuses = [api.ask("PUT", "/view", named(f"a:{port}")).status for port in range(1, 4)]
     assert statuses == [201, 201, 400]
 
@@ -174,12 +123,10 @@ def test_a_full_view_is_a_400(api: Api, node: RecordingNode) -> None:
         ("POST", "/readyz", {"GET", "HEAD", "OPTIONS"}),
     ],
 )
-def test_wrong_methods_are_405_with_allow(
-    api: Api, node: RecordingNode, method: str, path: str, allowed: set[str]
-) -> None:
-    answer = api.ask(method, path)
-    assert (answer.status, answer.body) == (405, {"error": f'Method "{method}" not allowed.'})
-    assert set(answer.headers["Allow"].split(", ")) == allowed
+def test_wrong_methods_are_405_with_allow(api: Api, node: FakeNode, method: str, path: str, allowed: set[str]) -> None:
+    response = api.ask(method, path)
+    assert (response.status, response.body) == (405, {"error": f'Method "{method}" not allowed.'})
+    assert set(response.headers["Allow"].split(", ")) == allowed
     assert set(api.ask("OPTIONS", path).headers["Allow"].split(", ")) == allowed
 
 
@@ -187,26 +134,26 @@ def test_wrong_methods_are_405_with_allow(
 
 
 @pytest.mark.parametrize("path", ["/replication/exchange", "/replication/snapshot"])
-def test_peer_endpoints_use_message_pack(api: Api, node: RecordingNode, path: str) -> None:
+def test_peer_endpoints_use_message_pack(api: Api, node: FakeNode, path: str) -> None:
     response = api._client.generic("POST", path, b"\x93\x01\x02\x03", MSGPACK)
     assert (response.status_code, response.content) == (200, b"\x03\x02\x01\x93")
     assert response["Content-Type"] == MSGPACK
     assert response["Content-Length"] == "4"
     for raw, content_type, status in ((b"{}", MSGPACK, 400), (b"", MSGPACK, 400), (b"\x93", "application/json", 415)):
-        answer = api.ask("POST", path, raw=raw, content_type=content_type)
-        assert answer.status == status
-        assert set(answer.body) == {"error"}
+        rejected = api.ask("POST", path, raw=raw, content_type=content_type)
+        assert rejected.status == status
+        assert set(rejected.body) == {"error"}
 
 
-def test_peers_may_send_more_than_clients(api: Api, node: RecordingNode, settings: Any) -> None:
+def test_peers_may_send_more_than_clients(api: Api, node: FakeNode, settings: Any) -> None:
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1000
     large = b"\x93" + bytes(LIMITS.max_body_bytes + 1)
     assert api._client.generic("POST", "/replication/exchange", large, MSGPACK).status_code == 200
 
 
-def test_status_returns_the_status_of_the_node(api: Api, node: RecordingNode) -> None:
-    answer = api.ask("GET", "/replication/status")
-    assert (answer.status, answer.body) == (200, node.inspector.status())
+def test_status_returns_the_status_of_the_node(api: Api, node: FakeNode) -> None:
+    response = api.ask("GET", "/replication/status")
+    assert (response.status, response.body) == (200, node.inspector.status())
 
 
 # --- health ----------------------------------------------------------------------------------------------------------
@@ -216,7 +163,7 @@ def test_healthz_is_200_while_the_process_serves(api: Api) -> None:
     assert (api.ask("GET", "/healthz").status, api.ask("GET", "/healthz").body) == (200, {"healthy": True})
 
 
-def test_readyz_is_200_while_clients_are_served(api: Api, node: RecordingNode) -> None:
+def test_readyz_is_200_while_clients_are_served(api: Api, node: FakeNode) -> None:
     assert (api.ask("GET", "/readyz").status, api.ask("GET", "/readyz").body) == (200, {"ready": True})
     node.ready, node.not_ready_reason = False, "Replica is catching up"
     assert api.ask("GET", "/healthz").status == 200
@@ -249,28 +196,10 @@ def test_canonical_form_of_an_address(text: str, spelling: str) -> None:
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-class Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
-
-
 @pytest.fixture
-def serve(api: Api) -> Iterator[Callable[[], str]]:
-    """Return a function that serves an application over HTTP (by default that of ``api``) and returns its address."""
-    servers = []
-
-    def start(app: Any = None) -> str:
-        server = make_server("127.0.0.1", 0, app or load(api.context), handler_class=Quiet)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        servers.append((server, thread))
-        return f"127.0.0.1:{server.server_port}"
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def at(serve: Serve, api: Api, node: FakeNode) -> str:
+    """Serve ``api``, with ``node``, over HTTP and return its address."""
+    return serve(load(api.context))
 
 
 def run(*arguments: str) -> tuple[str, str]:
@@ -279,59 +208,53 @@ def run(*arguments: str) -> tuple[str, str]:
     return out.getvalue(), err.getvalue()
 
 
-def test_join_and_show(serve: Callable[[], str], node: RecordingNode) -> None:
-    at = serve()
+def test_join_and_show(at: str, node: FakeNode) -> None:
     assert run("join_view", "A:1", "--at", at) == ("a:1 added\n", "")
     assert run("join_view", "a:1", "--at", at) == ("a:1 already present\n", "")
     assert run("show_view", "--at", at) == (f"{node.address}\na:1\n", "")
 
 
-def test_socket_address_is_the_default_of_at(
-    serve: Callable[[], str], node: RecordingNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SOCKET_ADDRESS", serve())
+def test_socket_address_is_the_default_of_at(at: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOCKET_ADDRESS", at)
     assert run("show_view") == (f"{node.address}\n", "")
 
 
-def test_leave_waits_until_the_replica_is_drained(
-    serve: Callable[[], str], node: RecordingNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leave_waits_until_the_replica_is_drained(at: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leave_view, "POLL_S", 0.001)
-    node.members.append("127.0.0.1:1")
-    out, err = run("leave_view", "--at", serve())
+    node.addresses.append("127.0.0.1:1")
+    out, err = run("leave_view", "--at", at)
     assert (out, err) == (f"{node.address} left; at least one other member has all its updates\n", "")
     assert node.undrained_polls == 0
-    assert node.members == ["127.0.0.1:1"]
+    assert node.addresses == ["127.0.0.1:1"]
 
 
 def test_leave_of_the_only_member_says_that_nobody_has_its_updates(
-    serve: Callable[[], str], node: RecordingNode, monkeypatch: pytest.MonkeyPatch
+    at: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leave_view, "POLL_S", 0.001)
-    out, err = run("leave_view", "--at", serve())
+    out, err = run("leave_view", "--at", at)
     assert out == f"{node.address} left\n"
     assert err == f"{node.address} was the only member: no other member has its updates\n"
 
 
-def test_leave_gives_up_waiting(serve: Callable[[], str], node: RecordingNode) -> None:
+def test_leave_gives_up_waiting(at: str, node: FakeNode) -> None:
     node.undrained_polls = 10**9
     with pytest.raises(CommandError, match=r"left but is not drained after 0\.01 s"):
-        run("leave_view", "--at", serve(), "--timeout", "0.01")
+        run("leave_view", "--at", at, "--timeout", "0.01")
 
 
-def test_leave_of_a_replica_that_does_not_respond(serve: Callable[[], str], node: RecordingNode) -> None:
-    node.members.append("127.0.0.1:1")
-    out, err = run("leave_view", "127.0.0.1:1", "--at", serve())
+def test_leave_of_a_replica_that_does_not_respond(at: str, node: FakeNode) -> None:
+    node.addresses.append("127.0.0.1:1")
+    out, err = run("leave_view", "127.0.0.1:1", "--at", at)
     assert out == "127.0.0.1:1 left\n"
     assert "does not answer" in err
 
 
-def test_errors_are_printed_and_end_the_command(serve: Callable[..., str], node: RecordingNode) -> None:
+def test_errors_are_printed_and_end_the_command(at: str, serve: Serve, node: FakeNode) -> None:
     def no_replica(environ: Any, start_response: Any) -> list[bytes]:
         start_response("200 OK", [("Content-Type", "text/html")])
         return [b"<html>"]
 
-    at = serve()
     for arguments, message in [
         (("join_view", "nonsense", "--at", at), "'nonsense' is not of the form host:port"),
         (("show_view", "--at", "nonsense"), "'nonsense' is not of the form host:port"),
@@ -345,7 +268,7 @@ def test_errors_are_printed_and_end_the_command(serve: Callable[..., str], node:
 
 
 def test_commands_send_the_first_write_token(
-    serve: Callable[..., str], api: Api, node: RecordingNode, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, api: Api, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
 

@@ -233,15 +233,15 @@ CASES = [*BODIES, *VALUES, *PASTS, *KEYS, *QUERIES, *WRITES, *TRANSACTIONS, *MET
 def test_bad_input_is_a_clear_4xx_that_changes_nothing(api: Api, case: Case) -> None:
     api.put("/kvs/here", "before")
     before = api.state()
-    answer = api.ask(
+    response = api.ask(
         case.method, case.path, case.body, raw=case.raw, content_type=case.content_type, headers=case.headers
     )
-    assert answer.status == case.status
-    assert answer.headers["Content-Type"] == "application/json"
-    assert isinstance(answer.body["error"], str)
-    assert case.error in answer.body["error"]
-    assert answer.body["error"]
-    assert len(answer.body["error"]) < 300
+    assert response.status == case.status
+    assert response.headers["Content-Type"] == "application/json"
+    assert isinstance(response.body["error"], str)
+    assert case.error in response.body["error"]
+    assert response.body["error"]
+    assert len(response.body["error"]) < 300
     assert api.state() == before
     assert api.get("/kvs/here", {OWN_ID: 1}).body["value"] == "before"
 
@@ -253,9 +253,9 @@ def test_there_are_enough_cases_of_kvs() -> None:
 @pytest.mark.parametrize("length", ["x", "1e3"])
 def test_an_invalid_content_length(api: Api, length: str) -> None:
     before = api.state()
-    answer = api._client.generic("PUT", "/kvs/k", b'{"value": 1}', "application/json", CONTENT_LENGTH=length)
-    assert answer.status_code == 400
-    assert "Content-Length" in json.loads(answer.content)["error"]
+    response = api._client.generic("PUT", "/kvs/k", b'{"value": 1}', "application/json", CONTENT_LENGTH=length)
+    assert response.status_code == 400
+    assert "Content-Length" in json.loads(response.content)["error"]
     assert api.state() == before
 
 
@@ -263,9 +263,9 @@ def test_an_invalid_content_length(api: Api, length: str) -> None:
 def test_a_body_that_ends_early(api: Api, body: bytes) -> None:
     before = api.state()
     cut: dict[str, Any] = {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": "100"}
-    answer = api._client.generic("PUT", "/kvs/k", b"-", "application/json", **cut)
-    assert answer.status_code == 400
-    assert json.loads(answer.content) == {"error": "Body ended before its Content-Length"}
+    response = api._client.generic("PUT", "/kvs/k", b"-", "application/json", **cut)
+    assert response.status_code == 400
+    assert json.loads(response.content) == {"error": "Body ended before its Content-Length"}
     assert api.state() == before
 
 
@@ -276,8 +276,8 @@ def test_a_client_that_disconnects(api: Api) -> None:
 
     before = api.state()
     gone: dict[str, Any] = {"wsgi.input": Gone(), "CONTENT_LENGTH": "100"}
-    answer = api._client.generic("PUT", "/kvs/k", b"-", "application/json", **gone)
-    assert answer.status_code == 400
+    response = api._client.generic("PUT", "/kvs/k", b"-", "application/json", **gone)
+    assert response.status_code == 400
     assert api.state() == before
 
 
@@ -466,13 +466,13 @@ def test_bad_input_to_other_routes_is_a_clear_4xx_that_changes_nothing(served: S
     api = served.api
     api.put("/kvs/here", "before")
     before = served.state()
-    answer = api.ask(
+    response = api.ask(
         case.method, case.path, case.body, raw=case.raw, content_type=case.content_type, headers=case.headers
     )
-    assert answer.status == case.status
-    assert answer.headers["Content-Type"] == "application/json"
-    assert case.error in answer.body["error"]
-    assert 0 < len(answer.body["error"]) < 300
+    assert response.status == case.status
+    assert response.headers["Content-Type"] == "application/json"
+    assert case.error in response.body["error"]
+    assert 0 < len(response.body["error"]) < 300
     assert served.state() == before
     assert not served.fatal
     assert api.get("/kvs/here").body["value"] == "before"

@@ -18,7 +18,7 @@ from replication.peer_client import PeerClientSettings
 from replication.replica import Replica
 from store.engine import Engine, read_clocks
 from store.settings import StoreSettings
-from tests.support.api import Answer, Api, fresh_api
+from tests.support.api import Api, Response, fresh_api
 
 MSGPACK = "application/msgpack"
 SENDER = "127.0.0.1:21505@0000000000abcdef"
@@ -87,15 +87,15 @@ def api() -> Api:
     return fresh_api(lambda: moment)
 
 
-def judge(api: Api, before: tuple[Any, ...], answer: Answer) -> None:
-    assert answer.status != 500
-    assert answer.status < 500 or answer.status in (503, 507)
-    if answer.status >= 400:
-        assert isinstance(answer.body["error"], str)
-        assert answer.body["error"]
+def judge(api: Api, before: tuple[Any, ...], response: Response) -> None:
+    assert response.status != 500
+    assert response.status < 500 or response.status in (503, 507)
+    if response.status >= 400:
+        assert isinstance(response.body["error"], str)
+        assert response.body["error"]
         assert api.state() == before
-    if answer.status != 304 and answer.status < 300:
-        assert isinstance(answer.body["causal-metadata"], dict)
+    if response.status != 304 and response.status < 300:
+        assert isinstance(response.body["causal-metadata"], dict)
 
 
 @many
@@ -120,11 +120,11 @@ def test_any_bytes(api: Api, endpoint: tuple[str, str], raw: bytes) -> None:
 @given(value=json_values)
 def test_an_accepted_value_is_returned_unchanged(api: Api, value: Any) -> None:
     raw = b'{"value": ' + as_json(value) + b"}"
-    answer = api.ask("PUT", "/kvs/k", raw=raw)
-    if answer.status < 300:
+    response = api.ask("PUT", "/kvs/k", raw=raw)
+    if response.status < 300:
         assert json.dumps(api.get("/kvs/k").body["value"]) == json.dumps(value)
     else:
-        assert answer.status in (400, 413)
+        assert response.status in (400, 413)
 
 
 headers = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40)
@@ -249,6 +249,6 @@ def test_any_message_of_a_peer(peer: Node, path: str, raw: bytes) -> None:
 @given(body=st.one_of(json_values, st.fixed_dictionaries({"socket-address": st.one_of(json_values, texts)})))
 def test_any_change_of_the_view(peer: Node, body: Any) -> None:
     api = Api(peer.replica.store, engine=peer.engine, node=peer)
-    answer = api.ask("DELETE", "/view", raw=as_json(body))
-    assert answer.status in (400, 404)
-    assert answer.body["error"]
+    response = api.ask("DELETE", "/view", raw=as_json(body))
+    assert response.status in (400, 404)
+    assert response.body["error"]

@@ -11,7 +11,7 @@ import pytest
 
 from store.engine import Engine
 from store.errors import StoreError, TooManyDeferred, TooManyWatchers
-from tests.support.api import LIMITS, OWN_ID, PEER_ID, Answer, Api, api, make_store
+from tests.support.api import LIMITS, OWN_ID, PEER_ID, Api, Response, api, make_store
 from tests.support.waiting import wait_until
 
 __all__ = ["api"]
@@ -131,7 +131,7 @@ def test_metadata_from_body_else_header_else_query(api: Api, method: str) -> Non
     in_body = api.ask(method, "/kvs/a", value | {"causal-metadata": FUTURE})
     in_header = api.ask(method, "/kvs/a", value or None, headers={"X-Causal-Metadata": text})
     in_query = api.ask(method, f"/kvs/a?causal-metadata={text}", value or None)
-    assert [answer.status for answer in (in_body, in_header, in_query)] == [503, 503, 503]
+    assert [response.status for response in (in_body, in_header, in_query)] == [503, 503, 503]
     assert in_body.body == in_header.body == in_query.body
     # The body has priority, even if it is null; then the header.
     first = api.ask("GET", "/kvs/a", {"causal-metadata": None}, headers={"X-Causal-Metadata": text})
@@ -141,23 +141,23 @@ def test_metadata_from_body_else_header_else_query(api: Api, method: str) -> Non
 
 
 def test_the_header_repeats_the_metadata(api: Api) -> None:
-    for answer in (
+    for response in (
         api.put("/kvs/a", 1),
         api.get("/kvs/a"),
         api.get("/kvs"),
         api.get("/kvs/b"),
         api.get("/kvs/a", FUTURE),
     ):
-        assert json.loads(answer.headers["X-Causal-Metadata"]) == answer.metadata
-        assert " " not in answer.headers["X-Causal-Metadata"]
+        assert json.loads(response.headers["X-Causal-Metadata"]) == response.metadata
+        assert " " not in response.headers["X-Causal-Metadata"]
 
 
 def test_metadata_longer_than_4_kib_is_in_the_body_only(api: Api) -> None:
     past = {"x" * 5000: 1}
-    answer = api.get("/kvs/a", past)
-    assert answer.status == 503
-    assert answer.metadata == past
-    assert "X-Causal-Metadata" not in answer.headers
+    response = api.get("/kvs/a", past)
+    assert response.status == 503
+    assert response.metadata == past
+    assert "X-Causal-Metadata" not in response.headers
 
 
 def test_the_metadata_header_is_ascii_for_any_ids(api: Api) -> None:
@@ -174,24 +174,24 @@ def test_the_metadata_header_is_ascii_for_any_ids(api: Api) -> None:
 def test_a_503_lists_what_is_missing(api: Api) -> None:
     api.put("/kvs/a", 1)
     past = {OWN_ID: 1, PEER_ID: 3}
-    for answer in (
+    for response in (
         api.get("/kvs/a", past),
         api.put("/kvs/a", 2, past),
         api.delete("/kvs/a", past),
         api.get("/kvs", past),
     ):
-        assert answer.status == 503
-        assert answer.body == {
+        assert response.status == 503
+        assert response.body == {
             "error": "Causal dependencies not satisfied; try again later",
             "missing": {PEER_ID: {"has": 0, "needs": 3}},
             "causal-metadata": past,
         }
-        assert int(answer.headers["Retry-After"]) >= 1
+        assert int(response.headers["Retry-After"]) >= 1
     assert api.get("/kvs/a").body["value"] == 1
 
 
 def test_wait_defers_a_request_until_its_past_arrives(api: Api) -> None:
-    results: list[Answer] = []
+    results: list[Response] = []
     reading = threading.Thread(target=lambda: results.append(api.get("/kvs/a?wait=20", {PEER_ID: 1})))
     engine = api.engine
     reading.start()
@@ -207,8 +207,8 @@ def test_a_closed_gate_is_a_503_with_its_reason(api: Api) -> None:
     for reason in ("Replica is not in the view", "Replica is catching up"):
         api.store.not_serving_reason = reason
         past = {OWN_ID: 0, PEER_ID: 1}
-        answer = api.get("/kvs/a", past)
-        assert (answer.status, answer.body) == (503, {"error": reason, "causal-metadata": {PEER_ID: 1}})
+        response = api.get("/kvs/a", past)
+        assert (response.status, response.body) == (503, {"error": reason, "causal-metadata": {PEER_ID: 1}})
 
 
 def test_lost_updates_are_reported(api: Api) -> None:
@@ -231,10 +231,10 @@ def test_lost_updates_are_reported(api: Api) -> None:
     api.use(engine=Engine(api.store, LossyReplication()))
     api.receive_update("a", b"1")
     api.receive_update("b", b"2", counter=2)
-    answer = api.get("/kvs/a?wait=1", {PEER_ID: 9})
-    assert list(answer.body) == ["result", "value", "causal-metadata", "lost"]
-    assert answer.body["lost"] == {PEER_ID: [3, 9]}
-    assert answer.metadata == {PEER_ID: 2}  # the part of it that this replica has
+    response = api.get("/kvs/a?wait=1", {PEER_ID: 9})
+    assert list(response.body) == ["result", "value", "causal-metadata", "lost"]
+    assert response.body["lost"] == {PEER_ID: [3, 9]}
+    assert response.metadata == {PEER_ID: 2}  # the part of it that this replica has
 
 
 # --- conditions ------------------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_if_none_match_of_a_read(api: Api) -> None:
 
 def test_a_watch_returns_when_the_key_changes(api: Api) -> None:
     api.put("/kvs/a", 1)
-    results: list[Answer] = []
+    results: list[Response] = []
     headers = {"If-None-Match": OWN_ETAG}
     watching = threading.Thread(target=lambda: results.append(api.get("/kvs/a?wait=20", headers=headers)))
     watching.start()
@@ -337,7 +337,7 @@ def test_a_write_that_cannot_wait_for_acks_is_not_made(api: Api) -> None:
 
 
 def test_an_ack_wait_blocks_no_other_request_and_ends_when_the_gate_closes(api: Api) -> None:
-    results: list[Answer] = []
+    results: list[Response] = []
     body = {"value": 1, "w": 2, "w-timeout": 30}
     waiting = threading.Thread(target=lambda: results.append(api.ask("PUT", "/kvs/a", body)))
     waiting.start()
@@ -378,9 +378,9 @@ def test_conflicts_are_counted_and_siblings_returned(api: Api) -> None:
 
 def test_siblings_of_a_key_without_conflict(api: Api) -> None:
     api.put("/kvs/a", 1)
-    answer = api.get("/kvs/a?siblings=true")
-    assert "conflicts" not in answer.body
-    assert [each["value"] for each in answer.body["siblings"]] == [1]
+    response = api.get("/kvs/a?siblings=true")
+    assert "conflicts" not in response.body
+    assert [each["value"] for each in response.body["siblings"]] == [1]
     assert api.get("/kvs/b?siblings=true").status == 404
 
 
@@ -408,9 +408,9 @@ def test_transaction_reads_then_writes(api: Api) -> None:
     api.put("/kvs/a", 1)
     past = api.put("/kvs/b", 2).metadata
     writes = [{"key": "a", "value": 10}, {"key": "b", "delete": True}, {"key": "c", "value": None, "ttl": 100}]
-    answer = api.ask("POST", "/kvs", {"reads": ["a", "b", "c", "a"], "writes": writes, "causal-metadata": past})
-    assert answer.status == 200
-    assert list(answer.body.items()) == [
+    response = api.ask("POST", "/kvs", {"reads": ["a", "b", "c", "a"], "writes": writes, "causal-metadata": past})
+    assert response.status == 200
+    assert list(response.body.items()) == [
         ("values", {"a": 1, "b": 2}),
         ("missing-keys", ["c"]),
         ("causal-metadata", {OWN_ID: 3}),
@@ -449,16 +449,16 @@ def test_options_and_405_list_the_allowed_methods(api: Api, path: str, allowed: 
     rejected = api.ask("PATCH", path, {"causal-metadata": {OWN_ID: 5}})
     assert rejected.status == 405
     assert rejected.body == {"error": 'Method "PATCH" not allowed.', "causal-metadata": {OWN_ID: 5}}
-    for answer in (options, rejected):
-        assert set(answer.headers["Allow"].split(", ")) == allowed
+    for response in (options, rejected):
+        assert set(response.headers["Allow"].split(", ")) == allowed
 
 
 def test_head_returns_the_headers_of_get(api: Api) -> None:
     api.put("/kvs/a", 1)
     head, get = api.ask("HEAD", "/kvs/a"), api.ask("GET", "/kvs/a")
     assert (head.status, head.body) == (200, None)
-    for answer in (head, get):
-        assert answer.headers.pop("X-Request-ID")
+    for response in (head, get):
+        assert response.headers.pop("X-Request-ID")
     assert head.headers == get.headers
     assert int(get.headers["Content-Length"]) > 0
     assert api.ask("HEAD", "/kvs/b").status == 404
@@ -498,10 +498,10 @@ def test_too_many_waiting_requests_are_503(api: Api, monkeypatch: pytest.MonkeyP
         raise error
 
     monkeypatch.setattr(api.engine, "get", reject)
-    answer = api.get("/kvs/a", {OWN_ID: 1})
-    assert answer.status == 503
-    assert answer.metadata == {OWN_ID: 1}
-    assert "Retry-After" in answer.headers
+    response = api.get("/kvs/a", {OWN_ID: 1})
+    assert response.status == 503
+    assert response.metadata == {OWN_ID: 1}
+    assert "Retry-After" in response.headers
 
 
 def test_an_unexpected_exception_is_a_logged_500_in_json_and_the_replica_continues(
@@ -512,8 +512,8 @@ def test_an_unexpected_exception_is_a_logged_500_in_json_and_the_replica_continu
 
     with monkeypatch.context() as broken, caplog.at_level(logging.ERROR):
         broken.setattr(api.engine, "get", fail)
-        answer = api.get("/kvs/a", {OWN_ID: 1})
-    assert (answer.status, answer.body) == (500, {"error": "Internal server error", "causal-metadata": {OWN_ID: 1}})
+        response = api.get("/kvs/a", {OWN_ID: 1})
+    assert (response.status, response.body) == (500, {"error": "Internal server error", "causal-metadata": {OWN_ID: 1}})
     assert "ZeroDivisionError: a bug" in caplog.text
     assert api.get("/kvs/a").status == 404
 

@@ -1,0 +1,69 @@
+"""A fake node, for tests of the edge, the API and the dashboard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from replication.address import parse_address
+from replication.errors import BadMessage
+from store.clock import replica_id
+
+
+class FakeNode:
+    """A node without peers and threads. It is its own inspector.
+
+    It keeps the addresses of the view in ``addresses``. Its reply to a peer is the message reversed. A message that
+    does not begin with ``b"\\x93"`` is invalid.
+    """
+
+    id = replica_id(parse_address("127.0.0.1:21500"), 1)
+
+    def __init__(self) -> None:
+        self.inspector = self  # One fake has the methods of the node and of its inspector.
+        self.address = "127.0.0.1:21500"
+        self.addresses = [self.address]
+        self.max_addresses = 3
+        self.ready = True
+        self.not_ready_reason = ""
+        self.undrained_polls = 2
+        """``status`` reports "drained" at the call with this number after the removal of its own address."""
+
+    def view(self) -> list[str]:
+        return list(self.addresses)
+
+    def members(self) -> list[str]:
+        return list(self.addresses)
+
+    def add_member(self, address: str) -> bool:
+        if address in self.addresses:
+            return False
+        if len(self.addresses) == self.max_addresses:
+            raise BadMessage(f"more than {self.max_addresses} addresses in the membership table")
+        self.addresses.append(address)
+        return True
+
+    def remove_member(self, address: str) -> bool:
+        if address not in self.addresses:
+            return False
+        self.addresses.remove(address)
+        return True
+
+    def exchange(self, body: bytes) -> bytes:
+        if not body.startswith(b"\x93"):
+            raise BadMessage("not a message of this protocol")
+        return body[::-1]
+
+    snapshot = exchange
+
+    def status(self, **_options: Any) -> dict[str, Any]:
+        is_removed = self.address not in self.addresses
+        if is_removed:
+            self.undrained_polls -= 1
+        is_drained = not is_removed or self.undrained_polls <= 0  # A member can be drained, too.
+        state = "removed" if is_removed else "serving"
+        view = [{"address": self.address, "self": True, "state": "left" if is_removed else "alive"}]
+        view += [{"address": each, "self": False, "state": "alive"} for each in self.addresses if each != self.address]
+        return {"address": self.address, "state": state, "drained": is_drained, "clock": {"a@1": 2}, "view": view}
+
+    def explain(self, key: str) -> dict[str, Any]:
+        return {"key": key, "versions": [], "pending": []}
