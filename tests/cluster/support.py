@@ -47,8 +47,8 @@ def wait_for_value(cluster: NetnsCluster, key: str, value: Any, *, timeout_s: fl
 
 def returns(cluster: NetnsCluster, i: int, key: str, value: Any) -> bool:
     """Return whether replica ``i`` returns ``value`` (None: absent) for ``key``."""
-    reply = get(cluster, i, key)
-    return reply.status in (200, 404) and reply.value == value
+    response = get(cluster, i, key)
+    return response.status in (200, 404) and response.value == value
 
 
 def heal_and_converge(cluster: NetnsCluster, timeout_s: float = 20) -> None:
@@ -62,7 +62,8 @@ def heal_and_converge(cluster: NetnsCluster, timeout_s: float = 20) -> None:
             cluster.skew(i, 0)
         if not cluster.is_running(i):
             cluster.start_one(i)
-    wait_until(lambda: all(readiness(cluster, i)[1] for i in everybody), timeout_s=timeout_s)
+    # Any answer will do, 503 too: a removed replica is ready again only after it has been added below.
+    wait_until(lambda: [readiness(cluster, i) for i in everybody], timeout_s=timeout_s, what="all replicas answer")
     for i in everybody:
         for j in everybody:
             change_view(cluster, i, "PUT", j)

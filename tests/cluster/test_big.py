@@ -74,14 +74,14 @@ def read_until_ready(cluster: NetnsCluster) -> list[str]:
 
     def is_ready() -> bool:
         code, reason = readiness(cluster, 1)
-        reply = get(cluster, 1, f"big/{KEYS - 1}")
-        if reply.status == 503:
-            assert reply.body["error"] == CATCHING_UP
+        response = get(cluster, 1, f"big/{KEYS - 1}")
+        if response.status == 503:
+            assert response.body["error"] == CATCHING_UP
             if code == 503:
                 assert CATCHING_UP in reason
                 rejections.append(reason)
             return False
-        assert reply.value == f"{KEYS - 1} {VALUE}", "it served before it had everything"
+        assert response.value == f"{KEYS - 1} {VALUE}", "it served before it had everything"
         return code == 200
 
     wait_until(is_ready, timeout_s=30, every_s=0.01)

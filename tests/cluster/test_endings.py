@@ -98,7 +98,7 @@ def test_a_replica_paused_for_longer_than_down_after_rejoins_by_itself(trio: Net
     took_s: list[float] = []
 
     def it_left_both_views() -> bool:
-        took_s.append(put(trio, 0, "pause/during", "during").seconds)
+        took_s.append(put(trio, 0, "pause/during", "during").took_s)
         return view(trio, 0) == {0, 2} and view(trio, 2) == {0, 2}
 
     wait_until(it_left_both_views, timeout_s=DOWN_AFTER_S + SLACK_S)
@@ -123,9 +123,9 @@ def test_a_request_sent_to_a_paused_replica_gets_a_correct_response_after_the_pa
         wait_until_at((0, 2), lambda i: view(trio, i) == {0, 2}, timeout_s=DOWN_AFTER_S + SLACK_S)
         trio.resume(1)
 
-    reply, _ = concurrently(lambda: get(trio, 1, "pause/asked", past, query="?wait=5", timeout_s=15), resume)
-    assert reply is not None
-    assert reply.value == "new"
+    response, _ = concurrently(lambda: get(trio, 1, "pause/asked", past, query="?wait=5", timeout_s=15), resume)
+    assert response is not None
+    assert response.value == "new"
 
 
 # -- empty restarts ----------------------------------------------------------------------------------------------------
@@ -181,8 +181,8 @@ def test_a_replica_cut_off_at_its_start_serves_alone_after_down_after_and_loses_
     trio.isolate(2)
     trio.start_one(2)
     started_s = time.monotonic()
-    wait_until(lambda: readiness(trio, 2)[0] == 503, timeout_s=5)
-    assert CATCHING_UP in readiness(trio, 2)[1]
+    wait_until(lambda: readiness(trio, 2).status == 503, timeout_s=5)
+    assert CATCHING_UP in readiness(trio, 2).text
     rejected = get(trio, 2, "lone/old")
     assert (rejected.status, rejected.body["error"]) == (503, CATCHING_UP)
     trio.wait_ready_one(2)
@@ -235,8 +235,8 @@ def test_a_dead_update_is_reported_lost_unless_a_cut_off_member_has_it(trio: Net
                 assert rejected.status == 503, f"replica 1 has the update, but replica {i} returned {rejected}"
         trio.heal()
         for i in range(3):
-            reply = get(trio, i, f"lost/{holder}", wrote.past, query="?wait=8", timeout_s=10)
-            assert (reply.value, reply.body.get("lost")) == ("dead", None)
+            response = get(trio, i, f"lost/{holder}", wrote.past, query="?wait=8", timeout_s=10)
+            assert (response.value, response.body.get("lost")) == ("dead", None)
         return
     rejected = get(trio, 0, f"lost/{holder}", wrote.past)
     assert rejected.status == 503, "the killed replica is down, not removed: it may still have the update"
@@ -244,8 +244,8 @@ def test_a_dead_update_is_reported_lost_unless_a_cut_off_member_has_it(trio: Net
     trio.start_one(2)
     trio.wait_ready_one(2)
     for i in range(3):
-        reply = get(trio, i, f"lost/{holder}", wrote.past, query="?wait=8", timeout_s=10)
-        assert reply.value == "old"
-        assert reply.body["lost"] == {replica: [counter, counter]}
+        response = get(trio, i, f"lost/{holder}", wrote.past, query="?wait=8", timeout_s=10)
+        assert response.value == "old"
+        assert response.body["lost"] == {replica: [counter, counter]}
         # Earlier updates of the dead process are here. The past names them until a marker replaces them.
-        assert reply.past.get(replica, 0) < counter
+        assert response.past.get(replica, 0) < counter

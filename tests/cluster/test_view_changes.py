@@ -14,8 +14,8 @@ ALL = {0, 1, 2}
 
 def rejects_clients(cluster: NetnsCluster, i: int) -> bool:
     """Return whether replica ``i`` rejects clients because it was removed."""
-    reply = get(cluster, i, "anything")
-    return reply.status == 503 and reply.body["error"] == NOT_IN_VIEW
+    response = get(cluster, i, "anything")
+    return response.status == 503 and response.body["error"] == NOT_IN_VIEW
 
 
 def wait_for_value_elsewhere(cluster: NetnsCluster, removed: int, key: str, value: str) -> None:
@@ -47,7 +47,7 @@ def test_a_removed_replica_leaves_all_views_rejects_clients_and_rejoins_after_a_
     added = change_view(trio, 1, "PUT", 2)
     assert (added.status, added.body["result"]) == (201, "added")
     wait_until_at(range(3), lambda i: view(trio, i) == ALL, timeout_s=DOWN_AFTER_S)
-    wait_until(lambda: readiness(trio, 2)[0] == 200, timeout_s=DOWN_AFTER_S)
+    wait_until(lambda: trio.is_ready(2), timeout_s=DOWN_AFTER_S)
     assert get(trio, 2, "view/meanwhile", meanwhile).value == "missed"
     assert get(trio, 2, "view/of-2").value == "before"
     assert status(trio, 2)["replica_id"] == id_before, "the same process continues with its counters"

@@ -188,14 +188,14 @@ def test_above_the_limits_of_deferred_requests_and_watchers_a_503_comes_at_once_
 def test_above_max_memory_writes_get_507_and_reads_deletes_and_smaller_values_succeed(pair: LocalCluster) -> None:
     past: dict[str, int] = {}
     stored = 0
-    while (reply := put(pair, 0, f"m{stored}", "x" * 900, **{"causal-metadata": past})).status == 201:
-        past, stored = reply.past, stored + 1
+    while (response := put(pair, 0, f"m{stored}", "x" * 900, **{"causal-metadata": past})).status == 201:
+        past, stored = response.past, stored + 1
         assert stored < 30
     data = status(pair, 0)["data_bytes"]
     report(f"{stored} values of 902 bytes fit into 12,000; data_bytes {data}")
-    assert reply.status == 507
-    assert "KV_MAX_MEMORY" in reply.body["error"]
-    assert reply.past == past
+    assert response.status == 507
+    assert "KV_MAX_MEMORY" in response.body["error"]
+    assert response.past == past
     assert data <= 12_000
     assert send(pair, 0, "GET", "/kvs/m0").body["value"] == "x" * 900
     assert len(send(pair, 0, "GET", "/kvs").body["keys"]) == stored

@@ -29,9 +29,9 @@ ANY_REQUEST: list[tuple[str, str, dict[str, Any]]] = [
 def assert_rejected(cluster: NetnsCluster, replicas: list[int], past: netns_client.Past) -> None:
     """Fail unless ``replicas`` reject requests that follow ``past``, without a report that it is lost."""
     for i in replicas:
-        reply = netns_client.get(cluster, i, "lost", past)
-        assert reply.status == 503, reply
-        assert "lost" not in reply.body
+        response = netns_client.get(cluster, i, "lost", past)
+        assert response.status == 503, response
+        assert "lost" not in response.body
 
 
 @pytest.mark.netns
@@ -51,19 +51,19 @@ def test_clients_with_a_lost_past_are_served_within_10_s_of_the_restart_of_the_c
     trio.wait_ready_one(2)
     ready_s = time.monotonic() - returned_s
 
-    def served(i: int, request: tuple[str, str, dict[str, Any]]) -> netns_client.Reply:
+    def served(i: int, request: tuple[str, str, dict[str, Any]]) -> netns_client.Response:
         method, path, body = request
         return netns_client.send(trio, i, method, path, {**body, "causal-metadata": wrote[-1].past}, timeout_s=30)
 
     with ThreadPoolExecutor(15) as pool:
         futures = [pool.submit(served, i, request) for i in EVERYBODY for request in ANY_REQUEST]
-        replies = [future.result() for future in futures]
+        responses = [future.result() for future in futures]
     served_s = time.monotonic() - returned_s
     report(f"ready {ready_s:.2f} s after the restart; all 15 requests served after {served_s:.2f} s")
-    for reply in replies:
-        assert reply.status in (200, 201, 404), reply
-        assert reply.body["lost"] == {replica: [wrote[0].dot[1], last]}
-        assert reply.past.get(replica, 0) < wrote[0].dot[1]
+    for response in responses:
+        assert response.status in (200, 201, 404), response
+        assert response.body["lost"] == {replica: [wrote[0].dot[1], last]}
+        assert response.past.get(replica, 0) < wrote[0].dot[1]
     assert served_s < 10
     assert {netns_client.get(trio, i, "lost").value for i in EVERYBODY} == {"old"}
 
@@ -78,15 +78,15 @@ def test_no_update_is_reported_lost_while_a_paused_member_has_it(trio: NetnsClus
     trio.kill(2)
     trio.heal()
     trio.start_one(2)
-    wait_until(lambda: netns_client.readiness(trio, 2)[0] == 200, timeout_s=15)
+    wait_until(lambda: trio.is_ready(2), timeout_s=15)
     ends_s = time.monotonic() + 5  # well past KV_DOWN_AFTER
     while time.monotonic() < ends_s:
         assert_rejected(trio, [0, 2], wrote.past)
     trio.resume(1)
     resumed_s = time.monotonic()
     for i in EVERYBODY:
-        reply = netns_client.get(trio, i, "lost", wrote.past, query="?wait=10", timeout_s=20)
-        assert (reply.value, reply.body.get("lost")) == ("kept", None)
+        response = netns_client.get(trio, i, "lost", wrote.past, query="?wait=10", timeout_s=20)
+        assert (response.value, response.body.get("lost")) == ("kept", None)
     report(f"served by all {time.monotonic() - resumed_s:.2f} s after the holder resumed")
 
 
@@ -104,10 +104,10 @@ def test_after_a_crash_of_all_replicas_old_clients_are_served_within_10_s_of_the
         returned_s = time.monotonic()
         cluster.wait_ready()
         for i in EVERYBODY:
-            reply = send(cluster, i, "GET", "/kvs/x?wait=20", {"causal-metadata": past})
-            assert reply.status == 404, reply
-            assert reply.body["lost"].keys() == past.keys()
-            assert not reply.past.keys() & past.keys()
+            response = send(cluster, i, "GET", "/kvs/x?wait=20", {"causal-metadata": past})
+            assert response.status == 404, response
+            assert response.body["lost"].keys() == past.keys()
+            assert not response.past.keys() & past.keys()
         served_s = time.monotonic() - returned_s
         report(f"served {served_s:.2f} s after all restarted")
         assert served_s < 10

@@ -96,17 +96,17 @@ def test_no_joining_replica_and_no_listing_shows_part_of_a_transaction_of_1000_k
                 return
             try:
                 if number % 2:
-                    reply = send(cluster, i, "GET", "/kvs?prefix=tx/&limit=1000&values=true")
-                    values = reply.body.get("items")
+                    response = send(cluster, i, "GET", "/kvs?prefix=tx/&limit=1000&values=true")
+                    values = response.body.get("items")
                 else:
-                    reply = send(cluster, i, "POST", "/kvs", {"reads": keys})
-                    values = reply.body.get("values")
+                    response = send(cluster, i, "POST", "/kvs", {"reads": keys})
+                    values = response.body.get("values")
             except OSError:
                 stop.wait(0.01)  # replica 2 is not running
                 continue
-            if reply.status == 503 and i == 2:
+            if response.status == 503 and i == 2:
                 continue
-            assert reply.status == 200, reply
+            assert response.status == 200, response
             assert len(values) == 1000, f"{len(values)} of 1000 keys at replica {i}"
             assert len(set(values.values())) == 1, f"mixed at replica {i}: {sorted(set(values.values()))}"
             seen_values[i].add(values["tx/000"])

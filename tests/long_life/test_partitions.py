@@ -141,12 +141,12 @@ def test_concurrent_writes_of_two_clients_at_two_cut_off_replicas_converge(trio:
     report(f"converged {time.monotonic() - healed_s:.2f} s after the heal")
     for key in ("put", "settle", "delete", "new"):
         read = [netns_client.get(trio, i, key, query="?siblings=true") for i in EVERYBODY]
-        assert len({reply.value for reply in read}) == 1
-        for reply in read:
-            assert reply.body["conflicts"] == 2
-            assert sorted(sibling["value"] for sibling in reply.body["siblings"]) == ["of 0", "of 1"]
-            assert reply.body["siblings"] == read[0].body["siblings"]
-            assert reply.body["siblings"][0]["value"] == reply.value
+        assert len({response.value for response in read}) == 1
+        for response in read:
+            assert response.body["conflicts"] == 2
+            assert sorted(sibling["value"] for sibling in response.body["siblings"]) == ["of 0", "of 1"]
+            assert response.body["siblings"] == read[0].body["siblings"]
+            assert response.body["siblings"][0]["value"] == response.value
     assert {netns_client.get(trio, i, "put-delete").value for i in EVERYBODY} == {"stays"}
     assert {netns_client.get(trio, i, "delete-delete").status for i in EVERYBODY} == {404}
     assert {"delete", "new", "put", "settle"} <= items_at(trio, 1, "", conflicts=True).keys()

@@ -18,13 +18,13 @@ _http = requests.Session()
 _http.trust_env = False
 
 
-class Reply(NamedTuple):
-    """A response, and how many seconds it took."""
+class Response(NamedTuple):
+    """A response, and how long it took."""
 
     status: int
     body: dict[str, Any]
     headers: Mapping[str, str]
-    seconds: float
+    took_s: float
 
     @property
     def past(self) -> Past:
@@ -53,7 +53,7 @@ def send(
     body: Mapping[str, Any] | None = None,
     *,
     timeout_s: float = 5.0,
-) -> Reply:
+) -> Response:
     """Send one request to replica ``i``, without retries. Raises the errors of ``requests``."""
     began_s = time.monotonic()
     # A new connection each time: a kept connection fails if its replica was killed in between.
@@ -64,36 +64,36 @@ def send(
         headers={"Content-Type": "application/json", "Connection": "close"},
         timeout=timeout_s,
     )
-    return Reply(response.status_code, response.json(), response.headers, time.monotonic() - began_s)
+    return Response(response.status_code, response.json(), response.headers, time.monotonic() - began_s)
 
 
-def put(cluster: NetnsCluster, i: int, key: str, value: Any, past: Past | None = None, **fields: Any) -> Reply:
+def put(cluster: NetnsCluster, i: int, key: str, value: Any, past: Past | None = None, **fields: Any) -> Response:
     """Write ``key`` at replica ``i``. Fails unless the write succeeds."""
-    reply = send(cluster, i, "PUT", f"/kvs/{key}", {"value": value, "causal-metadata": past, **fields})
-    assert reply.status in (200, 201, 202), reply
-    return reply
+    response = send(cluster, i, "PUT", f"/kvs/{key}", {"value": value, "causal-metadata": past, **fields})
+    assert response.status in (200, 201, 202), response
+    return response
 
 
 def get(
     cluster: NetnsCluster, i: int, key: str, past: Past | None = None, *, query: str = "", timeout_s: float = 5.0
-) -> Reply:
+) -> Response:
     """Read ``key`` at replica ``i``. ``query`` is appended to the path, as in "?wait=5"."""
     return send(cluster, i, "GET", f"/kvs/{key}{query}", {"causal-metadata": past}, timeout_s=timeout_s)
 
 
-def delete(cluster: NetnsCluster, i: int, key: str, past: Past | None = None) -> Reply:
+def delete(cluster: NetnsCluster, i: int, key: str, past: Past | None = None) -> Response:
     """Delete ``key`` at replica ``i``."""
     return send(cluster, i, "DELETE", f"/kvs/{key}", {"causal-metadata": past})
 
 
 def view(cluster: NetnsCluster, i: int) -> set[int]:
     """Return the numbers of the replicas in the view of replica ``i``."""
-    reply = send(cluster, i, "GET", "/view")
-    assert reply.status == 200, reply
-    return {cluster.addresses.index(address) for address in reply.body["view"]}
+    response = send(cluster, i, "GET", "/view")
+    assert response.status == 200, response
+    return {cluster.addresses.index(address) for address in response.body["view"]}
 
 
-def change_view(cluster: NetnsCluster, i: int, method: str, member: int) -> Reply:
+def change_view(cluster: NetnsCluster, i: int, method: str, member: int) -> Response:
     """PUT or DELETE replica ``member`` in the view, at replica ``i``."""
     return send(cluster, i, method, "/view", {"socket-address": cluster.addresses[member]})
 
@@ -103,16 +103,23 @@ def status(cluster: NetnsCluster, i: int) -> dict[str, Any]:
     return send(cluster, i, "GET", "/replication/status").body
 
 
-def readiness(cluster: NetnsCluster, i: int) -> tuple[int, str]:
-    """Return the status code and the text of ``/readyz`` at replica ``i``."""
+class Readiness(NamedTuple):
+    """A response of ``/readyz``: 200, or 503 with the reason in ``text``."""
+
+    status: int
+    text: str
+
+
+def readiness(cluster: NetnsCluster, i: int) -> Readiness:
+    """Return the response of ``/readyz`` at replica ``i``. Where the reason does not matter: ``cluster.is_ready(i)``."""
     response = _http.get(f"{cluster.url(i)}/readyz", timeout=5, headers={"Connection": "close"})
-    return response.status_code, response.text
+    return Readiness(response.status_code, response.text)
 
 
 def has_converged(cluster: NetnsCluster) -> bool:
     """Return whether all replicas are ready, are in each other's views, and have applied the same updates."""
     everybody = set(range(len(cluster.addresses)))
-    if any(readiness(cluster, i)[0] != 200 or view(cluster, i) != everybody for i in everybody):
+    if any(not cluster.is_ready(i) or view(cluster, i) != everybody for i in everybody):
         return False
     states = [status(cluster, i) for i in everybody]
     clocks = [state["clock"] for state in states]

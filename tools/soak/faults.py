@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import requests
 
-from tools.netns.client import change_view, readiness
+from tools.netns.client import change_view
 from tools.netns.cluster import CutKind, NetnsCluster
 from tools.soak.reachability import Cuts, Reachability
 from tools.soak.timeline import Fault, Timeline
@@ -238,7 +238,7 @@ class FaultInjector:
     def _watch_recovery(self) -> None:
         """End faults of replicas that are ready again."""
         for i in self._unavailable.keys() - self._not_restored:
-            if self._cluster.is_running(i) and i not in self._cluster.paused and is_ready(self._cluster, i):
+            if self._cluster.is_running(i) and i not in self._cluster.paused and self._cluster.is_ready(i):
                 self._timeline.mark_ready(i)
                 self._unavailable.pop(i).ended_s = time.monotonic()
 
@@ -249,11 +249,3 @@ def _merged(*several: Cuts) -> dict[tuple[int, int], CutKind]:
         for pair, kind in cuts.items():
             merged[pair] = "packets" if "packets" in (kind, merged.get(pair)) else kind
     return merged
-
-
-def is_ready(cluster: NetnsCluster, i: int) -> bool:
-    """Return whether replica ``i`` reports that it is ready."""
-    try:
-        return readiness(cluster, i)[0] == 200
-    except requests.RequestException:
-        return False
