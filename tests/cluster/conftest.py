@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.support import QUICK, heal_and_converge
+from tests.cluster.support import heal_and_converge
 from tools.netns.cluster import NetnsCluster
+from tools.netns.quick import QUICK
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

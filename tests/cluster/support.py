@@ -12,11 +12,6 @@ from tests.support.waiting import wait_until
 from tools.netns.client import change_view, get, has_converged, readiness
 from tools.netns.cluster import NetnsCluster
 
-DOWN_AFTER_S = 2.0
-SYNC_INTERVAL_S = 0.4
-QUICK = {"KV_DOWN_AFTER": f"{DOWN_AFTER_S:g}", "KV_SYNC_INTERVAL": f"{SYNC_INTERVAL_S:g}"}
-"""Settings of the replicas. Shorter than the defaults, and long enough for a busy machine."""
-
 SLACK_S = 0.7
 """Added to a limit: the replica's tick, a round trip, and delays of a busy machine."""
 

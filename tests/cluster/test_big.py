@@ -8,10 +8,11 @@ import threading
 import pytest
 import requests
 
-from tests.cluster.support import CATCHING_UP, QUICK
+from tests.cluster.support import CATCHING_UP
 from tests.support.waiting import wait_until
 from tools.netns.client import get, readiness, send, status
 from tools.netns.cluster import NetnsCluster
+from tools.netns.quick import QUICK
 
 KEYS = 20_000
 BATCH = 500

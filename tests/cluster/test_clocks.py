@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
-from tests.cluster.support import DOWN_AFTER_S, wait_for_value, wait_until_at
+from tests.cluster.support import wait_for_value, wait_until_at
 from tests.support.waiting import assert_stays
 from tools.netns.client import change_view, get, put, status, view
 from tools.netns.cluster import NetnsCluster
+from tools.netns.quick import DOWN_AFTER_S
 
 MINUTE_S = 60.0
 

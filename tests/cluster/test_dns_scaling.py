@@ -23,11 +23,11 @@ from kvsite.cluster import MANAGE
 from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import derive_key
 from store.client import ClientError, Delete, Put, Session, Uncertain
-from tests.cluster.support import DOWN_AFTER_S, QUICK
 from tests.support.waiting import assert_stays, wait_until
 from tools import history
 from tools.netns.cluster import PORT, NetnsCluster, run_checked
 from tools.netns.nameserver import NameServer, write_resolv_conf
+from tools.netns.quick import DOWN_AFTER_S, QUICK
 
 PEERS = "peers.test"
 SECRET = "not the secret of any cluster"

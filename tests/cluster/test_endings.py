@@ -8,19 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from tests.cluster.support import (
-    AT_ONCE_S,
-    CATCHING_UP,
-    DOWN_AFTER_S,
-    SLACK_S,
-    SYNC_INTERVAL_S,
-    concurrently,
-    wait_for_value,
-    wait_until_at,
-)
+from tests.cluster.support import AT_ONCE_S, CATCHING_UP, SLACK_S, concurrently, wait_for_value, wait_until_at
 from tests.support.waiting import assert_stays, wait_until
 from tools.netns.client import change_view, get, put, readiness, status, view
 from tools.netns.cluster import NetnsCluster
+from tools.netns.quick import DOWN_AFTER_S, SYNC_INTERVAL_S
 
 # -- draining ----------------------------------------------------------------------------------------------------------
 

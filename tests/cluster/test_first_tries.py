@@ -7,10 +7,11 @@ import threading
 import pytest
 import requests
 
-from tests.cluster.support import AT_ONCE_S, DOWN_AFTER_S, NOT_REACHED, SLACK_S, wait_for_value, wait_until_at
+from tests.cluster.support import AT_ONCE_S, NOT_REACHED, SLACK_S, wait_for_value, wait_until_at
 from tests.support.waiting import wait_until
 from tools.netns.client import delete, get, put, view
 from tools.netns.cluster import NetnsCluster
+from tools.netns.quick import DOWN_AFTER_S
 
 OTHERS = (1, 2)
 

@@ -6,18 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.support import (
-    DOWN_AFTER_S,
-    QUICK,
-    SLACK_S,
-    SYNC_INTERVAL_S,
-    heal_and_converge,
-    wait_for_value,
-    wait_until_at,
-)
+from tests.cluster.support import SLACK_S, heal_and_converge, wait_for_value, wait_until_at
 from tests.support.waiting import assert_stays, wait_until
 from tools.netns.client import change_view, get, put, view
 from tools.netns.cluster import NetnsCluster
+from tools.netns.quick import DOWN_AFTER_S, QUICK, SYNC_INTERVAL_S
 
 
 @pytest.fixture(scope="module")

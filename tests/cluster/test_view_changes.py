@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cluster.support import DOWN_AFTER_S, NOT_IN_VIEW, SLACK_S, wait_for_value, wait_until_at
+from tests.cluster.support import NOT_IN_VIEW, SLACK_S, wait_for_value, wait_until_at
 from tests.support.waiting import wait_until
 from tools.netns.client import change_view, delete, get, put, readiness, send, status, view
 from tools.netns.cluster import NetnsCluster
+from tools.netns.quick import DOWN_AFTER_S
 
 ALL = {0, 1, 2}
 

@@ -111,7 +111,7 @@ class Readiness(NamedTuple):
 
 
 def readiness(cluster: NetnsCluster, i: int) -> Readiness:
-    """Return the response of ``/readyz`` at replica ``i``. Where the reason does not matter: ``cluster.is_ready(i)``."""
+    """Return the response of ``/readyz`` at replica ``i``. Without the reason: ``cluster.is_ready(i)``."""
     response = _http.get(f"{cluster.url(i)}/readyz", timeout=5, headers={"Connection": "close"})
     return Readiness(response.status_code, response.text)
 

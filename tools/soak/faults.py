@@ -12,10 +12,9 @@ import requests
 
 from tools.netns.client import change_view
 from tools.netns.cluster import CutKind, NetnsCluster
+from tools.netns.quick import DOWN_AFTER_S
 from tools.soak.reachability import Cuts, Reachability
 from tools.soak.timeline import Fault, Timeline
-
-DOWN_AFTER_S = 2.0
 
 
 class FaultInjector:

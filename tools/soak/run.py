@@ -17,14 +17,12 @@ import requests
 from tools import history
 from tools.netns.client import get, has_converged, status
 from tools.netns.cluster import NetnsCluster
+from tools.netns.quick import DOWN_AFTER_S, QUICK, SYNC_INTERVAL_S
 from tools.soak.clients import KEYS, Client, RoundContext
 from tools.soak.counts import Counts, Recorder
-from tools.soak.faults import DOWN_AFTER_S, FaultInjector
+from tools.soak.faults import FaultInjector
 from tools.soak.reachability import Reachability
 from tools.soak.timeline import Timeline
-
-SYNC_INTERVAL_S = 0.4
-SETTINGS = {"KV_DOWN_AFTER": f"{DOWN_AFTER_S:g}", "KV_SYNC_INTERVAL": f"{SYNC_INTERVAL_S:g}"}
 
 CONVERGE_LIMIT_S = 10.0
 """All replicas converge, and serve all sessions, within this time after all faults have ended."""
@@ -316,7 +314,7 @@ def soak(
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     say(f"{replicas} replicas, {clients} clients, seed {seed} (of the faults; timing varies), records in {directory}")
     end_s = time.monotonic() + seconds
-    with NetnsCluster(replicas, SETTINGS, directory) as cluster:
+    with NetnsCluster(replicas, QUICK, directory) as cluster:
         run = Run(cluster, directory, clients=clients, seed=seed)
         while (left_s := end_s - time.monotonic()) > 5 or run.round == 0:
             run.run_round(min(round_s, max(5.0, left_s)))
