@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,9 @@ from kvsite.config import SETTINGS
 from kvsite.schema import document
 from replication.api import metrics
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
+from replication.replica import Replica
+from replication.status import replica_status
+from store.clock import Instant
 from store.settings import RequestLimits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,6 +142,20 @@ def test_every_kind_of_event_is_documented() -> None:
     assert {"started", "superseded", "lost"} <= kinds
     page = (ROOT / "docs" / "operations.md").read_text("utf-8")
     assert {kind for kind in kinds if not re.search(rf"`{kind}\b", page)} == set()
+
+
+def test_every_field_of_the_status_is_documented() -> None:
+    """docs/api.md lists each field of ``/replication/status`` in the table of that section."""
+    now = Instant(0.0, 0)
+    replica = Replica("a:1", ["b:1"], now=now, rng=random.Random(1))
+    replica.add_replica_from_view("b:1", now)
+    status = replica_status(replica, defaultdict(int), now)
+    fields = {*status, *status["view"][0], *status["log"], *status["throughput"], *status["events"][0], "open"}
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    section = page.partition("### `/replication/status`")[2].partition("\n### ")[0]
+    table = "\n".join(re.findall(r"^\| .+ \|$", section, re.MULTILINE))
+    assert {"replica_id", "missing_updates", "messages_refused", "kind"} <= fields
+    assert {field for field in fields if f"`{field}`" not in table} == set()
 
 
 @EACH_PAGE
@@ -289,7 +307,8 @@ past; covers; concurrent; hybrid logical clock; incarnation; update; pending; de
 broadcast; anti-entropy; view; alive; suspect; down; left; write concern; acks; marker; exchange; heartbeat; digest;
 seed; alias; report; relay; pacing; replica id; origin; counter; winner; delete clock; gate; engine; node; peer
 progress; acknowledged clock; member; stamp; proof; causal metadata; mutant; oracle; scenario;
-conversation; compaction; liveness
+conversation; compaction; liveness; present incarnation; follows; join; edge; joining; serving; removed; leaving;
+serial; token; silence limit; tick; acknowledged write; rejected; random seed; replica; lead
 """
 """Terms that code, JSON, logs and pages use. A new term is added here and to the glossary."""
 

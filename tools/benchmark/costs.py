@@ -103,7 +103,7 @@ def exchanges(context: Context) -> list[Figure]:
             figures += [
                 Figure("exchange", f"{name}: bytes per peer, both directions", "bytes", bytes_),
                 Figure("exchange", f"{name}: exchanges per peer", "", messages),
-                Figure("exchange", f"{name}: CPU per peer", "us", cpu_us),
+                Figure("exchange", f"{name}: CPU per peer", "µs", cpu_us),
             ]
     return figures
 
@@ -200,13 +200,13 @@ def _slope(operation: str, what: str, sizes: Sequence[int], costs: Sequence[Sequ
     rounds = list(zip(*costs, strict=True))
     unit, unit_name = UNITS[what]
     each_us = [unit * (last - first) / (sizes[-1] - sizes[0]) for first, *_, last in rounds]
-    return Figure("growth", f"{NAMES[operation]}: additional CPU per {unit_name}", "us", each_us)
+    return Figure("growth", f"{NAMES[operation]}: additional CPU per {unit_name}", "µs", each_us)
 
 
 def _point(operation: str, what: str, size: int, samples: Sequence[Sample]) -> Figure:
     name = f"{NAMES[operation]}: CPU with {size:,} {what}"
     rounds = [each.cpu_us for each in samples]
-    return Figure("growth", name, "us", rounds, chart=f"growth by {what}", series=NAMES[operation], x=size)
+    return Figure("growth", name, "µs", rounds, chart=f"growth by {what}", series=NAMES[operation], x=size)
 
 
 def _fill_by_transactions(address: str, keys: int) -> None:

@@ -79,7 +79,7 @@ def figure_from_json(content: Mapping[str, Any]) -> Figure:
     return Figure(**fields, target=Target(**target) if target else None)
 
 
-COLUMNS = ("figure", "measured", "p50 ms", "p99 ms", "CPU us", "target", "")
+COLUMNS = ("figure", "measured", "p50 ms", "p99 ms", "CPU µs", "target", "")
 _DETAILS = ("p50_ms", "p99_ms", "cpu_us")
 
 

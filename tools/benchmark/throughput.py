@@ -12,7 +12,7 @@ from tools.benchmark.loads import Load
 from tools.benchmark.processes import BenchmarkError
 from tools.benchmark.stats import median, number, ratios
 from tools.benchmark.systems import EMPTY_APP, MINIMAL_VIEW, Baseline, Causeway, Context, Etcd, Redis, System
-from tools.simulation.growth import exponent, growth_in_words
+from tools.simulation.growth import exponent
 
 NAMES: Final = {"get": "GET", "put": "PUT", "mix": "90/10 mix", "txn": "transactions"}
 SIZES: Final = (1, 3, 5)
@@ -127,11 +127,10 @@ def _ratio(
 def _growth(cpu_us: Sequence[Sequence[float]]) -> list[Figure]:
     """Return how the CPU time of a PUT, at all replicas together, grows with their number."""
     exponents = [exponent(SIZES, round_) for round_ in zip(*cpu_us, strict=True)]
-    k = median(exponents)
     alone, three, five = (median(each) for each in cpu_us)
     note = (
-        f"costs {growth_in_words(k)} (exponent {k:.2f}): {alone:.0f} us with 1 replica, "
-        f"{(three - alone) / 2:.0f} us more per replica up to 3, {(five - three) / 2:.0f} us more per replica up to 5"
+        f"CPU time of one PUT, all replicas together: {alone:.0f} µs with 1 replica, {three:.0f} µs with 3 "
+        f"({three / alone:.1f} times), {five:.0f} µs with 5 ({five / alone:.1f} times)"
     )
     name = "PUT: CPU of all replicas by number of replicas, exponent"
     return [Figure("put", name, "", exponents, target=at_most(1.0), note=note)]
