@@ -1,4 +1,4 @@
-"""What the tests of faults share: short timeouts, and waiting for a cluster. See also ``tools.netns.client``."""
+"""Helpers of the fault tests: time limits, and waiting for a cluster. See also ``tools.netns.client``."""
 
 from __future__ import annotations
 

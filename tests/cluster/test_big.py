@@ -23,7 +23,7 @@ VALUE = "x" * 1000
 def test_an_empty_replica_serves_only_after_it_has_all_20000_keys(
     log_bytes: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Contract P6: before, /readyz returns 503 and clients are rejected. Then it has everything."""
+    """Contract P6: until it has all keys, /readyz returns 503 and it rejects clients."""
     settings = {**QUICK, "KV_MAX_LOG_BYTES": str(log_bytes)}
     with NetnsCluster(2, settings, tmp_path_factory.mktemp("big")) as cluster:
         for start in range(0, KEYS, BATCH):

@@ -96,9 +96,9 @@ class Pods:
         self.running.discard(i)
 
     def status(self, i: int) -> Mapping[str, Any]:
-        answer = self._client.request("GET", f"{self.services[i]}:{PORT}", "/replication/status")
-        assert answer.status == 200, answer
-        status: Mapping[str, Any] = msgspec.json.decode(answer.body)
+        response = self._client.request("GET", f"{self.services[i]}:{PORT}", "/replication/status")
+        assert response.status == 200, response
+        status: Mapping[str, Any] = msgspec.json.decode(response.body)
         return status
 
     def members(self, i: int) -> dict[str, str]:
@@ -144,7 +144,7 @@ def pods(tmp_path: Path) -> Iterator[Pods]:
 
 
 class Load:
-    """Clients that read and write at all running replicas, each in one session, until ``end``."""
+    """Clients that read and write at all running replicas, each in one session, until ``end`` is called."""
 
     def __init__(self, pods: Pods) -> None:
         self.operations: list[dict[str, Any]] = []
@@ -201,9 +201,9 @@ def states(pods: Pods) -> dict[str, dict[str, list[str]]]:
     for i in sorted(pods.running):
         values = found[pods.names[i]] = {}
         for key in KEYS:
-            answer = requests.get(f"http://{pods.services[i]}:{PORT}/kvs/{key}?siblings=true", timeout=5)
-            if answer.status_code == 200:
-                values[key] = [each["value"] for each in answer.json()["siblings"]]
+            response = requests.get(f"http://{pods.services[i]}:{PORT}/kvs/{key}?siblings=true", timeout=5)
+            if response.status_code == 200:
+                values[key] = [each["value"] for each in response.json()["siblings"]]
     return found
 
 

@@ -39,12 +39,12 @@ def test_every_write_that_a_stopping_replica_acknowledged_is_on_the_others(trio:
         for n in range(2000):
             key = f"drain/{writer}/{n}"
             try:
-                answer = requests.put(f"{trio.url(2)}/kvs/{key}", json={"value": n}, timeout=5)
+                response = requests.put(f"{trio.url(2)}/kvs/{key}", json={"value": n}, timeout=5)
             except requests.ConnectionError:
                 break
-            if answer.status_code == 503:
+            if response.status_code == 503:
                 break
-            assert answer.status_code == 201, answer.text
+            assert response.status_code == 201, response.text
             acknowledged.append(key)
 
     with ThreadPoolExecutor(4) as pool:

@@ -206,8 +206,8 @@ def test_a_stopping_replica_answers_on_kept_connections_until_a_response_says_cl
         with requests.Session() as http:
             http.trust_env = False
             for n in itertools.count():
-                answer = http.put(f"{trio.url(2)}/kvs/kept/{n}", json={"value": n}, timeout=5)
-                responses.append((answer.status_code, answer.headers.get("Connection", "")))
+                response = http.put(f"{trio.url(2)}/kvs/kept/{n}", json={"value": n}, timeout=5)
+                responses.append((response.status_code, response.headers.get("Connection", "")))
                 if responses[-1][1] == "close":
                     return
 

@@ -130,4 +130,4 @@ def test_every_kind_of_wait_counts_as_hold_time(
     hold_time = api.engine.hold_time
     hold_time.seconds = 0.0
     b"".join(Edge(FastPath(lambda *_: []), api.context, None)(environ, lambda *_: None))
-    assert hold_time.seconds >= 0.15  # of the 0.2 that the client allows, minus the time before the wait
+    assert hold_time.seconds >= 0.15  # The client allows 0.2 s; the time before the wait does not count.

@@ -1,4 +1,4 @@
-"""What the tests of this directory share: clusters on free ports, and single requests."""
+"""Helpers of the long-life tests: clusters on free ports, single requests, and measurements."""
 
 from __future__ import annotations
 

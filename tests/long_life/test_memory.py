@@ -142,8 +142,9 @@ def test_resident_memory_has_not_grown_after_200000_puts_and_deletes_with_one_re
         put_and_delete(cluster, rng, 10_000, 3)
         early = resident_kib(cluster)
         put_and_delete(cluster, rng, 40_000, 3)
-        # If it were killed while its updates are in flight, the others would have different ones of them. Later updates
-        # would then be pending until they are relayed: megabytes that Python's allocator keeps or not, by chance.
+        # Converge first. If the replica were killed while its updates are in flight, the others would have different
+        # ones of them. Later updates would be pending until the missing ones are relayed: megabytes that Python's
+        # allocator may keep or free.
         wait_until(lambda: has_converged(cluster, 3), timeout_s=20)
         cluster.kill(2)
         put_and_delete(cluster, rng, 100_000, 2)

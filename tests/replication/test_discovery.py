@@ -305,7 +305,7 @@ def test_the_only_replica_of_a_name_serves_after_down_after(wire: Wire) -> None:
 
 
 def test_a_joiner_counts_silence_from_the_start_of_exchanges() -> None:
-    """Otherwise a server that takes longer than KV_DOWN_AFTER to start would serve without data, unseen by all."""
+    """Otherwise a server that starts slower than KV_DOWN_AFTER would serve without data before a peer can reach it."""
     replica = Replica("r1:80", ["r2:80"], now=NOW, rng=Random(1))
     later = Instant(NOW.mono_s + 10, NOW.wall_us + 10_000_000)
     replica.begin_exchanging(later)
@@ -320,7 +320,10 @@ def test_a_joiner_counts_silence_from_the_start_of_exchanges() -> None:
 
 
 class Names:
-    """A fake lookup: each call returns the next outcome, or raises it if it is a text. The last one repeats."""
+    """A fake lookup. Each call takes the next of ``outcomes``; the last one repeats.
+
+    A list is returned as the result. A text is raised as the error of a failed lookup.
+    """
 
     def __init__(self, *outcomes: list[str] | str) -> None:
         self.outcomes = list(outcomes)

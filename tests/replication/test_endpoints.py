@@ -1,4 +1,4 @@
-"""Which name a peer is sent: Host header and certificate (replication/peer_client.py). Real HTTP."""
+"""The name of a peer in requests to it: Host header and certificate (replication/peer_client.py). Real HTTP."""
 
 from __future__ import annotations
 

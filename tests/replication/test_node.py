@@ -18,7 +18,7 @@ OWN, PEER = "127.0.0.1:1", "127.0.0.1:2"
 
 
 class FakeWakeup:
-    """An event that counts how often it was set; a thread that waits for it is woken at once."""
+    """An event that counts how often it was set. A wait for it returns at once."""
 
     def __init__(self) -> None:
         self.calls = 0

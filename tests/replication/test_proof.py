@@ -97,7 +97,7 @@ def test_a_request_is_accepted_once(verifier: ProofVerifier) -> None:
 
 
 def test_a_nonce_is_remembered_for_as_long_as_its_time_is_acceptable(verifier: ProofVerifier) -> None:
-    """The worst case: its time is a window ahead, so it is acceptable for two, while other requests arrive."""
+    """The worst case: the request is one window ahead, so it is acceptable for two. Other requests arrive meanwhile."""
     header = signed(at_us=NOW_US + 30 * SECOND_US)
     assert not verify(verifier, header).rejection
     for second in range(1, 60):

@@ -1,7 +1,7 @@
-"""deploy/kubernetes: valid by the published schemas, complete, and right about the replica that it runs.
+"""deploy/kubernetes: valid by the published schemas, complete, and consistent with the replica that it runs.
 
-What kustomize does is done here in little (patches are merged, names and images are left alone), so that the tests need
-no binary: what is judged is each file, and the StatefulSet as each overlay makes it.
+The tests check each file, and the StatefulSet of each overlay. They need no kustomize binary: they merge the patches
+themselves, and leave names and images as they are in the files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from store.settings import RequestLimits
 ROOT = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 BASE, COMPONENTS, EXAMPLE = ROOT / "base", ROOT / "components", ROOT / "overlays" / "example"
 OLDEST, NEWEST = "1.27", kubernetes_validate.latest_version().removesuffix(".0")
-"""docs/kubernetes.md names the oldest: from there on all fields are on by default."""
+"""The oldest version is that of docs/kubernetes.md. It supports all fields that the files use by default."""
 
 SECRETS = {setting.variable for setting in settings_of(Config) if setting.is_secret}
 
@@ -44,7 +44,7 @@ def kustomizations() -> list[Path]:
 
 
 def named(kustomization: Path, *fields: str) -> Iterator[Path]:
-    """Return what a kustomization names in ``fields``, as paths."""
+    """Return the paths of the files and directories that a kustomization lists in ``fields``."""
     content = read(kustomization)[0]
     for name in fields:
         for item in content.get(name, []):
@@ -59,13 +59,13 @@ def resources() -> list[Resource]:
     return [resource for path in resource_files() for resource in read(path)]
 
 
-def one(kind: str, name: str = "causeway") -> Resource:
+def resource_named(kind: str, name: str = "causeway") -> Resource:
     (found,) = [each for each in resources() if (each["kind"], each["metadata"]["name"]) == (kind, name)]
     return found
 
 
 def merged(old: Any, new: Any) -> Any:
-    """Return ``old`` with the strategic merge patch ``new``: lists of things with names are merged by name."""
+    """Return ``old`` with the strategic merge patch ``new``. Lists of objects are merged by their field ``name``."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return {**old, **{key: merged(old[key], value) if key in old else value for key, value in new.items()}}
     if isinstance(old, list) and isinstance(new, list) and all(isinstance(each, dict) for each in [*old, *new]):
@@ -76,8 +76,8 @@ def merged(old: Any, new: Any) -> Any:
 
 
 def stateful_set(*patches: Path) -> Resource:
-    """Return the StatefulSet with ``patches``, files each."""
-    made = one("StatefulSet")
+    """Return the StatefulSet with the patches in the files ``patches``."""
+    made = resource_named("StatefulSet")
     for path in patches:
         (patch,) = read(path)
         assert (patch["kind"], patch["metadata"]["name"]) == ("StatefulSet", made["metadata"]["name"])
@@ -105,24 +105,24 @@ def container(pod: Resource) -> Resource:
 
 
 def environment(container: Resource) -> dict[str, str]:
-    """Return the variables of a pod called causeway-1 in the namespace ns, references filled in; no Secret."""
+    """Return the variables of the pod causeway-1 in the namespace ns, with references resolved, without Secrets."""
     fields = {"metadata.name": "causeway-1", "metadata.namespace": "ns"}
     found: dict[str, str] = {}
     for each in container["env"]:
         value = each["value"] if "value" in each else fields[each["valueFrom"]["fieldRef"]["fieldPath"]]
-        # What is named has to stand before.
+        # A variable can refer only to variables before it.
         found[each["name"]] = re.sub(r"\$\((\w+)\)", lambda match: found[match[1]], value)
     return found
 
 
 def config(container: Resource, directory: Path) -> Config:
-    """Return the settings that a replica in the pod has; files of a mounted Secret lie in ``directory``."""
-    told = {name: text for name, text in environment(container).items() if not name.startswith("POD_")}
-    for name, text in told.items():
+    """Return the settings of a replica in the pod. ``directory`` stands for the mounted Secret with the certificate."""
+    values = {name: text for name, text in environment(container).items() if not name.startswith("POD_")}
+    for name, text in values.items():
         if text.startswith("/tls/"):
             (directory / Path(text).name).touch()
-            told[name] = str(directory / Path(text).name)
-    return Config.from_env(told)
+            values[name] = str(directory / Path(text).name)
+    return Config.from_env(values)
 
 
 def mebibytes(quantity: str) -> int:
@@ -134,26 +134,26 @@ def mebibytes(quantity: str) -> int:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_every_resource_keeps_the_published_schemas_strictly(version: str) -> None:
-    whole = [*resources(), *(stateful_set(*patches) for patches in VARIANTS.values())]
-    assert {each["kind"] for each in whole} == {
+def test_every_resource_is_valid_by_the_published_schemas(version: str) -> None:
+    checked = [*resources(), *(stateful_set(*patches) for patches in VARIANTS.values())]
+    assert {each["kind"] for each in checked} == {
         "Namespace",
         "NetworkPolicy",
         "PodDisruptionBudget",
         "Service",
         "StatefulSet",
     }
-    for resource in whole:
+    for resource in checked:
         assert kubernetes_validate.validate(resource, version, strict=True) == version
 
 
 def test_the_schemas_would_notice_a_misspelt_field() -> None:
-    wrong = merged(one("StatefulSet"), {"spec": {"podManagmentPolicy": "Parallel"}})
+    wrong = merged(resource_named("StatefulSet"), {"spec": {"podManagmentPolicy": "Parallel"}})
     with pytest.raises(kubernetes_validate.ValidationError, match="podManagmentPolicy"):
         kubernetes_validate.validate(wrong, NEWEST, strict=True)
 
 
-def test_kustomizations_name_every_file_and_nothing_that_is_not_there() -> None:
+def test_kustomizations_list_every_file_and_no_file_that_is_missing() -> None:
     known = {"apiVersion", "kind", "resources", "components", "patches", "images", "replicas", "namespace"}
     used = set()
     for path in kustomizations():
@@ -166,20 +166,20 @@ def test_kustomizations_name_every_file_and_nothing_that_is_not_there() -> None:
     assert {path for path in ROOT.rglob("*.yaml") if path.name != "kustomization.yaml"} <= used
 
 
-def test_selectors_choose_the_pods_of_the_set_and_no_other_label() -> None:
-    labels = one("StatefulSet")["spec"]["template"]["metadata"]["labels"]
+def test_selectors_match_the_labels_of_the_pods() -> None:
+    labels = resource_named("StatefulSet")["spec"]["template"]["metadata"]["labels"]
     text = "".join(path.read_text() for path in resource_files())
     assert set(re.findall(r"app\.kubernetes\.io/name: (\S+)", text)) == {labels["app.kubernetes.io/name"]}
-    assert one("StatefulSet")["spec"]["selector"]["matchLabels"] == labels
-    assert one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
+    assert resource_named("StatefulSet")["spec"]["selector"]["matchLabels"] == labels
+    assert resource_named("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
     for service in ("causeway", "causeway-peers"):
-        assert one("Service", service)["spec"]["selector"] == labels
+        assert resource_named("Service", service)["spec"]["selector"] == labels
 
 
 # -- right about the replica -------------------------------------------------------------------------------------------
 
 
-def test_a_replica_takes_its_environment(container: Resource, tmp_path: Path) -> None:
+def test_a_replica_accepts_the_environment_of_its_pod(container: Resource, tmp_path: Path) -> None:
     made = config(container, tmp_path)
     assert made.address == "causeway-1.causeway-peers.ns.svc:8090", "stable over restarts"
     assert made.listen == ("0.0.0.0", 8090)
@@ -189,32 +189,32 @@ def test_a_replica_takes_its_environment(container: Resource, tmp_path: Path) ->
     assert container["ports"] == [{"name": "http", "containerPort": 8090}]
 
 
-def test_peers_are_found_before_they_are_ready_and_clients_get_ready_ones_only(container: Resource) -> None:
-    peers, clients = one("Service", "causeway-peers")["spec"], one("Service", "causeway")["spec"]
+def test_peers_find_replicas_that_are_not_ready_and_clients_get_ready_replicas_only(container: Resource) -> None:
+    peers, clients = resource_named("Service", "causeway-peers")["spec"], resource_named("Service", "causeway")["spec"]
     assert peers["clusterIP"] == "None"
     assert peers["publishNotReadyAddresses"] is True
     assert not clients.get("publishNotReadyAddresses", False)
-    assert one("StatefulSet")["spec"]["serviceName"] == "causeway-peers"
+    assert resource_named("StatefulSet")["spec"]["serviceName"] == "causeway-peers"
     assert environment(container)["KV_VIEW_DNS"] == "causeway-peers:8090"
     for service in (peers, clients):
         assert service["ports"] == [{"name": "http", "port": 8090, "targetPort": "http"}]
 
 
-def test_hosts_of_probes_and_of_the_services_are_answered_and_a_pods_ip_is_not(
+def test_the_hosts_of_probes_and_services_are_allowed_and_the_ip_of_a_pod_is_not(
     container: Resource, tmp_path: Path
 ) -> None:
     check = HostCheck(config(container, tmp_path), members=lambda: ())
     for host in ("causeway", "causeway.ns", "causeway.ns.svc", "causeway.ns.svc.cluster.local"):
         assert check.allows(f"{host}:8090"), host
-    assert check.allows("causeway-peers:8090"), "what peers that were looked up call each other"
-    assert not check.allows("10.0.0.1:8090"), "what a probe would say by itself"
+    assert check.allows("causeway-peers:8090"), "peers that a lookup found use this name for each other"
+    assert not check.allows("10.0.0.1:8090"), "the default Host header of a probe"
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         (header,) = container[probe]["httpGet"]["httpHeaders"]
         assert header["name"] == "Host"
         assert check.allows(header["value"])
 
 
-def test_probes_ask_what_is_there_and_only_readiness_asks_for_readiness(container: Resource) -> None:
+def test_only_the_readiness_probe_requests_readyz_and_each_path_exists(container: Resource) -> None:
     paths = {
         probe: container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")
     }
@@ -227,21 +227,21 @@ def test_probes_ask_what_is_there_and_only_readiness_asks_for_readiness(containe
         assert container[probe]["httpGet"]["port"] == "http"
 
 
-def test_the_grace_period_holds_the_hook_and_the_drain(pod: Resource, container: Resource) -> None:
+def test_the_grace_period_is_long_enough_for_the_hook_and_the_drain(pod: Resource, container: Resource) -> None:
     (shell, flag, script) = container["lifecycle"]["preStop"]["exec"]["command"]
     assert (shell, flag) == ("sh", "-c")
     match = re.fullmatch(r"sleep (\d+); exec python manage\.py leave_view --timeout (\d+)", script)
     assert match, script
-    starts_s = 15  # of the hook's program, on a busy node, and of its first requests
-    assert int(match[1]) + starts_s + int(match[2]) + STOP_TIMEOUT_S <= pod["terminationGracePeriodSeconds"]
+    start_s = 15  # starting the hook's program on a busy node, and its first requests
+    assert int(match[1]) + start_s + int(match[2]) + STOP_TIMEOUT_S <= pod["terminationGracePeriodSeconds"]
 
 
-def test_memory_has_room_for_more_than_clients_may_fill(container: Resource) -> None:
-    """docs/kubernetes.md: twice KV_MAX_MEMORY and 256 MiB, promised in full."""
-    held = int(environment(container)["KV_MAX_MEMORY"]) >> 20
+def test_the_memory_limit_is_above_what_clients_can_fill(container: Resource) -> None:
+    """docs/kubernetes.md: limit and request are at least twice KV_MAX_MEMORY plus 256 MiB."""
+    max_memory_mib = int(environment(container)["KV_MAX_MEMORY"]) >> 20
     assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
-    assert mebibytes(container["resources"]["limits"]["memory"]) >= 2 * held + 256
-    assert held << 20 > 10 * RequestLimits().max_body_bytes
+    assert mebibytes(container["resources"]["limits"]["memory"]) >= 2 * max_memory_mib + 256
+    assert max_memory_mib << 20 > 10 * RequestLimits().max_body_bytes
 
 
 def test_every_container_is_locked_down(pod: Resource) -> None:
@@ -262,8 +262,8 @@ def test_every_container_is_locked_down(pod: Resource) -> None:
     assert "USER 10001:10001" in image
 
 
-def test_a_pod_waits_until_its_peers_name_leads_somewhere() -> None:
-    (waiting,) = one("StatefulSet")["spec"]["template"]["spec"]["initContainers"]
+def test_a_pod_waits_until_the_name_of_its_peers_resolves() -> None:
+    (waiting,) = resource_named("StatefulSet")["spec"]["template"]["spec"]["initContainers"]
     program = [sys.executable, *waiting["command"][1:]]
     assert waiting["command"][:2] == ["python", "-c"]
     known = subprocess.run(program, env={**os.environ, "KV_VIEW_DNS": "localhost:1"}, timeout=20, check=False)
@@ -274,28 +274,28 @@ def test_a_pod_waits_until_its_peers_name_leads_somewhere() -> None:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("no-such-name.invalid: ")
     process.terminate()
-    assert process.wait(10) == 1, "the first process of a container has to say what SIGTERM does"
+    assert process.wait(10) == 1, "the first process of a container has no default action for SIGTERM"
     process.stdout.close()
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------
 
 
-def test_secrets_come_from_a_file_that_is_not_here_and_whose_example_starts_nothing() -> None:
+def test_secrets_come_from_a_file_outside_git_and_the_values_of_its_example_are_rejected() -> None:
     (generated,) = read(EXAMPLE / "kustomization.yaml")[0]["secretGenerator"]
-    (container,) = one("StatefulSet")["spec"]["template"]["spec"]["containers"]
+    (container,) = resource_named("StatefulSet")["spec"]["template"]["spec"]["containers"]
     assert container["envFrom"] == [{"secretRef": {"name": generated["name"]}}], "not optional"
     assert generated["envs"] == ["causeway.env"]
     assert "causeway.env" in (EXAMPLE / ".gitignore").read_text().split()
     example = (EXAMPLE / "causeway.env.example").read_text().splitlines()
-    told = dict(line.split("=", 1) for line in example if line and not line.startswith("#"))
-    assert {*told} == SECRETS - {"KV_CLUSTER_SECRET_ALSO"}
-    for name, value in told.items():
+    values = dict(line.split("=", 1) for line in example if line and not line.startswith("#"))
+    assert {*values} == SECRETS - {"KV_CLUSTER_SECRET_ALSO"}
+    for name, value in values.items():
         with pytest.raises(ConfigError, match=f"^{name}: "):
             Config.from_env({name: value})
 
 
-def test_nothing_that_is_shipped_holds_a_secret() -> None:
+def test_no_file_contains_a_secret() -> None:
     shipped = "".join(path.read_text() for path in ROOT.rglob("*.yaml"))
     for name in SECRETS:
         assert not re.search(rf"name: {name}\b", shipped)

@@ -1,4 +1,4 @@
-"""compose.yaml and the Dockerfile, as far as they can be judged without an engine; `make image` builds and runs."""
+"""compose.yaml and the Dockerfile: checks that need no container engine. `make image` builds and runs the image."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def compose() -> dict[str, Any]:
     return read
 
 
-def complaints(compose: dict[str, Any]) -> list[str]:
+def schema_errors(compose: dict[str, Any]) -> list[str]:
     schema = json.loads((REPOSITORY / "tests/repository/vendor/compose-spec.json").read_text(encoding="utf-8"))
     return [error.message for error in jsonschema.Draft201909Validator(schema).iter_errors(compose)]
 
 
-def test_compose_yaml_is_what_the_specification_says(compose: dict[str, Any]) -> None:
-    assert not complaints(compose)
+def test_compose_yaml_is_valid_by_the_compose_specification(compose: dict[str, Any]) -> None:
+    assert not schema_errors(compose)
     compose["services"]["r1"]["read_only"] = "perhaps"
-    assert complaints(compose), "the schema is looked at"
+    assert schema_errors(compose), "the schema would detect an error"
 
 
 def test_compose_starts_three_replicas_that_find_each_other(compose: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def test_compose_starts_three_replicas_that_find_each_other(compose: dict[str, A
     assert ports == ["127.0.0.1:8090:8090", "127.0.0.1:8091:8090", "127.0.0.1:8092:8090"], "open: this machine only"
 
 
-def test_compose_sets_what_exists_and_no_secret(compose: dict[str, Any]) -> None:
+def test_compose_sets_only_settings_that_exist_and_no_secret(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         environment = service["environment"]
         Config.from_env({name: value for name, value in environment.items() if value is not None})
@@ -61,14 +61,14 @@ def test_compose_sets_what_exists_and_no_secret(compose: dict[str, Any]) -> None
         assert {environment[name] for name in SECRETS if name in environment} == {None}
 
 
-def test_compose_gives_a_replica_the_time_to_end_and_nothing_to_write_to(compose: dict[str, Any]) -> None:
+def test_compose_gives_a_replica_time_to_stop_and_a_read_only_file_system(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         assert float(service["stop_grace_period"].removesuffix("s")) > STOP_TIMEOUT_S + 1
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
 
 
-def test_the_image_has_the_versions_that_the_project_has() -> None:
+def test_the_image_has_the_version_of_the_project_and_a_supported_python() -> None:
     version = re.search(r'image\.version="([^"]+)"', DOCKERFILE)
     assert version
     assert version[1] == PROJECT["version"]
@@ -97,11 +97,13 @@ def product(tmp_path: Path) -> Path:
 
 
 def manage(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DJANGO_SETTINGS_MODULE")}
+    environ = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DJANGO_SETTINGS_MODULE")
+    }
     return subprocess.run(
         [sys.executable, "manage.py", *arguments],
         cwd=directory,
-        env={**kept, "SOCKET_ADDRESS": "127.0.0.1:8090", **environment},
+        env={**environ, "SOCKET_ADDRESS": "127.0.0.1:8090", **environment},
         capture_output=True,
         text=True,
         timeout=60,

@@ -163,13 +163,13 @@ class Stores(RuleBasedStateMachine):
         return based_on
 
     @rule(
-        who=st.integers(0, CLIENTS - 1),
+        client_index=st.integers(0, CLIENTS - 1),
         route=st.lists(st.integers(0, STORES - 1), min_size=1, max_size=3),
         key=st.sampled_from(KEYS),
         siblings=st.booleans(),
     )
-    def get(self, who: int, route: list[int], key: str, siblings: bool) -> None:
-        client = self.clients[who]
+    def get(self, client_index: int, route: list[int], key: str, siblings: bool) -> None:
+        client = self.clients[client_index]
         for at in route:
             if self.admitted(client, at):
                 found = self.stores[at].get(key, client.past, self.now(at), all_siblings=siblings)
@@ -178,10 +178,13 @@ class Stores(RuleBasedStateMachine):
                 self.record_result(client, at, found.metadata, based_on)
 
     @rule(
-        who=st.integers(0, CLIENTS - 1), at=st.integers(0, STORES - 1), limit=st.integers(1, 4), conflicts=st.booleans()
+        client_index=st.integers(0, CLIENTS - 1),
+        at=st.integers(0, STORES - 1),
+        limit=st.integers(1, 4),
+        conflicts=st.booleans(),
     )
-    def list_keys(self, who: int, at: int, limit: int, conflicts: bool) -> None:
-        client, store = self.clients[who], self.stores[at]
+    def list_keys(self, client_index: int, at: int, limit: int, conflicts: bool) -> None:
+        client, store = self.clients[client_index], self.stores[at]
         if self.admitted(client, at):
             listed = store.list_keys("", client.past, self.now(at), limit=limit, conflicts=conflicts)
             least = 2 if conflicts else 1
@@ -197,13 +200,13 @@ class Stores(RuleBasedStateMachine):
     changes = st.dictionaries(st.sampled_from(KEYS), st.one_of(st.none(), st.binary(max_size=3)), max_size=2)
 
     @rule(
-        who=st.integers(0, CLIENTS - 1),
+        client_index=st.integers(0, CLIENTS - 1),
         at=st.integers(0, STORES - 1),
         reads=st.lists(st.sampled_from(KEYS), unique=True, max_size=2),
         writes=changes,
     )
-    def transact(self, who: int, at: int, reads: list[str], writes: dict[str, bytes | None]) -> None:
-        client, store = self.clients[who], self.stores[at]
+    def transact(self, client_index: int, at: int, reads: list[str], writes: dict[str, bytes | None]) -> None:
+        client, store = self.clients[client_index], self.stores[at]
         if not self.admitted(client, at):
             return
         visible = {key: self.model.visible(store.clock, key) for key in KEYS}
@@ -217,14 +220,14 @@ class Stores(RuleBasedStateMachine):
         self.record_result(client, at, done.metadata, join(based_on, own))
 
     @rule(
-        who=st.integers(0, CLIENTS - 1),
+        client_index=st.integers(0, CLIENTS - 1),
         at=st.integers(0, STORES - 1),
         key=st.sampled_from(KEYS),
         value=st.one_of(st.none(), st.binary(max_size=3)),
         condition=st.sampled_from(["", "", "", "matches", "other", "absent", "any"]),
     )
-    def write(self, who: int, at: int, key: str, value: bytes | None, condition: str) -> None:
-        client, store = self.clients[who], self.stores[at]
+    def write(self, client_index: int, at: int, key: str, value: bytes | None, condition: str) -> None:
+        client, store = self.clients[client_index], self.stores[at]
         if not self.admitted(client, at):
             return
         visible = {key: self.model.visible(store.clock, key)}
@@ -263,13 +266,13 @@ class Stores(RuleBasedStateMachine):
             self.write(len(self.clients) - 1, at, key, None if is_delete else b"%d" % at, "")
             self.clients.pop()
 
-    @rule(who=st.integers(0, CLIENTS - 1))
-    def replace_client(self, who: int) -> None:
-        self.clients[who] = Client()
+    @rule(client_index=st.integers(0, CLIENTS - 1))
+    def replace_client(self, client_index: int) -> None:
+        self.clients[client_index] = Client()
 
-    @rule(who=st.integers(0, CLIENTS - 1), at=st.integers(0, STORES - 1), key=st.sampled_from(KEYS))
-    def delete(self, who: int, at: int, key: str) -> None:
-        self.write(who, at, key, None, "")
+    @rule(client_index=st.integers(0, CLIENTS - 1), at=st.integers(0, STORES - 1), key=st.sampled_from(KEYS))
+    def delete(self, client_index: int, at: int, key: str) -> None:
+        self.write(client_index, at, key, None, "")
 
     def check_issued(
         self,

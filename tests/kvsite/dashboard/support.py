@@ -1,4 +1,4 @@
-"""What the dashboard's tests share: pages made from constructed statuses, and fakes."""
+"""Helpers of the dashboard's tests: pages made from constructed statuses, and fakes."""
 
 from __future__ import annotations
 

@@ -300,7 +300,7 @@ GOOD_UPDATE: list[Any] = [SENDER, 1, 5, {}, [["k", b"1"]]]
 
 
 class Served(NamedTuple):
-    """A whole replica that is not started: only requests change it."""
+    """A complete node that is not started: only requests change it."""
 
     api: Api
     node: Node

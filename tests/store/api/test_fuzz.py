@@ -156,7 +156,7 @@ def test_any_headers_and_parameters(
 
 @pytest.fixture
 def peer() -> Iterator[Node]:
-    """A whole replica that is not started, with one other member."""
+    """A complete node that is not started, with one other member."""
     fatal: list[str] = []
     replica = Replica(
         "127.0.0.1:21504",
