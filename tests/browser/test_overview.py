@@ -13,7 +13,6 @@ from kvsite.cluster import LocalCluster
 from kvsite.dashboard.cluster_state import parse_cluster
 from kvsite.dashboard.overview import overview
 from tests.browser.conftest import OpenPage, SaveScreenshot
-from tests.browser.statuses import NOW_US, in_trouble
 from tests.browser.support import (
     LIVE_MS,
     QUICK,
@@ -27,6 +26,7 @@ from tests.browser.support import (
     without_connection_errors,
     write,
 )
+from tests.support.statuses import NOW_US, in_trouble
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.processes]

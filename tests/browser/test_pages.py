@@ -17,7 +17,6 @@ from kvsite.dashboard.cluster_state import parse_cluster
 from kvsite.dashboard.replica_page import replica_page
 from kvsite.dashboard.spacetime import diagram
 from tests.browser.conftest import OpenPage, SaveScreenshot
-from tests.browser.statuses import NOW_US, cluster_of, history, in_trouble, pending, recent
 from tests.browser.support import (
     LIVE_MS,
     QUICK,
@@ -30,6 +29,7 @@ from tests.browser.support import (
     wait_live,
     write,
 )
+from tests.support.statuses import NOW_US, cluster_of, history, in_trouble, pending, recent
 
 pytestmark = [pytest.mark.browser, pytest.mark.processes]
 

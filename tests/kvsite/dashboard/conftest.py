@@ -8,8 +8,8 @@ import pytest
 
 from kvsite.dashboard import site as site_module
 from kvsite.dashboard.polling import ClusterPoller
-from tests.browser.statuses import Cluster
 from tests.kvsite.dashboard.support import FakeMember, ShowCluster, state_of
+from tests.support.statuses import Cluster
 
 
 @pytest.fixture

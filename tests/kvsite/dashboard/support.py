@@ -13,8 +13,8 @@ from django.test import Client
 from kvsite.dashboard.cluster_state import ClusterState, parse_cluster
 from kvsite.dashboard.overview import Overview, overview
 from store.api.context import CONTEXT
-from tests.browser.statuses import NOW_US, Cluster, id_of
 from tests.support.fake_node import FakeNode
+from tests.support.statuses import NOW_US, Cluster, id_of
 
 ShowCluster = Callable[[Cluster], None]
 A, B, C = (f"10.0.0.{i}:8090" for i in (1, 2, 3))

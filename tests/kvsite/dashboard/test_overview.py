@@ -9,8 +9,8 @@ from django.test import Client
 
 from kvsite.dashboard.lag import LagTracker, highest_known
 from kvsite.dashboard.timeline import MAX_ENTRIES, timeline
-from tests.browser.statuses import NOW_US, answered, cluster_of, id_of, in_trouble, member, pending, silent, status
 from tests.kvsite.dashboard.support import A, B, C, ShowCluster, facts, numbers, page_of, state_of, texts
+from tests.support.statuses import NOW_US, answered, cluster_of, id_of, in_trouble, member, pending, silent, status
 
 # -- health -----------------------------------------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from kvsite.dashboard.keys_page import PAGE_SIZE, key_list_page, key_page
 from kvsite.dashboard.polling import ClusterPoller, poll_cluster
 from kvsite.dashboard.spacetime import diagram
 from kvsite.dashboard.status_fetcher import StatusFetcher
-from tests.browser.statuses import NOW_US, Cluster, cluster_of, id_of, in_trouble, pending, recent, silent
 from tests.kvsite.dashboard.support import A, B, C, FakeClock, FakeMember, ShowCluster, client_of, state_of
+from tests.support.statuses import NOW_US, Cluster, cluster_of, id_of, in_trouble, pending, recent, silent
 
 # -- pages -------------------------------------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ from kvsite.dashboard.cluster_state import ClusterState
 from kvsite.dashboard.polling import FRESH_S, MAX_STALE_S, ClusterPoller
 from kvsite.dashboard.status_fetcher import FETCH_TIMEOUT_S, UNRESPONSIVE_TIMEOUT_S, StatusFetcher
 from replication.node import Node
-from tests.browser.statuses import cluster_of
 from tests.kvsite.dashboard.support import A, B, C, FakeClock, FakeMember, state_of
+from tests.support.statuses import cluster_of
 from tests.support.waiting import wait_until
 
 
