@@ -18,7 +18,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tools.paths import REPOSITORY, say
+
 REQUIREMENTS = REPOSITORY / "requirements-dev.txt"
 ENVIRONMENTS = REPOSITORY / ".venv" / "matrix"
 SELECTED = "not browser and not netns" + ("" if sys.platform == "linux" else " and not linux")
@@ -41,12 +42,6 @@ def candidates(version: str) -> Iterator[Path]:
     if on_path := shutil.which(f"python{version}"):
         yield Path(on_path)
     yield from sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python{version}"), reverse=True)
-
-
-def say(line: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 def find(version: str) -> Path | None:

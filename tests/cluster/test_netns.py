@@ -13,9 +13,10 @@ import pytest
 from tests.support.waiting import wait_until
 from tools.netns import user_namespace
 from tools.netns.__main__ import main
-from tools.netns.cluster import REPOSITORY, Network, command_in, existing_networks, remove_leftovers, run_checked
+from tools.netns.cluster import Network, command_in, existing_networks, remove_leftovers, run_checked
 from tools.netns.errors import NetnsError
 from tools.netns.skewed_clock import Offset
+from tools.paths import REPOSITORY
 
 MAKE_A_NETWORK = """
 import os, sys

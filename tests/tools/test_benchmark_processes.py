@@ -15,11 +15,12 @@ import pytest
 from kvsite.cluster import MANAGE
 from tests.support.waiting import wait_until
 from tools.benchmark import costs, throughput
-from tools.benchmark.drivers import REPOSITORY, Bundled, Wrk
+from tools.benchmark.drivers import Bundled, Wrk
 from tools.benchmark.lag import Probe
 from tools.benchmark.loads import OPERATIONS, Shape
 from tools.benchmark.processes import Cores, cpu_s, lower_priority, pinned, resident_bytes
 from tools.benchmark.systems import Causeway, Context, request_json
+from tools.paths import REPOSITORY
 
 pytestmark = pytest.mark.processes
 PORT = 25100
@@ -38,7 +39,7 @@ def cluster() -> Iterator[Causeway]:
 
 
 def test_a_cluster_has_its_keys_and_its_load_carries_metadata_of_all_replicas(cluster: Causeway) -> None:
-    assert {name.partition("@")[0] for name in cluster.shape.metadata or {}} == set(cluster.cluster.addresses)
+    assert {name.partition("@")[0] for name in cluster.shape.metadata or {}} == set(cluster.processes.addresses)
     assert [cluster.status(i)["keys"] for i in range(2)] == [21, 21], "20 keys, and the one of the session"
     servers = cluster.context.cores.servers
     assert all(os.sched_getaffinity(pid) == servers for pid in cluster.pids())

@@ -12,9 +12,9 @@ Removed:
 Kept is what a store without ordering guarantees needs too: one order of each replica's updates, timestamps, siblings,
 replication, acknowledgements.
 
-No setting of a replica enables the ablation and no module imports this one: it changes the process whose main program
-it is. It replaces functions by name, and refuses to start if a name does not exist. So it cannot silently measure a
-replica that still has causality.
+No setting of a replica enables the ablation, and no module imports this one. The program replaces functions by name,
+only in its own process. It refuses to start if one of the names does not exist, so that a renamed function cannot leave
+causality in place unnoticed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-MANAGE = Path(__file__).resolve().parents[2] / "manage.py"
+from tools.paths import MANAGE
 
 _NOTHING: dict[str, int] = {}
 

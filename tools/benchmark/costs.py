@@ -17,19 +17,18 @@ from store.versions import Update, Write, encode_update
 from tools.benchmark import loads
 from tools.benchmark.figures import Figure, at_most
 from tools.benchmark.lag import max_rate
-from tools.benchmark.loads import Load, Shape
+from tools.benchmark.loads import VALUE_BYTES, Load, Shape
 from tools.benchmark.processes import BenchmarkError, cpu_s, resident_bytes
 from tools.benchmark.systems import Causeway, Context, request_json, wait_until
 from tools.benchmark.throughput import NAMES, Sample, sample
 
 MEMORY_KEYS, QUICK_MEMORY_KEYS = 100_000, 5_000
 MAX_BYTES_PER_KEY: Final = 900.0
-VALUE_BYTES: Final = 32
-DISTINCT_PASTS: Final = 1000
+DISTINCT_METADATA: Final = 1000
 
 KEYS: Final = (1_000, 10_000, 100_000)
 MANY_KEYS: Final = 1_000_000
-VALUES: Final = (32, 1024, 16 * 1024)
+VALUES: Final = (VALUE_BYTES, 1024, 16 * 1024)
 CLOCKS: Final = (3, 30, 300)
 # What grows -> (how much of it one unit is, its name).
 UNITS: Final = {
@@ -56,11 +55,11 @@ def memory(context: Context) -> list[Figure]:
     with Causeway(context, 3, 60, Shape(keys=2_000), environment=environment) as cluster:
         ids = [cluster.status(i)["replica_id"] for i in range(3)]
         for i in (1, 2):
-            cluster.fill(Shape(keys=DISTINCT_PASTS), i, first=10_000_000 + i * DISTINCT_PASTS)
+            cluster.fill(Shape(keys=DISTINCT_METADATA), i, first=10_000_000 + i * DISTINCT_METADATA)
         before = [resident_bytes(pid) for pid in cluster.pids()]
         before_bytes = cluster.status(0)["data_bytes"]
         address = cluster.address(0)
-        load = Load("fill", address, [_put_with_past(address, ids, number) for number in range(keys)])
+        load = Load("fill", address, [_put_with_metadata(address, ids, number) for number in range(keys)])
         context.bundled.send_each_once(load)
         cluster.settle()
         wait_until("the logs are empty", lambda: all(cluster.status(i)["log"]["updates"] == 0 for i in range(3)))
@@ -76,11 +75,10 @@ def memory(context: Context) -> list[Figure]:
     ]
 
 
-def _put_with_past(address: str, ids: Sequence[str], number: int) -> bytes:
-    """Return the PUT of a new key; its past has an entry for each of the two other replicas, with varying counters."""
-    past = {ids[1]: 1 + number % DISTINCT_PASTS, ids[2]: 1 + (7 * number) % DISTINCT_PASTS}
-    value = f"{number:0{VALUE_BYTES - 2}d}"  # The store keeps the value as JSON, with two quotes.
-    body = {"value": value, "causal-metadata": past}
+def _put_with_metadata(address: str, ids: Sequence[str], number: int) -> bytes:
+    """Return the PUT of a new key. Its metadata has varying counters of the two other replicas."""
+    metadata = {ids[1]: 1 + number % DISTINCT_METADATA, ids[2]: 1 + (7 * number) % DISTINCT_METADATA}
+    body = {"value": f"{number:0{VALUE_BYTES}d}", "causal-metadata": metadata}
     return loads.http("PUT", f"/kvs/{loads.key(20_000_000 + number)}", address, body)
 
 

@@ -1,6 +1,6 @@
-"""Drivers send a load to a server: wrk if it is installed, otherwise processes of the bundled client.
+"""Drivers send a load to a server: wrk if it is installed, otherwise processes of the bundled load generator.
 
-Measurements at a fixed rate always use the bundled client, because wrk can only send as fast as possible.
+Measurements at a fixed rate always use the bundled load generator, because wrk can only send as fast as possible.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tools.benchmark.load_generator import GRACE_S, Outcome, Task
 from tools.benchmark.loads import Load, write_file
 from tools.benchmark.processes import BenchmarkError, Cores, die_with_parent, find_program, pinned
 from tools.benchmark.stats import percentile
+from tools.paths import REPOSITORY
 
-REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _SCRIPT: Final = Path(__file__).parent / "load.lua"
 _MARK: Final = "causeway "
 _MAX_CLIENTS: Final = 4
@@ -118,16 +118,16 @@ def parse_wrk(output: str) -> ClosedLoopResult:
     )
 
 
-# -------------------------------------------------------------------------------------------------- the bundled client
+# ------------------------------------------------------------------------------------------ the bundled load generator
 
 
 class Bundled:
-    """The bundled client: one process of load_generator.py for each core of the load, at most four."""
+    """The bundled load generator: one process of load_generator.py for each core of the load, at most four."""
 
     def __init__(self, cores: Cores) -> None:
         self._cores = cores
         self._processes = min(len(cores.load), _MAX_CLIENTS)
-        self.name = f"bundled client ({self._processes} process{'es' if self._processes > 1 else ''})"
+        self.name = f"bundled load generator ({self._processes} process{'es' if self._processes > 1 else ''})"
 
     def run(self, load: Load, connections: int, seconds: float) -> ClosedLoopResult:
         """Send ``load`` in a closed loop on ``connections`` connections. Raises ``BenchmarkError``."""
@@ -236,7 +236,7 @@ class PacedRun:
 def _collect(process: subprocess.Popen[bytes], seconds: float) -> Outcome:
     out, err = process.communicate(timeout=seconds + GRACE_S + 30)
     if process.returncode:
-        raise BenchmarkError(f"the bundled client failed:\n{err.decode(errors='replace')}")
+        raise BenchmarkError(f"the bundled load generator failed:\n{err.decode(errors='replace')}")
     content = json.loads(out)
     content["statuses"] = {int(status): count for status, count in content["statuses"].items()}  # JSON keys are strings
     return Outcome(**content)

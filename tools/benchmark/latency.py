@@ -14,17 +14,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
+from replication.settings import ReplicationSettings
 from tools.benchmark.drivers import PacedResult
 from tools.benchmark.figures import Figure, at_most
 from tools.benchmark.lag import max_rate
 from tools.benchmark.processes import BenchmarkError
 from tools.benchmark.stats import percentile
-from tools.benchmark.systems import Causeway, Context, wait_until
+from tools.benchmark.systems import Causeway, Context, alive_members, wait_until
 from tools.benchmark.throughput import NAMES
 
 P99_MS: Final = 15.0
 KEYS, QUICK_KEYS = 100_000, 2_000
-HANG_S: Final = 6.0
+HANG_S: Final = 2 * ReplicationSettings().down_after_s
 """Twice ``KV_DOWN_AFTER``: it includes the time before the others consider the hanging peer down."""
 JOIN_S: Final = 30.0
 """Time limit for a replica to join."""
@@ -69,17 +70,19 @@ def _measure_round(
         hanging(cluster, 2),
     ):
         yield HANGING, list(_require_success(running.result()).latency_ms)
-    wait_until("the peer that hung is alive again", lambda: all(_sees(cluster, i, 3) for i in range(3)))
+    wait_until(
+        "the peer that hung is alive again", lambda: all(alive_members(cluster.address(i)) == 3 for i in range(3))
+    )
     cluster.settle()
     # Only requests that were due between the start of the fourth replica and its readiness count.
     with context.bundled.start_paced(load, rate, _join_window_s(context), context.connections) as running:
         began_s = time.monotonic()
         cluster.start_one(3, separate=True)
-        wait_until("the fourth replica is ready", lambda: cluster.cluster.is_ready(3), JOIN_S)
+        wait_until("the fourth replica is ready", lambda: cluster.processes.is_ready(3), JOIN_S)
         ready_s = time.monotonic()
         yield JOINING, _require_success(running.result()).between(began_s, ready_s)
-    cluster.cluster.terminate(3)
-    wait_until("the fourth replica has left", lambda: all(_sees(cluster, i, 3) for i in range(3)))
+    cluster.processes.terminate(3)
+    wait_until("the fourth replica has left", lambda: all(alive_members(cluster.address(i)) == 3 for i in range(3)))
 
 
 def _join_window_s(context: Context) -> float:
@@ -89,7 +92,7 @@ def _join_window_s(context: Context) -> float:
 @contextmanager
 def hanging(cluster: Causeway, i: int) -> Iterator[None]:
     """Stop replica ``i`` (SIGSTOP) while the block runs: the kernel accepts connections, and nothing responds."""
-    pid = cluster.cluster.pid(i)
+    pid = cluster.processes.pid(i)
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -101,11 +104,6 @@ def _require_success(result: PacedResult) -> PacedResult:
     if result.errors:
         raise BenchmarkError(f"{result.errors} of {len(result.due_s)} requests failed")
     return result
-
-
-def _sees(cluster: Causeway, i: int, members: int) -> bool:
-    states = [member["state"] for member in cluster.status(i)["view"]]
-    return states.count("alive") == members
 
 
 def _figure(operation: str, disturbance: str, rounds: list[list[float]], keys: int) -> Figure:

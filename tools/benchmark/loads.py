@@ -24,6 +24,10 @@ OPERATIONS: Final = ("get", "put", "mix", "txn")
 SEED: Final = 1
 
 
+VALUE_BYTES: Final = 32
+"""Characters of a value. As JSON it has two bytes more, for the quotes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """The ``requests`` for the server at ``address`` (host:port). ``name`` is for messages."""
@@ -38,7 +42,7 @@ class Shape:
     """The data of a load: number of keys, length of the values, and the causal metadata of requests (None: none)."""
 
     keys: int = 1000
-    value_bytes: int = 32
+    value_bytes: int = VALUE_BYTES
     metadata: Mapping[str, int] | None = None
 
     def value(self, rng: random.Random) -> str:

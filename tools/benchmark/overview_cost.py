@@ -30,6 +30,7 @@ import requests
 
 from kvsite.cluster import LocalCluster
 from tools.benchmark.processes import cpu_s
+from tools.paths import first_line, say
 
 PORT = 27900
 KEYS = 300
@@ -153,7 +154,7 @@ def cost_of_refreshes(cluster: LocalCluster, count: int) -> list[float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; return 0 if the target is met, 1 if not, 2 without wrk."""
-    parser = argparse.ArgumentParser(prog="python -m tools.benchmark.overview_cost", description=_first_line())
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmark.overview_cost", description=first_line(__doc__))
     parser.add_argument("--replicas", type=int, default=3, help="size of the cluster (default: 3)")
     parser.add_argument("--pairs", type=int, default=10, help="pairs for each kind of request (default: 10)")
     parser.add_argument("--seconds", type=float, default=3.0, help="duration of one measurement (default: 3)")
@@ -185,15 +186,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"  median {without:.0f}/s; with the overview open {ratio:.1%}, by CPU time {cpu_ratio:.1%} of that")
         say(f"load average {os.getloadavg()[0]:.1f}")
     return 0 if is_met else 1
-
-
-def say(text: str) -> None:
-    """Print without buffering: a run takes minutes."""
-    print(text, flush=True)  # noqa: T201  # a command
-
-
-def _first_line() -> str:
-    return (__doc__ or "").partition("\n")[0]
 
 
 if __name__ == "__main__":

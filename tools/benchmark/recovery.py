@@ -12,7 +12,7 @@ from tools.benchmark import loads
 from tools.benchmark.figures import Figure, at_most
 from tools.benchmark.loads import Shape
 from tools.benchmark.relay import Relay
-from tools.benchmark.systems import Causeway, Context, request_json, wait_until
+from tools.benchmark.systems import Causeway, Context, alive_members, request_json, wait_until
 
 CATCH_UP_S: Final[Mapping[int, float | None]] = {0: None, 10_000: None, 100_000: 4.0}
 """Number of keys -> target in seconds for an empty replica to fetch them. 0 keys shows the cost of the start alone."""
@@ -33,7 +33,7 @@ def catch_up(context: Context) -> list[Figure]:
             for i in range(context.rounds):
                 context.progress(f"round {i + 1} of {context.rounds}: an empty replica fetches {count:,} keys")
                 rounds.append(_time_of_start(cluster))
-                cluster.cluster.kill(1)
+                cluster.processes.kill(1)
         target = at_most(limit_s) if limit_s and not context.quick else None
         name = f"an empty replica starts and fetches {count:,} keys" if keys else "an empty replica starts, no keys"
         figures.append(Figure("catchup", name, "s", rounds, target=target))
@@ -43,7 +43,7 @@ def catch_up(context: Context) -> list[Figure]:
 def _time_of_start(cluster: Causeway) -> float:
     began_s = time.monotonic()
     cluster.start_one(1)
-    wait_until("the empty replica serves", lambda: cluster.cluster.is_ready(1), every_s=0.005)
+    wait_until("the empty replica serves", lambda: cluster.processes.is_ready(1), every_s=0.005)
     took_s = time.monotonic() - began_s
     existing, fetched = (cluster.status(i)["keys"] for i in (0, 1))
     assert existing == fetched, f"the new replica serves {fetched} of {existing} keys"
@@ -82,12 +82,14 @@ def _partitionable_pair(context: Context) -> Iterator[Pair]:
     with contextlib.ExitStack() as cleanup:
         first, second = (cleanup.enter_context(Relay(*ports)) for ports in zip(fronts, backs, strict=True))
         cluster = Causeway(context, 0, 60, Shape(keys=0), spare=2)
-        cleanup.callback(cluster.cluster.stop, 0)
+        cleanup.callback(cluster.processes.stop, 0)
         for i, back in enumerate(backs):
             cluster.start_one(i, {"KV_BIND": f"127.0.0.1:{back}"})
-        cluster.cluster.wait_ready()
+        cluster.processes.wait_ready()
         pair = Pair((f"127.0.0.1:{backs[0]}", f"127.0.0.1:{backs[1]}"), (first, second))
-        wait_until("both replicas see each other", lambda: all(_alive(address) == 2 for address in pair.addresses))
+        wait_until(
+            "both replicas see each other", lambda: all(alive_members(address) == 2 for address in pair.addresses)
+        )
         yield pair
 
 
@@ -106,8 +108,3 @@ def _heal_s(context: Context, pair: Pair, writes: int) -> float:
         relay.heal()
     wait_until("both replicas have all writes", lambda: all(clock == joined for clock in pair.clocks()))
     return time.monotonic() - began_s
-
-
-def _alive(address: str) -> int:
-    view = request_json(address, "GET", "/replication/status").body["view"]
-    return sum(member["state"] == "alive" for member in view)

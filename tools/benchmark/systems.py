@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 from kvsite.cluster import LocalCluster
 from tools.benchmark import loads
-from tools.benchmark.drivers import REPOSITORY, Bundled, Driver
+from tools.benchmark.drivers import Bundled, Driver
 from tools.benchmark.loads import Load, Shape
 from tools.benchmark.processes import (
     BenchmarkError,
@@ -29,6 +29,7 @@ from tools.benchmark.processes import (
     lower_priority,
     pinned,
 )
+from tools.paths import REPOSITORY
 
 _HOST: Final = "127.0.0.1"
 _SETTLE_S: Final = 60.0
@@ -84,6 +85,12 @@ def request_json(address: str, method: str, path: str, body: Any = None, timeout
         return Response(response.status, json.loads(text) if is_json else text.decode(), dict(response.getheaders()))
     finally:
         connection.close()
+
+
+def alive_members(address: str) -> int:
+    """Return how many members of its view the replica at ``address`` considers alive, itself included."""
+    view = request_json(address, "GET", "/replication/status").body["view"]
+    return sum(member["state"] == "alive" for member in view)
 
 
 def wait_until(what: str, condition: Callable[[], bool], timeout_s: float = _SETTLE_S, every_s: float = 0.02) -> None:
@@ -179,20 +186,20 @@ class Causeway(System):
         program = [sys.executable, "-m", "tools.benchmark.ablation"] if ablated else None
         # Lets -m find this package in any working directory.
         paths = {"PYTHONPATH": str(REPOSITORY)} if ablated else {}
-        self.cluster = LocalCluster(replicas + spare, context.port(port), environment={**(environment or {}), **paths},
-                                    program=program)  # fmt: skip
+        variables = {**(environment or {}), **paths}
+        self.processes = LocalCluster(replicas + spare, context.port(port), environment=variables, program=program)
         what = " without causality" if ablated else ""
         self.name = f"Causeway{what}, {replicas} replica{'s' if replicas > 1 else ''}"
         self._pids: list[int] = []
 
     def start(self) -> None:
         """Start the replicas, write the keys, and get session metadata with an entry for each replica."""
-        self._cleanup.callback(self.cluster.stop, 0)  # Kill at once: the data is not needed.
+        self._cleanup.callback(self.processes.stop, 0)  # Kill at once: the data is not needed.
         with pinned(self.context.cores.servers):
             for i in range(self.replicas):
-                self.cluster.start_one(i)
-        self.cluster.wait_ready(60)
-        self._pids = [self.cluster.pid(i) for i in range(self.replicas)]
+                self.processes.start_one(i)
+        self.processes.wait_ready(60)
+        self._pids = [self.processes.pid(i) for i in range(self.replicas)]
         self._wait_until("all replicas see each other", lambda: all(self._sees_all(i) for i in range(self.replicas)))
         if self.shape.keys:
             self.fill(self.shape)
@@ -207,9 +214,9 @@ class Causeway(System):
         load generators there: a client that waits for its core would show as latency of the servers.
         """
         with pinned(self.context.cores.load if separate else self.context.cores.servers):
-            self.cluster.start_one(i, environment)
+            self.processes.start_one(i, environment)
         if separate:
-            lower_priority(self.cluster.pid(i))
+            lower_priority(self.processes.pid(i))
 
     def fill(self, shape: Shape, i: int = 0, first: int = 0) -> None:
         """Write ``shape.keys`` keys at replica ``i``, one PUT each, and wait until all replicas have them."""
@@ -217,7 +224,7 @@ class Causeway(System):
         self.settle()
 
     def session_metadata(self) -> dict[str, int]:
-        """Return the metadata of a session that has written at each replica, once every replica covers it."""
+        """Write at each replica in one session, wait until all replicas have the writes, and return its metadata."""
         metadata: dict[str, int] = {}
         for i in reversed(range(self.replicas)):
             body = {"value": "metadata", "causal-metadata": metadata}
@@ -234,7 +241,7 @@ class Causeway(System):
 
     def is_settled(self) -> bool:
         """Return whether the running replicas have the same clock and know this of each other."""
-        running = [i for i in range(len(self.cluster.addresses)) if self.cluster.is_running(i)]
+        running = [i for i in range(len(self.processes.addresses)) if self.processes.is_running(i)]
         statuses = [self.status(i) for i in running]
         return all(each["clock"] == statuses[0]["clock"] and each["drained"] for each in statuses)
 
@@ -250,7 +257,7 @@ class Causeway(System):
 
     def address(self, i: int) -> str:
         """Return the address of replica ``i``."""
-        return self.cluster.addresses[i]
+        return self.processes.addresses[i]
 
     def pids(self) -> list[int]:
         return self._pids
@@ -262,11 +269,11 @@ class Causeway(System):
         try:
             wait_until(f"{self.name}: {what}", condition)
         except BenchmarkError as exc:
-            running = [i for i in range(len(self.cluster.addresses)) if self.cluster.is_running(i)]
-            raise BenchmarkError("\n".join([str(exc), *(self.cluster.log(i)[-1500:] for i in running)])) from exc
+            running = [i for i in range(len(self.processes.addresses)) if self.processes.is_running(i)]
+            raise BenchmarkError("\n".join([str(exc), *(self.processes.log(i)[-1500:] for i in running)])) from exc
 
     def _sees_all(self, i: int) -> bool:
-        return len(request_json(self.address(i), "GET", "/view").body["view"]) == self.replicas
+        return alive_members(self.address(i)) == self.replicas
 
 
 EMPTY_APP: Final = "baseline: empty WSGI app"

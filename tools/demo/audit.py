@@ -4,7 +4,7 @@
 
 An independent program: it shares no code with the writer, not even the client. It knows the key format, the database of
 its own Python, and the listing (docs/contract.md, section 2.4). It prints one JSON object per replica. The exit code is
-1 if a key is missing, has a different value, or is unexpected.
+1 if a key is missing, unexpected or out of order, if a record differs, or if a replica cannot be read.
 """
 
 from __future__ import annotations

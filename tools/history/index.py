@@ -172,7 +172,7 @@ class Index:
             if number in read:
                 self.read_unknown.add(number)
             elif number not in removing and not self._exact:
-                # In exact mode an unknown write may be a link in a chain of replacements, so it is kept.
+                # In exact mode an unknown write may be a link between replacements, so it is kept.
                 continue
             self.queues.append([number])
             if before[number] != ABSENT:

@@ -43,8 +43,8 @@ from kvsite.cluster import ClusterError, LocalCluster
 from tools.netns.errors import NetnsError
 from tools.netns.skewed_clock import Offset
 from tools.netns.user_namespace import SYSTEM_PATH, require_tools
+from tools.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PORT = 8090
 MAX_REPLICAS = 9
 """Interface names have at most 15 characters: the replica's number gets one of them."""

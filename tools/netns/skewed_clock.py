@@ -19,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-MANAGE = Path(__file__).resolve().parents[2] / "manage.py"
+from tools.paths import MANAGE
+
 _NUMBER = struct.Struct("<q")
 
 

@@ -253,13 +253,13 @@ class Clients:
     # -- operations ------------------------------------------------------------------------------------
 
     def _get(self, client: Client, host: Host, replica: Replica, key: str, *, all_siblings: bool) -> None:
-        found = replica.store.get(key, client.past, self.world.clocks(host), all_siblings=all_siblings)
+        found = replica.store.get(key, client.past, self.world.now(host), all_siblings=all_siblings)
         self.oracle.check_read(host, key, found.versions)
         siblings = {key: found.versions[1:]} if all_siblings else None
         self._record(client, replica, "get", found.metadata, reads={key: found.versions}, siblings=siblings)
 
     def _list(self, client: Client, host: Host, replica: Replica, prefix: str, after: str, limit: int) -> None:
-        now = self.world.clocks(host)
+        now = self.world.now(host)
         listed = replica.store.list_keys(prefix, client.past, now, after=after, limit=limit)
         self.oracle.check_page(host, prefix, after, limit, listed)
         self.world.counts["pages"] += listed.next is not None
@@ -272,7 +272,7 @@ class Clients:
     def _write(self, client: Client, host: Host, replica: Replica, kind: Kind, change: Change, concern: str) -> None:
         current = replica.store.table.get(change.key)
         try:
-            wrote = replica.store.put(change, client.past, self.world.clocks(host))
+            wrote = replica.store.put(change, client.past, self.world.now(host))
         except PreconditionFailed as failed:
             self._note_failed(client, replica, change, current, failed)
             return
@@ -300,7 +300,7 @@ class Clients:
         current = {change.key: table.get(change.key) for change in changes}
         conditional = [change for change in changes if change.conditional]
         try:
-            done = replica.store.transact(reads, changes, client.past, self.world.clocks(host))
+            done = replica.store.transact(reads, changes, client.past, self.world.now(host))
         except PreconditionFailed as failed:
             self.world.counts["preconditions_failed"] += 1
             if all(change.condition_holds(_etag(current[change.key])) for change in conditional):

@@ -100,7 +100,7 @@ class Faults:
         by, target = self._some_host(), self._some_host()
         if by.replica is None or world.now_s < by.paused_until_s:
             return
-        if by.replica.remove_replica_from_view(target.address, world.clocks(by)):
+        if by.replica.remove_replica_from_view(target.address, world.now(by)):
             world.pump(by)
             world.counts["removals"] += 1
             # A start that the removing replica does not know of wins over the removal.
@@ -115,7 +115,7 @@ class Faults:
         by = self._some_host()
         self._world.removed.pop(target.address, None)
         if by.replica is not None and self._world.now_s >= by.paused_until_s:
-            by.replica.add_replica_from_view(target.address, self._world.clocks(by))
+            by.replica.add_replica_from_view(target.address, self._world.now(by))
             self._world.pump(by)
             self._world.counts["additions"] += 1
 

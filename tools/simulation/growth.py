@@ -14,15 +14,14 @@ from statistics import linear_regression
 
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, encode
 from store.versions import Change
-from tools.simulation.world import Conditions, Host, World
+from tools.simulation.world import SETTLE_S, Conditions, Host, World
 
-SETTLE_S = 30.0
 ALONE_S = 0.05
 """Longer than a write takes in this network to reach every replica and to be acknowledged."""
 
 KEYS = 1000
 VALUE = b'"0123456789abcdef0123456789abcd"'
-"""32 bytes of JSON, as in the benchmark."""
+"""30 characters, 32 bytes of JSON. (The benchmark's values have 32 characters: see ``loads.VALUE_BYTES``.)"""
 
 
 @dataclass(slots=True)
@@ -94,7 +93,7 @@ def count(replicas: int, *, writes: int = 20, rate: float = 2000.0, seed: int = 
     world = CountingWorld(rng, replicas)
     for address in world.hosts:
         world.start(address)
-    _rest(world)
+    _settle(world)
     world.reset()
     # Idle replicas exchange once per sync interval and peer: one interval contains all of that traffic.
     world.run_until(world.now_s + world.settings.sync_interval_s)
@@ -117,13 +116,13 @@ def _watch(world: CountingWorld, plan: Sequence[tuple[Host, float]], rng: Random
     for host, pause_s in plan:
         _write(world, host, rng)
         world.run_until(world.now_s + pause_s)
-    _rest(world)
+    _settle(world)
     return world.carrying
 
 
 def _write(world: World, host: Host, rng: Random) -> None:
     """Write one key at ``host``, like a client that has just read the key there."""
-    replica, now = host.replica, world.clocks(host)
+    replica, now = host.replica, world.now(host)
     assert replica is not None
     key = f"key:{rng.randrange(KEYS):012d}"
     past = replica.store.get(key, {}, now).metadata
@@ -131,7 +130,8 @@ def _write(world: World, host: Host, rng: Random) -> None:
     world.schedule_pump(host)
 
 
-def _rest(world: World) -> None:
+def _settle(world: World) -> None:
+    """Run until all replicas settle. Raises RuntimeError if that takes longer than ``SETTLE_S``."""
     limit_s = world.now_s + SETTLE_S
     while world.unsettled() is not None:
         if world.now_s > limit_s:

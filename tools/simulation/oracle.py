@@ -51,9 +51,9 @@ class Oracle:
         others = [other for other in self.world.live() if other is not host]
         clocks = [other.replica.store.clock for other in others if other.replica]
         for replica, counter in host.replica.store.clock.items():
-            held = max((clock.get(replica, 0) for clock in clocks), default=0)
-            if held < counter:
-                self._gone_above[replica] = min(held, self._gone_above.get(replica, held))
+            highest = max((clock.get(replica, 0) for clock in clocks), default=0)
+            if highest < counter:
+                self._gone_above[replica] = min(highest, self._gone_above.get(replica, highest))
         for address in list(self.world.removed):
             # A removal that only the dead process knew of died with it.
             if not any(address in other.replica.membership.table.left for other in others if other.replica):
@@ -69,18 +69,18 @@ class Oracle:
         if key.startswith("t"):
             assert host.replica is not None
             expected = self._expected_at(host.replica.store.clock).get(key, [])
-            self.violations += self._check_versions(host, key, versions, expected, self.world.clocks(host).wall_us)
+            self.violations += self._check_versions(host, key, versions, expected, self.world.now(host).wall_us)
 
     def check_page(self, host: Host, prefix: str, after: str, limit: int, page: ListResult) -> None:
         """Check a page of a listing: the keys, their order, and whether more follow."""
         assert host.replica is not None
         expected = self._expected_at(host.replica.store.clock)
-        now_us = self.world.clocks(host).wall_us
+        now_us = self.world.now(host).wall_us
         keys = []
         for key in sorted(expected):
-            held = host.replica.store.table.get(key)
-            self.violations += self._check_versions(host, key, held, expected[key], now_us)
-            if held and key.startswith(prefix) and key > after:
+            versions = host.replica.store.table.get(key)
+            self.violations += self._check_versions(host, key, versions, expected[key], now_us)
+            if versions and key.startswith(prefix) and key > after:
                 keys.append(key)
         following = keys[limit - 1] if len(keys) > limit else None
         if page.keys != keys[:limit] or page.next != following:
@@ -118,7 +118,7 @@ class Oracle:
             for host in self.world.live():
                 holder = host.replica
                 if holder is None or (
-                    holder.id not in replica.membership.table.present and not self._is_ignored(holder, replica)
+                    holder.id not in replica.membership.table.present and not self._is_unknown_to(replica, holder)
                 ):
                     continue
                 if holder.store.clock.get(origin, 0) >= first:
@@ -127,11 +127,12 @@ class Oracle:
                     )
 
     @staticmethod
-    def _is_ignored(holder: Replica, replica: Replica) -> bool:
-        """Return whether ``replica`` has never learned that ``holder``, which is alive, is removed or superseded.
+    def _is_unknown_to(replica: Replica, holder: Replica) -> bool:
+        """Return whether the membership table of ``replica`` does not know this incarnation of ``holder`` at all.
 
-        DELETE /view of a seed that was never reached counts as such knowledge: nothing waits for the replica there any
-        more. Only an operator can know that, and may be wrong. (Seed 405685: a replica that restarts is cut off, and
+        It knows an incarnation that is present, removed or superseded. It also counts as known if an operator removed
+        the address (DELETE /view) before any process there was reached: the operator says that nothing there is
+        needed. Only the operator can know that, and may be wrong. (Seed 405685: a replica that restarts is cut off, and
         both others are removed at it.)
         """
         entry = replica.membership.table.entries.get(holder.address)
@@ -158,7 +159,7 @@ class Oracle:
         final = inside[0].replica.store.clock
         violations += self._check_removed(inside)
         for host in inside:
-            violations += self._check_table(host, self.world.clocks(host).wall_us - EXPIRY_SLACK_US)
+            violations += self._check_table(host, self.world.now(host).wall_us - EXPIRY_SLACK_US)
         for dot in acknowledged:
             if final.get(dot[0], 0) < dot[1] and not self.is_gone(dot):
                 violations.append(f"Lost: {dot} was acknowledged, and a process that had it lived on")
@@ -198,12 +199,12 @@ class Oracle:
                 replaced.update((write.key, (origin, counter)) for origin, counter in write.replaces)
                 if write.value is not None:
                     written.setdefault(write.key, {})[dot] = (update.timestamp, update.origin)
-        held: dict[str, list[Dot]] = {}
+        visible: dict[str, list[Dot]] = {}
         for key, dots in written.items():
             kept = [dot for dot in dots if (key, dot) not in replaced]
             if kept:
-                held[key] = sorted(kept, key=lambda dot: dots[dot], reverse=True)
-        return held
+                visible[key] = sorted(kept, key=lambda dot: dots[dot], reverse=True)
+        return visible
 
     def _check_table(self, host: Host, expired_by_us: int) -> list[str]:
         assert host.replica is not None
@@ -225,13 +226,13 @@ class Oracle:
         ``expired_by_us``, and it must never come back to a process.
         """
         assert host.replica is not None
-        held = [version.dot for version in versions]
+        dots = [version.dot for version in versions]
         name, past_us = host.replica.id, self.world.latest_wall_us
         expired = self._expired_at.setdefault((host.address, host.boots), set())
-        absent = [dot for dot in expected if dot not in held]
+        absent = [dot for dot in expected if dot not in dots]
         wrong = [dot for dot in absent if self._expires.get(dot, past_us + 1) > past_us]
-        wrong += [dot for dot in held if self._expires.get(dot, expired_by_us + 1) <= expired_by_us or dot in expired]
+        wrong += [dot for dot in dots if self._expires.get(dot, expired_by_us + 1) <= expired_by_us or dot in expired]
         expired.update(absent)
-        if wrong or held != [dot for dot in expected if dot in held]:
-            return [f"Divergence: {name} holds {held} of {key!r}, its clock says {expected}"]
+        if wrong or dots != [dot for dot in expected if dot in dots]:
+            return [f"Divergence: {name} holds {dots} of {key!r}, its clock says {expected}"]
         return []

@@ -14,7 +14,7 @@ from tools.history import Operation, check
 from tools.simulation.clients import Clients, Habits
 from tools.simulation.faults import Faults, Plan
 from tools.simulation.oracle import Oracle
-from tools.simulation.world import Conditions, World
+from tools.simulation.world import SETTLE_S, Conditions, World
 
 LONG_RUN = 1000
 """A run with at least this many operations is a long run: see ``draw``."""
@@ -22,8 +22,7 @@ LONG_RUN = 1000
 SIZES = (3,) * 24 + (4,) * 8 + (5,) * 8 + (8,) * 2 + (16,)
 """Numbers of replicas to draw from: large worlds cost much and are rare."""
 
-SETTLE_S = 30.0
-"""Simulated seconds that the replicas may take to settle after the last fault."""
+CLIENTS = 6
 
 
 @dataclass(slots=True)
@@ -39,7 +38,6 @@ class Outcome:
 def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSettings, StoreSettings, Conditions]:
     """Draw the parameters of a run. The limits are small, so that runs reach them."""
     duration_s = rng.choice([1.0, 4.0, 8.0])
-    clients = 6
     plan = Plan(
         replicas=rng.choice(SIZES),
         faults=rng.choice([0, 2, 4, 8]),
@@ -54,7 +52,7 @@ def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSetting
         # Long runs give the history checker many operations: clients read more than they write, in long bursts.
         burst = 20
         habits = Habits(keys=keys, burst=burst, put=0.2, delete=0.05, transaction=0.04, listing=0.02)
-    habits = replace(habits, pause_s=duration_s * clients * burst / max(operations, 1))
+    habits = replace(habits, pause_s=duration_s * CLIENTS * burst / max(operations, 1))
     settings = ReplicationSettings(
         sync_interval_s=rng.choice([0.4, 1.0]),
         pace_s=rng.choice([0.0, 0.004, 0.02]),
@@ -84,7 +82,7 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
         discovers=seed % 4 == 3,
     )
     oracle = Oracle(world)
-    clients = Clients(world, oracle, 6, habits, operations)
+    clients = Clients(world, oracle, CLIENTS, habits, operations)
     for host in world.hosts.values():
         host.skew_us = round(rng.uniform(-2e6, 2e6))
         world.at(world.now_s + rng.random() * 0.2, world.start, host.address)
@@ -93,7 +91,7 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
     clients.begin()
     faults.begin()
     end_s = world.now_s + plan.duration_s
-    while world.now_s < end_s + 30.0 and (clients.budget > 0 or world.now_s < end_s):
+    while world.now_s < end_s + SETTLE_S and (clients.budget > 0 or world.now_s < end_s):
         world.run_until(world.now_s + 0.5)
         _watch(world)
     clients.budget = 0

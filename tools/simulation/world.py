@@ -5,9 +5,10 @@ the same seed gives the same history.
 
 The network delays, loses, duplicates and reorders requests, and delays and loses replies. A cut is one-way: ``(from,
 to)`` in ``cuts`` drops what is sent in that direction. A host may be down (its process was killed and its memory is
-lost) or paused (it processes nothing until it resumes), and its wall clock may be wrong and may jump.
+lost) or paused (it processes nothing until it resumes). Its wall clock may be wrong and may jump.
 
-A conversation is driven like in a server: each of its steps is an event of its own, and other events come in between.
+As in a server, a replica handles a message in several steps (a *conversation*). Each step is an event of its own, and
+other events come in between.
 
 If replicas *discover* each other, none of them knows an address at its start. Each process has one of a few IP
 addresses besides its name, as a pod does, and lookups in a name service return those of all processes. The name service
@@ -47,6 +48,9 @@ PUBLISHED_WITHIN_S = 2.0
 STEP_DELAY_S = 0.05
 """Longest time between two steps of one conversation: a busy server's lock may be taken for so long."""
 
+SETTLE_S = 30.0
+"""How long clients may take to finish after the planned end, and replicas to settle after the last fault."""
+
 REACTION_S = 0.0005
 """How long a thread takes to wake up."""
 
@@ -66,8 +70,8 @@ class Conditions:
 class Host:
     """One machine. ``skew_us``: the error of its wall clock. ``boots``: how many processes it has started.
 
-    ``retries``: called after every event at this host, for requests that wait. ``completing``: the serials of requests
-    whose reply is being applied.
+    ``last_reading``: what ``World.now`` returned last. ``retries``: called after every event at this host, for requests
+    that wait. ``completing``: the serials of requests whose reply is being applied.
     """
 
     address: str
@@ -79,7 +83,7 @@ class Host:
     paused_until_s: float = 0.0
     wake_at_s: float = float("inf")
     pump_scheduled: bool = False
-    clocks: Instant = field(default_factory=lambda: Instant(0.0, 0))
+    last_reading: Instant = field(default_factory=lambda: Instant(0.0, 0))
     retries: list[Callable[[], None]] = field(default_factory=list)
     completing: set[int] = field(default_factory=set)
 
@@ -136,13 +140,13 @@ class World:
             action(*args)
         self.now_s = time_s
 
-    def clocks(self, host: Host) -> Instant:
+    def now(self, host: Host) -> Instant:
         """Read the clocks of ``host``."""
         wall_us = EPOCH_US + int(self.now_s * 1e6) + host.skew_us
-        if host.clocks.mono_s != self.now_s or host.clocks.wall_us != wall_us:
-            host.clocks = Instant(self.now_s, wall_us)
+        if host.last_reading.mono_s != self.now_s or host.last_reading.wall_us != wall_us:
+            host.last_reading = Instant(self.now_s, wall_us)
             self.latest_wall_us = max(self.latest_wall_us, wall_us)
-        return host.clocks
+        return host.last_reading
 
     # -- processes -------------------------------------------------------------------------------------
 
@@ -158,7 +162,7 @@ class World:
         host.replica = Replica(
             address,
             host.seeds if seeds is None else seeds,
-            now=self.clocks(host),
+            now=self.now(host),
             rng=self.rng,
             settings=self.settings,
             store_settings=self.store_settings,
@@ -183,7 +187,7 @@ class World:
         if self.discovers:
             del self.aliases[host.ip]
             self.at(self.now_s + self.rng.random() * PUBLISHED_WITHIN_S, self._publish, host.ip)
-        self._settle(host)
+        self._wake_requests(host)
 
     def pause(self, address: str, seconds: float) -> None:
         """Pause the process at ``address`` for a while, as SIGSTOP does; it does not notice."""
@@ -216,8 +220,8 @@ class World:
             return
         if self.now_s >= host.paused_until_s and self.published and self.rng.random() >= self.lookup_loss:
             self.counts["lookups"] += 1
-            host.replica.discovered(sorted(self.published), self.clocks(host))
-            self._settle(host)
+            host.replica.discovered(sorted(self.published), self.now(host))
+            self._wake_requests(host)
             self.pump(host)
         self.at(self.now_s + self.settings.sync_interval_s, self._look_up, host, boot)
 
@@ -227,8 +231,8 @@ class World:
         if host.replica is None or host.boots != boot:
             return
         if self.now_s >= host.paused_until_s:
-            host.replica.tick(self.clocks(host))
-            self._settle(host)
+            host.replica.tick(self.now(host))
+            self._wake_requests(host)
             self.pump(host)
         self.at(self.now_s + TICK_S, self._tick, host, boot)
 
@@ -237,7 +241,7 @@ class World:
         replica = host.replica
         if replica is None or self.now_s < host.paused_until_s:
             return
-        now = self.clocks(host)
+        now = self.now(host)
         wake_at_s = float("inf")
         for address in replica.targets(now):
             due_s = replica.due_at(address, now)
@@ -264,7 +268,7 @@ class World:
             host.wake_at_s = float("inf")
             self.pump(host)
 
-    def _settle(self, host: Host) -> None:
+    def _wake_requests(self, host: Host) -> None:
         """Let the waiting requests at ``host`` check again, after an event there."""
         if host.retries:
             retries, host.retries = host.retries, []
@@ -301,7 +305,7 @@ class World:
             if self._is_delivered(receiver.address, host.address):
                 self.at(self.now_s + self._delay(), self._reply, host, boot, to, serial, reply)
 
-        self._step(receiver, receiver.boots, receiver.replica.receive(message, self.clocks(receiver)), answer)
+        self._step(receiver, receiver.boots, receiver.replica.receive(message, self.now(receiver)), answer)
 
     def _reply(self, host: Host, boot: int, to: str, serial: int, reply: Exchange | SnapshotPiece) -> None:
         if host.replica is None or host.boots != boot:
@@ -317,7 +321,7 @@ class World:
         def done(_: None) -> None:
             host.completing.discard(serial)
 
-        self._step(host, boot, host.replica.complete(to, serial, reply, self.clocks(host)), done)
+        self._step(host, boot, host.replica.complete(to, serial, reply, self.now(host)), done)
 
     def _step(self, host: Host, boot: int, conversation: Conversation[Result], done: Callable[[Result], None]) -> None:
         """Make one step of a conversation at ``host``; the next one is an event of its own, at a random time.
@@ -334,16 +338,16 @@ class World:
             if getgeneratorstate(conversation) == GEN_CREATED:
                 next(conversation)
             else:
-                conversation.send(self.clocks(host))
+                conversation.send(self.now(host))
         except StopIteration as end:
             result: Result = end.value
         else:
             self.counts["interleavings"] += 1
-            self._settle(host)
+            self._wake_requests(host)
             self.schedule_pump(host)
             self.at(self.now_s + self.rng.random() * self.step_delay_s, self._step, host, boot, conversation, done)
             return
-        self._settle(host)
+        self._wake_requests(host)
         self.schedule_pump(host)
         done(result)
 
@@ -354,7 +358,7 @@ class World:
         if peer is None or peer.in_flight != serial:
             return
         self.counts["timeouts"] += 1
-        host.replica.failed(to, serial, self.clocks(host))
+        host.replica.failed(to, serial, self.now(host))
         self.pump(host)
 
     def _is_delivered(self, sender: str, receiver: str) -> bool:

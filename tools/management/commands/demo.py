@@ -1,7 +1,11 @@
 """``make demo``: load the Unicode character database into three replicas, kill one half-way, and audit all at the end.
 
-tools/demo documents the parts. The exit code is 1 if a read broke a causal promise, or if a key is missing or has a
-different value at any replica.
+tools/demo documents the parts. The exit code is 1 in each of these cases:
+
+* a read broke a causal promise;
+* the audit found a key that is missing, unexpected, different or out of order at a replica;
+* some replica lacked writes ``SETTLE_S`` after the last one, or the restarted replica did not serve by then;
+* the demo could not run to its end.
 """
 
 from __future__ import annotations
@@ -23,8 +27,8 @@ from store.client import ClientError
 from tools.demo import report
 from tools.demo.characters import Step, steps
 from tools.demo.load import Acknowledged, Follower, LagProbe, Observer, Reader, Writer
+from tools.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 BASE_PORT = 8190
 CRASH_AT, RESTART_AT = 0.5, 0.6
 SETTLE_S = 60
