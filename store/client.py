@@ -218,7 +218,7 @@ class Read(Result):
     siblings: tuple[Sibling, ...] = ()
 
     def value_or(self, default: Json) -> Json:
-        """Return the value, or ``default`` if the key is absent."""
+        """Return the value, which may be None (JSON's null), or ``default`` if the key is absent."""
         return self.value if self.found else default
 
 
@@ -288,6 +288,27 @@ class Delete:
     if_match: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One HTTP request of a call, for ``on_attempt``. A call makes attempts at several replicas until one answers.
+
+    ``replica``: base URL. ``began_s``, ``ended_s``: by ``time.monotonic()``.
+    ``timeout_s``: how long the attempt may take. It is shorter than usual if the deadline of the call is near.
+    ``wait_s``: how long the request asks the replica to wait, for its causal past and for acks.
+    ``status``: the HTTP status; None if there is no usable response. ``error``: the reason; "" if there is a response.
+    ``body``: the response's JSON object; empty if there is none.
+    """
+
+    replica: str
+    began_s: float
+    ended_s: float
+    timeout_s: float
+    wait_s: float
+    status: int | None = None
+    body: Mapping[str, Json] = field(default_factory=dict)
+    error: str = ""
+
+
 # ---------------------------------------------------------------------------------------------------------- session
 
 
@@ -303,10 +324,8 @@ class _Request:
     """What the call writes: (key, value or ``_ABSENT``). Empty for a read."""
     metadata: Metadata
     """The causal metadata in the body."""
-    preferred: int
-    """Index of the replica to try first."""
-    last_answered: int
-    """Index of the replica that answered the session last. After a failure it is tried before the others."""
+    route: _Route
+    """Which replicas to try first."""
     requested_wait_s: float
     """How long the request asks the replica to wait, for its causal past and for acks."""
 
@@ -327,6 +346,50 @@ class _Reply:
     @property
     def lost(self) -> dict[str, tuple[int, int]]:
         return {replica: (int(span[0]), int(span[1])) for replica, span in (self.body.get("lost") or {}).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """Indexes of two replicas of a session.
+
+    ``preferred``: the next call tries it first. ``last_answered``: the one that answered last; 0 until one has. After a
+    failure it is tried before the others.
+    """
+
+    preferred: int = 0
+    last_answered: int = 0
+
+
+@dataclass(slots=True)
+class _History:
+    """What a session has seen. The session's lock guards it.
+
+    ``metadata``: replaced, never changed in place, because requests in flight share it.
+    ``lost``: the parts of the causal past that were lost: replica id -> (first, last) counter.
+    ``follows``: ids of other sessions' operations that the next recorded operation follows.
+    """
+
+    metadata: Metadata
+    lost: dict[str, tuple[int, int]] = field(default_factory=dict)
+    follows: tuple[str, ...] = ()
+
+    def follow(self, metadata: Metadata, operation: str) -> None:
+        """Add what another session has seen up to ``operation`` (an id; "" if it is unknown)."""
+        self.follows += (operation,) if operation else ()
+        self.metadata = _join_metadata(self.metadata, metadata)
+
+    def take_follows(self) -> tuple[str, ...]:
+        """Return ``follows`` and clear it."""
+        follows, self.follows = self.follows, ()
+        return follows
+
+    def add_response(self, request_metadata: Metadata, reply: _Reply) -> None:
+        """Add what a response to a request with ``request_metadata`` contains."""
+        if reply.metadata is not None:
+            self.metadata = _advance(self.metadata, request_metadata, reply.metadata)
+        for replica, (first, last) in reply.lost.items():
+            known = self.lost.get(replica, (first, last))
+            self.lost[replica] = (min(first, known[0]), max(last, known[1]))
 
 
 class _AttemptFailed(Exception):
@@ -354,6 +417,7 @@ class Session:
     ``recorder``: called with each finished call. A history can be checked only if a single thread uses the session
     (calls of several threads have no order), each key gets each value at most once, and ``retry_writes`` is off (a
     write that is applied twice is two versions).
+    ``on_attempt``: called after each request to a replica, by the thread that makes the call. For metrics and tracing.
     ``name``: name of the session in the recorded history; generated if it is None.
     """
 
@@ -369,6 +433,7 @@ class Session:
         verify: bool | str = True,
         pool_size: int = 16,
         recorder: Recorder | None = None,
+        on_attempt: Callable[[Attempt], None] | None = None,
         name: str | None = None,
     ) -> None:
         if isinstance(replicas, str) or not replicas:
@@ -383,18 +448,15 @@ class Session:
         self._token = token
         self._pool_size = pool_size
         self._recorder = recorder
+        self._on_attempt = on_attempt
         self.name = name or f"{os.getpid()}-{next(_SESSION_NUMBERS)}"
         self.last_operation = ""
         """Id of the operation that was recorded last; "" if there is none."""
         self._operation_numbers = itertools.count()
-        self._follows: tuple[str, ...] = ()
-        """Ids of other sessions' operations that the next recorded operation follows."""
         self._lock = threading.Lock()
-        """Guards the next four attributes, ``_follows`` and ``last_operation``. Never held during I/O."""
-        self._metadata: Metadata = dict(metadata or {})  # replaced, never changed in place: requests share it
-        self._lost: dict[str, tuple[int, int]] = {}
-        self._preferred = 0  # index of the replica that the next call tries first
-        self._last_answered = 0  # index of the replica that answered last; 0 until one has
+        """Guards ``_history``, ``_route`` and ``last_operation``. Never held during I/O."""
+        self._history = _History(dict(metadata or {}))
+        self._route = _Route()
         self._http = requests.Session()
         self._http.trust_env = False  # Ignore proxies and .netrc: the caller names replicas explicitly.
         adapter = HTTPAdapter(pool_connections=len(self.replicas), pool_maxsize=pool_size, max_retries=0)
@@ -407,19 +469,19 @@ class Session:
     def metadata(self) -> dict[str, int]:
         """A copy of the causal metadata: what this session has seen. Can be stored as JSON for a later session."""
         with self._lock:
-            return dict(self._metadata)
+            return dict(self._history.metadata)
 
     @property
     def replica(self) -> str:
         """Base URL of the replica that the next call tries first."""
         with self._lock:
-            return self.replicas[self._preferred]
+            return self.replicas[self._route.preferred]
 
     @property
     def lost(self) -> dict[str, tuple[int, int]]:
         """Everything of this session's causal past that was lost so far (docs/contract.md, section 2.8)."""
         with self._lock:
-            return dict(self._lost)
+            return dict(self._history.lost)
 
     def follow(self, metadata: Metadata, *, after: str = "") -> None:
         """Make all later calls of this session follow what another session has seen.
@@ -429,14 +491,13 @@ class Session:
         ``metadata``: the other session's metadata. ``after``: its ``last_operation``, for the recorder.
         """
         with self._lock:
-            self._follows += (after,) if after else ()
-            self._metadata = _join_metadata(self._metadata, metadata)
+            self._history.follow(metadata, after)
 
     def stick_to(self, replica: str) -> None:
         """Prefer ``replica`` from now on. Raises ValueError if it is not one of ``replicas``."""
         index = self.replicas.index(_base_url(replica))
         with self._lock:
-            self._preferred = index
+            self._route = replace(self._route, preferred=index)
 
     def fork(self) -> Session:
         """Return a new session that has seen what this one has seen so far. After that the two are independent."""
@@ -450,6 +511,7 @@ class Session:
             verify=self._verify,
             pool_size=self._pool_size,
             recorder=self._recorder,
+            on_attempt=self._on_attempt,
         )
         child.follow({}, after=self.last_operation)
         child.stick_to(self.replica)
@@ -632,7 +694,7 @@ class Session:
         """Send a request to replicas until one answers. Add the response's metadata to the history."""
         fields, query, headers = fields or {}, dict(query or {}), headers or {}
         with self._lock:
-            metadata, preferred, last_answered = self._metadata, self._preferred, self._last_answered
+            metadata, route = self._history.metadata, self._route
         if wait_s is not None:
             query["wait"] = f"{wait_s:g}"
         ack_wait_s = fields.get("w-timeout", _DEFAULT_ACK_WAIT_S) if "w" in fields else 0.0
@@ -643,8 +705,7 @@ class Session:
             headers={"Content-Type": "application/json", **headers, **self._authorization()},
             writes=writes,
             metadata=metadata,
-            preferred=preferred,
-            last_answered=last_answered,
+            route=route,
             requested_wait_s=(wait_s or 0.0) + ack_wait_s,
         )
         started_at = time.time()
@@ -657,7 +718,8 @@ class Session:
             if writes:
                 self._record_unknown(started_at, writes)
             raise
-        self._merge(request.metadata, reply)
+        with self._lock:
+            self._history.add_response(request.metadata, reply)
         if reply.status == 412:
             raise PreconditionFailed(reply.replica, 412, reply.body, reply.etag)
         return reply
@@ -665,7 +727,7 @@ class Session:
     def _send_until_answered(self, request: _Request) -> _Reply:
         """Try the replicas in turn until one answers. Raises ``Unavailable`` or ``Uncertain`` at the deadline."""
         deadline = time.monotonic() + self._timeout_s + request.requested_wait_s
-        failover = _Failover(len(self.replicas), request.preferred, request.last_answered)
+        failover = _Failover(len(self.replicas), request.route)
         while True:
             delay_s = failover.delay_s()
             left_s = deadline - time.monotonic() - delay_s
@@ -677,7 +739,7 @@ class Session:
             replica = self.replicas[failover.index]
             attempt_timeout_s = min(left_s, self._attempt_timeout_s + request.requested_wait_s)
             try:
-                response, body = self._send_once(replica, request, attempt_timeout_s)
+                response, body = self._attempt(replica, request, attempt_timeout_s)
             except _AttemptFailed as failure:
                 if request.writes and failure.maybe_sent:
                     failover.record_unknown_outcome(replica, str(failure))
@@ -694,8 +756,29 @@ class Session:
                 raise failover.error()
             _raise_for_status(replica, response.status_code, body)
             with self._lock:
-                self._preferred = self._last_answered = failover.index
+                self._route = _Route(failover.index, failover.index)
             return _reply(replica, response, body, maybe_twice=failover.maybe_applied)
+
+    def _attempt(
+        self, replica: str, request: _Request, timeout_s: float
+    ) -> tuple[requests.Response, Mapping[str, Json]]:
+        """Send the request to one replica, and report the attempt to ``on_attempt``. Raises ``_AttemptFailed``."""
+        if self._on_attempt is None:
+            return self._send_once(replica, request, timeout_s)
+        began_s = time.monotonic()
+        try:
+            response, body = self._send_once(replica, request, timeout_s)
+        except _AttemptFailed as failure:
+            ended_s = time.monotonic()
+            self._on_attempt(
+                Attempt(replica, began_s, ended_s, timeout_s, request.requested_wait_s, error=str(failure))
+            )
+            raise
+        ended_s = time.monotonic()
+        self._on_attempt(
+            Attempt(replica, began_s, ended_s, timeout_s, request.requested_wait_s, response.status_code, body)
+        )
+        return response, body
 
     def _send_once(
         self, replica: str, request: _Request, timeout_s: float
@@ -727,15 +810,6 @@ class Session:
             # A proxy sent this response. Assume that it did not forward the request (see the module's docstring).
             return response, {"error": response.text[:200]}
         raise _AttemptFailed(f"HTTP {status} without a JSON object", maybe_sent=True)
-
-    def _merge(self, request_metadata: Metadata, reply: _Reply) -> None:
-        """Add what a response to a request with this metadata contains to the history."""
-        with self._lock:
-            if reply.metadata is not None:
-                self._metadata = _advance(self._metadata, request_metadata, reply.metadata)
-            for replica, (first, last) in reply.lost.items():
-                known = self._lost.get(replica, (first, last))
-                self._lost[replica] = (min(first, known[0]), max(last, known[1]))
 
     def _read_result(self, key: str, reply: _Reply) -> Read:
         """Record and return the result of reading one key."""
@@ -799,7 +873,7 @@ class Session:
             return
         with self._lock:
             self.last_operation = f"{self.name}#{next(self._operation_numbers)}"
-            follows, self._follows = self._follows, ()
+            follows = self._history.take_follows()
             head = {"session": self.name, "kind": kind, "id": self.last_operation}
         self._recorder({**head, **_without_none({"after": follows or None}), **operation})
 
@@ -841,9 +915,9 @@ class _Failover:
     ``_unknown``: (replica, reason) of the last attempt of a write with an unknown outcome.
     """
 
-    def __init__(self, count: int, preferred: int, last_answered: int) -> None:
-        self.index = preferred
-        self._last_answered = last_answered
+    def __init__(self, count: int, route: _Route) -> None:
+        self.index = route.preferred
+        self._last_answered = route.last_answered
         self._not_before = [0.0] * count
         self._failures = [0] * count
         self._retried_same = False
@@ -924,9 +998,10 @@ def _advance(current: Metadata, sent: Metadata, returned: Metadata) -> Metadata:
 
 
 def _join_metadata(a: Metadata, b: Metadata) -> dict[str, int]:
+    """Return the entries of both, the higher counter of each replica id, in a new mapping: requests share ``a``."""
     joined = dict(a)
     for replica, counter in b.items():
-        if counter > joined.get(replica, -1):
+        if counter > joined.get(replica, 0):
             joined[replica] = counter
     return joined
 

@@ -9,7 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from store.client import ClientError, Delete, DependenciesMissing, Put, Rejected, Session, Unavailable, Uncertain
+from store.client import (
+    Attempt,
+    ClientError,
+    Delete,
+    DependenciesMissing,
+    Put,
+    Rejected,
+    Session,
+    Unavailable,
+    Uncertain,
+)
 from tools.soak.counts import Counts, Recorder
 from tools.soak.reachability import JUST_HEALED, NO_EXCUSE, RELAYED, Reachability
 from tools.soak.timeline import Timeline
@@ -18,7 +28,7 @@ CALL_TIMEOUT_S = 5.0
 """Time limit of one call, in which it may try several replicas. (The client's default is 10 s.)"""
 
 ATTEMPT_TIMEOUT_S = 1.5
-"""Time limit of one request: a little more than ``KV_DEFER_TIMEOUT``, as the client's documentation recommends."""
+"""Time limit of one request. The client requires that it is longer than ``KV_DEFER_TIMEOUT``."""
 
 OPERATIONS_PER_S = 6.0
 """Highest rate of one client. The soak tests faults, not speed. See ``run.CLIENTS``."""
@@ -60,69 +70,72 @@ class RoundContext:
 class CountingSession(Session):
     """A session that counts each of its requests, and records transactions with the id of their update."""
 
-    last_successful_operation = ""
-    _last_metadata: Mapping[str, int] = {}
-
     def __init__(self, context: RoundContext, name: str) -> None:
         super().__init__(
             context.replicas,
             timeout_s=CALL_TIMEOUT_S,
             attempt_timeout_s=ATTEMPT_TIMEOUT_S,
-            recorder=context.recorder,
+            recorder=self._record_call,
+            on_attempt=self._count_attempt,
             name=name,
         )
         self._context = context
-        self._timeline = context.timeline
         self._counts = context.counts
         self._indexes = {url: i for i, url in enumerate(self.replicas)}
+        self._last_metadata: Mapping[str, int] = {}
+        """The metadata of the last response."""
+        self.last_successful_operation = ""
         self.attempt_outcomes: list[str] = []
         """Outcomes of the requests of the current call. The caller clears it before the call."""
 
     def fork_to(self, url: str) -> Session:
         """Return a session that continues this one at one replica only. Its requests are recorded but not counted."""
-        child = self.fork()
-        child.replicas = (url,)
-        child.stick_to(url)
+        child = Session(
+            [url],
+            metadata=self.metadata,
+            timeout_s=CALL_TIMEOUT_S,
+            attempt_timeout_s=ATTEMPT_TIMEOUT_S,
+            recorder=self._context.recorder,
+        )
+        child.follow({}, after=self.last_operation)
         return child
 
-    def _send_once(self, replica: str, request: Any, timeout_s: float) -> Any:
-        i, began_s = self._indexes[replica], time.monotonic()
-        life = self._context.reachability.life(i)
-        try:
-            response_and_body = super()._send_once(replica, request, timeout_s)
-        except Exception as exc:
-            is_cut_short = timeout_s < ATTEMPT_TIMEOUT_S + request.requested_wait_s
-            if is_cut_short and time.monotonic() - began_s >= timeout_s:
-                self._count(i, began_s, GIVEN_UP)
+    def _count_attempt(self, attempt: Attempt) -> None:
+        """Count a request, and record what its response says about the clock of the replica and about losses."""
+        i, body = self._indexes[attempt.replica], attempt.body
+        if attempt.status is None:
+            is_cut_short = attempt.timeout_s < ATTEMPT_TIMEOUT_S + attempt.wait_s
+            if is_cut_short and attempt.ended_s - attempt.began_s >= attempt.timeout_s:
+                self._count(i, attempt, GIVEN_UP)
             else:
-                self._count(i, began_s, ERROR, f"broken: {exc}")
-            raise
-        response, body = response_and_body
-        if response.status_code in GOOD:
-            self._context.reachability.record_clock(i, life, body.get("causal-metadata") or {})
-            self._count(i, began_s, ANSWERED)
-        elif response.status_code == 503 and "missing" in body:
+                self._count(i, attempt, ERROR, f"broken: {attempt.error}")
+        elif attempt.status in GOOD:
+            self._last_metadata = body.get("causal-metadata") or {}
+            self._context.reachability.record_clock(i, attempt.began_s, self._last_metadata)
+            with self._counts.lock:
+                for replica, (first, last) in (body.get("lost") or {}).items():
+                    self._counts.reported_lost.append((replica, first, last, attempt.ended_s))
+            self._count(i, attempt, ANSWERED)
+        elif attempt.status == 503 and "missing" in body:
             needs = {id_: int(each["needs"]) for id_, each in body["missing"].items()}
-            self._count_rejection(i, began_s, needs)
+            self._count_rejection(i, attempt, needs)
         else:
-            self._count(i, began_s, ERROR, f"{response.status_code} {body.get('error', '')}")
-        return response_and_body
+            self._count(i, attempt, ERROR, f"{attempt.status} {body.get('error', '')}")
 
-    def _count_rejection(self, i: int, began_s: float, needs: Mapping[str, int]) -> None:
-        now_s, reachability = time.monotonic(), self._context.reachability
-        reason = reachability.reason(i, began_s, now_s, needs)
+    def _count_rejection(self, i: int, attempt: Attempt, needs: Mapping[str, int]) -> None:
+        reachability = self._context.reachability
+        reason = reachability.reason(i, attempt.began_s, attempt.ended_s, needs)
         if reason in {JUST_HEALED, RELAYED, NO_EXCUSE}:
-            connected_s = reachability.connected_for_s(i, began_s, now_s, needs)
+            connected_s = reachability.connected_for_s(i, attempt.began_s, attempt.ended_s, needs)
             if reason == JUST_HEALED:
                 with self._counts.lock:
                     self._counts.rejected_after_heal_s.append(connected_s)
-            self._count(i, began_s, REJECTED + reason, f"{reason}, connected for {connected_s:.2f} s: {dict(needs)}")
+            self._count(i, attempt, REJECTED + reason, f"{reason}, connected for {connected_s:.2f} s: {dict(needs)}")
         else:
-            self._count(i, began_s, REJECTED + reason)
+            self._count(i, attempt, REJECTED + reason)
 
-    def _count(self, i: int, began_s: float, outcome: str, details: str = "") -> None:
-        now_s = time.monotonic()
-        is_serving = self._timeline.is_serving(i, began_s, now_s)
+    def _count(self, i: int, attempt: Attempt, outcome: str, details: str = "") -> None:
+        is_serving = self._context.timeline.is_serving(i, attempt.began_s, attempt.ended_s)
         is_error = is_serving and outcome in {ERROR, REJECTED + NO_EXCUSE}
         with self._counts.lock:
             (self._counts.requests if is_serving else self._counts.requests_to_unavailable)[outcome] += 1
@@ -130,17 +143,11 @@ class CountingSession(Session):
                 self._counts.errors[f"replica {i}: {details[:100]}"] += 1
         self.attempt_outcomes.append(BAD if is_error else outcome)
         if details and is_serving:
-            self._context.note(f"{outcome} at serving replica {i} after {now_s - began_s:.2f} s: {details[:300]}")
+            seconds = attempt.ended_s - attempt.began_s
+            self._context.note(f"{outcome} at serving replica {i} after {seconds:.2f} s: {details[:300]}")
 
-    def _merge(self, request_metadata: Any, reply: Any) -> None:
-        super()._merge(request_metadata, reply)
-        self._last_metadata = reply.metadata or {}
-        if reply.lost:
-            with self._counts.lock:
-                for replica, span in reply.lost.items():
-                    self._counts.reported_lost.append((replica, *span, time.monotonic()))
-
-    def _emit(self, kind: str, operation: Mapping[str, Any]) -> None:
+    def _record_call(self, operation: Mapping[str, Any]) -> None:
+        """Record a call, and count it if it succeeded."""
         recorded = dict(operation)
         is_successful = recorded.get("status", "ok") == "ok"
         if is_successful and recorded.get("writes") and "update" not in recorded:
@@ -148,9 +155,9 @@ class CountingSession(Session):
             address = recorded["replica"].partition("://")[2]
             own = max((id_ for id_ in self._last_metadata if id_.rpartition("@")[0] == address), default="")
             recorded["update"] = f"{own}:{self._last_metadata[own]}" if own else None
-        super()._emit(kind, recorded)
+        self._context.recorder(recorded)
         if is_successful:
-            self.last_successful_operation = self.last_operation
+            self.last_successful_operation = recorded["id"]
             self._counts.acknowledge()
 
 

@@ -7,6 +7,7 @@ replica covers the metadata of each of its responses.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -58,7 +59,7 @@ class Reachability:
         self._everybody = range(timeline.replicas)
         self._lock = threading.Lock()
         self._links = [Links(0.0, {}, lossy=False)]
-        self._lives = [0] * timeline.replicas
+        self._died_s = [-math.inf] * timeline.replicas
         self._known: list[deque[tuple[float, dict[str, int]]]] = []
         """Per replica: (since when, the clock that it has at least), oldest first."""
         for _ in self._everybody:
@@ -74,21 +75,17 @@ class Reachability:
     def record_death(self, i: int) -> None:
         """Record that the process of replica ``i`` has ended, with all its data."""
         with self._lock:
-            self._lives[i] += 1
+            self._died_s[i] = time.monotonic()
             self._known[i].clear()
-            self._known[i].append((time.monotonic(), {}))
+            self._known[i].append((self._died_s[i], {}))
 
-    def life(self, i: int) -> int:
-        """Return the number of the process of replica ``i``, for ``record_clock``."""
-        return self._lives[i]
-
-    def record_clock(self, i: int, life: int, clock: Mapping[str, int]) -> None:
+    def record_clock(self, i: int, sent_s: float, clock: Mapping[str, int]) -> None:
         """Record that the clock of replica ``i`` covers ``clock``.
 
-        ``life``: its ``life`` when the request was sent. A response of a process that has ended since says nothing.
+        ``sent_s``: when the request was sent. The response is ignored if the process has ended since then.
         """
         with self._lock:
-            if life == self._lives[i]:
+            if sent_s > self._died_s[i]:
                 since_s, known = self._known[i][-1]
                 if time.monotonic() - since_s >= GRAIN_S:
                     known = dict(known)

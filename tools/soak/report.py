@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tools.soak.clients import ANSWERED, ERROR, GIVEN_UP, NOT_EXCUSED, REJECTED
 from tools.soak.counts import Counts
 from tools.soak.reachability import NO_EXCUSE, REASONS
-from tools.soak.run import Run
+from tools.soak.results import Results
 
 WINDOW_S = 5
 """Length of the period whose throughput is the lowest."""
@@ -61,20 +61,22 @@ class Window:
     faults: tuple[str, ...]
 
 
-def slowest(run: Run) -> Window:
+def slowest(results: Results) -> Window:
     """Return the period with the fewest acknowledged operations."""
-    starts = [at_s for began_s, ended_s in run.loads for at_s in range(int(began_s) + 1, int(ended_s) - WINDOW_S + 1)]
+    starts = [
+        at_s for began_s, ended_s in results.loads for at_s in range(int(began_s) + 1, int(ended_s) - WINDOW_S + 1)
+    ]
     if not starts:
         return Window(0.0, 0.0, 0, ())
-    operations = {at_s: sum(run.counts.per_second[at_s + n] for n in range(WINDOW_S)) for at_s in starts}
+    operations = {at_s: sum(results.counts.per_second[at_s + n] for n in range(WINDOW_S)) for at_s in starts}
     at_s = min(starts, key=lambda start_s: operations[start_s])
-    waiting = max(run.counts.waiting.get(at_s + n, 0) for n in range(WINDOW_S))
-    return Window(operations[at_s] / WINDOW_S, at_s, waiting, tuple(run.timeline.active(at_s, at_s + WINDOW_S)))
+    waiting = max(results.counts.waiting.get(at_s + n, 0) for n in range(WINDOW_S))
+    return Window(operations[at_s] / WINDOW_S, at_s, waiting, tuple(results.timeline.active(at_s, at_s + WINDOW_S)))
 
 
-def shortcomings(run: Run) -> list[str]:
+def shortcomings(results: Results) -> list[str]:
     """Return a text for each of the three required figures that the run did not reach."""
-    shares, worst = success(run.counts), slowest(run)
+    shares, worst = success(results.counts), slowest(results)
     return [
         text
         for is_short, text in (
@@ -86,18 +88,19 @@ def shortcomings(run: Run) -> list[str]:
     ]
 
 
-def report(run: Run) -> str:
+def report(results: Results) -> str:
     """Return a report of the run as text."""
-    counts = run.counts
-    requests, calls, shares, worst = counts.requests, counts.calls, success(counts), slowest(run)
-    checked = [sum(getattr(each, what) for each in run.reports) for what in ("checked", "reads", "conflicts")]
-    faults = Counter(fault.kind for fault in run.timeline.faults)
+    counts = results.counts
+    requests, calls, shares, worst = counts.requests, counts.calls, success(counts), slowest(results)
+    checked = [sum(getattr(each, what) for each in results.reports) for what in ("checked", "reads", "conflicts")]
+    faults = Counter(fault.kind for fault in results.timeline.faults)
+    load_average = os.getloadavg()[1]
     rejections = [(reason, requests[REJECTED + reason]) for reason in REASONS]
     lines = [
-        f"rounds                {run.round}, {run.load_s:.0f} s under load; load average {os.getloadavg()[1]:.1f}",
+        f"rounds                {results.round}, {results.load_s:.0f} s under load; load average {load_average:.1f}",
         f"faults                {_listed(sorted(faults.items()))}",
         f"acknowledged          {counts.acknowledged} operations",
-        f"  per second          {counts.acknowledged / max(1.0, run.load_s):.0f}",
+        f"  per second          {counts.acknowledged / max(1.0, results.load_s):.0f}",
         f"  slowest {WINDOW_S} s         {worst.per_s:.0f} per second, {worst.waiting} clients waited",
         f"    with faults         {', '.join(worst.faults) or 'none'}",
         f"requests              {sum(requests.values())} to serving replicas, {requests[ANSWERED]} of them succeeded",
@@ -110,8 +113,8 @@ def report(run: Run) -> str:
         *(f"  failed              {n}: {outcome}" for outcome, n in sorted(calls.items()) if outcome != ANSWERED),
         f"  success             {shares.calls:.2%}; {shares.all_calls:.2%} if excused calls are failures",
         f"other requests        to unavailable replicas: {_listed(sorted(counts.requests_to_unavailable.items()))}",
-        f"lost updates          {run.lost_updates}; reported to clients {len(counts.reported_lost)} times",
-        f"converged             at most {run.slowest_convergence_s:.1f} s after a heal",
+        f"lost updates          {results.lost_updates}; reported to clients {len(counts.reported_lost)} times",
+        f"converged             at most {results.slowest_convergence_s:.1f} s after a heal",
         f"history               {checked[0]} operations, {checked[1]} reads and {checked[2]} conflicts checked",
     ]
     lines += [f"error                 {n} x {text}" for text, n in counts.errors.most_common(8)]
