@@ -198,10 +198,10 @@ class Reader(Worker):
             self.complain(f"{replica} returned {_revision(revision)} of {key} after {_revision(seen)}: back in time")
         self.seen[key] = max(seen, revision)
 
-    def check_lost(self, answer: Result) -> None:
+    def check_lost(self, result: Result) -> None:
         """Check that no update was reported as lost: the writer's replica is alive and has all of them."""
-        if answer.lost:
-            self.complain(f"{answer.replica} reported lost updates: {dict(answer.lost)}")
+        if result.lost:
+            self.complain(f"{result.replica} reported lost updates: {dict(result.lost)}")
 
     def complain(self, text: str) -> None:
         """Add a violation, up to ``MAX_VIOLATIONS``."""
@@ -250,8 +250,8 @@ class Observer(Reader):
             self._check_frontier(read.replica, key, _revision_of(read), frontier)
             return read.replica
         with self.acknowledged.changed:
-            siblings = [other for other in self.acknowledged.keys[-512:] if block_of(other) == block_of(key)]
-        keys = list(dict.fromkeys([key, *self.rng.sample(siblings, min(SNAPSHOT_KEYS, len(siblings)))]))
+            neighbours = [other for other in self.acknowledged.keys[-512:] if block_of(other) == block_of(key)]
+        keys = list(dict.fromkeys([key, *self.rng.sample(neighbours, min(SNAPSHOT_KEYS, len(neighbours)))]))
         snapshot = self.session.transaction(reads=keys)
         self.check_lost(snapshot)
         revisions = {key: snapshot.values[key]["revision"] if key in snapshot.values else 0 for key in keys}
@@ -274,17 +274,17 @@ class LagProbe(Worker):
 
     def __init__(self, replicas: Sequence[str]) -> None:
         super().__init__("lag probe")
-        self.sent_s: list[float] = []  # number of the probe -> when its PUT was sent (monotonic)
+        self.sent_at_s: list[float] = []  # by number of the probe: when its PUT was sent (monotonic)
         self.session = Session(replicas[:1], retry_writes=True)
-        self.watchers = [Watcher(replica, self.sent_s) for replica in replicas[1:]]
+        self.watchers = [Watcher(replica, self.sent_at_s) for replica in replicas[1:]]
 
     def work(self) -> None:
         """Write probes until ``stop`` is called."""
         for watcher in self.watchers:
             watcher.start()
         while not self.stopping.wait(PROBE_PAUSE_S):
-            self.sent_s.append(time.monotonic())
-            self.session.put(PROBE_KEY, len(self.sent_s) - 1)
+            self.sent_at_s.append(time.monotonic())
+            self.session.put(PROBE_KEY, len(self.sent_at_s) - 1)
         for watcher in self.watchers:
             watcher.stop()
 
@@ -297,10 +297,10 @@ class LagProbe(Worker):
 class Watcher(Worker):
     """Watches the probe at one replica."""
 
-    def __init__(self, replica: str, sent_s: list[float]) -> None:
+    def __init__(self, replica: str, sent_at_s: list[float]) -> None:
         super().__init__(f"watcher of {replica}")
         self.session = Session([replica], timeout_s=1)
-        self.sent_s = sent_s
+        self.sent_at_s = sent_at_s
         self.lags_s: list[float] = []
 
     def work(self) -> None:
@@ -319,7 +319,7 @@ class Watcher(Worker):
                 self.stopping.wait(0.05)
                 continue
             if read is not None and read.found:
-                self.lags_s.append(time.monotonic() - self.sent_s[read.value])
+                self.lags_s.append(time.monotonic() - self.sent_at_s[read.value])
                 etag = read.etag
 
 
