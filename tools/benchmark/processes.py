@@ -62,8 +62,8 @@ def pinned(cores: Iterable[int]) -> Iterator[None]:
 def lower_priority(pid: int) -> None:
     """Give a session leader the lowest CPU priority; threads that it starts inherit it.
 
-    Linux may group processes by session (autogroup, sched(7)). Then the nice value of a process counts only within its
-    group, and the group's own nice value counts between groups. So both are set.
+    Both nice values are set, that of the process and that of its autogroup (sched(7)). If Linux groups processes by
+    session, the first counts only among the processes of the session, and the second among sessions.
     """
     os.setpriority(os.PRIO_PROCESS, pid, _LEAST_NICE)
     group = Path(f"/proc/{pid}/autogroup")

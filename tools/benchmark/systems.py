@@ -210,8 +210,9 @@ class Causeway(System):
     def start_one(self, i: int, environment: Mapping[str, str] | None = None, *, separate: bool = False) -> None:
         """Start one of the spare replicas; do not wait until it is ready.
 
-        ``separate``: start it on other cores than the servers, as if on another machine, with lower priority than the
-        load generators there: a client that waits for its core would show as latency of the servers.
+        ``separate``: start it on the cores of the load generators instead of those of the servers, as if on another
+        machine. It has a lower priority than the load generators. Otherwise these would wait for a core, and their
+        waiting would count as latency of the servers.
         """
         with pinned(self.context.cores.load if separate else self.context.cores.servers):
             self.processes.start_one(i, environment)

@@ -28,11 +28,16 @@ Action = Callable[[Host, Replica], None]
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """What clients do: the probability of each operation (the rest are reads of one key), and times in seconds.
+    """What clients do.
 
-    ``burst``: how many operations a client makes at one replica, one right after the other, before it pauses.
-    ``conditional``: of puts and deletes, how many carry a precondition. ``concern``: of puts, how many wait for
-    acknowledgements. ``expiring``: of puts, how many go to a key with a ttl.
+    ``keys``: number of keys that do not expire.
+    ``burst``: operations that a client makes at one replica without a pause. ``pause_s``: mean pause after a burst.
+    ``put``, ``delete``, ``transaction``, ``listing``: probability of each operation; all others read one key.
+    ``hop``, ``hand_over``, ``forget``: probability that, before a burst, a client goes to another replica, follows what
+    another client has seen, or starts a new session.
+    ``lose_response``: probability that a client does not get the response to a write that was applied.
+    ``conditional``: share of puts, deletes and changes of a transaction with a precondition.
+    ``concern``: share of puts that wait for acknowledgements. ``expiring``: share of puts and reads of keys with a ttl.
     """
 
     keys: int = 8
@@ -45,7 +50,7 @@ class Habits:
     hop: float = 0.25
     hand_over: float = 0.02
     forget: float = 0.01
-    lose_answer: float = 0.01
+    lose_response: float = 0.01
     conditional: float = 0.15
     concern: float = 0.1
     expiring: float = 0.08
@@ -113,7 +118,7 @@ class Clients:
         self._continue(client, habits.burst)
 
     def _continue(self, client: Client, left: int) -> None:
-        """Make the rest of a burst, until one operation has to wait or is rejected."""
+        """Make up to ``left`` operations of a burst, until one has to wait or is rejected."""
         while left and self.budget > 0:
             left -= 1
             self.budget -= 1
@@ -167,9 +172,11 @@ class Clients:
         return Change(change.key, change.value, if_match=(etag,))
 
     def _attempt(self, client: Client, action: Action, deadline_s: float, token: int | None) -> bool:
-        """Try; if the causal past is missing, wait for it at that replica as its engine would.
+        """Make a request. Return True if the client got a response.
 
-        Return True if the client got a response; otherwise it goes on by itself, later.
+        Otherwise the client continues by itself later: if the replica lacks the client's causal past, the request waits
+        there until ``deadline_s``, as in an engine; in all other cases the client goes to another replica after a
+        pause. ``token``: of the loss query that the waiting request started; None at the first attempt.
         """
         host = self.world.hosts[client.at]
         replica = host.replica
@@ -227,7 +234,7 @@ class Clients:
         return is_served or bool(replica.loss.unrecoverable(past, token))
 
     def drop_lost(self, client: Client, replica: Replica, lost: LostUpdates) -> None:
-        """Let ``client`` go on without what ``replica`` says is lost."""
+        """Remove the updates that ``replica`` reports as lost from the metadata of ``client``."""
         self.oracle.check_loss(replica, lost)
         for origin, (first, last) in lost.items():
             client.past = {other: n for other, n in client.past.items() if other != origin}
@@ -327,7 +334,7 @@ class Clients:
         self.oracle.issued(update)
         self.world.counts["updates"] += 1
         self.world.schedule_pump(host)
-        if self.world.rng.random() < self.habits.lose_answer:
+        if self.world.rng.random() < self.habits.lose_response:
             self._record(client, replica, kind, client.past, update=update, status_unknown=True)
             return
         self.acknowledged[update.dot] = None

@@ -11,25 +11,25 @@ As in a server, a replica handles a message in several steps (a *conversation*).
 other events come in between.
 
 If replicas *discover* each other, none of them knows an address at its start. Each process has one of a few IP
-addresses besides its name, as a pod does, and lookups in a name service return those of all processes. The name service
-is late, so it returns addresses at which no process or another one is running, and at times it does not answer.
+addresses besides its name, as a pod does, and looks up those of the others (name_service.py).
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from inspect import GEN_CREATED, getgeneratorstate
 from random import Random
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
 from replication.replica import Conversation, Replica
 from replication.settings import ReplicationSettings
 from store.clock import Clock, Instant
 from store.settings import StoreSettings
+from tools.simulation.name_service import NameService
+from tools.simulation.scheduler import Scheduler
 
 Result = TypeVar("Result")
 
@@ -41,9 +41,6 @@ TICK_S = 0.25
 
 TIMEOUT_S = 0.9
 """How long a sender waits for a reply."""
-
-PUBLISHED_WITHIN_S = 2.0
-"""The name service knows of a start or an end after this time at most."""
 
 STEP_DELAY_S = 0.05
 """Longest time between two steps of one conversation: a busy server's lock may be taken for so long."""
@@ -88,7 +85,7 @@ class Host:
     completing: set[int] = field(default_factory=set)
 
 
-class World:
+class World(Scheduler):
     """Hosts, network and time. ``at_crash``: called with the host of every process that dies, just before it does."""
 
     def __init__(
@@ -102,43 +99,25 @@ class World:
         discovers: bool = False,
         step_delay_s: float = STEP_DELAY_S,
     ) -> None:
+        super().__init__()
         self.rng = rng
         self.step_delay_s = step_delay_s
         self.discovers = discovers
-        self.lookup_loss = 0.2
-        self.published: set[str] = set()
-        """The addresses that lookups return."""
-        self.now_s = 1000.0
         self.latest_wall_us = 0
         """The latest time that the wall clock of any host has shown."""
         self.conditions = conditions or Conditions()
         self.settings = settings or ReplicationSettings()
         self.store_settings = store_settings or StoreSettings()
         self.cuts: set[tuple[str, str]] = set()
-        self.aliases: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self.removed: dict[str, str] = {}
         """Address -> the id that was removed there by command, and neither added back nor started again since."""
         self.at_crash: Callable[[Host], None] = lambda host: None
         addresses = tuple(addresses)
         self.hosts = {address: Host(address, addresses) for address in addresses}
-        self._events: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
-        self._sequence = 0
+        self.name_service = NameService(self, rng, len(self.hosts))
 
     # -- time ------------------------------------------------------------------------------------------
-
-    def at(self, time_s: float, action: Callable[..., object], *args: Any) -> None:
-        """Schedule ``action`` for ``time_s`` (simulated seconds)."""
-        self._sequence += 1
-        heapq.heappush(self._events, (time_s, self._sequence, action, args))
-
-    def run_until(self, time_s: float) -> None:
-        """Run every event that is due before ``time_s``."""
-        events = self._events
-        while events and events[0][0] < time_s:
-            self.now_s, _, action, args = heapq.heappop(events)
-            action(*args)
-        self.now_s = time_s
 
     def now(self, host: Host) -> Instant:
         """Read the clocks of ``host``."""
@@ -158,7 +137,8 @@ class World:
         self.removed.pop(address, None)
         if self.discovers:
             seeds = ()
-            self._move_in(host)
+            host.ip = self.name_service.assign(host.address)
+            self.at(self.now_s + REACTION_S, self._look_up, host, host.boots)
         host.replica = Replica(
             address,
             host.seeds if seeds is None else seeds,
@@ -185,8 +165,7 @@ class World:
         host.completing.clear()
         self.counts["crashes"] += 1
         if self.discovers:
-            del self.aliases[host.ip]
-            self.at(self.now_s + self.rng.random() * PUBLISHED_WITHIN_S, self._publish, host.ip)
+            self.name_service.release(host.ip)
         self._wake_requests(host)
 
     def pause(self, address: str, seconds: float) -> None:
@@ -198,33 +177,6 @@ class World:
         """Return the hosts that have a process."""
         return [host for host in self.hosts.values() if host.replica is not None]
 
-    # -- discovery -------------------------------------------------------------------------------------
-
-    def _move_in(self, host: Host) -> None:
-        """Give a starting process a free IP address, which another process often had before."""
-        pool = [f"ip{n}:1" for n in range(len(self.hosts) + 2)]
-        host.ip = self.rng.choice([ip for ip in pool if ip not in self.aliases])
-        self.aliases[host.ip] = host.address
-        self.at(self.now_s + self.rng.random() * PUBLISHED_WITHIN_S, self._publish, host.ip)
-        self.at(self.now_s + REACTION_S, self._look_up, host, host.boots)
-
-    def _publish(self, ip: str) -> None:
-        """Let lookups return ``ip`` if a process has it now, and not otherwise."""
-        if ip in self.aliases:
-            self.published.add(ip)
-        else:
-            self.published.discard(ip)
-
-    def _look_up(self, host: Host, boot: int) -> None:
-        if host.replica is None or host.boots != boot:
-            return
-        if self.now_s >= host.paused_until_s and self.published and self.rng.random() >= self.lookup_loss:
-            self.counts["lookups"] += 1
-            host.replica.discovered(sorted(self.published), self.now(host))
-            self._wake_requests(host)
-            self.pump(host)
-        self.at(self.now_s + self.settings.sync_interval_s, self._look_up, host, boot)
-
     # -- time within a process -------------------------------------------------------------------------
 
     def _tick(self, host: Host, boot: int) -> None:
@@ -235,6 +187,16 @@ class World:
             self._wake_requests(host)
             self.pump(host)
         self.at(self.now_s + TICK_S, self._tick, host, boot)
+
+    def _look_up(self, host: Host, boot: int) -> None:
+        if host.replica is None or host.boots != boot:
+            return
+        if self.now_s >= host.paused_until_s and (found := self.name_service.look_up()):
+            self.counts["lookups"] += 1
+            host.replica.discovered(found, self.now(host))
+            self._wake_requests(host)
+            self.pump(host)
+        self.at(self.now_s + self.settings.sync_interval_s, self._look_up, host, boot)
 
     def pump(self, host: Host) -> None:
         """Send the requests that are due at ``host``, and schedule the next wake-up."""
@@ -287,7 +249,7 @@ class World:
                 self.at(self.now_s + self._delay(), self._arrive, host, boot, to, serial, message)
 
     def _arrive(self, host: Host, boot: int, to: str, serial: int, message: Exchange | SnapshotRequest) -> None:
-        receiver = self.hosts.get(self.aliases.get(to, to))
+        receiver = self.hosts.get(self.name_service.resolve(to))
         if receiver is None or receiver.replica is None:
             # Connection refused: the sender learns it at once, if the answer gets through.
             if self._is_delivered(to, host.address):
@@ -363,7 +325,7 @@ class World:
 
     def _is_delivered(self, sender: str, receiver: str) -> bool:
         """Draw whether one message arrives. If its link is cut, it does not, and no random number is used."""
-        receiver = self.aliases.get(receiver, receiver)
+        receiver = self.name_service.resolve(receiver)
         if (sender, receiver) in self.cuts:
             return False
         return self.rng.random() >= self.conditions.loss
@@ -378,7 +340,7 @@ class World:
     def heal(self) -> None:
         """Repair the network and resume paused processes."""
         self.cuts.clear()
-        self.conditions.loss = self.conditions.duplication = self.lookup_loss = 0.0
+        self.conditions.loss = self.conditions.duplication = self.name_service.lookup_loss = 0.0
         for host in self.hosts.values():
             host.paused_until_s = min(host.paused_until_s, self.now_s)
 

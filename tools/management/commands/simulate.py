@@ -69,9 +69,11 @@ class Command(BaseCommand):
             runs_left -= len(seeds)
         seconds = time.perf_counter() - began_s
         self.stdout.write(
-            f"{done} runs, {counts['operations']} operations, {seconds:.1f} s on {options['processes']} cores"
+            f"{done} runs, {counts['operations']} operations, {seconds:.1f} s in {options['processes']} processes"
         )
-        self.stdout.write(f"{counts['operations'] / seconds / options['processes']:.0f} operations a second and core")
+        self.stdout.write(
+            f"{counts['operations'] / seconds / options['processes']:.0f} operations per second and process"
+        )
         self.stdout.write(summary(counts))
         self._fail_on(failed, operations)
 
