@@ -135,7 +135,9 @@ class Round:
                 self._cluster.start_one(i)
         while not self._has_converged():
             if time.monotonic() > healed_s + CONVERGE_LIMIT_S:
-                self._results.problem(f"not converged {CONVERGE_LIMIT_S:g} s after the heal: {self._record_differences()}")
+                self._results.problem(
+                    f"not converged {CONVERGE_LIMIT_S:g} s after the heal: {self._record_differences()}"
+                )
                 break
             time.sleep(0.05)
         self._results.slowest_convergence_s = max(self._results.slowest_convergence_s, time.monotonic() - healed_s)
