@@ -152,7 +152,7 @@ class LossDetector:
         self._pending_since: dict[Dot, int] = {}
         self._held: list[Sequence[Update]] = []
 
-    def ask(self, past: Mapping[str, int]) -> int:
+    def fetch(self, past: Mapping[str, int]) -> int:
         """Exchange at once with every peer that may have what ``past`` names and we lack.
 
         Return the token of this question for ``unrecoverable``.
@@ -168,9 +168,9 @@ class LossDetector:
                     peer.urgent = True
         return self._peers.serial
 
-    def ask_again(self, past: Mapping[str, int]) -> int:
-        """Like ``ask``, for a request that does not wait and may have asked before (see ``LossQueries``)."""
-        self.ask(past)
+    def fetch_for_retry(self, past: Mapping[str, int]) -> int:
+        """Like ``fetch``, for a request that does not wait and may have asked before (see ``LossQueries``)."""
+        self.fetch(past)
         return self._queries.token(missing(self._store.clock, past), self._peers.serial)
 
     def unrecoverable(self, past: Mapping[str, int], token: int) -> LostUpdates:

@@ -171,13 +171,13 @@ class Node:
 
     def fetch(self, past: dict[str, int]) -> int:
         """Exchange at once with every peer that may have what ``past`` names and we lack; return a token."""
-        token = self.replica.loss.ask(past)
+        token = self.replica.loss.fetch(past)
         self._threads.wake_due()
         return token
 
     def fetch_for_retry(self, past: dict[str, int]) -> int:
         """Like ``fetch``, for a request that does not wait and may have asked before."""
-        token = self.replica.loss.ask_again(past)
+        token = self.replica.loss.fetch_for_retry(past)
         self._threads.wake_due()
         return token
 

@@ -243,7 +243,7 @@ def test_an_undiscovered_replica_declares_no_update_unrecoverable(wire: Wire) ->
     wire["r3"].remove_replica_from_view("r1:80", wire.now("r3"))
     wire["r3"].remove_replica_from_view("r2:80", wire.now("r3"))
     wire.tick(3.0)
-    token = wire["r3"].loss.ask(update.past)
+    token = wire["r3"].loss.fetch(update.past)
     assert wire["r3"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}, (
         "it is alone and has no lookups"
     )
@@ -251,7 +251,7 @@ def test_an_undiscovered_replica_declares_no_update_unrecoverable(wire: Wire) ->
     wire["r4"].membership.merge(wire["r3"].membership.table.entries)
     wire["r4"].remove_replica_from_view("r3:80", wire.now("r4"))
     wire.tick(3.0)
-    token = wire["r4"].loss.ask(update.past)
+    token = wire["r4"].loss.fetch(update.past)
     assert wire["r4"].loss.unrecoverable(update.past, token) == {}
     found(wire, "r4", "r4")
     wire.flow(0.1)
@@ -291,7 +291,7 @@ def test_a_replica_that_has_met_others_never_counts_as_undiscovered_again(wire: 
     update = wire.issue("r2", "x", b"1")
     wire["r1"].remove_replica_from_view("r2:80", wire.now("r1"))
     found(wire, "r1", "r1")
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.flow(3.0)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
 

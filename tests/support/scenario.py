@@ -399,7 +399,7 @@ class Scenario:
             return [f"rejected: {exc.reason}"]
         except DependenciesMissing as exc:
             if at not in client.tokens:
-                client.tokens[at] = replica.loss.ask(client.past)
+                client.tokens[at] = replica.loss.fetch(client.past)
             gaps = [f"{self.names.short(id_)}:{need} (has {have})" for id_, (have, need) in exc.missing.items()]
             return [f"{at} defers {by}: it lacks {' '.join(sorted(gaps))}"]
         client.tokens.pop(at, None)

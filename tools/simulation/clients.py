@@ -205,7 +205,7 @@ class Clients:
     ) -> None:
         if token is None:
             self.world.counts["deferrals"] += 1
-            token = replica.loss.ask(client.past)
+            token = replica.loss.fetch(client.past)
             self.world.schedule_pump(host)
         boot = host.boots
         done = False

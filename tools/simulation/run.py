@@ -138,7 +138,7 @@ def _settle_deferred(world: World, clients: Clients) -> list[str]:
             replica = host.replica
             if replica is None or replica.state != "serving" or replica.store.is_causal(client.past):
                 continue
-            token = replica.loss.ask(client.past)
+            token = replica.loss.fetch(client.past)
             world.pump(host)
             world.run_until(world.now_s + 3.0)
             clients.drop_lost(client, replica, replica.loss.unrecoverable(client.past, token))

@@ -110,7 +110,7 @@ def test_want_all_gets_updates_of_third_replicas_at_once(wire: Wire) -> None:
     wire.cut("r1", "r3")
     update = wire.issue("r1", "x", b"1")
     wire.flow()
-    wire["r3"].loss.ask(update.past)
+    wire["r3"].loss.fetch(update.past)
     wire["r3"].peers.at(address("r2")).urgent = True
     request, reply = wire.exchange("r3", "r2")
     assert request.want_all
@@ -124,7 +124,7 @@ def test_a_missing_update_is_requested_from_its_origin_and_from_known_holders(wi
     wire.flow()
     wire.heal()
     wire["r3"].peers.at(address("r2")).acked.acknowledge(update.past)
-    wire["r3"].loss.ask(update.past)
+    wire["r3"].loss.fetch(update.past)
     urgent = {name for name in ("r1", "r2", "r4") if wire["r3"].peers.at(address(name)).urgent}
     assert urgent == {"r1", "r2"}
     wire.flow()
@@ -139,7 +139,7 @@ def test_a_missing_update_of_an_ended_incarnation_is_requested_from_all_members(
     wire.heal()
     wire.start("r3", "r1")
     wire.flow(0.5)
-    wire["r1"].loss.ask(update.past)
+    wire["r1"].loss.fetch(update.past)
     assert all(wire["r1"].peers.at(address(name)).urgent for name in ("r2", "r3"))
 
 
@@ -365,7 +365,7 @@ def test_a_client_that_moves_to_another_replica_reads_its_own_write_or_is_deferr
     with pytest.raises(DependenciesMissing):
         wire.get("r2", "x", wrote.metadata)
     wire.heal()
-    wire["r2"].loss.ask(wrote.metadata)
+    wire["r2"].loss.fetch(wrote.metadata)
     wire.flow()
     assert [version.value for version in wire.get("r2", "x", wrote.metadata).versions] == [b"1"]
 

@@ -25,7 +25,7 @@ def lose_an_update(wire: Wire) -> Update:
 
 def test_an_update_is_lost_once_all_members_have_reported(wire: Wire) -> None:
     update = lose_an_update(wire)
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire.flow()
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
@@ -42,14 +42,14 @@ def test_lost_updates_are_a_range_of_the_missing_counters(wire: Wire) -> None:
     wire.heal()
     wire.start("r3", "r1")
     wire.flow(1.5)
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.flow()
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (2, 3)}
 
 
 def test_an_entry_that_is_no_replica_id_is_never_lost(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
-    token = r1.loss.ask({"nonsense": 3})
+    token = r1.loss.fetch({"nonsense": 3})
     wire.flow()
     assert r1.loss.unrecoverable({"nonsense": 3}, token) == {}
 
@@ -57,7 +57,7 @@ def test_an_entry_that_is_no_replica_id_is_never_lost(wire: Wire) -> None:
 def test_rule_1_an_unknown_address_may_be_a_live_replica(wire: Wire) -> None:
     r1, _, _ = start_three(wire)
     unknown = {"r9:80@0000000000000001": 1}
-    token = r1.loss.ask(unknown)
+    token = r1.loss.fetch(unknown)
     wire.flow(5.0)
     assert r1.loss.unrecoverable(unknown, token) == {}
 
@@ -69,7 +69,7 @@ def test_rule_1_a_higher_incarnation_of_a_removed_address_may_be_alive(wire: Wir
     wire.crash("r3")
     r1.remove_replica_from_view(address("r3"), wire.now("r1"))
     wire.flow(5.0)
-    token = r1.loss.ask({**past, **later})
+    token = r1.loss.fetch({**past, **later})
     wire.flow(2.0)
     assert r1.loss.unrecoverable(past, token) == {r3.id: (1, 1)}
     assert r1.loss.unrecoverable(later, token) == {}
@@ -79,7 +79,7 @@ def test_rule_1_the_present_incarnation_of_a_member_may_return_with_the_update(w
     start_three(wire)
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.flow(10.0)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
 
@@ -89,7 +89,7 @@ def test_rule_1_a_removed_replica_has_ended(wire: Wire) -> None:
     wire.isolate("r3")
     update = wire.issue("r3", "x", b"1")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.flow(1.5)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}, "its last heartbeat is recent"
     wire.flow(3.0)
@@ -103,7 +103,7 @@ def test_rule_2_a_removed_replica_may_still_hand_over_its_own_updates(wire: Wire
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
     wire.round_trip("r1", "r2")
     update = wire.issue("r3", "x", b"1")
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.round_trip("r1", "r2")
     wire.round_trip("r3", "r2")
     wire.tick(0.1)
@@ -129,7 +129,7 @@ def test_rule_2_a_removed_replica_may_still_hand_over_updates_of_others(wire: Wi
     wire.round_trip("r1", "r3")
     for _ in range(3):
         wire.exchange("r1", "r2")
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.exchange("r1", "r2")
     wire.tick(0.1)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
@@ -149,7 +149,7 @@ def test_rule_2_a_removed_replica_without_further_updates_is_not_waited_for(wire
     wire.cuts.clear()
     wire.start("r2", "r1")
     wire.flow(1.5)
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.flow(2.0)
     assert wire.state("r3") == "removed"
     assert wire["r1"].loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}
@@ -162,7 +162,7 @@ def test_rule_2_members_report_heartbeats_of_a_removed_replica(wire: Wire) -> No
     wire.cuts.add(("r2", "r3"))
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
     unknown = {wire["r3"].id: 99}
-    token = wire["r1"].loss.ask(unknown)
+    token = wire["r1"].loss.fetch(unknown)
     for _ in range(20):
         wire.flow(0.5)
         assert wire["r1"].loss.unrecoverable(unknown, token) == {}
@@ -179,7 +179,7 @@ def test_rule_2_reports_older_than_the_silence_of_removed_replicas_do_not_count(
     wire.cut("r1", "r3")
     wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
     update = wire.issue("r3", "x", b"1")
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.round_trip("r1", "r2")
     wire.round_trip("r1", "r2")
     wire.round_trip("r3", "r2")
@@ -197,7 +197,7 @@ def test_rule_2_a_down_member_may_have_the_update_until_it_is_removed(wire: Wire
     update = lose_an_update(wire)
     wire.crash("r2")
     wire.flow(5.0)
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.flow(5.0)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire["r1"].remove_replica_from_view(address("r2"), wire.now("r1"))
@@ -208,7 +208,7 @@ def test_rule_2_a_down_member_may_have_the_update_until_it_is_removed(wire: Wire
 def test_rule_2_reports_older_than_the_query_do_not_count(wire: Wire) -> None:
     update = lose_an_update(wire)
     wire.flow(2.0)
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.exchange("r1", "r2")
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
     wire.exchange("r1", "r3")
@@ -220,7 +220,7 @@ def test_rule_2_an_exchange_in_flight_at_the_time_of_the_query_does_not_count(wi
     update = lose_an_update(wire)
     in_flight = wire.begin("r1", "r2")
     reply = wire.answer("r2", in_flight.message)
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.exchange("r1", "r3")
     wire.complete("r1", in_flight, reply)
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
@@ -231,7 +231,7 @@ def test_rule_2_an_exchange_in_flight_at_the_time_of_the_query_does_not_count(wi
 def test_rule_2_reports_under_another_membership_table_do_not_count(wire: Wire) -> None:
     """r2 may not know yet that r3 has ended, and may still accept the update from it."""
     update = lose_an_update(wire)
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.exchange("r1", "r2")
     wire["r1"].add_replica_from_view(address("r9"), wire.now("r1"))
     wire["r1"].remove_replica_from_view(address("r9"), wire.now("r1"))
@@ -243,7 +243,7 @@ def test_rule_2_reports_under_another_membership_table_do_not_count(wire: Wire) 
 
 def test_rule_2_reports_of_an_earlier_incarnation_do_not_count(wire: Wire) -> None:
     update = lose_an_update(wire)
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.flow()
     wire.crash("r2")
     wire.start("r2", "r3")
@@ -260,7 +260,7 @@ def test_rule_2_a_seed_that_never_answered_may_have_the_update_until_it_is_remov
     wire.flow(5.0)
     assert wire.state("r1") == "serving"
     past = {address("r2") + "@0000000000000001": 1}
-    token = r1.loss.ask(past)
+    token = r1.loss.fetch(past)
     wire.flow(2.0)
     assert r1.loss.unrecoverable(past, token) == {}
     r1.remove_replica_from_view(address("r9"), wire.now("r1"))
@@ -282,7 +282,7 @@ def test_rule_3_an_update_that_a_member_has_is_not_lost(wire: Wire) -> None:
     r1.store.log.drop_origin(update.origin)
     if wire.has("r1", update.dot):
         pytest.fail("wrong setup: r1 has the update already")
-    token = r1.loss.ask(update.past)
+    token = r1.loss.fetch(update.past)
     for name in ("r2", "r3"):
         wire.round_trip("r1", name)
     assert r1.loss.unrecoverable(update.past, token) == {}
@@ -306,7 +306,7 @@ def test_rule_4_a_pending_update_of_a_member_is_not_lost(wire: Wire) -> None:
     r1 = wire["r1"]
     r1.remove_replica_from_view(address("r4"), wire.now("r1"))
     r1.add_replica_from_view(address("r4"), wire.now("r1"))
-    token = r1.loss.ask(effect.past)
+    token = r1.loss.fetch(effect.past)
     wire.flow(3.0)
     assert r1.loss.unrecoverable({effect.origin: 1}, token) == {}
     wire.heal()
@@ -345,12 +345,12 @@ def test_the_repetition_of_a_request_that_does_not_wait_learns_of_the_loss(wire:
     update = lose_an_update(wire)
     wire.flow(1.5)
     r1 = wire["r1"]
-    assert r1.loss.unrecoverable(update.past, r1.loss.ask_again(update.past)) == {}
+    assert r1.loss.unrecoverable(update.past, r1.loss.fetch_for_retry(update.past)) == {}
     wire.flow(2.0)
-    assert r1.loss.unrecoverable(update.past, r1.loss.ask(update.past)) == {}
-    assert r1.loss.unrecoverable(update.past, r1.loss.ask_again(update.past)) == {update.origin: (1, 1)}
+    assert r1.loss.unrecoverable(update.past, r1.loss.fetch(update.past)) == {}
+    assert r1.loss.unrecoverable(update.past, r1.loss.fetch_for_retry(update.past)) == {update.origin: (1, 1)}
     wire.flow(20.0)
-    assert r1.loss.unrecoverable(update.past, r1.loss.ask_again(update.past)) == {}
+    assert r1.loss.unrecoverable(update.past, r1.loss.fetch_for_retry(update.past)) == {}
 
 
 def test_rule_4_updates_of_a_message_that_is_applied_in_chunks_count_as_pending(wire: Wire) -> None:
@@ -367,7 +367,7 @@ def test_rule_4_updates_of_a_message_that_is_applied_in_chunks_count_as_pending(
     wire.heal()
     wire.start("r3", "r1", "r2")
     wire.flow(1.0)
-    tokens = r1.loss.ask(update.past), r2.loss.ask(update.past)
+    tokens = r1.loss.fetch(update.past), r2.loss.fetch(update.past)
     wire.flow(1.0)
     assert r1.loss.unrecoverable(update.past, tokens[0]) == {}
     assert r2.loss.unrecoverable(update.past, tokens[1]) == {}

@@ -33,7 +33,7 @@ def an_update_that_a_member_reports_is_not_lost(wire: Wire) -> None:
     for _ in range(3):
         wire.round_trip("r3", "r1")
     wire["r2"].membership.merge(wire["r1"].membership.table.entries)
-    token = wire["r1"].loss.ask(update.past)
+    token = wire["r1"].loss.fetch(update.past)
     wire.round_trip("r1", "r2")
     wire.round_trip("r1", "r3")
     assert not wire.has("r1", update.dot)
