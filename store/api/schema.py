@@ -436,7 +436,7 @@ def _put(operation_id: str, summary: str) -> Object:
     return kvs_operation(
         operation_id,
         summary,
-        "Replaces every version of the key that this replica holds.",
+        "Replaces every version of the key that this replica has.",
         {
             "200": response(
                 "Replaced.",
@@ -466,7 +466,7 @@ POST_KEY: Final = _put("postKey", "Write a key (the same as PUT)")
 DELETE_KEY: Final = kvs_operation(
     "deleteKey",
     "Delete a key",
-    "Deletes every version of the key that this replica holds. A concurrent write survives.",
+    "Deletes every version of the key that this replica has. A concurrent write survives.",
     {
         "200": response(
             "Deleted.",
