@@ -1,6 +1,7 @@
 """The result of a check: a report with its violations."""
 
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Violation:
 
 @dataclass(slots=True)
 class Report:
-    """The result of one check. It is true if it contains no violation.
+    """The result of one check.
 
     ``checked``: how many operations (replicas in ``check_convergence``, updates in ``check_survivors``) were checked;
     ``reads``: how many reads could have violated a promise; ``conflicts``: how many pairs of concurrent writes some
@@ -46,8 +47,9 @@ class Report:
         """Whether the check found no violation."""
         return not self.violations
 
-    def __bool__(self) -> bool:
-        return not self.violations
+    def __bool__(self) -> NoReturn:
+        # Without this, every report would be true.
+        raise TypeError("ask a report for ok")
 
     def __str__(self) -> str:
         if not self.violations:

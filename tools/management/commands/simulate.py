@@ -33,7 +33,7 @@ class Command(BaseCommand):
         parser.add_argument("--operations", type=int, default=200, help="client operations per run")
         parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
         parser.add_argument(
-            "--shrink", action="store_true", help="find the smallest failing run of --seed and explain it"
+            "--shrink", action="store_true", help="make the run of --seed shorter as long as it fails, and explain it"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -100,8 +100,8 @@ class Command(BaseCommand):
         )
         for words in outcome.violations[:5]:
             self.stdout.write(f"  {words}")
-        if not history.check(outcome.history, served_in_order=True):
-            self.stdout.write("the smallest part of the history that shows it:")
+        if not history.check(outcome.history, served_in_order=True).ok:
+            self.stdout.write("a part of the history that shows it:")
             part = history.shrink(outcome.history, served_in_order=True)
             for violation in history.check(part, served_in_order=True).violations[:3]:
                 self.stdout.write(f"  {violation}")
