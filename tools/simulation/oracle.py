@@ -128,18 +128,16 @@ class Oracle:
 
     @staticmethod
     def _is_unknown_to(replica: Replica, holder: Replica) -> bool:
-        """Return whether the membership table of ``replica`` does not know this incarnation of ``holder`` at all.
+        """Return whether ``replica`` has to reckon with ``holder`` although its table does not name this incarnation.
 
-        It knows an incarnation that is present, removed or superseded. It also counts as known if an operator removed
-        the address (DELETE /view) before any process there was reached: the operator says that nothing there is
-        needed. Only the operator can know that, and may be wrong. (Seed 405685: a replica that restarts is cut off, and
-        both others are removed at it.)
+        It has to if the table does not hold the address at all, or has the address as a member whose restart it has not
+        heard of: that member has not reported. It need not if an operator has removed the address (DELETE /view): the
+        operator says that nothing there is needed. Only the operator can know that, and may be wrong. Then the removed
+        replica, or a process that starts there later, brings the update back. (Seeds of the kind: a replica is cut off,
+        and the origin and another replica are removed at it; the other one restarts and receives the update.)
         """
         entry = replica.membership.table.entries.get(holder.address)
-        if entry is None:
-            return True
-        was_never_reached = entry.incarnation == 0 and not entry.belongs
-        return not was_never_reached and entry.incarnation < incarnation_of(holder.id)
+        return entry is None or (entry.belongs and entry.incarnation < incarnation_of(holder.id))
 
     # -- what replicas hold ----------------------------------------------------------------------------
 

@@ -252,6 +252,26 @@ def test_rule_2_reports_of_an_earlier_incarnation_do_not_count(wire: Wire) -> No
     assert wire["r1"].loss.unrecoverable(update.past, token) == {}
 
 
+def test_a_replica_that_was_removed_and_restarts_brings_lost_updates_back(wire: Wire) -> None:
+    """r3 is cut off, and an operator removes r1 and r2 at it. r2 restarts unheard, and receives what r1 has."""
+    _, _, r3 = start_three(wire)
+    wire.isolate("r3")
+    update = wire.issue("r1", "x", b"1")
+    for name in ("r1", "r2"):
+        r3.remove_replica_from_view(address(name), wire.now("r3"))
+    wire.crash("r2")
+    wire.start("r2", "r1")
+    wire.flow(4.0)
+    token = r3.loss.fetch(update.past)
+    wire.flow(1.0)
+    assert r3.loss.unrecoverable(update.past, token) == {update.origin: (1, 1)}, "as the operator said"
+    wire.heal()
+    r3.add_replica_from_view(address("r2"), wire.now("r3"))
+    wire.flow(4.0)
+    assert wire.has("r3", update.dot)
+    assert wire.values("r3", "x") == [b"1"]
+
+
 def test_rule_2_a_seed_that_never_answered_may_have_the_update_until_it_is_removed(wire: Wire) -> None:
     wire.start("r2")
     wire.crash("r2")
