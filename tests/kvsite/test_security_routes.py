@@ -107,7 +107,7 @@ class RecordingNode:
 
     def __init__(self) -> None:
         self.id = ID
-        self.inspector = self
+        self.inspector = self  # Calls of the inspector are recorded like those of the node.
         self.reached: list[str] = []
         self._node = FakeNode()
 
