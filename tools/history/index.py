@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from tools.history.operations import HistoryError, Operation, Value, ids_of
 from tools.history.violations import Findings
 
-ABSENT = -1  # source of a read that found no value
+NONE = -1  # no operation
+ABSENT = NONE  # source of a read that found no value
 THIN_AIR = -2  # source of a read of a value that no operation wrote
 
 
@@ -62,7 +63,7 @@ class Index:
         writer: dict[tuple[str, Value], int] = {}
         updates = self.updates
         # Operation -> the last acknowledged operation before it in its session.
-        before: list[int] = [ABSENT] * len(operations)
+        before: list[int] = [NONE] * len(operations)
         queue_of: dict[str, int] = {}
         queues = self.queues
         last: list[int] = []
@@ -78,7 +79,7 @@ class Index:
             if queue is None:
                 queue = queue_of[session] = len(queues)
                 queues.append([])
-                last.append(ABSENT)
+                last.append(NONE)
             before[number] = last[queue]
             if status == "failed" or (status == "unknown" and not operation.writes):
                 continue
@@ -155,7 +156,7 @@ class Index:
                 cause = by_id[name]
                 if self.operations[cause].status in ("unknown", "failed"):
                     cause = before[cause]
-                if cause != ABSENT:
+                if cause != NONE:
                     self._add_cause(cause, number)
 
     def _add_cause(self, cause: int, number: int) -> None:
@@ -175,13 +176,13 @@ class Index:
                 # In exact mode an unknown write may be a link between replacements, so it is kept.
                 continue
             self.queues.append([number])
-            if before[number] != ABSENT:
+            if before[number] != NONE:
                 self._add_cause(before[number], number)
 
     def first_undone(self, number: int, done: bytearray) -> int:
-        """Return a cause of the operation, reads aside, that is not done yet; ``ABSENT`` if all are done."""
+        """Return a cause of the operation, reads aside, that is not done yet; ``NONE`` if all are done."""
         for cause in self.extra_causes.get(number, ()):
             if not done[cause]:
                 return cause
-        previous = self.served_after.get(number, ABSENT)
-        return previous if previous >= 0 and not done[previous] else ABSENT
+        previous = self.served_after.get(number, NONE)
+        return previous if previous >= 0 and not done[previous] else NONE

@@ -1,7 +1,7 @@
 """Shrink a history with a violation to a small counterexample that a person can read.
 
 A violation names its operations and the pairs of them whose order it needs. The shrinker first keeps the operations
-and, for each pair, a shortest chain of causes that shows the order. Then it removes sessions, ever smaller ranges of
+and, for each pair, a shortest path of causes that shows the order. Then it removes sessions, ever smaller ranges of
 operations, and single reads and writes, as long as the same violation is still found (delta debugging, ``ddmin``:
 Zeller and Hildebrandt, "Simplifying and isolating failure-inducing input", IEEE TSE 2002).
 """
@@ -159,21 +159,21 @@ class _Shrinker:
         return part
 
     def _explanation(self) -> list[int]:
-        """Return the violation's operations, and for each pair in its ``order`` a shortest chain of causes."""
+        """Return the violation's operations, and for each pair in its ``order`` a shortest path of causes."""
         number = self.positions.by_id
         kept = {number[id_] for id_ in self.violation.operations}
         for a, b in self.violation.order:
-            kept.update(self._chain(number[a], number[b]))
+            kept.update(self._path(number[a], number[b]))
         return sorted(kept)
 
-    def _chain(self, a: int, b: int) -> list[int]:
-        """Return a causal chain from a to b with the fewest changes of session; [] if a does not precede b.
+    def _path(self, a: int, b: int) -> list[int]:
+        """Return a causal path from a to b with the fewest changes of session; [] if a does not precede b.
 
         A breadth-first search from b: each layer goes back along the sessions of the operations reached, and from there
         by reads and ``after`` to other sessions.
         """
         history, writers, in_session = self.history, self.positions.writers, self.positions.in_session
-        path: dict[int, tuple[int, ...]] = {b: ()}  # operation -> the operations after it on the chain to b
+        paths: dict[int, tuple[int, ...]] = {b: ()}  # operation -> the operations after it on the path to b
         searched = {history[b].session: -1}  # session -> the last index in it that was searched
         layer = [b]
         while layer:
@@ -186,7 +186,7 @@ class _Shrinker:
                     # An unknown write precedes nothing in its session; it precedes only the reads of its value.
                     if number != end and history[number].status in ("unknown", "failed"):
                         continue
-                    following = path[end] + ((end,) if number != end else ())
+                    following = paths[end] + ((end,) if number != end else ())
                     if number == a:
                         return [a, *following]
                     operation = history[number]
@@ -195,8 +195,8 @@ class _Shrinker:
                     ]
                     causes += [self.positions.by_id[id_] for id_ in operation.after]
                     for cause in causes:
-                        if cause >= 0 and cause not in path:
-                            path[cause] = (*following, number)
+                        if cause >= 0 and cause not in paths:
+                            paths[cause] = (*following, number)
                             next_layer.append(cause)
                 searched[session] = max(searched.get(session, -1), in_session[end])
             layer = next_layer

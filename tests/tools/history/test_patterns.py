@@ -44,7 +44,7 @@ def test_the_counterexample_is_found_among_unrelated_operations(name: str) -> No
     assert len(small) <= len(history)
 
 
-def test_a_counterexample_keeps_the_chain_of_causes_and_nothing_else() -> None:
+def test_a_counterexample_keeps_the_path_of_causes_and_nothing_else() -> None:
     history = [put("a", x="1"), put("a", x="2")]
     for i in range(200):  # 200 causal paths from session a to session b
         history.append(put("a", **{f"k{i}": "1"}))
@@ -95,7 +95,7 @@ def test_arbitration_can_be_disabled() -> None:
     assert patterns(history, arbitration=False) == []
 
 
-def test_many_unknown_writes_share_few_chains() -> None:
+def test_many_unknown_writes_share_few_lanes() -> None:
     history = []
     for i in range(300):
         history += [changed(put("a", x=f"{i}"), status="unknown"), get("a", x=f"{i}")]
