@@ -88,9 +88,9 @@ def test_a_secured_cluster_works_like_any_other(cluster: ClusterFactory) -> None
         ({"KV_CLUSTER_SECRET": OTHER}, "does not prove that it has our KV_CLUSTER_SECRET"),
     ]:
         if says != "401":
-            refused = command("join_view", "127.0.0.1:1", "--at", at, **credentials)
-            assert refused.returncode == 1
-            assert says in refused.stderr
+            failed = command("join_view", "127.0.0.1:1", "--at", at, **credentials)
+            assert failed.returncode == 1
+            assert says in failed.stderr
         else:
             assert says in command("show_view", "--at", at, **credentials).stderr
     assert command("join_view", made.addresses[2], "--at", at, KV_CLUSTER_SECRET=SECRET).stdout.endswith("present\n")

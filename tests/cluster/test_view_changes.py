@@ -31,8 +31,8 @@ def test_a_removed_replica_leaves_all_views_rejects_clients_and_rejoins_after_a_
     wait_until_at((0, 1), lambda i: view(trio, i) == {0, 1}, timeout_s=DOWN_AFTER_S)
     wait_until(lambda: rejects_clients(trio, 2), timeout_s=DOWN_AFTER_S)
     for method, path in (("PUT", "/kvs/view/of-2"), ("DELETE", "/kvs/view/of-2"), ("GET", "/kvs"), ("POST", "/kvs")):
-        refused = send(trio, 2, method, path, {"value": 1, "reads": ["view/of-2"], "writes": []})
-        assert (refused.status, refused.body["error"]) == (503, NOT_IN_VIEW), (method, path)
+        rejected = send(trio, 2, method, path, {"value": 1, "reads": ["view/of-2"], "writes": []})
+        assert (rejected.status, rejected.body["error"]) == (503, NOT_IN_VIEW), (method, path)
     code, text = readiness(trio, 2)
     assert code == 503
     assert NOT_IN_VIEW in text

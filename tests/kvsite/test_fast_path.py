@@ -320,7 +320,7 @@ def test_routes_are_found_as_django_finds_them(path: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_request_is_as_django_makes_it(name: str) -> None:
+def test_the_request_equals_that_of_django(name: str) -> None:
     case = CASES[name]._replace(environ={**CASES[name].environ, "SCRIPT_NAME": ""})
     theirs, ours = WSGIRequest(environ_of(case)), ApiRequest(environ_of(case), case.path)
     assert (ours.method, ours.path, ours.media_type) == (theirs.method, theirs.path_info, theirs.content_type)

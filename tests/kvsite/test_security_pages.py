@@ -200,9 +200,9 @@ def login(browser: Client, password: str) -> Any:
 def test_during_a_pause_even_the_right_password_is_rejected(browser: Client) -> None:
     statuses = [login(browser, f"guess {n}").status_code for n in range(FREE_ATTEMPTS + 3)]
     assert statuses == [200] * FREE_ATTEMPTS + [429] * 3
-    refused = login(browser, "open sesame")
-    assert refused.status_code == 429
-    assert int(refused["Retry-After"]) >= 1
+    rejected = login(browser, "open sesame")
+    assert rejected.status_code == 429
+    assert int(rejected["Retry-After"]) >= 1
     assert login(Client(REMOTE_ADDR="192.0.2.77"), "open sesame").status_code == 302
 
 

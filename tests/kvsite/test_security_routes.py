@@ -316,8 +316,8 @@ def test_a_transaction_that_only_reads_is_a_read(site: Any) -> None:
         b'{"writes": [{"key": "a", "value": 1}]}',
         b'{"reads": ["a"], "writes": [{"key": "a", "delete": true}]}',
     ):
-        refused = secured.ask("POST", "/kvs", body, **bearer(READ))
-        assert (refused.status, refused.error) == (403, "Token 'look' may only read")
+        rejected = secured.ask("POST", "/kvs", body, **bearer(READ))
+        assert (rejected.status, rejected.error) == (403, "Token 'look' may only read")
     assert secured.changes() == before
     assert secured.ask("POST", "/kvs", b'{"writes": [{"key": "a", "value": 1}]}', **bearer(WRITE)).status == 200
 

@@ -214,7 +214,7 @@ def pieces(*texts: bytes) -> Iterator[bytes]:
     yield from texts
 
 
-def test_a_chunked_body_is_read_whole(lone: LocalCluster) -> None:
+def test_a_chunked_body_is_read_completely(lone: LocalCluster) -> None:
     url = f"{lone.url(0)}/kvs/chunked"
     response = requests.put(url, data=pieces(b'{"val', b'ue": "in ', b'pieces"}'), headers=JSON, timeout=5)
     assert response.status_code == 201

@@ -408,7 +408,7 @@ def test_resolve_returns_normalized_addresses_up_to_a_limit(monkeypatch: pytest.
             resolve("peers.test", 80)
 
 
-def test_a_failed_lookup_says_why() -> None:
+def test_the_error_of_a_failed_lookup_states_the_cause() -> None:
     with pytest.raises(LookupFailed, match=r"[Nn]ame"):
         resolve("no-such-name.invalid", 80)
     with pytest.raises(LookupFailed, match="too long"):
@@ -419,9 +419,9 @@ def test_a_failed_lookup_says_why() -> None:
 
 
 def test_an_invalid_name_stops_the_start_with_one_line() -> None:
-    refused = run_until_exit(KV_VIEW_DNS="10.0.0.1:8090")
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == (
+    ended = run_until_exit(KV_VIEW_DNS="10.0.0.1:8090")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
         "KV_VIEW_DNS: '10.0.0.1:8090' is an IP address, but must be a DNS name and a port; set VIEW for addresses\n"
     )
 

@@ -60,7 +60,7 @@ def test_a_reply_that_is_no_longer_waited_for_changes_nothing() -> None:
     assert (peer.state, peer.in_flight) == (PeerState.FAILED, 9)
 
 
-def test_a_failed_peer_is_asked_by_the_timer_only() -> None:
+def test_only_the_timer_retries_a_failed_peer() -> None:
     peer = peer_in(PeerState.EXCHANGING)
     peer.urgent = peer.more = True
     assert peer.exchange_due_at(own_counter=3, now_s=1.0) == 1.0
@@ -69,7 +69,7 @@ def test_a_failed_peer_is_asked_by_the_timer_only() -> None:
     assert peer.exchange_due_at(own_counter=3, now_s=1.0) == 2.5
 
 
-def test_a_new_incarnation_of_a_failed_peer_is_asked_at_once() -> None:
+def test_a_new_incarnation_of_a_failed_peer_is_contacted_at_once() -> None:
     peer = peer_in(PeerState.EXCHANGING)
     peer.fail(OWN_ID, 1.0)
     peer.schedule.next_sync_s = 2.5

@@ -40,7 +40,7 @@ def test_pages_and_their_tables_are_well_formed(show_cluster: ShowCluster, clust
     assert Client().get("/admin/overview/").content.decode().strip() in html
 
 
-def test_a_process_without_a_replica_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_a_process_without_a_replica_states_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site_module, "poller", ClusterPoller(poll_cluster))
     assert "No replica runs in this process" in Client().get("/admin/").content.decode()
 

@@ -115,7 +115,7 @@ def test_the_last_known_status_has_the_parts_that_were_requested(fake_node: Fake
     assert silent_in_overview["status"] == {"of": C, "late_s": 0.01}
 
 
-def test_only_members_are_asked_for_their_status(fake_node: FakeMember) -> None:
+def test_only_members_receive_status_requests(fake_node: FakeMember) -> None:
     assert StatusFetcher().fetch(cast("Node", fake_node), ["10.9.9.9:1", B]) == {B: {"of": B, "late_s": 0.0}}
 
 

@@ -228,7 +228,7 @@ def test_leave_waits_until_the_replica_is_drained(at: str, node: FakeNode, monke
     assert node.addresses == ["127.0.0.1:1"]
 
 
-def test_leave_of_the_only_member_says_that_nobody_has_its_updates(
+def test_leave_of_the_only_member_warns_that_no_other_member_has_its_updates(
     at: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leave_view, "POLL_S", 0.001)
