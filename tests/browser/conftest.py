@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tools.paths import REPOSITORY
+
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -23,7 +25,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SCREENSHOTS = Path(__file__).parents[2] / "docs" / "screenshots"
+SCREENSHOTS = REPOSITORY / "docs" / "screenshots"
 
 
 class CheckedPage:

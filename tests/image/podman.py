@@ -31,8 +31,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from tools.matrix import find
+from tools.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / ".venv" / "image"
 SYSTEM_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 CGROUPS = Path("/sys/fs/cgroup")

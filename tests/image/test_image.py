@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.image.podman import REPOSITORY, ImageError, Podman, base_of, base_substitute, build
+from tests.image.podman import ImageError, Podman, base_of, base_substitute, build
 from tests.support.waiting import wait_until
 from tools.netns.cluster import Network
+from tools.paths import REPOSITORY
 
 IMAGE = "localhost/causeway:checked"
 GRACE_S = 15

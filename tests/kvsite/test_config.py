@@ -6,7 +6,6 @@ import dataclasses
 import operator
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,9 @@ from store.api_tokens import ApiToken
 from store.environment import declaration, nested, settings_of
 from store.management.connection import CLIENT_SETTINGS
 from tools import settings_page
+from tools.paths import REPOSITORY
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+DOCS = REPOSITORY / "docs" / "settings.md"
 
 
 def test_without_variables_the_replica_is_open_and_on_loopback() -> None:

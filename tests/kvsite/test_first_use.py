@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tools.paths import REPOSITORY
 
 RACE = """
 import sys, threading
@@ -26,5 +25,5 @@ for thread in threads: thread.join()
 
 def test_many_threads_can_decode_their_first_message_at_once() -> None:
     for _ in range(12):
-        done = subprocess.run([sys.executable, "-c", RACE.format(root=str(ROOT))], timeout=60, check=False)
+        done = subprocess.run([sys.executable, "-c", RACE.format(root=str(REPOSITORY))], timeout=60, check=False)
         assert done.returncode == 0, f"the process died with {done.returncode}"

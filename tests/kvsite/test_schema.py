@@ -28,9 +28,9 @@ from tests.kvsite.schemathesis import hooks as _hooks
 from tests.support.api import Api, make_context, make_store
 from tests.support.fake_node import FakeNode
 from tests.support.ports import free_ports
+from tools.paths import REPOSITORY
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "tests" / "kvsite" / "schemathesis" / "schemathesis.toml"
+CONFIG = REPOSITORY / "tests" / "kvsite" / "schemathesis" / "schemathesis.toml"
 UNDOCUMENTED = {"/replication/exchange", "/replication/snapshot", "/schema/", "/docs/"}
 """Routes that only replicas use, and the document itself."""
 
@@ -160,7 +160,7 @@ def test_schemathesis_finds_nothing_against_a_real_replica(tmp_path: Path) -> No
             *("run", f"{cluster.url(0)}/schema/", "--max-examples", "20"),
             *("--exclude-operation-id", "addToView", "--exclude-operation-id", "removeFromView"),
         ]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "No issues found" in done.stdout
         assert "Traceback" not in cluster.log(0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -29,8 +28,9 @@ from tests.long_life.support import cluster_of, report, send, status, transact
 from tests.support.http import Response
 from tests.support.waiting import wait_until
 from tests.support.wire import Wire, address, run
+from tools.paths import REPOSITORY
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+DOCS = REPOSITORY / "docs" / "settings.md"
 NAMES = ("r1", "r2", "r3")
 
 

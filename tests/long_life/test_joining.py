@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -20,8 +19,7 @@ from kvsite.cluster import LocalCluster
 from tests.long_life.support import EVERYBODY, cluster_of, has_converged, report, send, status, transact
 from tests.support.waiting import wait_until
 from tools.benchmark.stats import percentile
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tools.paths import REPOSITORY
 
 JOINED_KEYS = 200_000
 BEFORE_S, AFTER_S = 8.0, 4.0

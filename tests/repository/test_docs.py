@@ -23,14 +23,16 @@ from replication.replica import Replica
 from replication.status import replica_status
 from store.clock import Instant
 from store.settings import RequestLimits
+from tools.paths import REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     path
-    for path in ROOT.rglob("*.md")
-    if not any(part.startswith(".") or part in ("vendor", "node_modules") for part in path.relative_to(ROOT).parts)
+    for path in REPOSITORY.rglob("*.md")
+    if not any(
+        part.startswith(".") or part in ("vendor", "node_modules") for part in path.relative_to(REPOSITORY).parts
+    )
 )
-NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
+NAMES = [path.relative_to(REPOSITORY).as_posix() for path in PAGES]
 EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=NAMES)
 
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
@@ -72,7 +74,7 @@ def test_every_link_has_a_target(page: Path) -> None:
             continue
         path, _, anchor = unquote(link).partition("#")
         target = (page.parent / path).resolve() if path else page
-        if not target.is_relative_to(ROOT) or not target.exists():
+        if not target.is_relative_to(REPOSITORY) or not target.exists():
             broken.append(f"{link}: no such file")
         elif anchor and anchor not in anchors(target):
             broken.append(f"{link}: {target.name} has no such heading")
@@ -103,13 +105,13 @@ def test_every_metric_that_a_page_names_exists(page: Path) -> None:
 
 
 def test_every_metric_is_documented() -> None:
-    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    page = (REPOSITORY / "docs" / "api.md").read_text("utf-8")
     assert {name for name in METRICS if name not in page} == set()
 
 
 def test_every_parameter_of_the_api_is_documented() -> None:
     """docs/api.md names each query parameter as `name=…` or `name`."""
-    named = set(re.findall(r"[`?&]([a-z-]+)[=`]", (ROOT / "docs" / "api.md").read_text("utf-8")))
+    named = set(re.findall(r"[`?&]([a-z-]+)[=`]", (REPOSITORY / "docs" / "api.md").read_text("utf-8")))
     parameters = [
         parameter["name"]
         for methods in document(RequestLimits())["paths"].values()
@@ -129,7 +131,7 @@ def test_every_command_that_a_page_names_exists(page: Path) -> None:
 
 def test_every_target_of_make_that_a_page_names_exists() -> None:
     """A target is `make NAME` in code."""
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text("utf-8"), re.MULTILINE))
     for page in PAGES:
         named = set(re.findall(r"(?:`|^\$ |^)make ([a-z]+)", page.read_text("utf-8"), re.MULTILINE))
         assert named <= targets, page
@@ -137,10 +139,10 @@ def test_every_target_of_make_that_a_page_names_exists() -> None:
 
 def test_every_kind_of_event_is_documented() -> None:
     """docs/operations.md names each kind of event, as the log shows it."""
-    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "replication").glob("*.py"))
+    code = "\n".join(path.read_text("utf-8") for path in (REPOSITORY / "replication").glob("*.py"))
     kinds = set(re.findall(r"\.record\(\s*\"([a-z]+)\"", code))
     assert {"started", "superseded", "lost"} <= kinds
-    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    page = (REPOSITORY / "docs" / "operations.md").read_text("utf-8")
     assert {kind for kind in kinds if not re.search(rf"`{kind}\b", page)} == set()
 
 
@@ -151,7 +153,7 @@ def test_every_field_of_the_status_is_documented() -> None:
     replica.add_replica_from_view("b:1", now)
     status = replica_status(replica, defaultdict(int), now)
     fields = {*status, *status["view"][0], *status["log"], *status["throughput"], *status["events"][0], "open"}
-    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    page = (REPOSITORY / "docs" / "api.md").read_text("utf-8")
     section = page.partition("### `/replication/status`")[2].partition("\n### ")[0]
     table = "\n".join(re.findall(r"^\| .+ \|$", section, re.MULTILINE))
     assert {"replica_id", "missing_updates", "messages_refused", "kind"} <= fields
@@ -165,13 +167,13 @@ def test_every_block_of_yaml_is_valid(page: Path) -> None:
 
 
 def test_the_readme_links_to_every_page() -> None:
-    readme = set(links(ROOT / "README.md"))
-    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= readme
+    readme = set(links(REPOSITORY / "README.md"))
+    assert {f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")} <= readme
 
 
 # -- paths and names in code spans -----------------------------------------------------------------------------------
 
-TOP: Final = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+TOP: Final = sorted(path.name for path in REPOSITORY.iterdir() if path.is_dir() and not path.name.startswith("."))
 CODE: Final = re.compile(r"`([^`\n]+)`")
 PATH: Final = re.compile(rf"(?:{'|'.join(TOP)})/[\w./*-]*|[\w-]+\.(?:py|md|toml|yaml)|Makefile|Dockerfile")
 MODULE: Final = re.compile(r"\b(?:store|replication|kvsite|tools)(?:\.[a-z_]+)+")
@@ -192,7 +194,9 @@ def test_every_path_in_a_code_span_exists(page: Path) -> None:
         path = span.strip()
         if not PATH.fullmatch(path) or path in GENERATED:
             continue
-        found = [*ROOT.glob(path)] or (page.parent / path).exists() or ("/" not in path and [*ROOT.rglob(path)])
+        found = (
+            [*REPOSITORY.glob(path)] or (page.parent / path).exists() or ("/" not in path and [*REPOSITORY.rglob(path)])
+        )
         if not found:
             missing.append(path)
     assert missing == []
@@ -204,17 +208,17 @@ def test_every_module_in_code_exists(page: Path) -> None:
     code = "\n".join([*code_spans(page), *(block[0] for block in FENCED.finditer(page.read_text("utf-8")))])
     missing = set()
     for name in set(MODULE.findall(code)):
-        path = ROOT / name.replace(".", "/")
+        path = REPOSITORY / name.replace(".", "/")
         parents = (path, path.parent)
-        if not any(each.is_dir() or each.with_suffix(".py").exists() for each in parents if each != ROOT):
+        if not any(each.is_dir() or each.with_suffix(".py").exists() for each in parents if each != REPOSITORY):
             missing.add(name)
     assert missing == set()
 
 
 SOURCE_PAGES: Final = [
-    ROOT / "ARCHITECTURE.md",
-    ROOT / "docs" / "protocol.md",
-    *sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md")),
+    REPOSITORY / "ARCHITECTURE.md",
+    REPOSITORY / "docs" / "protocol.md",
+    *sorted((REPOSITORY / "docs" / "decisions").glob("[0-9]*.md")),
 ]
 NAME: Final = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*)(?:\(.*\))?")
 
@@ -224,9 +228,9 @@ def source_words() -> frozenset[str]:
     """Return every word in the Python code and the settings of the repository."""
     words: set[str] = set()
     for top in TOP:
-        for path in (ROOT / top).rglob("*.py"):
+        for path in (REPOSITORY / top).rglob("*.py"):
             words |= set(re.findall(r"\w+", path.read_text("utf-8")))
-    return frozenset(words | set(re.findall(r"\w+", (ROOT / "pyproject.toml").read_text("utf-8"))))
+    return frozenset(words | set(re.findall(r"\w+", (REPOSITORY / "pyproject.toml").read_text("utf-8"))))
 
 
 @pytest.mark.parametrize("page", SOURCE_PAGES, ids=lambda page: page.name)
@@ -241,11 +245,11 @@ def test_every_identifier_of_a_page_about_the_code_exists(page: Path) -> None:
 
 
 def test_the_code_map_names_every_module() -> None:
-    mapped = set(links(ROOT / "ARCHITECTURE.md"))
+    mapped = set(links(REPOSITORY / "ARCHITECTURE.md"))
     modules = {
-        path.relative_to(ROOT).as_posix()
+        path.relative_to(REPOSITORY).as_posix()
         for package in ("store", "replication", "kvsite")
-        for path in (ROOT / package).glob("*.py")
+        for path in (REPOSITORY / package).glob("*.py")
         if path.name not in ("__init__.py", "apps.py")
     }
     assert modules - mapped == set()
@@ -253,7 +257,7 @@ def test_the_code_map_names_every_module() -> None:
 
 # -- the contract ----------------------------------------------------------------------------------------------------
 
-CONTRACT: Final = ROOT / "docs" / "contract.md"
+CONTRACT: Final = REPOSITORY / "docs" / "contract.md"
 CITATION: Final = re.compile(r"[Cc]ontract(?:\.md)?[`)\]]*,? +(?:sections? +)?((?:P?\d+(?:\.\d+)?(?:,| to| and)? *)+)")
 
 
@@ -269,12 +273,14 @@ def test_every_citation_of_the_contract_names_a_section() -> None:
     assert {"1", "2.1", "2.8", "5", "P1", "P7"} <= sections
     wrong, citations = [], 0
     suffixes = {".py", ".md", ".txt", ".toml", ".yaml", ".html"}
-    for path in (path for top in TOP for path in (ROOT / top).rglob("*") if path.suffix in suffixes):
+    for path in (path for top in TOP for path in (REPOSITORY / top).rglob("*") if path.suffix in suffixes):
         text = re.sub(r"\s*\n\s*(?:# )?", " ", path.read_text("utf-8"))
         for cited in CITATION.findall(text):
             citations += 1
             wrong += [
-                f"{path.relative_to(ROOT)}: {n}" for n in re.findall(r"P?\d+(?:\.\d+)?", cited) if n not in sections
+                f"{path.relative_to(REPOSITORY)}: {n}"
+                for n in re.findall(r"P?\d+(?:\.\d+)?", cited)
+                if n not in sections
             ]
     assert wrong == []
     assert citations > 30
@@ -287,9 +293,9 @@ def test_pages_cite_documents_of_this_repository_only(page: Path) -> None:
 
 def test_code_cites_documents_of_this_repository_only() -> None:
     suffixes = {".py", ".txt", ".toml", ".yaml", ".html", ".lua", ".css", ".js"}
-    files = [*ROOT.glob("*.*"), *(path for top in TOP for path in (ROOT / top).rglob("*"))]
+    files = [*REPOSITORY.glob("*.*"), *(path for top in TOP for path in (REPOSITORY / top).rglob("*"))]
     citing = [
-        path.relative_to(ROOT).as_posix()
+        path.relative_to(REPOSITORY).as_posix()
         for path in files
         if path.suffix in suffixes and re.search(r"\b(?:SPEC|DESIGN) [P0-9]", path.read_text("utf-8"))
     ]
@@ -320,7 +326,7 @@ REPLACED: Final = re.compile(
 
 
 def test_the_glossary_defines_every_term_once() -> None:
-    rows = re.findall(r"^\| (\*\*.+?) \|", (ROOT / "docs" / "glossary.md").read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| (\*\*.+?) \|", (REPOSITORY / "docs" / "glossary.md").read_text("utf-8"), re.MULTILINE)
     defined = [term for row in rows for term in re.findall(r"\*\*(.+?)\*\*", row)]
     assert [term for term, count in Counter(defined).items() if count > 1] == []
     assert {term.strip() for term in TERMS.replace("\n", " ").split(";")} - set(defined) == set()
@@ -332,7 +338,7 @@ def test_no_page_uses_a_word_that_a_term_has_replaced(page: Path) -> None:
 
 
 def test_decisions_are_numbered_and_have_the_same_parts() -> None:
-    directory = ROOT / "docs" / "decisions"
+    directory = REPOSITORY / "docs" / "decisions"
     records = sorted(directory.glob("[0-9]*.md"))
     assert [int(path.name[:4]) for path in records] == [*range(1, len(records) + 1)]
     assert {path.name for path in records} <= set(links(directory / "README.md"))
@@ -349,7 +355,7 @@ def test_decisions_are_numbered_and_have_the_same_parts() -> None:
 
 
 def test_the_protocol_page_names_every_field_of_every_message() -> None:
-    page = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+    page = (REPOSITORY / "docs" / "protocol.md").read_text("utf-8")
     for message in (Exchange, SnapshotRequest, SnapshotPiece):
         fields = {field.encode_name for field in msgspec.structs.fields(message)}
         assert {field for field in fields if f"`{field}`" not in page} == set()

@@ -24,9 +24,10 @@ from kvsite.hosts import HostCheck
 from kvsite.server import STOP_TIMEOUT_S
 from store.environment import settings_of
 from store.settings import RequestLimits
+from tools.paths import REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
-BASE, COMPONENTS, EXAMPLE = ROOT / "base", ROOT / "components", ROOT / "overlays" / "example"
+MANIFESTS = REPOSITORY / "deploy" / "kubernetes"
+BASE, COMPONENTS, EXAMPLE = MANIFESTS / "base", MANIFESTS / "components", MANIFESTS / "overlays" / "example"
 OLDEST, NEWEST = "1.27", kubernetes_validate.latest_version().removesuffix(".0")
 """The oldest version is that of docs/kubernetes.md. It supports all fields that the files use by default."""
 
@@ -40,7 +41,7 @@ def read(path: Path) -> list[Resource]:
 
 
 def kustomizations() -> list[Path]:
-    return sorted(ROOT.rglob("kustomization.yaml"))
+    return sorted(MANIFESTS.rglob("kustomization.yaml"))
 
 
 def named(kustomization: Path, *fields: str) -> Iterator[Path]:
@@ -163,7 +164,7 @@ def test_kustomizations_list_every_file_and_no_file_that_is_missing() -> None:
         for target in named(path, "resources", "components", "patches"):
             assert (target / "kustomization.yaml").is_file() if target.is_dir() else target.is_file(), target
             used.add(target)
-    assert {path for path in ROOT.rglob("*.yaml") if path.name != "kustomization.yaml"} <= used
+    assert {path for path in MANIFESTS.rglob("*.yaml") if path.name != "kustomization.yaml"} <= used
 
 
 def test_selectors_match_the_labels_of_the_pods() -> None:
@@ -258,7 +259,7 @@ def test_every_container_is_locked_down(pod: Resource) -> None:
         }
         assert each["resources"]["requests"]["memory"]
         assert each["resources"]["limits"]["memory"]
-    image = (ROOT.parents[1] / "Dockerfile").read_text()
+    image = (REPOSITORY / "Dockerfile").read_text()
     assert "USER 10001:10001" in image
 
 
@@ -296,7 +297,7 @@ def test_secrets_come_from_a_file_outside_git_and_the_values_of_its_example_are_
 
 
 def test_no_file_contains_a_secret() -> None:
-    shipped = "".join(path.read_text() for path in ROOT.rglob("*.yaml"))
+    shipped = "".join(path.read_text() for path in MANIFESTS.rglob("*.yaml"))
     for name in SECRETS:
         assert not re.search(rf"name: {name}\b", shipped)
     assert "kind: Secret" not in shipped

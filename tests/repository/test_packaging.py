@@ -19,8 +19,8 @@ import yaml
 from kvsite.config import SETTINGS, Config
 from kvsite.server import STOP_TIMEOUT_S
 from tools import matrix
+from tools.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
 SECRETS = {setting.variable for setting in SETTINGS if setting.is_secret}
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]

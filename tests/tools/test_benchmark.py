@@ -25,6 +25,7 @@ from tools.benchmark.processes import BenchmarkError, find_program
 from tools.benchmark.relay import Relay
 from tools.benchmark.sections import SECTIONS
 from tools.benchmark.stats import number, percentile, ratios
+from tools.paths import REPOSITORY
 from tools.simulation.growth import count, exponent, growth_in_words, law
 
 PORT = 25000
@@ -379,7 +380,7 @@ def test_impossible_arguments_fail_before_any_measurement(monkeypatch: pytest.Mo
 
 
 def test_the_documentation_names_every_section_and_has_a_place_for_results() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "benchmarks" / "README.md").read_text()
+    text = (REPOSITORY / "docs" / "benchmarks" / "README.md").read_text()
     for section in SECTIONS:
         assert f"`{section}`" in text
     assert report.with_results(text, "x")
@@ -394,13 +395,12 @@ def test_the_ablation_replaces_only_what_exists() -> None:
 
 
 def test_nothing_else_leads_to_the_ablation() -> None:
-    repository = Path(__file__).parents[2]
     sources = [
-        repository / "manage.py",
+        REPOSITORY / "manage.py",
         *(
             path
             for package in ("kvsite", "replication", "store", "tools")
-            for path in (repository / package).rglob("*.py")
+            for path in (REPOSITORY / package).rglob("*.py")
         ),
     ]
     users = {path.name for path in sources if "benchmark.ablation" in path.read_text(encoding="utf-8")}

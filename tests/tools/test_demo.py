@@ -16,8 +16,8 @@ import pytest
 
 from tests.support.fake_replicas import FakeReplica, Handler, fake_replicas, found, json_response
 from tools.demo import audit, characters, load, report
+from tools.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PORT = 24900
 
 

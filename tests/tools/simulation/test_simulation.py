@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from tests.tools.simulation.mutants import MUTANTS
+from tools.paths import REPOSITORY
 from tools.simulation.campaign import attempt, campaign, shrink
 
-ROOT = Path(__file__).parents[3]
 RUNS = 2000
 OPERATIONS = 200
 PRINT_HISTORIES = """
@@ -74,7 +73,7 @@ def test_the_same_seed_gives_the_same_history_whatever_the_hash_seed() -> None:
                 PRINT_HISTORIES,
             ],
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            cwd=ROOT,
+            cwd=REPOSITORY,
             capture_output=True,
             text=True,
             timeout=120,
