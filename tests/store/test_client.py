@@ -375,6 +375,23 @@ def test_all_attempts_send_the_same_metadata(replicas: list[FakeReplica]) -> Non
     assert a.requests[0].body == b.requests[0].body
 
 
+def test_each_attempt_is_reported(replicas: list[FakeReplica]) -> None:
+    b = replicas[0]
+    b.respond_with(unavailable("0.01"), stored({"b@1": 1}))
+    attempts: list[client.Attempt] = []
+    with session(unused_address(), b, on_attempt=attempts.append, attempt_timeout_s=2.0) as s:
+        s.put("k", 1, wait_s=0.5)
+    assert [attempt.status for attempt in attempts if attempt.replica == b.url] == [503, 201]
+    assert attempts[-1].body["causal-metadata"] == {"b@1": 1}
+    assert attempts[-1].error == ""
+    assert attempts[0].status is None
+    assert "no connection" in attempts[0].error
+    for attempt in attempts:
+        assert attempt.wait_s == 0.5
+        assert 0.0 < attempt.timeout_s <= 2.5
+        assert attempt.began_s <= attempt.ended_s
+
+
 # ---- writes with an unknown outcome
 
 

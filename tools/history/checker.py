@@ -7,12 +7,13 @@ Rules of the pass
 * Each session has a vector: lane -> position of the last operation of that lane in the session's causal past (vector
   clocks; vectors.py). A lane is a session, or a sequence of unknown writes that causally follow each other. Reading a
   value joins the vector of its write.
-* For each read, the last write of its key per lane within the vector is compared with the write that the read returns.
-  It is *missed* if the read is absent; it makes the read *stale* if it causally follows the returned write; it is a
-  *conflict* if it is concurrent to the returned write: then the returned write must be later in the arbitration order.
-* The last write is enough because it replaced the earlier writes of its lane. In exact mode the records can contradict
-  this: a write may replace only a part of what precedes it. An earlier write that it left is *uncovered*. If there are
-  uncovered writes, the pass is repeated, and each read is compared with them too.
+* For each read and each lane, the pass takes the last write of the key that is within the vector, and compares it with
+  the write that the read returns. If the read returns no value, the read *misses* that write. If that write causally
+  follows the returned one, the read is *stale*. If the two are concurrent, they are in *conflict*, and the returned
+  write must be later in the arbitration order.
+* The last write of a lane is enough because it replaced the earlier ones. In exact mode the records can contradict
+  this: they may say that a write replaced only a part of the writes in its past. An earlier write that it did not
+  replace is *uncovered*. If there are uncovered writes, the pass is repeated, and compares each read with them too.
 * A delete that is visited later can still excuse an absent read or a conflict, so these are resolved after the pass.
 * A last pass adds the order of conflicts to the causal order. If it stops, there is a cycle: CyclicCF.
 
@@ -43,11 +44,12 @@ def check(
     """Search the history for all patterns of the package's docstring; report at most ``limit`` violations.
 
     ``arbitration``: search for CyclicCF too.
-    ``exact``: every write that happened has ``update`` and ``replaces``. Then a delete or an expiry excuses only what
-    it removed, directly or by a path of replacements, and a read of a version that a write in its past replaced is a
-    violation even if the two writes are concurrent.
+    ``exact``: every write that happened has ``update`` and ``replaces``. This makes two checks stricter. A delete or an
+    expiry excuses only what it removed, directly or by a path of replacements. And a read may not return a version that
+    a write in its past replaced, even if the two writes are concurrent.
     ``served_in_order``: operations with the same ``replica`` appear in the order in which that incarnation served them.
-    What it had applied for one response must then be visible in the next, whichever client asks. For simulations.
+    Everything that it had applied before one response must then be visible in the next one, to every client. For
+    simulations.
     Raises ``HistoryError`` if two operations write the same value to a key, share an id, or follow an unknown id.
     """
     spare = min(8, sum(operation.status == "unknown" for operation in operations))
