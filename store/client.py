@@ -45,6 +45,8 @@ history:
 
     with JsonLines("run.jsonl") as recorder, Session(replicas, recorder=recorder) as session: ...
 
+``on_attempt`` is called after every request to a replica, with an ``Attempt``: for metrics and tracing.
+
 Errors::
 
     ClientError
