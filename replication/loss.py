@@ -180,16 +180,25 @@ class LossDetector:
         """
         gaps = missing(self._store.clock, past)
         gaps = {id_: gap for id_, gap in gaps.items() if self._has_ended(id_)}
-        membership, table = self._membership, self._membership.table
-        if not gaps or membership.seeds.unanswered or membership.undiscovered or self.quiet_since is None:
-            return {}
-        ids = [table.present_id(address) for address in table.others]
-        reports = reports_since(max(token, self.quiet_since), self._peers.members(), ids, table.digest)
+        reports = self._reports_since(token) if gaps else None
         if reports is None:
             return {}
         found = unrecoverable(gaps, reports, self._store.clock, self.orphaned_pending())
         self._events.record_unrecoverable(found)
         return found
+
+    def can_decide(self, token: int) -> bool:
+        """Return whether rules 2 and 3 hold, so that ``unrecoverable`` may find a loss; cheap, whatever the past."""
+        reports = self._reports_since(token)
+        return reports is not None and all(covers(self._store.clock, report.clock) for report in reports)
+
+    def _reports_since(self, token: int) -> list[Report] | None:
+        """Return the reports of all members that rule 2 requires, None while one is missing."""
+        membership, table = self._membership, self._membership.table
+        if membership.seeds.unanswered or membership.undiscovered or self.quiet_since is None:
+            return None
+        ids = [table.present_id(address) for address in table.others]
+        return reports_since(max(token, self.quiet_since), self._peers.members(), ids, table.digest)
 
     def orphaned_pending(self) -> dict[str, int]:
         """Return the lowest pending counter of each origin that is no present incarnation: what rule 4 is about."""

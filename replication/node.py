@@ -185,6 +185,10 @@ class Node:
         """Return replica id -> (first, last) counter of the updates in ``past`` that no replica can provide."""
         return self.replica.loss.unrecoverable(past, token)
 
+    def can_report_loss(self, token: int) -> bool:
+        """Return whether all members have reported since ``token`` was issued, so that a loss can be known."""
+        return self.replica.loss.can_decide(token)
+
     def acks(self, dot: tuple[str, int]) -> int:
         """Return how many members are known to have applied ``dot``."""
         return self.replica.acks.count(dot)
@@ -242,6 +246,7 @@ class Node:
         with self._lock:
             self.replica.tick(read_clocks())
             self.engine.wake()
+            self.engine.wake_for_losses()
         self._follow_replica()
         self.inspector.sample()
 

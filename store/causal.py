@@ -34,6 +34,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
+from typing import Protocol
 
 import msgspec
 
@@ -130,6 +131,16 @@ class TransactionResult(msgspec.Struct, frozen=True):
     lost: LostUpdates = {}
 
 
+class StoreObserver(Protocol):
+    """What the store calls when its clock has changed."""
+
+    def applied(self, update: Update, clock: Clock) -> None:
+        """Note that ``update`` has been applied; ``clock`` covers it."""
+
+    def replaced(self, clock: Clock) -> None:
+        """Note that a snapshot has been joined: any key may have changed, and ``clock`` may have jumped."""
+
+
 class CausalStore:
     """The versions, exact clock, pending queue and log of one replica. Not thread-safe.
 
@@ -165,6 +176,8 @@ class CausalStore:
         """Number of updates applied one by one. Updates that arrived in a snapshot do not count."""
         self.recent_updates: deque[AppliedUpdate] = deque(maxlen=MAX_RECENT_UPDATES)
         """The updates applied most recently, the newest last, for the dashboard."""
+        self.observer: StoreObserver | None = None
+        """Called for each change of the clock; the engine sets it while requests wait for one."""
         self._last_deps: dict[str, Clock] = {}
         """Origin -> dependencies of its last applied update, a clock that versions share. ``_share_deps`` uses it again
         if the origin's next update has equal dependencies. Entries of retired ids go when the present ids change."""
@@ -417,6 +430,8 @@ class CausalStore:
         self.clock_changes += 1
         self.applied_count += 1
         self.recent_updates.append((now.wall_us, origin, update.counter))
+        if self.observer is not None:
+            self.observer.applied(update, self.clock)
 
     def _share_deps(self, origin: str, deps: Clock) -> Clock:
         """Return a clock equal to ``deps`` that versions can share, to save memory.
@@ -465,6 +480,8 @@ class CausalStore:
         self.hybrid_clock.observe(snapshot.timestamp, now)
         self.clock_changes += 1
         self.retired_changes += 1
+        if self.observer is not None:
+            self.observer.replaced(self.clock)
         # Any of the pending updates may have become applicable, or known.
         for item in self.pending.take_all():
             self._deliver(item.update, now)

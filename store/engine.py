@@ -9,9 +9,10 @@ A request waits if it cannot be answered yet:
 * *watching*: for a change of its key;
 * *acks*: for acknowledgements of its write by other members.
 
-Each waiting request has its own condition variable on the lock. ``wake`` tests the condition of each waiting request
-and notifies only those for which it holds. A waiting request occupies a thread of the server, so the number of waiting
-requests of each kind is limited. A request above the limit is rejected at once; if it is a write, it is not made.
+store/waiting.py indexes waiting requests by what they wait for, so a change costs only what it wakes. A waiting request
+occupies a thread of the server, so the number of places of each kind is limited. When all places are taken, the request
+that has waited longest is answered early: a deferred request with what is missing, a watch with the unchanged key, a
+write with the acks that it has.
 
 The store knows nothing about other replicas. The engine reaches them through the ``Replication`` port.
 """
@@ -20,19 +21,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import NamedTuple, ParamSpec, Protocol, Self, TypeVar
 
 from msgspec import structs
 
 from store.causal import CausalStore, ListResult, LostUpdates, ReadResult, TransactionResult, WriteResult
 from store.clock import Clock, Dot, Instant
-from store.errors import DependenciesMissing, TooManyAckWaits, TooManyDeferred, TooManyWatchers
+from store.errors import DependenciesMissing
 from store.hold_time import HoldTime
 from store.settings import StoreSettings
 from store.versions import Change, Update
+from store.waiting import Places, Waiter, Waiters
 
 __all__ = [
     "Acks",
@@ -104,6 +105,9 @@ class Replication(Protocol):
         Uses only what peers have reported since the time that ``token`` marks.
         """
 
+    def can_report_loss(self, token: int) -> bool:
+        """Return whether ``unrecoverable`` may have an answer for a request with ``token``; cheap."""
+
     def acks(self, dot: Dot) -> int:
         """Return how many members are known to have applied ``dot``, this one included."""
 
@@ -126,6 +130,9 @@ class LoneReplica:
     def unrecoverable(self, past: Clock, token: int) -> LostUpdates:
         return {}
 
+    def can_report_loss(self, token: int) -> bool:
+        return False
+
     def acks(self, dot: Dot) -> int:
         return 1
 
@@ -138,14 +145,44 @@ def read_clocks() -> Instant:
     return Instant(time.monotonic(), time.time_ns() // 1000)
 
 
-class _Waiter:
-    """One waiting request. ``is_due`` returns whether its wait is over. Used under the engine's lock only."""
+LOSS_CHECK_S = 1.0
+"""Least time between two looks at whether the past of one deferred request is lost."""
 
-    __slots__ = ("condition", "is_due")
 
-    def __init__(self, lock: threading.RLock, is_due: Callable[[], bool]) -> None:
-        self.condition = threading.Condition(lock)
-        self.is_due = is_due
+class _Place:
+    """The place of one waiting request, taken at its first wait and freed at the end of the block."""
+
+    def __init__(self, engine: Engine, places: Places) -> None:
+        self.waiter = Waiter(engine.lock)
+        self.is_lost = False
+        self._engine = engine
+        self._places = places
+        self._is_taken = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_taken:
+            self._engine.waiters.leave(self.waiter, self._places)
+            self._engine.follow_store()
+
+    def wait(self, timeout_s: float) -> None:
+        """Release the lock until the waiter is woken, at most ``timeout_s`` seconds.
+
+        ``is_lost`` says afterwards whether another request has taken the place.
+        """
+        engine = self._engine
+        if not self._is_taken:
+            self._is_taken = True
+            engine.waiters.enter(self.waiter, self._places)
+        engine.follow_store()
+        began_s = time.monotonic()
+        try:
+            self.waiter.wait(timeout_s)
+        finally:
+            engine.hold_time.seconds += time.monotonic() - began_s
+        self.is_lost = self.waiter not in self._places
 
 
 class Engine:
@@ -155,8 +192,8 @@ class Engine:
 
     ``hold_time``: per thread, how long calls have waited (store/hold_time.py).
     ``counts``: totals since the start. ``refused`` counts rejected requests; it keeps the public name of the metric.
-    ``deferred``, ``watchers``, ``ack_waits``: number of waiting requests of each kind. ``deferred`` and ``ack_waits``
-    are each at most ``max_deferred``, ``watchers`` at most ``max_watchers``.
+    ``waiters``: the waiting requests. At
+    most ``max_watchers`` watch, at most ``max_deferred`` are deferred, and as many wait for acks.
     """
 
     def __init__(
@@ -171,13 +208,10 @@ class Engine:
         self.replication: Replication = replication or LoneReplica()
         self.hold_time = HoldTime()
         self.counts = dict.fromkeys(("reads", "writes", "deletes", "transactions", "lists", "deferred", "refused"), 0)
-        self.deferred = 0
-        self.watchers = 0
-        self.ack_waits = 0
+        self.waiters = Waiters(store.settings.max_watchers, store.settings.max_deferred)
         self._store = store
         self._settings = store.settings
         self._now = now
-        self._waiters: list[_Waiter] = []
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -197,7 +231,8 @@ class Engine:
     ) -> ReadResult:
         """Read one key as soon as the entity tag of its winner is not in ``etags``.
 
-        After ``wait_s`` seconds, return the unchanged key. Raises NotServing, DependenciesMissing, TooManyWatchers.
+        Return the unchanged key after ``wait_s`` seconds, or earlier if the request loses its place to another one.
+        Raises NotServing, DependenciesMissing.
         """
         deadline = time.monotonic() + wait_s
 
@@ -208,16 +243,16 @@ class Engine:
             found = self.get(key, past, wait_s=wait_s, all_siblings=all_siblings)
             lost = found.lost
             past = _without(past, lost)
-            while unchanged(found) and (remaining := deadline - time.monotonic()) > 0:
-                if self.watchers >= self._settings.max_watchers:
-                    self.counts["refused"] += 1
-                    raise TooManyWatchers(f"{self.watchers} requests watch already")
-                self.watchers += 1
-                try:
-                    self._wait(lambda: self._has_changed(key, etags), self._until_expiry(found, remaining))
-                finally:
-                    self.watchers -= 1
-                found = self.get(key, past, wait_s=0, all_siblings=all_siblings)
+            with _Place(self, self.waiters.watching) as place:
+                while unchanged(found) and (remaining := deadline - time.monotonic()) > 0:
+                    self.waiters.by_key.add(place.waiter, key)
+                    try:
+                        place.wait(self._until_expiry(found, remaining))
+                    finally:
+                        self.waiters.by_key.remove(place.waiter, key)
+                    found = self.get(key, past, wait_s=0, all_siblings=all_siblings)
+                    if place.is_lost:
+                        break
         return structs.replace(found, lost=lost) if lost else found
 
     def write(self, change: Change, past: Clock, wait_s: float | None = None) -> WriteResult:
@@ -232,8 +267,6 @@ class Engine:
             wrote = self._serve(self._store.put, change, past, wait_s)
             if wrote.update is not None:
                 self.replication.update_issued(wrote.update)
-                if self._waiters:
-                    self.wake()
         return wrote
 
     def list(
@@ -261,7 +294,6 @@ class Engine:
             done = self._serve(partial(self._store.transact, reads), writes, past, wait_s)
             if done.update is not None:
                 self.replication.update_issued(done.update)
-                self.wake()
         return done
 
     def write_with_concern(
@@ -274,38 +306,59 @@ class Engine:
         """Call ``write`` (``self.write`` or ``self.transact``), then wait until ``concern`` is satisfied.
 
         Returns the result of ``write`` and the acks. The acks are None if ``concern`` is None, or if ``write`` issued
-        no update. Raises TooManyAckWaits before anything is written, and whatever ``write`` raises.
+        no update. Raises whatever ``write`` raises.
         """
         if concern is None:
             return write(*args, **kwargs), None
-        with self._ack_wait(concern):
-            done = write(*args, **kwargs)
-            return done, None if done.update is None else self.wait_for_acks(done.update.dot, concern)
+        done = write(*args, **kwargs)
+        return done, None if done.update is None else self.wait_for_acks(done.update.dot, concern)
 
     def wait_for_acks(self, dot: Dot, concern: WriteConcern) -> Acks:
         """Wait until ``concern`` is satisfied for ``dot`` or its timeout has passed; return the acks.
 
-        Stops waiting when the gate closes: a replica that leaves or is removed cannot collect acks.
+        Stops waiting when the gate closes, because a replica that leaves or is removed cannot collect acks, and when
+        the request loses its place to another one.
         """
-        members = concern.members
-
-        def acks() -> Acks:
-            wanted = members if isinstance(members, int) else self.replication.acks_required(members)
-            reached = self.replication.acks(dot)
-            return Acks(reached, reached >= wanted)
-
         with self.lock:
-            if not acks().enough and concern.timeout_s > 0:
-                self._wait(lambda: self._store.not_serving_reason is not None or acks().enough, concern.timeout_s)
-            return acks()
+            if not self._has_enough_acks(dot, concern.members) and concern.timeout_s > 0:
+                with _Place(self, self.waiters.ack_waits) as place:
+                    self.waiters.by_concern.add(place.waiter, dot, concern.members)
+                    try:
+                        place.wait(concern.timeout_s)
+                    finally:
+                        self.waiters.by_concern.remove(place.waiter, dot, concern.members)
+            return Acks(self.replication.acks(dot), self._has_enough_acks(dot, concern.members))
+
+    def _has_enough_acks(self, dot: Dot, members: int | str) -> bool:
+        required = members if isinstance(members, int) else self.replication.acks_required(members)
+        return self.replication.acks(dot) >= required
 
     # -- waiting ---------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Wake the requests whose wait is over. Call this under the lock after each change of the replica."""
-        for waiter in self._waiters:
-            if waiter.is_due():
-                waiter.condition.notify()
+        """Wake the requests that a message or a command may have ended the wait of; called under the lock after each.
+
+        The store itself reports the updates that it applies. This is about the gate and about acks.
+        """
+        if self._store.not_serving_reason is not None:
+            self.waiters.wake_all()
+        elif self.waiters.by_concern:
+            self.waiters.by_concern.acknowledged(self._has_enough_acks)
+
+    def wake_for_losses(self) -> None:
+        """Wake the deferred requests whose past may be lost; called under the lock several times a second.
+
+        Each is checked at most once per ``LOSS_CHECK_S``: a past may be large, and the answer rarely changes.
+        """
+        now_s = time.monotonic()
+        for waiter in self.waiters.deferred:
+            if now_s >= waiter.loss_check_at_s and self.replication.can_report_loss(waiter.token):
+                waiter.loss_check_at_s = now_s + LOSS_CHECK_S
+                waiter.wake()
+
+    def follow_store(self) -> None:
+        """Observe the store exactly while a request waits for a change of it."""
+        self._store.observer = self.waiters if self.waiters.observes else None
 
     def _serve(
         self,
@@ -317,91 +370,60 @@ class Engine:
         """Run one operation of the store, deferred if necessary. Call this under the lock; waiting releases it."""
         try:
             return operation(argument, past, self._now())
-        except DependenciesMissing as unreached:
+        except DependenciesMissing:
             timeout_s = self._settings.defer_timeout_s if wait_s is None else wait_s
-            # A request with wait=0 still triggers a fetch, so that a retry can succeed; it takes no waiter slot.
-            with self._deferral(unreached) if timeout_s > 0 else nullcontext():
-                return self._serve_deferred(partial(operation, argument), past, timeout_s)
+            if timeout_s <= 0:
+                # A request with wait=0 still triggers a fetch, so that a retry can succeed; it takes no place.
+                return self._serve_without(operation, argument, past, self.replication.fetch_for_retry(past))
+            return self._serve_deferred(partial(operation, argument), past, timeout_s)
+
+    def _serve_without(
+        self,
+        operation: Callable[[Argument, Clock, Instant], AnyResult],
+        argument: Argument,
+        past: Clock,
+        token: int,
+    ) -> AnyResult:
+        """Run ``operation`` without the lost part of ``past``, once. Raises DependenciesMissing if more is missing."""
+        lost = self.replication.unrecoverable(past, token)
+        try:
+            result = operation(argument, _without(past, lost), self._now())
+        except DependenciesMissing:
+            self.counts["refused"] += 1
+            raise
+        return structs.replace(result, lost=lost) if lost else result
 
     def _serve_deferred(
         self, operation: Callable[[Clock, Instant], AnyResult], past: Clock, timeout_s: float
     ) -> AnyResult:
         """Run ``operation`` as soon as ``past`` is covered, apart from updates that are unrecoverable.
 
-        Raises DependenciesMissing after ``timeout_s``.
+        Raises DependenciesMissing after ``timeout_s``, or earlier if the request loses its place to another one.
         """
         deadline = time.monotonic() + timeout_s
         lost: LostUpdates = {}
-        token = self.replication.fetch(past) if timeout_s > 0 else self.replication.fetch_for_retry(past)
-        while True:
-            unrecoverable = self.replication.unrecoverable(past, token)
-            lost.update(unrecoverable)
-            past = _without(past, unrecoverable)
-            try:
-                result = operation(past, self._now())
-            except DependenciesMissing:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    self.counts["refused"] += 1
-                    raise
-                self._wait(self._can_proceed(past, token), remaining)
-            else:
-                return structs.replace(result, lost=lost) if lost else result
-
-    def _can_proceed(self, past: Clock, token: int) -> Callable[[], bool]:
-        """Return a test for the end of a deferral: rejected, served, or with a smaller past to try again."""
-        return lambda: (
-            self._store.not_serving_reason is not None
-            or self._store.is_causal(past)
-            or bool(self.replication.unrecoverable(past, token))
-        )
-
-    @contextmanager
-    def _deferral(self, unreached: DependenciesMissing) -> Iterator[None]:
-        """Count a deferred request. Raises TooManyDeferred if too many are deferred already."""
-        if self.deferred >= self._settings.max_deferred:
-            self.counts["refused"] += 1
-            raise TooManyDeferred(unreached.missing)
-        self.deferred += 1
+        token = self.replication.fetch(past)
         self.counts["deferred"] += 1
-        try:
-            yield
-        finally:
-            self.deferred -= 1
-
-    @contextmanager
-    def _ack_wait(self, concern: WriteConcern) -> Iterator[None]:
-        """Reserve a place to wait for acks before the write is made. A write with ``w=1`` never waits."""
-        if concern.members == 1:
-            yield
-            return
-        with self.lock:
-            if self.ack_waits >= self._settings.max_deferred:
-                self.counts["refused"] += 1
-                raise TooManyAckWaits(f"{self.ack_waits} writes wait for acks already")
-            self.ack_waits += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.ack_waits -= 1
-
-    def _wait(self, is_due: Callable[[], bool], timeout_s: float) -> None:
-        """Release the lock and wait until ``is_due`` returns True, at most ``timeout_s``."""
-        waiter = _Waiter(self.lock, is_due)
-        self._waiters.append(waiter)
-        began_s = time.monotonic()
-        try:
-            waiter.condition.wait_for(is_due, timeout_s)
-        finally:
-            self.hold_time.seconds += time.monotonic() - began_s
-            self._waiters.remove(waiter)
-
-    def _has_changed(self, key: str, etags: Sequence[str]) -> bool:
-        if self._store.not_serving_reason is not None:
-            return True
-        versions = self._store.table.get(key)
-        return not versions or versions[0].etag not in etags
+        with _Place(self, self.waiters.deferred) as place:
+            place.waiter.token = token
+            while True:
+                unrecoverable = self.replication.unrecoverable(past, token)
+                lost.update(unrecoverable)
+                past = _without(past, unrecoverable)
+                try:
+                    result = operation(past, self._now())
+                except DependenciesMissing as unreached:
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0 or place.is_lost:
+                        self.counts["refused"] += 1
+                        raise
+                    self.waiters.by_dot.add(place.waiter, unreached.missing)
+                    try:
+                        place.wait(remaining)
+                    finally:
+                        self.waiters.by_dot.remove(place.waiter)
+                else:
+                    return structs.replace(result, lost=lost) if lost else result
 
     def _until_expiry(self, found: ReadResult, remaining_s: float) -> float:
         """Return how long to wait for a change: at most until the first version expires.
@@ -432,9 +454,9 @@ class Engine:
                 "log_updates": store.log.count,
                 "log_bytes": store.log.bytes,
                 "applied": store.applied_count,
-                "deferred_now": self.deferred,
-                "watchers": self.watchers,
-                "ack_waits": self.ack_waits,
+                "deferred_now": len(self.waiters.deferred),
+                "watchers": len(self.waiters.watching),
+                "ack_waits": len(self.waiters.ack_waits),
                 **self.counts,
             }
 

@@ -3,11 +3,8 @@
     StoreError
     ├── NotServing            this replica does not serve clients: it joins, leaves, or was removed
     ├── DependenciesMissing   part of the request's causal past has not been applied here
-    │   └── TooManyDeferred   … and the limit of requests that wait for that is reached
     ├── PreconditionFailed    a condition (If-Match, If-None-Match) does not hold
     ├── OutOfMemory           KV_MAX_MEMORY is reached; only writes that free memory succeed
-    ├── TooManyWatchers       the limit of requests that watch a key is reached
-    ├── TooManyAckWaits       the limit of writes that wait for acks is reached
     └── BadUpdate             a peer sent an update that no correct replica issues
 
 A client's operation that raises one of these has written nothing. ``BadUpdate`` concerns one update of a message: the
@@ -42,18 +39,6 @@ class DependenciesMissing(StoreError):
         super().__init__("Causal dependencies not satisfied; try again later")
         self.missing = dict(missing)
         self.retry_after_s = retry_after_s
-
-
-class TooManyDeferred(DependenciesMissing):
-    """The request may not wait for its causal past, because KV_MAX_DEFERRED requests do so already."""
-
-
-class TooManyWatchers(StoreError):
-    """The request may not watch a key, because KV_MAX_WATCHERS requests do so already."""
-
-
-class TooManyAckWaits(StoreError):
-    """The write was not applied, because KV_MAX_DEFERRED writes wait for acks of other members already."""
 
 
 class PreconditionFailed(StoreError):

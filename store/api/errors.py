@@ -26,8 +26,6 @@ from store.errors import (
     OutOfMemory,
     PreconditionFailed,
     StoreError,
-    TooManyAckWaits,
-    TooManyWatchers,
 )
 
 if TYPE_CHECKING:
@@ -82,8 +80,6 @@ def _store_error(exc: StoreError) -> ApiError:
         return ApiError(503, _NOT_REACHED, {"missing": missing}, {"Retry-After": str(exc.retry_after_s)})
     if isinstance(exc, NotServing):
         return ApiError(503, exc.reason)
-    if isinstance(exc, (TooManyWatchers, TooManyAckWaits)):
-        return ApiError(503, "Too many requests wait already; try again later", headers={"Retry-After": "1"})
     if isinstance(exc, PreconditionFailed):
         headers = {} if exc.etag is None else {"ETag": exc.etag}
         return ApiError(412, "Precondition failed", headers=headers, metadata=exc.metadata)

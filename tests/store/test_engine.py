@@ -20,12 +20,10 @@ from store.errors import (
     OutOfMemory,
     PreconditionFailed,
     StoreError,
-    TooManyAckWaits,
-    TooManyDeferred,
-    TooManyWatchers,
 )
 from store.settings import StoreSettings
 from store.versions import Change, Update
+from store.waiting import Waiter
 from tests.support.waiting import wait_until
 from tests.support.wire import NOW, write
 
@@ -61,6 +59,10 @@ class Peers:
         self.tokens.append(token)
         return {id_: gap for id_, gap in self.unrecoverable_gaps.items() if past.get(id_, 0) >= gap[0]}
 
+    def can_report_loss(self, token: int) -> bool:
+        self._check_lock()
+        return bool(self.unrecoverable_gaps)
+
     def acks(self, dot: Dot) -> int:
         self._check_lock()
         return self.acked
@@ -90,10 +92,13 @@ class Rig:
         return self.pool.submit(request, *args, **options)
 
     def deferred(self, count: int) -> None:
-        wait_until(lambda: self.engine.deferred == count)
+        wait_until(lambda: len(self.engine.waiters.deferred) == count)
 
     def watching(self, count: int) -> None:
-        wait_until(lambda: self.engine.watchers == count)
+        wait_until(lambda: len(self.engine.waiters.watching) == count)
+
+    def waiting_for_acks(self, count: int) -> None:
+        wait_until(lambda: len(self.engine.waiters.ack_waits) == count)
 
     def receive(self, *updates: Update) -> None:
         with self.engine.lock:
@@ -134,7 +139,7 @@ def test_a_deferred_read_returns_when_its_causal_past_arrives(rig: Rig) -> None:
     assert not reading.done()
     rig.receive(update)
     assert result(reading).versions[0].value == b"1"
-    assert rig.engine.deferred == 0
+    assert len(rig.engine.waiters.deferred) == 0
 
 
 @pytest.mark.parametrize("operation", ["put", "delete", "list", "transact"])
@@ -170,7 +175,7 @@ def test_a_past_that_does_not_arrive_is_reported_after_the_timeout(rig: Rig) -> 
         rig.engine.get("x", {"other": 3}, wait_s=0.05)
     assert 0.05 <= time.monotonic() - started < 1.0
     assert raised.value.missing == {"other": (0, 3)}
-    assert rig.engine.deferred == 0
+    assert len(rig.engine.waiters.deferred) == 0
     assert rig.engine.counts["refused"] == 1
 
 
@@ -187,18 +192,85 @@ def test_the_default_timeout_is_the_setting(rig: Rig) -> None:
     short.pool.shutdown()
 
 
-def test_a_request_above_max_deferred_is_rejected_at_once_and_others_are_served(rig: Rig) -> None:
+def test_above_max_deferred_the_request_that_has_waited_longest_is_answered_early(rig: Rig) -> None:
     update = write(rig.other, "x", b"1")
-    waiting = [rig.ask(rig.engine.get, "x", update.past) for _ in range(2)]
-    rig.deferred(2)
-    with pytest.raises(TooManyDeferred) as raised:
-        rig.engine.get("x", update.past)
-    assert raised.value.missing == {update.origin: (0, 1)}
+    waiting = []
+    for count in (1, 2):
+        waiting.append(rig.ask(rig.engine.get, "x", update.past))
+        rig.deferred(count)
+    waiting.append(rig.ask(rig.engine.get, "x", update.past))
+    with pytest.raises(DependenciesMissing) as early:
+        result(waiting[0])
+    assert early.value.missing == {update.origin: (0, 1)}
     assert rig.engine.get("x", {}).versions == ()  # Waiting requests do not block others.
-    rig.engine.write(Change("y", b"1"), {})
     rig.receive(update)
-    assert all(result(reading).versions for reading in waiting)
-    assert rig.engine.get("x", update.past).versions
+    assert all(result(reading).versions for reading in waiting[1:])
+
+
+def test_with_max_deferred_0_no_request_waits() -> None:
+    rig = make(StoreSettings(max_deferred=0, max_watchers=0, defer_timeout_s=LONG_S))
+    with pytest.raises(DependenciesMissing):
+        rig.engine.get("x", {"other": 1})
+    wrote = rig.engine.write(Change("x", b"1"), {})
+    assert rig.engine.watch("x", {}, [wrote.etag or ""], LONG_S).versions
+    assert rig.engine.wait_for_acks((rig.store.replica_id, 1), WriteConcern(3, LONG_S)) == (1, False)
+    rig.pool.shutdown()
+
+
+def test_a_deferred_request_passes_its_missing_dots_in_any_order(rig: Rig) -> None:
+    others = [CausalStore(f"o{number}@0000000000000001") for number in range(4)]
+    updates = [write(other, f"k{number}", b"1") for number, other in enumerate(others)]
+    reading = rig.ask(rig.engine.get, "k0", {update.origin: 1 for update in updates})
+    rig.deferred(1)
+    for update in (updates[2], updates[0], updates[3]):
+        rig.receive(update)
+    assert not reading.done()
+    rig.receive(updates[1])
+    assert result(reading).versions
+
+
+def test_a_joined_snapshot_wakes_deferred_requests_and_watches(rig: Rig) -> None:
+    wrote = rig.engine.write(Change("x", b"1"), {})
+    update = write(rig.other, "y", b"1")
+    reading = rig.ask(rig.engine.get, "y", update.past)
+    watching = rig.ask(rig.engine.watch, "x", {}, [wrote.etag or ""], LONG_S)
+    rig.deferred(1)
+    rig.watching(1)
+    rig.other.receive([wrote.update] if wrote.update else [], NOW)
+    rig.other.put(Change("x", b"2"), {}, NOW)
+    with rig.engine.lock:
+        rig.store.join(rig.other.snapshot(NOW), NOW)
+    assert result(reading).versions[0].value == b"1"
+    assert result(watching).versions[0].value == b"2"
+
+
+def test_an_update_wakes_only_the_requests_that_it_concerns(rig: Rig) -> None:
+    """One watch of its key wakes. A deferred request that lacks it and more moves to its next missing dot."""
+    with rig.engine.lock:
+        waiters = [Waiter(rig.engine.lock) for _ in range(400)]
+        for number, waiter in enumerate(waiters[:200]):
+            rig.engine.waiters.by_key.add(waiter, f"k{number}")
+        for number, waiter in enumerate(waiters[200:]):
+            rig.engine.waiters.by_dot.add(waiter, {"another": (0, 9), f"o{number}": (0, 1)})
+        rig.engine.follow_store()
+        other = CausalStore("o7")
+        rig.store.receive([write(other, "k5", b"1")], NOW)
+    assert [number for number, waiter in enumerate(waiters) if waiter.is_awake] == [5]
+
+
+def test_nothing_of_a_request_is_left_after_its_wait(rig: Rig) -> None:
+    wrote = rig.engine.write(Change("x", b"1"), {})
+    for number in range(20):
+        with pytest.raises(DependenciesMissing):
+            rig.engine.get("x", {f"invented{number}": 1, "other": 1}, wait_s=0.001)
+        rig.engine.watch("x", {}, [wrote.etag or ""], 0.001)
+        rig.engine.wait_for_acks((rig.store.replica_id, 1), WriteConcern(number + 2, 0.001))
+    waiters = rig.engine.waiters
+    assert not waiters.by_dot
+    assert not waiters.by_key
+    assert not waiters.by_concern
+    assert rig.store.observer is None
+    assert [len(places) for places in (waiters.deferred, waiters.watching, waiters.ack_waits)] == [0, 0, 0]
 
 
 def test_a_closed_gate_wakes_and_rejects_waiting_requests(rig: Rig) -> None:
@@ -242,7 +314,7 @@ def test_unrecoverable_updates_are_dropped_from_the_past_and_reported(rig: Rig) 
     rig.deferred(1)
     with rig.engine.lock:
         rig.peers.unrecoverable_gaps = {"dead": (1, 3)}
-        rig.engine.wake()
+        rig.engine.wake_for_losses()
     found = result(reading)
     assert found.lost == {"dead": (1, 3)}
     assert found.metadata == {}
@@ -297,7 +369,7 @@ def test_a_watch_returns_when_the_winner_changes(rig: Rig) -> None:
     assert not watching.done()
     rig.engine.write(Change("x", b"2"), {})
     assert result(watching).versions[0].value == b"2"
-    assert rig.engine.watchers == 0
+    assert len(rig.engine.waiters.watching) == 0
 
 
 def test_a_watch_returns_after_a_delete_a_transaction_and_a_peers_update(rig: Rig) -> None:
@@ -341,15 +413,16 @@ def test_a_watch_first_waits_for_its_causal_past(rig: Rig) -> None:
     assert result(watching).versions[0].value == b"1"
 
 
-def test_a_watch_above_max_watchers_is_rejected_at_once(rig: Rig) -> None:
+def test_above_max_watchers_the_watch_that_has_waited_longest_returns_unchanged(rig: Rig) -> None:
     wrote = rig.engine.write(Change("x", b"1"), {})
-    watching = [rig.ask(rig.engine.watch, "x", {}, [wrote.etag or ""], LONG_S) for _ in range(2)]
-    rig.watching(2)
-    with pytest.raises(TooManyWatchers):
-        rig.engine.watch("x", {}, [wrote.etag or ""], LONG_S)
-    assert rig.engine.get("x", {}).versions
+    watching = []
+    for count in (1, 2):
+        watching.append(rig.ask(rig.engine.watch, "x", {}, [wrote.etag or ""], LONG_S))
+        rig.watching(count)
+    watching.append(rig.ask(rig.engine.watch, "x", {}, [wrote.etag or ""], LONG_S))
+    assert result(watching[0]).versions[0].value == b"1", "its place is taken: unchanged"
     rig.engine.write(Change("x", b"2"), {})
-    assert [result(watch).versions[0].value for watch in watching] == [b"2", b"2"]
+    assert [result(watch).versions[0].value for watch in watching[1:]] == [b"2", b"2"]
 
 
 # -- acks ----------------------------------------------------------------------------------------------------------
@@ -366,7 +439,7 @@ def test_a_write_waits_until_its_write_concern_is_satisfied(rig: Rig, members: i
     writing = rig.ask(
         rig.engine.write_with_concern, WriteConcern(members, LONG_S), rig.engine.write, Change("x", b"1"), {}
     )
-    wait_until(lambda: len(rig.engine._waiters) == 1)
+    wait_until(lambda: len(rig.engine.waiters.ack_waits) == 1)
     assert rig.engine.get("x", {}).versions  # The write is visible at this replica already.
     acked(rig, needed - 1)
     assert not writing.done()
@@ -374,7 +447,7 @@ def test_a_write_waits_until_its_write_concern_is_satisfied(rig: Rig, members: i
     wrote, acks = result(writing)
     assert wrote.created
     assert acks == (needed, True)
-    assert rig.engine.ack_waits == 0
+    assert len(rig.engine.waiters.ack_waits) == 0
 
 
 def test_too_few_acks_in_time_are_reported_and_the_write_stands(rig: Rig) -> None:
@@ -399,29 +472,32 @@ def test_a_write_without_an_update_has_no_acks(rig: Rig) -> None:
 
 def test_a_wait_for_acks_ends_when_the_gate_closes(rig: Rig) -> None:
     writing = rig.ask(rig.engine.write_with_concern, WriteConcern(3, LONG_S), rig.engine.write, Change("x", b"1"), {})
-    wait_until(lambda: len(rig.engine._waiters) == 1)
+    wait_until(lambda: len(rig.engine.waiters.ack_waits) == 1)
     rig.close()
     assert result(writing)[1] == (1, False)
 
 
-def test_a_write_above_the_limit_of_ack_waits_is_rejected_before_it_is_made(rig: Rig) -> None:
-    for key in ("a", "b"):
-        rig.ask(rig.engine.write_with_concern, WriteConcern(3, LONG_S), rig.engine.write, Change(key, b"1"), {})
-    wait_until(lambda: rig.engine.ack_waits == 2 and len(rig.engine._waiters) == 2)
-    with pytest.raises(TooManyAckWaits):
-        rig.engine.write_with_concern(WriteConcern(3, LONG_S), rig.engine.write, Change("c", b"1"), {})
-    assert rig.engine.get("c", {}).versions == ()
-    rig.engine.write_with_concern(WriteConcern(1, LONG_S), rig.engine.write, Change("c", b"1"), {})
+def test_above_the_limit_of_ack_waits_the_write_that_has_waited_longest_is_answered(rig: Rig) -> None:
+    waiting = []
+    for count, key in enumerate(("a", "b"), 1):
+        waiting.append(
+            rig.ask(rig.engine.write_with_concern, WriteConcern(3, LONG_S), rig.engine.write, Change(key, b"1"), {})
+        )
+        rig.waiting_for_acks(count)
+    waiting.append(
+        rig.ask(rig.engine.write_with_concern, WriteConcern(3, LONG_S), rig.engine.write, Change("c", b"1"), {})
+    )
+    assert result(waiting[0])[1] == (1, False)
     acked(rig, 3)
+    assert [result(future)[1] for future in waiting[1:]] == [(3, True), (3, True)]
 
 
-def test_a_failed_write_releases_its_ack_wait(rig: Rig) -> None:
-    for _ in range(3):
-        with pytest.raises(PreconditionFailed):
-            rig.engine.write_with_concern(
-                WriteConcern(3, LONG_S), rig.engine.write, Change("x", b"1", if_match=('"none"',)), {}
-            )
-    assert rig.engine.ack_waits == 0
+def test_a_failed_write_waits_for_no_acks(rig: Rig) -> None:
+    with pytest.raises(PreconditionFailed):
+        rig.engine.write_with_concern(
+            WriteConcern(3, LONG_S), rig.engine.write, Change("x", b"1", if_match=('"none"',)), {}
+        )
+    assert len(rig.engine.waiters.ack_waits) == 0
 
 
 # -- calls of the port ---------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from store.engine import Engine
-from store.errors import StoreError, TooManyDeferred, TooManyWatchers
 from tests.support.api import LIMITS, OWN_ID, PEER_ID, Api, Response, api, make_store
 from tests.support.waiting import wait_until
 
@@ -195,7 +194,7 @@ def test_wait_defers_a_request_until_its_past_arrives(api: Api) -> None:
     reading = threading.Thread(target=lambda: results.append(api.get("/kvs/a?wait=20", {PEER_ID: 1})))
     engine = api.engine
     reading.start()
-    wait_until(lambda: engine.deferred)
+    wait_until(lambda: len(engine.waiters.deferred))
     with engine.lock:
         api.receive_update("a", b'"of a peer"')
         engine.wake()
@@ -221,6 +220,9 @@ def test_lost_updates_are_reported(api: Api) -> None:
 
         def unrecoverable(self, past: Any, token: int) -> dict[str, tuple[int, int]]:
             return {PEER_ID: (3, past[PEER_ID])} if past.get(PEER_ID, 0) > 2 else {}
+
+        def can_report_loss(self, token: int) -> bool:
+            return True
 
         def acks(self, dot: Any) -> int:
             return 1
@@ -285,7 +287,7 @@ def test_a_watch_returns_when_the_key_changes(api: Api) -> None:
     headers = {"If-None-Match": OWN_ETAG}
     watching = threading.Thread(target=lambda: results.append(api.get("/kvs/a?wait=20", headers=headers)))
     watching.start()
-    wait_until(lambda: api.engine.watchers)
+    wait_until(lambda: len(api.engine.waiters.watching))
     assert api.put("/kvs/a", 2).status == 200
     watching.join(10)
     assert (results[0].status, results[0].body["value"]) == (200, 2)
@@ -326,14 +328,11 @@ def test_a_request_that_writes_nothing_has_no_acks(api: Api) -> None:
     assert (reads.status, "acks" in reads.body) == (200, False)
 
 
-def test_a_write_that_cannot_wait_for_acks_is_not_made(api: Api) -> None:
+def test_a_write_without_a_place_to_wait_for_acks_is_answered_at_once(api: Api) -> None:
     full = Api(make_store(max_deferred=0))
-    before = full.state()
-    rejected = full.ask("PUT", "/kvs/a", {"value": 1, "w": 2, "causal-metadata": {OWN_ID: 0}})
-    assert (rejected.status, rejected.metadata) == (503, {})
-    assert rejected.headers["Retry-After"] == "1"
-    assert full.state() == before
-    assert full.ask("PUT", "/kvs/a", {"value": 1, "w": 1}).body["acks"] == 1
+    answer = full.ask("PUT", "/kvs/a", {"value": 1, "w": 2, "w-timeout": 30})
+    assert (answer.status, answer.body["acks"]) == (202, 1)
+    assert full.get("/kvs/a").body["value"] == 1
 
 
 def test_an_ack_wait_blocks_no_other_request_and_ends_when_the_gate_closes(api: Api) -> None:
@@ -342,14 +341,14 @@ def test_an_ack_wait_blocks_no_other_request_and_ends_when_the_gate_closes(api: 
     waiting = threading.Thread(target=lambda: results.append(api.ask("PUT", "/kvs/a", body)))
     waiting.start()
     engine = api.engine
-    wait_until(lambda: engine.ack_waits and api.get("/kvs/a").status == 200)
+    wait_until(lambda: len(engine.waiters.ack_waits) and api.get("/kvs/a").status == 200)
     assert api.put("/kvs/b", 1).status == 201
     with engine.lock:
         api.store.not_serving_reason = "Replica is not in the view"
         engine.wake()
     waiting.join(10)
     assert (results[0].status, results[0].body["acks"]) == (202, 1)
-    assert engine.ack_waits == 0
+    assert len(engine.waiters.ack_waits) == 0
 
 
 # --- conflicts -------------------------------------------------------------------------------------------------------
@@ -492,16 +491,13 @@ def test_out_of_memory_is_507_and_deletes_succeed(api: Api) -> None:
     assert full.delete("/kvs/a").status == 200
 
 
-@pytest.mark.parametrize("error", [TooManyDeferred({PEER_ID: (0, 1)}), TooManyWatchers("64 requests watch already")])
-def test_too_many_waiting_requests_are_503(api: Api, monkeypatch: pytest.MonkeyPatch, error: StoreError) -> None:
-    def reject(*args: object, **kwargs: object) -> None:
-        raise error
-
-    monkeypatch.setattr(api.engine, "get", reject)
-    response = api.get("/kvs/a", {OWN_ID: 1})
-    assert response.status == 503
-    assert response.metadata == {OWN_ID: 1}
-    assert "Retry-After" in response.headers
+def test_a_request_without_a_place_to_wait_is_503_and_says_what_is_missing() -> None:
+    api = Api(make_store(max_deferred=0))
+    answer = api.get("/kvs/a", {PEER_ID: 1})
+    assert answer.status == 503
+    assert answer.body["missing"] == {PEER_ID: {"has": 0, "needs": 1}}
+    assert answer.metadata == {PEER_ID: 1}
+    assert "Retry-After" in answer.headers
 
 
 def test_an_unexpected_exception_is_a_logged_500_in_json_and_the_replica_continues(

@@ -1,0 +1,254 @@
+"""Requests that wait, indexed by what they wait for.
+
+A change wakes only the requests that it concerns. Its cost is proportional to what it wakes, not to what waits:
+
+* a *deferred* request stands under one dot that its causal past lacks, as an update does in the pending queue;
+* a *watching* request stands under its key;
+* a write that waits for *acks* stands under its write concern and origin, ordered by counter.
+
+While any request is deferred or watches, the store calls ``applied`` for each update that it applies, and ``replaced``
+after it has joined a snapshot.
+
+Each kind has a limited number of places. If all are taken, the request that has waited longest gives its place to the
+new one and is answered early. So places that belong to clients that have gone never lock others out.
+
+Everything here is used under the engine's lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from sortedcontainers import SortedDict
+
+from store.clock import Clock, Dot
+from store.versions import Update
+
+
+class Waiter:
+    """One waiting request: a condition on the engine's lock, and whether its wait is over.
+
+    ``token``, ``loss_check_at_s``: of a deferred request, for the question whether its past is lost, and when that may
+    be asked again (monotonic seconds).
+    """
+
+    __slots__ = ("condition", "is_awake", "loss_check_at_s", "token")
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self.condition = threading.Condition(lock)
+        self.is_awake = False
+        self.token = 0
+        self.loss_check_at_s = 0.0
+
+    def wake(self) -> None:
+        """End the wait."""
+        self.is_awake = True
+        self.condition.notify()
+
+    def wait(self, timeout_s: float) -> None:
+        """Release the lock until ``wake`` is called, at most ``timeout_s`` seconds."""
+        if not self.is_awake:
+            self.condition.wait(timeout_s)
+        self.is_awake = False
+
+
+class Places:
+    """The places of one kind of waiting request: at most ``limit`` of them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiters: dict[Waiter, None] = {}  # a dict keeps the order of arrival
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def __iter__(self) -> Iterator[Waiter]:
+        return iter(list(self._waiters))
+
+    def __contains__(self, waiter: Waiter) -> bool:
+        return waiter in self._waiters
+
+    def take(self, waiter: Waiter) -> None:
+        """Give ``waiter`` a place; take it from the request that has waited longest if all places are taken.
+
+        With a limit of 0, ``waiter`` itself loses the place at once.
+        """
+        self._waiters[waiter] = None
+        if len(self._waiters) > self._limit:
+            longest = next(iter(self._waiters))
+            del self._waiters[longest]
+            longest.wake()
+
+    def release(self, waiter: Waiter) -> None:
+        """Free the place of ``waiter``, if it still has one."""
+        self._waiters.pop(waiter, None)
+
+
+class DeferredIndex:
+    """Deferred requests, each under one dot that its causal past lacks."""
+
+    def __init__(self) -> None:
+        self._by_dot: dict[Dot, dict[Waiter, None]] = {}
+        self._missing: dict[Waiter, list[Dot]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._missing)
+
+    def add(self, waiter: Waiter, gaps: Mapping[str, tuple[int, int]]) -> None:
+        """Let ``waiter`` wait for all of ``gaps``: replica id -> (counter here, counter needed)."""
+        self._missing[waiter] = [(origin, needed) for origin, (_, needed) in gaps.items()]
+        self._by_dot.setdefault(self._missing[waiter][-1], {})[waiter] = None
+
+    def remove(self, waiter: Waiter) -> None:
+        """Forget ``waiter``, if it is here."""
+        missing = self._missing.pop(waiter, None)
+        if missing:
+            self._leave(waiter, missing[-1])
+
+    def applied(self, dot: Dot, clock: Clock) -> None:
+        """Wake the requests that lacked ``dot`` and lack nothing more; file the others under their next dot."""
+        for waiter in list(self._by_dot.get(dot, ())):
+            self._advance(waiter, clock)
+
+    def replaced(self, clock: Clock) -> None:
+        """Do the same for all requests: the clock has jumped."""
+        for waiter in list(self._missing):
+            self._advance(waiter, clock)
+
+    def _advance(self, waiter: Waiter, clock: Clock) -> None:
+        missing = self._missing[waiter]
+        self._leave(waiter, missing[-1])
+        # Each entry is passed once, so the work over the whole wait is linear in the size of the past.
+        while missing and clock.get(missing[-1][0], 0) >= missing[-1][1]:
+            missing.pop()
+        if missing:
+            self._by_dot.setdefault(missing[-1], {})[waiter] = None
+        else:
+            del self._missing[waiter]
+            waiter.wake()
+
+    def _leave(self, waiter: Waiter, dot: Dot) -> None:
+        waiting = self._by_dot[dot]
+        del waiting[waiter]
+        if not waiting:
+            del self._by_dot[dot]
+
+
+class WatchIndex:
+    """Watching requests by key."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, dict[Waiter, None]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_key)
+
+    def add(self, waiter: Waiter, key: str) -> None:
+        """Let ``waiter`` wait for a write of ``key``."""
+        self._by_key.setdefault(key, {})[waiter] = None
+
+    def remove(self, waiter: Waiter, key: str) -> None:
+        """Forget ``waiter``, if it is here."""
+        waiting = self._by_key.get(key)
+        if waiting is not None:
+            waiting.pop(waiter, None)
+            if not waiting:
+                del self._by_key[key]
+
+    def written(self, keys: Iterable[str]) -> None:
+        """Wake the requests that watch one of ``keys``."""
+        for key in keys:
+            for waiter in self._by_key.pop(key, ()):
+                waiter.wake()
+
+    def replaced(self) -> None:
+        """Wake all requests: any key may have changed."""
+        self.written(list(self._by_key))
+
+
+class AckIndex:
+    """Writes that wait for acks, by write concern and origin, ordered by counter.
+
+    A member that has applied an update has applied all earlier ones of its origin. So if the first write of a group
+    lacks acks, all later ones of the group lack them too.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[int | str, str], SortedDict] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def add(self, waiter: Waiter, dot: Dot, members: int | str) -> None:
+        """Let ``waiter`` wait until ``dot`` has the acks that the write concern ``members`` requires."""
+        origin, counter = dot
+        self._groups.setdefault((members, origin), SortedDict()).setdefault(counter, []).append(waiter)
+
+    def remove(self, waiter: Waiter, dot: Dot, members: int | str) -> None:
+        """Forget ``waiter``, if it is here."""
+        origin, counter = dot
+        group = self._groups.get((members, origin))
+        if group is None or waiter not in group.get(counter, ()):
+            return
+        group[counter].remove(waiter)
+        if not group[counter]:
+            del group[counter]
+        if not group:
+            del self._groups[members, origin]
+
+    def acknowledged(self, has_enough: Callable[[Dot, int | str], bool]) -> None:
+        """Wake the writes that have enough acks now, as ``has_enough`` says for a dot and a write concern."""
+        for (members, origin), group in list(self._groups.items()):
+            while group and has_enough((origin, group.peekitem(0)[0]), members):
+                for waiter in group.popitem(0)[1]:
+                    waiter.wake()
+            if not group:
+                del self._groups[members, origin]
+
+
+class Waiters:
+    """All waiting requests of one engine: their places, and the indexes that wake them."""
+
+    def __init__(self, max_watchers: int, max_deferred: int) -> None:
+        self.deferred = Places(max_deferred)
+        self.watching = Places(max_watchers)
+        self.ack_waits = Places(max_deferred)
+        self.by_dot = DeferredIndex()
+        self.by_key = WatchIndex()
+        self.by_concern = AckIndex()
+        self._all: dict[Waiter, None] = {}
+
+    def enter(self, waiter: Waiter, places: Places) -> None:
+        """Give ``waiter`` a place among ``places``."""
+        self._all[waiter] = None
+        places.take(waiter)
+
+    def leave(self, waiter: Waiter, places: Places) -> None:
+        """Free the place of ``waiter``."""
+        self._all.pop(waiter, None)
+        places.release(waiter)
+
+    def wake_all(self) -> None:
+        """Wake every request: the replica serves no clients any more."""
+        for waiter in self._all:
+            waiter.wake()
+
+    @property
+    def observes(self) -> bool:
+        """Whether a change of the store may have to wake a request."""
+        return bool(self.by_dot) or bool(self.by_key)
+
+    # -- called by the store -------------------------------------------------------------------------------
+
+    def applied(self, update: Update, clock: Clock) -> None:
+        """Wake the requests that ``update``, just applied, concerns."""
+        if self.by_key:
+            self.by_key.written([write.key for write in update.writes])
+        if self.by_dot:
+            self.by_dot.applied(update.dot, clock)
+
+    def replaced(self, clock: Clock) -> None:
+        """Wake the requests that a joined snapshot concerns."""
+        self.by_key.replaced()
+        self.by_dot.replaced(clock)
