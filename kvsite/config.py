@@ -195,9 +195,9 @@ class Config:
         "KV_PROOF_WINDOW",
         seconds(1, 3600),
         Section.SECURITY,
-        "How far the time in a proof may differ from the local clock, and how long the replica remembers proofs to "
-        "reject repeated ones. Replicas whose clocks differ by more still communicate, because they learn the "
-        "difference: it costs a log line and at most one more request. See [security](security.md).",
+        "How far the time in a proof may differ from the local clock. Replicas whose clocks differ by more still "
+        "communicate, because they learn the difference: it costs a log line and at most one more request. Any width "
+        "costs the same memory. See [security](security.md).",
     )
 
     api_tokens: tuple[ApiToken, ...] = setting(

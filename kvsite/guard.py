@@ -73,7 +73,7 @@ class Guard:
         keys = [derive_key(secret) for secret in (config.cluster_secret, config.cluster_secret_also) if secret]
         self._verifier = ProofVerifier(keys, config.proof_window_s) if keys else None
         self._lock = threading.Lock()
-        """Protects the verifier, which remembers nonces."""
+        """Protects the verifier, which remembers sessions."""
         # Look tokens up by digest: the time of the lookup then reveals nothing about a token. A comparison in constant
         # time follows.
         self._tokens = {_digest(token.token.encode()): token for token in config.api_tokens}
@@ -123,16 +123,16 @@ class Guard:
                 403, "Rejected: this replica has no KV_CLUSTER_SECRET, so it does not belong to the sender's cluster"
             )
         now_us, verifier = self._now_us(), self._verifier
-        target = environ["PATH_INFO"] + (f"?{query}" if (query := environ.get("QUERY_STRING")) else "")
+        method, path, query = environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", "")
         with self._lock:
-            check = verifier.verify(header, environ["REQUEST_METHOD"], target, own_id=self._own_id, now_us=now_us)
+            check = verifier.verify(header, method, path, query, own_id=self._own_id, now_us=now_us)
 
         def sign(status: int, body: bytes) -> str:
             now_us = self._now_us()
-            return sign_response(check.key, check.nonce, status, body, sender=self._own_id, now_us=now_us)
+            return sign_response(check.key, check.mac, status, body, sender=self._own_id, now_us=now_us)
 
         if check.rejection:
-            raise RequestDenied(403, f"Rejected: {check.rejection}", sign=sign if check.nonce else None)
+            raise RequestDenied(403, f"Rejected: {check.rejection}", sign=sign if check.mac else None)
         return Authorization(sign, check.digest)
 
     def _authorize_token(self, environ: Environ, method: str, path: str) -> None:
@@ -168,8 +168,8 @@ def needs_proof(method: str, path: str) -> bool:
 def steady_clock() -> Callable[[], int]:
     """Return a clock: Unix time in microseconds at the moment of this call, plus the monotonic time since then.
 
-    The wall clock must not be used: if it were set back, recorded requests whose nonces are forgotten would be accepted
-    again.
+    The wall clock must not be used: if it were set back, recorded requests whose sessions are forgotten would be
+    accepted again.
     """
     base_ns = time.time_ns() - time.monotonic_ns()
     return lambda: (base_ns + time.monotonic_ns()) // 1000

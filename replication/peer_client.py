@@ -3,9 +3,9 @@
 Authentication
 --------------
 With a cluster secret (``KV_CLUSTER_SECRET``), every request and every response carries proof of it
-(replication/proof.py). A request that changes anything is sent only to a peer that has proven the secret before: a
-stranger that has taken over a member's address receives a harmless GET, and no data. Without a secret, replicas of a
-cluster with ``KV_API_TOKENS`` send a token.
+(replication/proof.py). A request is sent only to a peer that has proven the secret before, in its response to a
+greeting: a stranger that has taken over a member's address receives a harmless GET, and no data. Replicas never send
+each other tokens; only commands do.
 
 Names
 -----
@@ -37,10 +37,15 @@ from requests.adapters import HTTPAdapter
 
 from replication.address import join_address, split_address
 from replication.errors import NotTrusted
-from replication.proof import ANY_RECEIVER, HEADER, SAFE_METHODS, sign_request, verify_response
-
-GREETING_PATH: Final = "/healthz"
-"""Requested first from a peer that has not proven the secret. Cheap, and answered in every state of a replica."""
+from replication.proof import (
+    ANY_RECEIVER,
+    GREETING_METHOD,
+    GREETING_PATH,
+    HEADER,
+    mac_of,
+    sign_request,
+    verify_response,
+)
 
 MAX_QUOTED_BYTES: Final = 300
 """Bytes of a peer's response that an error message, and so the log, quotes at most."""
@@ -91,6 +96,24 @@ class Endpoints:
             self.address_first = (settings, by_lookup, by_localhost)
 
 
+@dataclass(slots=True)
+class Session:
+    """Requests with proof to one peer, since it last proved the secret (replication/proof.py).
+
+    ``receiver``: the peer's replica id. ``offset_us``: its clock minus ours. ``last_us``: time of our latest request.
+    """
+
+    receiver: str = ANY_RECEIVER
+    offset_us: int = 0
+    last_us: int = 0
+    id: str = field(default_factory=lambda: secrets.token_hex(16))
+
+    def next_time(self, now_us: int) -> int:
+        """Return the time of a request that is sent now: by the peer's clock, and later than all before."""
+        self.last_us = max(self.last_us + 1, now_us + self.offset_us)
+        return self.last_us
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """A response to a request. With a cluster secret, its proof has been verified."""
@@ -122,8 +145,8 @@ class PeerClient:
         self._settings = settings
         self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}
         """(method, URL) -> prepared request without body; at most ``MAX_PREPARED``."""
-        self._verified: dict[str, tuple[str, int]] = {}
-        """Address -> (replica id, its clock minus ours in us), if its last response had a valid proof."""
+        self._sessions: dict[str, Session] = {}
+        """Address -> the session with the peer there, if its last response had a valid proof."""
         self._session = requests.Session()
         self._session.trust_env = False  # Use no proxy of the environment between replicas.
         self._session.verify = settings.verify
@@ -145,13 +168,15 @@ class PeerClient:
             return self._send(method, address, path, body, {"Content-Type": media_type} if media_type else {})[0]
         with ExitStack() as on_error:
             # After any failure another process may answer at this address: it has to prove the secret first.
-            on_error.callback(self._verified.pop, address, None)
-            if address not in self._verified and method not in SAFE_METHODS:
-                self._send_with_proof("GET", address, GREETING_PATH, b"", "")
+            on_error.callback(self._sessions.pop, address, None)
+            if address not in self._sessions:
+                self._send_with_proof(GREETING_METHOD, address, GREETING_PATH, b"", "")
             response = self._send_with_proof(method, address, path, body, media_type)
             if response.status == requests.codes.forbidden:
                 # A 403 with proof: the peer has a new incarnation, or its clock differs. Its proof contained both, so
-                # one retry succeeds.
+                # one retry, in a new session, succeeds.
+                refused = self._sessions[address]
+                self._sessions[address] = Session(refused.receiver, refused.offset_us)
                 response = self._send_with_proof(method, address, path, body, media_type)
             on_error.pop_all()
         return response
@@ -162,19 +187,26 @@ class PeerClient:
 
     def _send_with_proof(self, method: str, address: str, path: str, body: bytes, media_type: str) -> Response:
         """Send a request with proof, verify the response's proof and remember the peer's id and clock."""
-        receiver, offset_us = self._verified.get(address, (ANY_RECEIVER, 0))
-        key, nonce, now_us = self._settings.key, secrets.token_hex(16), time.time_ns() // 1000
-        proof = sign_request(key, method, path, body, receiver=receiver, now_us=now_us + offset_us, nonce=nonce)
+        session = self._sessions.get(address) or Session()
+        key, now_us = self._settings.key, time.time_ns() // 1000
+        route, _, query = path.partition("?")
+        time_us = session.next_time(now_us)
+        proof = sign_request(
+            key, method, route, query, body, receiver=session.receiver, session=session.id, time_us=time_us
+        )
         headers = {HEADER: proof}
         if media_type:
             headers["Content-Type"] = media_type
         response, response_proof = self._send(method, address, path, body, headers)
-        sender = verify_response(key, response_proof, nonce, response.status, response.body)
+        sender = verify_response(key, response_proof, mac_of(proof), response.status, response.body)
         if sender is None:
             raise NotTrusted(
                 f"{address} does not prove that it has our KV_CLUSTER_SECRET; it answers {response.summary()}"
             )
-        self._verified[address] = (sender.replica, sender.time_us - now_us)
+        if session.receiver == ANY_RECEIVER:
+            session = Session()  # The greeting's time was by our own clock, which may be ahead of the peer's.
+        session.receiver, session.offset_us = sender.replica, sender.time_us - now_us
+        self._sessions[address] = session
         return response
 
     def _send(self, method: str, address: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[Response, str]:

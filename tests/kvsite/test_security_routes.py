@@ -23,7 +23,7 @@ from kvsite.denied_responses import RequestDenied
 from kvsite.fast_path import FastPath
 from kvsite.guard import Guard
 from kvsite.wsgi import Edge
-from replication.proof import ANY_RECEIVER, HEADER, derive_key, sign_request, verify_response
+from replication.proof import ANY_RECEIVER, HEADER, derive_key, mac_of, sign_request, verify_response
 from store.api_tokens import ApiToken
 from tests.support.api import Api, api, make_context
 from tests.support.fake_node import FakeNode
@@ -137,6 +137,9 @@ class Site:
 
     def ask(self, method: str, target: str, body: bytes = b"", /, **headers: str) -> Response:
         path, _, query = target.partition("?")
+        return self.ask_raw(method, path, query, body, **headers)
+
+    def ask_raw(self, method: str, path: str, query: str, body: bytes = b"", /, **headers: str) -> Response:
         started: list[Any] = []
         media = "application/msgpack" if path.startswith("/replication/") else "application/json"
         environ: dict[str, Any] = {
@@ -187,8 +190,10 @@ def proof(
     n: list[int] = [0],  # noqa: B006  # a counter shared by all tests
 ) -> dict[str, str]:
     n[0] += 1
+    path, _, query = target.partition("?")
+    session = f"{n[0]:032x}"
     return {
-        "x_causeway_proof": sign_request(key, method, target, body, receiver=to, now_us=at_us, nonce=f"{n[0]:032x}")
+        "x_causeway_proof": sign_request(key, method, path, query, body, receiver=to, session=session, time_us=at_us)
     }
 
 
@@ -298,13 +303,32 @@ def test_a_proof_permits_everything_once(site: Any, route: str) -> None:
     secured: Site = site(**SECURED)
     for method in METHODS:
         headers = proof(method, path)
-        nonce = headers[HEADER_KEY].split()[3]
+        mac = mac_of(headers[HEADER_KEY])
         first, again = secured.ask(method, path, **headers), secured.ask(method, path, **headers)
         assert first.status not in {401, 403}, (method, first)
         if method != "HEAD":
-            assert verify_response(KEY, first.headers[HEADER], nonce, first.status, first.body) == (ID, NOW_US)
+            assert verify_response(KEY, first.headers[HEADER], mac, first.status, first.body) == (ID, NOW_US)
         assert again.status == 403
         assert "received before" in again.error
+
+
+@pytest.mark.parametrize("route", FOUND)
+def test_a_proof_without_a_receiver_admits_the_greeting_only(site: Any, route: str) -> None:
+    path, _ = ROUTES[route]
+    secured: Site = site(**SECURED)
+    for method in METHODS:
+        reply = secured.ask(method, path, **proof(method, path, to=ANY_RECEIVER))
+        assert reply.status == (200 if (method, path) == ("GET", "/healthz") else 403), (method, path)
+
+
+def test_a_proof_for_a_query_does_not_admit_a_key_that_looks_like_it(site: Any) -> None:
+    secured: Site = site(**SECURED)
+    headers = proof("GET", "/kvs/a?x=1")
+    assert secured.ask("GET", "/kvs/a?x=1", **headers).status == 404
+    again = proof("GET", "/kvs/a?x=1")
+    environ_path = "/kvs/a?x=1"  # what the server passes for /kvs/a%3Fx=1
+    reply = secured.ask_raw("GET", environ_path, "", **again)
+    assert (reply.status, HEADER in reply.headers) == (403, False)
 
 
 def test_a_transaction_that_only_reads_is_a_read(site: Any) -> None:
@@ -347,10 +371,10 @@ def test_with_only_a_secret_the_api_is_open_and_view_changes_need_proof(site: An
 def test_an_error_of_a_view_is_signed_too(site: Any) -> None:
     secured: Site = site(cluster_secret=SECRET)
     headers = proof("POST", "/replication/exchange", b"bad")
-    response = secured.ask("POST", "/replication/exchange", b"bad", **headers)
-    assert response.status == 400
-    nonce = headers[HEADER_KEY].split()[3]
-    assert verify_response(KEY, response.headers[HEADER], nonce, 400, response.body) is not None
+    reply = secured.ask("POST", "/replication/exchange", b"bad", **headers)
+    assert reply.status == 400
+    mac = mac_of(headers[HEADER_KEY])
+    assert verify_response(KEY, reply.headers[HEADER], mac, 400, reply.body) is not None
 
 
 def test_a_changed_body_and_an_unlimited_body_are_rejected(site: Any) -> None:
@@ -370,11 +394,11 @@ def test_a_changed_body_and_an_unlimited_body_are_rejected(site: Any) -> None:
 def test_a_replayed_request_gets_a_signed_rejection_with_the_time_only(site: Any) -> None:
     secured: Site = site(**SECURED)
     stale = proof("GET", "/replication/status", to=ANY_RECEIVER, at_us=NOW_US - 60_000_000)
-    response = secured.ask("GET", "/replication/status", **stale)
-    assert response.status == 403
-    assert "60 s behind" in response.error
-    nonce = stale[HEADER_KEY].split()[3]
-    assert verify_response(KEY, response.headers[HEADER], nonce, 403, response.body) == (ID, NOW_US)
+    reply = secured.ask("GET", "/replication/status", **stale)
+    assert reply.status == 403
+    assert "60 s behind" in reply.error
+    mac = mac_of(stale[HEADER_KEY])
+    assert verify_response(KEY, reply.headers[HEADER], mac, 403, reply.body) == (ID, NOW_US)
 
 
 def test_rejections_are_logged_without_secrets_at_a_limited_rate(site: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -47,7 +47,7 @@ class Peer:
         self.restart("a:1@0000000000000001")
 
     def restart(self, replica_id: str) -> None:
-        """Go on as a new process with ``replica_id``, which remembers no nonce."""
+        """Go on as a new process with ``replica_id``, which remembers no session."""
         self.id = replica_id
         config = self._config
         guard = Guard(config, replica_id, lambda: time.time_ns() // 1000 + round(self.skew_s * 1e6))
