@@ -228,7 +228,7 @@ class Config:
         Parser(_parse_hosts, "comma-separated host names or IP addresses, without a port"),
         Section.SECURITY,
         "Further hosts that a `Host` header may name, such as a load balancer's. Members' addresses, the name in "
-        "`KV_VIEW_DNS`, `localhost` and loopback addresses are always allowed. The replica answers 400 to others, as "
+        "`KV_VIEW_DNS`, `localhost` and IP addresses are always allowed. The replica answers 400 to others, as "
         "protection against DNS rebinding.",
     )
 

@@ -12,7 +12,8 @@ from django.http import HttpRequest, HttpResponse
 
 def json_error(status: int, message: str) -> HttpResponse:
     """Return ``{"error": message}`` with ``status``."""
-    return HttpResponse(msgspec.json.encode({"error": message}), status=status, content_type="application/json")
+    body, headers = msgspec.json.encode({"error": message}), {"Cache-Control": "no-store"}
+    return HttpResponse(body, status=status, content_type="application/json", headers=headers)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:

@@ -2,9 +2,9 @@
 
 A web page cannot read responses of another origin. But its own host name can resolve to 127.0.0.1, and then this
 replica has the page's origin. The page cannot change the Host header, which contains that host name. So a request is
-served only if its Host is the address of a member, the name that ``KV_VIEW_DNS`` resolves, localhost, a loopback
-address, or in ``KV_ALLOWED_HOSTS``. The port is ignored: it does not show who controls the name, and port mappings
-change it.
+served only if its Host is the address of a member, the name that ``KV_VIEW_DNS`` resolves, localhost, an IP address, or
+in ``KV_ALLOWED_HOSTS``. An IP address is safe: the page then came from that address, not from a name that resolves to
+it. The port is ignored: it does not show who controls the name, and port mappings change it.
 
 Django's own check (``ALLOWED_HOSTS`` and ``CommonMiddleware``) is not used: it rejects names with an underscore, which
 container networks assign, and it does not know that members join and leave.
@@ -19,17 +19,19 @@ from kvsite.config import Config
 from replication.address import host_of_header, split_address
 
 MAX_REMEMBERED = 1024
-"""Limit of the remembered allowed headers. Remembering them makes the check one set lookup per request."""
+"""Limit of the remembered allowed headers; at the limit all are forgotten. Remembering them makes the check one set
+lookup per request."""
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether ``host`` always means the sender's own machine."""
+def cannot_be_rebound(host: str) -> bool:
+    """Return whether ``host`` is an IP address, or a name that always means the sender's own machine."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
         return False
+    return True
 
 
 class HostCheck:
@@ -54,10 +56,11 @@ class HostCheck:
 
     def _is_known(self, header: str) -> bool:
         host = host_of_header(header)
-        if host is None or not (host in self._fixed or is_loopback(host) or self._is_member(host)):
+        if host is None or not (host in self._fixed or cannot_be_rebound(host) or self._is_member(host)):
             return False
-        if len(self._remembered) < MAX_REMEMBERED:
-            self._remembered.add(header)
+        if len(self._remembered) >= MAX_REMEMBERED:
+            self._remembered = {""}
+        self._remembered.add(header)
         return True
 
     def _is_member(self, host: str) -> bool:

@@ -1,4 +1,8 @@
-"""Conditional requests: the headers ``If-Match`` and ``If-None-Match`` (RFC 9110, section 13; contract 2.2)."""
+"""Conditional requests: the headers ``If-Match`` and ``If-None-Match`` (RFC 9110, section 13; contract 2.2).
+
+``W/`` is removed from weak tags. Every tag of this store is strong, and a proxy that compresses a response weakens its
+tag, although the version behind it is the same.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,16 @@ from store.api.request import ApiRequest
 
 ANY: Final = "*"
 
+MAX_TAGS: Final = 64
+"""Most entity tags in a header (contract 2.2)."""
+
 _ETAG: Final = r'(?:W/)?"[^"]*"'
 _ETAGS: Final = re.compile(rf"\s*{_ETAG}\s*(?:,\s*{_ETAG}\s*)*")
-_ONE_ETAG: Final = re.compile(_ETAG)
+_STRONG_PART: Final = re.compile(r'"[^"]*"')
 
 
 def if_match(request: ApiRequest) -> tuple[str, ...] | None:
-    """Return the entity tags of ``If-Match``; None if the header is absent. ``*`` is returned as ``*``.
-
-    A weak tag (``W/"…"``) is returned unchanged. It matches nothing, because writes use the strong comparison.
-    """
+    """Return the entity tags of ``If-Match``; None if the header is absent. ``*`` is returned as ``*``."""
     header = request.environ.get("HTTP_IF_MATCH")
     return None if header is None else _parse_tags(header, "If-Match")
 
@@ -36,17 +40,16 @@ def if_none_match(request: ApiRequest) -> bool:
 
 
 def known_versions(request: ApiRequest) -> tuple[str, ...]:
-    """Return the entity tags of the versions that the client already has (``If-None-Match`` of a read).
-
-    ``W/`` is removed from weak tags, because reads use the weak comparison.
-    """
+    """Return the entity tags of the versions that the client already has (``If-None-Match`` of a read)."""
     header = request.environ.get("HTTP_IF_NONE_MATCH")
-    return () if header is None else tuple(tag.removeprefix("W/") for tag in _parse_tags(header, "If-None-Match"))
+    return () if header is None else _parse_tags(header, "If-None-Match")
 
 
 def _parse_tags(header: str, name: str) -> tuple[str, ...]:
     if header.strip() == ANY:
         return (ANY,)
+    if header.count('"') > 2 * MAX_TAGS:
+        raise ParseError(f"{name} has more than {MAX_TAGS} entity tags")
     if not _ETAGS.fullmatch(header):
         raise ParseError(f"{name} has to be * or quoted entity tags")
-    return tuple(_ONE_ETAG.findall(header))
+    return tuple(_STRONG_PART.findall(header))

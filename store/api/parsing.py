@@ -28,6 +28,9 @@ MAX_DISCARDED_BYTES: Final = 64 * 1024 * 1024
 
 _PIECE_BYTES: Final = 64 * 1024
 
+MAX_NESTING: Final = 100
+"""How deep arrays and objects in a body may nest, the body itself not counted (contract 2.1)."""
+
 Counter = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Past = dict[str, Counter] | None
 
@@ -159,6 +162,8 @@ def _discard(request: ApiRequest, length: int) -> None:
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """Return the decoded ``body``. An empty body counts as ``{}``. Raises ``ParseError``."""
+    if nests_too_deeply(body):
+        raise ParseError(f"Body is nested too deeply: at most {MAX_NESTING} levels of arrays and objects")
     try:
         if not body.isascii():
             body.decode()  # msgspec does not check strings in unknown fields.
@@ -169,8 +174,27 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise ParseError(f"Body is not valid JSON: {exc}") from None
     except UnicodeDecodeError:
         raise ParseError("Body is not valid UTF-8") from None
-    except RecursionError:
-        raise ParseError("Body is nested too deeply") from None
+
+
+_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def nests_too_deeply(body: bytes) -> bool:
+    """Return whether arrays and objects in a JSON text nest deeper than ``MAX_NESTING`` levels below the outermost one.
+
+    The parser's own limit depends on the interpreter. Invalid JSON with many brackets may count as too deep.
+    """
+    if body.count(b"[") + body.count(b"{") <= MAX_NESTING + 1:  # The common case.
+        return False
+    # Remove escaped characters, then every second piece between quotation marks: the strings.
+    outside_strings = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
+    brackets = b"".join(outside_strings).translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(MAX_NESTING + 1):  # Each pass removes the innermost level.
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return False
+    return True
 
 
 def causal_past(request: ApiRequest, body: Body, query: queries.Query, max_entries: int) -> dict[str, int]:
@@ -210,16 +234,13 @@ def readable_past(request: ApiRequest, body: bytes | None, limits: RequestLimits
 def encode_value(value: Any, max_bytes: int) -> bytes:
     """Return a decoded value as compact JSON. Raises ``ParseError``, ``TooLarge``.
 
-    Whole numbers beyond the range of a double are rejected, although they could be stored exactly: most JSON parsers
-    would read them as infinity.
+    Whole numbers beyond 64 bits are rejected, although they could be stored exactly: many JSON parsers would round
+    them, or read them as infinity.
     """
-    try:
-        encoded = _encode(value)
-    except RecursionError:
-        raise ParseError("Value is nested too deeply") from None
+    encoded = _encode(value)
     if len(encoded) > max_bytes:
         raise TooLarge(f"Value is too large: at most {max_bytes} bytes")
-    if len(encoded) >= _DIGITS_OF_MAX_DOUBLE and _may_exceed_double(encoded) and not _all_finite(value):
+    if len(encoded) >= _DIGITS_BEYOND_64_BITS and _may_exceed_64_bits(encoded) and not _all_within_64_bits(value):
         raise ParseError("Value has a number that is neither a 64-bit integer nor a finite double")
     return encoded
 
@@ -246,7 +267,7 @@ def _change(write: WriteBody, limits: RequestLimits) -> Change:
     if write.delete and write.ttl is not None:
         raise ParseError("A delete takes no ttl")
     value = None if write.delete else encode_value(write.value, limits.max_value_bytes)
-    match = None if write.if_match is None else (write.if_match,)
+    match = None if write.if_match is None else (write.if_match.removeprefix("W/"),)
     return Change(key, value, ttl_us(write.ttl), match, write.if_none_match is not None)
 
 
@@ -267,20 +288,22 @@ def _past_outside_body(request: ApiRequest, query: Mapping[str, str]) -> dict[st
         raise ParseError(f"causal-metadata is malformed: {exc}") from None
 
 
-_DIGITS_OF_MAX_DOUBLE: Final = 309
+_DIGITS_BEYOND_64_BITS: Final = 19
+"""Whole numbers with fewer digits fit into 64 bits."""
+
 _THREE_DIGITS: Final = re.compile(rb"[0-9]{3}")
 
 
-def _may_exceed_double(encoded: bytes) -> bool:
-    """Return False only if ``encoded`` has no run of 309 digits. A cheap test before ``_all_finite``.
+def _may_exceed_64_bits(encoded: bytes) -> bool:
+    """Return False only if ``encoded`` has no run of 19 digits. A cheap test before ``_all_within_64_bits``.
 
-    A run of 309 bytes contains three consecutive bytes of every 103rd byte, so only those need to be examined.
+    A run of 19 bytes contains three consecutive bytes of every sixth byte, so only those need to be examined.
     """
-    return _THREE_DIGITS.search(encoded[:: _DIGITS_OF_MAX_DOUBLE // 3]) is not None
+    return _THREE_DIGITS.search(encoded[:: _DIGITS_BEYOND_64_BITS // 3]) is not None
 
 
-def _all_finite(value: Any) -> bool:
-    """Return whether every whole number in ``value`` is within the range of a double."""
+def _all_within_64_bits(value: Any) -> bool:
+    """Return whether every whole number in ``value`` is a signed or unsigned 64-bit integer."""
     remaining = [value]
     while remaining:
         item = remaining.pop()
@@ -288,9 +311,6 @@ def _all_finite(value: Any) -> bool:
             remaining.extend(item.values())
         elif isinstance(item, list):
             remaining.extend(item)
-        elif isinstance(item, int):
-            try:
-                float(item)
-            except OverflowError:
-                return False
+        elif isinstance(item, int) and not -(2**63) <= item < 2**64:
+            return False
     return True

@@ -18,7 +18,7 @@ REASONS: Final = responses
 
 
 class ApiResponse:
-    """One HTTP response, complete when it is built.
+    """One HTTP response, complete when it is built. No cache may store it.
 
     Raises Django's ``BadHeaderError`` for a header value with a line end: it would let a client add headers.
     """
@@ -30,6 +30,7 @@ class ApiResponse:
         if not text.isascii() or "\n" in text or "\r" in text:
             # Rare. Django's rules decide how such a value is encoded, or reject it.
             headers = dict(ResponseHeaders(headers).items())
+        headers["Cache-Control"] = "no-store"
         self.status_code = status_code
         self.body = body
         self.headers = headers

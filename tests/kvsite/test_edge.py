@@ -72,7 +72,11 @@ def test_an_exception_outside_of_a_view_is_a_logged_json_500(caplog: pytest.LogC
     status, headers, body = call(broken)
     assert (status, json.loads(body)) == ("500 Internal Server Error", {"error": "Internal error"})
     assert headers.pop("X-Request-ID")
-    assert headers == {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    assert headers == {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Cache-Control": "no-store",
+    }
     assert "no such thing" in caplog.text
 
 

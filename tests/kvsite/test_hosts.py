@@ -18,6 +18,7 @@ def make(members: list[str]) -> HostCheck:
     "host",
     [
         *("localhost", "LocalHost:1", "kv.localhost", "127.0.0.1", "127.9.9.9:80", "[::1]", "[::1]:8090"),
+        *("10.9.8.7", "10.9.8.7:80", "[::2]", "[2001:DB8::1]:8090"),
         *("me.internal", "ME.internal.:8090", "seed_1:8090", "[FE80::1]:8090", "10.0.0.7:8090", "10.0.0.7"),
         *("kv.example", "KV.EXAMPLE:443"),
         "",  # absent: not a browser, so DNS rebinding is impossible
@@ -40,8 +41,10 @@ def test_members_loopback_and_configured_names_are_allowed(host: str) -> None:
         ),
         *(
             "10.0.0.7.evil",
-            "10.9.8.7",
-            "[::2]",
+            "10.9.8.7.8",
+            "010.9.8.7",
+            "0x7f000001",
+            "2130706433",
             "[::1",
             "kv.example.evil",
             "@localhost",

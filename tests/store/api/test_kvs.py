@@ -69,9 +69,9 @@ def test_reading_an_old_key_does_not_depend_on_newer_ones(api: Api) -> None:
 
 VALUES = [
     "null", "true", "0", "-1", "1.5", "-0.0", "5e-324", "0.1", "1e22", "123456789.123456789", "1.7976931348623157e308",
-    "9223372036854775807", "18446744073709551615", "18446744073709551616", "-9223372036854775809", "9" * 308,
+    "9223372036854775807", "18446744073709551615", "-9223372036854775808",
     '""', '"\\u0000"', '"\\ud83d\\ude00"', '"ÄÖ\\u007f\\""', '"' + "7" * 5000 + '"',
-    "[]", "{}", '{"":{"a":[1,2,{"b":null}]}}', "[" * 200 + "]" * 200, '{"causal-metadata":{"x":1}}',
+    "[]", "{}", '{"":{"a":[1,2,{"b":null}]}}', "[" * 100 + "]" * 100, '{"causal-metadata":{"x":1}}',
 ]  # fmt: skip
 
 
@@ -257,8 +257,44 @@ def test_if_match_replaces_only_that_version(api: Api) -> None:
     assert api.put("/kvs/a", 2, headers={"If-Match": f'"x", {OWN_ETAG}'}).status == 200
     assert api.put("/kvs/a", 3, headers={"If-Match": "*"}).status == 200
     assert api.put("/kvs/new", 3, headers={"If-Match": "*"}).status == 412
-    assert api.put("/kvs/a", 4, headers={"If-Match": f'W/"{OWN_ID}:3"'}).status == 412
     assert api.delete("/kvs/a", headers={"If-Match": f'"{OWN_ID}:3"'}).status == 200
+
+
+def test_a_tag_that_a_proxy_has_weakened_counts_as_that_tag(api: Api) -> None:
+    api.put("/kvs/a", 1)
+    assert api.put("/kvs/a", 2, headers={"If-Match": 'W/"other:1"'}).status == 412
+    assert api.put("/kvs/a", 2, headers={"If-Match": f"W/{OWN_ETAG}"}).status == 200
+    write = {"key": "a", "value": 3, "if-match": f'W/"{OWN_ID}:2"'}
+    assert api.ask("POST", "/kvs", {"writes": [write]}).status == 200
+    assert api.ask("POST", "/kvs", {"writes": [write]}).status == 412
+    assert api.delete("/kvs/a", headers={"If-Match": f'"x", W/"{OWN_ID}:3"'}).status == 200
+
+
+@pytest.mark.parametrize(("method", "header"), [("PUT", "If-Match"), ("DELETE", "If-Match"), ("GET", "If-None-Match")])
+def test_a_header_has_at_most_64_tags(api: Api, method: str, header: str) -> None:
+    api.put("/kvs/a", 1)
+    body = {"value": 2} if method == "PUT" else {}
+    tags = ['"x"'] * 63 + [OWN_ETAG]
+    rejected = api.ask(method, "/kvs/a", body, headers={header: ",".join(['W/"x"', *tags])})
+    assert (rejected.status, rejected.body["error"]) == (400, f"{header} has more than 64 entity tags")
+    assert api.ask(method, "/kvs/a", body, headers={header: ",".join(tags)}).status in (200, 304)
+
+
+def test_no_response_may_be_stored_by_a_cache(api: Api) -> None:
+    etag = api.put("/kvs/a", 1).headers["ETag"]
+    answers = [
+        api.get("/kvs/a"),
+        api.get("/kvs/a", headers={"If-None-Match": etag}),
+        api.get("/kvs/b"),
+        api.get("/kvs"),
+        api.ask("OPTIONS", "/kvs/a"),
+        api.ask("PATCH", "/kvs"),
+        api.put("/kvs/a", 2, headers={"If-Match": '"x"'}),
+        api.put("/kvs/a", 2, headers={"Host": "evil.example"}),
+        api.get("/nothing"),
+    ]
+    assert [each.status for each in answers] == [200, 304, 404, 200, 204, 405, 412, 400, 404]
+    assert {each.headers["Cache-Control"] for each in answers} == {"no-store"}
 
 
 def test_if_none_match_writes_only_an_absent_key(api: Api) -> None:
@@ -527,3 +563,21 @@ def test_an_error_repeats_readable_metadata(api: Api) -> None:
     # Unreadable metadata is not repeated as "no history": a client would forget its own.
     assert "causal-metadata" not in api.ask("PUT", "/kvs/a", raw=b"{").body
     assert "causal-metadata" not in api.ask("PUT", "/kvs/a", {"value": 1, "causal-metadata": [5]}).body
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"[" * 100 + b"]" * 100,
+        b'{"a":' * 100 + b"1" + b"}" * 100,
+        b'["' + b"[" * 500 + b'\\"' + b"{" * 500 + b'\\\\","[[["]',
+        b"[" + b",".join([b"[[]]"] * 200) + b"]",
+        b"18446744073709551615",
+        b"-9223372036854775808",
+        b'"99999999999999999999"',
+        b"[1e22,0.1234567890123456,1e300]",
+    ],
+)
+def test_values_at_the_bounds_come_back_as_they_were_sent(api: Api, value: bytes) -> None:
+    assert api.ask("PUT", "/kvs/a", raw=b'{"value":' + value + b',"x":' + value + b"}").status == 201
+    assert api.get("/kvs/a").body["value"] == json.loads(value)

@@ -11,7 +11,8 @@ from store.api.response import ApiResponse
 
 def test_to_django_keeps_status_body_and_headers() -> None:
     ours = ApiResponse(201, b"body", {"Content-Type": "application/json", "ETag": '"a:1"'})
-    theirs = HttpResponse(b"body", status=201, headers={"Content-Type": "application/json", "ETag": '"a:1"'})
+    headers = {"Content-Type": "application/json", "ETag": '"a:1"', "Cache-Control": "no-store"}
+    theirs = HttpResponse(b"body", status=201, headers=headers)
     converted = ours.to_django()
     assert converted.serialize() == theirs.serialize()
     assert (converted.status_code, converted.reason_phrase) == (201, ours.reason_phrase)
@@ -19,7 +20,8 @@ def test_to_django_keeps_status_body_and_headers() -> None:
 
 
 def test_a_response_without_a_content_type_gets_none_from_django() -> None:
-    assert list(ApiResponse(304, b"", {"ETag": '"a:1"'}).to_django().items()) == [("ETag", '"a:1"')]
+    converted = ApiResponse(304, b"", {"ETag": '"a:1"'}).to_django()
+    assert list(converted.items()) == [("ETag", '"a:1"'), ("Cache-Control", "no-store")]
 
 
 @pytest.mark.parametrize("status", [200, 418, 599])
