@@ -201,14 +201,13 @@ def test_peers_find_replicas_that_are_not_ready_and_clients_get_ready_replicas_o
         assert service["ports"] == [{"name": "http", "port": 8090, "targetPort": "http"}]
 
 
-def test_the_hosts_of_probes_and_services_are_allowed_and_the_ip_of_a_pod_is_not(
-    container: Resource, tmp_path: Path
-) -> None:
+def test_the_hosts_of_probes_and_services_are_allowed(container: Resource, tmp_path: Path) -> None:
     check = HostCheck(config(container, tmp_path), members=lambda: ())
     for host in ("causeway", "causeway.ns", "causeway.ns.svc", "causeway.ns.svc.cluster.local"):
         assert check.allows(f"{host}:8090"), host
     assert check.allows("causeway-peers:8090"), "peers that a lookup found use this name for each other"
-    assert not check.allows("10.0.0.1:8090"), "the default Host header of a probe"
+    assert check.allows("10.0.0.1:8090"), "the default Host header of a probe"
+    assert not check.allows("rebound.example:8090")
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         (header,) = container[probe]["httpGet"]["httpHeaders"]
         assert header["name"] == "Host"
