@@ -2,7 +2,7 @@
 # docs/container.md.
 #
 #   docker build -t causeway .
-#   docker run --rm --init -p 8090:8090 causeway
+#   docker run --rm --init -p 127.0.0.1:8090:8090 -e KV_OPEN=true causeway
 
 ARG PYTHON=docker.io/library/python:3.12-slim
 

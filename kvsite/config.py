@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import secrets
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +23,21 @@ from typing import Any, Final, Literal, TypeVar
 
 from replication.address import parse_address, parse_host, split_address
 from replication.settings import ReplicationSettings
-from store.api_tokens import ApiToken, first_write_token, parse_api_tokens
+from store.api_tokens import ApiToken, parse_api_tokens
 from store.environment import DEFAULT_ADDRESS, Parser, Section, declaration, nested, seconds, setting, settings_of
 from store.management.connection import CLIENT_SETTINGS
+from store.secret_files import FILE_SUFFIX, read_secret
 from store.settings import RequestLimits, StoreSettings
 
 T = TypeVar("T")
 
 LogFormat = Literal["human", "json"]
 LOG_FORMATS: Final[Mapping[str, LogFormat]] = {"human": "human", "json": "json"}
+
+FLAGS: Final[Mapping[str, bool]] = {"true": True, "false": False}
+
+MIN_SECRET_CHARACTERS: Final = 8
+"""Of a secret or password. Fewer can be guessed at the rate that the login permits (kvsite/dashboard/throttle.py)."""
 
 SPARE_THREADS: Final = 64
 """Server threads beyond those that waiting requests can use: for all other requests, and for peers."""
@@ -90,9 +97,28 @@ def _secret(min_characters: int) -> Parser[str]:
     def parse(text: str) -> str:
         if len(text) < min_characters or text != text.strip():
             raise ValueError(f"must have at least {min_characters} characters and no space around them")
+        if not _is_utf8(text):
+            raise ValueError("is not valid UTF-8")
+        if any(unicodedata.category(character) == "Cc" for character in text):
+            raise ValueError("contains a control character")
         return text
 
-    return Parser(parse, f"text of at least {min_characters} characters" if min_characters > 1 else "text")
+    return Parser(parse, f"text of at least {min_characters} characters")
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether ``text`` can be encoded. Bytes of an environment that are no UTF-8 arrive as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _parse_flag(text: str) -> bool:
+    if text.strip() not in FLAGS:
+        raise ValueError(f"must be one of {', '.join(FLAGS)}, not {text!r}")
+    return FLAGS[text.strip()]
 
 
 _ADDRESS: Final = Parser(parse_address, "`host:port`, or `[IPv6]:port`")
@@ -173,7 +199,7 @@ class Config:
     cluster_secret: str = setting(
         "",
         "KV_CLUSTER_SECRET",
-        _secret(8),
+        _secret(MIN_SECRET_CHARACTERS),
         Section.SECURITY,
         "Shared by all replicas. Requests between replicas, and view changes, carry proof of it; the replica answers "
         "403 to others. Replicas with different secrets, or with and without one, never exchange data.",
@@ -183,7 +209,7 @@ class Config:
     cluster_secret_also: str = setting(
         "",
         "KV_CLUSTER_SECRET_ALSO",
-        _secret(8),
+        _secret(MIN_SECRET_CHARACTERS),
         Section.SECURITY,
         "A second secret whose proof the replica accepts but never sends, for [changing the "
         "secret](security.md#changing-secrets) while the cluster runs.",
@@ -204,22 +230,34 @@ class Config:
         (),
         "KV_API_TOKENS",
         Parser(
-            parse_api_tokens, "comma-separated `name:token:read` or `name:token:write`, tokens of at least 8 characters"
+            parse_api_tokens,
+            "comma-separated `name:token:read` or `name:token:write`, tokens of at least 8 visible ASCII characters",
         ),
         Section.SECURITY,
-        "Requests then need `Authorization: Bearer` with one of the tokens. Without a cluster secret, replicas send "
-        "each other the first token that permits writing.",
+        "Requests then need `Authorization: Bearer` with one of the tokens. Replicas never send them to each other, so "
+        "a replica with tokens and peers needs `KV_CLUSTER_SECRET`.",
         is_secret=True,
     )
 
     admin_password: str = setting(
         "",
         "KV_ADMIN_PASSWORD",
-        _secret(1),
+        _secret(MIN_SECRET_CHARACTERS),
         Section.SECURITY,
         "The dashboard asks for it. Set the same password on all replicas, so that a login is valid on "
         "every replica. Without it the dashboard, which is read-only, is open.",
         is_secret=True,
+    )
+
+    may_be_open: bool = setting(
+        False,
+        "KV_OPEN",
+        Parser(_parse_flag, "`true` or `false`"),
+        Section.SECURITY,
+        "`true`: the replica also starts on an address that other machines can reach if neither `KV_CLUSTER_SECRET` "
+        "nor `KV_API_TOKENS` is set. Everybody who reaches it may then read and write. On a loopback address it "
+        "is not needed.",
+        default_text="`false`",
     )
 
     allowed_hosts: tuple[str, ...] = setting(
@@ -285,20 +323,26 @@ class Config:
         return not (self.cluster_secret or self.api_tokens or self.admin_password)
 
     @property
-    def peer_token(self) -> str:
-        """The token to send to peers: none with a cluster secret, or if no token permits writing."""
-        return "" if self.cluster_secret else first_write_token(self.api_tokens)
+    def names_peers(self) -> bool:
+        """Whether the replica is told to contact others when it starts."""
+        return bool(self.view_dns) or any(seed != self.address for seed in self.seeds)
+
+    @property
+    def is_without_peers(self) -> bool:
+        """Whether the replica rejects peers: it has tokens, which are never sent to a peer, and no cluster secret."""
+        return bool(self.api_tokens) and not self.cluster_secret
 
     @property
     def security_warnings(self) -> tuple[str, ...]:
         """A sentence for each part of the replica that is open, with the variable that closes it."""
-        writers = "anybody with a write token" if self.api_tokens else "anybody"
         warnings = {
-            "cluster_secret": f"{writers} may change the view and pose as a replica: set KV_CLUSTER_SECRET",
+            "cluster_secret": "anybody may change the view and pose as a replica: set KV_CLUSTER_SECRET",
             "api_tokens": "anybody who can reach it may read and write: set KV_API_TOKENS",
             "admin_password": "anybody may see the dashboard: set KV_ADMIN_PASSWORD",
             "tls_cert": "secrets and data can be read on the wire: set KV_TLS_CERT, or end TLS in front of it",
         }
+        if self.is_without_peers:
+            del warnings["cluster_secret"]
         return tuple(sentence for name, sentence in warnings.items() if not getattr(self, name))
 
     @property
@@ -337,23 +381,31 @@ def _read(settings_class: type[T], environ: Mapping[str, str]) -> T:
             values[each.name] = _read(inner, environ)
             continue
         declared = declaration(each)
-        text = environ.get(declared.variable) if declared else None
-        if declared is None or text is None:
+        if declared is None:
+            continue
+        variable, text = declared.variable, environ.get(declared.variable)
+        if declared.is_secret:
+            try:
+                variable, text = read_secret(environ, declared.variable)
+            except ValueError as exc:
+                raise ConfigError(str(exc)) from None
+        if text is None:
             continue
         if not text.strip():
             if declared.is_secret:
                 # An empty secret is more often a failed lookup than a wish to be open.
-                raise ConfigError(f"{declared.variable}: is set but empty; unset it to run without")
+                raise ConfigError(f"{variable}: is set but empty; unset it to run without")
             continue
         try:
             values[each.name] = declared.parser.parse(text)
         except ValueError as exc:
-            raise ConfigError(f"{declared.variable}: {exc}") from None  # the cause may quote a secret
+            raise ConfigError(f"{variable}: {exc}") from None  # the cause may quote a secret
     return settings_class(**values)
 
 
 def _reject_unknown(environ: Mapping[str, str]) -> None:
     names = {each.variable for each in SETTINGS}
+    names |= {each.variable + FILE_SUFFIX for each in SETTINGS if each.is_secret}
     for variable in sorted(environ):
         if variable.startswith("KV_") and variable not in names:
             near = difflib.get_close_matches(variable, names, n=1)

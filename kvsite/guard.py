@@ -8,6 +8,7 @@ first rule that applies decides:
 2. Everyone may use ``/healthz``, ``/readyz`` and the dashboard (which has its own login).
 3. If a cluster secret is set, changes of the view and all messages between replicas need a proof: 403 without.
 4. If tokens are set, everything else needs a token: 401 without, 403 for a write with a token that may only read.
+   Without a cluster secret, nobody may add a peer or act as one: 403, because tokens are never sent to a peer.
 
 Rule 3 comes before rule 4 because a token never replaces a proof: a 401 would suggest that it does. The guard does not
 read bodies of unknown senders, not even for their causal metadata, so a 401 does not repeat it.
@@ -77,6 +78,7 @@ class Guard:
         # Look tokens up by digest: the time of the lookup then reveals nothing about a token. A comparison in constant
         # time follows.
         self._tokens = {_digest(token.token.encode()): token for token in config.api_tokens}
+        self._is_without_peers = config.is_without_peers
         self._log_rate = LogRateLimiter()
 
     @staticmethod
@@ -115,6 +117,10 @@ class Guard:
             raise RequestDenied(403, "Rejected: needs proof of KV_CLUSTER_SECRET")
         if self._tokens:
             self._authorize_token(environ, method, path)
+            if self._is_without_peers and needs_proof(method, path) and method != "DELETE":
+                raise RequestDenied(
+                    403, "Rejected: with KV_API_TOKENS, a replica needs KV_CLUSTER_SECRET before it can have peers"
+                )
         return WITHOUT_PROOF
 
     def _authorize_peer(self, environ: Environ, header: str) -> Authorization:

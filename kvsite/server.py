@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import ipaddress
 import logging
 import os
 import random
@@ -187,7 +188,6 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> ServerContext:
         scheme=config.scheme,
         verify=str(config.tls_ca) if config.tls_ca else True,
         key=derive_key(config.cluster_secret) if config.cluster_secret else b"",
-        token=config.peer_token,
     )
     discovery = Discovery(config.view_dns, config.replication.sync_interval_s) if config.view_dns else None
     node = Node(replica, engine, transport, on_fatal=on_fatal, is_open=config.is_open, discovery=discovery)
@@ -202,6 +202,7 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
 
     ``until_stdin_closes``: also stop when standard input is closed.
     """
+    check_access(config, config.listen[0])
     # Block signals before any thread starts, so that every thread inherits that. One thread waits for them instead.
     signals.block()
     if until_stdin_closes:
@@ -239,6 +240,33 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
     return code
 
 
+def check_access(config: Config, host: str) -> None:
+    """Raise ``StartError`` if a replica that listens on ``host`` would be open, or send tokens, without being asked to.
+
+    Not part of the configuration's own check: commands that talk to a replica share its environment.
+    """
+    if config.is_without_peers and config.names_peers:
+        raise StartError(
+            "KV_API_TOKENS: a replica that contacts others (VIEW, KV_VIEW_DNS) also needs KV_CLUSTER_SECRET, because "
+            "tokens are never sent to a peer"
+        )
+    if not (config.cluster_secret or config.api_tokens or config.may_be_open or _is_loopback(host)):
+        raise StartError(
+            f"KV_OPEN: other machines can reach {host}, and neither KV_CLUSTER_SECRET nor KV_API_TOKENS is set; set "
+            "them, or KV_OPEN=true to let everybody read and write"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a server that listens on ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def announce(config: Config) -> None:
     """Log where this replica listens, which replicas it contacts first, and what is not secured."""
     host, port = config.listen
@@ -251,10 +279,6 @@ def announce(config: Config) -> None:
             "open: anyone who can reach this replica may read and write; see KV_CLUSTER_SECRET, KV_API_TOKENS"
         )
         return
-    if config.api_tokens and not (config.peer_token or config.cluster_secret):
-        logger.warning(
-            "no token of KV_API_TOKENS may write, so replicas cannot exchange updates; set KV_CLUSTER_SECRET"
-        )
     for warning in config.security_warnings:
         logger.warning("not secured: %s", warning)
 

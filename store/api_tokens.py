@@ -12,6 +12,8 @@ MIN_TOKEN_CHARACTERS: Final = 8
 
 _ACCESS: Final[Mapping[str, Access]] = {"read": "read", "write": "write"}
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_TOKEN: Final = re.compile(r"[!-~]+")
+"""Visible ASCII. An Authorization header cannot carry other characters in a way that all clients agree on."""
 
 
 class ApiToken(NamedTuple):
@@ -36,10 +38,11 @@ def parse_api_tokens(text: str) -> tuple[ApiToken, ...]:
     for position, item in enumerate(filter(None, map(str.strip, text.split(","))), 1):
         name, _, rest = item.partition(":")
         token, _, access = rest.rpartition(":")
-        if not _NAME.fullmatch(name) or len(token) < MIN_TOKEN_CHARACTERS or access not in _ACCESS:
+        is_token = _TOKEN.fullmatch(token) and len(token) >= MIN_TOKEN_CHARACTERS
+        if not _NAME.fullmatch(name) or not is_token or access not in _ACCESS:
             raise ValueError(
                 f"entry {position} is not name:token:read|write with a token of at least {MIN_TOKEN_CHARACTERS} "
-                "characters"
+                "visible ASCII characters"
             )
         tokens.append(ApiToken(name, token, _ACCESS[access]))
     for what in ("name", "token"):
@@ -48,6 +51,13 @@ def parse_api_tokens(text: str) -> tuple[ApiToken, ...]:
     if not tokens:
         raise ValueError("is set but contains no token")
     return tuple(tokens)
+
+
+def parse_token(text: str) -> str:
+    """Return a token that a client sends. Raises ``ValueError`` if a header cannot carry it."""
+    if not _TOKEN.fullmatch(text):
+        raise ValueError("must be visible ASCII characters")
+    return text
 
 
 def first_write_token(tokens: Iterable[ApiToken]) -> str:

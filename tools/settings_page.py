@@ -23,6 +23,9 @@ limit or secret would otherwise be ignored.
 
 Times are seconds, and fractions are allowed. Sizes are bytes. An empty variable means the default. Only an empty secret
 is an error, because it is more often a failed lookup than a wish to run without it.
+
+A secret can also come from a file: `KV_CLUSTER_SECRET_FILE` names a file with the value of `KV_CLUSTER_SECRET`, and
+so for `KV_CLUSTER_SECRET_ALSO`, `KV_API_TOKENS`, `KV_ADMIN_PASSWORD` and `KV_TOKEN`.
 """
 
 _SECTION_INTRODUCTIONS: Final = {

@@ -15,6 +15,7 @@ from replication.errors import NotTrusted
 from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import derive_key
 from store.management.connection import Connection
+from store.secret_files import read_secret
 
 TIMEOUT_S: Final = 10.0
 """How long a command waits for one response; a healthy replica needs milliseconds."""
@@ -42,16 +43,16 @@ class Remote:
     def __init__(self, at: str | None, environ: Mapping[str, str] = os.environ) -> None:
         try:
             connection = Connection.from_environ(environ, at)
+            secret = read_secret(environ, "KV_CLUSTER_SECRET")[1] or ""
         except ValueError as exc:
             raise CommandError(str(exc)) from None
         self.at = address_argument(connection.address)
-        secret = environ.get("KV_CLUSTER_SECRET", "")
         settings = PeerClientSettings(
             timeout_s=TIMEOUT_S,
             scheme="https" if connection.is_tls else "http",
             verify=connection.verify,
             key=derive_key(secret) if secret else b"",
-            token=connection.token,
+            token="" if secret else connection.token,  # Proof of the secret permits everything.
         )
         self._client = PeerClient(settings)
 

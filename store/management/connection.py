@@ -7,13 +7,14 @@ from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from store.api_tokens import first_write_token, parse_api_tokens
+from store.api_tokens import first_write_token, parse_api_tokens, parse_token
 from store.environment import DEFAULT_ADDRESS, Parser, Section, Setting
+from store.secret_files import read_secret
 
 CLIENT_SETTINGS = (
     Setting(
         variable="KV_TOKEN",
-        parser=Parser(str, "a token of `KV_API_TOKENS`"),
+        parser=Parser(parse_token, "a token of `KV_API_TOKENS`"),
         section=Section.SECURITY,
         meaning="Used by the commands that talk to a replica (`kvs`, `show_view` and others), not by a replica: the "
         "token that they send.",
@@ -37,7 +38,7 @@ class Connection:
     def from_environ(cls, environ: Mapping[str, str] = os.environ, at: str | None = None) -> Connection:
         """Return how to reach the replica at ``at``, which defaults to ``SOCKET_ADDRESS``.
 
-        Raises ``ValueError`` for an invalid ``KV_API_TOKENS``.
+        Raises ``ValueError`` for an invalid ``KV_API_TOKENS`` or ``KV_TOKEN``, with a line that names the variable.
         """
         return cls(
             address=at or environ.get("SOCKET_ADDRESS") or DEFAULT_ADDRESS,
@@ -58,11 +59,12 @@ def add_at_argument(parser: ArgumentParser) -> None:
 
 def _token(environ: Mapping[str, str]) -> str:
     """Return ``KV_TOKEN``, or else the first of ``KV_API_TOKENS`` that may write, or else the first of them."""
-    if token := environ.get("KV_TOKEN"):
-        return token
-    text = environ.get("KV_API_TOKENS", "")
+    source, token = read_secret(environ, "KV_TOKEN")
     try:
-        tokens = parse_api_tokens(text) if text.strip() else ()
+        if token:
+            return parse_token(token)
+        source, text = read_secret(environ, "KV_API_TOKENS")
+        tokens = parse_api_tokens(text) if text and text.strip() else ()
     except ValueError as exc:
-        raise ValueError(f"KV_API_TOKENS: {exc}") from None
+        raise ValueError(str(exc) if str(exc).startswith("KV_") else f"{source}: {exc}") from None
     return first_write_token(tokens) or (tokens[0].token if tokens else "")

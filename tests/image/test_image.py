@@ -83,7 +83,8 @@ class Cluster:
         return f"r{i + 1}"
 
     def start(self, i: int, **more: str) -> None:
-        environment = {"SOCKET_ADDRESS": self.addresses[i], "VIEW": ",".join(self.addresses[:3]), **more}
+        own = {"SOCKET_ADDRESS": self.addresses[i], "VIEW": ",".join(self.addresses[:3]), "KV_OPEN": "true"}
+        environment = {**own, **more}
         self.podman.start(self.name(i), IMAGE, self.network.namespaces[i], environment)
 
     def send(self, i: int, method: str, path: str, body: object = None) -> requests.Response:

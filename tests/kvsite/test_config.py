@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kvsite.config import SETTINGS, Config, ConfigError
+from kvsite.server import StartError, build, check_access
 from store.api_tokens import ApiToken
 from store.environment import declaration, nested, settings_of
 from store.management.connection import CLIENT_SETTINGS
@@ -63,7 +64,10 @@ def test_without_variables_the_replica_is_open_and_on_loopback() -> None:
             "api_tokens",
             (ApiToken("ci", "s3cr3t:with:colons", "read"), ApiToken("app", "0123456789", "write")),
         ),
-        ("KV_ADMIN_PASSWORD", "x", "admin_password", "x"),
+        ("KV_ADMIN_PASSWORD", "pässwörd", "admin_password", "pässwörd"),
+        ("KV_OPEN", "true", "may_be_open", True),
+        ("KV_OPEN", " false ", "may_be_open", False),
+        ("KV_OPEN", "", "may_be_open", False),
         (
             "KV_ALLOWED_HOSTS",
             "KV.example.org,10.0.0.1,[fe80::1]",
@@ -118,7 +122,11 @@ def test_a_valid_value_becomes_the_field(variable: str, text: str, field: str, v
         *(("KV_API_TOKENS", bad) for bad in (":0123456789:read", "a:short:read", "a:0123456789:READ")),
         ("KV_API_TOKENS", "a:0123456789:read,a:9876543210:write"),
         ("KV_API_TOKENS", "a:0123456789:read,b:0123456789:write"),
-        ("KV_ADMIN_PASSWORD", ""),
+        *(("KV_CLUSTER_SECRET", bad) for bad in ("not UTF-8 \udcff\udcfe", "two\nlines of it", "escape \x1b[2J here")),
+        ("KV_CLUSTER_SECRET_ALSO", "not UTF-8 \udcff\udcfe"),
+        *(("KV_API_TOKENS", f"a:{bad}:read") for bad in ("012345678é", "01234567\udcff", "0123 4567", "0123\t4567")),
+        *(("KV_ADMIN_PASSWORD", bad) for bad in ("", "x", "seven77", "not UTF-8 \udcff")),
+        *(("KV_OPEN", bad) for bad in ("yes", "1", "TRUE")),
         *(
             ("KV_ALLOWED_HOSTS", bad)
             for bad in ("kv.example:443", "*", "a/b", "https://x", "10.0.0.256", "[::1", "[a]")
@@ -171,9 +179,89 @@ def test_secrets_are_not_in_repr_or_errors(variable: str) -> None:
     assert caught.value.__cause__ is None
 
 
+FILES = ["KV_CLUSTER_SECRET", "KV_API_TOKENS", "KV_ADMIN_PASSWORD"]
+
+
+@pytest.mark.parametrize("variable", FILES)
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
+def test_a_secret_comes_from_a_file(variable: str, ending: str, tmp_path: Path) -> None:
+    secret = "name:hunter2hunter2:read"
+    (tmp_path / "secret").write_text(secret + ending, newline="")
+    from_file = Config.from_env({f"{variable}_FILE": str(tmp_path / "secret")})
+    assert from_file == Config.from_env({variable: secret})
+    assert "hunter2" not in repr(from_file)
+
+
+@pytest.mark.parametrize("variable", FILES)
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\n", b"hunter2", b" hunter2 \n\n", b"\xff hunter2 hunter2", b"x" * 2_000_000]
+)
+def test_a_wrong_secret_in_a_file_is_one_line_that_names_the_variable(
+    variable: str, content: bytes | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        Config.from_env({f"{variable}_FILE": str(path)})
+    assert re.fullmatch(rf"{variable}_FILE: [^\n]+", str(caught.value))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_secret_is_set_once_and_only_secrets_come_from_files(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("a secret in a file")
+    both = {"KV_CLUSTER_SECRET": "a secret in the environment", "KV_CLUSTER_SECRET_FILE": str(path)}
+    for environ in (both, {"KV_CLUSTER_SECRET_FILE": ""}):
+        with pytest.raises(ConfigError, match=r"^KV_CLUSTER_SECRET_FILE: "):
+            Config.from_env(environ)
+    with pytest.raises(ConfigError, match=r"^KV_BIND_FILE: there is no such setting"):
+        Config.from_env({"KV_BIND_FILE": str(path)})
+
+
+# -- what a replica needs to start -------------------------------------------------------------------------------------
+
+SECRET = {"KV_CLUSTER_SECRET": "a long enough secret"}
+TOKENS = {"KV_API_TOKENS": "app:0123456789:write"}
+
+
+def started_with(environ: dict[str, str]) -> None:
+    config = Config.from_env(environ)
+    check_access(config, config.listen[0])
+
+
+@pytest.mark.parametrize("address", ["r1:8090", "10.0.0.1:8090", "[2001:db8::1]:8090", "0.0.0.0:8090", "[::]:8090"])
+def test_an_open_replica_on_a_reachable_address_must_be_asked_for(address: str) -> None:
+    environ = {"KV_BIND": address}
+    for insufficient in ({}, {"KV_ADMIN_PASSWORD": "long enough"}, {"KV_OPEN": "false"}):
+        with pytest.raises(StartError, match=r"^KV_OPEN: [^\n]+ KV_OPEN=true [^\n]+$"):
+            started_with({**environ, **insufficient})
+    for sufficient in ({"KV_OPEN": "true"}, SECRET, TOKENS):
+        started_with({**environ, **sufficient})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8090", "127.1.2.3:8090", "[::1]:8090", "localhost:8090"])
+def test_a_replica_on_a_loopback_address_may_be_open(address: str) -> None:
+    started_with({"SOCKET_ADDRESS": address})
+    started_with({"SOCKET_ADDRESS": "r1:8090", "KV_BIND": address})
+
+
+@pytest.mark.parametrize("peers", [{"VIEW": "127.0.0.1:8090,127.0.0.1:8091"}, {"KV_VIEW_DNS": "peers:8090"}])
+def test_tokens_need_a_cluster_secret_as_soon_as_there_are_peers(peers: dict[str, str]) -> None:
+    with pytest.raises(StartError, match=r"^KV_API_TOKENS: [^\n]*KV_CLUSTER_SECRET[^\n]*$"):
+        started_with({**peers, **TOKENS})
+    started_with({**peers, **TOKENS, **SECRET})
+    started_with({"VIEW": "127.0.0.1:8090", **TOKENS})
+
+
+def test_a_peer_is_never_sent_a_token() -> None:
+    context = build(Config.from_env({**TOKENS, "KV_ADMIN_PASSWORD": "long enough"}), pytest.fail)
+    assert context.node._endpoints.address_only[0].token == ""
+
+
 def test_replicas_with_the_same_secrets_have_the_same_django_secret_key() -> None:
-    one, same = (Config.from_env({"KV_ADMIN_PASSWORD": "x"}) for _ in range(2))
-    other = Config.from_env({"KV_ADMIN_PASSWORD": "y"})
+    one, same = (Config.from_env({"KV_ADMIN_PASSWORD": "one password"}) for _ in range(2))
+    other = Config.from_env({"KV_ADMIN_PASSWORD": "another password"})
     shifted = Config.from_env({"KV_CLUSTER_SECRET": "xxxxxxxx"}), Config.from_env({"KV_ADMIN_PASSWORD": "xxxxxxxx"})
     assert one.django_secret_key() == same.django_secret_key() != other.django_secret_key()
     assert shifted[0].django_secret_key() != shifted[1].django_secret_key()
@@ -215,7 +303,9 @@ def test_a_field_of_the_process_itself_is_always_a_setting() -> None:
 
 def test_every_default_is_an_accepted_value() -> None:
     for each in SETTINGS:
-        if isinstance(each.default, int | float):
+        if isinstance(each.default, bool):
+            assert each.parser.parse(str(each.default).lower()) is each.default
+        elif isinstance(each.default, int | float):
             assert (
                 each.parser.parse(f"{each.default:g}" if isinstance(each.default, float) else str(each.default))
                 == each.default
@@ -228,7 +318,9 @@ def test_every_setting_is_documented_with_its_default_and_nothing_else_is() -> N
     defaults = {each.variable: each.default for each in SETTINGS}
     for name, shown, accepted, meaning in rows:
         default = defaults[name]
-        if isinstance(default, int | float):
+        if isinstance(default, bool):
+            assert shown == f"`{str(default).lower()}`", name
+        elif isinstance(default, int | float):
             assert f"`{default:g}`" in shown or f"`{default}`" in shown, name
         assert accepted.strip()
         assert len(meaning) > 20, name

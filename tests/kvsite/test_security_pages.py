@@ -258,7 +258,7 @@ def test_check_deploy_names_what_is_not_secured(tmp_path: Any) -> None:
 
 def test_each_security_warning_is_a_check_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvsite.checks.current", lambda: Config(api_tokens=(ApiToken("app", TOKEN, "write"),)))
-    assert len(check_secured(None)) == 3
+    assert len(check_secured(None)) == 2
 
 
 # --- request ids and the log ------------------------------------------------------------------------------------------

@@ -346,15 +346,19 @@ def test_a_transaction_that_only_reads_is_a_read(site: Any) -> None:
     assert secured.ask("POST", "/kvs", b'{"writes": [{"key": "a", "value": 1}]}', **bearer(WRITE)).status == 200
 
 
-def test_with_only_tokens_replicas_and_view_changes_need_a_write_token(site: Any) -> None:
+def test_with_only_tokens_nobody_adds_a_peer_or_acts_as_one(site: Any) -> None:
     secured: Site = site(api_tokens=TOKENS)
     for method, path in (("POST", "/replication/exchange"), ("POST", "/replication/snapshot"), ("PUT", "/view")):
         body = b'{"socket-address": "b:1"}' if path == "/view" else b"\x93"
         assert secured.ask(method, path, body).status == 401
         assert secured.ask(method, path, body, **bearer(READ)).status == 403
-        assert secured.ask(method, path, body, **bearer(WRITE)).status in {200, 201}
+        refused = secured.ask(method, path, body, **bearer(WRITE))
+        assert (refused.status, "needs KV_CLUSTER_SECRET" in refused.error) == (403, True)
+        assert secured.changes() == [secured.api.state(), []]
         wrong = secured.ask(method, path, body, **bearer(WRITE), **proof(method, path, body))
         assert "no KV_CLUSTER_SECRET" in wrong.error
+    assert secured.ask("DELETE", "/view", b'{"socket-address": "b:1"}').status == 401
+    assert secured.ask("DELETE", "/view", b'{"socket-address": "b:1"}', **bearer(WRITE)).status == 200
 
 
 def test_with_only_a_secret_the_api_is_open_and_view_changes_need_proof(site: Any) -> None:

@@ -84,7 +84,11 @@ def test_a_replica_is_one_process_and_sigkill_leaves_nothing_behind(lone: LocalC
         ([], {"KV_CLUSTER_SECERT": "x"}, "KV_CLUSTER_SECERT: there is no such setting; is KV_CLUSTER_SECRET meant?"),
         (["--view", "a:1;b:2"], {}, "VIEW: 'a:1;b:2' has no"),
         (["--address", "127.0.0.1:0"], {}, "SOCKET_ADDRESS: '127.0.0.1:0' has no port"),
-        (["--bind", "192.0.2.1:9"], {}, "cannot listen on 192.0.2.1 port 9:"),
+        (["--bind", "192.0.2.1:9"], {"KV_OPEN": "true"}, "cannot listen on 192.0.2.1 port 9:"),
+        (["--bind", "0.0.0.0:9"], {}, "KV_OPEN: other machines can reach 0.0.0.0"),
+        (["--view", "a:1"], {"KV_API_TOKENS": "a:0123456789:write"}, "KV_API_TOKENS: a replica that contacts others"),
+        ([], {"KV_CLUSTER_SECRET": "not UTF-8 \udcff\udcfe"}, "KV_CLUSTER_SECRET: is not valid UTF-8"),
+        ([], {"KV_ADMIN_PASSWORD_FILE": "/no/such/file"}, "KV_ADMIN_PASSWORD_FILE: cannot read '/no/such/file'"),
     ],
 )
 def test_a_failed_start_prints_its_reason_in_one_line(flags: list[str], environment: dict[str, str], line: str) -> None:
@@ -107,7 +111,7 @@ def test_the_log_names_address_contacts_and_open_access(cluster: ClusterFactory)
     assert f"listens on {made.url(0)}" in log
     assert f"contacting {made.addresses[1]}" in log
     assert "open: anyone" in log
-    guarded = cluster(1, KV_CLUSTER_SECRET="do not log me", KV_ADMIN_PASSWORD="nor me!")
+    guarded = cluster(1, KV_CLUSTER_SECRET="do not log me", KV_ADMIN_PASSWORD="nor me either")
     assert "open: anyone" not in guarded.log(0)
     assert "log me" not in guarded.log(0)
     assert "nor me" not in guarded.log(0)

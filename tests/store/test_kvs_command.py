@@ -168,6 +168,21 @@ def test_token_from_the_environment(environ: dict[str, str], token: str) -> None
     assert Connection.from_environ(environ).token == token
 
 
+@pytest.mark.parametrize("variable", ["KV_TOKEN", "KV_API_TOKENS"])
+def test_token_from_a_file(variable: str, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("dddddddd\n" if variable == "KV_TOKEN" else "me:dddddddd:write\n")
+    assert Connection.from_environ({f"{variable}_FILE": str(path)}).token == "dddddddd"
+    with pytest.raises(ValueError, match=rf"^{variable}_FILE: cannot read"):
+        Connection.from_environ({f"{variable}_FILE": "/no/such/file"})
+
+
+@pytest.mark.parametrize("token", ["012345678é", "\udcff1234567", "two words", "a\nb"])
+def test_a_token_that_no_header_can_carry_is_named(token: str) -> None:
+    with pytest.raises(ValueError, match=r"^KV_TOKEN: must be visible ASCII characters$"):
+        Connection.from_environ({"KV_TOKEN": token})
+
+
 def test_invalid_tokens_exit_with_2(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KV_API_TOKENS", "nonsense")
     assert fails("get", "k").returncode == 2

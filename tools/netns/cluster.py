@@ -246,7 +246,7 @@ class NetnsCluster(LocalCluster):
         environment: Mapping[str, str] | None = None,
         log_dir: Path | None = None,
     ) -> None:
-        super().__init__(replicas, PORT, environment=environment, log_dir=log_dir)
+        super().__init__(replicas, PORT, environment={"KV_OPEN": "true", **(environment or {})}, log_dir=log_dir)
         self.network = Network(replicas)
         self.addresses = [f"{host}:{PORT}" for host in self.network.hosts]
         self.paused: set[int] = set()
