@@ -12,7 +12,10 @@ from django.http import HttpRequest, HttpResponse
 
 def json_error(status: int, message: str) -> HttpResponse:
     """Return ``{"error": message}`` with ``status``."""
-    body, headers = msgspec.json.encode({"error": message}), {"Cache-Control": "no-store"}
+    body, headers = (
+        msgspec.json.encode({"error": message}),
+        {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+    )
     return HttpResponse(body, status=status, content_type="application/json", headers=headers)
 
 

@@ -31,7 +31,6 @@ import logging
 import os
 import random
 import resource
-import signal
 import socket
 import sys
 import threading
@@ -100,7 +99,7 @@ class ReplicaServer(MTServer):
     ``stuck``: whether requests were still running when the server stopped.
     """
 
-    def __init__(self, config: Config, drain: Callable[[], None]) -> None:
+    def __init__(self, config: Config, drain: Callable[[], None], stop_request: StopRequest) -> None:
         super().__init__(
             "causeway",  # A name for messages. The application is passed to serve().
             interface=Interfaces.WSGI,
@@ -117,6 +116,7 @@ class ReplicaServer(MTServer):
         )
         self._listen = config.listen
         self._drain = drain
+        self._stop_request = stop_request
         self._deadline = 0.0
         self.stuck = False
 
@@ -131,8 +131,8 @@ class ReplicaServer(MTServer):
 
     def _serve_loop(self, *_: Any) -> None:
         """Serve until a stop signal arrives, then drain and stop listening."""
-        request = StopRequest()
-        while not request.wait(1.0):
+        signals.keep_ignored()  # granian has set handlers.
+        while not self._stop_request.wait(1.0):
             if self.interrupt_children:  # The worker ended by itself; granian has logged that.
                 return
         self._deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -205,13 +205,14 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
     check_access(config, config.listen[0])
     # Block signals before any thread starts, so that every thread inherits that. One thread waits for them instead.
     signals.block()
+    stop_request = StopRequest()
     if until_stdin_closes:
-        threading.Thread(target=_stop_when_stdin_closes, name="stdin", daemon=True).start()
+        threading.Thread(target=_stop_when_stdin_closes, args=(stop_request,), name="stdin", daemon=True).start()
     problems: list[str] = []
 
     def stop_because(reason: str) -> None:
         problems.append(reason)
-        os.kill(os.getpid(), signal.SIGTERM)
+        stop_request.make()
 
     def drain() -> None:
         logger.info("stopping: rejecting requests, sending updates to peers")
@@ -225,7 +226,7 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
     forget_secrets()
     context = build(config, stop_because)
     edge = load_edge(context)
-    server = ReplicaServer(config, drain)
+    server = ReplicaServer(config, drain, stop_request)
     server.on_startup(lambda: announce(config))
     server.on_startup(context.node.start)
     server.serve(target_loader=lambda: edge, wrap_loader=False)
@@ -312,8 +313,8 @@ def raise_file_limit(wanted: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _stop_when_stdin_closes() -> None:
-    """Send this process SIGTERM when standard input is closed."""
+def _stop_when_stdin_closes(stop_request: StopRequest) -> None:
+    """Request the stop when standard input is closed."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    stop_request.make()

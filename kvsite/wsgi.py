@@ -182,7 +182,7 @@ def send_error(
     """Send ``{"error": …}``; an empty ``error`` sends no body. ``sign``: signs the response."""
     body = msgspec.json.encode({"error": error}) if error else b""
     body_headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))] if error else []
-    body_headers.append(("Cache-Control", "no-store"))
+    body_headers += [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
     proof = [] if sign is None else [(HEADER, sign(status, body))]
     start_response(f"{status} {HTTPStatus(status).phrase}", [*body_headers, *headers, *proof])
     return [body]

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from replication.api import schema
@@ -66,8 +67,25 @@ class MetricsView(ReplicaView):
     @described(schema.METRICS)
     def get(self) -> ApiResponse:
         """Return all metrics, as Prometheus text or OpenMetrics."""
-        encode, content_type = choose_encoder(self.request.environ.get("HTTP_ACCEPT", ""))
-        return bytes_response(200, encode(registry_of(self.context)), content_type)
+        registry = registry_of(self.context)
+        if accepts_openmetrics(self.request.environ.get("HTTP_ACCEPT", "")):
+            encoded: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+            return bytes_response(200, encoded, openmetrics.CONTENT_TYPE_LATEST)
+        return bytes_response(200, generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4)
+
+
+def accepts_openmetrics(header: str) -> bool:
+    """Return whether an ``Accept`` header names OpenMetrics 1.0.0, or no version of it.
+
+    prometheus_client chooses a format too. But it raises an exception for a version that is no number, and writes the
+    client's text into the response's ``Content-Type``.
+    """
+    for item in header.split(","):
+        media_type, *parameters = (part.strip() for part in item.split(";"))
+        versions = [part.partition("=")[2] for part in parameters if part.startswith("version=")]
+        if media_type == "application/openmetrics-text" and set(versions) <= {"1.0.0"}:
+            return True
+    return False
 
 
 def _requests(metrics: RequestMetrics, stats: Mapping[str, int]) -> Iterator[Metric]:

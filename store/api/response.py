@@ -18,7 +18,7 @@ REASONS: Final = responses
 
 
 class ApiResponse:
-    """One HTTP response, complete when it is built. No cache may store it.
+    """One HTTP response, complete when it is built. No cache may store it, and no browser may guess its type.
 
     Raises Django's ``BadHeaderError`` for a header value with a line end: it would let a client add headers.
     """
@@ -31,6 +31,7 @@ class ApiResponse:
             # Rare. Django's rules decide how such a value is encoded, or reject it.
             headers = dict(ResponseHeaders(headers).items())
         headers["Cache-Control"] = "no-store"
+        headers["X-Content-Type-Options"] = "nosniff"
         self.status_code = status_code
         self.body = body
         self.headers = headers

@@ -76,6 +76,7 @@ def test_an_exception_outside_of_a_view_is_a_logged_json_500(caplog: pytest.LogC
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
         "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
     }
     assert "no such thing" in caplog.text
 

@@ -20,8 +20,10 @@ from kvsite.cors import Cors, normalize_origin
 from kvsite.dashboard.throttle import FREE_ATTEMPTS, MAX_PAUSE_S, Throttle, source_of, throttle
 from kvsite.guard import Guard
 from kvsite.logs import HumanFormatter, JsonFormatter, current_request_id
+from kvsite.server import build
 from kvsite.wsgi import Edge
 from replication.rate_limit import LogRateLimiter
+from store.api.context import CONTEXT
 from store.api_tokens import ApiToken
 from tests.support.api import OWN_ID, make_context
 
@@ -228,6 +230,38 @@ def test_pages_have_security_headers_and_no_inline_scripts(browser: Client) -> N
     cookie = login(browser, "open sesame").cookies["sessionid"]
     assert cookie["httponly"]
     assert cookie["samesite"] == "Strict"
+
+
+@pytest.mark.parametrize(
+    "target", ["//evil.example/", "https://evil.example/", "javascript:alert(1)", "/\\evil.example"]
+)
+def test_a_login_never_leads_to_another_host_or_to_a_missing_page(browser: Client, target: str) -> None:
+    form = {"username": "admin", "password": "open sesame", "next": target}
+    for path in ("/admin/login/", f"/admin/login/?next={target}"):
+        answer = browser.post(path, form)
+        assert (answer.status_code, answer["Location"]) == (302, "/admin/")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST", "DELETE"])
+@pytest.mark.parametrize("path", ["/kvs/a", "/kvs", "/view", "/healthz", "/metrics", "/schema/", "/nothing"])
+def test_every_answer_of_the_api_forbids_guessing_its_type(method: str, path: str) -> None:
+    browser = Client()
+    browser.defaults[CONTEXT] = build(Config(), pytest.fail)  # type: ignore[assignment]
+    assert browser.generic(method, path)["X-Content-Type-Options"] == "nosniff"
+
+
+def test_a_rejection_of_the_edge_forbids_guessing_its_type() -> None:
+    denied = Site(api_tokens=(ApiToken("app", TOKEN, "write"),))
+    assert denied.ask("GET")[1]["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_api_documentation_loads_nothing_from_elsewhere_and_no_inline_script() -> None:
+    page = Client().get("/docs/")
+    policy = page["Content-Security-Policy"]
+    assert "default-src 'none'; script-src 'self'; " in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe-eval" not in policy
+    assert not re.search(r"<script(?![^>]*\bsrc=)|\son[a-z]+=|https?://", page.content.decode())
 
 
 def check_deploy(**environment: str) -> str:

@@ -139,13 +139,40 @@ def test_it_serves_tls(cluster: ClusterFactory, tmp_path: Path) -> None:
 # -- stopping ----------------------------------------------------------------------------------------------------------
 
 
+def start_with_signals(*options: str) -> LocalCluster:
+    """Start a replica whose signals are ignored or not, as ``options`` of env(1) say, whatever this process ignores."""
+    program = ["env", "--default-signal=INT,HUP,TERM", *options, sys.executable, str(MANAGE)]
+    return LocalCluster(1, free_ports(1), program=program)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_stop_signal_ends_the_process_with_0(lone: LocalCluster, signum: signal.Signals) -> None:
-    os.kill(lone.pid(0), signum)
-    began = time.monotonic()
-    assert lone.wait(0) == 0
-    assert time.monotonic() - began < 5
-    assert "Traceback" not in lone.log(0)
+def test_a_stop_signal_ends_the_process_with_0(signum: signal.Signals) -> None:
+    with start_with_signals() as made:
+        os.kill(made.pid(0), signum)
+        began = time.monotonic()
+        assert made.wait(0) == 0
+        assert time.monotonic() - began < 5
+        assert "Traceback" not in made.log(0)
+
+
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored() -> None:
+    """As after ``nohup`` (SIGHUP), and after ``&`` in a script (SIGINT)."""
+    with start_with_signals("--ignore-signal=HUP,INT") as made:
+        for signum in (signal.SIGHUP, signal.SIGINT):
+            os.kill(made.pid(0), signum)
+        for _ in range(3):
+            assert requests.get(f"{made.url(0)}/readyz", timeout=5).status_code == 200
+        assert made.terminate(0) == 0
+
+
+def test_a_replica_that_ignores_every_signal_still_stops_with_the_program_that_started_it() -> None:
+    with start_with_signals("--ignore-signal=HUP,INT,TERM") as made:
+        os.kill(made.pid(0), signal.SIGTERM)
+        assert requests.get(f"{made.url(0)}/readyz", timeout=5).status_code == 200
+        stdin = made._processes[0].stdin  # type: ignore[union-attr]
+        assert stdin
+        stdin.close()
+        assert made.wait(0) == 0
 
 
 def test_it_stops_when_standard_input_is_closed(cluster: ClusterFactory) -> None:

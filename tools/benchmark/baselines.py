@@ -57,7 +57,8 @@ def main() -> None:
 
     kind, port = sys.argv[1:]
     signals.block()
-    server = ReplicaServer(Config(address=f"127.0.0.1:{port}"), drain=lambda: None)
+    config = Config(address=f"127.0.0.1:{port}")
+    server = ReplicaServer(config, drain=lambda: None, stop_request=signals.StopRequest())
     server.serve(target_loader=lambda: load(kind), wrap_loader=False)
 
 

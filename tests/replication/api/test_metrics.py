@@ -9,7 +9,12 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvsite.cluster import LocalCluster
+from kvsite.config import Config
+from kvsite.server import build
+from replication.api.metrics import MetricsView
 from replication.exchange_metrics import MAX_ADDRESSES, ExchangeMetrics, first_unapplied
+from store.api.context import CONTEXT
+from store.api.request import ApiRequest
 from store.api.request_metrics import RequestMetrics
 from store.causal import CausalStore
 from store.clock import Instant
@@ -74,6 +79,54 @@ def test_the_number_of_measured_addresses_is_limited() -> None:
     for port in range(MAX_ADDRESSES + 10):
         exchange_metrics.record_peer_time(f"b:{port}@0000000000000001", NOW.wall_us, store, NOW)
     assert len(exchange_metrics.drift_s) == MAX_ADDRESSES
+
+
+def accepts(accept: str) -> tuple[int, str]:
+    request = ApiRequest(
+        {"REQUEST_METHOD": "GET", "HTTP_ACCEPT": accept, CONTEXT: build(Config(), pytest.fail)}, "/metrics"
+    )
+    response = MetricsView().respond(request)
+    return response.status_code, response.headers["Content-Type"]
+
+
+FROM_PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4"
+)
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("", PLAIN),
+        ("*/*", PLAIN),
+        ("application/openmetrics-text", OPENMETRICS),
+        ("text/html, application/openmetrics-text; version=1.0.0; q=0.5", OPENMETRICS),
+        (
+            FROM_PROMETHEUS,
+            OPENMETRICS,
+        ),
+        *(
+            (f"{media_type};{parameters}", PLAIN)
+            for media_type in ("application/openmetrics-text", "text/plain")
+            for parameters in (
+                "version=abc",
+                "version=",
+                "version=9",
+                "version=1.0.0-\xe9",
+                "version=1!1;escaping=evil",
+            )
+        ),
+        ("text/plain;version=1.0.0;escaping=evil", PLAIN),
+        (",;=,;;;,=", PLAIN),
+        ("text/plain;version=" + "9" * 60_000, PLAIN),
+    ],
+)
+def test_any_accept_header_gets_one_of_two_formats(accept: str, content_type: str) -> None:
+    status, answered = accepts(accept)
+    assert (status, answered.split("; escaping")[0]) == (200, content_type)
 
 
 # --- of a real cluster -----------------------------------------------------------------------------------------------

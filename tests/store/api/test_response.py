@@ -11,7 +11,12 @@ from store.api.response import ApiResponse
 
 def test_to_django_keeps_status_body_and_headers() -> None:
     ours = ApiResponse(201, b"body", {"Content-Type": "application/json", "ETag": '"a:1"'})
-    headers = {"Content-Type": "application/json", "ETag": '"a:1"', "Cache-Control": "no-store"}
+    headers = {
+        "Content-Type": "application/json",
+        "ETag": '"a:1"',
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+    }
     theirs = HttpResponse(b"body", status=201, headers=headers)
     converted = ours.to_django()
     assert converted.serialize() == theirs.serialize()
@@ -21,7 +26,11 @@ def test_to_django_keeps_status_body_and_headers() -> None:
 
 def test_a_response_without_a_content_type_gets_none_from_django() -> None:
     converted = ApiResponse(304, b"", {"ETag": '"a:1"'}).to_django()
-    assert list(converted.items()) == [("ETag", '"a:1"'), ("Cache-Control", "no-store")]
+    assert list(converted.items()) == [
+        ("ETag", '"a:1"'),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+    ]
 
 
 @pytest.mark.parametrize("status", [200, 418, 599])
