@@ -1,28 +1,78 @@
-"""Logging: the format of lines (``KV_LOG_FORMAT``), request ids, and which responses are not logged.
+"""Logging: what a line contains and how it is written.
 
+Lines
+-----
 Times are UTC with milliseconds. A line that is written while a request is served contains the id of the request, which
-the response has in ``X-Request-ID``. No line contains values, tokens, secrets, bodies or headers.
+the response has in ``X-Request-ID``. No line contains values, tokens, secrets, bodies or headers. Text of clients and
+peers can be in a line, so every character that a terminal could take for a command is escaped.
+
+The lines of one request have at most ``MAX_REQUEST_BYTES`` together, unless the request met a fault of this replica
+(500): otherwise anybody could fill a disk faster than the network delivers requests. Longer messages are cut, and
+tracebacks are for faults only. A line outside of a request has the same limit.
+
+Writing
+-------
+A pipe that nobody reads blocks its writer. So threads only append lines to a bounded queue (``QueueHandler``), and one
+thread writes them to standard error. When the queue is full, lines are dropped and counted; when it flows again, a line
+says how many are missing.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
+import os
 import re
 import secrets
+import select
+import signal
+import sys
+import threading
 import time
+from collections import deque
 from contextvars import ContextVar
-from typing import Final
-
-import msgspec
+from typing import Any, Final
 
 ORDINARY_STATUSES: Final = frozenset({404, 412, 503})
 """Statuses that describe the state of the data and not a mistake: absent, changed meanwhile, not arrived yet."""
 
-current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")
-"""Id of the request that this thread serves, for the formatters. The next request of the thread replaces it."""
+MAX_REQUEST_BYTES: Final = 1000
+"""Limit of the lines of one request (contract 6), and of a line outside of requests."""
+
+MAX_FAULT_BYTES: Final = 16 * 1024
+"""Limit of a line about a fault of this replica, traceback included."""
+
+MAX_QUEUED_BYTES: Final = 1024 * 1024
+"""Limit of the lines that wait to be written: a second of a very busy log."""
+
+FLUSH_S: Final = 1.0
+"""How long the end of the process waits for lines to be written."""
+
+_CUTS: Final = (200, 100, 40, 0)
+"""Limits to which a message is cut, one after the other, until its line fits; before them, parts of the line's own."""
+
+_OMISSION: Final = "…"
+_Request = tuple[str]
+
+_request: ContextVar[_Request] = ContextVar("_request", default=("",))
+"""(id,) of the request that this thread serves. Each request makes a new tuple, whose identity tells it from others
+with the same id. The next request of the thread replaces it."""
+
+_spent: ContextVar[tuple[_Request, int]] = ContextVar("_spent")
+"""The request that this thread has logged for, and how many bytes."""
 
 _VALID_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
+
+
+def current_request_id() -> str:
+    """Return the id of the request that this thread serves, or an empty text."""
+    return _request.get()[0]
+
+
+def set_request_id(request_id: str) -> None:
+    """Begin a request: its lines have ``request_id``. An empty text: the thread serves none."""
+    _request.set((request_id,))
 
 
 class RequestIds:
@@ -41,7 +91,7 @@ class RequestIds:
             request_id = requested
         else:
             request_id = f"{self._prefix}-{next(self._numbers):x}"
-        current_request_id.set(request_id)
+        _request.set((request_id,))
         return request_id
 
 
@@ -53,43 +103,219 @@ class DropOrdinaryStatuses(logging.Filter):
         return getattr(record, "status_code", None) not in ORDINARY_STATUSES
 
 
-class HumanFormatter(logging.Formatter):
-    """One line of text per record. A traceback follows on lines of its own."""
-
-    def __init__(self) -> None:
-        super().__init__("{asctime} {levelname:<7} {name}: {message}", style="{")
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        """Return the time as ISO 8601, in UTC."""
-        return utc(record)
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """Append the request id, if there is one, and escape line ends, so that a message cannot forge a line."""
-        record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
-        line = super().formatMessage(record)
-        request_id = current_request_id.get()
-        return f"{line} [{request_id}]" if request_id else line
+# --- Lines ------------------------------------------------------------------------------------------------------------
 
 
-class JsonFormatter(logging.Formatter):
-    """One JSON object per line. The members of a record's ``extra={"fields": …}`` are added to it."""
+def escape(text: str) -> str:
+    """Return ``text`` with every character escaped that is not printable: controls, line ends, text directions."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        line = {
-            "time": utc(record),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= getattr(record, "fields", {})
-        if request_id := current_request_id.get():
-            line["request_id"] = request_id
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+
+def cut(text: str, limit: int) -> str:
+    """Return ``text`` if it has at most ``limit`` bytes in UTF-8, else its beginning with an ellipsis."""
+    encoded = text.encode("utf-8", "backslashreplace")
+    if len(encoded) <= limit:
+        return text
+    return encoded[:limit].decode("utf-8", "ignore") + _OMISSION
 
 
 def utc(record: logging.LogRecord) -> str:
     """Return the time of the record as ``2030-01-31T23:59:59.123Z``."""
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+
+
+def is_fault(record: logging.LogRecord) -> bool:
+    """Return whether the record is about a fault of this replica, not about a bad request.
+
+    Django logs some bad requests (``SuspiciousOperation``) as errors with a traceback, too.
+    """
+    return record.levelno >= logging.ERROR and getattr(record, "status_code", 500) >= 500
+
+
+class LineFormatter(logging.Formatter):
+    """Makes one line of a record, within the limits above. Subclasses decide how it looks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line without its line end; an empty text if nothing of it fits."""
+        if is_fault(record):
+            return self._fit(record, MAX_FAULT_BYTES, self._traceback(record))
+        request = _request.get()
+        if not request[0]:
+            return self._fit(record, MAX_REQUEST_BYTES - 1, "")
+        logged_for, spent = _spent.get((request, 0))
+        if logged_for is not request:
+            spent = 0
+        line = self._fit(record, MAX_REQUEST_BYTES - spent - 1, "")
+        if line:
+            _spent.set((request, spent + len(line.encode("utf-8", "backslashreplace")) + 1))
+        return line
+
+    def render(self, record: logging.LogRecord, message: str, traceback: str, limit: int) -> str:
+        """Return the line of ``record``. ``limit``: of each further text in it, in bytes."""
+        raise NotImplementedError
+
+    def _fit(self, record: logging.LogRecord, limit: int, traceback: str) -> str:
+        message = self._message(record)
+        for cut_to in (limit, limit // 2, limit // 4, *(each for each in _CUTS if each < limit // 4)):
+            # The end of a traceback says what happened.
+            kept = traceback if len(traceback) <= cut_to else _OMISSION + traceback[-cut_to:] if cut_to else ""
+            line = self.render(record, cut(message, cut_to), kept, min(cut_to, MAX_REQUEST_BYTES))
+            if len(line.encode("utf-8", "backslashreplace")) <= limit:
+                return line
+        return ""
+
+    @staticmethod
+    def _message(record: logging.LogRecord) -> str:
+        try:
+            return record.getMessage()
+        except Exception as exc:  # noqa: BLE001  # a wrong format of a log call must not disturb the request
+            return f"{record.msg} ({type(exc).__name__} while formatting)"
+
+    def _traceback(self, record: logging.LogRecord) -> str:
+        if not record.exc_info:
+            return ""
+        text = self.formatException(record.exc_info)
+        return text[-MAX_FAULT_BYTES:]
+
+
+class HumanFormatter(LineFormatter):
+    """One line of text per record. A traceback follows on lines of its own, which are indented.
+
+    So text of others cannot begin a line: in a message, line ends are escaped, and in a traceback the line is indented.
+    """
+
+    def render(self, record: logging.LogRecord, message: str, traceback: str, limit: int) -> str:
+        """Return the line."""
+        line = f"{utc(record)} {record.levelname:<7} {record.name}: {cut(escape(message), limit)}"
+        if request_id := current_request_id():
+            line = f"{line} [{request_id}]"
+        return line + "".join(f"\n  {escape(part)}" for part in traceback.splitlines())
+
+
+class JsonFormatter(LineFormatter):
+    """One JSON object per line, in ASCII. The members of a record's ``extra={"fields": …}`` are added to it."""
+
+    def render(self, record: logging.LogRecord, message: str, traceback: str, limit: int) -> str:
+        """Return the line."""
+        line: dict[str, Any] = {
+            "time": utc(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": message,
+        }
+        for name, value in getattr(record, "fields", {}).items():
+            line[name] = cut(value, limit) if isinstance(value, str) else value
+        if request_id := current_request_id():
+            line["request_id"] = request_id
+        if traceback:
+            line["traceback"] = traceback
+        # ASCII: escapes all control characters but one, and lone surrogates.
+        return json.dumps(line, separators=(",", ":"), default=str).replace("\x7f", "\\u007f")
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+class QueueHandler(logging.Handler):
+    """Appends lines to a bounded queue. One thread, which starts with the first line, writes them. Never blocks.
+
+    ``descriptor``: the file to write to, standard error by default. ``dropped_lines``: lines that could not be written
+    so far, because the queue was full or the file is closed.
+    """
+
+    def __init__(self, descriptor: int = 2, max_bytes: int = MAX_QUEUED_BYTES) -> None:
+        super().__init__()
+        self.dropped_lines = 0
+        self._descriptor = descriptor
+        self._max_bytes = max_bytes
+        self._lines: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._reported = 0
+        self._changed = threading.Condition(threading.Lock())
+        self._writer: threading.Thread | None = None
+        self._writer_pid = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append the line of ``record``, or drop it."""
+        if line := self.format(record):
+            self.write(line)
+
+    def write(self, line: str) -> None:
+        """Append ``line``, which has no line end, or drop it."""
+        encoded = f"{line}\n".encode("utf-8", "backslashreplace")
+        with self._changed:
+            if self._queued_bytes + len(encoded) > self._max_bytes:
+                self.dropped_lines += 1
+                return
+            self._lines.append(encoded)
+            self._queued_bytes += len(encoded)
+            if self._writer is None or self._writer_pid != os.getpid():  # A fork copies no threads.
+                self._writer_pid = os.getpid()
+                self._writer = threading.Thread(target=self._write_lines, name="log", daemon=True)
+                self._writer.start()
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until all lines are written, at most ``FLUSH_S``."""
+        deadline_s = time.monotonic() + FLUSH_S
+        with self._changed:
+            while self._queued_bytes and (left_s := deadline_s - time.monotonic()) > 0:
+                self._changed.wait(left_s)
+
+    def _write_lines(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # Other threads receive them.
+        while True:
+            with self._changed:
+                while not self._lines:
+                    self._changed.wait()
+                line = self._lines[0]  # It stays in the queue until it is written, so that ``flush`` waits for it.
+            is_written = self._write_bytes(line)
+            with self._changed:
+                self._lines.popleft()
+                self._queued_bytes -= len(line)
+                self.dropped_lines += not is_written
+                unreported = self.dropped_lines - self._reported
+                flows = is_written and self._queued_bytes <= self._max_bytes // 2
+                if unreported and flows:
+                    self._reported = self.dropped_lines
+                self._changed.notify_all()
+            if unreported and flows:
+                self._report(unreported)
+
+    def _report(self, dropped: int) -> None:
+        text = "%d lines of the log were dropped: nobody read them in time"
+        record = logging.LogRecord("causeway", logging.WARNING, __file__, 0, text, (dropped,), None)
+        self._write_bytes(f"{self.format(record)}\n".encode())
+
+    def _write_bytes(self, data: bytes) -> bool:
+        """Write all of ``data``, however long that takes. Returns False if the file does not accept it."""
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:  # Somebody has made the file non-blocking.
+                select.select([], [self._descriptor], [])
+            except (OSError, ValueError):
+                return False
+        return True
+
+
+def queue_handler() -> QueueHandler | None:
+    """Return the handler of this process, or None if logging is configured otherwise."""
+    return next((each for each in logging.getLogger().handlers if isinstance(each, QueueHandler)), None)
+
+
+def dropped_lines() -> int:
+    """Return how many lines this process has dropped."""
+    handler = queue_handler()
+    return handler.dropped_lines if handler else 0
+
+
+def write_line(text: str) -> None:
+    """Write ``text`` as it is, in the order of the log and without waiting for a reader."""
+    handler = queue_handler()
+    if handler is None:
+        print(escape(text), file=sys.stderr)  # noqa: T201  # logging is not configured
+    else:
+        handler.write(escape(text))  # The end of the process flushes it.

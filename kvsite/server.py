@@ -49,12 +49,14 @@ from kvsite import signals
 from kvsite.config import SETTINGS, Config, current
 from kvsite.context import ServerContext
 from kvsite.listener_shutdown import stop_listening
+from kvsite.logs import dropped_lines, write_line
 from kvsite.signals import StopRequest
 from replication.address import join_address
 from replication.discovery import Discovery
 from replication.node import Node
 from replication.peer_client import PeerClientSettings
 from replication.proof import derive_key
+from replication.rate_limit import LogRateLimiter
 from replication.replica import Replica
 from store.engine import Engine, read_clocks
 
@@ -83,6 +85,12 @@ IN_FLIGHT_S = 2.0
 MAX_CONNECTIONS = 8192
 """Limit of open connections, idle ones included. Each costs a file descriptor and little memory."""
 
+RESERVED_FILES = 256
+"""File descriptors that clients' connections leave free: for connections to peers, and for the process itself. With
+a low limit of open files, a quarter of it, but at least ``MIN_RESERVED_FILES``."""
+
+MIN_RESERVED_FILES = 64
+
 IDLE_TIMEOUT_MS = 75_000
 """The server closes a connection that has been without a request for this long. Connection pools and proxies keep an
 idle connection for about a minute, so the client usually closes it first."""
@@ -99,7 +107,13 @@ class ReplicaServer(MTServer):
     ``stuck``: whether requests were still running when the server stopped.
     """
 
-    def __init__(self, config: Config, drain: Callable[[], None], stop_request: StopRequest) -> None:
+    def __init__(
+        self,
+        config: Config,
+        drain: Callable[[], None],
+        stop_request: StopRequest,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
         super().__init__(
             "causeway",  # A name for messages. The application is passed to serve().
             interface=Interfaces.WSGI,
@@ -108,7 +122,7 @@ class ReplicaServer(MTServer):
             http=HTTPModes.http1,
             http1_settings=HTTP1Settings(header_read_timeout=IDLE_TIMEOUT_MS),
             websockets=False,
-            backpressure=MAX_CONNECTIONS,
+            backpressure=max_connections,
             log_level=LogLevels.error,  # granian warns at each start that threads are experimental
             log_dictconfig=settings.LOGGING,
             ssl_cert=config.tls_cert,
@@ -117,6 +131,7 @@ class ReplicaServer(MTServer):
         self._listen = config.listen
         self._drain = drain
         self._stop_request = stop_request
+        self._max_connections = max_connections
         self._deadline = 0.0
         self.stuck = False
 
@@ -132,9 +147,11 @@ class ReplicaServer(MTServer):
     def _serve_loop(self, *_: Any) -> None:
         """Serve until a stop signal arrives, then drain and stop listening."""
         signals.keep_ignored()  # granian has set handlers.
+        watch = DescriptorWatch(self._descriptor, self._max_connections)
         while not self._stop_request.wait(1.0):
             if self.interrupt_children:  # The worker ended by itself; granian has logged that.
                 return
+            watch.check(time.monotonic())
         self._deadline = time.monotonic() + STOP_TIMEOUT_S
         self._drain()
         # granian can only stop listening and close all connections at once, even those with a request in flight.
@@ -148,6 +165,41 @@ class ReplicaServer(MTServer):
             worker.terminate()
             worker.join(max(0.1, min(IN_FLIGHT_S, self._deadline - time.monotonic())))
             self.stuck |= worker.inner.is_alive()
+
+
+class DescriptorWatch:
+    """Logs, once a minute, that no file descriptor is left for another connection.
+
+    ``descriptor``: any open one. The lowest free number tells how many are in use at least, and costs two system calls.
+    """
+
+    def __init__(self, descriptor: int, max_connections: int) -> None:
+        self._descriptor = descriptor
+        self._limit = open_files_limit()
+        lowest_free = self._lowest_free()
+        # Connections to peers come and go: a few descriptors more or less do not matter.
+        self._full = min(self._limit, lowest_free + max_connections) - 4
+        self._advice = "raise `ulimit -n`, or " if max_connections < MAX_CONNECTIONS else ""
+        self._log_rate = LogRateLimiter()
+
+    def check(self, now_s: float) -> None:
+        """Log if descriptors are running out."""
+        in_use = self._lowest_free()
+        if in_use >= self._full and self._log_rate.allow("full", now_s):
+            logger.warning(
+                "file descriptors are running out: %d of %d are in use, so further connections wait; %sclose idle ones",
+                in_use,
+                self._limit,
+                self._advice,
+            )
+
+    def _lowest_free(self) -> int:
+        try:
+            number = os.dup(self._descriptor)
+        except OSError:
+            return self._limit
+        os.close(number)
+        return number
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -191,7 +243,7 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> ServerContext:
     )
     discovery = Discovery(config.view_dns, config.replication.sync_interval_s) if config.view_dns else None
     node = Node(replica, engine, transport, on_fatal=on_fatal, is_open=config.is_open, discovery=discovery)
-    return ServerContext(engine=engine, limits=config.limits, node=node, config=config)
+    return ServerContext(engine=engine, limits=config.limits, node=node, config=config, dropped_log_lines=dropped_lines)
 
 
 def run(config: Config, *, until_stdin_closes: bool = False) -> int:
@@ -222,16 +274,17 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
             problems.append(f"{updates} may be lost: no other member acknowledged all within {HAND_OVER_S:g} s")
         edge.close_connections()
 
-    raise_file_limit(MAX_CONNECTIONS + 256)
+    raise_file_limit(MAX_CONNECTIONS + RESERVED_FILES)
+    max_connections = connections_within(open_files_limit())
     forget_secrets()
     context = build(config, stop_because)
     edge = load_edge(context)
-    server = ReplicaServer(config, drain, stop_request)
-    server.on_startup(lambda: announce(config))
+    server = ReplicaServer(config, drain, stop_request, max_connections)
+    server.on_startup(lambda: announce(config, max_connections))
     server.on_startup(context.node.start)
     server.serve(target_loader=lambda: edge, wrap_loader=False)
     for problem in dict.fromkeys(problems):
-        print(problem, file=sys.stderr)  # noqa: T201  # for the caller, whatever the log settings
+        write_line(problem)  # For the caller, whatever the log settings.
     code = 1 if problems or server.interrupt_children else 0
     logger.info("stopped")
     if server.stuck:
@@ -268,13 +321,21 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def announce(config: Config) -> None:
-    """Log where this replica listens, which replicas it contacts first, and what is not secured."""
+def announce(config: Config, max_connections: int = MAX_CONNECTIONS) -> None:
+    """Log where this replica listens, which replicas it contacts first, and what is not secured or limited."""
     host, port = config.listen
     logger.info("replica %s listens on %s://%s", config.address, config.scheme, join_address(host, port))
     others = [seed for seed in config.seeds if seed != config.address]
     contacts = [*others, *([f"all addresses of {config.view_dns}"] if config.view_dns else [])]
     logger.info("contacting %s", ", ".join(contacts) if contacts else "no other replica: VIEW names none")
+    if max_connections < MAX_CONNECTIONS:
+        logger.warning(
+            "at most %d connections at once, because the limit of open files (`ulimit -n`) is %d; %d are enough for %d",
+            max_connections,
+            open_files_limit(),
+            MAX_CONNECTIONS + RESERVED_FILES,
+            MAX_CONNECTIONS,
+        )
     if config.is_open:
         logger.warning(
             "open: anyone who can reach this replica may read and write; see KV_CLUSTER_SECRET, KV_API_TOKENS"
@@ -311,6 +372,22 @@ def raise_file_limit(wanted: int) -> None:
         # macOS reports no limit, but rejects one above its kernel's.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def open_files_limit() -> int:
+    """Return how many file descriptors this process may have."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def connections_within(open_files: int) -> int:
+    """Return how many connections to accept if ``open_files`` descriptors are allowed. Raises ``StartError``."""
+    reserved = min(RESERVED_FILES, max(MIN_RESERVED_FILES, open_files // 4))
+    if open_files <= reserved:
+        raise StartError(
+            f"the limit of open files (`ulimit -n`) is {open_files}, which is too low: {reserved} are needed"
+        )
+    return min(MAX_CONNECTIONS, open_files - reserved)
 
 
 def _stop_when_stdin_closes(stop_request: StopRequest) -> None:

@@ -139,7 +139,7 @@ LOGGING: dict[str, Any] = {
     "disable_existing_loggers": False,
     "formatters": {"human": {"()": "kvsite.logs.HumanFormatter"}, "json": {"()": "kvsite.logs.JsonFormatter"}},
     "filters": {"drop_ordinary_statuses": {"()": "kvsite.logs.DropOrdinaryStatuses"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": _CONFIG.log_format}},
+    "handlers": {"stderr": {"()": "kvsite.logs.QueueHandler", "formatter": _CONFIG.log_format}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {
         # Replaces Django's default, which sends mail to administrators.

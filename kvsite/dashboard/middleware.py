@@ -18,6 +18,7 @@ from django.middleware.csrf import CsrfViewMiddleware
 from django.middleware.security import SecurityMiddleware
 from django.utils.deprecation import MiddlewareMixin
 
+from kvsite.dashboard.auth import close_ended_session
 from kvsite.errors import json_error
 
 PREFIX = "/admin/"
@@ -79,7 +80,12 @@ class DashboardCsrf(OnlyDashboard, CsrfViewMiddleware):
 
 
 class DashboardUser(OnlyDashboard, AuthenticationMiddleware):
-    """Sets ``request.user`` from the session."""
+    """Sets ``request.user`` from the session, unless its login has ended."""
+
+    def process_request(self, request: HttpRequest) -> None:
+        """Close the session of a login that has ended, and set the user."""
+        close_ended_session(request)
+        super().process_request(request)
 
 
 class DashboardMessages(OnlyDashboard, MessageMiddleware):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ class ReplicaContext(StoreContext):
     """What the views of the replica need."""
 
     node: Node
+    dropped_log_lines: Callable[[], int] = lambda: 0
+    """Returns how many lines of the log could not be written."""
 
 
 def node_of(request: HttpRequest) -> Node | None:

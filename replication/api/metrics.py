@@ -45,6 +45,11 @@ class ReplicaCollector(Collector):
         yield from _members(status)
         yield from _exchanges(status, exchange_metrics)
         yield from _state(status, is_ready=node.ready)
+        yield CounterMetricFamily(
+            "causeway_log_lines_dropped",
+            "Lines of the log that were dropped because nobody read them in time.",
+            self._context.dropped_log_lines(),
+        )
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that a registry does not scrape once to find duplicate names."""

@@ -6,6 +6,7 @@ import dataclasses
 import operator
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest

@@ -17,9 +17,10 @@ from kvsite.checks import check_secured
 from kvsite.cluster import MANAGE
 from kvsite.config import Config
 from kvsite.cors import Cors, normalize_origin
+from kvsite.dashboard.auth import EndedLogins
 from kvsite.dashboard.throttle import FREE_ATTEMPTS, MAX_PAUSE_S, Throttle, source_of, throttle
 from kvsite.guard import Guard
-from kvsite.logs import HumanFormatter, JsonFormatter, current_request_id
+from kvsite.logs import HumanFormatter, JsonFormatter, set_request_id
 from kvsite.server import build
 from kvsite.wsgi import Edge
 from replication.rate_limit import LogRateLimiter
@@ -264,6 +265,31 @@ def test_the_api_documentation_loads_nothing_from_elsewhere_and_no_inline_script
     assert not re.search(r"<script(?![^>]*\bsrc=)|\son[a-z]+=|https?://", page.content.decode())
 
 
+def test_a_copied_cookie_ends_with_the_logout(browser: Client) -> None:
+    login(browser, "open sesame")
+    thief, other = Client(), Client()
+    thief.cookies["sessionid"] = browser.cookies["sessionid"].value
+    login(other, "open sesame")
+    assert thief.get("/admin/").status_code == 200
+    assert browser.post("/admin/logout/").status_code in {200, 302}
+    for ended in (thief, browser):
+        answer = ended.get("/admin/")
+        assert (answer.status_code, answer["Location"]) == (302, "/admin/login/?next=/admin/")
+    assert other.get("/admin/").status_code == 200, "another login"
+    assert login(browser, "open sesame").status_code == 302
+    assert browser.get("/admin/").status_code == 200
+
+
+def test_ended_logins_are_forgotten_when_their_cookies_have_expired_and_are_bounded() -> None:
+    ended = EndedLogins(max_logins=3)
+    for n in range(5):
+        ended.add(str(n), 10.0, float(n))
+    assert [ended.has(str(n)) for n in range(5)] == [False, False, True, True, True]
+    ended.add("late", 10.0, 100.0)
+    assert [ended.has(str(n)) for n in range(5)] == [False] * 5
+    assert ended.has("late")
+
+
 def check_deploy(**environment: str) -> str:
     command = [sys.executable, str(MANAGE), "check", "--deploy", "--fail-level", "WARNING"]
     done = subprocess.run(
@@ -310,26 +336,26 @@ def test_a_request_id_that_is_unsafe_to_log_is_replaced(bad: str) -> None:
     assert Site().ask("GET", x_request_id=bad)[1]["X-Request-ID"] not in {"", bad}
 
 
-def record(message: str, exc: BaseException | None = None) -> logging.LogRecord:
+def record(message: str, exc: BaseException | None = None, level: int = logging.WARNING) -> logging.LogRecord:
     info = None if exc is None else (type(exc), exc, None)
-    made = logging.LogRecord("causeway", logging.WARNING, __file__, 1, message, None, info)
+    made = logging.LogRecord("causeway", level, __file__, 1, message, None, info)
     made.created, made.msecs = 1_900_000_000.25, 250.0
     return made
 
 
 def test_log_lines_are_in_utc_and_have_the_request_id() -> None:
-    current_request_id.set("r-1")
+    set_request_id("r-1")
     assert HumanFormatter().format(record("hello")) == "2030-03-17T17:46:40.250Z WARNING causeway: hello [r-1]"
-    line = json.loads(JsonFormatter().format(record("hello", ValueError("why"))))
+    line = json.loads(JsonFormatter().format(record("hello", ValueError("why"), logging.ERROR)))
     assert line.pop("traceback").endswith("ValueError: why")
     assert line == {
         "time": "2030-03-17T17:46:40.250Z",
-        "level": "warning",
+        "level": "error",
         "logger": "causeway",
         "message": "hello",
         "request_id": "r-1",
     }
-    current_request_id.set("")
+    set_request_id("")
     assert HumanFormatter().format(record("hello")).endswith("hello")
     assert "request_id" not in json.loads(JsonFormatter().format(record("hello")))
 

@@ -10,17 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from kvsite.cluster import MANAGE, LocalCluster
+from kvsite.cluster import MANAGE, ClusterError, LocalCluster
 from tests.conftest import ClusterFactory
 from tests.support.ports import free_ports
-from tests.support.waiting import wait_until
+from tests.support.waiting import assert_stays, wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -134,6 +134,39 @@ def test_it_serves_tls(cluster: ClusterFactory, tmp_path: Path) -> None:
         lambda: requests.get(f"{made.url(0)}/view", verify=str(cert), timeout=5).json()["view"] == made.addresses,
         what=lambda: made.log(0),
     )
+
+
+def with_open_files(limit: int) -> list[str]:
+    """Return a program for ``LocalCluster`` that may open ``limit`` files."""
+    return ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", sys.executable, str(MANAGE)]
+
+
+def test_with_few_file_descriptors_it_says_so_and_still_reaches_its_peers() -> None:
+    with (
+        LocalCluster(2, free_ports(2), environment=QUICK, program=with_open_files(120)) as made,
+        ExitStack() as idle,
+    ):
+        wait_for_view(made, 2)
+        assert "at most 56 connections at once" in made.log(0)
+        assert "(`ulimit -n`) is 120" in made.log(0)
+        for _ in range(150):
+            idle.enter_context(closing(socket.create_connection(("127.0.0.1", port_of(made)), 5)))
+        made.wait_logged(0, "file descriptors are running out")
+        assert made.log(0).count("running out") == 1
+        put(made, 1, "while-busy", 1)
+
+        def states() -> list[str]:
+            view = requests.get(f"{made.url(1)}/replication/status", timeout=5).json()["view"]
+            return [member["state"] for member in view]
+
+        assert_stays(lambda: states() == ["alive", "alive"], for_s=3)
+        idle.close()
+        wait_until(lambda: requests.get(f"{made.url(0)}/kvs/while-busy", timeout=5).status_code == 200)
+
+
+def test_without_file_descriptors_it_does_not_start() -> None:
+    with pytest.raises(ClusterError, match=r"ended with 2:\n.*open files \(`ulimit -n`\) is 60, which is too low"):
+        LocalCluster(1, free_ports(1), program=with_open_files(60)).__enter__()
 
 
 # -- stopping ----------------------------------------------------------------------------------------------------------
