@@ -30,13 +30,14 @@ import secrets
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import requests
-from requests.adapters import HTTPAdapter
 
 from replication.address import join_address, split_address
+from replication.bounded_replies import MIB, BoundedAdapter, ReplyBudget, ReplyLimit, deadline, read_body
 from replication.errors import NotTrusted
+from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import (
     ANY_RECEIVER,
     GREETING_METHOD,
@@ -50,6 +51,13 @@ from replication.proof import (
 MAX_QUOTED_BYTES: Final = 300
 """Bytes of a peer's response that an error message, and so the log, quotes at most."""
 
+STATUS_BYTES: Final = 16 * MIB
+"""Bound of every reply that is no message between replicas, such as ``/replication/status``. A replica needs 1 MiB for
+its status with a hundred members."""
+
+MESSAGE_WITHIN_S: Final = 30.0
+"""Time in which a message has to arrive as a whole: 8 MiB on a slow link take several seconds."""
+
 MAX_PREPARED: Final = 32
 """Prepared requests that a client caches. Each peer needs two: for exchanges and for snapshots."""
 
@@ -60,7 +68,11 @@ class PeerClientSettings:
 
     timeout_s: float = 1.0
     """For connecting, and again for each wait for bytes. Short: a peer that does not answer is retried at the next
-    sync."""
+    sync. A reply that is no message between replicas has to arrive as a whole within twice this time."""
+    max_body_bytes: int = 8 * MIB
+    """``KV_MAX_BODY_BYTES``, on which the size of messages depends."""
+    budget: ReplyBudget = field(default_factory=ReplyBudget, repr=False, compare=False)
+    """The memory for replies, shared by all clients with these settings and with settings derived from them."""
     scheme: str = "http"
     """``http`` or ``https``."""
     verify: str | bool = True
@@ -73,6 +85,21 @@ class PeerClientSettings:
     """``name:port`` to use instead of the address, as Host header and to verify the certificate; empty: the address."""
     host_header: str = ""
     """Host header, if it differs from ``server_name`` or the address; empty: the same. Does not affect TLS."""
+
+    @property
+    def exchange_limit(self) -> ReplyLimit:
+        """The limit of a reply to an exchange: a batch of updates, or one update of the largest size."""
+        return ReplyLimit(min(2 * self.max_body_bytes + 8 * MIB, MAX_MESSAGE_BYTES), MESSAGE_WITHIN_S)
+
+    @property
+    def snapshot_limit(self) -> ReplyLimit:
+        """The limit of a piece of a snapshot, which may have to hold one key with many large siblings."""
+        return ReplyLimit(min(8 * self.max_body_bytes + 8 * MIB, MAX_MESSAGE_BYTES), MESSAGE_WITHIN_S)
+
+    @property
+    def other_limit(self) -> ReplyLimit:
+        """The limit of every other reply."""
+        return ReplyLimit(STATUS_BYTES, 2 * self.timeout_s)
 
 
 class Endpoints:
@@ -126,18 +153,6 @@ class Response:
         return f"{self.status} {self.body[:MAX_QUOTED_BYTES].decode('utf-8', 'replace')!r}"
 
 
-class _ServerNameAdapter(HTTPAdapter):
-    """Verifies certificates for ``host``, whatever address a connection goes to."""
-
-    def __init__(self, host: str) -> None:
-        self._host = host
-        super().__init__()
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        """Pass the name to urllib3, which sends it (SNI) and verifies the certificate for it."""
-        super().init_poolmanager(*args, **options, server_hostname=self._host)
-
-
 class PeerClient:
     """Connections to replicas. Use from one thread only: ``requests.Session`` is not thread-safe."""
 
@@ -150,34 +165,44 @@ class PeerClient:
         self._session = requests.Session()
         self._session.trust_env = False  # Use no proxy of the environment between replicas.
         self._session.verify = settings.verify
-        self._session.headers["Accept-Encoding"] = "identity"  # A compressed response could expand beyond all limits.
+        self._session.headers["Accept-Encoding"] = "identity"  # Bodies are not decompressed (bounded_replies.py).
         if settings.token:
             self._session.headers["Authorization"] = f"Bearer {settings.token}"
         if host := settings.host_header or settings.server_name:
             self._session.headers["Host"] = host
-        if settings.server_name:
-            self._session.mount("https://", _ServerNameAdapter(split_address(settings.server_name)[0]))
+        name = split_address(settings.server_name)[0] if settings.server_name else ""
+        self._session.mount("http://", BoundedAdapter())
+        self._session.mount("https://", BoundedAdapter(name))
 
-    def request(self, method: str, address: str, path: str, body: bytes = b"", media_type: str = "") -> Response:
+    def request(
+        self,
+        method: str,
+        address: str,
+        path: str,
+        body: bytes = b"",
+        media_type: str = "",
+        limit: ReplyLimit | None = None,
+    ) -> Response:
         """Send a request to the replica at ``address`` and return its response, whatever its status.
 
-        ``path``: may contain a query. Raises ``NotTrusted`` if the response lacks a valid proof, and
-        ``requests.RequestException`` if there is no response.
+        ``path``: may contain a query. ``limit``: of the response; None: ``other_limit``. Raises ``NotTrusted`` if the
+        response lacks a valid proof, and ``requests.RequestException`` if there is no response within the limit.
         """
+        limit = limit or self._settings.other_limit
         if not self._settings.key:
-            return self._send(method, address, path, body, {"Content-Type": media_type} if media_type else {})[0]
+            return self._send(method, address, path, body, {"Content-Type": media_type} if media_type else {}, limit)[0]
         with ExitStack() as on_error:
             # After any failure another process may answer at this address: it has to prove the secret first.
             on_error.callback(self._sessions.pop, address, None)
             if address not in self._sessions:
-                self._send_with_proof(GREETING_METHOD, address, GREETING_PATH, b"", "")
-            response = self._send_with_proof(method, address, path, body, media_type)
+                self._send_with_proof(GREETING_METHOD, address, GREETING_PATH, b"", "", self._settings.other_limit)
+            response = self._send_with_proof(method, address, path, body, media_type, limit)
             if response.status == requests.codes.forbidden:
                 # A 403 with proof: the peer has a new incarnation, or its clock differs. Its proof contained both, so
                 # one retry, in a new session, succeeds.
                 refused = self._sessions[address]
                 self._sessions[address] = Session(refused.receiver, refused.offset_us)
-                response = self._send_with_proof(method, address, path, body, media_type)
+                response = self._send_with_proof(method, address, path, body, media_type, limit)
             on_error.pop_all()
         return response
 
@@ -185,7 +210,9 @@ class PeerClient:
         """Close the connections."""
         self._session.close()
 
-    def _send_with_proof(self, method: str, address: str, path: str, body: bytes, media_type: str) -> Response:
+    def _send_with_proof(
+        self, method: str, address: str, path: str, body: bytes, media_type: str, limit: ReplyLimit
+    ) -> Response:
         """Send a request with proof, verify the response's proof and remember the peer's id and clock."""
         session = self._sessions.get(address) or Session()
         key, now_us = self._settings.key, time.time_ns() // 1000
@@ -197,7 +224,7 @@ class PeerClient:
         headers = {HEADER: proof}
         if media_type:
             headers["Content-Type"] = media_type
-        response, response_proof = self._send(method, address, path, body, headers)
+        response, response_proof = self._send(method, address, path, body, headers, limit)
         sender = verify_response(key, response_proof, mac_of(proof), response.status, response.body)
         if sender is None:
             raise NotTrusted(
@@ -209,7 +236,9 @@ class PeerClient:
         self._sessions[address] = session
         return response
 
-    def _send(self, method: str, address: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[Response, str]:
+    def _send(
+        self, method: str, address: str, path: str, body: bytes, headers: dict[str, str], limit: ReplyLimit
+    ) -> tuple[Response, str]:
         """Send a request; return the response and its proof header, which is not verified."""
         url = f"{self._settings.scheme}://{address}{path}"
         request = self._prepare(method, url).copy()
@@ -219,8 +248,11 @@ class PeerClient:
         # Send by the adapter, not by the session: that would look for cookies, redirects and hooks, which replicas do
         # not use.
         adapter = self._session.get_adapter(url)
-        response = adapter.send(request, timeout=self._settings.timeout_s, verify=self._settings.verify)
-        return Response(response.status_code, response.content), response.headers.get(HEADER, "")
+        settings = self._settings
+        with deadline(settings.timeout_s + limit.within_s):
+            response = adapter.send(request, timeout=settings.timeout_s, verify=settings.verify, stream=True)
+            content = read_body(response, limit, settings.budget)
+        return Response(response.status_code, content), response.headers.get(HEADER, "")
 
     def _prepare(self, method: str, url: str) -> requests.PreparedRequest:
         """Return a prepared request without body, from the cache: preparing takes a tenth of an exchange's time."""

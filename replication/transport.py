@@ -1,4 +1,4 @@
-"""Transport of messages to peers: HTTP POST over persistent connections, with short timeouts.
+"""Transport of messages to peers: HTTP POST over persistent connections, with short timeouts and bounded replies.
 
 All errors of ``requests`` become ``Unreachable`` or one of its subclasses here (replication/errors.py), so nothing
 above this module depends on ``requests``.
@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 import requests
 
-from replication.errors import BadMessage, MessageRejected, NotTrusted, Unreachable
-from replication.messages import MAX_MESSAGE_BYTES, Exchange, SnapshotPiece, SnapshotRequest, decode, encode
+from replication.bounded_replies import ReplyLimit
+from replication.errors import MessageRejected, NotTrusted, Unreachable
+from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
 from replication.peer_client import PeerClient, PeerClientSettings, Response
 
 MEDIA_TYPE = "application/msgpack"
@@ -28,13 +29,15 @@ class Transport:
     def __init__(self, settings: PeerClientSettings) -> None:
         self.sent_bytes = self.received_bytes = 0
         """Body sizes of the last message and of its reply."""
+        self._settings = settings
         self._client = PeerClient(settings)
 
     def send(self, address: str, message: Exchange | SnapshotRequest) -> Exchange | SnapshotPiece:
         """Send a request to the replica at ``address`` and return its reply. Raises ``Unreachable``, ``BadMessage``."""
+        settings, body = self._settings, encode(message)
         if isinstance(message, Exchange):
-            return decode(self._post(address, "/replication/exchange", encode(message)), Exchange)
-        return decode(self._post(address, "/replication/snapshot", encode(message)), SnapshotPiece)
+            return decode(self._post(address, "/replication/exchange", body, settings.exchange_limit), Exchange)
+        return decode(self._post(address, "/replication/snapshot", body, settings.snapshot_limit), SnapshotPiece)
 
     def status(self, address: str, query: str = "") -> Mapping[str, Any]:
         """Return ``/replication/status`` of the replica at ``address``. Raises ``Unreachable``."""
@@ -48,12 +51,10 @@ class Transport:
         """Close the connections."""
         self._client.close()
 
-    def _post(self, address: str, path: str, body: bytes) -> bytes:
+    def _post(self, address: str, path: str, body: bytes, limit: ReplyLimit) -> bytes:
         with translate_errors(address):
-            content = _successful_body(address, self._client.request("POST", address, path, body, MEDIA_TYPE))
+            content = _successful_body(address, self._client.request("POST", address, path, body, MEDIA_TYPE, limit))
         self.sent_bytes, self.received_bytes = len(body), len(content)
-        if len(content) > MAX_MESSAGE_BYTES:
-            raise BadMessage(f"{address} replied with {len(content)} bytes")
         return content
 
 
