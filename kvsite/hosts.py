@@ -16,7 +16,7 @@ import ipaddress
 from collections.abc import Callable, Iterable
 
 from kvsite.config import Config
-from replication.address import host_of_header, split_address
+from replication.address import host_of_header, is_canonical, split_address
 
 MAX_REMEMBERED = 1024
 """Limit of the remembered allowed headers; at the limit all are forgotten. Remembering them makes the check one set
@@ -64,4 +64,5 @@ class HostCheck:
         return True
 
     def _is_member(self, host: str) -> bool:
-        return any(split_address(address)[0] == host for address in self._members())
+        members = self._members()
+        return any(is_canonical(address) and split_address(address)[0] == host for address in members)

@@ -1,8 +1,11 @@
 """Parse addresses of replicas, ``host:port`` or ``[ipv6]:port``, and hosts into one canonical form.
 
 An address is an identity: every replica id begins with it. So two texts for the same address must become the same
-text. Whether two host names resolve to the same machine is not decided here; the node detects duplicate addresses.
-Pure.
+text. Whether two host names resolve to the same machine is not decided here; a replica detects that another process
+uses its address (replication/duplicates.py). Pure.
+
+Addresses in messages are not corrected but checked: ``is_canonical`` and ``is_replica_id``. Another replica has parsed
+them before, so any other text is not an address that a replica has.
 """
 
 from __future__ import annotations
@@ -10,12 +13,18 @@ from __future__ import annotations
 import ipaddress
 import re
 from contextlib import suppress
+from functools import lru_cache
 from typing import Final
+
+from store.clock import address_of, incarnation_of, replica_id
 
 MAX_PORT: Final = 65535
 
 MAX_QUOTED: Final = 80
 """Characters of an invalid address that the error quotes."""
+
+MAX_REMEMBERED: Final = 4096
+"""Results of each check that are kept: messages name the same few replicas again and again."""
 
 # Letters, digits, dots and hyphens, and underscores, which DNS forbids but container networks use.
 _NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
@@ -78,6 +87,22 @@ def host_of_header(header: str) -> str | None:
         return parse_host(host)
     except ValueError:
         return None
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def is_canonical(text: str) -> bool:
+    """Return whether ``text`` is an address in canonical form."""
+    try:
+        return parse_address(text) == text
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def is_replica_id(text: str) -> bool:
+    """Return whether ``text`` is the id of a replica: an address in canonical form, ``@`` and an incarnation."""
+    address, incarnation = address_of(text), incarnation_of(text)
+    return incarnation > 0 and text == replica_id(address, incarnation) and is_canonical(address)
 
 
 def _parse_ipv6(text: str) -> str:

@@ -28,7 +28,7 @@ class ConversationDriver:
         self._metrics = metrics
 
     def receive(self, message: Exchange | SnapshotRequest) -> Exchange | SnapshotPiece:
-        """Process a peer's request and return the reply. Raises BadMessage, DuplicateAddress."""
+        """Process a peer's request and return the reply. Raises BadMessage."""
         return self._run(message, lambda now: self._replica.receive(message, now))
 
     def complete(self, address: str, serial: int, reply: Exchange | SnapshotPiece) -> None:
@@ -40,18 +40,22 @@ class ConversationDriver:
         store, lock = self._replica.store, self._engine.lock
         with lock:
             now = read_clocks()
-            if isinstance(message, Exchange):
-                self._metrics.record_peer_time(message.sender, message.time, store, now)
+            ahead_us = message.time - store.hybrid_clock.read(now) if isinstance(message, Exchange) else None
             # The metric of the replication lag measures one update of the message: the oldest one that is new here.
             oldest = first_unapplied(updates, store.clock)
             conversation = start(now)
+            result: list[Result] = []
             try:
                 next(conversation)
             except StopIteration as done:
-                return cast("Result", done.value)
+                result.append(done.value)
             finally:
                 self._metrics.record_visibility(oldest, store, now)
                 self._engine.wake()
+            if ahead_us is not None:  # The message was not rejected.
+                self._metrics.record_peer_time(message.sender, ahead_us)
+            if result:
+                return result[0]
         while True:
             with lock:
                 try:

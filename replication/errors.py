@@ -37,4 +37,4 @@ class NotTrusted(Unreachable):
 
 
 class DuplicateAddress(ReplicationError):
-    """A process with a higher incarnation sends messages under this replica's address."""
+    """Another live process answers at this replica's address, and this one is the one to stop (duplicates.py)."""

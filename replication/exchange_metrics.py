@@ -38,9 +38,9 @@ class ExchangeMetrics:
         }
         """(role of this replica in the exchange, direction) -> body sizes."""
 
-    def record_peer_time(self, sender: str, time_us: int, store: CausalStore, now: Instant) -> None:
-        """Record the hybrid time of a message from ``sender``. Call it before the message is applied."""
-        drift_s = (time_us - store.hybrid_clock.read(now)) / 1e6
+    def record_peer_time(self, sender: str, ahead_us: int) -> None:
+        """Record how far the hybrid time of a message from ``sender`` was ahead of this replica's, when it came."""
+        drift_s = ahead_us / 1e6
         if len(self.drift_s) < MAX_ADDRESSES or address_of(sender) in self.drift_s:
             self.drift_s[address_of(sender)] = drift_s
         if drift_s > 0:

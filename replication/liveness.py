@@ -4,6 +4,9 @@ Every message carries a *heartbeat*, a number that its sender raises with each m
 heartbeat that they have heard of every other replica. An old heartbeat that is reported again proves nothing, so
 reports cannot keep a dead replica alive, over however many hops they come.
 
+A reply to our own request is a sign of life whatever its heartbeat, and its heartbeat counts from then on. So a
+heartbeat that was invented, and is above all real ones, cannot make a replica look silent that answers us.
+
 Sources: gossip-style failure detection by rising heartbeats, van Renesse, Minsky, Hayden (1998); the states alive,
 suspect and down as in SWIM, Das et al. (2002).
 """
@@ -36,6 +39,10 @@ class Liveness:
         known = self._contacts.get(replica)
         if known is None or known.heartbeat < heartbeat:
             self._contacts[replica] = Contact(heartbeat, at_s if known is None else max(at_s, known.at_s))
+
+    def hear_reply(self, replica: str, heartbeat: int, at_s: float) -> None:
+        """Record that the id ``replica`` has answered a request that was in flight until now."""
+        self._contacts[replica] = Contact(heartbeat, at_s)
 
     def report(self, replicas: Collection[str], now_s: float) -> dict[str, LastHeard]:
         """Return what to report to peers: the last contact of each id in ``replicas`` that was heard of."""

@@ -1,26 +1,27 @@
 """Membership: who belongs to the cluster, who is reachable, and which addresses to ask first.
 
-The class joins three kinds of state, each with rules of its own:
+The class joins four kinds of state, each with rules of its own:
 
 * ``table`` says who belongs. It is replicated (membership_table.py).
 * ``liveness`` says who is reachable. It is observed (liveness.py).
 * ``seeds`` are addresses to ask until they have answered once (seeds.py).
+* ``duplicate_check`` says whether another process may use this replica's address (duplicates.py).
 
-On top of them stand the rules that need more than one: the view that users see (belongs *and* reachable), addresses
-that turn out to be aliases of another one, and two processes under one address.
+On top of them stand the rules that need more than one: the view that users see (belongs *and* reachable), and addresses
+that turn out to be aliases of another one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from replication.errors import DuplicateAddress
+from replication.duplicates import DuplicateCheck
 from replication.liveness import Liveness
 from replication.membership_table import MembershipTable
 from replication.messages import Exchange, LastHeard, MembershipEntry
 from replication.seeds import Seeds
 from replication.settings import ReplicationSettings
-from store.clock import address_of, incarnation_of
+from store.clock import address_of
 
 
 class Membership:
@@ -38,10 +39,10 @@ class Membership:
         self.table = MembershipTable(address, settings.max_members)
         self.liveness = Liveness(settings)
         self.seeds = seeds or Seeds(address, (), discovers=False, now_s=started_s)
+        self.duplicate_check = DuplicateCheck(address, settings, started_s)
         self.aliases: dict[str, str] = {}
         self.undiscovered = False
         self._settings = settings
-        self._started_s = started_s
         self._added_s: dict[str, float] = {}
         self.update_discovery(started_s)
 
@@ -75,7 +76,12 @@ class Membership:
         return removed
 
     def merge(self, entries: Mapping[str, MembershipEntry]) -> dict[str, MembershipEntry]:
-        """Merge another replica's table; return the entries that changed. Raises BadMessage if the table is full."""
+        """Merge another replica's table; return the entries that changed. Raises BadMessage if the table is full.
+
+        While a check for a duplicate of this replica's address runs, the entry of that address is left out.
+        """
+        if self.duplicate_check.is_running and self.address in entries:
+            entries = {address: entry for address, entry in entries.items() if address != self.address}
         changed = self.table.merge(entries)
         if changed:
             self._forget_obsolete()
@@ -90,29 +96,21 @@ class Membership:
         """Return every address that leads to this replica: its own and its aliases."""
         return {self.address, *(alias for alias, actual in self.aliases.items() if actual == self.address)}
 
-    def check_duplicate(self, replica: str, own_id: str) -> None:
-        """Raise DuplicateAddress if ``replica``, which uses this address, has a higher incarnation than this process.
-
-        Of two processes under one address, the one with the lower incarnation has to stop.
-        """
-        if incarnation_of(replica) > incarnation_of(own_id):
-            raise DuplicateAddress(f"another process ({replica}) uses the address {self.address}")
-
-    def check_reported_duplicates(self, message: Exchange, own_id: str, now_s: float) -> None:
-        """Raise DuplicateAddress if a peer has heard another process under this address since this one started.
-
-        The start is counted generously: for ``down_after_s``, reports may still be about this process's predecessor.
-        """
-        earliest_s = self._started_s + self._settings.down_after_s
+    def suspect_reported_duplicates(self, message: Exchange, own_id: str, now_s: float) -> None:
+        """Start a check if a peer has heard of another process under this address."""
         for replica, heard in message.heard.items():
-            if address_of(replica) == self.address and now_s - heard.age_ms / 1000 > earliest_s:
-                self.check_duplicate(replica, own_id)
+            if address_of(replica) == self.address:
+                self.duplicate_check.suspect_reported(replica, own_id, now_s - heard.age_ms / 1000, now_s)
 
     # -- who is reachable ------------------------------------------------------------------------------
 
-    def hear(self, message: Exchange, now_s: float) -> None:
-        """Record the signs of life in a message: of its sender, and of the replicas that the sender has heard."""
-        self.liveness.hear(message.sender, message.heartbeat, now_s)
+    def hear(self, message: Exchange, now_s: float, *, is_reply: bool = False) -> None:
+        """Record the signs of life in a message: of its sender, and of the replicas that the sender has heard.
+
+        ``is_reply``: the message answers a request that was in flight until now.
+        """
+        hear_sender = self.liveness.hear_reply if is_reply else self.liveness.hear
+        hear_sender(message.sender, message.heartbeat, now_s)
         for replica, heard in message.heard.items():
             if address_of(replica) != self.address:
                 self.liveness.hear(replica, heard.heartbeat, now_s - heard.age_ms / 1000)

@@ -11,7 +11,10 @@ Parts that would grow with the age of the cluster are sent only when they are ne
   entries are sent only when the digests differ.
 
 Wire form: MessagePack maps by field name, defaults left out. Bounds are part of the types: a decoded message is
-well-formed.
+well-formed. Addresses are checked as well, because replicas send requests to them. A message from a sender that is no
+replica id is rejected. What a message says of *other* replicas counts only if their addresses are valid; the rest is
+left out, because a replica of an earlier release may relay an address that it should have rejected. Whether times are
+plausible depends on the receiver's clock (time_limits.py).
 
 Versions: a replica accepts its own version of the protocol and the versions next to it, so that a cluster can be
 upgraded one replica at a time (docs/operations.md). A message names its version; a message that names none is of
@@ -34,6 +37,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from replication.address import MAX_QUOTED, is_canonical, is_replica_id
 from replication.errors import BadMessage
 from store.clock import MAX_INCARNATION
 from store.versions import Counter, ReplicaId, Timestamp, Update, Version, WireClock, decode_update
@@ -197,13 +201,29 @@ def encode(message: Exchange | SnapshotRequest | SnapshotPiece) -> bytes:
 def decode(body: bytes, kind: type[Message]) -> Message:
     """Return the message of ``kind`` in ``body``. Raises BadMessage for any other bytes."""
     try:
-        message: Message = _decoders[kind].decode(body)
+        message: Any = _decoders[kind].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         if kind is not SnapshotPiece and (header := _header_of(body)) is not None:
             _check_version(header)
         raise BadMessage(f"not a message of this protocol: {exc}") from exc
     if not isinstance(message, SnapshotPiece):
         _check_version(message)
+    if not is_replica_id(message.sender):
+        raise BadMessage(f"not a message of this protocol: its sender {message.sender[:MAX_QUOTED]!r} is no replica id")
+    if isinstance(message, Exchange):
+        message = _without_invalid_addresses(message)
+    decoded: Message = message
+    return decoded
+
+
+def _without_invalid_addresses(message: Exchange) -> Exchange:
+    """Return the message without what it says of addresses that no replica can have."""
+    membership, heard = message.membership, message.heard
+    if membership is not None and not all(map(is_canonical, membership)):
+        kept = {address: entry for address, entry in membership.items() if is_canonical(address)}
+        message = msgspec.structs.replace(message, membership=kept)
+    if not all(map(is_replica_id, heard)):
+        message = msgspec.structs.replace(message, heard={id_: at for id_, at in heard.items() if is_replica_id(id_)})
     return message
 
 
@@ -219,4 +239,5 @@ def _header_of(body: bytes) -> MessageHeader | None:
 def _check_version(message: Exchange | SnapshotRequest | MessageHeader) -> None:
     """Raise BadMessage unless the sender's version is this one or next to it."""
     if abs(message.protocol - PROTOCOL) > 1:
-        raise BadMessage(f"{message.sender} speaks protocol {message.protocol}, which is not next to {PROTOCOL}")
+        sender = message.sender[:MAX_QUOTED]
+        raise BadMessage(f"{sender} speaks protocol {message.protocol}, which is not next to {PROTOCOL}")

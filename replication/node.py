@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from replication.discovery import Discovery
 from replication.driver import ConversationDriver
-from replication.errors import BadMessage, DuplicateAddress
+from replication.errors import BadMessage
 from replication.exchange_metrics import ExchangeMetrics
 from replication.inspector import NodeInspector
 from replication.messages import Exchange, SnapshotRequest, decode, encode
@@ -63,7 +63,6 @@ class Node:
         self._lock = engine.lock
         self._discovery = discovery
         self._endpoints = Endpoints(transport, discovery.address if discovery is not None else "")
-        self._on_fatal = on_fatal
         self._stopping = False
         self._metrics = ExchangeMetrics()
         self._driver = ConversationDriver(replica, engine, self._metrics)
@@ -135,12 +134,7 @@ class Node:
     def exchange(self, body: bytes) -> bytes:
         """Answer a peer's exchange (wire form in and out). Raises BadMessage."""
         with self._counting_rejections():
-            try:
-                reply = self._driver.receive(decode(body, Exchange))
-            except DuplicateAddress as exc:
-                self._on_fatal(str(exc))
-                raise BadMessage(str(exc)) from exc
-            encoded = encode(reply)
+            encoded = encode(self._driver.receive(decode(body, Exchange)))
             with self._lock:
                 self._context.counts["exchanges_answered"] += 1
                 self._metrics.record_message_sizes("answered", len(encoded), len(body))
@@ -208,6 +202,11 @@ class Node:
         """Return the addresses of all members, including those that are down."""
         with self._lock:
             return list(self.replica.membership.table.members)
+
+    def holds_address(self, text: str) -> bool:
+        """Return whether the membership table has an entry for ``text``, whether it is a valid address or not."""
+        with self._lock:
+            return text in self.replica.membership.table.entries
 
     def add_member(self, address: str) -> bool:
         """Make ``address`` belong; return False if it belongs already. Raises BadMessage if the table is full."""

@@ -19,7 +19,9 @@ A peer is in one of four states:
     any state   a new incarnation's message is accepted     EXCHANGING
 
 A peer's acknowledged clock is exact when the peer sends it and a lower bound ever after, because the clock of one
-incarnation only grows. What a peer lacks is therefore what the log holds above that clock; there is no queue per peer.
+incarnation only grows. But a request may come from somebody else, and acknowledge what the peer does not have; a reply
+comes from the address that was asked. So a reply replaces everything that was acknowledged before its request was sent.
+What a peer lacks is therefore what the log holds above that clock; there is no queue per peer.
 Everything acknowledged is forgotten when a new incarnation appears: a process that starts again has lost its memory.
 
 Source: a named state per follower, as in etcd's raft (tracker/progress.go: probe, replicate, snapshot).
@@ -32,7 +34,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from replication.membership_table import MembershipTable
-from store.clock import Clock, join_into
+from store.clock import Clock, join, join_into
 
 SMOOTHING = 0.25
 """Weight of the latest round trip in the moving average."""
@@ -79,7 +81,8 @@ class Acknowledged:
     """What one incarnation of a peer has said of itself. A new incarnation starts with a new object.
 
     ``replica``: the id of the incarnation; empty while the peer is unknown.
-    ``clock``: a lower bound of its clock. ``is_complete``: whether its last message gave the whole clock; if not, its
+    ``clock``: a lower bound of its clock. ``recent``: the part of it that has come since the last request was sent.
+    ``is_complete``: whether its last message gave the whole clock; if not, its
     retired entries come with the next message.
     ``retired_digest``, ``membership_digest``: of its retired clock entries and its membership table, as last sent;
     None and 0 before it has sent any.
@@ -90,6 +93,7 @@ class Acknowledged:
 
     replica: str = ""
     clock: Clock = field(default_factory=dict)
+    recent: Clock = field(default_factory=dict)
     is_complete: bool = False
     retired_digest: int | None = None
     membership_digest: int = 0
@@ -100,6 +104,11 @@ class Acknowledged:
     def acknowledge(self, clock: Mapping[str, int]) -> None:
         """Merge a clock that the peer sent; a delayed message with an older clock changes nothing."""
         join_into(self.clock, clock)
+        join_into(self.recent, clock)
+
+    def confirm(self, clock: Mapping[str, int]) -> None:
+        """Replace what was acknowledged before the last request was sent by the exact clock in its reply."""
+        self.clock = join(clock, self.recent)
 
     def update_count(self) -> int:
         """Return how many updates the peer is known to have applied."""

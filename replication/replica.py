@@ -26,13 +26,14 @@ one sync interval ago and the peer still lacks it, because until then its origin
 everything (``want_all``). So an update reaches every replica over any connected path, and is sent about once where all
 replicas can reach each other.
 
-**Which messages count.** Replicas exchange messages whatever their state. A message counts only if its sender is the
-present incarnation of its address in our membership table. Any other message is answered with our table, from which
-its sender learns why; a sender that is alive then sends its own table.
+**Which messages count.** Replicas exchange messages whatever their state. A message with a time that is too far ahead
+is rejected as a whole (time_limits.py). Any other message counts only if its sender is the present incarnation of its
+address in our membership table. Otherwise it is answered with our table, from which its sender learns why; a sender
+that is alive then sends its own table.
 
-Other rules have modules of their own: who belongs (membership_table.py), who is reachable (liveness.py), what follows
-from a change (view_changes.py), when a replica may serve (recovery.py), what is lost (loss.py), when to send
-(progress.py, pacing.py), what may be forgotten (compaction.py).
+Other rules have modules of their own: who belongs (membership_table.py), who is reachable (liveness.py), what if two
+processes use one address (duplicates.py), what follows from a change (view_changes.py), when a replica may serve
+(recovery.py), what is lost (loss.py), when to send (progress.py, pacing.py), what may be forgotten (compaction.py).
 
 Sources: anti-entropy and session guarantees as in Bayou, Petersen et al., SOSP 1997; delivery by vector clocks. The
 form, a state machine behind one door, follows etcd's raft and h11.
@@ -58,6 +59,7 @@ from replication.retired import RetiredEntries
 from replication.seeds import Seeds
 from replication.settings import ReplicationSettings
 from replication.snapshots import SnapshotSender
+from replication.time_limits import check_times
 from replication.view_changes import RandomBits, ViewChanges, new_incarnation
 from store.causal import CausalStore
 from store.clock import Instant, address_of, replica_id
@@ -106,6 +108,7 @@ class Replica:
         self.membership = Membership(address, self.settings, asked, now.mono_s)
         incarnation = new_incarnation(0, rng, now)
         self.store = CausalStore(replica_id(address, incarnation), store_settings)
+        self.store.hybrid_clock.max_lead_us = round(self.settings.max_clock_lead_s * 1_000_000) // 2
         table = self.membership.table
         self.peers = Peers(table)
         self.recovery = Recovery(self.store, self.membership, self.peers, self.settings, now.mono_s)
@@ -143,6 +146,7 @@ class Replica:
         * Seeds that have never answered.
         * Peers whose snapshot may bring something, even removed ones: they may be the last that hold an update.
         * Removed replicas that have not been notified of their removal.
+        * The own address, while a check for another process under it runs (duplicates.py).
 
         A removed replica goes on exchanging for as long as it lives: the member that has all its updates may die.
         """
@@ -150,9 +154,11 @@ class Replica:
         others = table.others if table.members else table.left
         holders = [peer.address for peer in self.peers.all() if recovery.may_bring_more(peer)]
         to_notify = [address for address in table.left if self._has_to_notify(address, now)]
-        if table.members and not holders and not to_notify and not unanswered:
+        checks = self.membership.duplicate_check.is_running
+        if table.members and not holders and not to_notify and not unanswered and not checks:
             return others
-        return sorted({*others, *unanswered, *holders, *to_notify} - {self.address})
+        targets = {*others, *unanswered, *holders, *to_notify} - {self.address}
+        return sorted(targets | {self.address} if checks else targets)
 
     def _has_to_notify(self, address: str, now: Instant) -> bool:
         """Return whether the removed replica at ``address`` is reachable and has another membership table than ours."""
@@ -207,6 +213,7 @@ class Replica:
         peer.urgent = peer.more = False
         peer.count_at_cut = peer.acked.update_count() if delta.more else None
         peer.acked.sent = self.issued()
+        peer.acked.recent = {}
         schedule = peer.schedule
         schedule.paced_until_s = now.mono_s + self.pacing.interval_s(schedule.round_trip_s, now.mono_s)
         if now.mono_s >= schedule.next_sync_s:
@@ -222,8 +229,11 @@ class Replica:
         if peer is None:
             # Lookups do not name that address any more, and the replica there has not told us its own address yet.
             return
+        check_times(reply, now, self.settings.max_clock_lead_s)
         if isinstance(reply, SnapshotPiece):
             self._complete_piece(peer, serial, reply, now)
+        elif address == self.address:
+            self._complete_duplicate_check(peer, serial, reply, now)
         else:
             yield from self._complete_exchange(peer, serial, reply, now)
 
@@ -242,8 +252,11 @@ class Replica:
     def _complete_exchange(self, asked: PeerProgress, serial: int, reply: Exchange, now: Instant) -> Conversation[None]:
         """Take the reply from the peer that was asked; its sender may belong under another address (an alias)."""
         own_id, actual = self.id, address_of(reply.sender)
+        is_reply = asked.in_flight == serial and asked.address == actual
         asked.hear_reply(serial, now.mono_s)
-        sender = self._accept(reply, now)
+        if actual == self.address:
+            self.membership.duplicate_check.suspect(reply.sender, self.id, now.mono_s)
+        sender = self._accept(reply, now, is_reply=is_reply)
         # The reply has told us that this incarnation is superseded, and we have raised it: let the peer know at once.
         asked.urgent = asked.urgent or own_id != self.id
         if actual != asked.address:
@@ -255,6 +268,13 @@ class Replica:
                 self._conclude(asked, sender, serial, reply, applied)
         asked.end(serial)
         self._view.finish_joining(now)
+
+    def _complete_duplicate_check(self, own: PeerProgress, serial: int, reply: Exchange, now: Instant) -> None:
+        """Take an answer from our own address; who sent it is all that counts (duplicates.py)."""
+        own.hear_reply(serial, now.mono_s)
+        if address_of(reply.sender) == self.address:
+            self.membership.duplicate_check.answered(reply.sender, self.id, now.mono_s)
+        own.end(serial)
 
     def _conclude(self, asked: PeerProgress, sender: PeerProgress, serial: int, reply: Exchange, applied: int) -> None:
         """Note what the reply says of its sender, once ``applied`` of its updates are applied."""
@@ -281,7 +301,8 @@ class Replica:
     # -- requests of peers -----------------------------------------------------------------------------
 
     def receive(self, message: Exchange | SnapshotRequest, now: Instant) -> Conversation[Exchange | SnapshotPiece]:
-        """Take a peer's request and return the reply. Raises BadMessage, DuplicateAddress."""
+        """Take a peer's request and return the reply. Raises BadMessage."""
+        check_times(message, now, self.settings.max_clock_lead_s)
         if isinstance(message, SnapshotRequest):
             return self._snapshots.answer(message, self.store, now)
         sender = self._accept(message, now)
@@ -290,18 +311,19 @@ class Replica:
         _, now = yield from self._apply(message.updates, now)
         return self._reply(sender, message, now)
 
-    def _accept(self, message: Exchange, now: Instant) -> PeerProgress | None:
+    def _accept(self, message: Exchange, now: Instant, *, is_reply: bool = False) -> PeerProgress | None:
         """Take everything in a message but its updates; return its sender, None if the message does not count.
 
-        See "Which messages count" in the module.
+        ``is_reply``: the message answers the request in flight, from the address that was asked. See "Which messages
+        count" in the module.
         """
         table, address = self.membership.table, address_of(message.sender)
         if address == self.address:
-            self.membership.check_duplicate(message.sender, self.id)
+            self.membership.duplicate_check.suspect_sender(message.sender, self.id, now.mono_s)
             return None
         if message.clock.get(self.id, 0) > self.issued():
             raise BadMessage("the clock names updates of this replica that it never issued")
-        self.membership.check_reported_duplicates(message, self.id, now.mono_s)
+        self.membership.suspect_reported_duplicates(message, self.id, now.mono_s)
         if message.membership is not None:
             self._view.merge(message.membership, now)
         if table.is_superseded(message.sender):
@@ -322,13 +344,16 @@ class Replica:
         if peer.acked.replica != message.sender:
             self._follow_new_incarnation(peer, message.sender, now)
         self.store.hybrid_clock.observe(message.time, now)
-        self.membership.hear(message, now.mono_s)
+        self.membership.hear(message, now.mono_s, is_reply=is_reply)
         acked = peer.acked
         acked.membership_digest = message.membership_digest
         acked.retired_digest = message.retired_digest
         whole = self._retired.whole_clock(message)
         acked.is_complete = whole is not None
-        acked.acknowledge(message.clock if whole is None else whole)
+        if is_reply and whole is not None:
+            acked.confirm(whole)
+        else:
+            acked.acknowledge(message.clock if whole is None else whole)
         if not table.belongs(address) or any(replica not in table.present for replica in message.heard):
             self.loss.update_possible_holders(now)
         return peer
@@ -408,6 +433,7 @@ class Replica:
         self._snapshots.expire(now.mono_s)
         self.recovery.stop_useless_pull()
         self.membership.update_discovery(now.mono_s)
+        self.membership.duplicate_check.expire(now.mono_s)
         self._view.finish_joining(now)
         self.loss.update_possible_holders(now)
         self._compaction.trim()

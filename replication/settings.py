@@ -35,6 +35,16 @@ class ReplicationSettings:
         "once.",
     )
 
+    max_clock_lead_s: float = setting(
+        86_400.0,
+        "KV_MAX_CLOCK_LEAD",
+        seconds(60, 31_536_000),
+        Section.TIME,
+        "A message with a time that is further ahead of this replica's wall clock than this is rejected. It must "
+        "be more than the wall clocks of any two members differ by. It bounds how far a wrong clock, or a message that "
+        "no correct replica has sent, can push times and incarnations forward.",
+    )
+
     pace_s: float = 0.004
     """Shortest time between two exchanges that carry new writes to the same peer. The first write after a pause leaves
     at once; under load several writes share one exchange. A longer time saves work and adds replication lag."""

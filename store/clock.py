@@ -46,6 +46,10 @@ MAX_INCARNATION = 2**63 - 1
 """The highest incarnation: 42 bits of milliseconds (enough until the year 2109), then the random bits."""
 
 
+MAX_LEAD_US = 12 * 3600 * 1_000_000
+"""Default of the lead above which hybrid time stands still: half of what replicas accept by default."""
+
+
 class Instant(msgspec.Struct, frozen=True, gc=False):
     """One reading of the machine's clocks. The caller passes it in, because pure modules read no clock.
 
@@ -120,22 +124,29 @@ class HybridClock:
     replica has to wait. Hybrid time decides which of several concurrent writes wins. Whether an update may be applied
     is decided by clocks alone, so a wrong wall clock never breaks causal order.
 
-    ``lead_us``: how far hybrid time is ahead of the wall clock, microseconds. It never decreases.
+    Above a lead of ``max_lead_us``, hybrid time stands still, but for the order of updates, until the wall clock has
+    come close enough. Replicas reject times too far ahead of their own wall clocks (replication/time_limits.py). If
+    hybrid time went on at that limit, a replica whose wall clock is a little slower would reject it for ever.
+
+    ``lead_us``: how far hybrid time is ahead of the wall clock, microseconds. Up to ``max_lead_us`` it never decreases.
     ``_last``: the highest time that was returned or observed. Every new timestamp is above it.
 
     Source: Kulkarni et al., OPODIS 2014. The paper's logical counter is part of the microseconds here.
     """
 
-    __slots__ = ("_last", "lead_us")
+    __slots__ = ("_last", "lead_us", "max_lead_us")
 
-    def __init__(self) -> None:
+    def __init__(self, max_lead_us: int = MAX_LEAD_US) -> None:
         self.lead_us = 0
+        self.max_lead_us = max_lead_us
         self._last = 0
 
     def read(self, now: Instant) -> int:
         """Return the hybrid time at ``now`` in microseconds, never below an earlier result."""
+        if self.lead_us > self.max_lead_us:  # noqa: PLR1730  # min() would be slower
+            self.lead_us = self.max_lead_us
         time = now.wall_us + self.lead_us
-        if time < self._last:  # The wall clock was set back: raise the lead by as much.
+        if time < self._last:  # The wall clock was set back, or hybrid time stands still: raise the lead by as much.
             self.lead_us = self._last - now.wall_us
             time = self._last
         self._last = time
@@ -143,6 +154,8 @@ class HybridClock:
 
     def stamp(self, now: Instant) -> int:
         """Return a timestamp for a new update: above every timestamp returned or observed before."""
+        if self.lead_us > self.max_lead_us:  # noqa: PLR1730  # min() would be slower
+            self.lead_us = self.max_lead_us
         time = now.wall_us + self.lead_us
         if time <= self._last:  # A second update in the same microsecond, or the wall clock was set back.
             time = self._last + 1

@@ -67,7 +67,7 @@ class ViewView(ReplicaView):
     @described(schema.PUT_VIEW)
     def put(self) -> ApiResponse:
         """Add an address."""
-        address = self.address()
+        address = canonical_address(self.address_body())
         with bad_message_as_400():
             added = self.context.node.add_member(address)
         if added:
@@ -76,18 +76,25 @@ class ViewView(ReplicaView):
 
     @described(schema.DELETE_VIEW)
     def delete(self) -> ApiResponse:
-        """Remove an address."""
-        if not self.context.node.remove_member(self.address()):
+        """Remove an address. Any text that the membership table holds can be removed."""
+        body = self.address_body()
+        is_held = self.context.node.holds_address(body.socket_address)
+        address = body.socket_address if is_held else canonical_address(body)
+        if not self.context.node.remove_member(address):
             raise NotFound("View has no such replica")
         return json_response(200, {"result": "deleted"})
 
-    def address(self) -> str:
-        """Return the address in the body, in its canonical form. Raises ``ParseError``."""
-        body = parsing.decode(self.body(self.context.limits.max_body_bytes), _ADDRESS_BODY)
-        try:
-            return parse_address(body.socket_address)
-        except ValueError as exc:
-            raise ParseError(f"socket-address: {exc}") from None
+    def address_body(self) -> AddressBody:
+        """Return the body. Raises ``ParseError``."""
+        return parsing.decode(self.body(self.context.limits.max_body_bytes), _ADDRESS_BODY)
+
+
+def canonical_address(body: AddressBody) -> str:
+    """Return the address in ``body`` in its canonical form. Raises ``ParseError``."""
+    try:
+        return parse_address(body.socket_address)
+    except ValueError as exc:
+        raise ParseError(f"socket-address: {exc}") from None
 
 
 class PeerView(ReplicaView):

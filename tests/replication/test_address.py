@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from replication.address import MAX_QUOTED, host_of_header, join_address, parse_address, parse_host, split_address
+from replication.address import (
+    MAX_QUOTED,
+    host_of_header,
+    is_canonical,
+    is_replica_id,
+    join_address,
+    parse_address,
+    parse_host,
+    split_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +76,23 @@ def test_the_host_of_a_header_has_the_form_of_parse_host(header: str, host: str)
 @pytest.mark.parametrize("header", ["", " ", ":80", "[::1", "[]", "[a]", "a b", "user@host", "::1", "a/b"])
 def test_an_invalid_header_names_no_host(header: str) -> None:
     assert host_of_header(header) is None
+
+
+@pytest.mark.parametrize("text", ["a:1", "replica_1.example:8090", "10.0.0.1:80", "[fe80::1]:80"])
+def test_a_canonical_address_is_recognized_and_so_is_an_id_with_it(text: str) -> None:
+    assert is_canonical(text)
+    assert is_replica_id(f"{text}@0000000000000001")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0bad", "A:1", "a:01", " a:1", "a:1/x", "user@a:1", "a:1?", "a:1\r\nx: y", "[FE80::1]:80", "\0\0\0:1"]
+)
+def test_any_other_text_is_neither(text: str) -> None:
+    assert not is_canonical(text)
+    assert not is_replica_id(f"{text}@0000000000000001")
+
+
+@pytest.mark.parametrize("incarnation", ["0" * 16, "1", "000000000000000A", "000000000000000g", "0" * 17 + "1", ""])
+def test_an_id_has_an_incarnation_of_16_hex_digits(incarnation: str) -> None:
+    assert not is_replica_id(f"a:1@{incarnation}")
+    assert not is_replica_id("a:1")

@@ -24,6 +24,7 @@ from replication.messages import (
     decode,
     encode,
 )
+from store.clock import replica_id
 from store.versions import Update, Write, decode_update, encode_update
 from tests.support.updates import clocks, counters, texts, timestamps, updates, versions
 
@@ -32,11 +33,14 @@ Kind = Any
 
 KINDS: tuple[Kind, ...] = (Exchange, SnapshotRequest, SnapshotPiece)
 
-addresses = st.text(min_size=3, max_size=12)
+addresses = st.builds(
+    "{}:{}".format, st.sampled_from(["a", "kv-1.example", "10.0.0.1", "[::1]"]), st.integers(1, 65535)
+)
+ids = st.builds(replica_id, addresses, st.integers(1, 2**63 - 1))
 naturals = st.integers(0, 2**63 - 1)
 exchanges = st.builds(
     Exchange,
-    sender=texts,
+    sender=ids,
     heartbeat=naturals,
     time=timestamps,
     membership_digest=naturals,
@@ -48,7 +52,7 @@ exchanges = st.builds(
         st.dictionaries(addresses, st.builds(MembershipEntry, naturals, timestamps, st.booleans()), max_size=2),
     ),
     retired=st.one_of(st.none(), clocks),
-    heard=st.dictionaries(texts, st.builds(LastHeard, naturals, naturals), max_size=2),
+    heard=st.dictionaries(ids, st.builds(LastHeard, naturals, naturals), max_size=2),
     orphaned_pending=clocks,
     batch=st.lists(updates.map(encode_update).map(msgspec.Raw), max_size=3),
     want_all=st.booleans(),
@@ -56,10 +60,10 @@ exchanges = st.builds(
     more=st.booleans(),
     accepted=st.booleans(),
 )
-requests = st.builds(SnapshotRequest, texts, st.text(max_size=8), naturals)
+requests = st.builds(SnapshotRequest, ids, st.text(max_size=8), naturals)
 pieces = st.builds(
     SnapshotPiece,
-    texts,
+    ids,
     st.text(max_size=8),
     naturals,
     st.booleans(),
@@ -183,7 +187,7 @@ def attempt(body: bytes, kind: Kind) -> Any:
 
 
 MINIMAL: dict[str, Any] = {
-    "sender": "r1",
+    "sender": "r1:80@0000000000000001",
     "heartbeat": 1,
     "time": 1,
     "membership_digest": 0,
@@ -227,7 +231,7 @@ BAD_FIELDS: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("field", "value"), BAD_FIELDS)
 def test_a_value_out_of_bounds_is_rejected(field: str, value: Any) -> None:
-    assert decode(msgspec.msgpack.encode(MINIMAL), Exchange).sender == "r1"
+    assert decode(msgspec.msgpack.encode(MINIMAL), Exchange).sender == MINIMAL["sender"]
     with pytest.raises(BadMessage):
         read(msgspec.msgpack.encode({**MINIMAL, field: value}))
 
@@ -256,14 +260,14 @@ def test_deep_nesting_is_rejected(opening: bytes) -> None:
 
 
 def test_text_that_is_not_utf_8_is_rejected() -> None:
-    body = msgspec.msgpack.encode(MINIMAL).replace(b"\xa2r1", b"\xa2\xff\xfe")
+    body = msgspec.msgpack.encode(MINIMAL).replace(b"r1:80", b"\xff\xfe:80")
     with pytest.raises(BadMessage):
         decode(body, Exchange)
 
 
 def test_a_snapshot_piece_with_a_key_without_versions_is_rejected() -> None:
     """A key without versions is never in the table; one in the table would break listings."""
-    tree = {"sender": "r1", "snapshot": "s", "piece": 0, "last": True, "items": [["key", []]]}
+    tree = {"sender": "r1:80@0000000000000001", "snapshot": "s", "piece": 0, "last": True, "items": [["key", []]]}
     with pytest.raises(BadMessage):
         decode(msgspec.msgpack.encode(tree), SnapshotPiece)
 
@@ -279,3 +283,31 @@ def test_an_idle_exchange_is_short() -> None:
     """Defaults are left out, so that the exchange of idle replicas, once a second, fits in one packet."""
     message = msgspec.convert({**MINIMAL, "clock": {f"127.0.0.1:809{n}@{n:016x}": 10**6 for n in range(5)}}, Exchange)
     assert len(encode(message)) < 400
+
+
+JUNK = ["0bad", "a:1/../../admin/logout?x=", "A:1", "user:pass@a:1", "a:1\r\nX: y", "\0\0\0\0"]
+"""Texts that have the length of an address and are none."""
+
+
+@pytest.mark.parametrize("text", JUNK)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sender_whose_address_is_invalid_is_rejected(kind: Kind, text: str) -> None:
+    tree = {**MINIMAL, "sender": f"{text}@0000000000000001", "snapshot": "s", "piece": 0, "last": True}
+    with pytest.raises(BadMessage, match="is no replica id"):
+        decode(msgspec.msgpack.encode(tree), kind)
+    tree["sender"] = "a:1@0000000000000001"
+    decode(msgspec.msgpack.encode(tree), kind)
+
+
+@pytest.mark.parametrize("text", JUNK)
+def test_what_a_message_says_of_an_invalid_address_is_left_out(text: str) -> None:
+    """A replica of an earlier release may relay what it should have rejected; the rest of its message counts."""
+    entry, contact = MembershipEntry(7, 7, belongs=True), LastHeard(1, 1)
+    good, bad = "b:1@0000000000000007", f"{text}@0000000000000007"
+    message = msgspec.convert({**MINIMAL, "membership": {}}, Exchange)
+    message = msgspec.structs.replace(
+        message, membership={"b:1": entry, text: entry}, heard={good: contact, bad: contact}
+    )
+    decoded = decode(encode(message), Exchange)
+    assert decoded.membership == {"b:1": entry}
+    assert decoded.heard == {good: contact}

@@ -485,7 +485,7 @@ class Stores(RuleBasedStateMachine):
 def over_the_wire(snapshot: Snapshot) -> Snapshot:
     """Return ``snapshot`` after it was cut into pieces, encoded, decoded and put together again."""
     pull = SnapshotPull("r9:80")
-    for piece in cut("sender", "name", snapshot, 600):
+    for piece in cut("sender:1@0000000000000001", "name", snapshot, 600):
         assert pull.stage(decode(encode(piece), SnapshotPiece))
     return pull.snapshot()
 

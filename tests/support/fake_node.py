@@ -34,6 +34,9 @@ class FakeNode:
     def members(self) -> list[str]:
         return list(self.addresses)
 
+    def holds_address(self, text: str) -> bool:
+        return text in self.addresses
+
     def add_member(self, address: str) -> bool:
         if address in self.addresses:
             return False

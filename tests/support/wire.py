@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal, NamedTuple, TypeVar
 
-from replication.errors import DuplicateAddress
+from replication.errors import BadMessage, DuplicateAddress
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
 from replication.replica import Conversation, Outgoing, Replica
 from replication.settings import ReplicationSettings
@@ -75,6 +75,7 @@ class Wire:
 
     ``cuts``: pairs (sender, receiver) between which no message passes. ``aliases``: address -> name of the process that
     listens there too. ``stopped``: name -> error, for each process that stopped because of a duplicate address.
+    ``rejected``: the errors of rejected messages; None: a rejected message fails the test.
     ``starts``: how many processes were started. ``round_trips``: how many requests were sent. ``traffic``: the same for
     each (sender, receiver).
     """
@@ -87,6 +88,7 @@ class Wire:
     cuts: set[tuple[str, str]] = field(default_factory=set)
     aliases: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
+    rejected: list[str] | None = None
     starts: int = 0
     round_trips: int = 0
     traffic: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -205,7 +207,12 @@ class Wire:
         listener = self._listener(outgoing.to)
         reply = None
         if listener is not None and lose != "request" and (sender, listener.name) not in self.cuts:
-            reply = self.answer(listener.name, outgoing.message)
+            try:
+                reply = self.answer(listener.name, outgoing.message)
+            except BadMessage as exc:
+                if self.rejected is None:
+                    raise
+                self.rejected.append(str(exc))
             if (listener.name, sender) in self.cuts or lose == "reply":
                 reply = None
         if self.processes.get(sender) is process:
@@ -213,16 +220,12 @@ class Wire:
         return RoundTrip(outgoing.message, reply)
 
     def answer(self, name: str, message: Exchange | SnapshotRequest) -> Exchange | SnapshotPiece | None:
-        """Return the reply of a replica to a request; None if the replica stops because of a duplicate address."""
+        """Return the reply of a replica to a request."""
         replica, now = self[name], self.now(name)
         body = encode(message)
-        try:
-            if isinstance(message, Exchange):
-                return decode(encode(run(replica.receive(decode(body, Exchange), now), now)), Exchange)
-            return decode(encode(run(replica.receive(decode(body, SnapshotRequest), now), now)), SnapshotPiece)
-        except DuplicateAddress as exc:
-            self._stop(name, exc)
-            return None
+        if isinstance(message, Exchange):
+            return decode(encode(run(replica.receive(decode(body, Exchange), now), now)), Exchange)
+        return decode(encode(run(replica.receive(decode(body, SnapshotRequest), now), now)), SnapshotPiece)
 
     def complete(self, name: str, outgoing: Outgoing, reply: Exchange | SnapshotPiece | None) -> None:
         """Complete a request at its sender ``name``: with its reply, or as failed if ``reply`` is None."""
@@ -234,6 +237,11 @@ class Wire:
                 run(self[name].complete(outgoing.to, outgoing.serial, reply, now), now)
         except DuplicateAddress as exc:
             self._stop(name, exc)
+        except BadMessage as exc:
+            if self.rejected is None:
+                raise
+            self.rejected.append(str(exc))
+            self[name].failed(outgoing.to, outgoing.serial, self.now(name))
 
     def _listener(self, at: str) -> Process | None:
         name = self.aliases.get(at, address_of(at).rpartition(":")[0])

@@ -5,20 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
+from replication.messages import Exchange, LastHeard, MembershipEntry
+from replication.view_changes import new_incarnation
+from store.clock import incarnation_of, replica_id
 from tools.simulation.world import Conditions, Host, World
+
+STRANGER_MESSAGES = 10
+"""Messages of a stranger in a run that has one."""
+
+HOUR_US = 3600 * 1_000_000
+DAY_US = 24 * HOUR_US
+HIGHEST = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The size of a run. ``faults``: how many are drawn. ``duration_s``: the simulated time in which they begin.
 
-    ``membership``: whether replicas are removed and added too.
+    ``membership``: whether replicas are removed and added too. ``stranger``: whether somebody who is no replica sends
+    well-formed messages.
     """
 
     replicas: int
     faults: int
     duration_s: float
     membership: bool
+    stranger: bool = False
 
 
 class Faults:
@@ -39,6 +53,8 @@ class Faults:
             kinds += [self._remove, self._remove, self._ring]
         for _ in range(self._plan.faults):
             world.at(world.now_s + rng.random() * self._plan.duration_s, rng.choice(kinds))
+        for _ in range(STRANGER_MESSAGES if self._plan.stranger else 0):
+            world.at(world.now_s + rng.random() * self._plan.duration_s, self._send_as_stranger)
 
     def _some_host(self) -> Host:
         return self._world.hosts[self._world.rng.choice(self._addresses)]
@@ -122,6 +138,36 @@ class Faults:
     def _crash_one(self, target: Host) -> None:
         self._world.crash(target.address)
         self._later(1.0, self.restart, target)
+
+    def _send_as_stranger(self) -> None:
+        """Send a replica a request in the name of another one, or of a process that does not exist."""
+        world, rng = self._world, self._world.rng
+        receiver, victim, other = self._some_host(), self._some_host(), self._some_host()
+        if receiver.replica is None or victim.replica is None or other.replica is None:
+            return
+        now = world.now(receiver)
+        ahead_us = rng.choice([0, HOUR_US, 2 * DAY_US])
+        incarnation = new_incarnation(
+            incarnation_of(victim.replica.id) + 1, rng, replace(now, wall_us=now.wall_us + ahead_us)
+        )
+        invented = replica_id(victim.address, incarnation)
+        table, heard = None, {}
+        time_us, sender = now.wall_us, other.replica.id
+        kind = rng.choice(["sender", "heard", "heartbeat", "time", "entry"])
+        if kind == "sender":
+            sender = invented
+        elif kind == "heard":
+            heard = {invented: LastHeard(rng.randrange(1000), 0)}
+        elif kind == "heartbeat":
+            heard = {victim.replica.id: LastHeard(HIGHEST, 0)}
+        elif kind == "time":
+            time_us += ahead_us
+        elif not self._plan.membership:  # Otherwise the entry could undo a removal.
+            table = {victim.address: MembershipEntry(incarnation, now.wall_us, belongs=True)}
+        heartbeat = rng.choice([rng.randrange(1000), HIGHEST])
+        message = Exchange(sender, heartbeat, time_us, 0, {}, 0, "serving", membership=table, heard=heard)
+        world.counts["forged"] += 1
+        world.receive_forged(receiver, message)
 
     def _later(self, seconds: float, action: Callable[[Host], None], target: Host) -> None:
         at_s = self._world.now_s + seconds

@@ -23,6 +23,7 @@ from inspect import GEN_CREATED, getgeneratorstate
 from random import Random
 from typing import TypeVar
 
+from replication.errors import BadMessage
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
 from replication.replica import Conversation, Replica
 from replication.settings import ReplicationSettings
@@ -284,6 +285,16 @@ class World(Scheduler):
             host.completing.discard(serial)
 
         self._step(host, boot, host.replica.complete(to, serial, reply, self.now(host)), done)
+
+    def receive_forged(self, host: Host, message: Exchange) -> None:
+        """Let ``host`` take a request that no replica has sent."""
+        if host.replica is None or self.now_s < host.paused_until_s:
+            return
+        try:
+            conversation = host.replica.receive(message, self.now(host))
+            self._step(host, host.boots, conversation, lambda reply: None)
+        except BadMessage:
+            self.counts["rejected"] += 1
 
     def _step(self, host: Host, boot: int, conversation: Conversation[Result], done: Callable[[Result], None]) -> None:
         """Make one step of a conversation at ``host``; the next one is an event of its own, at a random time.

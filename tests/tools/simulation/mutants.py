@@ -18,18 +18,20 @@ import replication.loss
 import replication.replica
 import replication.view_changes
 import store.causal
+from replication.duplicates import DuplicateCheck
+from replication.errors import DuplicateAddress
 from replication.liveness import Liveness
 from replication.loss import LossDetector, reports_since, unrecoverable
 from replication.membership import Membership
 from replication.messages import Exchange, MembershipEntry
-from replication.progress import PeerProgress, PeerState, Report
+from replication.progress import Acknowledged, PeerProgress, PeerState, Report
 from replication.recovery import Joining, Recovery
 from replication.replica import Conversation, Outgoing, Replica
 from replication.seeds import Seeds
 from replication.snapshots import SnapshotPull
 from replication.view_changes import ViewChanges
 from store.causal import CausalStore, ListResult
-from store.clock import INCARNATION_RANDOM_BITS, Instant, incarnation_of, join_into
+from store.clock import INCARNATION_RANDOM_BITS, HybridClock, Instant, address_of, incarnation_of, join_into
 from store.errors import NotServing
 from store.markers import Markers
 from store.snapshot import Snapshot
@@ -210,8 +212,10 @@ def add_removed_sender_back() -> Iterator[None]:
     """A message from a removed replica adds that replica back."""
     accept = Replica._accept
 
-    def accept_and_add(self: Replica, message: Exchange, now: Instant) -> PeerProgress | None:
-        peer = accept(self, message, now)
+    def accept_and_add(
+        self: Replica, message: Exchange, now: Instant, *, is_reply: bool = False
+    ) -> PeerProgress | None:
+        peer = accept(self, message, now, is_reply=is_reply)
         if peer is not None and not self.membership.table.belongs(peer.address):
             self.add_replica_from_view(peer.address, now)
         return peer
@@ -325,6 +329,18 @@ def skip_a_key_between_pages() -> Iterator[None]:
         return replace(page, keys=page.keys[1:]) if options.get("after") else page
 
     with patch.object(CausalStore, "list_keys", skip_first_key):
+        yield
+
+
+@mutant
+def stop_whoever_is_named() -> Iterator[None]:
+    """A process stops when a message names another incarnation of its address, whoever answers there."""
+
+    def suspect(self: DuplicateCheck, replica: str, own_id: str, now_s: float) -> None:
+        if replica != own_id:
+            raise DuplicateAddress(replica)
+
+    with patch.object(DuplicateCheck, "suspect", suspect):
         yield
 
 
@@ -576,4 +592,100 @@ def ask_vanished_addresses() -> Iterator[None]:
         return update(self, {*addresses, *self._discovered}, now_s)
 
     with patch.object(Seeds, "update", never_forget):
+        yield
+
+
+@directed
+def stop_whoever_answers() -> Iterator[None]:
+    """A process stops when its own address answers, even if it answers there itself."""
+
+    def stop(self: DuplicateCheck, replica: str, own_id: str, now_s: float) -> None:
+        if self.is_running:
+            raise DuplicateAddress(replica)
+
+    with patch.object(DuplicateCheck, "answered", stop):
+        yield
+
+
+@directed
+def never_ask_the_own_address() -> Iterator[None]:
+    """Two live processes under one address take higher incarnations in turn for ever."""
+    with patch.object(DuplicateCheck, "suspect", lambda self, replica, own_id, now_s: None):
+        yield
+
+
+@directed
+def wait_for_the_other_process_for_ever() -> Iterator[None]:
+    """A process goes on although its address leads to another one with a lower incarnation."""
+    answered = DuplicateCheck.answered
+
+    def wait(self: DuplicateCheck, replica: str, own_id: str, now_s: float) -> None:
+        self._other_since_s = None
+        answered(self, replica, own_id, now_s)
+
+    with patch.object(DuplicateCheck, "answered", wait):
+        yield
+
+
+@directed
+def check_the_own_address_again_at_once() -> Iterator[None]:
+    """Checks follow each other without a pause, so a superseded replica never raises its incarnation."""
+
+    def end(self: DuplicateCheck, now_s: float) -> None:
+        self.is_running = False
+
+    with patch.object(DuplicateCheck, "_end", end):
+        yield
+
+
+@directed
+def take_the_own_address_for_an_alias() -> Iterator[None]:
+    """A reply from the own address is taken like any other."""
+
+    def complete(self: Replica, own: PeerProgress, serial: int, reply: Exchange, now: Instant) -> None:
+        if (actual := address_of(reply.sender)) != self.address:
+            self._view.meet_alias(self.address, actual, now)
+        own.end(serial)
+
+    with patch.object(Replica, "_complete_duplicate_check", complete):
+        yield
+
+
+@directed
+def keep_forged_acknowledgements() -> Iterator[None]:
+    """A reply adds to what was acknowledged, and never takes anything back."""
+    with patch.object(Acknowledged, "confirm", Acknowledged.acknowledge):
+        yield
+
+
+@directed
+def forget_acknowledgements_of_requests() -> Iterator[None]:
+    """A reply takes back what the peer has acknowledged since the reply was composed."""
+
+    def confirm(self: Acknowledged, clock: dict[str, int]) -> None:
+        self.clock = dict(clock)
+
+    with patch.object(Acknowledged, "confirm", confirm):
+        yield
+
+
+@directed
+def let_hybrid_time_run_on() -> Iterator[None]:
+    """Hybrid time keeps any lead, so replicas with slower wall clocks reject it for ever."""
+    unlimited = property(lambda self: 10**18, lambda self, value: None)
+    with patch.object(HybridClock, "max_lead_us", unlimited):
+        yield
+
+
+@directed
+def require_rising_heartbeats_of_replies() -> Iterator[None]:
+    """A replica that answers looks silent if a higher heartbeat was invented for it."""
+    with patch.object(Liveness, "hear_reply", Liveness.hear):
+        yield
+
+
+@directed
+def accept_times_far_ahead() -> Iterator[None]:
+    """Times and incarnations count however far ahead they are."""
+    with patch.object(replication.replica, "check_times", lambda message, now, max_lead_s: None):
         yield

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 
 from store.errors import DependenciesMissing
-from tests.replication import test_discovery
-from tests.replication.protocol import test_joining, test_loss, test_markers, test_snapshots
-from tests.support.wire import Wire, write
+from tests.replication import test_discovery, test_time_limits
+from tests.replication.protocol import test_hostile_messages, test_joining, test_loss, test_markers, test_snapshots
+from tests.support.wire import Wire, address, write
 from tests.tools.simulation.mutants import DIRECTED, MUTANTS
 
 DirectedTest = Callable[[Wire], None]
@@ -53,6 +53,16 @@ def a_client_that_read_an_absence_never_reads_the_deleted_version(wire: Wire) ->
         r2.store.get("x", absence.metadata, wire.now("r2"))
 
 
+def duplicate_whose_seed_is_the_process_at_its_address(wire: Wire) -> None:
+    """r1b asks a1, an alias of r1, and is answered by r1: under its own address, with a lower incarnation."""
+    wire.cluster("r1", "r2")
+    wire.flow(4.0)
+    wire.aliases[address("a1")] = "r1"
+    wire.start("r1b", "a1", at=address("r1"))
+    wire.flow(6.0)
+    assert wire.stopped.keys() == {"r1b"}
+
+
 DIRECTED_TESTS: dict[str, DirectedTest] = {
     "omit_retired_entries_from_markers": test_markers.test_a_dot_that_no_marker_covers_stays_in_the_metadata,
     "use_marker_before_all_have_it": test_markers.test_a_marker_is_used_only_once_every_member_has_it,
@@ -83,6 +93,32 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "ask_an_address_only_once": (test_discovery.test_an_address_that_reappears_is_contacted_anew),
     "ask_vanished_addresses": (
         test_discovery.test_an_unanswered_address_is_contacted_until_it_disappears_from_the_name
+    ),
+    "stop_whoever_answers": test_hostile_messages.test_no_message_stops_a_replica,
+    "never_ask_the_own_address": (
+        test_joining.test_a_process_that_lost_its_address_to_a_higher_incarnation_stops_within_seconds
+    ),
+    "wait_for_the_other_process_for_ever": duplicate_whose_seed_is_the_process_at_its_address,
+    "check_the_own_address_again_at_once": (
+        test_hostile_messages.test_a_forged_incarnation_that_others_relay_keeps_a_replica_out_for_seconds_only
+    ),
+    "take_the_own_address_for_an_alias": (
+        test_hostile_messages.test_another_replica_at_the_own_address_is_no_duplicate_and_no_alias
+    ),
+    "keep_forged_acknowledgements": (
+        test_hostile_messages.test_a_forged_acknowledgement_holds_updates_back_until_the_next_exchange_only
+    ),
+    "forget_acknowledgements_of_requests": (
+        test_hostile_messages.test_an_acknowledgement_that_comes_while_a_request_is_in_flight_is_kept
+    ),
+    "let_hybrid_time_run_on": (
+        test_hostile_messages.test_a_hybrid_time_as_far_ahead_as_is_allowed_leaves_all_replicas_working
+    ),
+    "require_rising_heartbeats_of_replies": (
+        lambda wire: test_hostile_messages.test_a_forged_heartbeat_makes_no_replica_look_down(wire, "heard")
+    ),
+    "accept_times_far_ahead": (
+        lambda wire: test_time_limits.test_nothing_of_a_message_with_such_a_time_is_taken(wire, "stamp")
     ),
     "omit_delete_clock": a_client_that_read_an_absence_never_reads_the_deleted_version,
 }

@@ -51,6 +51,8 @@ def test_2000_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFix
         "additions",
         "refused",
         "lookups",
+        "forged",
+        "rejected",
     ):
         assert counts[event] > 20, event
 
