@@ -86,12 +86,11 @@ class FastPath:
             return _send(response_for_exception(WSGIRequest(environ), exc), start_response)
         status = response.status_code
         if status >= 400 and status not in ORDINARY_STATUSES:
-            django_response = response.to_django()
-            log_response("%s: %s", response.reason_phrase, path, response=django_response)
+            log_response("%s: %s", response.reason_phrase, path, response=HttpResponse(status=status))
         start_response(STATUS_LINES.get(status) or f"{status} {response.reason_phrase}", list(response.headers.items()))
         if request_finished.receivers:
             request_finished.send(sender=self.__class__)
-        return [response.body]
+        return response.chunks
 
 
 def _send(response: HttpResponse, start_response: StartResponse) -> list[bytes]:

@@ -7,8 +7,15 @@ tests, the simulation and benchmarks change them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from store.environment import Section, seconds, setting
+
+PEER_RESPONSES_BYTES: Final = 32 * 1024 * 1024
+"""Bytes of all large responses to peers in progress. One is about 256 KiB, or a single update."""
+
+MAX_PEER_RESPONSES: Final = 32
+"""Large responses to peers in progress at once. Each holds a thread of the server until the peer has read it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,7 @@ Sources: Ladin et al., TOCS 1992 (lazy replication); Petersen et al., SOSP 1997 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -104,7 +103,7 @@ class WriteResult(msgspec.Struct, frozen=True):
 class ListResult(msgspec.Struct, frozen=True):
     """Result of listing keys: one page of one causal snapshot.
 
-    ``keys``: in code point order. ``items``: key -> encoded value of the winner.
+    ``keys``: in code point order. ``items``: key -> encoded value of the winner; empty if values were not requested.
     ``next``: the last key of the page if more keys follow, else None.
     ``metadata``, ``lost``: as in ``ReadResult``.
     """
@@ -252,29 +251,53 @@ class CausalStore:
         *,
         after: str = "",
         limit: int = 100,
+        max_bytes: int | None = None,
         conflicts: bool = False,
+        values: bool = True,
     ) -> ListResult:
         """List up to ``limit`` keys that start with ``prefix`` and come after ``after``, in code point order.
 
-        ``conflicts``: only keys with several versions. The result is one causal snapshot. Raises what ``admit`` raises.
+        ``max_bytes``: the page ends before it would be longer, encoded, without the metadata. It has at least one key,
+        however long, if there is one. ``conflicts``: only keys with several versions. ``values``: return the values
+        too. The result is one causal snapshot, and refers to the stored values without a copy. Raises what ``admit``
+        raises.
         """
         self.admit(past, now)
-        matching = (self.table.conflicting_keys if conflicts else self.table.keys)(prefix, after)
-        keys = list(islice(matching, limit + 1))
-        more = len(keys) > limit
-        del keys[limit:]
-        winners = [self.table.get(key)[0] for key in keys]
-        items = {key: version.value for key, version in zip(keys, winners, strict=True)}
-        return ListResult(keys, keys[-1] if more else None, items, self._response_metadata(past, winners))
+        table = self.table
+        winners: dict[str, Version] = {}
+        more = False
+        size = 0
+        for key in (table.conflicting_keys if conflicts else table.keys)(prefix, after):
+            winner = table.get(key)[0]
+            size += encoded_key_bytes(key) if not values else 2 * encoded_key_bytes(key) + len(winner.value)
+            if len(winners) == limit or (winners and max_bytes is not None and size > max_bytes):
+                more = True
+                break
+            winners[key] = winner
+        keys = list(winners)
+        items = {key: version.value for key, version in winners.items()} if values else {}
+        metadata = self._response_metadata(past, winners.values())
+        return ListResult(keys, keys[-1] if more else None, items, metadata)
 
-    def transact(self, reads: Sequence[str], changes: Sequence[Change], past: Clock, now: Instant) -> TransactionResult:
+    def transact(
+        self,
+        reads: Sequence[str],
+        changes: Sequence[Change],
+        past: Clock,
+        now: Instant,
+        *,
+        before_write: Callable[[int], None] | None = None,
+    ) -> TransactionResult:
         """Read the keys ``reads``, then apply ``changes`` as one update. All in one step: one causal snapshot.
 
         If one condition fails, nothing is written. Of several changes of the same key, only the last one is written.
-        Raises ``PreconditionFailed``, ``OutOfMemory``, and what ``admit`` raises.
+        ``before_write`` gets the encoded size of what was read, without the metadata; if it raises, nothing is written.
+        Raises ``PreconditionFailed``, ``OutOfMemory``, and what ``admit`` and ``before_write`` raise.
         """
         self.admit(past, now)
         winners = {key: versions[0] for key in reads if (versions := self.table.get(key))}
+        if winners and before_write is not None:
+            before_write(sum(encoded_key_bytes(key) + len(version.value) for key, version in winners.items()))
         update = self._issue_changes(changes, past, winners.values(), now)
         metadata = update.past if update else self._response_metadata(past, winners.values())
         values = {key: version.value for key, version in winners.items()}
@@ -485,6 +508,14 @@ class CausalStore:
         # Any of the pending updates may have become applicable, or known.
         for item in self.pending.take_all():
             self._deliver(item.update, now)
+
+
+def encoded_key_bytes(key: str) -> int:
+    """Return an upper bound of the length of ``key`` as JSON, with what stands around it.
+
+    JSON escapes quotes and backslashes with two bytes and control characters with six; UTF-8 takes at most four.
+    """
+    return (2 if key.isascii() and key.isprintable() else 6) * len(key) + 4
 
 
 def _write(change: Change, current: Versions, now: Instant) -> Write:

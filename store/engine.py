@@ -276,22 +276,38 @@ class Engine:
         prefix: str = "",
         after: str = "",
         limit: int = 100,
+        max_bytes: int | None = None,
         conflicts: bool = False,
+        values: bool = True,
         wait_s: float | None = None,
     ) -> ListResult:
-        """List up to ``limit`` keys that start with ``prefix`` and sort after ``after``, from one causal snapshot."""
-        page = partial(self._store.list_keys, after=after, limit=limit, conflicts=conflicts)
+        """List up to ``limit`` keys that start with ``prefix`` and sort after ``after``, from one causal snapshot.
+
+        The page ends early before it is longer than ``max_bytes``, encoded.
+        """
+        page = partial(
+            self._store.list_keys, after=after, limit=limit, max_bytes=max_bytes, conflicts=conflicts, values=values
+        )
         with self.lock:
             self.counts["lists"] += 1
             return self._serve(page, prefix, past, wait_s)
 
     def transact(
-        self, reads: Sequence[str], writes: Sequence[Change], past: Clock, *, wait_s: float | None = None
+        self,
+        reads: Sequence[str],
+        writes: Sequence[Change],
+        past: Clock,
+        *,
+        wait_s: float | None = None,
+        before_write: Callable[[int], None] | None = None,
     ) -> TransactionResult:
-        """Read keys from one causal snapshot, then write keys as one update."""
+        """Read keys from one causal snapshot, then write keys as one update.
+
+        ``before_write``: see ``CausalStore.transact``. It is called under the lock.
+        """
         with self.lock:
             self.counts["transactions"] += 1
-            done = self._serve(partial(self._store.transact, reads), writes, past, wait_s)
+            done = self._serve(partial(self._store.transact, reads, before_write=before_write), writes, past, wait_s)
             if done.update is not None:
                 self.replication.update_issued(done.update)
         return done

@@ -4,6 +4,7 @@
     ├── NotServing            this replica does not serve clients: it joins, leaves, or was removed
     ├── DependenciesMissing   part of the request's causal past has not been applied here
     ├── PreconditionFailed    a condition (If-Match, If-None-Match) does not hold
+    ├── ResponseTooLarge      a response would be longer than KV_MAX_RESPONSE_BYTES
     ├── OutOfMemory           KV_MAX_MEMORY is reached; only writes that free memory succeed
     └── BadUpdate             a peer sent an update that no correct replica issues
 
@@ -52,6 +53,13 @@ class PreconditionFailed(StoreError):
         super().__init__("Precondition failed")
         self.metadata = dict(metadata)
         self.etag = etag
+
+
+class ResponseTooLarge(StoreError):
+    """The response would be longer than ``limit_bytes`` (KV_MAX_RESPONSE_BYTES). The text says what is too much."""
+
+    def __init__(self, what: str, limit_bytes: int) -> None:
+        super().__init__(f"{what}: a response has at most {limit_bytes} bytes (KV_MAX_RESPONSE_BYTES)")
 
 
 class OutOfMemory(StoreError):

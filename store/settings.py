@@ -12,7 +12,7 @@ from store.environment import Section, seconds, setting, whole_number
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one client request may carry. The API answers 400 or 413 to requests that exceed these limits."""
+    """What one client request may carry, and how much it may ask for."""
 
     max_body_bytes: int = setting(
         8 * 1024 * 1024,
@@ -39,6 +39,16 @@ class RequestLimits:
         Section.REQUEST,
         "Longest value, encoded as JSON. It must be below `KV_MAX_BODY_BYTES`, because the body also holds the "
         "metadata.",
+    )
+
+    max_response_bytes: int = setting(
+        8 * 1024 * 1024,
+        "KV_MAX_RESPONSE_BYTES",
+        whole_number(1024, 256 * 1024 * 1024, "bytes"),
+        Section.REQUEST,
+        "Longest response. A page of a listing ends before it, with `next`. A transaction that would read more, and "
+        "siblings that are longer, get 413. A page has at least one key, and one value is always returned, however "
+        "long. All large responses in progress together take at most eight times as much; further ones get 503.",
     )
 
     max_clock_entries: int = setting(

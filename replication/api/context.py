@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from django.http import HttpRequest
 
+from replication.settings import MAX_PEER_RESPONSES, PEER_RESPONSES_BYTES
 from store.api.context import CONTEXT, StoreContext
+from store.api.large_responses import LargeResponses
 
 if TYPE_CHECKING:
     from replication.node import Node
@@ -16,11 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaContext(StoreContext):
-    """What the views of the replica need."""
+    """What the views of the replica need.
+
+    ``large_peer_responses``: the large responses to peers. They have room of their own, so that clients that do not
+    read their responses never keep updates from peers.
+    """
 
     node: Node
     dropped_log_lines: Callable[[], int] = lambda: 0
     """Returns how many lines of the log could not be written."""
+    large_peer_responses: LargeResponses = field(
+        default_factory=lambda: LargeResponses(PEER_RESPONSES_BYTES, MAX_PEER_RESPONSES)
+    )
 
 
 def node_of(request: HttpRequest) -> Node | None:

@@ -19,6 +19,7 @@ from store.api import parsing
 from store.api import query as queries
 from store.api.base import ApiView
 from store.api.keys import key_from_path
+from store.api.large_responses import LargeResponses
 from store.api.rendering import bytes_response, json_response
 from store.api.response import ApiResponse
 from store.api.schema import described
@@ -99,6 +100,11 @@ def canonical_address(body: AddressBody) -> str:
 
 class PeerView(ReplicaView):
     """Base class of the endpoints for peers. Bodies of requests and responses are MessagePack."""
+
+    @property
+    def large_responses(self) -> LargeResponses:
+        """Where a large response to a peer gets its room."""
+        return self.context.large_peer_responses
 
     def answer(self, receive: Callable[[bytes], bytes]) -> ApiResponse:
         """Pass the body to ``receive`` and return its reply. Raises ``ParseError`` if it is not a valid message."""

@@ -20,6 +20,7 @@ from rest_framework.views import APIView
 
 from store.api import errors, parsing
 from store.api.context import CONTEXT, StoreContext
+from store.api.large_responses import LARGE_BODY_BYTES, LargeResponses, ResponseStream, TooManyLargeResponses
 from store.api.rendering import JSON
 from store.api.request import ApiRequest
 from store.api.response import ApiResponse
@@ -74,8 +75,28 @@ class ApiView(APIView):
             response: ApiResponse = getattr(self, handler)(*args, **kwargs)
         except Exception as exc:  # noqa: BLE001  # every exception becomes a JSON error; unexpected ones are logged
             response = errors.response_for(exc, self)
+        if len(response.body) > LARGE_BODY_BYTES:
+            response = self.stream(response)
         operation = self.operation or self.operations.get(method, "other")
         context.request_metrics.record(operation, response.status_code, perf_counter() - began_s)
+        return response
+
+    @property
+    def large_responses(self) -> LargeResponses:
+        """Where a large response of this view gets its room."""
+        return self.context.large_responses
+
+    def stream(self, response: ApiResponse) -> ApiResponse:
+        """Turn the body of a large response into a stream, or return a 503 if there is no room for it."""
+        if isinstance(response.body, ResponseStream):
+            return response
+        try:
+            response.body = self.large_responses.send(response.body)
+        except TooManyLargeResponses as exc:
+            rejection = errors.response_for(exc, self)
+            if len(rejection.body) <= LARGE_BODY_BYTES:
+                return rejection
+            return errors.response_for(exc, self, repeat_metadata=False)
         return response
 
     def options(self, *args: Any, **kwargs: Any) -> ApiResponse:  # type: ignore[override]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from store.api.large_responses import BUDGET_RESPONSES, LargeResponses
 from store.api.request_metrics import RequestMetrics
 from store.settings import RequestLimits
 
@@ -27,3 +28,8 @@ class StoreContext:
     engine: Engine
     limits: RequestLimits = field(default_factory=RequestLimits)
     request_metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    large_responses: LargeResponses = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Give the large responses a budget that suits the limits."""
+        object.__setattr__(self, "large_responses", LargeResponses(BUDGET_RESPONSES * self.limits.max_response_bytes))

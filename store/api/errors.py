@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rest_framework.exceptions import APIException, MethodNotAllowed
 
 from store.api import rendering
+from store.api.large_responses import TooManyLargeResponses
 from store.api.response import ApiResponse
 from store.errors import (
     DependenciesMissing,
     NotServing,
     OutOfMemory,
     PreconditionFailed,
+    ResponseTooLarge,
     StoreError,
 )
 
@@ -55,12 +57,12 @@ class ApiError(NamedTuple):
     metadata: Mapping[str, int] | None = None
 
 
-def response_for(exc: Exception, view: ApiView) -> ApiResponse:
+def response_for(exc: Exception, view: ApiView, *, repeat_metadata: bool = True) -> ApiResponse:
     """Return the response for ``exc``, which a handler of ``view`` raised."""
     error = _api_error(exc, view)
     if error.status == 500:
         logger.error("Unexpected fault at %s %r", view.request.method, view.request.path, exc_info=exc)
-    metadata = view.request_past() if error.metadata is None else error.metadata
+    metadata = view.request_past() if error.metadata is None and repeat_metadata else error.metadata
     return rendering.error(error.status, error.message, details=error.details, metadata=metadata, headers=error.headers)
 
 
@@ -71,6 +73,8 @@ def _api_error(exc: Exception, view: ApiView) -> ApiError:
         return ApiError(exc.status_code, str(exc.detail), headers={"Allow": view.allow})
     if isinstance(exc, APIException):
         return ApiError(exc.status_code, str(exc.detail))
+    if isinstance(exc, TooManyLargeResponses):
+        return ApiError(503, "Too many large responses are in progress; try again later", headers={"Retry-After": "1"})
     return ApiError(500, "Internal server error")
 
 
@@ -83,6 +87,8 @@ def _store_error(exc: StoreError) -> ApiError:
     if isinstance(exc, PreconditionFailed):
         headers = {} if exc.etag is None else {"ETag": exc.etag}
         return ApiError(412, "Precondition failed", headers=headers, metadata=exc.metadata)
+    if isinstance(exc, ResponseTooLarge):
+        return ApiError(413, str(exc))
     if isinstance(exc, OutOfMemory):
         return ApiError(507, "Out of memory: delete something, or ask for a higher KV_MAX_MEMORY")
     return ApiError(500, "Internal server error")

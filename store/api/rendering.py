@@ -1,17 +1,18 @@
 """Renders the engine's results as responses.
 
-The store holds values as encoded JSON, and responses contain these bytes unchanged (``msgspec.Raw``). The metadata is
-encoded once, for the body and for the header.
+The store holds values as encoded JSON, and responses contain these bytes unchanged. The metadata is encoded once, for
+the body and for the header.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from store.api.large_responses import body_of
 from store.api.response import ApiResponse
 
 if TYPE_CHECKING:
@@ -35,20 +36,22 @@ def bytes_response(status: int, body: bytes, content_type: str, headers: Mapping
     return ApiResponse(status, body, {"Content-Type": content_type, "Content-Length": str(len(body)), **headers})
 
 
+def parts_response(status: int, parts: Iterable[bytes], headers: Mapping[str, str] = NO_HEADERS) -> ApiResponse:
+    """Return a JSON response whose body consists of ``parts``."""
+    body = body_of(list(parts))
+    return ApiResponse(status, body, {"Content-Type": JSON, "Content-Length": str(len(body)), **headers})
+
+
 def found(result: ReadResult, *, siblings: bool) -> ApiResponse:
     """Render a GET of a key: the winner and the number of versions; with ``siblings``, every version."""
     if not result.versions:
         return absent(result)
     winner = result.versions[0]
-    tail: dict[str, Any] = {}
-    if len(result.versions) > 1:
-        tail["conflicts"] = len(result.versions)
-    if siblings:
-        tail["siblings"] = [
-            {"value": msgspec.Raw(each.value), "etag": each.etag, "origin": each.origin, "timestamp": each.timestamp}
-            for each in result.versions
-        ]
-    return _render(200, b'{"result":"found","value":' + winner.value, result, tail, winner.etag)
+    head = (b'{"result":"found","value":', winner.value)
+    if len(result.versions) == 1 and not siblings:
+        return _render(200, head, result, etag=winner.etag)
+    tail = {"conflicts": len(result.versions)} if len(result.versions) > 1 else None
+    return _render(200, head, result, tail, winner.etag, _siblings(result) if siblings else ())
 
 
 def not_modified(result: ReadResult) -> ApiResponse:
@@ -58,32 +61,32 @@ def not_modified(result: ReadResult) -> ApiResponse:
 
 def absent(result: ReadResult | WriteResult | TransactionResult) -> ApiResponse:
     """Render that the key does not exist. The metadata covers the delete that removed it."""
-    return _render(404, b'{"error":"Key does not exist"', result)
+    return _render(404, (b'{"error":"Key does not exist"',), result)
 
 
 def written(result: WriteResult, acks: Acks | None) -> ApiResponse:
     """Render a PUT."""
-    status, head = (201, b'{"result":"created"') if result.created else (200, b'{"result":"replaced"')
+    status, head = (201, _CREATED) if result.created else (200, _REPLACED)
     return _render_write(status, head, result, acks, result.etag)
 
 
 def deleted(result: WriteResult, acks: Acks | None) -> ApiResponse:
     """Render a DELETE that removed a key."""
-    return _render_write(200, b'{"result":"deleted"', result, acks, result.etag)
+    return _render_write(200, (b'{"result":"deleted"',), result, acks, result.etag)
 
 
 def listed(result: ListResult, *, values: bool) -> ApiResponse:
     """Render a listing; with ``values``, also key -> value."""
-    head: dict[str, Any] = {"keys": result.keys, "next": result.next}
+    head = [_encode_open({"keys": result.keys, "next": result.next})]
     if values:
-        head["items"] = _raw(result.items)
-    return _render(200, _encode_open(head), result)
+        head += [b',"items":', *_object(result.items)]
+    return _render(200, head, result)
 
 
 def transacted(result: TransactionResult, acks: Acks | None) -> ApiResponse:
     """Render a transaction."""
-    head = {"values": _raw(result.values), "missing-keys": result.missing_keys}
-    return _render_write(200, _encode_open(head), result, acks)
+    head = [b'{"values":', *_object(result.values), b',"missing-keys":', _encode(result.missing_keys)]
+    return _render_write(200, head, result, acks)
 
 
 def error(
@@ -103,8 +106,16 @@ def error(
     return json_response(status, content, {**metadata_headers, **(headers or {})})
 
 
+_CREATED: Final = (b'{"result":"created"',)
+_REPLACED: Final = (b'{"result":"replaced"',)
+
+
 def _render_write(
-    status: int, head: bytes, result: WriteResult | TransactionResult, acks: Acks | None, etag: str | None = None
+    status: int,
+    head: Sequence[bytes],
+    result: WriteResult | TransactionResult,
+    acks: Acks | None,
+    etag: str | None = None,
 ) -> ApiResponse:
     """Render a write. With a write concern, add the number of acks; too few acks make it a 202 (contract 2.7)."""
     if acks is None:
@@ -114,26 +125,53 @@ def _render_write(
 
 def _render(
     status: int,
-    head: bytes,
+    head: Sequence[bytes],
     result: ReadResult | WriteResult | ListResult | TransactionResult,
     tail: Mapping[str, Any] | None = None,
     etag: str | None = None,
+    end: Sequence[bytes] = (),
 ) -> ApiResponse:
-    """Return a response whose body has ``head``, the metadata, ``tail`` and what was lost, in this order.
+    """Return a response whose body has ``head``, the metadata, ``tail``, what was lost and ``end``, in this order.
 
-    ``head``: an encoded JSON object with at least one member, without its closing brace. Building the body from encoded
-    parts is faster than encoding an object, because values are encoded already.
+    ``head``: parts of an encoded JSON object with at least one member, without its closing brace. ``end``: parts of
+    further members, with the comma before them. Building the body from encoded parts is faster than encoding an object,
+    because values are encoded already, and a large body needs no copy of them.
     """
     metadata = _encode(result.metadata)
     if result.lost:
         tail = {**(tail or {}), "lost": result.lost}
-    body = b"".join((head, b',"causal-metadata":', metadata, b"," + _encode(tail)[1:] if tail else b"}"))
+    rest = b"," + _encode(tail)[1:] if tail else b"}"
+    if end:
+        body = body_of((*head, b',"causal-metadata":', metadata, rest[:-1], *end, b"}"))
+    else:
+        body = body_of((*head, b',"causal-metadata":', metadata, rest))
     headers = _metadata_headers(metadata)
     headers["Content-Type"] = JSON
     headers["Content-Length"] = str(len(body))
     if etag is not None:
         headers["ETag"] = etag
     return ApiResponse(status, body, headers)
+
+
+def _siblings(result: ReadResult) -> list[bytes]:
+    """Return the parts of the member ``siblings``, with the comma before it."""
+    parts = [b',"siblings":[']
+    for version in result.versions:
+        facts = {"etag": version.etag, "origin": version.origin, "timestamp": version.timestamp}
+        parts += (b'{"value":', version.value, b"," + _encode(facts)[1:], b",")
+    parts[-1] = b"]"
+    return parts
+
+
+def _object(values: Mapping[str, bytes]) -> list[bytes]:
+    """Return the parts of a JSON object with these encoded values."""
+    if not values:
+        return [b"{}"]
+    parts = [b"{"]
+    for key, value in values.items():
+        parts += (_encode(key) + b":", value, b",")
+    parts[-1] = b"}"
+    return parts
 
 
 def _encode_open(content: Mapping[str, Any]) -> bytes:
@@ -153,7 +191,3 @@ def _metadata_headers(metadata: bytes) -> dict[str, str]:
         if len(text) > MAX_METADATA_HEADER_BYTES:
             return {}
     return {"X-Causal-Metadata": text}
-
-
-def _raw(values: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:
-    return {key: msgspec.Raw(value) for key, value in values.items()}

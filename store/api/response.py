@@ -7,25 +7,29 @@ directly; Django's handler gets ``to_django()``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from http.client import responses
 from typing import Final
 
 from django.http import HttpResponse
 from django.http.response import ResponseHeaders
 
+from store.api.large_responses import LargeBody, ResponseStream
+
 REASONS: Final = responses
 """Status code -> reason phrase."""
 
 
 class ApiResponse:
-    """One HTTP response, complete when it is built. No cache may store it, and no browser may guess its type.
+    """One HTTP response. No cache may store it, and no browser may guess its type.
 
+    ``body``: a large one is in parts, and becomes a stream before it leaves the view.
     Raises Django's ``BadHeaderError`` for a header value with a line end: it would let a client add headers.
     """
 
     __slots__ = ("body", "headers", "status_code")
 
-    def __init__(self, status_code: int, body: bytes, headers: dict[str, str]) -> None:
+    def __init__(self, status_code: int, body: bytes | LargeBody, headers: dict[str, str]) -> None:
         text = "".join(headers.values())
         if not text.isascii() or "\n" in text or "\r" in text:
             # Rare. Django's rules decide how such a value is encoded, or reject it.
@@ -33,7 +37,7 @@ class ApiResponse:
         headers["Cache-Control"] = "no-store"
         headers["X-Content-Type-Options"] = "nosniff"
         self.status_code = status_code
-        self.body = body
+        self.body: bytes | LargeBody | ResponseStream = body
         self.headers = headers
 
     @property
@@ -41,9 +45,15 @@ class ApiResponse:
         """The reason phrase of the status line."""
         return REASONS.get(self.status_code, "Unknown Status Code")
 
+    @property
+    def chunks(self) -> Iterable[bytes]:
+        """The body for a WSGI server: complete in a list, or a stream that the server pulls and closes."""
+        body = self.body
+        return [body] if isinstance(body, bytes) else body
+
     def to_django(self) -> HttpResponse:
         """Return the same response for Django's handler."""
-        response = HttpResponse(self.body, status=self.status_code, headers=self.headers)
+        response = HttpResponse(b"".join(self.chunks), status=self.status_code, headers=self.headers)
         if "Content-Type" not in self.headers:
             del response.headers["Content-Type"]  # Django adds a default.
         return response

@@ -5,7 +5,8 @@ Handlers return finished responses. ``errors.response_for`` turns exceptions int
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec import UNSET
@@ -16,9 +17,14 @@ from store.api.access import require_write_access
 from store.api.base import ApiView
 from store.api.conditions import ANY, if_match, if_none_match, known_versions
 from store.api.keys import key_from_path
+from store.api.large_responses import WAIT_S, LargeBody, Reservation, TooManyLargeResponses
 from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, flag, positive_int, wait_s
 from store.api.response import ApiResponse
-from store.engine import Acks, Change, WriteResult
+from store.engine import Acks, Change, TransactionResult, WriteResult
+from store.errors import ResponseTooLarge
+
+METADATA_BYTES: Final = 64 * 1024
+"""Part of ``KV_MAX_RESPONSE_BYTES`` that a page leaves for its metadata; at most a quarter of a small limit."""
 
 AnyBody = TypeVar("AnyBody", bound=parsing.Body)
 AnyWrite = TypeVar("AnyWrite", bound=parsing.WriteConcernBody)
@@ -35,6 +41,13 @@ class KvsView(ApiView):
     def key(self, rest: str) -> str:
         """Return the key that the path names. Raises ``ParseError``."""
         return key_from_path(self.request, rest, self.context.limits.max_key_bytes)
+
+    def stream(self, response: ApiResponse) -> ApiResponse:
+        """See ``ApiView``. The response to a write is never rejected: it is large only because of its metadata."""
+        if isinstance(response.body, LargeBody) and self.request.method not in ("GET", "HEAD"):
+            response.body = b"".join(response.body)
+            return response
+        return super().stream(response)
 
     def request_past(self) -> dict[str, int] | None:
         """Return the request's causal past, which an error response repeats; None if it cannot be read."""
@@ -63,6 +76,9 @@ class KeyView(KvsView):
         if flag(query, "siblings"):
             # If-None-Match is ignored: an entity tag names the winner, and siblings can change under the same winner.
             result = engine.get(key, parsed.past, wait_s=timeout_s, all_siblings=True)
+            limit = self.context.limits.max_response_bytes
+            if len(result.versions) > 1 and sum(len(version.value) for version in result.versions) > limit:
+                raise ResponseTooLarge("The siblings of this key are too long", limit)
             return rendering.found(result, siblings=True)
         known = known_versions(self.request)
         if known and timeout_s is not None:
@@ -120,11 +136,14 @@ class KeysView(KvsView):
         parsed = self.parse(parsing.BODY)
         query = parsed.query
         values = flag(query, "values")
+        max_bytes = self.context.limits.max_response_bytes
         result = self.context.engine.list(
             parsed.past,
             prefix=query.get("prefix", ""),
             after=query.get("after", ""),
             limit=positive_int(query, "limit", default=DEFAULT_PAGE_KEYS, maximum=MAX_PAGE_KEYS),
+            max_bytes=max_bytes - min(METADATA_BYTES, max_bytes // 4),
+            values=values,
             conflicts=flag(query, "conflicts"),
             wait_s=wait_s(query),
         )
@@ -137,9 +156,36 @@ class KeysView(KvsView):
         reads, writes = parsing.parse_transaction(parsed.body, self.context.limits)
         if writes:
             require_write_access(self.request)
-        engine, timeout_s = self.context.engine, wait_s(parsed.query)
-        return rendering.transacted(
-            *engine.write_with_concern(
-                parsed.body.concern, engine.transact, reads, writes, parsed.past, wait_s=timeout_s
+        with self.large_responses.reservation() as reservation:
+            response = rendering.transacted(*self.transact(reads, writes, parsed, reservation))
+            if isinstance(response.body, LargeBody):
+                response.body = reservation.stream(response.body)
+        return response
+
+    def transact(
+        self,
+        reads: Sequence[str],
+        writes: Sequence[Change],
+        parsed: parsing.ParsedRequest[parsing.TransactionBody],
+        reservation: Reservation,
+    ) -> tuple[TransactionResult, Acks | None]:
+        """Run a transaction, with room in ``reservation`` for what it reads."""
+        engine, limit, timeout_s = self.context.engine, self.context.limits.max_response_bytes, wait_s(parsed.query)
+
+        def before_write(size: int) -> None:
+            if size > limit and len(reads) > 1:
+                raise ResponseTooLarge("The values of so many keys are too long; read fewer", limit)
+            reservation.take(size)
+
+        def run() -> tuple[TransactionResult, Acks | None]:
+            concern, past = parsed.body.concern, parsed.past
+            return engine.write_with_concern(
+                concern, engine.transact, reads, writes, past, wait_s=timeout_s, before_write=before_write
             )
-        )
+
+        try:
+            return run()
+        except TooManyLargeResponses as full:
+            # Nothing was written. ``before_write`` must not wait, because it is called under the lock. Wait here.
+            reservation.take(full.size, wait_s=WAIT_S)
+            return run()

@@ -1,0 +1,255 @@
+"""Large responses: sent in pieces, at the speed of the client, within a budget for all of them.
+
+A small body is one ``bytes`` object that the server takes at once. A large one (above ``LARGE_BODY_BYTES``) consists of
+parts, mostly values that the store holds anyway, so building it copies nothing. The server pulls it piece by piece and
+stops while the client does not read. An unread response costs little then, but not nothing: a value that is overwritten
+meanwhile stays in memory until the response has ended, and the response holds a thread of the server.
+
+So the bytes and the number of large responses in progress are limited. A further one waits for a moment, and is then
+rejected (503 with ``Retry-After``). If there is no room, a response of which the server has taken no piece for
+``STALLED_AFTER_S`` is aborted: its connection is closed in the middle of the body, so its client knows that it is not
+complete.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+LARGE_BODY_BYTES: Final = 64 * 1024
+"""A longer body is a large response. Also the size of the pieces in which it is sent."""
+
+MAX_IN_PROGRESS: Final = 64
+"""Large responses in progress at once. Each holds a thread until the client has read it or is gone."""
+
+BUDGET_RESPONSES: Final = 8
+"""Bytes of all large responses in progress, as a multiple of ``KV_MAX_RESPONSE_BYTES``."""
+
+WAIT_S: Final = 1.0
+"""How long a large response waits for room before it is rejected."""
+
+MAX_WAITING: Final = 32
+"""Large responses that may wait for room at once. Each holds a thread. Further ones are rejected at once."""
+
+STALLED_AFTER_S: Final = 5.0
+"""A response of which no piece was taken for this long may be aborted in favour of others."""
+
+
+class TooManyLargeResponses(Exception):
+    """There is no room for another large response. The API answers 503 with ``Retry-After``. ``size``: its bytes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__("too many large responses are in progress")
+        self.size = size
+
+
+class ResponseAborted(Exception):
+    """The response was aborted in favour of others. The server gets it, and closes the connection."""
+
+
+class LargeBody:
+    """A body in parts. ``size``: their total length."""
+
+    __slots__ = ("parts", "size")
+
+    def __init__(self, parts: Sequence[bytes], size: int) -> None:
+        self.parts = parts
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.parts)
+
+
+def body_of(parts: Sequence[bytes]) -> bytes | LargeBody:
+    """Return a body that consists of ``parts``: one ``bytes`` object if it is small."""
+    size = sum(map(len, parts))
+    return LargeBody(parts, size) if size > LARGE_BODY_BYTES else b"".join(parts)
+
+
+class _Room:
+    """The room of one response in progress, and what is left of the response.
+
+    ``last_taken_s``: when a piece was last taken, monotonic seconds. ``is_aborted``: the bytes are returned, and the
+    data is gone. The place is still taken, because the response holds a thread until the server has closed it.
+    """
+
+    __slots__ = ("is_aborted", "last_taken_s", "pieces", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.pieces: Iterator[bytes] = iter(())
+        self.last_taken_s = time.monotonic()
+        self.is_aborted = False
+
+
+class ResponseStream:
+    """The body of one large response, as an iterator of pieces. The server closes it at the end, or before it.
+
+    Its room is returned when it is closed, or when it is garbage: ``LargeResponses`` does not refer to it.
+    """
+
+    def __init__(self, responses: LargeResponses, room: _Room, parts: Iterable[bytes]) -> None:
+        self._responses = responses
+        self._room = room
+        room.pieces = _pieces(parts)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __len__(self) -> int:
+        return self._room.size
+
+    def __next__(self) -> bytes:
+        room = self._room
+        if room.is_aborted:
+            raise ResponseAborted("aborted in favour of other responses: the client read too slowly")
+        room.last_taken_s = time.monotonic()
+        return next(room.pieces)
+
+    def close(self) -> None:
+        """End the response. May be called several times."""
+        self._responses.leave(self._room)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Reservation:
+    """Room that is taken before the response exists: a write cannot be rejected after it was made.
+
+    The room is returned at the end of the ``with`` block, unless ``stream`` has passed it on.
+    """
+
+    def __init__(self, responses: LargeResponses) -> None:
+        self._responses = responses
+        self._room: _Room | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._return()
+
+    def take(self, size: int, *, wait_s: float = 0.0) -> None:
+        """Reserve ``size`` bytes if that makes a large response. Raises ``TooManyLargeResponses``.
+
+        Without ``wait_s`` it does not wait, so it can be called under the engine's lock.
+        """
+        if size > LARGE_BODY_BYTES and (self._room is None or size > self._room.size):
+            self._return()
+            self._room = self._responses.enter(size, wait_s)
+
+    def stream(self, body: LargeBody) -> ResponseStream | LargeBody:
+        """Return the stream of a response for which room was reserved; ``body`` itself if none was."""
+        room, self._room = self._room, None
+        return body if room is None else ResponseStream(self._responses, room, body.parts)
+
+    def _return(self) -> None:
+        if self._room is not None:
+            self._responses.leave(self._room)
+            self._room = None
+
+
+class LargeResponses:
+    """The large responses of one replica in progress: at most ``max_count``, of ``max_bytes`` together. Thread-safe.
+
+    A response that is larger than ``max_bytes`` is admitted while there is no other.
+    """
+
+    def __init__(self, max_bytes: int, max_count: int = MAX_IN_PROGRESS) -> None:
+        self._max_bytes = max_bytes
+        self._max_count = max_count
+        # Reentrant, because a stream that becomes garbage is closed at any point of any thread.
+        self._changed = threading.Condition(threading.RLock())
+        self._rooms: set[_Room] = set()
+        self._waiting = 0
+        self.bytes = 0
+        """Bytes of the responses in progress, without aborted ones."""
+        self.rejected = 0
+        """Number of responses for which there was no room."""
+        self.aborted = 0
+        """Number of responses that were aborted in favour of others."""
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+    def reservation(self) -> Reservation:
+        """Return a reservation for one response, without room at first."""
+        return Reservation(self)
+
+    def send(self, body: bytes | LargeBody, wait_s: float = WAIT_S) -> ResponseStream:
+        """Return the stream of one response. Raises ``TooManyLargeResponses`` after ``wait_s`` seconds."""
+        room = self.enter(len(body), wait_s)
+        return ResponseStream(self, room, body.parts if isinstance(body, LargeBody) else [body])
+
+    def enter(self, size: int, wait_s: float) -> _Room:
+        """Return the room for a response. Raises ``TooManyLargeResponses`` if there is none for ``wait_s`` seconds."""
+        deadline_s = time.monotonic() + wait_s
+        with self._changed:
+            while not self._has_room(size):
+                remaining_s = deadline_s - time.monotonic()
+                if remaining_s <= 0 or self._waiting >= MAX_WAITING:
+                    self.rejected += 1
+                    raise TooManyLargeResponses(size)
+                self._waiting += 1
+                try:
+                    self._changed.wait(remaining_s)
+                finally:
+                    self._waiting -= 1
+            room = _Room(size)
+            self._rooms.add(room)
+            self.bytes += size
+            return room
+
+    def leave(self, room: _Room) -> None:
+        """Return the room of a response and let go of its data. May be called several times."""
+        with self._changed:
+            if room in self._rooms:
+                self._rooms.discard(room)
+                if not room.is_aborted:
+                    self.bytes -= room.size
+                room.pieces = iter(())
+                self._changed.notify_all()
+
+    def _has_room(self, size: int) -> bool:
+        """Return whether there is room for ``size`` bytes. Abort stalled responses if that makes the room."""
+        if len(self._rooms) >= self._max_count:
+            return False
+        stalled_since_s = time.monotonic() - STALLED_AFTER_S
+        while not self._fits(size):
+            running = [room for room in list(self._rooms) if not room.is_aborted]
+            oldest = min(running, key=lambda room: room.last_taken_s)
+            if oldest.last_taken_s > stalled_since_s:
+                return False
+            oldest.is_aborted = True
+            oldest.pieces = iter(())
+            self.bytes -= oldest.size
+            self.aborted += 1
+        return True
+
+    def _fits(self, size: int) -> bool:
+        return self.bytes + size <= self._max_bytes or self.bytes == 0
+
+
+def _pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the content of ``parts`` in pieces of ``LARGE_BODY_BYTES``; the last one may be shorter."""
+    collected: list[memoryview] = []
+    missing = LARGE_BODY_BYTES
+    for part in parts:
+        rest = memoryview(part)
+        while len(rest) >= missing:
+            collected.append(rest[:missing])
+            yield b"".join(collected)
+            rest = rest[missing:]
+            collected, missing = [], LARGE_BODY_BYTES
+        if rest:
+            collected.append(rest)
+            missing -= len(rest)
+    if collected:
+        yield b"".join(collected)
