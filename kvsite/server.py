@@ -96,6 +96,10 @@ IDLE_TIMEOUT_MS = 75_000
 idle connection for about a minute, so the client usually closes it first."""
 
 
+UNREAD_TIMEOUT_MS = 15_000
+"""A connection whose client takes nothing of a response for this long is closed: the response holds a thread."""
+
+
 class StartError(Exception):
     """The replica cannot start. The text is one line for the operator."""
 
@@ -212,6 +216,8 @@ def bind(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6 and host == "::":
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # "::" includes IPv4
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux. Accepted connections inherit it.
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_MS)
         bound.bind(address)
     except OSError as exc:
         raise StartError(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from exc

@@ -46,10 +46,6 @@ class TooManyLargeResponses(Exception):
         self.size = size
 
 
-class ResponseAborted(Exception):
-    """The response was aborted in favour of others. The server gets it, and closes the connection."""
-
-
 class LargeBody:
     """A body in parts. ``size``: their total length."""
 
@@ -97,7 +93,8 @@ class ResponseStream:
     def __init__(self, responses: LargeResponses, room: _Room, parts: Iterable[bytes]) -> None:
         self._responses = responses
         self._room = room
-        room.pieces = _pieces(parts)
+        if not room.is_aborted:
+            room.pieces = _pieces(parts)
 
     def __iter__(self) -> Self:
         return self
@@ -106,11 +103,10 @@ class ResponseStream:
         return self._room.size
 
     def __next__(self) -> bytes:
-        room = self._room
-        if room.is_aborted:
-            raise ResponseAborted("aborted in favour of other responses: the client read too slowly")
-        room.last_taken_s = time.monotonic()
-        return next(room.pieces)
+        # An aborted response has no more pieces. Its body is shorter than its Content-Length, so the server closes the
+        # connection.
+        self._room.last_taken_s = time.monotonic()
+        return next(self._room.pieces)
 
     def close(self) -> None:
         """End the response. May be called several times."""
@@ -136,14 +132,14 @@ class Reservation:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._return()
 
-    def take(self, size: int, *, wait_s: float = 0.0) -> None:
+    def take(self, size: int, *, may_wait: bool = False) -> None:
         """Reserve ``size`` bytes if that makes a large response. Raises ``TooManyLargeResponses``.
 
-        Without ``wait_s`` it does not wait, so it can be called under the engine's lock.
+        Without ``may_wait`` it can be called under the engine's lock.
         """
         if size > LARGE_BODY_BYTES and (self._room is None or size > self._room.size):
             self._return()
-            self._room = self._responses.enter(size, wait_s)
+            self._room = self._responses.enter(size, WAIT_S if may_wait else 0)
 
     def stream(self, body: LargeBody) -> ResponseStream | LargeBody:
         """Return the stream of a response for which room was reserved; ``body`` itself if none was."""
@@ -183,9 +179,9 @@ class LargeResponses:
         """Return a reservation for one response, without room at first."""
         return Reservation(self)
 
-    def send(self, body: bytes | LargeBody, wait_s: float = WAIT_S) -> ResponseStream:
-        """Return the stream of one response. Raises ``TooManyLargeResponses`` after ``wait_s`` seconds."""
-        room = self.enter(len(body), wait_s)
+    def send(self, body: bytes | LargeBody) -> ResponseStream:
+        """Return the stream of one response. Raises ``TooManyLargeResponses`` after ``WAIT_S`` seconds."""
+        room = self.enter(len(body), WAIT_S)
         return ResponseStream(self, room, body.parts if isinstance(body, LargeBody) else [body])
 
     def enter(self, size: int, wait_s: float) -> _Room:

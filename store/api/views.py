@@ -17,7 +17,7 @@ from store.api.access import require_write_access
 from store.api.base import ApiView
 from store.api.conditions import ANY, if_match, if_none_match, known_versions
 from store.api.keys import key_from_path
-from store.api.large_responses import WAIT_S, LargeBody, Reservation, TooManyLargeResponses
+from store.api.large_responses import LargeBody, Reservation, TooManyLargeResponses
 from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, flag, positive_int, wait_s
 from store.api.response import ApiResponse
 from store.engine import Acks, Change, TransactionResult, WriteResult
@@ -187,5 +187,5 @@ class KeysView(KvsView):
             return run()
         except TooManyLargeResponses as full:
             # Nothing was written. ``before_write`` must not wait, because it is called under the lock. Wait here.
-            reservation.take(full.size, wait_s=WAIT_S)
+            reservation.take(full.size, may_wait=True)
             return run()
