@@ -36,7 +36,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
 from granian._granian import SocketHolder
@@ -96,8 +96,12 @@ IDLE_TIMEOUT_MS = 75_000
 idle connection for about a minute, so the client usually closes it first."""
 
 
-UNREAD_TIMEOUT_MS = 15_000
+UNREAD_TIMEOUT_MS: Final = 10_000
 """A connection whose client takes nothing of a response for this long is closed: the response holds a thread."""
+
+UNSENT_BYTES: Final = 64 * 1024
+"""Bytes of a response that the kernel keeps for a client that does not read. Its own limit is megabytes for each
+connection, which count as memory of the container. Bytes in flight are not limited, so this does not slow clients."""
 
 
 class StartError(Exception):
@@ -218,6 +222,7 @@ def bind(host: str, port: int) -> socket.socket:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # "::" includes IPv4
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux. Accepted connections inherit it.
             bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_MS)
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         bound.bind(address)
     except OSError as exc:
         raise StartError(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from exc

@@ -34,7 +34,7 @@ WAIT_S: Final = 1.0
 MAX_WAITING: Final = 32
 """Large responses that may wait for room at once. Each holds a thread. Further ones are rejected at once."""
 
-STALLED_AFTER_S: Final = 5.0
+STALLED_AFTER_S: Final = 2.0
 """A response of which no piece was taken for this long may be aborted in favour of others."""
 
 
