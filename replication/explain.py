@@ -8,7 +8,7 @@ keys. Both work in every state of the replica and wait for nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import msgspec
@@ -20,15 +20,22 @@ from store.versions import Version
 MAX_VALUE_BYTES_LISTED = 400
 """Bytes of a value that a list of keys includes. The cut may fall within a UTF-8 character."""
 
+MAX_VERSIONS_LISTED = 32
+"""Versions of one key that are listed. ``version_count`` counts all."""
+
+MAX_VALUES_BYTES = 8 * 1024 * 1024
+"""Bytes of all values in one explanation, unless the caller says otherwise. Further values are None."""
+
 MAX_PENDING_LISTED = 100
 """Pending updates of one key that are listed."""
 
 
-def explain(replica: Replica, key: str, now: Instant) -> dict[str, Any]:
+def explain(replica: Replica, key: str, now: Instant, *, max_values_bytes: int = MAX_VALUES_BYTES) -> dict[str, Any]:
     """Return what this replica knows about ``key``, as JSON-able data. The caller holds the lock; nothing changes.
 
     ``versions``: the winner first; empty if the key is absent. Each version has its dot, its past (which covers the
-    dot), its hybrid timestamp, its expiry, and for each member whether it has applied the version.
+    dot), its hybrid timestamp, its expiry, and for each member whether it has applied the version. Its ``value`` is
+    None if the values up to this one take more than ``max_values_bytes``; the first one is always included.
     ``pending``: received updates of the key that wait for their causal past.
     ``deletes``: the delete clock. It covers every delete that was applied, so it is the past of every absent key.
     """
@@ -36,12 +43,18 @@ def explain(replica: Replica, key: str, now: Instant) -> dict[str, Any]:
     addresses = sorted({replica.address, *replica.membership.table.members})
     clocks = {address: _known_clock(replica, address) for address in addresses}
     versions = [version for version in store.table.get(key) if version.expires is None or version.expires > now.wall_us]
+    listed = versions[:MAX_VERSIONS_LISTED]
+    values_bytes = accumulate(len(version.value) for version in listed)
     return {
         "key": key,
         "replica_id": replica.id,
         "state": replica.state,
         "winner": list(versions[0].dot) if versions else None,
-        "versions": [_version(replica, version, clocks, now) for version in versions],
+        "versions": [
+            _version(replica, version, clocks, now, has_value=i == 0 or up_to <= max_values_bytes)
+            for i, (version, up_to) in enumerate(zip(listed, values_bytes, strict=True))
+        ],
+        "version_count": len(versions),
         "pending": list(_pending(replica, key, now)),
         "deletes": dict(store.delete_clock),
         "clock": dict(store.clock),
@@ -85,11 +98,14 @@ def _known_clock(replica: Replica, address: str) -> Clock | None:
     )
 
 
-def _version(replica: Replica, version: Version, clocks: Mapping[str, Clock | None], now: Instant) -> dict[str, Any]:
+def _version(
+    replica: Replica, version: Version, clocks: Mapping[str, Clock | None], now: Instant, *, has_value: bool
+) -> dict[str, Any]:
     return {
         "dot": list(version.dot),
         "etag": version.etag,
-        "value": msgspec.Raw(version.value),
+        "value": msgspec.Raw(version.value) if has_value else None,
+        "value_bytes": len(version.value),
         "origin": version.origin,
         "past": version.past,
         "timestamp": version.timestamp,

@@ -14,7 +14,7 @@ from typing import Any
 
 from replication.errors import Unreachable
 from replication.exchange_metrics import ExchangeMetrics
-from replication.explain import explain, list_keys
+from replication.explain import MAX_VALUES_BYTES, explain, list_keys
 from replication.peer_thread import ExchangeContext, PeerThreads
 from replication.replica import Replica
 from replication.status import CounterSamples, missing_updates, recent_updates, replica_status
@@ -74,10 +74,10 @@ class NodeInspector:
         with self._lock:
             return self._context.metrics.copy(frozenset(self._replica.membership.table.entries))
 
-    def explain(self, key: str) -> dict[str, Any]:
+    def explain(self, key: str, max_values_bytes: int = MAX_VALUES_BYTES) -> dict[str, Any]:
         """Return the content of ``/replication/explain/<key>`` (replication/explain.py)."""
         with self._lock:
-            return explain(self._replica, key, read_clocks())
+            return explain(self._replica, key, read_clocks(), max_values_bytes=max_values_bytes)
 
     def keys(self, prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]]:
         """Return up to ``limit`` keys for the dashboard (replication/explain.py)."""

@@ -30,6 +30,12 @@ MAX_EVENTS_LISTED = 50
 MAX_KEYS_LISTED = 10
 """Keys that the status lists of one pending update."""
 
+MAX_KEY_CHARS_LISTED = 256 * 1024
+"""Characters of all keys that the status lists. Further pending updates are listed without keys."""
+
+MAX_CLOCK_ENTRIES_LISTED = 50_000
+"""Entries of all members' clocks that the status lists. The clocks of further members are empty."""
+
 
 def replica_status(replica: Replica, counters: Mapping[str, int], now: Instant) -> dict[str, Any]:
     """Return the status as JSON-able data. The caller holds the lock.
@@ -44,7 +50,7 @@ def replica_status(replica: Replica, counters: Mapping[str, int], now: Instant) 
         "uptime_s": round(now.mono_s - replica.started_s, 3),
         "state": replica.state,
         "clock": dict(store.clock),
-        "view": [_member(replica, address, now) for address in sorted(replica.membership.table.entries)],
+        "view": _view(replica, now),
         "pending": _pending(replica, now),
         "pending_count": len(store.pending),
         "deferred_requests": counters["deferred_now"],
@@ -78,6 +84,18 @@ _COUNTERS = (
 )
 
 
+def _view(replica: Replica, now: Instant) -> list[dict[str, Any]]:
+    members = []
+    entries = 0
+    for address in sorted(replica.membership.table.entries):
+        member = _member(replica, address, now)
+        entries += len(member["clock"])
+        if entries > MAX_CLOCK_ENTRIES_LISTED:
+            member["clock"] = {}
+        members.append(member)
+    return members
+
+
 def _member(replica: Replica, address: str, now: Instant) -> dict[str, Any]:
     membership = replica.membership
     is_self = address == replica.address
@@ -101,13 +119,16 @@ def _member(replica: Replica, address: str, now: Instant) -> dict[str, Any]:
 
 def _pending(replica: Replica, now: Instant) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = []
+    characters = 0
     for update, waits_for, since_s in replica.store.pending:
         if len(listed) >= MAX_PENDING_LISTED:
             break
+        keys = [write.key for write in update.writes[:MAX_KEYS_LISTED]]
+        characters += sum(map(len, keys))
         listed.append(
             {
                 "dot": list(update.dot),
-                "keys": [write.key for write in update.writes[:MAX_KEYS_LISTED]],
+                "keys": keys if characters <= MAX_KEY_CHARS_LISTED else [],
                 "waits_for": list(waits_for),
                 "since_s": round(now.mono_s - since_s, 3),
             }

@@ -160,7 +160,7 @@ class CausalStore:
         self.hybrid_clock = HybridClock()
         self.table = KeyTable()
         """Key -> versions: the effect of exactly the updates in the clock, without the versions that were expired."""
-        self.pending = PendingQueue(self.settings.max_pending)
+        self.pending = PendingQueue(self.settings.max_pending, self.settings.max_pending_bytes)
         """Updates that wait for a part of their causal past. None of them is in the clock, the table or the log."""
         self.log = UpdateLog(self.settings.max_log_bytes, self.settings.log_segment_bytes)
         """For each origin, the newest of the updates that the clock contains."""

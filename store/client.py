@@ -623,7 +623,8 @@ class Session:
         """Read the keys ``reads`` from one snapshot, then apply ``writes`` as one update.
 
         Every replica applies the update as a whole. If one condition of a write fails, nothing is written. A
-        transaction without writes is a read, and is retried like one. At most 1000 keys (``KV_MAX_BATCH``).
+        transaction without writes is a read, and is retried like one. At most 1000 keys (``KV_MAX_BATCH``), and
+        ``Rejected`` with status 413 if the values of ``reads`` are longer than ``KV_MAX_RESPONSE_BYTES``.
         ``w``, ``w_timeout_s``, ``wait_s`` and the errors are as in ``put``.
         """
         reads, writes = list(reads), list(writes)
@@ -672,11 +673,19 @@ class Session:
     def pages(self, *, prefix: str = "", limit: int = 1000, values: bool = False) -> Iterator[Page]:
         """Yield all pages of a listing. Each is one causal snapshot, and none is older than the page before it.
 
-        ``limit``: most keys in a page. The other arguments and the errors are as in ``list``.
+        ``limit``: most keys in a page. A page can have fewer, because the replica limits its length in bytes
+        (``KV_MAX_RESPONSE_BYTES``). If it answers 413, the session halves ``limit``. The other arguments and the errors
+        are as in ``list``.
         """
         after: str | None = ""
         while after is not None:
-            page = self.list(prefix=prefix, after=after, limit=limit, values=values)
+            try:
+                page = self.list(prefix=prefix, after=after, limit=limit, values=values)
+            except Rejected as rejected:
+                if rejected.status != 413 or limit == 1:
+                    raise
+                limit //= 2
+                continue
             yield page
             after = page.next
 

@@ -29,6 +29,22 @@ def first_missing(clock: Mapping[str, int], update: Update) -> Dot | None:
     return None
 
 
+UPDATE_COST_BYTES = 500
+WRITE_COST_BYTES = 300
+DEPENDENCY_COST_BYTES = 150
+"""Estimated memory of a pending update, of each of its writes without the texts of key and value, and of each of its
+dependencies. All are stored decoded."""
+
+
+def cost(update: Update) -> int:
+    """Return the estimated bytes of memory that ``update`` takes while it is pending."""
+    size = UPDATE_COST_BYTES + DEPENDENCY_COST_BYTES * len(update.deps)
+    for write in update.writes:
+        replaced = DEPENDENCY_COST_BYTES * len(write.replaces)
+        size += WRITE_COST_BYTES + replaced + len(write.key) + len(write.value or b"")
+    return size
+
+
 class PendingUpdate(NamedTuple):
     """One update in the queue, the dot that it waits for, and when it arrived (monotonic seconds)."""
 
@@ -40,14 +56,17 @@ class PendingUpdate(NamedTuple):
 class PendingQueue:
     """The pending updates of one replica.
 
+    ``bytes``: their estimated size (``cost``), at most ``_limit_bytes``.
     ``_waiting``: dot of a pending update -> the update, in the order of adding. At most ``_limit`` entries.
     ``_by_dot``: missing dot -> dots of the updates that wait for it. Together the lists name each update once.
     """
 
-    __slots__ = ("_by_dot", "_limit", "_waiting")
+    __slots__ = ("_by_dot", "_limit", "_limit_bytes", "_waiting", "bytes")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, limit_bytes: int) -> None:
         self._limit = limit
+        self._limit_bytes = limit_bytes
+        self.bytes = 0
         self._waiting: dict[Dot, PendingUpdate] = {}
         self._by_dot: dict[Dot, list[Dot]] = {}
 
@@ -65,24 +84,33 @@ class PendingQueue:
         """
         if update.dot in self._waiting or len(self._waiting) >= self._limit:
             return False
+        size = cost(update)
+        if self.bytes + size > self._limit_bytes:
+            return False
+        self.bytes += size
         self._waiting[update.dot] = PendingUpdate(update, waits_for, now_s)
         self._by_dot.setdefault(waits_for, []).append(update.dot)
         return True
 
     def take_waiting_for(self, dot: Dot) -> list[PendingUpdate]:
         """Remove and return the updates that wait for ``dot``, in the order in which they were added."""
-        return [self._waiting.pop(waiting) for waiting in self._by_dot.pop(dot, ())]
+        taken = [self._waiting.pop(waiting) for waiting in self._by_dot.pop(dot, ())]
+        for item in taken:
+            self.bytes -= cost(item.update)
+        return taken
 
     def take_all(self) -> list[PendingUpdate]:
         """Remove and return all updates. Used after a snapshot, when the clock has jumped over many dots."""
         everything = list(self._waiting.values())
         self._waiting.clear()
         self._by_dot.clear()
+        self.bytes = 0
         return everything
 
     def drop(self, dot: Dot) -> Update:
         """Remove and return one pending update, whose dependencies are unrecoverable. Raises KeyError if unknown."""
         dropped = self._waiting.pop(dot)
+        self.bytes -= cost(dropped.update)
         same_missing_dot = self._by_dot[dropped.waits_for]
         same_missing_dot.remove(dot)
         if not same_missing_dot:

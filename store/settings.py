@@ -122,6 +122,14 @@ class StoreSettings:
         "offers them again. It limits memory while a third replica is unreachable.",
     )
 
+    max_pending_bytes: int = setting(
+        64 * 1024 * 1024,
+        "KV_MAX_PENDING_BYTES",
+        whole_number(65536, 1 << 40, "bytes"),
+        Section.REPLICA,
+        "Estimated size of the updates that may wait for their causal past, as `KV_MAX_PENDING` limits their number.",
+    )
+
     defer_timeout_s: float = setting(
         1.0,
         "KV_DEFER_TIMEOUT",

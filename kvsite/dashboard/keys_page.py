@@ -88,19 +88,26 @@ class VersionCard:
 
 @dataclass(frozen=True, slots=True)
 class KeyPage:
-    """One key. ``is_running``: whether a replica runs in this process."""
+    """One key. ``count``: how many versions it has; ``versions`` may show fewer.
+
+    ``is_running``: whether a replica runs in this process.
+    """
 
     versions: tuple[VersionCard, ...]
     pending: tuple[QueueItem, ...]
+    count: int = 0
     is_running: bool = True
 
     @property
     def summary(self) -> str:
         """How many values the key has."""
-        count = len(self.versions)
+        count, shown = self.count, len(self.versions)
         if not count:
             return "This key does not exist on this replica."
-        return "One value." if count == 1 else f"{count} concurrent values. A read returns the first one, the winner."
+        if count == 1:
+            return "One value."
+        rest = f" The first {shown} are shown." if shown < count else ""
+        return f"{count} concurrent values. A read returns the first one, the winner.{rest}"
 
 
 def key_list_page(
@@ -149,12 +156,18 @@ def key_page(explanation: Mapping[str, Any] | None, members: Sequence[str]) -> K
     return KeyPage(
         tuple(_version_card(version, labels, is_winner=i == 0) for i, version in enumerate(explanation["versions"])),
         tuple(_queue_item(update, labels) for update in explanation["pending"]),
+        explanation["version_count"],
     )
 
 
 def _version_card(version: Mapping[str, Any], labels: Mapping[str, str], *, is_winner: bool) -> VersionCard:
-    encoded = bytes(version["value"])
-    value, truncation = _shortened(encoded, MAX_VALUE_CHARS, len(encoded))
+    if version["value"] is None:
+        value, truncation = (
+            "",
+            f"Not shown, because the values of this key are too long together: {size(version['value_bytes'])}.",
+        )
+    else:
+        value, truncation = _shortened(bytes(version["value"]), MAX_VALUE_CHARS, version["value_bytes"])
     origin, counter = version["dot"]
     expires_in_s = version["expires_in_s"]
     return VersionCard(

@@ -199,6 +199,7 @@ EXPLAIN: Final = operation(
                             "dot": [REPLICA, 7],
                             "etag": ETAG,
                             "value": {"name": "Ada"},
+                            "value_bytes": 14,
                             "origin": REPLICA,
                             "past": PAST,
                             "timestamp": 1795391360636245,

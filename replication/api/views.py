@@ -161,7 +161,13 @@ class ExplainView(ReplicaView):
     def get(self, rest: str) -> ApiResponse:
         """Return the key's versions and which members have them. Works for absent keys and while the gate is closed."""
         key = key_from_path(self.request, rest, self.context.limits.max_key_bytes)
-        return json_response(200, self.context.node.inspector.explain(key))
+        explanation = self.context.node.inspector.explain(key, self.context.limits.max_response_bytes)
+        values_bytes = sum(each["value_bytes"] for each in explanation["versions"] if each["value"] is not None)
+        with self.large_responses.reservation() as reservation:
+            reservation.take(values_bytes, may_wait=True)  # before the values are copied
+            response = json_response(200, explanation)
+            response.body = reservation.stream(response.body)
+        return response
 
 
 class HealthView(ReplicaView):

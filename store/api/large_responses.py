@@ -62,10 +62,17 @@ class LargeBody:
         return iter(self.parts)
 
 
-def body_of(parts: Sequence[bytes]) -> bytes | LargeBody:
+def body_of(parts: Sequence[bytes]) -> AnyBody:
     """Return a body that consists of ``parts``: one ``bytes`` object if it is small."""
     size = sum(map(len, parts))
     return LargeBody(parts, size) if size > LARGE_BODY_BYTES else b"".join(parts)
+
+
+AnyBody = bytes | LargeBody
+
+
+def _parts_of(body: AnyBody) -> Sequence[bytes]:
+    return body.parts if isinstance(body, LargeBody) else [body]
 
 
 class _Room:
@@ -141,10 +148,12 @@ class Reservation:
             self._return()
             self._room = self._responses.enter(size, WAIT_S if may_wait else 0)
 
-    def stream(self, body: LargeBody) -> ResponseStream | LargeBody:
-        """Return the stream of a response for which room was reserved; ``body`` itself if none was."""
+    def stream(self, body: AnyBody | ResponseStream) -> AnyBody | ResponseStream:
+        """Return the stream of a large response; ``body`` itself if it is small or no room was reserved."""
+        if self._room is None or len(body) <= LARGE_BODY_BYTES or isinstance(body, ResponseStream):
+            return body
         room, self._room = self._room, None
-        return body if room is None else ResponseStream(self._responses, room, body.parts)
+        return ResponseStream(self._responses, room, _parts_of(body))
 
     def _return(self) -> None:
         if self._room is not None:
@@ -179,10 +188,10 @@ class LargeResponses:
         """Return a reservation for one response, without room at first."""
         return Reservation(self)
 
-    def send(self, body: bytes | LargeBody) -> ResponseStream:
+    def send(self, body: AnyBody) -> ResponseStream:
         """Return the stream of one response. Raises ``TooManyLargeResponses`` after ``WAIT_S`` seconds."""
         room = self.enter(len(body), WAIT_S)
-        return ResponseStream(self, room, body.parts if isinstance(body, LargeBody) else [body])
+        return ResponseStream(self, room, _parts_of(body))
 
     def enter(self, size: int, wait_s: float) -> _Room:
         """Return the room for a response. Raises ``TooManyLargeResponses`` if there is none for ``wait_s`` seconds."""

@@ -14,7 +14,7 @@ from typing import Final
 from django.http import HttpResponse
 from django.http.response import ResponseHeaders
 
-from store.api.large_responses import LargeBody, ResponseStream
+from store.api.large_responses import AnyBody, ResponseStream
 
 REASONS: Final = responses
 """Status code -> reason phrase."""
@@ -29,7 +29,7 @@ class ApiResponse:
 
     __slots__ = ("body", "headers", "status_code")
 
-    def __init__(self, status_code: int, body: bytes | LargeBody, headers: dict[str, str]) -> None:
+    def __init__(self, status_code: int, body: AnyBody, headers: dict[str, str]) -> None:
         text = "".join(headers.values())
         if not text.isascii() or "\n" in text or "\r" in text:
             # Rare. Django's rules decide how such a value is encoded, or reject it.
@@ -37,7 +37,7 @@ class ApiResponse:
         headers["Cache-Control"] = "no-store"
         headers["X-Content-Type-Options"] = "nosniff"
         self.status_code = status_code
-        self.body: bytes | LargeBody | ResponseStream = body
+        self.body: AnyBody | ResponseStream = body
         self.headers = headers
 
     @property

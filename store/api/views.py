@@ -158,8 +158,7 @@ class KeysView(KvsView):
             require_write_access(self.request)
         with self.large_responses.reservation() as reservation:
             response = rendering.transacted(*self.transact(reads, writes, parsed, reservation))
-            if isinstance(response.body, LargeBody):
-                response.body = reservation.stream(response.body)
+            response.body = reservation.stream(response.body)
         return response
 
     def transact(

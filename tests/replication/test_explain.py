@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from replication.explain import explain
+from kvsite.dashboard.keys_page import key_page
+from replication.explain import MAX_VERSIONS_LISTED, explain
 from replication.replica import Replica
 from store.clock import Instant
 from store.versions import Change, Update, Write
@@ -96,3 +97,26 @@ def test_a_pending_update_is_listed_with_the_dot_that_it_waits_for() -> None:
         }
     ]
     assert explained(r1, "m")["pending"] == []
+
+
+def test_values_are_limited_together_and_the_winner_is_always_complete() -> None:
+    wire = Wire()
+    (r1,) = wire.cluster("r1")
+    update = Update("other@1", 1, 2**60, {}, (Write("k", b'"' + b"w" * 1000 + b'"'),))
+    wire.issue("r1", "k", b'"' + b"v" * 1000 + b'"')
+    r1.store.receive([update], NOW)
+    versions = explain(r1, "k", NOW, max_values_bytes=500)["versions"]
+    assert [(version["value"] is None, version["value_bytes"]) for version in versions] == [(False, 1002), (True, 1002)]
+    versions = explain(r1, "k", NOW, max_values_bytes=2004)["versions"]
+    assert [version["value"] is None for version in versions] == [False, False]
+
+
+def test_the_number_of_versions_listed_is_limited() -> None:
+    wire = Wire()
+    (r1,) = wire.cluster("r1")
+    updates = [Update(f"other@{n}", 1, 2**60 + n, {}, (Write("k", b"1"),)) for n in range(MAX_VERSIONS_LISTED + 3)]
+    r1.store.receive(updates, NOW)
+    explanation = explain(r1, "k", NOW)
+    assert len(explanation["versions"]) == MAX_VERSIONS_LISTED
+    assert explanation["version_count"] == MAX_VERSIONS_LISTED + 3
+    assert key_page(explanation, []).summary.endswith(f"The first {MAX_VERSIONS_LISTED} are shown.")

@@ -203,6 +203,28 @@ def test_pages_follow_next(replicas: list[FakeReplica]) -> None:
     assert a.requests[1].path == "/kvs?limit=2&prefix=p%2F&after=b&values=true"
 
 
+def test_pages_halve_the_limit_when_a_page_is_too_large(replicas: list[FakeReplica]) -> None:
+    a = replicas[0]
+    too_large = json_response(413, {"error": "too large", "causal-metadata": {}})
+    last = json_response(200, {"keys": ["b"], "next": None, "causal-metadata": {}})
+    a.respond_with(too_large, json_response(200, {"keys": ["a"], "next": "a", "causal-metadata": {}}), too_large, last)
+    with session(a) as s:
+        assert [page.keys for page in s.pages(limit=5)] == [("a",), ("b",)]
+    assert [seen.path for seen in a.requests] == [
+        "/kvs?limit=5",
+        "/kvs?limit=2",
+        "/kvs?limit=2&after=a",
+        "/kvs?limit=1&after=a",
+    ]
+
+
+def test_pages_give_up_when_one_key_is_too_large(replicas: list[FakeReplica]) -> None:
+    replicas[0].respond_with(json_response(413, {"error": "too large", "causal-metadata": {}}))
+    with session(replicas[0]) as s, pytest.raises(Rejected):
+        list(s.pages(limit=4))
+    assert len(replicas[0].requests) == 3
+
+
 def test_watch_returns_the_change_or_none(replicas: list[FakeReplica]) -> None:
     a = replicas[0]
     a.respond_with(json_response(304, X_Causal_Metadata='{"b@1":3}'), found("new"))

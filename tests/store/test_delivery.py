@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from store.causal import CausalStore
 from store.clock import Clock, Dot
-from store.delivery import PendingQueue, first_missing
+from store.delivery import PendingQueue, cost, first_missing
+from store.settings import StoreSettings
 from store.versions import Update, Write
 from tests.support.wire import NOW
 
@@ -40,7 +42,7 @@ def test_first_update_of_an_origin_has_no_predecessor() -> None:
 
 
 def test_take_waiting_for_returns_exactly_the_waiting_updates_in_order() -> None:
-    queue = PendingQueue(10)
+    queue = PendingQueue(10, 1 << 20)
     for waiting, dot in ((update("a", 5), ("x", 1)), (update("b", 5), ("x", 2)), (update("c", 5), ("x", 1))):
         assert queue.add(waiting, dot, 0.0)
     assert [item.update.origin for item in queue.take_waiting_for(("x", 1))] == ["a", "c"]
@@ -49,7 +51,7 @@ def test_take_waiting_for_returns_exactly_the_waiting_updates_in_order() -> None
 
 
 def test_update_is_queued_once() -> None:
-    queue = PendingQueue(10)
+    queue = PendingQueue(10, 1 << 20)
     assert queue.add(update("a", 2), ("a", 1), 0.0)
     assert not queue.add(update("a", 2), ("a", 1), 1.0)
     assert [item.update.dot for item in queue] == [("a", 2)]
@@ -57,7 +59,7 @@ def test_update_is_queued_once() -> None:
 
 
 def test_full_queue_rejects_updates() -> None:
-    queue = PendingQueue(2)
+    queue = PendingQueue(2, 1 << 20)
     assert queue.add(update("a", 2), ("a", 1), 0.0)
     assert queue.add(update("a", 3), ("a", 2), 0.0)
     assert not queue.add(update("a", 4), ("a", 3), 0.0)
@@ -65,8 +67,43 @@ def test_full_queue_rejects_updates() -> None:
     assert len(queue) == 2
 
 
+def with_value(counter: int, size: int) -> Update:
+    return Update("a", counter, counter, {"b": 1}, (Write("k", b"x" * size),))
+
+
+def test_queue_rejects_updates_that_take_too_many_bytes() -> None:
+    """A count alone would allow 100,000 updates of 8 MiB."""
+    queue = PendingQueue(1000, 3_000_000)
+    added = [queue.add(with_value(counter, 1_000_000), ("a", counter - 1), 0.0) for counter in range(2, 6)]
+    assert added == [True, True, False, False]
+    assert queue.bytes == sum(cost(item.update) for item in queue) <= 3_000_000
+    assert queue.add(with_value(9, 10), ("a", 8), 0.0), "a small update still fits"
+
+
+def test_bytes_are_returned_when_an_update_leaves_the_queue() -> None:
+    queue = PendingQueue(1000, 1 << 20)
+    for counter in range(2, 8):
+        queue.add(with_value(counter, 1000), ("a", counter - 1), 0.0)
+    queue.drop(("a", 2))
+    assert len(queue.take_waiting_for(("a", 3))) == 1
+    assert queue.bytes == sum(cost(item.update) for item in queue) > 0
+    queue.take_all()
+    assert queue.bytes == 0
+
+
+def test_store_stays_below_the_bound_and_applies_everything_in_the_end() -> None:
+    """Updates that found no room are sent again, because the clock does not contain them."""
+    store = CausalStore("here", StoreSettings(max_pending_bytes=100_000))
+    history = [with_value(counter, 20_000) for counter in range(1, 31)]
+    history = [msgspec.structs.replace(update, deps={}) for update in history]
+    while len(store.table) == 0 or store.clock["a"] < len(history):
+        store.receive(reversed(history), NOW)
+        assert store.pending.bytes <= 100_000
+    assert (len(store.pending), store.pending.bytes) == (0, 0)
+
+
 def test_drop_removes_only_one_update() -> None:
-    queue = PendingQueue(10)
+    queue = PendingQueue(10, 1 << 20)
     queue.add(update("a", 2), ("x", 1), 0.0)
     queue.add(update("b", 2), ("x", 1), 0.0)
     assert queue.drop(("a", 2)).origin == "a"
@@ -76,7 +113,7 @@ def test_drop_removes_only_one_update() -> None:
 
 
 def test_take_all_empties_the_queue() -> None:
-    queue = PendingQueue(10)
+    queue = PendingQueue(10, 1 << 20)
     queue.add(update("a", 2), ("x", 1), 3.0)
     assert [(item.update.dot, item.waits_for, item.since_s) for item in queue.take_all()] == [(("a", 2), ("x", 1), 3.0)]
     assert len(queue) == 0
@@ -84,7 +121,7 @@ def test_take_all_empties_the_queue() -> None:
 
 
 def test_lowest_counter_of_each_origin() -> None:
-    queue = PendingQueue(10)
+    queue = PendingQueue(10, 1 << 20)
     for counter in (7, 3, 5):
         queue.add(update("a", counter), ("x", 1), 0.0)
     queue.add(update("b", 9), ("x", 1), 0.0)
