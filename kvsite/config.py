@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from replication.address import parse_address, parse_host, split_address
-from replication.settings import MAX_PEER_RESPONSES, ReplicationSettings
+from replication.settings import MAX_OPERATOR_RESPONSES, MAX_PEER_RESPONSES, ReplicationSettings
 from store.api.large_responses import MAX_IN_PROGRESS
 from store.api_tokens import ApiToken, parse_api_tokens
 from store.environment import DEFAULT_ADDRESS, Parser, Section, declaration, nested, seconds, setting, settings_of
@@ -351,7 +351,7 @@ class Config:
         """Server threads: for requests that wait, for large responses in progress, and ``SPARE_THREADS`` for others."""
         # max_deferred limits two kinds of waiting requests: for their causal past, and for acks.
         waiting = self.store.max_watchers + 2 * self.store.max_deferred
-        return waiting + MAX_IN_PROGRESS + MAX_PEER_RESPONSES + SPARE_THREADS
+        return waiting + MAX_IN_PROGRESS + MAX_PEER_RESPONSES + MAX_OPERATOR_RESPONSES + SPARE_THREADS
 
     def django_secret_key(self) -> str:
         """Return the key that signs the dashboard's sessions: the same on all replicas with the same secrets.

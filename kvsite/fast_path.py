@@ -25,6 +25,7 @@ from django.utils.log import log_response
 
 import replication.api.urls
 import store.api.urls
+from kvsite.large_pages import with_bounds
 from kvsite.logs import ORDINARY_STATUSES
 from store.api.base import ApiView
 from store.api.request import ApiRequest
@@ -65,7 +66,7 @@ class FastPath:
     """A WSGI application that serves the routes of the API itself and passes other paths to ``django``."""
 
     def __init__(self, django: Application) -> None:
-        self._django = django
+        self._django = with_bounds(django)
         self._router = Router(API_ROUTES)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

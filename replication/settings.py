@@ -17,6 +17,12 @@ PEER_RESPONSES_BYTES: Final = 32 * 1024 * 1024
 MAX_PEER_RESPONSES: Final = 32
 """Large responses to peers in progress at once. Each holds a thread of the server until the peer has read it."""
 
+OPERATOR_RESPONSES_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of all large statuses, metrics, pages of the dashboard and their files in progress."""
+
+MAX_OPERATOR_RESPONSES: Final = 16
+"""Such responses in progress at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicationSettings:

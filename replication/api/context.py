@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 
 from django.http import HttpRequest
 
-from replication.settings import MAX_PEER_RESPONSES, PEER_RESPONSES_BYTES
+from replication.settings import (
+    MAX_OPERATOR_RESPONSES,
+    MAX_PEER_RESPONSES,
+    OPERATOR_RESPONSES_BYTES,
+    PEER_RESPONSES_BYTES,
+)
 from store.api.context import CONTEXT, StoreContext
 from store.api.large_responses import LargeResponses
 
@@ -20,8 +25,9 @@ if TYPE_CHECKING:
 class ReplicaContext(StoreContext):
     """What the views of the replica need.
 
-    ``large_peer_responses``: the large responses to peers. They have room of their own, so that clients that do not
-    read their responses never keep updates from peers.
+    ``large_peer_responses``, ``large_operator_responses``: large responses to peers, and to those who operate the
+    replica. They have room of their own, so that clients that do not read responses keep no updates from peers and no
+    status from operators.
     """
 
     node: Node
@@ -29,6 +35,9 @@ class ReplicaContext(StoreContext):
     """Returns how many lines of the log could not be written."""
     large_peer_responses: LargeResponses = field(
         default_factory=lambda: LargeResponses(PEER_RESPONSES_BYTES, MAX_PEER_RESPONSES)
+    )
+    large_operator_responses: LargeResponses = field(
+        default_factory=lambda: LargeResponses(OPERATOR_RESPONSES_BYTES, MAX_OPERATOR_RESPONSES)
     )
 
 

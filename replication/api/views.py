@@ -54,6 +54,11 @@ class ReplicaView(ApiView):
 
     context: ReplicaContext
 
+    @property
+    def large_responses(self) -> LargeResponses:
+        """Where a large response to an operator gets its room."""
+        return self.context.large_operator_responses
+
 
 class ViewView(ReplicaView):
     """``/view``: the live members, and changes of the membership (contract 3)."""
@@ -163,7 +168,7 @@ class ExplainView(ReplicaView):
         key = key_from_path(self.request, rest, self.context.limits.max_key_bytes)
         explanation = self.context.node.inspector.explain(key, self.context.limits.max_response_bytes)
         values_bytes = sum(each["value_bytes"] for each in explanation["versions"] if each["value"] is not None)
-        with self.large_responses.reservation() as reservation:
+        with self.context.large_responses.reservation() as reservation:
             reservation.take(values_bytes, may_wait=True)  # before the values are copied
             response = json_response(200, explanation)
             response.body = reservation.stream(response.body)
