@@ -114,7 +114,7 @@ def test_values_are_limited_together_and_the_winner_is_always_complete() -> None
 def test_the_number_of_versions_listed_is_limited() -> None:
     wire = Wire()
     (r1,) = wire.cluster("r1")
-    updates = [Update(f"other@{n}", 1, 2**60 + n, {}, (Write("k", b"1"),)) for n in range(MAX_VERSIONS_LISTED + 3)]
+    updates = [Update(f"other@{n}", 1, 2**50 + n, {}, (Write("k", b"1"),)) for n in range(MAX_VERSIONS_LISTED + 3)]
     r1.store.receive(updates, NOW)
     explanation = explain(r1, "k", NOW)
     assert len(explanation["versions"]) == MAX_VERSIONS_LISTED
