@@ -2,20 +2,32 @@
 
 The *local replica* is the replica that serves the page. ``StatusFetcher.fetch_all`` collects the status of each
 member. A member may run another version, or something else may answer on its port. ``parse_cluster`` therefore
-validates every status once and records the error where a status cannot be parsed.
+validates every status once and records the error where a status cannot be parsed. Numbers are bounded, so that no page
+has to expect a time in the year 300,000. Texts in a view that are no addresses are left out: no page exists for them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 import msgspec
 
 from kvsite.dashboard.formatting import iso, time_of_day
-from store.clock import Clock, Dot, join
+from replication.address import is_canonical
+from store.clock import Clock, join
+
+Number = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+"""Seconds, or a rate."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**60)]
+WallTime = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999_999)]
+"""Unix time in microseconds, up to the year 9999."""
+
+CheckedDot = tuple[str, Count]
+CheckedClock = dict[str, Count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +37,18 @@ class ViewMember:
     address: str
     state: str
     replica_id: str | None = None
-    last_contact_s: float | None = None
-    clock: Clock = field(default_factory=dict)
-    missing_updates: int = 0
+    last_contact_s: Number | None = None
+    clock: CheckedClock = field(default_factory=dict)
+    missing_updates: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PendingUpdate:
     """An update that waits for its causal past. ``keys``: the first keys that it writes."""
 
-    dot: Dot
-    waits_for: Dot
-    since_s: float
+    dot: CheckedDot
+    waits_for: CheckedDot
+    since_s: Number
     keys: list[str] = field(default_factory=list)
 
 
@@ -44,7 +56,7 @@ class PendingUpdate:
 class Event:
     """An entry of a replica's event log. ``wall_us``: the time by that replica's wall clock."""
 
-    wall_us: int
+    wall_us: WallTime
     kind: str
     subject: str = ""
     detail: str = ""
@@ -57,8 +69,8 @@ class AppliedUpdate:
     ``key``: the first key that it wrote; None if the replica does not have it in its log.
     """
 
-    dot: Dot
-    wall_us: int
+    dot: CheckedDot
+    wall_us: WallTime
     key: str | None = None
 
 
@@ -69,23 +81,23 @@ class HistoryPoint:
     ``pending`` and ``missing`` count updates. The other fields are rates per second.
     """
 
-    age_s: float
-    reads: float = 0.0
-    writes: float = 0.0
-    deletes: float = 0.0
-    transactions: float = 0.0
-    lists: float = 0.0
-    applied: float = 0.0
-    pending: float = 0.0
-    missing: float = 0.0
+    age_s: Number
+    reads: Number = 0.0
+    writes: Number = 0.0
+    deletes: Number = 0.0
+    transactions: Number = 0.0
+    lists: Number = 0.0
+    applied: Number = 0.0
+    pending: Number = 0.0
+    missing: Number = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class LogSize:
     """The size of the log: updates that a replica keeps for members that do not have them yet."""
 
-    updates: int = 0
-    bytes: int = 0
+    updates: Count = 0
+    bytes: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +107,23 @@ class Status:
     replica_id: str
     address: str
     incarnation: str = ""
-    uptime_s: float = 0.0
+    uptime_s: Number = 0.0
     state: str = "unknown"
-    clock: Clock = field(default_factory=dict)
+    clock: CheckedClock = field(default_factory=dict)
     view: list[ViewMember] = field(default_factory=list)
     pending: list[PendingUpdate] = field(default_factory=list)
-    pending_count: int = 0
-    deferred_requests: int = 0
-    watchers: int = 0
-    keys: int = 0
-    conflicts: int = 0
-    clock_lead_s: float = 0.0
-    throughput: dict[str, float] = field(default_factory=dict)
-    memory_bytes: int | None = None
+    pending_count: Count = 0
+    deferred_requests: Count = 0
+    watchers: Count = 0
+    keys: Count = 0
+    conflicts: Count = 0
+    clock_lead_s: Number = 0.0
+    throughput: dict[str, Number] = field(default_factory=dict)
+    memory_bytes: Count | None = None
     open: bool = False
     events: list[Event] = field(default_factory=list)
     log: LogSize = field(default_factory=LogSize)
-    data_bytes: int = 0
+    data_bytes: Count = 0
     history: list[HistoryPoint] = field(default_factory=list)
     recent: list[AppliedUpdate] = field(default_factory=list)
 
@@ -248,6 +260,7 @@ def _parse_status(data: Any) -> tuple[Status | None, str]:
     if data is None:
         return None, ""
     try:
-        return msgspec.convert(data, Status), ""
+        status = msgspec.convert(data, Status)
     except msgspec.ValidationError as exc:
         return None, str(exc)
+    return replace(status, view=[member for member in status.view if is_canonical(member.address)]), ""

@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 
 from store.clock import Dot, address_of
 
+LAST_US = 253_402_300_799_000_000
+"""The last second of the year 9999, Unix time in microseconds."""
+
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 
 
@@ -38,12 +41,17 @@ def ago(seconds: float | None) -> str:
 
 def iso(wall_us: int) -> str:
     """Return a timestamp in UTC, in ISO 8601 format."""
-    return datetime.fromtimestamp(wall_us / 1e6, UTC).isoformat(timespec="milliseconds")
+    return _moment(wall_us).isoformat(timespec="milliseconds")
 
 
 def time_of_day(wall_us: int) -> str:
     """Return the time of day of a timestamp, in UTC."""
-    return f"{datetime.fromtimestamp(wall_us / 1e6, UTC):%H:%M:%S}"
+    return f"{_moment(wall_us):%H:%M:%S}"
+
+
+def _moment(wall_us: int) -> datetime:
+    """Return a timestamp as a date; the last one there is for all later ones: a ttl may be that long."""
+    return datetime.fromtimestamp(min(wall_us, LAST_US) / 1e6, UTC)
 
 
 def size(number: int | None) -> str:

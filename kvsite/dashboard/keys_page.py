@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from kvsite.dashboard.cards import QueueItem
 from kvsite.dashboard.formatting import iso, short_labels, size, span, update_name
+from replication.address import is_canonical
 from store.clock import address_of
 
 PAGE_SIZE = 50
@@ -183,7 +184,7 @@ def _version_card(version: Mapping[str, Any], labels: Mapping[str, str], *, is_w
             PastEntry(labels.get(address_of(id_), address_of(id_)), id_, n)
             for id_, n in sorted(version["past"].items())
         ),
-        members=tuple(_member_tag(member) for member in version["members"]),
+        members=tuple(_member_tag(member) for member in version["members"] if is_canonical(member["address"])),
     )
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
+from replication.address import is_canonical
 from replication.node import Node
 
 FETCH_TIMEOUT_S = 0.7
@@ -24,8 +25,11 @@ StatusData: TypeAlias = Mapping[str, Any]
 
 
 def member_addresses(node: Node) -> list[str]:
-    """Return the addresses of all members that ``node`` knows, including its own. Sends no request."""
-    return sorted({node.replica.address, *node.members()})
+    """Return the addresses of all members that ``node`` knows, including its own. Sends no request.
+
+    Texts in the membership table that are no addresses are left out: no page exists for them.
+    """
+    return sorted(filter(is_canonical, {node.replica.address, *node.members()}))
 
 
 class StatusFetcher:
@@ -79,7 +83,7 @@ class StatusFetcher:
 
         started_s = time.monotonic()
         threads: list[tuple[threading.Thread, str, float]] = []
-        for address in wanted & set(node.members()) - {local_address}:
+        for address in wanted & set(member_addresses(node)) - {local_address}:
             timeout_s = UNRESPONSIVE_TIMEOUT_S if address in self._unresponsive else FETCH_TIMEOUT_S
             thread = threading.Thread(target=fetch_one, args=(address,), daemon=True)
             thread.start()
