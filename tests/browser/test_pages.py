@@ -281,3 +281,14 @@ def test_all_pages_are_read_only_and_work_without_scripts(cluster: LocalCluster,
     page = open_page(f"{admin(cluster)}spacetime/", java_script_enabled=False).page
     before = page.locator("#as-of").inner_text()
     expect(page.locator("#as-of")).not_to_have_text(before, timeout=6000)
+
+
+def test_the_api_documentation_works_under_its_content_security_policy(
+    cluster: LocalCluster, open_page: OpenPage
+) -> None:
+    """``open_page`` fails the test if the browser reports a violation of the policy."""
+    page = open_page(f"{cluster.url(0)}/docs/").page
+    operation = page.locator(".opblock-get").first
+    expect(operation).to_be_visible()
+    operation.locator(".opblock-summary").first.click()
+    expect(operation.locator(".opblock-body")).to_be_visible()
