@@ -28,7 +28,7 @@ from store.api_tokens import ApiToken, parse_api_tokens
 from store.environment import DEFAULT_ADDRESS, Parser, Section, declaration, nested, seconds, setting, settings_of
 from store.management.connection import CLIENT_SETTINGS
 from store.secret_files import FILE_SUFFIX, read_secret
-from store.settings import RequestLimits, StoreSettings
+from store.settings import MAX_BODY_READS, MAX_BODY_WAITS, RequestLimits, StoreSettings
 
 T = TypeVar("T")
 
@@ -348,10 +348,11 @@ class Config:
 
     @property
     def threads(self) -> int:
-        """Server threads: for requests that wait, for large responses in progress, and ``SPARE_THREADS`` for others."""
+        """Server threads: for waiting requests, bodies that are read, large responses, and ``SPARE_THREADS`` others."""
         # max_deferred limits two kinds of waiting requests: for their causal past, and for acks.
         waiting = self.store.max_watchers + 2 * self.store.max_deferred
-        return waiting + MAX_IN_PROGRESS + MAX_PEER_RESPONSES + MAX_OPERATOR_RESPONSES + SPARE_THREADS
+        bodies = MAX_BODY_READS + MAX_BODY_WAITS
+        return waiting + bodies + MAX_IN_PROGRESS + MAX_PEER_RESPONSES + MAX_OPERATOR_RESPONSES + SPARE_THREADS
 
     def django_secret_key(self) -> str:
         """Return the key that signs the dashboard's sessions: the same on all replicas with the same secrets.

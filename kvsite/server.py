@@ -45,7 +45,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.mt import MTServer
 
-from kvsite import signals
+from kvsite import connections, signals
 from kvsite.config import SETTINGS, Config, current
 from kvsite.context import ServerContext
 from kvsite.listener_shutdown import stop_listening
@@ -95,6 +95,8 @@ IDLE_TIMEOUT_MS = 75_000
 """The server closes a connection that has been without a request for this long. Connection pools and proxies keep an
 idle connection for about a minute, so the client usually closes it first."""
 
+MAX_HEADER_BYTES: Final = 128 * 1024
+"""Limit of a request's line and headers. The server answers 431, or 414 for a URL above 64 KiB, without a body."""
 
 UNREAD_TIMEOUT_MS: Final = 10_000
 """A connection whose client takes nothing of a response for this long is closed: the response holds a thread."""
@@ -111,7 +113,8 @@ class StartError(Exception):
 class ReplicaServer(MTServer):
     """granian's server for threads, with a listening socket that no other process can share.
 
-    ``drain`` is called when a stop signal has arrived, while requests are still served.
+    ``drain`` is called when a stop signal has arrived, while requests are still served. ``max_connections``: further
+    connections wait to be accepted.
     ``stuck``: whether requests were still running when the server stopped.
     """
 
@@ -128,7 +131,7 @@ class ReplicaServer(MTServer):
             runtime_mode=RuntimeModes.mt,
             blocking_threads=config.threads,
             http=HTTPModes.http1,
-            http1_settings=HTTP1Settings(header_read_timeout=IDLE_TIMEOUT_MS),
+            http1_settings=HTTP1Settings(header_read_timeout=IDLE_TIMEOUT_MS, max_buffer_size=MAX_HEADER_BYTES),
             websockets=False,
             backpressure=max_connections,
             log_level=LogLevels.error,  # granian warns at each start that threads are experimental
@@ -293,6 +296,7 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
     edge = load_edge(context)
     server = ReplicaServer(config, drain, stop_request, max_connections)
     server.on_startup(lambda: announce(config, max_connections))
+    server.on_startup(lambda: monitor_connections(context, max_connections))
     server.on_startup(context.node.start)
     server.serve(target_loader=lambda: edge, wrap_loader=False)
     for problem in dict.fromkeys(problems):
@@ -384,6 +388,18 @@ def raise_file_limit(wanted: int) -> None:
         # macOS reports no limit, but rejects one above its kernel's.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def monitor_connections(context: ServerContext, max_connections: int) -> None:
+    """Start closing connections that make no progress, if this system supports it."""
+    if connections.is_supported():
+        connections.ConnectionMonitor(
+            context.bodies,
+            connections.Kernel(context.config.listen[1]),
+            capacity=max_connections,
+            max_body_bytes=context.limits.max_body_bytes,
+            body_timeout_s=context.limits.body_timeout_s,
+        ).start()
 
 
 def open_files_limit() -> int:

@@ -5,8 +5,8 @@ Paths. granian decodes the path once and passes only the result, as PATH_INFO: `
 0xFF into the characters ``%FF``, and the two keys become one. So the edge keeps the original PATH_INFO for the views.
 (An invalid escape such as ``%zz`` stays as it is, so ``%zz`` and ``%25zz`` name the same key.)
 
-Bodies. A chunked body has no Content-Length, and then Django reads nothing. So the edge reads the body and sets its
-length. It reads at most one byte above the limit, which is enough for the view to see that the body is too long.
+Bodies. The edge reads no body, except that of a request with a valid proof, which covers the body, and a form of the
+dashboard. Views of the API read theirs when they need them, within the bounds of store/api/bodies.py.
 
 Access. The guard (guard.py), CORS (cors.py) and the Host header (hosts.py) are checked here, so that every route is
 protected.
@@ -21,21 +21,25 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from time import perf_counter
+from threading import get_ident
+from time import monotonic
 from typing import Any
 
 import msgspec
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse
+from rest_framework.exceptions import APIException
 
 from kvsite import slow_requests
 from kvsite.context import ServerContext
 from kvsite.cors import ORIGIN, Cors
 from kvsite.denied_responses import RequestDenied, SignReply
-from kvsite.guard import Guard
+from kvsite.guard import DASHBOARD, Guard
 from kvsite.hosts import HostCheck
 from kvsite.logs import RequestIds
+from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER
+from store.api.bodies import RECEIVED, RESERVED, SMALL_BYTES
 from store.api.context import CONTEXT
 from store.api.keys import RAW_PATH
 
@@ -63,6 +67,8 @@ class Edge:
         self._hosts = HostCheck(config, context.node.members)
         self._request_ids = RequestIds()
         self._hold_time = context.engine.hold_time
+        self._bodies = context.bodies
+        self._in_progress = context.bodies.in_progress
         self._slow_request_s = config.slow_request_s or math.inf
         self._common_headers: Headers = self._cors.common_headers
 
@@ -72,10 +78,11 @@ class Edge:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
-        began_s = perf_counter()
+        thread, began_s = get_ident(), monotonic()
         self._hold_time.seconds = 0.0
         environ[CONTEXT] = self._context
         environ[RAW_PATH] = environ["PATH_INFO"]
+        environ[RECEIVED] = began_s
         request_id = self._request_ids.assign(environ.get("HTTP_X_REQUEST_ID"))
         added_headers = [("X-Request-ID", request_id), *self._common_headers]
 
@@ -83,11 +90,17 @@ class Edge:
             environ[slow_requests.STATUS] = status
             return start_response(status, headers + added_headers, *exc_info)
 
-        if self._guard is None and ORIGIN not in environ:
-            body = self._serve(environ, respond)
-        else:
-            body = self._serve_checked(environ, respond, added_headers)
-        elapsed_s = perf_counter() - began_s
+        self._in_progress[thread] = environ
+        try:
+            if self._guard is None and ORIGIN not in environ:
+                body = self._serve(environ, respond)
+            else:
+                body = self._serve_checked(environ, respond, added_headers)
+        finally:
+            del self._in_progress[thread]
+            if RESERVED in environ:
+                self._bodies.release(environ)
+        elapsed_s = monotonic() - began_s
         if elapsed_s > self._slow_request_s:
             hold_s = self._hold_time.seconds
             if elapsed_s - hold_s > self._slow_request_s:
@@ -111,6 +124,7 @@ class Edge:
             authorization = guard.authorize(environ)
             if authorization.sign is None:
                 return self._serve(environ, respond)
+            self._read_ahead(environ, MAX_MESSAGE_BYTES)
             guard.check_body(environ, authorization)
             return self._serve_signed(environ, respond, authorization.sign)
         except RequestDenied as denied:
@@ -129,16 +143,30 @@ class Edge:
         respond(status, [*headers, (HEADER, sign(int(status[:3]), body))])
         return [body]
 
+    def _read_ahead(self, environ: Environ, max_bytes: int) -> None:
+        """Read the body of a request and replace ``wsgi.input`` by it. Raises ``RequestDenied``."""
+        declared = environ.get("CONTENT_LENGTH") or "0"
+        if not declared.isdecimal() or int(declared) > max_bytes:
+            raise RequestDenied(413, "Body is too large")
+        try:
+            body = self._bodies.read(environ, max_bytes) if int(declared) else b""
+        except APIException as exc:
+            raise RequestDenied(exc.status_code, str(exc.detail)) from None
+        environ["wsgi.input"] = io.BytesIO(body)
+
     def _serve(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         host = environ.get("HTTP_HOST", "")
         if not self._hosts.allows(host):
             logger.warning("rejected %s %.200r: Host %.100r", environ["REQUEST_METHOD"], environ["PATH_INFO"], host)
             return send_error(start_response, 400, "Host header names no member of this cluster; see KV_ALLOWED_HOSTS")
-        if "HTTP_TRANSFER_ENCODING" in environ and not environ.get("CONTENT_LENGTH"):
-            if not environ.get("wsgi.input_terminated"):
-                # The development server does not know where a chunked body ends, and would wait forever.
-                return send_error(start_response, 411, "This server does not accept chunked bodies")
-            read_chunked(environ, self._context.limits.max_body_bytes + 1)
+        if "HTTP_TRANSFER_ENCODING" in environ and not environ.get("wsgi.input_terminated"):
+            # The development server does not know where a chunked body ends, and would wait forever.
+            return send_error(start_response, 411, "This server does not accept chunked bodies")
+        if environ["REQUEST_METHOD"] == "POST" and environ["PATH_INFO"].startswith(DASHBOARD):
+            try:
+                self._read_ahead(environ, SMALL_BYTES)
+            except RequestDenied as denied:
+                return send_error(start_response, denied.status, denied.error)
         try:
             return as_list(self._application(environ, start_response))
         except Exception:
@@ -158,18 +186,6 @@ def as_list(response: Iterable[bytes]) -> Iterable[bytes]:
         return [response.content]
     finally:
         response.close()
-
-
-def read_chunked(environ: Environ, limit: int) -> None:
-    """Read at most ``limit`` bytes of a chunked body; replace ``wsgi.input`` by them and set CONTENT_LENGTH."""
-    stream, body = environ["wsgi.input"], bytearray()
-    while len(body) < limit:
-        piece = stream.read(limit - len(body))
-        if not piece:
-            break
-        body += piece
-    environ["wsgi.input"] = io.BytesIO(body)
-    environ["CONTENT_LENGTH"] = str(len(body))
 
 
 def send_error(

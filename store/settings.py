@@ -6,8 +6,15 @@ Each default stands here and nowhere else. Sizes are bytes, times are seconds.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from store.environment import Section, seconds, setting, whole_number
+
+MAX_BODY_READS: Final = 1024
+"""Request bodies that are read at the same time. Each holds a thread."""
+
+MAX_BODY_WAITS: Final = 64
+"""Requests that wait for room for their body at the same time. Each holds a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,16 @@ class RequestLimits:
         Section.REQUEST,
         "Most keys in one transaction, reads and writes together. The writes of a transaction are one update: "
         "replicas send, apply and show it as a whole.",
+    )
+
+    body_timeout_s: float = setting(
+        10.0,
+        "KV_BODY_TIMEOUT",
+        seconds(1, 3600),
+        Section.TIME,
+        "A connection that owes the rest of a request and makes no progress for this long is closed. Progress is 1000 "
+        "bytes. If many bodies are unfinished at the same time, one second is enough. Linux only: elsewhere such a "
+        "connection stays, within the limits of bodies.",
     )
 
 

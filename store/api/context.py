@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from store.api.bodies import Bodies
 from store.api.large_responses import BUDGET_RESPONSES, LargeResponses
 from store.api.request_metrics import RequestMetrics
 from store.settings import RequestLimits
@@ -28,6 +29,7 @@ class StoreContext:
     engine: Engine
     limits: RequestLimits = field(default_factory=RequestLimits)
     request_metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    bodies: Bodies = field(default_factory=Bodies)
     large_responses: LargeResponses = field(init=False)
 
     def __post_init__(self) -> None:

@@ -16,6 +16,8 @@ from msgspec import UNSET, UnsetType
 from rest_framework.exceptions import ParseError, UnsupportedMediaType
 
 from store.api import query as queries
+from store.api.bodies import Bodies
+from store.api.context import CONTEXT
 from store.api.errors import TooLarge
 from store.api.keys import check_key
 from store.api.rendering import JSON
@@ -25,8 +27,6 @@ from store.settings import RequestLimits
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024 * 1024
 """Longest rejected body that is still read, see ``_discard``."""
-
-_PIECE_BYTES: Final = 64 * 1024
 
 MAX_NESTING: Final = 100
 """How deep arrays and objects in a body may nest, the body itself not counted (contract 2.1)."""
@@ -118,46 +118,46 @@ def parse(
 
 
 def read_body(request: ApiRequest, max_bytes: int, media_type: str = JSON) -> bytes:
-    """Return the request's body. Raises ``TooLarge``, ``UnsupportedMediaType``, ``ParseError``.
+    """Return the request's body. Raises ``TooLarge``, ``UnsupportedMediaType``, ``ParseError``, and as ``Bodies.read``.
 
     A body without a Content-Type is taken as ``media_type``. A body of another declared type is rejected (``curl -d``
     declares a form): guessing could store something that the client did not mean.
     """
-    declared = request.environ.get("CONTENT_LENGTH")
-    if not declared:
+    environ = request.environ
+    declared = environ.get("CONTENT_LENGTH")
+    if declared:
+        try:
+            length = int(declared)
+        except ValueError:
+            raise ParseError("Content-Length is not a number") from None
+        if length < 0:
+            raise ParseError("Content-Length is negative")
+        if length == 0:
+            return b""
+    elif "HTTP_TRANSFER_ENCODING" in environ:
+        length = 0  # not known
+    else:
         return b""
-    try:
-        length = int(declared)
-    except ValueError:
-        raise ParseError("Content-Length is not a number") from None
-    if length <= 0:
-        return b""
+    bodies: Bodies = environ[CONTEXT].bodies
     if request.media_type not in (media_type, ""):
-        _discard(request, length)
+        _discard(bodies, environ, length)
         raise UnsupportedMediaType(request.media_type)
     if length > max_bytes:
-        _discard(request, length)
+        _discard(bodies, environ, length)
         raise TooLarge(f"Body is too large: at most {max_bytes} bytes")
-    try:
-        body: bytes = request.environ["wsgi.input"].read(length)
-    except OSError:
-        body = b""
-    if len(body) < length:
-        raise ParseError("Body ended before its Content-Length")
+    body = bodies.read(environ, max_bytes)
+    if len(body) > max_bytes:
+        raise TooLarge(f"Body is too large: at most {max_bytes} bytes")
     return body
 
 
-def _discard(request: ApiRequest, length: int) -> None:
+def _discard(bodies: Bodies, environ: dict[str, Any], length: int) -> None:
     """Read and drop a rejected body, unless it is very long.
 
     A client that is still sending its body would not see the response.
     """
-    if length > MAX_DISCARDED_BYTES:
-        return
-    stream = request.environ["wsgi.input"]
-    with suppress(OSError):
-        while length > 0 and (piece := stream.read(min(length, _PIECE_BYTES))):
-            length -= len(piece)
+    if length <= MAX_DISCARDED_BYTES:
+        bodies.discard(environ, length)
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
@@ -240,7 +240,12 @@ def encode_value(value: Any, max_bytes: int) -> bytes:
     encoded = _encode(value)
     if len(encoded) > max_bytes:
         raise TooLarge(f"Value is too large: at most {max_bytes} bytes")
-    if len(encoded) >= _DIGITS_BEYOND_64_BITS and _may_exceed_64_bits(encoded) and not _all_within_64_bits(value):
+    if (
+        len(encoded) >= _DIGITS_BEYOND_64_BITS
+        and type(value) is not str
+        and _may_exceed_64_bits(encoded)
+        and not _all_within_64_bits(value)
+    ):
         raise ParseError("Value has a number that is neither a 64-bit integer nor a finite double")
     return encoded
 

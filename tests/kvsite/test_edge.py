@@ -8,19 +8,24 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse, StreamingHttpResponse
 
+from kvsite.config import Config
+from kvsite.fast_path import FastPath
+from kvsite.guard import Guard
 from kvsite.wsgi import Application, Edge, Environ, StartResponse
 from store.api.keys import RAW_PATH
+from store.api_tokens import parse_api_tokens
 from store.settings import RequestLimits
 from tests.support.api import make_context
 
 
-class Trickle(io.BytesIO):
-    """A stream that returns at most three bytes per read, as that of a slow client does."""
+class Unread:
+    """A body that must not be read."""
 
-    def read(self, size: int | None = -1) -> bytes:
-        return super().read(3 if size is None or size < 0 else min(3, size))
+    def read(self, size: int | None = None) -> bytes:
+        raise AssertionError("the body was read")
 
 
 def call(application: Application, limit: Any = 100, **environ: Any) -> tuple[str, dict[str, str], bytes]:
@@ -31,29 +36,70 @@ def call(application: Application, limit: Any = 100, **environ: Any) -> tuple[st
     return started[0], dict(started[1]), body
 
 
-def echo(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Return the body, read as Django reads it: up to the declared length."""
+def ok(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     start_response("200 OK", [])
-    return [environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))]
+    return [b"ok"]
 
 
-def chunked(body: bytes) -> dict[str, Any]:
-    return {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": Trickle(body), "wsgi.input_terminated": True}
+CHUNKED = {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True}
 
 
-@pytest.mark.parametrize(("sent", "read"), [(0, 0), (7, 7), (100, 100), (101, 101), (5000, 101)])
-def test_a_chunked_body_is_read_up_to_one_byte_above_the_limit(sent: int, read: int) -> None:
-    assert call(echo, **chunked(b"x" * sent))[2] == b"x" * read
+@pytest.mark.parametrize("framing", [{"CONTENT_LENGTH": "5"}, CHUNKED])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/healthz", 200),
+        ("GET", "/readyz", 200),
+        ("PATCH", "/kvs", 405),
+        ("PUT", "/healthz", 405),
+        ("OPTIONS", "/kvs/a", 204),
+    ],
+)
+def test_no_body_is_read_where_none_is_needed(framing: dict[str, Any], method: str, path: str, status: int) -> None:
+    environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "SERVER_NAME": "x", "SERVER_PORT": "1", "QUERY_STRING": ""}
+    started: list[Any] = []
+    edge = Edge(FastPath(WSGIHandler()), make_context(), None)
+    edge({**environ, "wsgi.input": Unread(), **framing}, lambda *args: started.extend(args[:2]))
+    assert started[0].startswith(str(status))
 
 
-def test_a_body_with_a_length_is_not_read() -> None:
-    assert call(echo, CONTENT_LENGTH="3", **{"wsgi.input": io.BytesIO(b"abcdef")})[2] == b"abc"
+@pytest.mark.parametrize(
+    "headers", [{}, {"HTTP_AUTHORIZATION": "Bearer wrong-token"}, {"HTTP_X_CAUSEWAY_PROOF": "1 x"}]
+)
+def test_no_body_of_a_rejected_request_is_read(headers: dict[str, str]) -> None:
+    config = Config(cluster_secret="a secret of the cluster", api_tokens=parse_api_tokens("a:token-one:write"))
+    context = make_context(config=config)
+    started: list[Any] = []
+    environ = {"REQUEST_METHOD": "PUT", "PATH_INFO": "/kvs/a", "wsgi.input": Unread(), "CONTENT_LENGTH": "5", **headers}
+    Edge(ok, context, Guard.for_config(config, "x"))(environ, lambda *args: started.extend(args[:2]))
+    assert started[0][:3] in ("401", "403")
 
 
 def test_without_a_known_end_a_chunked_body_is_rejected() -> None:
-    status, _, body = call(echo, HTTP_TRANSFER_ENCODING="chunked")
+    status, _, body = call(ok, HTTP_TRANSFER_ENCODING="chunked")
     assert status == "411 Length Required"
     assert "error" in json.loads(body)
+
+
+def test_a_request_is_known_while_it_is_in_progress_and_gives_back_its_memory() -> None:
+    context = make_context()
+    bodies = context.bodies
+
+    def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        assert list(bodies.in_progress.values()) == [environ]
+        bodies.read(environ, 10**6)
+        assert bodies._free_bytes < bodies._budget
+        raise LookupError
+
+    environ = {
+        "REQUEST_METHOD": "PUT",
+        "PATH_INFO": "/",
+        "wsgi.input": io.BytesIO(b"x" * 10**5),
+        "CONTENT_LENGTH": "100000",
+    }
+    Edge(application, context, None)(environ, lambda *_: None)
+    assert not bodies.in_progress
+    assert bodies._free_bytes == bodies._budget
 
 
 def test_the_original_path_is_kept() -> None:
