@@ -104,8 +104,7 @@ class ApiView(APIView):
         return ApiResponse(204, b"", {"Allow": self.allow})
 
     def reject_method(self, *args: Any, **kwargs: Any) -> ApiResponse:
-        """Raise ``MethodNotAllowed``: no handler serves the request's method, so its body is not read."""
-        self._body_was_read = True
+        """Raise ``MethodNotAllowed``: no handler serves the request's method."""
         raise MethodNotAllowed(self.request.method)
 
     @property

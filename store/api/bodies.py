@@ -1,4 +1,4 @@
-"""Reads request bodies, within bounds for all bodies together (docs/contract.md, section 6).
+"""Reads request bodies, within bounds for all bodies together (docs/limits.md).
 
 The server's ``wsgi.input.read`` blocks its thread, without a timeout, until enough bytes have arrived or the body has
 ended. So a client that sends half a body holds a thread and the memory of that half. ``Bodies`` bounds both:

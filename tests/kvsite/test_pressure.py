@@ -192,11 +192,12 @@ def test_idle_connections_make_room(tmp_path: Path) -> None:
     program = tmp_path / "limited"
     program.write_text(f'#!/bin/sh\nulimit -n 120\nexec {sys.executable} {MANAGE} "$@"\n')
     program.chmod(0o755)
-    with LocalCluster(1, free_ports(1), program=[str(program)], log_dir=tmp_path) as made:
-        with connections(port_of(made), 150, b""):
-            wait_until(lambda: answers(port_of(made)), timeout_s=10)
-            for _ in range(20):
-                assert ask(port_of(made), "GET", "/healthz") == 200
+    port = free_ports(1)
+    replica = LocalCluster(1, port, program=[str(program)], log_dir=tmp_path)
+    with replica, connections(port, 150, b""):
+        wait_until(lambda: answers(port), timeout_s=10)
+        for _ in range(20):
+            assert ask(port, "GET", "/healthz") == 200
 
 
 def answers(port: int) -> bool:

@@ -29,7 +29,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
-        monkeypatch.setattr(wsgi, "perf_counter", lambda: self.now_s)
+        monkeypatch.setattr(wsgi, "monotonic", lambda: self.now_s)
 
 
 @pytest.fixture
