@@ -1,0 +1,334 @@
+"""The hostile inputs: bytes to send on one connection, and what to do with the connection then."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+import msgspec
+
+from replication.proof import ANY_RECEIVER, HEADER, derive_key, sign_request
+from store.clock import INCARNATION_RANDOM_BITS, replica_id
+
+ROUTES: Final = (
+    "/",
+    "/kvs",
+    "/kvs/",
+    "/kvs/h/a",
+    "/view",
+    "/replication/exchange",
+    "/replication/snapshot",
+    "/replication/status",
+    "/replication/explain/h/a",
+    "/metrics",
+    "/healthz",
+    "/readyz",
+    "/schema/",
+    "/docs/",
+    "/admin/",
+    "/admin/login/",
+    "/admin/logout/",
+    "/admin/replica/a:1/",
+    "/admin/static/../settings.py",
+    "/nothing",
+)
+METHODS: Final = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "X" * 300)
+TEXTS: Final = (
+    "",
+    "0bad",
+    "a:1/../../admin/logout?x=",
+    "user:pass@a:1",
+    "\x1b[31mred",
+    "\0\0\0",
+    "<script>",
+    "é\u202e\U0001f600",
+    "a" * 5000,
+    "%00%ff%2f..",
+    "-1",
+    "1e999",
+    "NaN",
+)
+NUMBERS: Final = (0, -1, 1, 2**31, 2**53 - 1, 2**53, 2**62 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 0.5, -0.0, 1e308)
+
+
+class Target(NamedTuple):
+    """A replica: its address and id, and the ids of all replicas.
+
+    ``secret``, ``token``: credentials that an input may carry; empty if there are none.
+    """
+
+    address: str
+    replica_id: str
+    replica_ids: Sequence[str]
+    secret: str
+    token: str
+
+
+class Input(NamedTuple):
+    """Bytes for one connection. ``stalls``: keep the connection open and send nothing more, read nothing.
+
+    ``is_incomplete``: say by closing one direction that nothing more follows, so that the replica need not wait.
+    ``kind``: what it is, for reports.
+    """
+
+    kind: str
+    content: bytes
+    stalls: bool = False
+    is_incomplete: bool = False
+
+
+def random_input(rng: random.Random, target: Target) -> Input:
+    """Return one input for ``target``."""
+    kinds: Sequence[Callable[[random.Random, Target], Input]] = (
+        malformed_http,
+        wrong_request,
+        wrong_request,
+        changed_message,
+        invented_message,
+        stall,
+        hang_up,
+    )
+    return rng.choice(kinds)(rng, target)
+
+
+def malformed_http(rng: random.Random, target: Target) -> Input:
+    """Return a request that breaks the syntax of HTTP, or a body that breaks its own framing."""
+    host = f"Host: {target.address}\r\n"
+    chunked = (
+        f"PUT /kvs/h/broken HTTP/1.1\r\n{host}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    sized = f"PUT /kvs/h/broken HTTP/1.1\r\n{host}Content-Type: application/json\r\nContent-Length: "
+    content = rng.choice(
+        (
+            rng.randbytes(rng.randrange(1, 2000)),
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + rng.randbytes(500),
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"GET  HTTP/1.1\r\n\r\n",
+            b"GET /kvs HTTP/1.1\r\n\r\n",
+            f"GET /kvs HTTP/1.1\r\n{host}{host}\r\n".encode(),
+            f"GET /{'a' * rng.choice((3000, 70_000))} HTTP/1.1\r\n{host}\r\n".encode(),
+            f"GET /kvs HTTP/1.1\r\n{host}".encode() + b"X: " + b"y" * 200_000 + b"\r\n\r\n",
+            f"GET /kvs HTTP/1.1\r\n{host}".encode() + b"".join(b"X%d: y\r\n" % n for n in range(300)) + b"\r\n",
+            f"GET /kvs HTTP/1.1\r\n{host}".encode() + b"X\x00\x01: \xff\xfe\r\n\r\n",
+            chunked.encode() + b'zz\r\n{"value":1}\r\n0\r\n\r\n',
+            chunked.encode() + b"ffffffffffffffffff\r\n{}\r\n0\r\n\r\n",
+            chunked.encode() + b"b\r\n{",
+            chunked.encode() + b'b\r\n{"value":1}\r\n',
+            chunked.replace("PUT", "DELETE").encode() + b"zz\r\n",
+            f"{sized}-1\r\n\r\n{{}}".encode(),
+            f"{sized}99999999999999999999\r\n\r\n{{}}".encode(),
+            f'{sized}500\r\n\r\n{{"value":1}}'.encode(),
+            f'{sized}11\r\nTransfer-Encoding: chunked\r\n\r\n{{"value":1}}'.encode(),
+            f'{sized}11\r\nContent-Length: 3\r\n\r\n{{"value":1}}'.encode(),
+        )
+    )
+    return Input("malformed HTTP", content, is_incomplete=True)
+
+
+def wrong_request(rng: random.Random, target: Target) -> Input:
+    """Return a request that HTTP allows, to any route, with content that is wrong, extreme or valid."""
+    path = rng.choice(ROUTES)
+    if rng.random() < 0.3:
+        path += quote(rng.choice(TEXTS))
+    if rng.random() < 0.4:
+        names = ("limit", "wait", "prefix", "after", "values", "causal-metadata", "w", "conflicts", "x" * 100)
+        path += "?" + "&".join(f"{rng.choice(names)}={quote(_text(rng, target))}" for _ in range(rng.randrange(1, 4)))
+    body = _body(rng, target) if rng.random() < 0.7 else b""
+    headers = {"Host": rng.choice((target.address, target.address, target.address, "evil.example", "[::1", ""))}
+    if body:
+        headers["Content-Type"] = rng.choice(
+            ("application/json", "text/plain", "application/msgpack", "a/b; charset=x")
+        )
+    for name in ("If-Match", "If-None-Match", "X-Causal-Metadata", "Accept", "Authorization", "Cookie", "Origin"):
+        if rng.random() < 0.15:
+            headers[name] = _text(rng, target).replace("\r", "").replace("\n", "").replace("\0", "")
+    return Input("request", _request(rng, target, rng.choice(METHODS), path, body, headers))
+
+
+def changed_message(rng: random.Random, target: Target) -> Input:
+    """Return a message of a replica, some bytes of which were changed, removed or repeated."""
+    body = bytearray(msgspec.msgpack.encode(_exchange(rng, target)))
+    for _ in range(rng.randrange(1, 6)):
+        at = rng.randrange(len(body))
+        match rng.randrange(3):
+            case 0:
+                body[at] = rng.randrange(256)
+            case 1:
+                del body[at : at + rng.randrange(1, 9)]
+            case _:
+                body[at:at] = body[at : at + rng.randrange(1, 9)]
+        if not body:
+            body = bytearray(b"\xc0")
+    return _message(rng, target, "changed message", bytes(body))
+
+
+def invented_message(rng: random.Random, target: Target) -> Input:
+    """Return a well-formed message with content that no replica sends."""
+    if rng.random() < 0.2:
+        fields = {
+            "sender": _replica_id(rng, target),
+            "snapshot": rng.choice(TEXTS),
+            "piece": rng.choice(NUMBERS),
+        }
+        return _message(rng, target, "snapshot request", _packed(fields), "/replication/snapshot")
+    return _message(rng, target, "invented message", _packed(_exchange(rng, target)))
+
+
+def stall(rng: random.Random, target: Target) -> Input:
+    """Return the beginning of a request that never ends, or a request whose response nobody reads."""
+    start = f"{rng.choice(('GET', 'PUT', 'POST'))} {rng.choice(ROUTES)} HTTP/1.1\r\nHost: {target.address}\r\n"
+    content = rng.choice(
+        (
+            "",
+            start[: rng.randrange(1, len(start))],
+            start + "Content-Length: 500000\r\n\r\n" + '{"value":"abc',
+            start + "Transfer-Encoding: chunked\r\n\r\n5\r\n{",
+            start + "Expect: 100-continue\r\nContent-Length: 100\r\n\r\n",
+            f"GET /kvs?values=true&limit=1000 HTTP/1.1\r\nHost: {target.address}\r\n\r\n" * 20,
+            f'GET /kvs/h/a?wait=20 HTTP/1.1\r\nHost: {target.address}\r\nX-Causal-Metadata: {{"n@1":9}}\r\n\r\n',
+        )
+    )
+    return Input("stall", content.encode(), stalls=True)
+
+
+def hang_up(rng: random.Random, target: Target) -> Input:
+    """Return a part of a valid request; the connection closes after it."""
+    whole = _request(rng, target, "PUT", "/kvs/h/a", b'{"value": 1, "w": "all"}', {"Host": target.address})
+    return Input("hang-up", whole[: rng.randrange(len(whole))], is_incomplete=True)
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def _request(
+    rng: random.Random, target: Target, method: str, path: str, body: bytes, headers: Mapping[str, str]
+) -> bytes:
+    """Return the bytes of a request. Half of them carry the credentials that there are."""
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    if target.token and rng.random() < 0.5 and "Authorization" not in headers:
+        lines.append(f"Authorization: Bearer {target.token}")
+    if target.secret and rng.random() < 0.5:
+        lines.append(f"{HEADER}: {_proof(rng, target, method, path, body)}")
+    lines += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
+    return "\r\n".join(lines).encode("utf-8", "surrogateescape") + body
+
+
+def _proof(rng: random.Random, target: Target, method: str, path: str, body: bytes) -> str:
+    """Return a proof of the secret, mostly for the replica that it is sent to."""
+    plain_path, _, query = path.partition("?")
+    return sign_request(
+        derive_key(target.secret),
+        method,
+        plain_path,
+        query,
+        body,
+        receiver=rng.choice((*target.replica_ids, target.replica_id, target.replica_id, ANY_RECEIVER)),
+        session=f"{rng.getrandbits(128):032x}",
+        time_us=time.time_ns() // 1000,
+    )
+
+
+def _message(rng: random.Random, target: Target, kind: str, body: bytes, path: str = "/replication/exchange") -> Input:
+    headers = {"Host": target.address, "Content-Type": "application/msgpack"}
+    return Input(kind, _request(rng, target, "POST", path, body, headers))
+
+
+def _packed(fields: Mapping[str, Any]) -> bytes:
+    """Return ``fields`` as MessagePack; numbers that it cannot hold become its largest."""
+    try:
+        return msgspec.msgpack.encode(fields)
+    except OverflowError:
+        return msgspec.msgpack.encode(json.loads(json.dumps(fields).replace(str(2**64), str(2**64 - 1))))
+
+
+def _exchange(rng: random.Random, target: Target) -> dict[str, Any]:
+    """Return the fields of an exchange, each of them valid or extreme.
+
+    Its updates have an invented origin: whoever may send messages can also issue updates as a replica does.
+    """
+    now_us = time.time_ns() // 1000
+    fields: dict[str, Any] = {
+        "sender": _replica_id(rng, target),
+        "heartbeat": rng.choice((1, 2**63 - 1)),
+        "time": rng.choice((0, now_us, now_us + 2 * 86_400 * 10**6, 2**62 - 1)),
+        "membership_digest": rng.choice((0, rng.getrandbits(63))),
+        "clock": {},
+        "retired_digest": 0,
+        "state": rng.choice(("serving", "serving", "joining", "removed", "leaving", "odd")),
+    }
+    extreme: Mapping[str, Callable[[], Any]] = {
+        "heard": lambda: {_replica_id(rng, target): [rng.choice(NUMBERS), rng.choice(NUMBERS)]},
+        "membership": lambda: {rng.choice(TEXTS): [rng.choice(NUMBERS), rng.choice(NUMBERS), True]},
+        "clock": lambda: {_replica_id(rng, target): rng.choice(NUMBERS) for _ in range(rng.choice((1, 2000)))},
+        "retired": lambda: {_replica_id(rng, target): rng.choice(NUMBERS)},
+        "orphaned_pending": lambda: {_replica_id(rng, target): rng.choice(NUMBERS)},
+        "updates": lambda: [_update(rng)],
+        "want_all": lambda: True,
+        "truncated": lambda: True,
+        "protocol": lambda: rng.choice(NUMBERS),
+        "accepted": lambda: False,
+        "heartbeat": lambda: rng.choice(TEXTS),
+    }
+    for name in rng.sample(sorted(extreme), rng.randrange(4)):
+        fields[name] = extreme[name]()
+    return fields
+
+
+def _update(rng: random.Random) -> list[Any]:
+    origin = f"127.0.0.1:9@{rng.getrandbits(60):016x}"
+    value = rng.choice((b"1", b"not JSON", b"", b"1" * 100_000))
+    return [origin, rng.choice(NUMBERS), rng.choice(NUMBERS), {}, [["h/" + rng.choice(TEXTS), value]]]
+
+
+def _replica_id(rng: random.Random, target: Target) -> str:
+    address = rng.choice((target.address, *(text[:300] for text in TEXTS)))
+    soon = (time.time_ns() // 10**6 + 60_000) << INCARNATION_RANDOM_BITS
+    invented = replica_id(address, rng.choice((0, soon, 2**63 - 1)))
+    return rng.choice((invented, rng.choice(list(target.replica_ids)), rng.choice(TEXTS)))
+
+
+def _text(rng: random.Random, target: Target) -> str:
+    return rng.choice(
+        (
+            *TEXTS,
+            json.dumps({_replica_id(rng, target): rng.choice(NUMBERS)}),
+            "{" * 2000,
+            ",".join(f'"{n}"' for n in range(70)),
+            "application/openmetrics-text; version=abc",
+            str(rng.choice(NUMBERS)),
+        )
+    )
+
+
+def _body(rng: random.Random, target: Target) -> bytes:
+    """Return a body: for a write or a transaction with one wrong field, or no JSON at all."""
+    value: Any = rng.choice((1, None, "x", [], {"a": 1}, *NUMBERS, *TEXTS))
+    fields: dict[str, Any] = {"value": value, "causal-metadata": {}}
+    name = rng.choice(("value", "ttl", "w", "w-timeout", "causal-metadata", "reads", "writes", "socket-address", "x"))
+    fields[name] = rng.choice(
+        (
+            value,
+            {_replica_id(rng, target): rng.choice(NUMBERS)},
+            [{"key": "h/b", "value": 1}, {"key": rng.choice(TEXTS)}],
+            ["h/a", rng.choice(TEXTS)],
+            "majority",
+        )
+    )
+    text = json.dumps(fields)
+    return rng.choice(
+        (
+            text.encode(),
+            text.encode(),
+            text[: rng.randrange(1, len(text))].encode(),
+            b'{"value":' + b"[" * 5000 + b"]" * 5000 + b"}",
+            b'{"value":1,"value":2}',
+            b'{"value":"\\ud800"}',
+            b"\xff\xfe",
+            rng.randbytes(100),
+            b'{"value":"' + b"v" * 1_100_000 + b'"}',
+        )
+    )
