@@ -246,32 +246,40 @@ def _packed(fields: Mapping[str, Any]) -> bytes:
 
 
 def _exchange(rng: random.Random, target: Target) -> dict[str, Any]:
-    """Return the fields of an exchange, each of them valid or extreme.
+    """Return the fields of an exchange: most of them valid, up to three of them extreme.
 
     Its updates have an invented origin: whoever may send messages can also issue updates as a replica does.
     """
     now_us = time.time_ns() // 1000
+    times_us = (0, now_us, now_us + 2 * 86_400 * 10**6, 2**62 - 1)
     fields: dict[str, Any] = {
-        "sender": _replica_id(rng, target),
+        "sender": rng.choice((*target.replica_ids, _replica_id(rng, target))),
         "heartbeat": rng.choice((1, 2**63 - 1)),
-        "time": rng.choice((0, now_us, now_us + 2 * 86_400 * 10**6, 2**62 - 1)),
+        "time": now_us,
         "membership_digest": rng.choice((0, rng.getrandbits(63))),
         "clock": {},
         "retired_digest": 0,
-        "state": rng.choice(("serving", "serving", "joining", "removed", "leaving", "odd")),
+        "state": rng.choice(("serving", "serving", "serving", "joining", "removed", "leaving")),
     }
+    members = (target.address, *(replica_id.partition("@")[0] for replica_id in target.replica_ids))
+
+    def entry() -> list[Any]:
+        return [_incarnation(rng), rng.choice(times_us), rng.random() < 0.8]
+
     extreme: Mapping[str, Callable[[], Any]] = {
-        "heard": lambda: {_replica_id(rng, target): [rng.choice(NUMBERS), rng.choice(NUMBERS)]},
-        "membership": lambda: {rng.choice(TEXTS): [rng.choice(NUMBERS), rng.choice(NUMBERS), True]},
-        "clock": lambda: {_replica_id(rng, target): rng.choice(NUMBERS) for _ in range(rng.choice((1, 2000)))},
-        "retired": lambda: {_replica_id(rng, target): rng.choice(NUMBERS)},
-        "orphaned_pending": lambda: {_replica_id(rng, target): rng.choice(NUMBERS)},
+        "heard": lambda: {_replica_id(rng, target): [rng.choice((0, 7, 2**63 - 1)), rng.choice(NUMBERS)]},
+        "time": lambda: rng.choice(times_us),
+        "membership": lambda: {rng.choice((*members, *TEXTS)): rng.choice((entry(), rng.choice(NUMBERS)))},
+        "clock": lambda: {_replica_id(rng, target): rng.choice((1, 2**53 - 1)) for _ in range(rng.choice((1, 2000)))},
+        "retired": lambda: {_replica_id(rng, target): rng.choice((1, 2**53 - 1, 2**63))},
+        "orphaned_pending": lambda: {_replica_id(rng, target): rng.choice((1, 2**53 - 1))},
         "updates": lambda: [_update(rng)],
         "want_all": lambda: True,
         "truncated": lambda: True,
+        "more": lambda: True,
         "protocol": lambda: rng.choice(NUMBERS),
         "accepted": lambda: False,
-        "heartbeat": lambda: rng.choice(TEXTS),
+        "state": lambda: rng.choice(TEXTS),
     }
     for name in rng.sample(sorted(extreme), rng.randrange(4)):
         fields[name] = extreme[name]()
@@ -279,16 +287,23 @@ def _exchange(rng: random.Random, target: Target) -> dict[str, Any]:
 
 
 def _update(rng: random.Random) -> list[Any]:
-    origin = f"127.0.0.1:9@{rng.getrandbits(60):016x}"
+    origin = f"127.0.0.1:9@{_incarnation(rng):016x}"
     value = rng.choice((b"1", b"not JSON", b"", b"1" * 100_000))
-    return [origin, rng.choice(NUMBERS), rng.choice(NUMBERS), {}, [["h/" + rng.choice(TEXTS), value]]]
+    counter, stamp_us = rng.choice((1, 1, 9, *NUMBERS)), rng.choice((1, time.time_ns() // 1000, *NUMBERS))
+    return [origin, counter, stamp_us, {}, [["h/" + rng.choice(TEXTS), value]]]
+
+
+def _incarnation(rng: random.Random) -> int:
+    """Return the incarnation of a process that started now or a minute ago, or an extreme one."""
+    started_ms = time.time_ns() // 10**6 - rng.choice((0, 60_000))
+    return rng.choice((started_ms << INCARNATION_RANDOM_BITS, 0, 1, 2**63 - 1))
 
 
 def _replica_id(rng: random.Random, target: Target) -> str:
-    address = rng.choice((target.address, *(text[:300] for text in TEXTS)))
-    soon = (time.time_ns() // 10**6 + 60_000) << INCARNATION_RANDOM_BITS
-    invented = replica_id(address, rng.choice((0, soon, 2**63 - 1)))
-    return rng.choice((invented, rng.choice(list(target.replica_ids)), rng.choice(TEXTS)))
+    """Return the id of a replica, an id with an invented incarnation, or a text that is no id."""
+    address = rng.choice((target.address, target.address, rng.choice(TEXTS)[:300]))
+    invented = replica_id(address, _incarnation(rng))
+    return rng.choice((invented, invented, rng.choice(target.replica_ids), rng.choice(TEXTS)))
 
 
 def _text(rng: random.Random, target: Target) -> str:

@@ -1,0 +1,46 @@
+"""The run with hostile inputs, in short, and its inputs. ``make hostile`` runs it for longer."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+
+import pytest
+
+from tests.support.ports import free_ports
+from tools.hostile.inputs import Input, Target, random_input
+from tools.hostile.run import SECRET, SECURED, TOKEN, attack
+
+TARGET = Target("127.0.0.1:1", "127.0.0.1:1@0000000000000001", ["127.0.0.1:1@0000000000000001"], SECRET, TOKEN)
+
+
+def inputs(number: int, seed: int) -> list[Input]:
+    rng = random.Random(seed)
+    return [random_input(rng, TARGET) for _ in range(number)]
+
+
+def test_the_inputs_are_of_every_kind() -> None:
+    kinds = Counter(made.kind for made in inputs(700, 1))
+    assert min(kinds.values()) > 10
+    assert set(kinds) == {
+        "malformed HTTP",
+        "request",
+        "changed message",
+        "invented message",
+        "snapshot request",
+        "stall",
+        "hang-up",
+    }
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("environment", [{}, SECURED], ids=["open", "secured"])
+def test_replicas_withstand_hostile_inputs(environment: Mapping[str, str]) -> None:
+    result = attack(400, 20_261_127, free_ports(3), environment)
+    assert not result.faults
+    assert result.statuses[200] > 0, "some inputs are valid"
+    assert result.statuses[400] > 20
+    if environment:
+        assert result.statuses[401] > 5
+        assert result.statuses[403] > 5
