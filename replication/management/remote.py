@@ -20,6 +20,9 @@ from store.secret_files import read_secret
 TIMEOUT_S: Final = 10.0
 """How long a command waits for one response; a healthy replica needs milliseconds."""
 
+MAX_PRINTED: Final = 300
+"""Characters of a server's text that a command prints at most."""
+
 
 def address_argument(text: str) -> str:
     """Return an address from the command line in canonical form. Raises ``CommandError``."""
@@ -74,12 +77,19 @@ class Remote:
         if not isinstance(content, dict):
             raise NoAnswer(f"{self.at} answers, but is no replica of Causeway")
         if response.status >= requests.codes.bad_request:
-            raise CommandError(f"{self.at} answers {response.status}: {content.get('error', 'no reason given')}")
+            error = printable(str(content.get("error", "no reason given")))
+            raise CommandError(f"{self.at} answers {response.status}: {error}")
         return content
 
     def status(self) -> dict[str, Any]:
         """Return the content of ``/replication/status``."""
         return self.request("GET", "/replication/status")
+
+
+def printable(text: str) -> str:
+    """Return the beginning of a server's text, safe for a terminal: anybody may answer at an address."""
+    text = text[:MAX_PRINTED]
+    return text if text.isprintable() else ascii(text)
 
 
 def _reason(exc: requests.RequestException) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from replication.management.remote import Remote
+from replication.management.remote import Remote, printable
 from store.management.connection import add_at_argument
 
 
@@ -23,4 +23,4 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Request the view and print it."""
         for member in Remote(options["at"]).request("GET", "/view")["view"]:
-            self.stdout.write(member)
+            self.stdout.write(printable(str(member)))

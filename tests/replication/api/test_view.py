@@ -267,6 +267,28 @@ def test_errors_are_printed_and_end_the_command(at: str, serve: Serve, node: Fak
         assert raised.value.returncode == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        ("400 Bad Request", b'{"error": "\\u001b[2Jforged' + b"x" * 10_000 + b'"}'),
+        ("200 OK", b'{"view": ["\\u001b[2Jforged\\n"]}'),
+    ],
+)
+def test_text_of_a_stranger_reaches_the_terminal_escaped(serve: Serve, status: str, body: bytes) -> None:
+    def stranger(environ: Any, start_response: Any) -> list[bytes]:
+        start_response(status, [("Content-Type", "application/json")])
+        return [body]
+
+    at = serve(stranger)
+    try:
+        printed = run("show_view", "--at", at)[0].removesuffix("\n")
+    except CommandError as exc:
+        printed = str(exc)
+    assert "forged" in printed
+    assert printed.isprintable()
+    assert len(printed) < 400
+
+
 def test_commands_send_the_first_write_token(
     serve: Serve, api: Api, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
