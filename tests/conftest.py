@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from kvsite.cluster import LocalCluster
+from kvsite.logs import queue_handler
 from tests.support.ports import free_ports
 
 pytest_plugins = ["tests.support.scenarios_plugin"]
@@ -20,6 +22,17 @@ settings.register_profile("causeway", deadline=None)
 settings.load_profile("causeway")
 
 ClusterFactory = Callable[..., LocalCluster]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def log_of_this_process() -> Iterator[None]:
+    """Keep log lines of the code under test for pytest: its own thread would write them to the terminal later."""
+    root, handler = logging.getLogger(), queue_handler()
+    if handler:
+        root.removeHandler(handler)
+    yield
+    if handler:
+        root.addHandler(handler)
 
 
 @pytest.fixture
