@@ -54,6 +54,9 @@ MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 its own messages to about 256 KiB, except for what cannot be divided: one update, or one key with all its siblings, of
 values up to ``KV_MAX_BODY_BYTES``."""
 
+MAX_ERROR_CHARACTERS = 200
+"""Characters of a decoder's error that the reply and the log quote."""
+
 Address = Annotated[str, msgspec.Meta(min_length=3, max_length=300)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -130,7 +133,7 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
         try:
             return [decode_update(encoded) for encoded in self.batch]
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise BadMessage(f"not a message of this protocol, because of an update in it: {exc}") from exc
+            raise BadMessage(f"not a message of this protocol, because of an update in it: {_short(exc)}") from exc
 
 
 class SnapshotRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -205,7 +208,7 @@ def decode(body: bytes, kind: type[Message]) -> Message:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         if kind is not SnapshotPiece and (header := _header_of(body)) is not None:
             _check_version(header)
-        raise BadMessage(f"not a message of this protocol: {exc}") from exc
+        raise BadMessage(f"not a message of this protocol: {_short(exc)}") from exc
     if not isinstance(message, SnapshotPiece):
         _check_version(message)
     if not is_replica_id(message.sender):
@@ -225,6 +228,11 @@ def _without_invalid_addresses(message: Exchange) -> Exchange:
     if not all(map(is_replica_id, heard)):
         message = msgspec.structs.replace(message, heard={id_: at for id_, at in heard.items() if is_replica_id(id_)})
     return message
+
+
+def _short(exc: Exception) -> str:
+    """Return the beginning of the text of ``exc``, which may quote a part of the message."""
+    return str(exc)[:MAX_ERROR_CHARACTERS]
 
 
 def _header_of(body: bytes) -> MessageHeader | None:

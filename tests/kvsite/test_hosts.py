@@ -72,3 +72,9 @@ def test_the_number_of_remembered_headers_is_limited() -> None:
     for port in range(2 * MAX_REMEMBERED):
         assert check.allows(f"localhost:{port}")
     assert len(check._remembered) <= MAX_REMEMBERED
+
+
+def test_a_member_whose_text_is_no_address_hides_no_other_member() -> None:
+    check = make(["0bad", "a:1/x", "", "kv-9.example:8090"])
+    assert not check.allows("evil.example")
+    assert check.allows("kv-9.example")

@@ -311,3 +311,14 @@ def test_what_a_message_says_of_an_invalid_address_is_left_out(text: str) -> Non
     decoded = decode(encode(message), Exchange)
     assert decoded.membership == {"b:1": entry}
     assert decoded.heard == {good: contact}
+
+
+def test_an_error_quotes_a_bounded_part_of_the_message() -> None:
+    for tree in (
+        {**MINIMAL, "state": "x" * 100_000},
+        {**MINIMAL, "sender": "x" * 300},
+        {**MINIMAL, "sender": "x" * 300, "protocol": 99},
+    ):
+        with pytest.raises(BadMessage) as caught:
+            decode(msgspec.msgpack.encode(tree), Exchange)
+        assert len(str(caught.value)) < 300
