@@ -64,7 +64,7 @@ def test_a_replica_that_starts_with_a_clock_hours_behind_joins(trio: NetnsCluste
     """It raises its incarnation above every one that a peer knows for its address."""
     before = status(trio, 2)["incarnation"]
     trio.kill(2)
-    trio.skew(2, -20 * 60 * MINUTE_S)
+    trio.skew(2, -10 * 60 * MINUTE_S)
     trio.start_one(2)
     trio.wait_ready_one(2)
     wait_until_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, timeout_s=DOWN_AFTER_S)
