@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import threading
@@ -581,3 +582,25 @@ def test_an_error_repeats_readable_metadata(api: Api) -> None:
 def test_values_at_the_bounds_come_back_as_they_were_sent(api: Api, value: bytes) -> None:
     assert api.ask("PUT", "/kvs/a", raw=b'{"value":' + value + b',"x":' + value + b"}").status == 201
     assert api.get("/kvs/a").body["value"] == json.loads(value)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/kvs/a", b'{"value":[["only","here"]],"causal-metadata":{"x":1}}'),
+        ("POST", "/kvs", b'{"writes":[{"key":"a","value":[["only","here"]]}],"causal-metadata":{"x":1}}'),
+    ],
+)
+def test_a_waiting_write_keeps_no_decoded_value(api: Api, method: str, path: str, body: bytes) -> None:
+    """Decoded, a value of many small arrays takes thirty times as much memory."""
+
+    def is_decoded() -> bool:
+        return any(type(each) is list and each[:2] == ["only", "here"] for each in gc.get_objects())
+
+    waiting = threading.Thread(target=api.ask, args=(method, f"{path}?wait=1"), kwargs={"raw": body})
+    waiting.start()
+    wait_until(lambda: len(api.engine.waiters.deferred) == 1)
+    assert not is_decoded()
+    waiting.join()
+    held = json.loads(body)
+    assert is_decoded(), held
