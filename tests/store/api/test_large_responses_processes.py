@@ -125,14 +125,16 @@ def test_the_documented_pod_stays_below_its_limit(cluster: ClusterFactory) -> No
 def test_a_connection_whose_client_does_not_read_is_closed(cluster: ClusterFactory) -> None:
     """Otherwise it would hold a thread, and with enough of them nobody would get a large response."""
     made = cluster(1)
-    with Session(made.addresses) as session:
-        session.put("large", "v" * VALUE_BYTES)
 
     def sockets() -> int:
         names = [str(each.readlink()) for each in Path(f"/proc/{made.pid(0)}/fd").iterdir()]
         return sum(name.startswith("socket:") for name in names)
 
-    before = sockets()
+    with Session(made.addresses) as session:
+        session.put("large", "v" * VALUE_BYTES)
+        served = sockets()
+    wait_until(lambda: sockets() < served, timeout_s=5)
+    idle = sockets()
     with unread(made, "/kvs/large", 5):
-        wait_until(lambda: sockets() >= before + 5, timeout_s=5)
-        wait_until(lambda: sockets() <= before, timeout_s=30)
+        wait_until(lambda: sockets() >= idle + 5, timeout_s=5)
+        wait_until(lambda: sockets() <= idle, timeout_s=30)
