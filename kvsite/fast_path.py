@@ -91,7 +91,8 @@ class FastPath:
         start_response(STATUS_LINES.get(status) or f"{status} {response.reason_phrase}", list(response.headers.items()))
         if request_finished.receivers:
             request_finished.send(sender=self.__class__)
-        return response.chunks
+        body = response.body
+        return [body] if body.__class__ is bytes else response.chunks
 
 
 def _send(response: HttpResponse, start_response: StartResponse) -> list[bytes]:

@@ -7,12 +7,12 @@ the body and for the header.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from store.api.large_responses import body_of
+from store.api.large_responses import LARGE_BODY_BYTES, AnyBody, body_of
 from store.api.response import ApiResponse
 
 if TYPE_CHECKING:
@@ -36,22 +36,16 @@ def bytes_response(status: int, body: bytes, content_type: str, headers: Mapping
     return ApiResponse(status, body, {"Content-Type": content_type, "Content-Length": str(len(body)), **headers})
 
 
-def parts_response(status: int, parts: Iterable[bytes], headers: Mapping[str, str] = NO_HEADERS) -> ApiResponse:
-    """Return a JSON response whose body consists of ``parts``."""
-    body = body_of(list(parts))
-    return ApiResponse(status, body, {"Content-Type": JSON, "Content-Length": str(len(body)), **headers})
-
-
 def found(result: ReadResult, *, siblings: bool) -> ApiResponse:
     """Render a GET of a key: the winner and the number of versions; with ``siblings``, every version."""
     if not result.versions:
         return absent(result)
     winner = result.versions[0]
-    head = (b'{"result":"found","value":', winner.value)
-    if len(result.versions) == 1 and not siblings:
-        return _render(200, head, result, etag=winner.etag)
     tail = {"conflicts": len(result.versions)} if len(result.versions) > 1 else None
-    return _render(200, head, result, tail, winner.etag, _siblings(result) if siblings else ())
+    if siblings or len(winner.value) > LARGE_BODY_BYTES:
+        parts = (b'{"result":"found","value":', winner.value)
+        return _render_parts(200, parts, result, tail, winner.etag, _siblings(result) if siblings else ())
+    return _render(200, b'{"result":"found","value":' + winner.value, result, tail, winner.etag)
 
 
 def not_modified(result: ReadResult) -> ApiResponse:
@@ -61,18 +55,18 @@ def not_modified(result: ReadResult) -> ApiResponse:
 
 def absent(result: ReadResult | WriteResult | TransactionResult) -> ApiResponse:
     """Render that the key does not exist. The metadata covers the delete that removed it."""
-    return _render(404, (b'{"error":"Key does not exist"',), result)
+    return _render(404, b'{"error":"Key does not exist"', result)
 
 
 def written(result: WriteResult, acks: Acks | None) -> ApiResponse:
     """Render a PUT."""
-    status, head = (201, _CREATED) if result.created else (200, _REPLACED)
+    status, head = (201, b'{"result":"created"') if result.created else (200, b'{"result":"replaced"')
     return _render_write(status, head, result, acks, result.etag)
 
 
 def deleted(result: WriteResult, acks: Acks | None) -> ApiResponse:
     """Render a DELETE that removed a key."""
-    return _render_write(200, (b'{"result":"deleted"',), result, acks, result.etag)
+    return _render_write(200, b'{"result":"deleted"', result, acks, result.etag)
 
 
 def listed(result: ListResult, *, values: bool) -> ApiResponse:
@@ -80,13 +74,15 @@ def listed(result: ListResult, *, values: bool) -> ApiResponse:
     head = [_encode_open({"keys": result.keys, "next": result.next})]
     if values:
         head += [b',"items":', *_object(result.items)]
-    return _render(200, head, result)
+    return _render_parts(200, head, result)
 
 
 def transacted(result: TransactionResult, acks: Acks | None) -> ApiResponse:
     """Render a transaction."""
     head = [b'{"values":', *_object(result.values), b',"missing-keys":', _encode(result.missing_keys)]
-    return _render_write(200, head, result, acks)
+    if acks is None:
+        return _render_parts(200, head, result)
+    return _render_parts(200 if acks.enough else 202, head, result, {"acks": acks.members})
 
 
 def error(
@@ -106,17 +102,7 @@ def error(
     return json_response(status, content, {**metadata_headers, **(headers or {})})
 
 
-_CREATED: Final = (b'{"result":"created"',)
-_REPLACED: Final = (b'{"result":"replaced"',)
-
-
-def _render_write(
-    status: int,
-    head: Sequence[bytes],
-    result: WriteResult | TransactionResult,
-    acks: Acks | None,
-    etag: str | None = None,
-) -> ApiResponse:
+def _render_write(status: int, head: bytes, result: WriteResult, acks: Acks | None, etag: str | None) -> ApiResponse:
     """Render a write. With a write concern, add the number of acks; too few acks make it a 202 (contract 2.7)."""
     if acks is None:
         return _render(status, head, result, etag=etag)
@@ -125,26 +111,44 @@ def _render_write(
 
 def _render(
     status: int,
-    head: Sequence[bytes],
-    result: ReadResult | WriteResult | ListResult | TransactionResult,
+    head: bytes,
+    result: ReadResult | WriteResult | TransactionResult,
     tail: Mapping[str, Any] | None = None,
     etag: str | None = None,
-    end: Sequence[bytes] = (),
 ) -> ApiResponse:
-    """Return a response whose body has ``head``, the metadata, ``tail``, what was lost and ``end``, in this order.
+    """Return a response whose body has ``head``, the metadata, ``tail`` and what was lost, in this order.
 
-    ``head``: parts of an encoded JSON object with at least one member, without its closing brace. ``end``: parts of
-    further members, with the comma before them. Building the body from encoded parts is faster than encoding an object,
-    because values are encoded already, and a large body needs no copy of them.
+    ``head``: an encoded JSON object with at least one member, without its closing brace. Building the body from encoded
+    parts is faster than encoding an object, because values are encoded already.
     """
     metadata = _encode(result.metadata)
     if result.lost:
         tail = {**(tail or {}), "lost": result.lost}
-    rest = b"," + _encode(tail)[1:] if tail else b"}"
-    if end:
-        body = body_of((*head, b',"causal-metadata":', metadata, rest[:-1], *end, b"}"))
-    else:
-        body = body_of((*head, b',"causal-metadata":', metadata, rest))
+    body = b"".join((head, b',"causal-metadata":', metadata, b"," + _encode(tail)[1:] if tail else b"}"))
+    return _with_headers(status, body, metadata, etag)
+
+
+def _render_parts(
+    status: int,
+    head: Sequence[bytes],
+    result: ReadResult | ListResult | TransactionResult,
+    tail: Mapping[str, Any] | None = None,
+    etag: str | None = None,
+    end: Sequence[bytes] = (),
+) -> ApiResponse:
+    """Return a response that may be large, as ``_render`` does, without a copy of the parts in ``head`` and ``end``.
+
+    ``end``: parts of further members, with the comma before them.
+    """
+    metadata = _encode(result.metadata)
+    if result.lost:
+        tail = {**(tail or {}), "lost": result.lost}
+    rest = (b"," + _encode(tail)[1:-1]) if tail else b""
+    body = body_of((*head, b',"causal-metadata":', metadata, rest, *end, b"}"))
+    return _with_headers(status, body, metadata, etag)
+
+
+def _with_headers(status: int, body: AnyBody, metadata: bytes, etag: str | None) -> ApiResponse:
     headers = _metadata_headers(metadata)
     headers["Content-Type"] = JSON
     headers["Content-Length"] = str(len(body))

@@ -17,7 +17,7 @@ from store.api.access import require_write_access
 from store.api.base import ApiView
 from store.api.conditions import ANY, if_match, if_none_match, known_versions
 from store.api.keys import key_from_path
-from store.api.large_responses import LargeBody, Reservation, TooManyLargeResponses
+from store.api.large_responses import LargeBody, Reservation, ResponseStream, TooManyLargeResponses
 from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, flag, positive_int, wait_s
 from store.api.response import ApiResponse
 from store.engine import Acks, Change, TransactionResult, WriteResult
@@ -48,10 +48,11 @@ class KvsView(ApiView):
 
     def stream(self, response: ApiResponse) -> ApiResponse:
         """See ``ApiView``. The response to a write is never rejected: it is large only because of its metadata."""
-        if isinstance(response.body, LargeBody) and self.request.method not in ("GET", "HEAD"):
-            response.body = b"".join(response.body)
-            return response
-        return super().stream(response)
+        body = response.body
+        if self.request.method in ("GET", "HEAD") or response.status_code >= 400 or isinstance(body, ResponseStream):
+            return super().stream(response)
+        response.body = b"".join(body) if isinstance(body, LargeBody) else body
+        return response
 
     def request_past(self) -> dict[str, int] | None:
         """Return the request's causal past, which an error response repeats; None if it cannot be read."""
