@@ -78,8 +78,15 @@ class Member(FakeMember):
         """Explain a key whose expiry is as late as a ttl can make it."""
         members = [{"address": address, "state": "alive", "self": False, "has": True} for address in self.addresses]
         times = {"timestamp": NOW_US, "expires": 2**62 - 1, "expires_in_s": 1e12}
-        version = {"dot": [id_of(B), 1], "origin": id_of(B), "value": b"1", "past": {id_of(B): 1}, "members": members}
-        return {"key": key, "versions": [version | times], "pending": []}
+        version = {
+            "dot": [id_of(B), 1],
+            "origin": id_of(B),
+            "value": b"1",
+            "value_bytes": 1,
+            "past": {id_of(B): 1},
+            "members": members,
+        }
+        return {"key": key, "versions": [version | times], "version_count": 1, "pending": []}
 
     def status_of(self, address: str, query: str = "") -> Any:
         return self.statuses.get(address)
