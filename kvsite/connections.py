@@ -295,18 +295,18 @@ class ConnectionMonitor:
 
     def start(self) -> None:
         """Start the thread, and let chunked bodies be read as a whole."""
-        self._bodies.on_crowded = self._wake.set
+        self._bodies.on_change = self._wake.set
         self._bodies.reads_whole = True
         threading.Thread(target=self._run, name="connections", daemon=True).start()
 
     def _run(self) -> None:
         while True:
             try:
-                self._wake.wait(CHUNKED_TICK_S if self._bodies.reading_chunked else TICK_S)
+                if not self._bodies.reading_chunked:
+                    self._wake.wait(TICK_S)
+                self._wake.clear()
                 self.tick()
-                if self._wake.is_set():
-                    self._wake.clear()
-                    time.sleep(CROWDED_TICK_S)
+                time.sleep(CHUNKED_TICK_S)
             except Exception:
                 logger.exception("cannot look at the connections")
                 time.sleep(SCAN_INTERVAL_S)

@@ -73,14 +73,15 @@ class Bodies:
 
     ``in_progress``: thread -> environ of its request. ``reading``: thread -> environ of the request whose body it reads
     at this moment. ``reading_chunked``: those of them that have no length. The dicts are changed by single operations,
-    so they need no lock. ``on_crowded``: called when a body finds little or no room.
+    so they need no lock. ``on_change``: called when a body finds little or no room, and when the first chunked body is
+    read.
     """
 
     def __init__(self, budget_bytes: int = BUDGET_BYTES) -> None:
         self.in_progress: dict[int, Environ] = {}
         self.reading: dict[int, Environ] = {}
         self.reading_chunked: dict[int, Environ] = {}
-        self.on_crowded: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
         self.reads_whole = False
         self._budget = self._free_bytes = budget_bytes
         self._waiting = 0
@@ -129,7 +130,10 @@ class Bodies:
     def _read_chunked(self, environ: Environ, limit: int) -> bytes:
         self._reserve(environ, limit)
         thread = get_ident()
+        is_first = not self.reading_chunked
         self.reading_chunked[thread] = environ
+        if is_first:
+            self.on_change()
         try:
             body = self._read_piece(environ, None) if self.reads_whole else self._read_pieces(environ, limit)
         finally:
@@ -154,7 +158,7 @@ class Bodies:
 
     def _make_room(self) -> None:
         """Wait for a place among the reads. Raises ``NoRoom``."""
-        self.on_crowded()
+        self.on_change()
         if len(self.reading) >= MAX_BODY_READS:
             with self._room:
                 self._wait_for(lambda: len(self.reading) < MAX_BODY_READS)
@@ -178,7 +182,7 @@ class Bodies:
         self._waiting += 1
         try:
             while not has_room():
-                self.on_crowded()
+                self.on_change()
                 if monotonic() >= deadline_s:
                     raise NoRoom
                 self._room.wait(0.1)

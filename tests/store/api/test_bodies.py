@@ -68,7 +68,7 @@ def test_large_bodies_share_a_budget_until_their_requests_are_answered(monkeypat
     monkeypatch.setattr(module, "ROOM_WAIT_S", 0.1)
     bodies = Bodies(3 * LARGE)
     crowded: list[bool] = []
-    bodies.on_crowded = lambda: crowded.append(bodies.is_crowded)
+    bodies.on_change = lambda: crowded.append(bodies.is_crowded)
     held = [request(b"x" * LARGE, LARGE) for _ in range(3)]
     for environ in held:
         bodies.read(environ, 10**6)
