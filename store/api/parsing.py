@@ -234,18 +234,13 @@ def readable_past(request: ApiRequest, body: bytes | None, limits: RequestLimits
 def encode_value(value: Any, max_bytes: int) -> bytes:
     """Return a decoded value as compact JSON. Raises ``ParseError``, ``TooLarge``.
 
-    Whole numbers beyond 64 bits are rejected, although they could be stored exactly: many JSON parsers would round
-    them, or read them as infinity.
+    Whole numbers beyond the range of a double are rejected, although they could be stored exactly: most JSON parsers
+    would read them as infinity.
     """
     encoded = _encode(value)
     if len(encoded) > max_bytes:
         raise TooLarge(f"Value is too large: at most {max_bytes} bytes")
-    if (
-        len(encoded) >= _DIGITS_BEYOND_64_BITS
-        and type(value) is not str
-        and _may_exceed_64_bits(encoded)
-        and not _all_within_64_bits(value)
-    ):
+    if len(encoded) >= _DIGITS_OF_MAX_DOUBLE and _may_exceed_double(encoded) and not _all_finite(value):
         raise ParseError("Value has a number that is neither a 64-bit integer nor a finite double")
     return encoded
 
@@ -294,22 +289,20 @@ def _past_outside_body(request: ApiRequest, query: Mapping[str, str]) -> dict[st
         raise ParseError(f"causal-metadata is malformed: {exc}") from None
 
 
-_DIGITS_BEYOND_64_BITS: Final = 19
-"""Whole numbers with fewer digits fit into 64 bits."""
-
+_DIGITS_OF_MAX_DOUBLE: Final = 309
 _THREE_DIGITS: Final = re.compile(rb"[0-9]{3}")
 
 
-def _may_exceed_64_bits(encoded: bytes) -> bool:
-    """Return False only if ``encoded`` has no run of 19 digits. A cheap test before ``_all_within_64_bits``.
+def _may_exceed_double(encoded: bytes) -> bool:
+    """Return False only if ``encoded`` has no run of 309 digits. A cheap test before ``_all_finite``.
 
-    A run of 19 bytes contains three consecutive bytes of every sixth byte, so only those need to be examined.
+    A run of 309 bytes contains three consecutive bytes of every 103rd byte, so only those need to be examined.
     """
-    return _THREE_DIGITS.search(encoded[:: _DIGITS_BEYOND_64_BITS // 3]) is not None
+    return _THREE_DIGITS.search(encoded[:: _DIGITS_OF_MAX_DOUBLE // 3]) is not None
 
 
-def _all_within_64_bits(value: Any) -> bool:
-    """Return whether every whole number in ``value`` is a signed or unsigned 64-bit integer."""
+def _all_finite(value: Any) -> bool:
+    """Return whether every whole number in ``value`` is within the range of a double."""
     remaining = [value]
     while remaining:
         item = remaining.pop()
@@ -317,6 +310,9 @@ def _all_within_64_bits(value: Any) -> bool:
             remaining.extend(item.values())
         elif isinstance(item, list):
             remaining.extend(item)
-        elif isinstance(item, int) and not -(2**63) <= item < 2**64:
-            return False
+        elif isinstance(item, int):
+            try:
+                float(item)
+            except OverflowError:
+                return False
     return True
