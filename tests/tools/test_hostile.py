@@ -21,8 +21,8 @@ def inputs(number: int, seed: int) -> list[Input]:
 
 
 def test_the_inputs_are_of_every_kind() -> None:
-    kinds = Counter(made.kind for made in inputs(700, 1))
-    assert min(kinds.values()) > 10
+    kinds = Counter(made.kind for made in inputs(200, 1))
+    assert min(kinds.values()) > 3
     assert set(kinds) == {
         "malformed HTTP",
         "request",
@@ -37,10 +37,10 @@ def test_the_inputs_are_of_every_kind() -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("environment", [{}, SECURED], ids=["open", "secured"])
 def test_replicas_withstand_hostile_inputs(environment: Mapping[str, str]) -> None:
-    result = attack(400, 20_261_127, free_ports(3), environment)
+    result = attack(300, 20_261_127, free_ports(3), environment)
     assert not result.faults
     assert result.statuses[200] > 0, "some inputs are valid"
-    assert result.statuses[400] > 20
+    assert result.statuses[400] > 15
     if environment:
-        assert result.statuses[401] > 5
-        assert result.statuses[403] > 5
+        assert result.statuses[401] > 2
+        assert result.statuses[403] > 2
