@@ -95,8 +95,8 @@ class StoreSettings:
         "KV_MAX_WATCHERS",
         whole_number(0, 2048, "requests"),
         Section.REPLICA,
-        "Requests that may watch a key at the same time. The replica answers 503 to further ones. Each uses a server "
-        "thread while it waits.",
+        "Requests that may watch a key at the same time. With a further one, the request that has watched longest is "
+        "answered early, with 304. Each uses a server thread while it waits.",
     )
 
     max_deferred: int = setting(
@@ -105,8 +105,8 @@ class StoreSettings:
         whole_number(0, 2048, "requests"),
         Section.REPLICA,
         "Requests that may wait for their causal past at the same time, and also writes that may wait for the acks "
-        "of other members (`w`). The replica answers 503 to further ones, before it writes anything. Each uses a "
-        "server thread while it waits.",
+        "of other members (`w`). With a further one, the request that has waited longest is answered early: 503, or "
+        "202 for a write, which stands. Each uses a server thread while it waits.",
     )
 
     max_log_bytes: int = setting(
