@@ -307,7 +307,7 @@ class ConnectionMonitor:
                 self._wake.clear()
                 self.tick()
                 time.sleep(CHUNKED_TICK_S)
-            except Exception:
+            except Exception:  # Log and continue: no other thread closes stalled connections.
                 logger.exception("cannot look at the connections")
                 time.sleep(SCAN_INTERVAL_S)
 
