@@ -255,8 +255,9 @@ class Config:
         "KV_OPEN",
         Parser(_parse_flag, "`true` or `false`"),
         Section.SECURITY,
-        "`true`: everybody who reaches the replica is meant to read and write. Otherwise the log of a replica that "
-        "other machines can reach warns if neither `KV_CLUSTER_SECRET` nor `KV_API_TOKENS` is set.",
+        "`true`: the replica also starts on an address that other machines can reach if neither `KV_CLUSTER_SECRET` "
+        "nor `KV_API_TOKENS` is set. Everybody who reaches it may then read and write. On a loopback address it "
+        "is not needed.",
         default_text="`false`",
     )
 

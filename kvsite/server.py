@@ -269,7 +269,7 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
 
     ``until_stdin_closes``: also stop when standard input is closed.
     """
-    check_access(config)
+    check_access(config, config.listen[0])
     # Block signals before any thread starts, so that every thread inherits that. One thread waits for them instead.
     signals.block()
     stop_request = StopRequest()
@@ -310,8 +310,8 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
     return code
 
 
-def check_access(config: Config) -> None:
-    """Raise ``StartError`` if the replica would have to send tokens to its peers.
+def check_access(config: Config, host: str) -> None:
+    """Raise ``StartError`` if a replica that listens on ``host`` would be open, or send tokens, without being asked to.
 
     Not part of the configuration's own check: commands that talk to a replica share its environment.
     """
@@ -319,6 +319,11 @@ def check_access(config: Config) -> None:
         raise StartError(
             "KV_API_TOKENS: a replica that contacts others (VIEW, KV_VIEW_DNS) also needs KV_CLUSTER_SECRET, because "
             "tokens are never sent to a peer"
+        )
+    if not (config.cluster_secret or config.api_tokens or config.may_be_open or _is_loopback(host)):
+        raise StartError(
+            f"KV_OPEN: other machines can reach {host}, and neither KV_CLUSTER_SECRET nor KV_API_TOKENS is set; set "
+            "them, or KV_OPEN=true to let everybody read and write"
         )
 
 
@@ -351,8 +356,6 @@ def announce(config: Config, max_connections: int = MAX_CONNECTIONS) -> None:
         logger.warning(
             "open: anyone who can reach this replica may read and write; see KV_CLUSTER_SECRET, KV_API_TOKENS"
         )
-        if not (config.may_be_open or _is_loopback(host)):
-            logger.warning("other machines can reach %s: set KV_OPEN=true if this replica is meant to be open", host)
         return
     for warning in config.security_warnings:
         logger.warning("not secured: %s", warning)

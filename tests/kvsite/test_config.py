@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvsite.config import SETTINGS, Config, ConfigError
-from kvsite.server import StartError, announce, build, check_access
+from kvsite.server import StartError, build, check_access
 from store.api_tokens import ApiToken
 from store.environment import declaration, nested, settings_of
 from store.management.connection import CLIENT_SETTINGS
@@ -227,29 +227,24 @@ TOKENS = {"KV_API_TOKENS": "app:0123456789:write"}
 
 
 def started_with(environ: dict[str, str]) -> None:
-    check_access(Config.from_env(environ))
-
-
-def warnings_with(environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> list[str]:
-    caplog.clear()
-    announce(Config.from_env(environ))
-    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    config = Config.from_env(environ)
+    check_access(config, config.listen[0])
 
 
 @pytest.mark.parametrize("address", ["r1:8090", "10.0.0.1:8090", "[2001:db8::1]:8090", "0.0.0.0:8090", "[::]:8090"])
-def test_an_open_replica_on_a_reachable_address_warns_unless_it_was_asked_for(
-    address: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    for insufficient in ({}, {"KV_OPEN": "false"}):
-        assert "set KV_OPEN=true" in warnings_with({"KV_BIND": address, **insufficient}, caplog)[-1]
+def test_an_open_replica_on_a_reachable_address_must_be_asked_for(address: str) -> None:
+    environ = {"KV_BIND": address}
+    for insufficient in ({}, {"KV_ADMIN_PASSWORD": "long enough"}, {"KV_OPEN": "false"}):
+        with pytest.raises(StartError, match=r"^KV_OPEN: [^\n]+ KV_OPEN=true [^\n]+$"):
+            started_with({**environ, **insufficient})
     for sufficient in ({"KV_OPEN": "true"}, SECRET, TOKENS):
-        assert "KV_OPEN" not in str(warnings_with({"KV_BIND": address, **sufficient}, caplog))
+        started_with({**environ, **sufficient})
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8090", "127.1.2.3:8090", "[::1]:8090", "localhost:8090"])
-def test_a_replica_on_a_loopback_address_may_be_open(address: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert "KV_OPEN" not in str(warnings_with({"SOCKET_ADDRESS": address}, caplog))
-    assert "KV_OPEN" not in str(warnings_with({"SOCKET_ADDRESS": "r1:8090", "KV_BIND": address}, caplog))
+def test_a_replica_on_a_loopback_address_may_be_open(address: str) -> None:
+    started_with({"SOCKET_ADDRESS": address})
+    started_with({"SOCKET_ADDRESS": "r1:8090", "KV_BIND": address})
 
 
 @pytest.mark.parametrize("peers", [{"VIEW": "127.0.0.1:8090,127.0.0.1:8091"}, {"KV_VIEW_DNS": "peers:8090"}])

@@ -85,6 +85,7 @@ def test_a_replica_is_one_process_and_sigkill_leaves_nothing_behind(lone: LocalC
         (["--view", "a:1;b:2"], {}, "VIEW: 'a:1;b:2' has no"),
         (["--address", "127.0.0.1:0"], {}, "SOCKET_ADDRESS: '127.0.0.1:0' has no port"),
         (["--bind", "192.0.2.1:9"], {"KV_OPEN": "true"}, "cannot listen on 192.0.2.1 port 9:"),
+        (["--bind", "0.0.0.0:9"], {}, "KV_OPEN: other machines can reach 0.0.0.0"),
         (["--view", "a:1"], {"KV_API_TOKENS": "a:0123456789:write"}, "KV_API_TOKENS: a replica that contacts others"),
         ([], {"KV_CLUSTER_SECRET": "not UTF-8 \udcff\udcfe"}, "KV_CLUSTER_SECRET: is not valid UTF-8"),
         ([], {"KV_ADMIN_PASSWORD_FILE": "/no/such/file"}, "KV_ADMIN_PASSWORD_FILE: cannot read '/no/such/file'"),

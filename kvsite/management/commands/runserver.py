@@ -6,11 +6,12 @@ import dataclasses
 import logging
 from typing import Any
 
+from django.core.management.base import CommandError
 from django.core.management.commands import runserver
 
 from kvsite.cluster import DEFAULT_BASE_PORT
 from kvsite.config import current
-from kvsite.server import build
+from kvsite.server import StartError, build, check_access
 from kvsite.wsgi import load
 from replication.address import join_address
 
@@ -40,6 +41,10 @@ class Command(runserver.Command):
         # "0" is Django's short form of 0.0.0.0, which cannot be the address of a replica.
         host = "127.0.0.1" if self.addr in ("0", "0.0.0.0", "::") else self.addr  # noqa: S104
         address = join_address(host, int(self.port))
+        try:
+            check_access(dataclasses.replace(current(), seeds=(), view_dns=""), self.addr)
+        except StartError as exc:
+            raise CommandError(str(exc), returncode=2) from None
         self._context = build(dataclasses.replace(current(), address=address, bind="", seeds=()), logger.error)
         self._context.node.start()
         super().inner_run(*args, **options)
