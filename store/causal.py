@@ -45,7 +45,7 @@ from store.markers import Marker, Markers
 from store.settings import StoreSettings
 from store.snapshot import Snapshot, join_tables
 from store.table import KeyTable, cost
-from store.versions import Change, Update, Version, Versions, Write, apply_write, version_of
+from store.versions import ABSENT_ETAG, Change, Update, Version, Versions, Write, apply_write, version_of
 
 LostUpdates = dict[str, tuple[int, int]]
 """Updates that a client depended on and that no replica can provide: replica id -> (first, last) counter."""
@@ -69,6 +69,11 @@ class ReadResult(msgspec.Struct, frozen=True):
     versions: Versions
     metadata: Clock
     lost: LostUpdates = {}
+
+    @property
+    def etag(self) -> str:
+        """The entity tag of the winner, or of an absent key."""
+        return self.versions[0].etag if self.versions else ABSENT_ETAG
 
 
 class WriteResult(msgspec.Struct, frozen=True):

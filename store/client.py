@@ -97,6 +97,9 @@ _FIRST_RETRY_DELAY_S, _MAX_RETRY_DELAY_S = 0.05, 1.0
 _DEFAULT_ACK_WAIT_S = 1.0
 
 _SESSION_NUMBERS = itertools.count(1)  # for the default names of this process's sessions
+ABSENT_ETAG = '"absent"'
+"""The entity tag of an absent key, for ``watch`` and ``if_match`` (docs/contract.md, section 2.2)."""
+
 _ABSENT: Any = object()  # in recorded operations: read as absent, or deleted. None would be JSON's null, a value.
 
 # ----------------------------------------------------------------------------------------------------------- errors
@@ -127,8 +130,8 @@ class NotAllowed(Rejected):
 class PreconditionFailed(Rejected):
     """412: the version of the key is not the one in ``if_match`` or ``if_none_match``. Nothing was changed.
 
-    ``etag``: the current version, which counts as seen by the session. None if the key is absent or the request was a
-    transaction.
+    ``etag``: the current version, which counts as seen by the session; ``ABSENT_ETAG`` if the key is absent. Of a
+    transaction, it belongs to the first key whose condition does not hold.
     """
 
     def __init__(self, replica: str, status: int, body: Mapping[str, Json], etag: str | None) -> None:
@@ -207,7 +210,7 @@ class Read(Result):
     """Result of reading one key.
 
     ``found``: whether the key is present. ``value``: None if it is absent, but also if the value is JSON's null.
-    ``etag``: entity tag of the version, for ``if_match`` and ``watch``.
+    ``etag``: entity tag of the version, for ``if_match`` and ``watch``; ``ABSENT_ETAG`` if the key is absent.
     ``conflicts``: number of concurrent versions. The name is that of the field in the API: 1 means that the key is not
     in conflict; 0 that it is absent.
     ``siblings``: all concurrent versions, the winner first, if the call requested them.
@@ -544,8 +547,8 @@ class Session:
     def watch(self, key: str, etag: str, *, wait_s: float = 30.0) -> Read | None:
         """Wait until the version of ``key`` is not the one with the entity tag ``etag``, then read it.
 
-        Returns at once if the version is another one already or the key is absent. Returns None if the version has not
-        changed after ``wait_s`` (at most 60). Raises the same errors as ``get``.
+        ``ABSENT_ETAG`` waits until the key appears. Returns at once if the version is another one already. Returns None
+        if it has not changed after ``wait_s`` (at most 60). Raises the same errors as ``get``.
         """
         reply = self._call("GET", _key_path(key), wait_s=wait_s, headers={"If-None-Match": etag})
         return None if reply.status == 304 else self._read_result(key, reply)
@@ -826,7 +829,7 @@ class Session:
         """Record and return the result of reading one key."""
         if reply.status == 404:
             self._record("get", reply, reads=[(key, _ABSENT)])
-            return Read(reply.replica, found=False, lost=reply.lost)
+            return Read(reply.replica, found=False, etag=reply.etag, lost=reply.lost)
         body = reply.body
         siblings = tuple(
             Sibling(s["value"], s["etag"], s["origin"], s["timestamp"]) for s in body.get("siblings") or ()
@@ -861,7 +864,8 @@ class Session:
             return
         operation: dict[str, Json] = {"replica": reply.replica, "invoked": reply.started_at, "completed": time.time()}
         # An entity tag is a dot in quotes. A write that may be two updates has no single dot.
-        dot = reply.etag.strip('"') if reply.etag and not reply.maybe_twice else None
+        has_dot = reply.etag not in (None, "", ABSENT_ETAG) and not reply.maybe_twice
+        dot = reply.etag.strip('"') if reply.etag and has_dot else None
         if dot and writes:
             operation["update"] = dot
         elif dot and len(reads) == 1:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, ParamSpec, Protocol, Self, TypeVar
 
@@ -32,10 +33,11 @@ from store.clock import Clock, Dot, Instant
 from store.errors import DependenciesMissing
 from store.hold_time import HoldTime
 from store.settings import StoreSettings
-from store.versions import Change, Update
+from store.versions import ABSENT_ETAG, Change, Update
 from store.waiting import Places, Waiter, Waiters
 
 __all__ = [
+    "ABSENT_ETAG",
     "Acks",
     "Change",
     "Engine",
@@ -148,6 +150,9 @@ def read_clocks() -> Instant:
 LOSS_CHECK_S = 1.0
 """Least time between two looks at whether the past of one deferred request is lost."""
 
+LOSS_CHECKS = 8
+"""Most such looks in one call of ``wake_for_losses``. One takes up to a millisecond under the lock."""
+
 
 class _Place:
     """The place of one waiting request, taken at its first wait and freed at the end of the block."""
@@ -229,22 +234,19 @@ class Engine:
     def watch(
         self, key: str, past: Clock, etags: Sequence[str], wait_s: float, *, all_siblings: bool = False
     ) -> ReadResult:
-        """Read one key as soon as the entity tag of its winner is not in ``etags``.
+        """Read one key as soon as its entity tag is not in ``etags``. An absent key has one too.
 
         Return the unchanged key after ``wait_s`` seconds, or earlier if the request loses its place to another one.
         Raises NotServing, DependenciesMissing.
         """
         deadline = time.monotonic() + wait_s
 
-        def unchanged(found: ReadResult) -> bool:
-            return bool(found.versions) and found.versions[0].etag in etags
-
         with self.lock:
             found = self.get(key, past, wait_s=wait_s, all_siblings=all_siblings)
             lost = found.lost
             past = _without(past, lost)
             with _Place(self, self.waiters.watching) as place:
-                while unchanged(found) and (remaining := deadline - time.monotonic()) > 0:
+                while found.etag in etags and (remaining := deadline - time.monotonic()) > 0:
                     self.waiters.by_key.add(place.waiter, key)
                     try:
                         place.wait(self._until_expiry(found, remaining))
@@ -359,18 +361,27 @@ class Engine:
         if self._store.not_serving_reason is not None:
             self.waiters.wake_all()
         elif self.waiters.by_concern:
-            self.waiters.by_concern.acknowledged(self._has_enough_acks)
+            self.waiters.by_concern.acknowledged(self._has_enough_acks, self.replication.acks_required("all"))
 
     def wake_for_losses(self) -> None:
         """Wake the deferred requests whose past may be lost; called under the lock several times a second.
 
-        Each is checked at most once per ``LOSS_CHECK_S``: a past may be large, and the answer rarely changes.
+        Each is checked at most once per ``LOSS_CHECK_S``, and at most ``LOSS_CHECKS`` per call, those first that have
+        waited longest for it: a past may be large, and the answer rarely changes.
         """
         now_s = time.monotonic()
-        for waiter in self.waiters.deferred:
-            if now_s >= waiter.loss_check_at_s and self.replication.can_report_loss(waiter.token):
+        can_report: dict[int, bool] = {}
+        due = [waiter for waiter in self.waiters.deferred if now_s >= waiter.loss_check_at_s]
+        checks = 0
+        for waiter in sorted(due, key=lambda each: each.loss_check_at_s):
+            if waiter.token not in can_report:
+                can_report[waiter.token] = self.replication.can_report_loss(waiter.token)
+            if can_report[waiter.token]:
                 waiter.loss_check_at_s = now_s + LOSS_CHECK_S
                 waiter.wake()
+                checks += 1
+                if checks == LOSS_CHECKS:
+                    return
 
     def follow_store(self) -> None:
         """Observe the store exactly while a request waits for a change of it."""
@@ -384,14 +395,13 @@ class Engine:
         wait_s: float | None,
     ) -> AnyResult:
         """Run one operation of the store, deferred if necessary. Call this under the lock; waiting releases it."""
-        try:
+        with suppress(DependenciesMissing):
             return operation(argument, past, self._now())
-        except DependenciesMissing:
-            timeout_s = self._settings.defer_timeout_s if wait_s is None else wait_s
-            if timeout_s <= 0:
-                # A request with wait=0 still triggers a fetch, so that a retry can succeed; it takes no place.
-                return self._serve_without(operation, argument, past, self.replication.fetch_for_retry(past))
-            return self._serve_deferred(partial(operation, argument), past, timeout_s)
+        timeout_s = self._settings.defer_timeout_s if wait_s is None else wait_s
+        if timeout_s <= 0:
+            # A request with wait=0 still triggers a fetch, so that a retry can succeed; it takes no place.
+            return self._serve_without(operation, argument, past, self.replication.fetch_for_retry(past))
+        return self._serve_deferred(partial(operation, argument), past, timeout_s)
 
     def _serve_without(
         self,
@@ -428,18 +438,19 @@ class Engine:
                 past = _without(past, unrecoverable)
                 try:
                     result = operation(past, self._now())
-                except DependenciesMissing as unreached:
+                except DependenciesMissing:
                     remaining = deadline - time.monotonic()
                     if remaining <= 0 or place.is_lost:
                         self.counts["refused"] += 1
                         raise
-                    self.waiters.by_dot.add(place.waiter, unreached.missing)
-                    try:
-                        place.wait(remaining)
-                    finally:
-                        self.waiters.by_dot.remove(place.waiter)
                 else:
                     return structs.replace(result, lost=lost) if lost else result
+                # Wait when the exception is gone: it lists what is missing, which may take more memory than the past.
+                self.waiters.by_dot.add(place.waiter, past, self._store.clock)
+                try:
+                    place.wait(remaining)
+                finally:
+                    self.waiters.by_dot.remove(place.waiter)
 
     def _until_expiry(self, found: ReadResult, remaining_s: float) -> float:
         """Return how long to wait for a change: at most until the first version expires.

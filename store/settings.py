@@ -91,7 +91,7 @@ class StoreSettings:
     """Limits of the data that one replica holds, and of the requests that wait in it."""
 
     max_watchers: int = setting(
-        64,
+        512,
         "KV_MAX_WATCHERS",
         whole_number(0, 2048, "requests"),
         Section.REPLICA,
@@ -100,7 +100,7 @@ class StoreSettings:
     )
 
     max_deferred: int = setting(
-        64,
+        512,
         "KV_MAX_DEFERRED",
         whole_number(0, 2048, "requests"),
         Section.REPLICA,

@@ -14,7 +14,7 @@ declare every limit that a message from a peer must keep (lengths, ranges), so a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -29,6 +29,10 @@ Timestamp = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 WireClock = dict[ReplicaId, Counter]
 
 
+ABSENT_ETAG: Final = '"absent"'
+"""The entity tag of an absent key."""
+
+
 def etag_of(origin: str, counter: int) -> str:
     """Return the entity tag of a version: its dot as text, in the quotes that RFC 9110, section 8.8.3 requires."""
     return f'"{origin}:{counter}"'
@@ -38,7 +42,8 @@ class Change(msgspec.Struct, frozen=True):
     """One write as a client requests it, before the replica issues an update for it.
 
     ``value``: encoded JSON; None to delete. ``ttl_us``: microseconds until the value expires; None: never.
-    ``if_match``: the winner must have one of these entity tags; ``*`` matches any version. None: no such condition.
+    ``if_match``: the winner must have one of these entity tags; ``*`` means any version, ``ABSENT_ETAG`` an absent key.
+    None: no such condition.
     ``if_none_match``: the key must be absent.
     """
 
@@ -57,7 +62,9 @@ class Change(msgspec.Struct, frozen=True):
         """Return whether the conditions hold if the winner has this entity tag (None: the key is absent)."""
         if self.if_none_match and etag is not None:
             return False
-        return self.if_match is None or (etag is not None and ("*" in self.if_match or etag in self.if_match))
+        if self.if_match is None:
+            return True
+        return ABSENT_ETAG in self.if_match if etag is None else etag in self.if_match or "*" in self.if_match
 
 
 class Write(msgspec.Struct, frozen=True, gc=False, array_like=True):

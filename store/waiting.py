@@ -18,7 +18,7 @@ Everything here is used under the engine's lock.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 from sortedcontainers import SortedDict
 
@@ -85,26 +85,52 @@ class Places:
         self._waiters.pop(waiter, None)
 
 
+class _MissingDots:
+    """What a clock lacks of one causal past. It takes little memory: the counters stay in the past."""
+
+    __slots__ = ("_origins", "_past")
+
+    def __init__(self, past: Clock, clock: Clock) -> None:
+        self._past = past
+        self._origins = [origin for origin, counter in past.items() if clock.get(origin, 0) < counter]
+
+    @property
+    def last(self) -> Dot:
+        """One missing dot."""
+        origin = self._origins[-1]
+        return origin, self._past[origin]
+
+    def advance(self, clock: Clock) -> bool:
+        """Move on to a dot that ``clock`` lacks; return False if there is none.
+
+        Each entry is passed once, so the work over the whole wait is linear in the size of the past.
+        """
+        origins, past = self._origins, self._past
+        while origins and clock.get(origins[-1], 0) >= past[origins[-1]]:
+            origins.pop()
+        return bool(origins)
+
+
 class DeferredIndex:
     """Deferred requests, each under one dot that its causal past lacks."""
 
     def __init__(self) -> None:
         self._by_dot: dict[Dot, dict[Waiter, None]] = {}
-        self._missing: dict[Waiter, list[Dot]] = {}
+        self._missing: dict[Waiter, _MissingDots] = {}
 
     def __bool__(self) -> bool:
         return bool(self._missing)
 
-    def add(self, waiter: Waiter, gaps: Mapping[str, tuple[int, int]]) -> None:
-        """Let ``waiter`` wait for all of ``gaps``: replica id -> (counter here, counter needed)."""
-        self._missing[waiter] = [(origin, needed) for origin, (_, needed) in gaps.items()]
-        self._by_dot.setdefault(self._missing[waiter][-1], {})[waiter] = None
+    def add(self, waiter: Waiter, past: Clock, clock: Clock) -> None:
+        """Let ``waiter`` wait until ``clock`` covers ``past``, which must not change meanwhile. It lacks something."""
+        missing = self._missing[waiter] = _MissingDots(past, clock)
+        self._by_dot.setdefault(missing.last, {})[waiter] = None
 
     def remove(self, waiter: Waiter) -> None:
         """Forget ``waiter``, if it is here."""
         missing = self._missing.pop(waiter, None)
-        if missing:
-            self._leave(waiter, missing[-1])
+        if missing is not None:
+            self._leave(waiter, missing.last)
 
     def applied(self, dot: Dot, clock: Clock) -> None:
         """Wake the requests that lacked ``dot`` and lack nothing more; file the others under their next dot."""
@@ -118,12 +144,9 @@ class DeferredIndex:
 
     def _advance(self, waiter: Waiter, clock: Clock) -> None:
         missing = self._missing[waiter]
-        self._leave(waiter, missing[-1])
-        # Each entry is passed once, so the work over the whole wait is linear in the size of the past.
-        while missing and clock.get(missing[-1][0], 0) >= missing[-1][1]:
-            missing.pop()
-        if missing:
-            self._by_dot.setdefault(missing[-1], {})[waiter] = None
+        self._leave(waiter, missing.last)
+        if missing.advance(clock):
+            self._by_dot.setdefault(missing.last, {})[waiter] = None
         else:
             del self._missing[waiter]
             waiter.wake()
@@ -197,9 +220,14 @@ class AckIndex:
         if not group:
             del self._groups[members, origin]
 
-    def acknowledged(self, has_enough: Callable[[Dot, int | str], bool]) -> None:
-        """Wake the writes that have enough acks now, as ``has_enough`` says for a dot and a write concern."""
+    def acknowledged(self, has_enough: Callable[[Dot, int | str], bool], most_acks: int) -> None:
+        """Wake the writes that have enough acks now, as ``has_enough`` says for a dot and a write concern.
+
+        ``most_acks``: no write can have more. Writes that require more cost nothing, whatever their numbers.
+        """
         for (members, origin), group in list(self._groups.items()):
+            if isinstance(members, int) and members > most_acks:
+                continue
             while group and has_enough((origin, group.peekitem(0)[0]), members):
                 for waiter in group.popitem(0)[1]:
                     waiter.wake()

@@ -90,7 +90,7 @@ def _facts(status: Status) -> tuple[Fact, ...]:
         Fact(
             "Rejected",
             f"{status.throughput.get('refused', 0):,.0f}",
-            "requests that waited too long or found too many waiting, since the start",
+            "requests whose causal past did not arrive in time, or that gave their place to another, since the start",
         ),
         Fact("Exchanges", f"{status.throughput.get('exchanges', 0):,.0f}", "exchanges initiated since the start"),
         Fact(

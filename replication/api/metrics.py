@@ -111,7 +111,7 @@ def _requests(metrics: RequestMetrics, stats: Mapping[str, int]) -> Iterator[Met
     # "Rejected" is the word elsewhere. The metrics named ``refused`` keep their names for the dashboards that use them.
     yield CounterMetricFamily(
         "causeway_requests_refused",
-        "Requests rejected because their causal past did not arrive in time, or because too many requests wait.",
+        "Requests rejected because their causal past did not arrive in time, or because another one took their place.",
         stats["refused"],
     )
     waiting = GaugeMetricFamily("causeway_requests_waiting", "Requests that wait.", labels=["for"])

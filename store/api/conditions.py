@@ -1,5 +1,7 @@
 """Conditional requests: the headers ``If-Match`` and ``If-None-Match`` (RFC 9110, section 13; contract 2.2).
 
+An absent key has the tag ``"absent"``, which conditions may name. ``*`` matches any version, but not an absent key.
+
 ``W/`` is removed from weak tags. Every tag of this store is strong, and a proxy that compresses a response weakens its
 tag, although the version behind it is the same.
 """
@@ -7,11 +9,12 @@ tag, although the version behind it is the same.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from rest_framework.exceptions import ParseError
 
 from store.api.request import ApiRequest
+from store.engine import ABSENT_ETAG
 
 ANY: Final = "*"
 
@@ -23,20 +26,35 @@ _ETAGS: Final = re.compile(rf"\s*{_ETAG}\s*(?:,\s*{_ETAG}\s*)*")
 _STRONG_PART: Final = re.compile(r'"[^"]*"')
 
 
-def if_match(request: ApiRequest) -> tuple[str, ...] | None:
-    """Return the entity tags of ``If-Match``; None if the header is absent. ``*`` is returned as ``*``."""
-    header = request.environ.get("HTTP_IF_MATCH")
-    return None if header is None else _parse_tags(header, "If-Match")
+class Conditions(NamedTuple):
+    """The conditions of a write, as in ``store.versions.Change``."""
+
+    if_match: tuple[str, ...] | None = None
+    if_none_match: bool = False
 
 
-def if_none_match(request: ApiRequest) -> bool:
-    """Return whether a write requires the key to be absent (``If-None-Match: *``)."""
-    header = request.environ.get("HTTP_IF_NONE_MATCH")
-    if header is None:
-        return False
-    if _parse_tags(header, "If-None-Match") != (ANY,):
-        raise ParseError("If-None-Match of a write has to be *")
-    return True
+NO_CONDITIONS: Final = Conditions()
+
+
+def conditions(request: ApiRequest) -> Conditions:
+    """Return the conditions of a write. Raises ``ParseError``."""
+    match, none_match = request.environ.get("HTTP_IF_MATCH"), request.environ.get("HTTP_IF_NONE_MATCH")
+    if match is None and none_match is None:  # The common case.
+        return NO_CONDITIONS
+    return combined(
+        None if match is None else _parse_tags(match, "If-Match"),
+        None if none_match is None else _parse_tags(none_match, "If-None-Match"),
+    )
+
+
+def combined(match: tuple[str, ...] | None, none_match: tuple[str, ...] | None) -> Conditions:
+    """Return both conditions as those of a change. Raises ``ParseError``."""
+    if none_match is None or none_match == (ANY,):
+        return Conditions(match, none_match is not None)
+    if none_match != (ABSENT_ETAG,):
+        raise ParseError(f"If-None-Match of a write has to be * or {ABSENT_ETAG}")
+    # The key must be present.
+    return Conditions((ANY,) if match is None else tuple(tag for tag in match if tag != ABSENT_ETAG))
 
 
 def known_versions(request: ApiRequest) -> tuple[str, ...]:

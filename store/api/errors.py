@@ -21,6 +21,7 @@ from rest_framework.exceptions import APIException, MethodNotAllowed
 from store.api import rendering
 from store.api.large_responses import TooManyLargeResponses
 from store.api.response import ApiResponse
+from store.engine import ABSENT_ETAG
 from store.errors import (
     DependenciesMissing,
     NotServing,
@@ -85,7 +86,7 @@ def _store_error(exc: StoreError) -> ApiError:
     if isinstance(exc, NotServing):
         return ApiError(503, exc.reason)
     if isinstance(exc, PreconditionFailed):
-        headers = {} if exc.etag is None else {"ETag": exc.etag}
+        headers = {"ETag": exc.etag or ABSENT_ETAG}
         return ApiError(412, "Precondition failed", headers=headers, metadata=exc.metadata)
     if isinstance(exc, ResponseTooLarge):
         return ApiError(413, str(exc))

@@ -17,6 +17,7 @@ from rest_framework.exceptions import ParseError, UnsupportedMediaType
 
 from store.api import query as queries
 from store.api.bodies import Bodies
+from store.api.conditions import combined
 from store.api.context import CONTEXT
 from store.api.errors import TooLarge
 from store.api.keys import check_key
@@ -79,7 +80,7 @@ class WriteBody(msgspec.Struct, rename="kebab", gc=False):
     delete: bool = False
     ttl: TtlSeconds | None = None
     if_match: str | None = None
-    if_none_match: Literal["*"] | None = None
+    if_none_match: Literal["*", '"absent"', 'W/"absent"'] | None = None
 
 
 class TransactionBody(WriteConcernBody):
@@ -268,8 +269,12 @@ def _change(write: WriteBody, limits: RequestLimits) -> Change:
         raise ParseError("A delete takes no ttl")
     value = None if write.delete else encode_value(write.value, limits.max_value_bytes)
     write.value = UNSET  # The decoded value takes up to 30 times as much memory, also while the request waits.
-    match = None if write.if_match is None else (write.if_match.removeprefix("W/"),)
-    return Change(key, value, ttl_us(write.ttl), match, write.if_none_match is not None)
+    match, none_match = _tags(write.if_match), _tags(write.if_none_match)
+    return Change(key, value, ttl_us(write.ttl), *combined(match, none_match))
+
+
+def _tags(tag: str | None) -> tuple[str, ...] | None:
+    return None if tag is None else (tag.removeprefix("W/"),)
 
 
 def ttl_us(ttl_s: float | None) -> int | None:

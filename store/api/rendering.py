@@ -14,6 +14,7 @@ import msgspec
 
 from store.api.large_responses import LARGE_BODY_BYTES, AnyBody, body_of
 from store.api.response import ApiResponse
+from store.engine import ABSENT_ETAG
 
 if TYPE_CHECKING:
     from store.engine import Acks, ListResult, ReadResult, TransactionResult, WriteResult
@@ -49,13 +50,13 @@ def found(result: ReadResult, *, siblings: bool) -> ApiResponse:
 
 
 def not_modified(result: ReadResult) -> ApiResponse:
-    """Render a conditional GET whose version is still the winner. A 304 has no body; the header has the metadata."""
-    return ApiResponse(304, b"", {**_metadata_headers(_encode(result.metadata)), "ETag": result.versions[0].etag})
+    """Render a conditional GET of an unchanged key. A 304 has no body; the header has the metadata."""
+    return ApiResponse(304, b"", {**_metadata_headers(_encode(result.metadata)), "ETag": result.etag})
 
 
 def absent(result: ReadResult | WriteResult | TransactionResult) -> ApiResponse:
     """Render that the key does not exist. The metadata covers the delete that removed it."""
-    return _render(404, b'{"error":"Key does not exist"', result)
+    return _render(404, b'{"error":"Key does not exist"', result, etag=ABSENT_ETAG)
 
 
 def written(result: WriteResult, acks: Acks | None) -> ApiResponse:

@@ -15,6 +15,7 @@ from drf_spectacular.utils import extend_schema
 
 from store.api import parsing
 from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, MAX_WAIT_S
+from store.engine import ABSENT_ETAG
 from store.settings import RequestLimits
 
 Json = Any
@@ -86,7 +87,11 @@ def parameter(name: str, place: str, description: str, schema: Object, example: 
 
 
 HEADERS: Final[dict[str, Object]] = {
-    "ETag": {"description": "Names the version: its dot.", "schema": {"type": "string"}, "example": ETAG},
+    "ETag": {
+        "description": 'Names the version: its dot. An absent key has the tag "absent".',
+        "schema": {"type": "string"},
+        "example": ETAG,
+    },
     "X-Causal-Metadata": {
         "description": "The same as causal-metadata in the body; left out if it is longer than 4 KiB.",
         "schema": {"type": "string"},
@@ -262,10 +267,17 @@ METADATA_PARAMETER: Final[Object] = {
     "content": {JSON: {"schema": ref("CausalMetadata"), "example": {}}},
 }
 SIBLINGS: Final = parameter("siblings", "query", "Return all concurrent versions.", {"type": "boolean"}, False)
-IF_CHANGED: Final = parameter("If-None-Match", "header", "Versions that the client has.", _TAGS, ETAG)
-IF_MATCH: Final = parameter("If-Match", "header", "Write only if this is the current version.", _TAGS, ETAG)
+IF_CHANGED: Final = parameter(
+    "If-None-Match", "header", 'Versions that the client has; "absent": it knows that the key is absent.', _TAGS, ETAG
+)
+IF_MATCH: Final = parameter(
+    "If-Match", "header", 'Write only if this is the current version; "absent": if the key is absent.', _TAGS, ETAG
+)
 IF_ABSENT: Final = parameter(
-    "If-None-Match", "header", "*: write only if the key is absent.", {"type": "string", "enum": ["*"]}
+    "If-None-Match",
+    "header",
+    '*: write only if the key is absent. "absent": only if it is present.',
+    {"type": "string", "enum": ["*", ABSENT_ETAG]},
 )
 
 
@@ -300,7 +312,8 @@ def error_responses(bad_input: str) -> Object:
             {"Form": {"error": 'Unsupported media type "text/plain" in request.'}},
         ),
         "503": response(
-            "The client's causal past has not arrived, too many requests wait, or the replica does not serve clients.",
+            "The client's causal past has not arrived in time, too many large bodies or responses exist, or the "
+            "replica does not serve clients.",
             ref("Unavailable"),
             {
                 "Causal past": {
@@ -370,7 +383,7 @@ _ABSENT: Final = response(
     "The key is absent.",
     ref("Error"),
     {"Absent": {"error": "Key does not exist", "causal-metadata": NEXT}},
-    headers=("X-Causal-Metadata",),
+    headers=_VERSION_HEADERS,
 )
 _FULL: Final = response(
     "The data has reached KV_MAX_MEMORY.",
@@ -418,7 +431,10 @@ GET_KEY: Final = kvs_operation(
             },
             headers=_VERSION_HEADERS,
         ),
-        "304": {"description": "The client has this version; with `wait`, the key did not change in that time."},
+        "304": {
+            "description": "The client has this version, or knows that the key is absent; with `wait`, the key did not "
+            "change in that time.",
+        },
         "404": _ABSENT,
     },
     parameters=[KEY, SIBLINGS, IF_CHANGED],

@@ -15,7 +15,7 @@ from rest_framework.exceptions import APIException, ParseError
 from store.api import parsing, rendering, schema
 from store.api.access import require_write_access
 from store.api.base import ApiView
-from store.api.conditions import ANY, if_match, if_none_match, known_versions
+from store.api.conditions import ANY, conditions, known_versions
 from store.api.keys import key_from_path
 from store.api.large_responses import LargeBody, Reservation, ResponseStream, TooManyLargeResponses
 from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, flag, positive_int, wait_s
@@ -93,7 +93,7 @@ class KeyView(KvsView):
             result = engine.watch(key, parsed.past, known, timeout_s)
         else:
             result = engine.get(key, parsed.past, wait_s=timeout_s)
-        if known and result.versions and (result.versions[0].etag in known or ANY in known):
+        if result.etag in known or (ANY in known and result.versions):
             return rendering.not_modified(result)
         return rendering.found(result, siblings=False)
 
@@ -106,7 +106,7 @@ class KeyView(KvsView):
             raise ParseError("PUT request does not specify a value")
         value = parsing.encode_value(body.value, self.context.limits.max_value_bytes)
         body.value = UNSET  # The decoded value takes up to 30 times as much memory, also while the request waits.
-        change = Change(key, value, parsing.ttl_us(body.ttl), if_match(self.request), if_none_match(self.request))
+        change = Change(key, value, parsing.ttl_us(body.ttl), *conditions(self.request))
         return rendering.written(*self.write(change, parsed))
 
     def write(self, change: Change, parsed: parsing.ParsedRequest[AnyWrite]) -> tuple[WriteResult, Acks | None]:
@@ -124,12 +124,13 @@ class KeyView(KvsView):
         """Delete the versions of the key that this replica has."""
         key = self.key(rest)
         parsed = self.parse(parsing.DELETE_BODY)
-        if if_none_match(self.request):
+        required = conditions(self.request)
+        if required.if_none_match:
             # The condition holds only if the key is absent, and then there is nothing to delete. A transaction checks
             # it and reads the metadata in one step, so the result is 412 or 404.
-            absence = [Change(key, None, if_none_match=True)]
+            absence = [Change(key, None, None, *required)]
             return rendering.absent(self.context.engine.transact([], absence, parsed.past, wait_s=wait_s(parsed.query)))
-        wrote, acks = self.write(Change(key, None, if_match=if_match(self.request)), parsed)
+        wrote, acks = self.write(Change(key, None, None, *required), parsed)
         return rendering.deleted(wrote, acks) if wrote.deleted else rendering.absent(wrote)
 
 

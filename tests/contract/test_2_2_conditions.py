@@ -69,6 +69,18 @@ def test_2_2_one_mismatch_prevents_all_writes_of_a_transaction(
     assert api.transact(0, writes=[{"key": name, "value": 2, "if-match": etag}]).status == 200
 
 
+def test_2_2_a_404_carries_the_tag_absent_which_conditions_may_name(api: Client, key: str) -> None:
+    """A 404 carries the tag "absent", which conditions may name."""
+    absent = '"absent"'
+    assert [api.get(0, key).etag, api.delete(0, key).etag] == [absent, absent]
+    known = api.get(0, key, headers={"If-None-Match": absent})
+    assert (known.status, known.body, known.etag) == (304, None, absent)
+    assert api.send(0, "PUT", key, {"value": 1}, headers={"If-None-Match": absent}).status == 412
+    assert api.send(0, "PUT", key, {"value": 1}, headers={"If-Match": absent}).status == 201
+    assert api.send(0, "PUT", key, {"value": 2}, headers={"If-Match": absent}).status == 412
+    assert api.send(0, "PUT", key, {"value": 3}, headers={"If-None-Match": absent}).status == 200
+
+
 def test_2_2_if_none_match_on_get_gets_304(api: Client, key: str) -> None:
     """If-None-Match: <etag> on GET gets 304 if the winner is that version."""
     put = api.put(0, key, 1)

@@ -13,7 +13,7 @@ import pytest
 
 from store.causal import CausalStore, LostUpdates
 from store.clock import Clock, Dot, Instant
-from store.engine import Engine, WriteConcern
+from store.engine import ABSENT_ETAG, LOSS_CHECKS, Engine, WriteConcern
 from store.errors import (
     DependenciesMissing,
     NotServing,
@@ -23,7 +23,7 @@ from store.errors import (
 )
 from store.settings import StoreSettings
 from store.versions import Change, Update
-from store.waiting import Waiter
+from store.waiting import AckIndex, Places, Waiter
 from tests.support.waiting import wait_until
 from tests.support.wire import NOW, write
 
@@ -251,11 +251,48 @@ def test_an_update_wakes_only_the_requests_that_it_concerns(rig: Rig) -> None:
         for number, waiter in enumerate(waiters[:200]):
             rig.engine.waiters.by_key.add(waiter, f"k{number}")
         for number, waiter in enumerate(waiters[200:]):
-            rig.engine.waiters.by_dot.add(waiter, {"another": (0, 9), f"o{number}": (0, 1)})
+            rig.engine.waiters.by_dot.add(waiter, {"another": 9, f"o{number}": 1}, rig.store.clock)
         rig.engine.follow_store()
         other = CausalStore("o7")
         rig.store.receive([write(other, "k5", b"1")], NOW)
     assert [number for number, waiter in enumerate(waiters) if waiter.is_awake] == [5]
+
+
+def test_a_watch_of_an_absent_key_ends_when_the_key_appears(rig: Rig) -> None:
+    watching = rig.ask(rig.engine.watch, "x", {}, [ABSENT_ETAG], LONG_S)
+    rig.watching(1)
+    rig.engine.write(Change("y", b"1"), {})
+    assert not watching.done()
+    rig.engine.write(Change("x", b"2"), {})
+    assert result(watching).versions[0].value == b"2"
+    assert rig.engine.watch("none", {}, [ABSENT_ETAG], 0.01).versions == ()
+
+
+def test_a_call_looks_for_losses_of_a_limited_number_of_requests_and_reaches_all_in_turn(rig: Rig) -> None:
+    engine = rig.engine
+    waiters = [Waiter(engine.lock) for _ in range(3 * LOSS_CHECKS)]
+    with engine.lock:
+        engine.waiters.deferred = Places(len(waiters))
+        for waiter in waiters:
+            engine.waiters.enter(waiter, engine.waiters.deferred)
+        rig.peers.unrecoverable_gaps = {"dead": (1, 3)}
+        for call in range(1, 4):
+            engine.wake_for_losses()
+            assert sum(waiter.is_awake for waiter in waiters) == call * LOSS_CHECKS
+
+
+def test_an_ack_looks_at_no_write_that_requires_more_acks_than_there_are_members() -> None:
+    index, lock = AckIndex(), threading.RLock()
+    asked: list[tuple[Dot, int | str]] = []
+
+    def has_enough(dot: Dot, members: int | str) -> bool:
+        asked.append((dot, members))
+        return False
+
+    for members in range(2, 500):
+        index.add(Waiter(lock), ("r", members), members)
+    index.acknowledged(has_enough, most_acks=3)
+    assert asked == [(("r", 2), 2), (("r", 3), 3)]
 
 
 def test_nothing_of_a_request_is_left_after_its_wait(rig: Rig) -> None:

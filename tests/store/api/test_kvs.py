@@ -246,7 +246,42 @@ def test_lost_updates_are_reported(api: Api) -> None:
 def test_responses_have_the_etag_of_the_version(api: Api) -> None:
     assert api.put("/kvs/a", 1).headers["ETag"] == OWN_ETAG
     assert api.get("/kvs/a").headers["ETag"] == OWN_ETAG
-    assert "ETag" not in api.get("/kvs/b").headers
+    assert api.get("/kvs/b").headers["ETag"] == api.delete("/kvs/b").headers["ETag"] == '"absent"'
+
+
+def test_conditions_may_name_the_tag_of_an_absent_key(api: Api) -> None:
+    absent = '"absent"'
+    for header in (absent, f'"x", {absent}', f"W/{absent}"):
+        assert api.get("/kvs/a", headers={"If-None-Match": header}).status == 304
+    assert api.get("/kvs/a", headers={"If-None-Match": absent}).headers["ETag"] == absent
+    assert api.get("/kvs/a?wait=0.01", headers={"If-None-Match": absent}).status == 304
+    assert api.delete("/kvs/a", headers={"If-Match": absent}).status == 404
+    rejected = api.put("/kvs/a", 1, headers={"If-None-Match": absent})
+    assert (rejected.status, rejected.headers["ETag"]) == (412, absent)
+    assert api.delete("/kvs/a", headers={"If-None-Match": absent}).status == 412
+    assert api.put("/kvs/a", 1, headers={"If-Match": absent}).status == 201
+    # The key is present now: the opposite holds.
+    assert api.get("/kvs/a", headers={"If-None-Match": absent}).status == 200
+    for present in (
+        api.put("/kvs/a", 2, headers={"If-Match": absent}),
+        api.delete("/kvs/a", headers={"If-Match": absent}),
+    ):
+        assert (present.status, present.headers["ETag"]) == (412, OWN_ETAG)
+    assert api.put("/kvs/a", 2, headers={"If-None-Match": absent}).status == 200
+    assert api.put("/kvs/a", 3, headers={"If-None-Match": absent, "If-Match": absent}).status == 412
+    assert api.put("/kvs/a", 3, headers={"If-None-Match": absent, "If-Match": OWN_ETAG}).status == 412
+    assert api.put("/kvs/a", 3, headers={"If-Match": f'{absent}, "{OWN_ID}:2"'}).status == 200
+
+
+def test_a_write_of_a_transaction_may_name_the_tag_of_an_absent_key(api: Api) -> None:
+    def status(**conditions: str) -> int:
+        write = {"key": "a", "value": 1, **conditions}
+        return int(api.ask("POST", "/kvs", {"writes": [write]}).status)
+
+    assert status(**{"if-none-match": '"absent"'}) == 412
+    assert status(**{"if-match": '"absent"'}) == 200
+    assert status(**{"if-match": '"absent"'}) == 412
+    assert status(**{"if-none-match": '"absent"'}) == 200
 
 
 def test_if_match_replaces_only_that_version(api: Api) -> None:

@@ -20,35 +20,12 @@ from kvsite.cluster import MANAGE, LocalCluster
 from replication.address import split_address
 from store.client import Session
 from tests.conftest import ClusterFactory
+from tests.support.full_replica import MIB, VALUE_BYTES, fill, peak_mib
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.linux]
 
-MIB = 1 << 20
-VALUE_BYTES = MIB - 100
 LISTING = "/kvs?values=true&limit=1000"
-
-
-def peak_mib(cluster: LocalCluster) -> int:
-    """Return the highest resident memory that replica 0 has ever had."""
-    status = Path(f"/proc/{cluster.pid(0)}/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) // 1024
-
-
-def fill(cluster: LocalCluster) -> int:
-    """Write values of 1 MiB until the replica answers 507. Return how many it has."""
-    connection = http.client.HTTPConnection(*split_address(cluster.addresses[0]), timeout=20)
-    headers = {"Content-Type": "application/json"}
-    for n in range(10_000):
-        value = f"{n:06}" + "v" * (VALUE_BYTES - 6)
-        connection.request("PUT", f"/kvs/key{n:05}", json.dumps({"value": value}), headers)
-        response = connection.getresponse()
-        response.read()
-        if response.status == 507:
-            connection.close()
-            return n
-        assert response.status == 201
-    raise AssertionError("KV_MAX_MEMORY was never reached")
 
 
 @contextlib.contextmanager
