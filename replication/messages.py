@@ -138,13 +138,14 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
 
 class SnapshotRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """A request for piece ``piece`` (from 0) of a snapshot. ``snapshot``: the name from the first piece; empty for
-    that.
+    that. ``known``: with the request for the first piece, the sender's whole clock: it needs only what is above.
     """
 
     sender: ReplicaId
     snapshot: Annotated[str, msgspec.Meta(max_length=64)] = ""
     piece: Natural = 0
     protocol: int = DEFAULT_PROTOCOL
+    known: WireClock = {}
 
 
 class MarkerForm(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -161,6 +162,9 @@ class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     It names no version: a replica does not send it if the version of the request is too far from its own.
     ``snapshot``: the name under which to request the next piece; empty if the sender has too many receivers now, or
     does not have that snapshot any more. ``last``: no more pieces follow.
+    ``since``, ``rest_unchanged``: with the first piece of a partial snapshot. ``covered``: the covered keys of a
+    partial snapshot, as origin -> (key, counter) of each version (store/snapshot.py). A replica that does not send
+    ``known`` gets none of these.
     """
 
     sender: ReplicaId
@@ -172,6 +176,9 @@ class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     delete_clock: WireClock = {}
     markers: list[MarkerForm] = []
     items: list[tuple[str, PresentVersions]] = []
+    since: WireClock = {}
+    covered: dict[ReplicaId, list[tuple[str, Counter]]] = {}
+    rest_unchanged: bool = False
 
 
 class MessageHeader(msgspec.Struct, frozen=True):

@@ -15,7 +15,8 @@ Replicas that start at the same time answer each other too, with empty clocks, s
 **The gate.** ``store.not_serving_reason`` says why clients are not served: the replica is removed, or it is joining.
 
 **Pulling a snapshot.** If a peer's log does not reach back to us, that peer offers a snapshot in its reply. We pull one
-snapshot at a time, piece by piece, and join it in one step.
+snapshot at a time, piece by piece, and join it in one step. Of several in a row, each one after the first is partial,
+and pauses follow after the first few (snapshots.py).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from replication.membership import Membership
 from replication.messages import SnapshotPiece
 from replication.progress import PeerProgress, Peers, PeerState, SnapshotOffer
 from replication.settings import ReplicationSettings
-from replication.snapshots import SnapshotPull
+from replication.snapshots import SnapshotPauses, SnapshotPull
 from store.causal import CausalStore
 from store.clock import Clock, Instant, covers
 from store.snapshot import Snapshot
@@ -93,7 +94,8 @@ class Recovery:
     """Joining, the gate and the snapshot being pulled, of one replica. Not thread-safe.
 
     ``joining``: None while the replica has caught up. ``pull``: the snapshot being pulled, None if there is none; the
-    peer at ``pull.address`` is the only one in the state ``PULLING``.
+    peer at ``pull.address`` is the only one in the state ``PULLING``. ``taken``: how many snapshots it has pulled up to
+    the last piece. ``pauses``: when it may begin to pull the next one.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class Recovery:
     ) -> None:
         self.joining: Joining | None = Joining(now_s)
         self.pull: SnapshotPull | None = None
+        self.pauses = SnapshotPauses(settings)
+        self.taken = 0
         self._store = store
         self._membership = membership
         self._peers = peers
@@ -172,6 +176,14 @@ class Recovery:
             return self.pull.address == peer.address
         return peer.acked.snapshot is SnapshotOffer.OFFER and not covers(self._store.clock, peer.acked.clock)
 
+    def piece_due_at(self, peer: PeerProgress, now_s: float) -> float:
+        """Return when to request the next piece from ``peer`` (monotonic seconds); infinity if none is wanted."""
+        if not self.wants_piece(peer):
+            return float("inf")
+        if self.pull is None:
+            return max(now_s, peer.schedule.next_piece_s, self.pauses.until_s)
+        return max(now_s, peer.schedule.next_piece_s)
+
     def may_bring_more(self, peer: PeerProgress) -> bool:
         """Return whether a snapshot of ``peer`` may bring something that this replica lacks."""
         is_pulled = self.pull is not None and self.pull.address == peer.address
@@ -179,24 +191,28 @@ class Recovery:
             return False
         return not covers(self._store.clock, peer.acked.clock)
 
-    def begin_piece(self, peer: PeerProgress) -> SnapshotPull:
+    def begin_piece(self, peer: PeerProgress, now_s: float) -> SnapshotPull:
         """Return the pull whose next piece to request from ``peer``; start one if none runs."""
         if self.pull is None:
-            self.pull = SnapshotPull(peer.address)
+            self.pull = SnapshotPull(peer.address, dict(self._store.clock), begun_s=now_s)
         peer.state = PeerState.PULLING
         return self.pull
 
-    def receive_piece(self, peer: PeerProgress, piece: SnapshotPiece) -> Snapshot | None:
-        """Stage a piece from ``peer``; return the whole snapshot if it was the last one."""
+    def receive_piece(self, peer: PeerProgress, piece: SnapshotPiece, now_s: float) -> Snapshot | None:
+        """Stage a piece from ``peer``; return the snapshot if it was the last one. Raises BadMessage."""
         pull = self.pull
         if pull is None or pull.address != peer.address:
             return None  # The pull was given up while the piece was in flight.
+        if not pull.fits(piece):
+            self.stop_pull()
+            raise BadMessage("the snapshot assumes updates that this replica does not have")
         if self._membership.table.is_superseded(piece.sender) or not pull.stage(piece):
             # The peer has restarted, has too many receivers, or has given the transfer up: wait for its next offer. (A
             # late piece of a superseded sender would bring updates that may count as lost: see loss.py, rule 2.)
             self.stop_pull()
             peer.acked.snapshot = SnapshotOffer.NONE
             return None
+        pull.last_s = now_s
         if not piece.last:
             return None
         snapshot = pull.snapshot()
@@ -207,6 +223,7 @@ class Recovery:
         own_id = self._store.replica_id
         if snapshot.clock.get(own_id, 0) > self._store.clock.get(own_id, 0):
             raise BadMessage("the snapshot names updates of this replica that it never issued")
+        self.taken += 1
         return snapshot
 
     def stop_pull(self, address: str | None = None) -> None:
@@ -216,6 +233,8 @@ class Recovery:
         peer = self._peers.at(self.pull.address)
         if peer.state is PeerState.PULLING:
             peer.state = PeerState.EXCHANGING
+        if self.pull.first is not None:  # Otherwise the sender has made none.
+            self.pauses.note(self.pull.begun_s, self.pull.last_s)
         self.pull = None
 
     def stop_useless_pull(self) -> None:

@@ -55,6 +55,7 @@ from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, State
 from replication.pacing import Pacing
 from replication.progress import PeerProgress, Peers, PeerState, Report, SnapshotOffer
 from replication.recovery import Recovery
+from replication.reserve import LogReserve
 from replication.retired import RetiredEntries
 from replication.seeds import Seeds
 from replication.settings import ReplicationSettings
@@ -117,7 +118,8 @@ class Replica:
         self._view = ViewChanges(self.store, self.membership, self.peers, self.recovery, self.loss, self.event_log, rng)
         self._retired = RetiredEntries(self.store, table)
         self._compaction = Compaction(self.store, table, self.peers, self._retired, self.settings.sync_interval_s)
-        self._snapshots = SnapshotSender(self.settings.max_snapshots, self.settings.snapshot_piece_bytes)
+        self.snapshots = SnapshotSender(self.settings.max_snapshots, self.settings.snapshot_piece_bytes)
+        self.reserve = LogReserve(self.store, table, self.peers, self.settings.max_reserve_bytes)
         self._composer = MessageComposer(self.store, self.membership, self._retired, self.loss, self.settings)
         self.membership.start(incarnation, now.wall_us)
         self.event_log.record("started", self.id, "", now)
@@ -176,9 +178,9 @@ class Replica:
         if peer.in_flight:
             return float("inf")
         exchange_due_s = peer.exchange_due_at(self.issued(), now.mono_s)
-        if peer.state is not PeerState.FAILED and self.recovery.wants_piece(peer):
-            return min(max(now.mono_s, peer.schedule.next_piece_s), exchange_due_s)
-        return exchange_due_s
+        if peer.state is PeerState.FAILED:
+            return exchange_due_s
+        return min(self.recovery.piece_due_at(peer, now.mono_s), exchange_due_s)
 
     def has_news_for(self, address: str) -> bool:
         """Return whether updates were issued here since the last exchange with ``address`` began."""
@@ -195,12 +197,12 @@ class Replica:
         peer = self.peers.at(address)
         # Pieces of a snapshot take turns with exchanges that are due, so that neither delays the other for long.
         exchange_due = peer.exchange_due_at(self.issued(), now.mono_s) <= now.mono_s
-        piece_due = self.recovery.wants_piece(peer) and (peer.schedule.next_piece_s <= now.mono_s or not exchange_due)
+        piece_due = self.recovery.piece_due_at(peer, now.mono_s) <= now.mono_s
         peer.piece_was_last = piece_due and not (exchange_due and peer.piece_was_last)
         peer.in_flight = self.peers.next_serial()
         peer.schedule.begun_s = now.mono_s
         if peer.piece_was_last:
-            return Outgoing(address, peer.in_flight, self.recovery.begin_piece(peer).request(self.id))
+            return Outgoing(address, peer.in_flight, self.recovery.begin_piece(peer, now.mono_s).request(self.id))
         return Outgoing(address, peer.in_flight, self._begin_exchange(peer, now))
 
     def _begin_exchange(self, peer: PeerProgress, now: Instant) -> Exchange:
@@ -242,10 +244,13 @@ class Replica:
         # The sender has clients to serve as well: leave it as much time as this piece took.
         rest_s = self.settings.piece_rest_times * (now.mono_s - peer.schedule.begun_s)
         peer.schedule.next_piece_s = now.mono_s + min(rest_s, self.settings.max_piece_rest_s)
-        snapshot = self.recovery.receive_piece(peer, piece)
+        snapshot = self.recovery.receive_piece(peer, piece, now.mono_s)
         if snapshot is not None:
             self.store.join(snapshot, now)
-            self.event_log.record("snapshot", peer.acked.replica, f"{len(snapshot.table)} keys taken over", now)
+            changed = "changed " if snapshot.since else ""
+            self.event_log.record(
+                "snapshot", peer.acked.replica, f"{len(snapshot.table)} {changed}keys taken over", now
+            )
             peer.urgent = True
             self._view.finish_joining(now)
 
@@ -304,12 +309,18 @@ class Replica:
         """Take a peer's request and return the reply. Raises BadMessage."""
         check_times(message, now, self.settings.max_clock_lead_s)
         if isinstance(message, SnapshotRequest):
-            return self._snapshots.answer(message, self.store, now)
+            return self._answer_snapshot(message, now)
         sender = self._accept(message, now)
         if sender is None:
             return self._composer.rejection(self.state, now)
         _, now = yield from self._apply(message.updates, now)
         return self._reply(sender, message, now)
+
+    def _answer_snapshot(self, request: SnapshotRequest, now: Instant) -> SnapshotPiece:
+        piece = self.snapshots.answer(request, self.store, now)
+        if piece.snapshot:
+            self.reserve.note_piece(request.sender, now.mono_s, first=not request.snapshot, last=piece.last)
+        return piece
 
     def _accept(self, message: Exchange, now: Instant, *, is_reply: bool = False) -> PeerProgress | None:
         """Take everything in a message but its updates; return its sender, None if the message does not count.
@@ -360,7 +371,7 @@ class Replica:
 
     def _follow_new_incarnation(self, peer: PeerProgress, replica: str, now: Instant) -> None:
         if peer.acked.replica:
-            self._snapshots.forget(peer.acked.replica)
+            self.snapshots.forget(peer.acked.replica)
             self.event_log.record("superseded", peer.acked.replica, f"{replica} talks", now)
         self.recovery.stop_pull(peer.address)
         peer.become(replica, now.mono_s)
@@ -430,13 +441,14 @@ class Replica:
     def tick(self, now: Instant) -> None:
         """Do what is due. Call it often, several times a sync interval; it costs little if nothing is due."""
         self.store.expire(now)
-        self._snapshots.expire(now.mono_s)
+        self.snapshots.expire(now.mono_s)
         self.recovery.stop_useless_pull()
         self.membership.update_discovery(now.mono_s)
         self.membership.duplicate_check.expire(now.mono_s)
         self._view.finish_joining(now)
         self.loss.update_possible_holders(now)
         self._compaction.trim()
+        self.reserve.update(now.mono_s)
         if self.state == "serving":
             self._compaction.issue_marker(now)
         self.loss.drop_unrecoverable_pending(now)

@@ -94,6 +94,22 @@ class ReplicationSettings:
     max_snapshots: int = 4
     """Snapshots that a replica sends at the same time. A further receiver has to request again later."""
 
+    max_reserve_bytes: int = 16 * 1024 * 1024
+    """By how much the log may grow beyond its limit while receivers of snapshots catch up (replication/reserve.py)."""
+
+    snapshots_at_once: int = 4
+    """Snapshots of a row that a replica pulls one after another. This one and each further one is followed by a pause;
+    see ``replication.snapshots.SnapshotPauses``."""
+
+    snapshot_rest_times: float = 4.0
+    """Longest such pause, as a multiple of the time that the last snapshot took. The first is as long as that."""
+
+    max_snapshot_rest_s: float = 60.0
+    """Upper bound of such a pause, however long a snapshot takes."""
+
+    snapshot_row_s: float = 10.0
+    """A snapshot that a replica begins to pull this much later than it could belongs to a new row."""
+
     max_members: int = 1024
     """Most addresses in the membership table. It limits the memory that peers can use in this replica."""
 

@@ -58,6 +58,7 @@ def replica_status(replica: Replica, counters: Mapping[str, int], now: Instant) 
         "keys": counters["keys"],
         "conflicts": counters["conflicts"],
         "log": {"updates": counters["log_updates"], "bytes": counters["log_bytes"]},
+        "snapshots": {"taken": replica.recovery.taken, "given": replica.snapshots.given},
         "data_bytes": counters["bytes"],
         "memory_bytes": resident_bytes(),
         "clock_lead_s": round(store.hybrid_clock.lead_us / 1e6, 6),

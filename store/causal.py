@@ -43,7 +43,7 @@ from store.errors import BadUpdate, DependenciesMissing, NotServing, OutOfMemory
 from store.log import UpdateLog
 from store.markers import Marker, Markers
 from store.settings import StoreSettings
-from store.snapshot import Snapshot, join_tables
+from store.snapshot import Snapshot, join_partial, join_tables
 from store.table import KeyTable, cost
 from store.versions import ABSENT_ETAG, Change, Update, Version, Versions, Write, apply_write, version_of
 
@@ -497,7 +497,12 @@ class CausalStore:
 
         The result is correct whatever this replica has applied before, or while it received the snapshot.
         """
-        self.table.replace(join_tables(self.table.copy(), self.clock, snapshot.table, snapshot.clock))
+        if snapshot.since:
+            assert covers(self.clock, snapshot.since)
+            for key, versions in join_partial(self.table.copy(), self.clock, snapshot):
+                self.table.set(key, versions)
+        else:
+            self.table.replace(join_tables(self.table.copy(), self.clock, snapshot.table, snapshot.clock))
         join_into(self.delete_clock, snapshot.delete_clock)
         for marker in snapshot.markers:
             self.markers.add(marker)

@@ -68,7 +68,7 @@ EMPTY_DELTA = Delta([], truncated=False, more=False)
 
 
 class UpdateLog:
-    """The log of one replica, bounded to an estimated ``limit_bytes``.
+    """The log of one replica, bounded to an estimated ``limit_bytes``, and a reserve while a peer catches up.
 
     ``segment_bytes``: encoded size at which updates of one origin are packed into a segment. It is raised if the
     log could otherwise have more than ``MAX_SEGMENTS``.
@@ -76,10 +76,11 @@ class UpdateLog:
     ``_origins``: origin -> its updates; never an empty one.
     """
 
-    __slots__ = ("_limit", "_origins", "_segment_bytes", "bytes", "count")
+    __slots__ = ("_origins", "_reserve", "_segment_bytes", "bytes", "count", "limit_bytes")
 
     def __init__(self, limit_bytes: int, segment_bytes: int) -> None:
-        self._limit = limit_bytes
+        self.limit_bytes = limit_bytes
+        self._reserve = 0
         self._segment_bytes = max(segment_bytes, limit_bytes // MAX_SEGMENTS)
         self._origins: dict[str, _OriginLog] = {}
         self.bytes = 0
@@ -95,8 +96,25 @@ class UpdateLog:
         origin_log.append(LogEntry(encoded, update.timestamp, now_s))
         self.bytes += len(encoded) + ENTRY_OVERHEAD_BYTES
         self.count += 1
-        if self.bytes > self._limit:
+        if self.bytes > self.limit_bytes + self._reserve:
             self._shrink()
+
+    def set_reserve(self, reserve_bytes: int) -> None:
+        """Let the log grow beyond its limit by ``reserve_bytes``. A smaller reserve takes effect at once."""
+        self._reserve = reserve_bytes
+        if self.bytes > self.limit_bytes + reserve_bytes:
+            self._shrink()
+
+    def estimate_above(self, known: Mapping[str, int]) -> int:
+        """Return about how many bytes of the log a peer with the clock ``known`` lacks, by the average update."""
+        if not self.count:
+            return 0
+        lacks = sum(
+            origin_log.next - max(known.get(origin, 0) + 1, origin_log.first)
+            for origin, origin_log in self._origins.items()
+            if known.get(origin, 0) + 1 < origin_log.next
+        )
+        return self.bytes * lacks // self.count
 
     def drop_origin(self, origin: str) -> None:
         """Drop all updates of ``origin``. Used when its clock entry jumps, because the log would have a gap."""
@@ -162,7 +180,7 @@ class UpdateLog:
 
     def _shrink(self) -> None:
         """Reduce the log to nine tenths of its limit: repeatedly drop the older half of the longest origin."""
-        while self.bytes > self._limit * 9 // 10:
+        while self.bytes > (self.limit_bytes + self._reserve) * 9 // 10:
             origin, origin_log = max(self._origins.items(), key=lambda item: len(item[1]))
             self._drop_until(origin, origin_log.first + (len(origin_log) - 1) // 2)
 

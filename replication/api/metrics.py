@@ -194,6 +194,16 @@ def _exchanges(status: Mapping[str, Any], exchange_metrics: ExchangeMetrics) -> 
         "Messages of peers that were invalid or of an incompatible protocol version.",
         counts["messages_refused"],
     )
+    yield CounterMetricFamily(
+        "causeway_snapshots_taken",
+        "Snapshots, whole and partial, that this replica has pulled from others to the last piece.",
+        status["snapshots"]["taken"],
+    )
+    yield CounterMetricFamily(
+        "causeway_snapshots_given",
+        "Snapshots, whole and partial, that this replica has sent to others to the last piece.",
+        status["snapshots"]["given"],
+    )
     seconds = HistogramMetricFamily(
         "causeway_exchange_seconds", "Round-trip time of exchanges that this replica began."
     )

@@ -369,16 +369,16 @@ def test_at_most_max_snapshots_receivers_are_served_at_a_time() -> None:
         wire.exchange(name, "r1")
     pieces = [wire.pull(name, "r1")[1] for name in receivers]
     assert [bool(piece and piece.snapshot) for piece in pieces] == [True, True, False, False, False, False]
-    assert len(r1._snapshots._transfers) == 2
+    assert len(r1.snapshots._transfers) == 2
     most = 0
     for _ in range(100):
         wire.flow(0.1)
-        most = max(most, sum(not transfer.is_complete for transfer in r1._snapshots._transfers.values()))
+        most = max(most, sum(not transfer.is_complete for transfer in r1.snapshots._transfers.values()))
     assert most <= 2
     assert [wire.state(name) for name in receivers] == ["serving"] * 6
     assert {len(wire[name].store.table) for name in receivers} == {100}
     wire.flow(40.0, step_s=1.0)
-    assert len(r1._snapshots._transfers) == 0
+    assert len(r1.snapshots._transfers) == 0
 
 
 def test_a_receiver_that_dies_during_a_snapshot_blocks_its_place_for_at_most_half_a_minute() -> None:

@@ -154,7 +154,15 @@ def test_every_field_of_the_status_is_documented() -> None:
     replica = Replica("a:1", ["b:1"], now=now, rng=random.Random(1))
     replica.add_replica_from_view("b:1", now)
     status = replica_status(replica, defaultdict(int), now)
-    fields = {*status, *status["view"][0], *status["log"], *status["throughput"], *status["events"][0], "open"}
+    fields = {
+        *status,
+        *status["view"][0],
+        *status["log"],
+        *status["snapshots"],
+        *status["throughput"],
+        *status["events"][0],
+        "open",
+    }
     page = (REPOSITORY / "docs" / "api.md").read_text("utf-8")
     section = page.partition("### `/replication/status`")[2].partition("\n### ")[0]
     table = "\n".join(re.findall(r"^\| .+ \|$", section, re.MULTILINE))

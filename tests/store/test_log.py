@@ -319,3 +319,33 @@ def test_log_works_without_memory_for_segments(monkeypatch: pytest.MonkeyPatch) 
     assert segments_of(log) > 0, "packed when there is memory again"
     assert logged_updates(log, "a") == updates[40:]
     assert log.bytes == sum(map(cost, updates[40:]))
+
+
+# -- the reserve -----------------------------------------------------------------------------------------------------
+
+
+def test_the_log_grows_by_its_reserve_and_no_further_and_shrinks_when_the_reserve_ends() -> None:
+    one = cost(update("own", 1, size=100))
+    log = UpdateLog(10 * one, 50)
+    log.set_reserve(30 * one)
+    for counter in range(1, 36):
+        log.append(update("own", counter, size=100), 0.0)
+    assert log.count == 35
+    for counter in range(36, 500):
+        log.append(update("own", counter, size=100), 0.0)
+        assert log.bytes <= 40 * one + one
+    log.set_reserve(5 * one)
+    assert log.bytes <= 15 * one
+    log.set_reserve(0)
+    assert log.bytes <= 10 * one
+    assert dots(delta(log, {"own": 498}, {"own": 499})) == [("own", 499)]
+
+
+def test_the_estimate_of_what_a_peer_lacks_counts_only_what_the_log_has() -> None:
+    log = filled(*[update("own", n, size=50) for n in range(1, 11)], *[update("b", n, size=50) for n in range(1, 11)])
+    assert log.estimate_above({}) == log.bytes
+    assert log.estimate_above({"own": 10, "b": 10}) == log.estimate_above({"own": 12, "b": 99, "c": 5}) == 0
+    assert log.estimate_above({"own": 5, "b": 10}) == log.bytes // 4
+    log.trim({"own": 8, "b": 10})
+    assert log.estimate_above({}) == log.bytes
+    assert UpdateLog(100, 50).estimate_above({}) == 0

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replication.messages import SnapshotPiece, SnapshotRequest
-from replication.snapshots import SnapshotPull, SnapshotSender, cut
+from replication import snapshots
+from replication.messages import SnapshotPiece, SnapshotRequest, decode, encode
+from replication.settings import ReplicationSettings
+from replication.snapshots import SnapshotPauses, SnapshotPull, SnapshotSender, cut
 from store.causal import CausalStore
 from store.clock import Clock, Instant, join
 from store.markers import Marker
-from store.snapshot import Snapshot, join_tables
+from store.snapshot import Snapshot, has_version_above, join_tables
+from store.table import cost
 from store.versions import Change, Update, Version, Versions
 from tests.support.wire import NOW, values_of, write
 
@@ -111,6 +115,116 @@ def test_join_equals_receiving_all_updates(drawn: list[tuple[int, str, str, int]
             assert one.table.copy() == by_updates.table.copy()
             # After a join, the delete clock may contain more (deletes of the other side), but never less.
             assert all(one.delete_clock[id_] >= n for id_, n in by_updates.delete_clock.items())
+
+
+# -- partial snapshots -----------------------------------------------------------------------------------------------
+
+
+def partial_of(sender: CausalStore, since: Clock, piece_bytes: int = 1) -> Snapshot:
+    """Return the partial snapshot that a receiver at ``since`` gets from ``sender``, cut into pieces and staged."""
+    pull = SnapshotPull("sender:1", known=dict(since))
+    for piece in cut("me:1@0000000000000001", "name", sender.snapshot(NOW), piece_bytes, since):
+        received = decode(encode(piece), SnapshotPiece)
+        assert pull.fits(received)
+        assert pull.stage(received)
+    return pull.snapshot()
+
+
+@given(steps, st.integers(0, 25))
+@settings(max_examples=300)
+def test_a_partial_snapshot_has_the_effect_of_the_whole_snapshot(
+    drawn: list[tuple[int, str, str, int]], later: int
+) -> None:
+    """The receiver may apply more updates between its request and the join: ``drawn[later:]`` happen there only."""
+    for receiver in range(3):
+        for sender in range(3):
+            history = History(drawn)
+            one, other = history.stores[receiver], history.stores[sender]
+            since = dict(History(drawn[:later]).stores[receiver].clock)
+            expected_clock, expected = joined(one, other)
+            partial = partial_of(other, since)
+            one.join(partial, NOW)
+            assert one.clock == expected_clock
+            assert one.table.copy() == expected
+            assert dots(expected) == history.visible(expected_clock)
+            assert list(one.table.keys("", "")) == sorted(expected)
+            assert one.table.bytes == sum(cost(key, versions) for key, versions in expected.items())
+            if since:
+                assert all(has_version_above(versions, since) for versions in partial.table.values())
+
+
+def test_a_partial_snapshot_without_deletes_names_only_what_has_changed() -> None:
+    a, b = CausalStore("a"), CausalStore("b")
+    for key in ("x", "y", "z"):
+        b.receive([write(a, key, b"1")], NOW)
+    write(a, "y", b"2")
+    partial = partial_of(a, b.clock)
+    assert ([*partial.table], dict(partial.covered), partial.rest_unchanged) == (["y"], {}, True)
+    b.join(partial, NOW)
+    assert [values_of(b, key) for key in ("x", "y", "z")] == [[b"1"], [b"2"], [b"1"]]
+
+
+def test_a_partial_snapshot_after_a_delete_has_the_dots_of_all_other_keys_and_no_values() -> None:
+    a, b = CausalStore("a"), CausalStore("b")
+    for key in ("x", "y", "z"):
+        b.receive([write(a, key, b"1" * 100)], NOW)
+    write(a, "y", None)
+    write(b, "mine", b"1")
+    partial = partial_of(a, b.clock)
+    assert (dict(partial.table), partial.rest_unchanged) == ({}, False)
+    assert partial.covered == {"x": (("a", 1),), "z": (("a", 3),)}
+    b.join(partial, NOW)
+    assert [len(values_of(b, key)) for key in ("x", "y", "z", "mine")] == [1, 0, 1, 1]
+
+
+def test_a_partial_snapshot_after_an_expiry_does_not_leave_out_the_other_keys() -> None:
+    """The version that replaced x expired at the sender: no version above the receiver's clock is left of it."""
+    a, b = CausalStore("a"), CausalStore("b")
+    b.receive([write(a, "x", b"1")], NOW)
+    a.put(Change("x", b"2", ttl_us=1000), {}, NOW)
+    a.expire(Instant(NOW.mono_s + 1, NOW.wall_us + 10**6))
+    assert values_of(a, "x") == []
+    partial = partial_of(a, b.clock)
+    assert not partial.rest_unchanged
+    b.join(partial, NOW)
+    assert values_of(b, "x") == []
+
+
+def test_a_delete_that_a_marker_has_taken_in_is_not_left_out() -> None:
+    """The delete clock names the marker's dot in place of the delete of a retired id. The receiver has neither."""
+    a, b, old = CausalStore("a"), CausalStore("b"), CausalStore("old")
+    first = write(old, "x", b"1")
+    for store in (a, b):
+        store.receive([first], NOW)
+    a.receive([write(old, "x", None)], NOW)
+    a.set_present_ids(["a", "b"])
+    marker = a.issue_marker(NOW)
+    a.markers.promote(a.clock, ["a", "b"])
+    a.simplify_delete_clock()
+    assert a.delete_clock == {"a": marker.counter}
+    partial = partial_of(a, b.clock)
+    assert not partial.rest_unchanged
+    b.join(partial, NOW)
+    assert values_of(b, "x") == []
+
+
+def test_a_piece_of_a_partial_snapshot_leaves_out_a_limited_number_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender looks at each key under its lock."""
+    monkeypatch.setattr(snapshots, "MAX_KEYS_SKIPPED", 10)
+    pieces = list(cut("me", "name", snapshot_of(95)._replace(delete_clock={}), 10**6, {"a": 94}))
+    assert len(pieces) == 10
+    assert [key for piece in pieces for key, _ in piece.items] == ["k94"]
+    assert [piece.last for piece in pieces] == [False] * 9 + [True]
+
+
+def test_a_piece_of_a_partial_snapshot_has_a_limited_size_also_if_it_has_only_dots() -> None:
+    pieces = list(cut("me", "name", snapshot_of(1000), 2_000, {"a": 1000, "b": 1}))
+    assert max(len(encode(piece)) for piece in pieces) < 4_000
+    assert sum(len(versions) for piece in pieces for versions in piece.covered.values()) in {0, 1000}
+    uncovered = snapshot_of(1000)._replace(delete_clock={"a": 1001})
+    pieces = list(cut("me", "name", uncovered, 2_000, {"a": 1000}))
+    assert max(len(encode(piece)) for piece in pieces) < 4_000
+    assert sum(len(versions) for piece in pieces for versions in piece.covered.values()) == 1000
 
 
 def test_snapshot_does_not_restore_a_deleted_version() -> None:
@@ -226,6 +340,47 @@ def test_sender_bounds_receivers_and_forgets_silent_ones() -> None:
     sender.expire(60.0)
     assert sender.has_room("else")
     assert sender.piece(SnapshotRequest("you", name, 2), 60.0) is None
+
+
+def test_a_snapshot_counts_as_given_once_its_last_piece_is_made() -> None:
+    sender = SnapshotSender(1, 1)
+    name = sender.begin("me", "you", snapshot_of(2), 0.0).snapshot
+    assert sender.given == 0
+    for _ in range(2):
+        last = sender.piece(SnapshotRequest("you", name, 1), 0.0)
+        assert last is not None
+        assert last.last
+        assert sender.given == 1
+
+
+def paused(pauses: SnapshotPauses, took_s: float, times: int) -> list[float]:
+    """Return the pauses after ``times`` pulls in a row, each of which begins as soon as it may."""
+    at_s, found = 0.0, []
+    for _ in range(times):
+        begun_s = max(at_s, pauses.until_s)
+        at_s = begun_s + took_s
+        pauses.note(begun_s, at_s)
+        found.append(max(0.0, pauses.until_s - at_s))
+    return found
+
+
+def test_the_first_snapshots_of_a_row_follow_at_once_and_later_ones_after_growing_pauses() -> None:
+    found = paused(SnapshotPauses(ReplicationSettings()), 0.5, 20)
+    assert found == pytest.approx([0, 0, 0, 0.5, 1, *[2] * 15])
+    # In the long run, about a fifth of the time goes into snapshots.
+    assert 0.5 * 100 / (0.5 * 100 + sum(paused(SnapshotPauses(ReplicationSettings()), 0.5, 100))) < 0.22
+
+
+def test_a_pause_has_an_upper_bound_however_long_the_snapshot_and_the_row() -> None:
+    assert max(paused(SnapshotPauses(ReplicationSettings()), 3600.0, 3000)) == 60.0
+
+
+def test_a_row_ends_when_no_snapshot_begins_for_some_time() -> None:
+    pauses = SnapshotPauses(ReplicationSettings())
+    paused(pauses, 0.5, 6)
+    begun_s = pauses.until_s + 10.1
+    pauses.note(begun_s, begun_s + 0.5)
+    assert pauses.until_s == begun_s + 0.5
 
 
 def test_receiver_that_starts_again_replaces_its_earlier_snapshot() -> None:

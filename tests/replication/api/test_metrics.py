@@ -186,6 +186,8 @@ def test_every_documented_metric_exists(cluster: LocalCluster) -> None:
         "causeway_conflicts",
         "causeway_clock_lead_seconds",
         "causeway_exchange_failures_total",
+        "causeway_snapshots_taken_total",
+        "causeway_snapshots_given_total",
         "causeway_clock_jumped_seconds_total",
         "causeway_ready",
         "process_resident_memory_bytes",

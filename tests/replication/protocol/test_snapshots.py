@@ -382,3 +382,187 @@ def test_a_piece_of_another_transfer_does_not_continue_a_pull() -> None:
     assert not pull.stage(SnapshotPiece("r1:80@01", "first", 2, last=True))
     assert not pull.stage(SnapshotPiece("r1:80@01", "", 1, last=True))
     assert pull.stage(SnapshotPiece("r1:80@01", "first", 1, last=True))
+
+
+# -- snapshots end ---------------------------------------------------------------------------------------------------
+
+
+def pull_while_writing(wire: Wire, receiver: str, sender: str, writes: int = 3) -> int:
+    """Pull a snapshot to its last piece; the sender issues ``writes`` updates after each piece. Return the pieces."""
+    pieces = 0
+    while True:
+        _, piece = wire.pull(receiver, sender)
+        assert piece is not None
+        pieces += 1
+        for _ in range(writes):
+            wire.issue(sender, f"new/{wire[sender].issued()}", b"1" * 20)
+        if piece.last:
+            return pieces
+
+
+def snapshots_taken(wire: Wire, name: str) -> int:
+    return [event.kind for event in wire[name].event_log.events].count("snapshot")
+
+
+def test_the_log_reaches_back_to_a_snapshot_that_its_receiver_has_just_joined(wire: Wire) -> None:
+    """While the snapshot travels, its sender issues far more than its log can hold. One snapshot is enough anyway."""
+    overrun_the_log(wire, keys=60)
+    r1, r2 = wire["r1"].store, wire["r2"].store
+    wire.exchange("r1", "r2")
+    before = r1.clock[wire["r1"].id]
+    assert pull_while_writing(wire, "r2", "r1") > 10
+    assert r1.clock[wire["r1"].id] - before > 2 * SMALL_LOG.max_log_bytes / 100
+    wire.flow(0.3)
+    assert r2.clock == r1.clock
+    assert (wire["r2"].recovery.taken, wire["r1"].snapshots.given, snapshots_taken(wire, "r2")) == (1, 1, 1)
+
+
+def test_a_snapshot_after_a_snapshot_has_only_what_has_changed(wire: Wire) -> None:
+    """It is from another peer, whose log does not reach back to the first snapshot: a few keys."""
+    wire.settings, wire.store_settings = SMALL_PIECES, SMALL_LOG
+    wire.cluster("r1", "r2", "r3")
+    wire.isolate("r3")
+    for number in range(40):
+        wire.issue("r1", f"k{number:02}", b"1" * 50)
+        wire.flow(0.1)
+    wire.cuts = {pair for pair in wire.cuts if "r2" in pair}
+    assert wire.exchange("r1", "r3")[0].truncated
+    pieces = 0
+    while wire["r3"].recovery.taken == 0:
+        wire.pull("r3", "r1")
+        pieces += 1
+    assert pieces >= 10
+    wire.cut("r1", "r3")
+    for number in range(12):
+        wire.issue("r2", f"k{number:02}", b"2" * 50)
+        wire.flow(0.1)
+    wire.heal()
+    assert wire.exchange("r2", "r3")[0].truncated
+    wire["r3"].peers.at(address("r1")).acked.snapshot = SnapshotOffer.NONE
+    _, first = wire.pull("r3", "r2")
+    assert first is not None
+    assert first.rest_unchanged
+    wire.flow(0.3)
+    assert wire["r3"].recovery.taken == 2
+    assert "12 changed keys taken over" in {event.detail for event in wire["r3"].event_log.events}
+    assert wire["r3"].store.table.copy() == wire["r1"].store.table.copy() == wire["r2"].store.table.copy()
+
+
+def test_the_log_keeps_its_limit_and_a_bounded_reserve_while_receivers_catch_up(wire: Wire) -> None:
+    overrun_the_log(wire, keys=60)
+    log = wire["r1"].store.log
+    wire.exchange("r1", "r2")
+    wire.pull("r2", "r1")
+    reserve = wire["r1"].store.table.bytes
+    most = 0
+    for number in range(3000):
+        wire.issue("r1", f"k{number % 50:02}", b"1" * 20)
+        most = max(most, log.bytes)
+    assert SMALL_LOG.max_log_bytes + reserve * 0.9 < most <= SMALL_LOG.max_log_bytes + reserve
+    wire["r1"].reserve._max_reserve_bytes = 2_000
+    wire.pull("r2", "r1")
+    assert log.bytes <= SMALL_LOG.max_log_bytes + 2_000
+
+
+@pytest.mark.parametrize("end", ["caught up", "silent", "removed", "restarted"])
+def test_the_log_has_its_limit_again_when_no_receiver_catches_up_any_more(wire: Wire, end: str) -> None:
+    overrun_the_log(wire, keys=60)
+    log = wire["r1"].store.log
+    wire.exchange("r1", "r2")
+    pull_while_writing(wire, "r2", "r1")
+    assert log.bytes > 2 * SMALL_LOG.max_log_bytes
+    if end == "caught up":
+        wire.flow(1.5)
+        assert wire["r2"].store.clock == wire["r1"].store.clock
+    elif end == "removed":
+        wire.isolate("r2")
+        wire["r1"].remove_replica_from_view(address("r2"), wire.now("r1"))
+        wire.flow(0.3)
+    elif end == "restarted":
+        wire.crash("r2")
+        wire.start("r2", "r1")
+        wire.round_trip("r2", "r1")
+        wire.tick(0.1)
+    else:
+        wire.isolate("r2")
+        wire.flow(9.0)
+        assert log.bytes > 2 * SMALL_LOG.max_log_bytes
+        wire.flow(2.0)
+    assert log.bytes <= SMALL_LOG.max_log_bytes
+    if end == "caught up":
+        wire.isolate("r2")
+    for number in range(100):
+        wire.issue("r1", f"k{number:02}", b"1" * 20)
+    assert log.bytes <= SMALL_LOG.max_log_bytes
+
+
+def test_a_stranger_that_requests_a_snapshot_gets_no_reserve(wire: Wire) -> None:
+    """Otherwise anybody could make the log of every replica larger."""
+    overrun_the_log(wire, keys=60)
+    for name in ("stranger:80@0000000000000001", f"{address('r2')}@0000000000000001"):
+        piece = wire.answer("r1", SnapshotRequest(name))
+        assert isinstance(piece, SnapshotPiece)
+        assert piece.snapshot
+    for number in range(100):
+        wire.issue("r1", f"k{number:02}", b"1" * 20)
+    assert wire["r1"].store.log.bytes <= SMALL_LOG.max_log_bytes
+
+
+def test_the_next_snapshot_begins_after_the_pause(wire: Wire) -> None:
+    overrun_the_log(wire, keys=60)
+    wire.exchange("r1", "r2")
+    wire.exchange("r2", "r1")
+    r2, peer = wire["r2"], wire["r2"].peers.at(address("r1"))
+    peer.schedule.next_sync_s = wire.now("r2").mono_s + 100.0
+    peer.urgent = False
+    assert r2.due_at(address("r1"), wire.now("r2")) == wire.now("r2").mono_s
+    r2.recovery.pauses.until_s = wire.now("r2").mono_s + 7.0
+    assert r2.due_at(address("r1"), wire.now("r2")) == r2.recovery.pauses.until_s
+    wire.now_s += 6.9
+    assert r2.begin(address("r1"), wire.now("r2")) is None
+    wire.now_s += 0.2
+    outgoing = r2.begin(address("r1"), wire.now("r2"))
+    assert outgoing is not None
+    assert isinstance(outgoing.message, SnapshotRequest)
+
+
+def test_each_pull_counts_for_the_pauses_also_if_its_sender_dies(wire: Wire) -> None:
+    """Otherwise a sender that fails in the middle would be asked for one whole snapshot after another."""
+    overrun_the_log(wire, keys=60)
+    r2 = wire["r2"]
+    pauses = []
+    for _ in range(6):
+        wire.now_s += max(0.0, r2.recovery.pauses.until_s - wire.now("r2").mono_s)
+        while not isinstance(wire.round_trip("r2", "r1").reply, SnapshotPiece):
+            pass
+        wire.now_s += 1.0
+        wire.pull("r2", "r1")
+        outgoing = wire.begin("r2", "r1")
+        wire.complete("r2", outgoing, None)
+        assert r2.recovery.pull is None
+        pauses.append(r2.recovery.pauses.until_s - wire.now("r2").mono_s)
+    assert r2.recovery.taken == 0
+    assert pauses == pytest.approx([0, 0, 0, 1, 2, 4])
+
+
+@pytest.mark.parametrize("since", [{}, {"r9:80@0000000000000001": 1}])
+def test_a_partial_snapshot_for_another_clock_than_the_receivers_is_rejected(wire: Wire, since: dict[str, int]) -> None:
+    """It would lack what the receiver lacks. The receiver pulls again."""
+    overrun_the_log(wire)
+    wire.exchange("r1", "r2")
+    r2 = wire["r2"]
+    outgoing = wire.begin("r2", "r1")
+    while isinstance(outgoing.message, Exchange):
+        wire.send("r2", outgoing)
+        outgoing = wire.begin("r2", "r1")
+    piece = SnapshotPiece(
+        wire["r1"].id, "name", 0, last=True, clock=wire["r1"].store.clock, since=since, rest_unchanged=True
+    )
+    before = dict(r2.store.clock)
+    with pytest.raises(BadMessage, match="the snapshot assumes updates that this replica does not have"):
+        wire.complete("r2", outgoing, piece)
+    r2.failed(outgoing.to, outgoing.serial, wire.now("r2"))
+    assert r2.store.clock == before
+    assert r2.recovery.pull is None
+    wire.flow(1.5)
+    assert r2.store.table.copy() == wire["r1"].store.table.copy()

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 import replication.loss
 import replication.replica
+import replication.snapshots
 import replication.view_changes
 import store.causal
 from replication.duplicates import DuplicateCheck
@@ -27,12 +28,14 @@ from replication.messages import Exchange, MembershipEntry
 from replication.progress import Acknowledged, PeerProgress, PeerState, Report
 from replication.recovery import Joining, Recovery
 from replication.replica import Conversation, Outgoing, Replica
+from replication.reserve import LogReserve
 from replication.seeds import Seeds
-from replication.snapshots import SnapshotPull
+from replication.snapshots import SnapshotPauses, SnapshotPull, cut
 from replication.view_changes import ViewChanges
 from store.causal import CausalStore, ListResult
 from store.clock import INCARNATION_RANDOM_BITS, HybridClock, Instant, address_of, incarnation_of, join_into
 from store.errors import NotServing
+from store.log import UpdateLog
 from store.markers import Markers
 from store.snapshot import Snapshot
 from store.versions import Change, Update, Version, Versions, Write, apply_write
@@ -135,6 +138,25 @@ def join_half_a_snapshot() -> Iterator[None]:
         return snapshot._replace(table=kept)
 
     with patch.object(SnapshotPull, "snapshot", half_snapshot):
+        yield
+
+
+@mutant
+def leave_out_covered_keys_after_deletes() -> Iterator[None]:
+    """A partial snapshot leaves out the keys without a newer version even if some of them may have been deleted."""
+    with patch.object(replication.snapshots, "rest_is_unchanged", lambda delete_clock, since: bool(since)):
+        yield
+
+
+@mutant
+def omit_dots_of_covered_keys() -> Iterator[None]:
+    """A partial snapshot names neither the versions that its receiver has, nor says that they stay."""
+    original = SnapshotPull.snapshot
+
+    def without_dots(self: SnapshotPull) -> Snapshot:
+        return original(self)._replace(covered={})
+
+    with patch.object(SnapshotPull, "snapshot", without_dots):
         yield
 
 
@@ -388,6 +410,55 @@ def declare_lost_without_down_members() -> Iterator[None]:
         return [report for report in reports if report.serial > token and report.membership_digest == digest]
 
     with patch.object(replication.loss, "reports_since", available_reports):
+        yield
+
+
+@directed
+def keep_no_log_for_receivers_of_snapshots() -> Iterator[None]:
+    """The log has no reserve while the receiver of a snapshot catches up."""
+    with patch.object(UpdateLog, "set_reserve", lambda self, reserve_bytes: None):
+        yield
+
+
+@directed
+def keep_the_reserve_for_ever() -> Iterator[None]:
+    """The reserve of the log does not end."""
+    with patch.object(LogReserve, "update", lambda self, now_s: None):
+        yield
+
+
+@directed
+def give_the_log_an_unlimited_reserve() -> Iterator[None]:
+    """The log keeps whatever the receiver of a snapshot lacks."""
+    set_reserve = UpdateLog.set_reserve
+
+    def unlimited(self: UpdateLog, reserve_bytes: int) -> None:
+        set_reserve(self, 1 << 40 if reserve_bytes else 0)
+
+    with patch.object(UpdateLog, "set_reserve", unlimited):
+        yield
+
+
+@directed
+def pull_snapshots_without_pauses() -> Iterator[None]:
+    """A replica that needs one snapshot after another pulls them without a pause."""
+    with patch.object(SnapshotPauses, "note", lambda self, begun_s, ended_s: None):
+        yield
+
+
+@directed
+def send_whole_snapshots_only() -> Iterator[None]:
+    """Each snapshot has all data, although its receiver has had another one shortly before."""
+    with patch.object(
+        replication.snapshots, "cut", lambda own_id, name, snapshot, size, since: cut(own_id, name, snapshot, size)
+    ):
+        yield
+
+
+@directed
+def join_a_partial_snapshot_for_another_clock() -> Iterator[None]:
+    """A replica joins a partial snapshot for a clock that it does not have."""
+    with patch.object(SnapshotPull, "fits", lambda self, piece: True):
         yield
 
 

@@ -120,6 +120,22 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "accept_times_far_ahead": (
         lambda wire: test_time_limits.test_nothing_of_a_message_with_such_a_time_is_taken(wire, "stamp")
     ),
+    "keep_no_log_for_receivers_of_snapshots": (
+        test_snapshots.test_the_log_reaches_back_to_a_snapshot_that_its_receiver_has_just_joined
+    ),
+    "keep_the_reserve_for_ever": (
+        lambda wire: test_snapshots.test_the_log_has_its_limit_again_when_no_receiver_catches_up_any_more(
+            wire, "caught up"
+        )
+    ),
+    "give_the_log_an_unlimited_reserve": (
+        test_snapshots.test_the_log_keeps_its_limit_and_a_bounded_reserve_while_receivers_catch_up
+    ),
+    "pull_snapshots_without_pauses": (test_snapshots.test_each_pull_counts_for_the_pauses_also_if_its_sender_dies),
+    "send_whole_snapshots_only": test_snapshots.test_a_snapshot_after_a_snapshot_has_only_what_has_changed,
+    "join_a_partial_snapshot_for_another_clock": (
+        lambda wire: test_snapshots.test_a_partial_snapshot_for_another_clock_than_the_receivers_is_rejected(wire, {})
+    ),
     "omit_delete_clock": a_client_that_read_an_absence_never_reads_the_deleted_version,
 }
 
