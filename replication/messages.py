@@ -163,7 +163,7 @@ class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     ``snapshot``: the name under which to request the next piece; empty if the sender has too many receivers now, or
     does not have that snapshot any more. ``last``: no more pieces follow.
     ``since``, ``rest_unchanged``: with the first piece of a partial snapshot. ``covered``: the covered keys of a
-    partial snapshot, as origin -> (key, counter) of each version (store/snapshot.py). A replica that does not send
+    partial snapshot, as origin -> key -> counter (store/snapshot.py). A replica that does not send
     ``known`` gets none of these.
     """
 
@@ -177,7 +177,7 @@ class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     markers: list[MarkerForm] = []
     items: list[tuple[str, PresentVersions]] = []
     since: WireClock = {}
-    covered: dict[ReplicaId, list[tuple[str, Counter]]] = {}
+    covered: dict[ReplicaId, dict[str, Counter]] = {}
     rest_unchanged: bool = False
 
 

@@ -319,7 +319,7 @@ class Replica:
     def _answer_snapshot(self, request: SnapshotRequest, now: Instant) -> SnapshotPiece:
         piece = self.snapshots.answer(request, self.store, now)
         if piece.snapshot:
-            self.reserve.note_piece(request.sender, now.mono_s, first=not request.snapshot, last=piece.last)
+            self.reserve.note_piece(request.sender, now.mono_s, first=not request.snapshot)
         return piece
 
     def _accept(self, message: Exchange, now: Instant, *, is_reply: bool = False) -> PeerProgress | None:
