@@ -34,8 +34,9 @@ from collections import deque
 from contextvars import ContextVar
 from typing import Any, Final
 
-ORDINARY_STATUSES: Final = frozenset({404, 412, 503})
-"""Statuses that describe the state of the data and not a mistake: absent, changed meanwhile, not arrived yet."""
+ORDINARY_STATUSES: Final = frozenset({404, 408, 412, 503})
+"""Statuses that describe the state of the data and not a mistake: absent, changed meanwhile, not arrived yet. And 408:
+the line about the slow request says more."""
 
 MAX_REQUEST_BYTES: Final = 1000
 """Limit of the lines of one request (contract 6), and of a line outside of requests."""

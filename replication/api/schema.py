@@ -16,6 +16,7 @@ from store.api.schema import (
     PAST,
     REPLICA,
     Object,
+    closed_object_schema,
     object_schema,
     operation,
     parameter,
@@ -34,7 +35,7 @@ _HOST: Final = (
 _PORT: Final = r"([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3})"
 
 SCHEMAS: Final[dict[str, Object]] = {
-    "AddressBody": object_schema(
+    "AddressBody": closed_object_schema(
         {
             "socket-address": {
                 "type": "string",

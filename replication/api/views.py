@@ -27,7 +27,7 @@ from store.api.schema import described
 MSGPACK: Final = "application/msgpack"
 
 
-class AddressBody(msgspec.Struct, rename="kebab", gc=False):
+class AddressBody(msgspec.Struct, rename="kebab", gc=False, forbid_unknown_fields=True):
     """Body of PUT and DELETE /view."""
 
     socket_address: str

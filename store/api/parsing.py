@@ -1,13 +1,14 @@
 """Parses and checks requests: from a client's bytes to typed input.
 
-msgspec decodes bodies directly into structs. An invalid body raises a 400 that says what is wrong and where. Unknown
-fields are ignored, so that a newer client can use an older replica.
+msgspec decodes bodies directly into structs. An invalid body raises a 400 that says what is wrong and where. So does an
+unknown field: it is a spelling mistake, or an option that this replica does not have, and the request means something
+else without it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
@@ -29,6 +30,9 @@ from store.settings import RequestLimits
 MAX_DISCARDED_BYTES: Final = 64 * 1024 * 1024
 """Longest rejected body that is still read, see ``_discard``."""
 
+MAX_QUOTED: Final = 100
+"""Most characters of a client's text in an error."""
+
 MAX_NESTING: Final = 100
 """How deep arrays and objects in a body may nest, the body itself not counted (contract 2.1)."""
 
@@ -45,10 +49,14 @@ DEFAULT_ACK_WAIT_S: Final = 1.0
 """Default of ``w-timeout`` (contract 2.7)."""
 
 
-class Body(msgspec.Struct, rename="kebab", gc=False):
-    """Body of GET, and the fields that every request of /kvs can have."""
+class AnyFields(msgspec.Struct, rename="kebab", gc=False):
+    """The metadata of a body, whatever else it contains."""
 
     causal_metadata: Past | UnsetType = UNSET
+
+
+class Body(AnyFields, forbid_unknown_fields=True):
+    """Body of GET, and the fields that every request of /kvs can have."""
 
 
 class WriteConcernBody(Body):
@@ -72,7 +80,7 @@ class PutBody(WriteConcernBody):
     ttl: TtlSeconds | None = None
 
 
-class WriteBody(msgspec.Struct, rename="kebab", gc=False):
+class WriteBody(msgspec.Struct, rename="kebab", gc=False, forbid_unknown_fields=True):
     """One write of a transaction: a value, or ``"delete": true``."""
 
     key: str
@@ -90,8 +98,9 @@ class TransactionBody(WriteConcernBody):
     writes: list[WriteBody] | UnsetType = UNSET
 
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 AnyBody = TypeVar("AnyBody", bound=Body)
+ANY_FIELDS: Final = msgspec.json.Decoder(AnyFields)
 BODY: Final = msgspec.json.Decoder(Body)
 DELETE_BODY: Final = msgspec.json.Decoder(WriteConcernBody)
 PUT_BODY: Final = msgspec.json.Decoder(PutBody)
@@ -162,7 +171,7 @@ def _discard(bodies: Bodies, environ: dict[str, Any], length: int) -> None:
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """Return the decoded ``body``. An empty body counts as ``{}``. Raises ``ParseError``."""
+    """Return the decoded ``body``. An empty body counts as ``{}``. Raises ``ParseError``, ``UnknownField``."""
     if nests_too_deeply(body):
         raise ParseError(f"Body is nested too deeply: at most {MAX_NESTING} levels of arrays and objects")
     try:
@@ -170,11 +179,40 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
             body.decode()  # msgspec does not check strings in unknown fields.
         return decoder.decode(body or b"{}")
     except msgspec.ValidationError as exc:
+        if found := _UNKNOWN_FIELD.fullmatch(str(exc)):
+            raise _unknown_field(body, found["name"], found["path"], decoder.type) from None
         raise ParseError(f"Body is not as expected: {exc}") from None
     except msgspec.DecodeError as exc:
         raise ParseError(f"Body is not valid JSON: {exc}") from None
     except UnicodeDecodeError:
         raise ParseError("Body is not valid UTF-8") from None
+
+
+_UNKNOWN_FIELD: Final = re.compile(r"Object contains unknown field `(?P<name>.*?)`(?: - at `(?P<path>.*)`)?", re.DOTALL)
+
+
+_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])  # checks the syntax of values without decoding them
+
+
+class UnknownField(ParseError):
+    """A body has a field that the request does not take. ``present``: all fields of the body."""
+
+    def __init__(self, message: str, present: Collection[str]) -> None:
+        super().__init__(message)
+        self.present = present
+
+
+def _unknown_field(body: bytes, name: str, path: str | None, struct: type[msgspec.Struct]) -> ParseError:
+    """Return the error of a body with the unknown field ``name``. ``path``: of the object with it; None: the body."""
+    try:
+        present = _FIELDS.decode(body)
+    except msgspec.DecodeError as exc:
+        return ParseError(f"Body is not valid JSON: {exc}")  # after the unknown field
+    # Only the writes of a transaction are objects with fields inside of a body.
+    allowed = (struct if path is None else WriteBody).__struct_encode_fields__
+    quoted = name if len(name) <= MAX_QUOTED else f"{name[:MAX_QUOTED]}…"
+    where = "Body" if path is None else f"Body, at {path},"
+    return UnknownField(f"{where} has the unknown field `{quoted}`; allowed are {', '.join(allowed)}", present.keys())
 
 
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
@@ -198,7 +236,7 @@ def nests_too_deeply(body: bytes) -> bool:
     return True
 
 
-def causal_past(request: ApiRequest, body: Body, query: queries.Query, max_entries: int) -> dict[str, int]:
+def causal_past(request: ApiRequest, body: AnyFields, query: queries.Query, max_entries: int) -> dict[str, int]:
     """Return the client's causal past, without entries of value 0.
 
     It is read from the body if that has the field, else from the header, else from the query. Raises ``ParseError`` if
@@ -223,9 +261,9 @@ def readable_past(request: ApiRequest, body: bytes | None, limits: RequestLimits
     """
     decoded = None
     with suppress(ParseError):
-        decoded = None if body is None else decode(body, BODY)
+        decoded = None if body is None else decode(body, ANY_FIELDS)
     try:
-        past = causal_past(request, decoded or Body(), queries.parameters(request), limits.max_clock_entries)
+        past = causal_past(request, decoded or AnyFields(), queries.parameters(request), limits.max_clock_entries)
     except ParseError:
         return None
     # An unreadable body may contain metadata. An empty past would say that the client has no history.
@@ -235,13 +273,18 @@ def readable_past(request: ApiRequest, body: bytes | None, limits: RequestLimits
 def encode_value(value: Any, max_bytes: int) -> bytes:
     """Return a decoded value as compact JSON. Raises ``ParseError``, ``TooLarge``.
 
-    Whole numbers beyond the range of a double are rejected, although they could be stored exactly: most JSON parsers
-    would read them as infinity.
+    Whole numbers beyond 64 bits are rejected, although they could be stored exactly: many JSON parsers would round
+    them, or read them as infinity.
     """
     encoded = _encode(value)
     if len(encoded) > max_bytes:
         raise TooLarge(f"Value is too large: at most {max_bytes} bytes")
-    if len(encoded) >= _DIGITS_OF_MAX_DOUBLE and _may_exceed_double(encoded) and not _all_finite(value):
+    if (
+        len(encoded) >= _DIGITS_BEYOND_64_BITS
+        and type(value) is not str
+        and _may_exceed_64_bits(encoded)
+        and not _all_within_64_bits(value)
+    ):
         raise ParseError("Value has a number that is neither a 64-bit integer nor a finite double")
     return encoded
 
@@ -294,20 +337,22 @@ def _past_outside_body(request: ApiRequest, query: Mapping[str, str]) -> dict[st
         raise ParseError(f"causal-metadata is malformed: {exc}") from None
 
 
-_DIGITS_OF_MAX_DOUBLE: Final = 309
+_DIGITS_BEYOND_64_BITS: Final = 19
+"""Whole numbers with fewer digits fit into 64 bits."""
+
 _THREE_DIGITS: Final = re.compile(rb"[0-9]{3}")
 
 
-def _may_exceed_double(encoded: bytes) -> bool:
-    """Return False only if ``encoded`` has no run of 309 digits. A cheap test before ``_all_finite``.
+def _may_exceed_64_bits(encoded: bytes) -> bool:
+    """Return False only if ``encoded`` has no run of 19 digits. A cheap test before ``_all_within_64_bits``.
 
-    A run of 309 bytes contains three consecutive bytes of every 103rd byte, so only those need to be examined.
+    A run of 19 bytes contains three consecutive bytes of every sixth byte, so only those need to be examined.
     """
-    return _THREE_DIGITS.search(encoded[:: _DIGITS_OF_MAX_DOUBLE // 3]) is not None
+    return _THREE_DIGITS.search(encoded[:: _DIGITS_BEYOND_64_BITS // 3]) is not None
 
 
-def _all_finite(value: Any) -> bool:
-    """Return whether every whole number in ``value`` is within the range of a double."""
+def _all_within_64_bits(value: Any) -> bool:
+    """Return whether every whole number in ``value`` is a signed or unsigned 64-bit integer."""
     remaining = [value]
     while remaining:
         item = remaining.pop()
@@ -315,9 +360,6 @@ def _all_finite(value: Any) -> bool:
             remaining.extend(item.values())
         elif isinstance(item, list):
             remaining.extend(item)
-        elif isinstance(item, int):
-            try:
-                float(item)
-            except OverflowError:
-                return False
+        elif isinstance(item, int) and not -(2**63) <= item < 2**64:
+            return False
     return True

@@ -51,6 +51,11 @@ def object_schema(required: Mapping[str, Json], **optional: Json) -> Object:
     return {"type": "object", "required": list(required), "properties": {**required, **optional}}
 
 
+def closed_object_schema(required: Mapping[str, Json], **optional: Json) -> Object:
+    """Return the schema of an object that has no other properties."""
+    return {**object_schema(required, **optional), "additionalProperties": False}
+
+
 def response(
     description: str,
     schema: Object | None = None,
@@ -125,7 +130,10 @@ def component_schemas(limits: RequestLimits) -> dict[str, Object]:
             "maxLength": limits.max_key_bytes,
             "example": "user/1",
         },
-        "Value": {"description": f"Any JSON value, null included; at most {limits.max_value_bytes} bytes encoded."},
+        "Value": {
+            "description": f"Any JSON value, null included; at most {limits.max_value_bytes} bytes encoded. Whole "
+            "numbers are signed or unsigned 64-bit integers."
+        },
         **_request_bodies(limits),
         **_RESPONSES,
     }

@@ -23,6 +23,8 @@ from store.api.response import ApiResponse
 from store.engine import Acks, Change, TransactionResult, WriteResult
 from store.errors import ResponseTooLarge
 
+NO_VALUE: Final = "PUT request does not specify a value"
+
 METADATA_BYTES: Final = 64 * 1024
 """Part of ``KV_MAX_RESPONSE_BYTES`` that a page leaves for its metadata; at most a quarter of a small limit."""
 
@@ -100,10 +102,16 @@ class KeyView(KvsView):
     @schema.described(schema.PUT_KEY)
     def put(self, rest: str) -> ApiResponse:
         """Write the key."""
-        key, parsed = self.key(rest), self.parse(parsing.PUT_BODY)
+        key = self.key(rest)
+        try:
+            parsed = self.parse(parsing.PUT_BODY)
+        except parsing.UnknownField as exc:
+            if "value" in exc.present:
+                raise
+            raise ParseError(NO_VALUE) from None
         body = parsed.body
         if body.value is UNSET:
-            raise ParseError("PUT request does not specify a value")
+            raise ParseError(NO_VALUE)
         value = parsing.encode_value(body.value, self.context.limits.max_value_bytes)
         body.value = UNSET  # The decoded value takes up to 30 times as much memory, also while the request waits.
         change = Change(key, value, parsing.ttl_us(body.ttl), *conditions(self.request))

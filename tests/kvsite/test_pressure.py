@@ -101,6 +101,18 @@ def test_stalled_connections_delay_no_others_and_are_closed(quick: LocalCluster,
         wait_until(lambda: all(is_closed(each) for each in opened), timeout_s=15)
 
 
+def test_a_body_without_progress_gets_408_and_one_line_of_the_log(quick: LocalCluster) -> None:
+    with socket.create_connection(("127.0.0.1", port_of(quick)), 10) as connection:
+        connection.sendall(STALLED["body"])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 408")
+    assert ask(port_of(quick), "PUT", "/kvs?bad", 1) == 405  # The log has a line of this later request.
+    quick.wait_logged(0, "Method Not Allowed")
+    assert [line for line in quick.log(0).splitlines() if "408" in line or "Timeout" in line] == [
+        line for line in quick.log(0).splitlines() if "slow request: PUT '/kvs/a'" in line and "status 408" in line
+    ]
+    assert quick.log(0).count("status 408") == 1
+
+
 def test_waiting_requests_outlive_stalled_ones_from_the_same_address(quick: LocalCluster) -> None:
     port = port_of(quick)
     ask(port, "PUT", "/kvs/x", 1)

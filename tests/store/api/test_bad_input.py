@@ -60,6 +60,8 @@ BODIES = [
     put_raw("empty object", b"{}", error="PUT request does not specify a value"),
     put_raw("none", b"", error="PUT request does not specify a value"),
     put_raw("value under another name", b'{"Value": 1}', error="PUT request does not specify a value"),
+    put_raw("unknown field", b'{"value": 1, "TTL": 5}', error="unknown field `TTL`; allowed are causal-metadata, w,"),
+    put_raw("metadata in camel case", b'{"value": 1, "causalMetadata": {}}', error="allowed are causal-metadata"),
     put_raw("white space", b"  ", error="not valid JSON"),
     put_raw("cut off", b'{"value": 1', error="not valid JSON"),
     put_raw("two objects", b'{"value": 1}{"value": 2}', error="not valid JSON"),
@@ -98,6 +100,9 @@ VALUES = [
         "negative whole number beyond a double, inside", b'{"a": [[-' + b"9" * 350 + b"]]}", error="finite double"
     ),
     put_value("number of 5000 digits", b"1" * 5000, error="out of range"),
+    put_value("2^64", b"18446744073709551616", error="64-bit integer"),
+    put_value("below -2^63", b"-9223372036854775809", error="64-bit integer"),
+    put_value("2^70, inside, beside text", b'{"a":"text","b":[1180591620717411303424]}', error="64-bit integer"),
     put_value("101 arrays", b"[" * 101 + b"]" * 101, error="at most 100 levels"),
     put_value("101 objects", b'{"a":' * 101 + b"1" + b"}" * 101, error="at most 100 levels"),
     put_raw("101 levels in an unknown field", b'{"value":1,"x":' + b"[" * 101 + b"]" * 101 + b"}", error="100 levels"),
@@ -188,13 +193,22 @@ WRITES = [
 
 TRANSACTIONS = [
     transact("no body", None, error="reads or writes"),
-    transact("a PUT gone astray", {"value": 1}, error="reads or writes"),
+    transact("a PUT gone astray", {"value": 1}, error="`value`; allowed are causal-metadata, w,"),
     transact("reads is null", {"reads": None}),
     transact("reads is a string", {"reads": "abc"}),
     transact("reads holds a number", {"reads": [1]}),
     transact("read of an empty key", {"reads": [""]}, error="Key is empty"),
     transact("read of a long key", {"reads": ["ä" * 257]}, error="Key is too long"),
+    transact("neither reads nor writes", {}, error="reads or writes"),
+    put_raw("unknown field, then invalid JSON", b'{"x": 1, "value": ', error="not valid JSON"),
+    put_raw("unknown field, then another value", b'{"x": 1, "value": 1} 2', error="not valid JSON"),
     transact("writes is an object", {"writes": {}}),
+    transact("unknown field", {"reads": ["k"], "keys": []}, error="`keys`; allowed are causal-metadata, w,"),
+    write("unknown field of a write", {"key": "k", "value": 1, "w": 2}, error="`w`; allowed are key, value, delete"),
+    Case("GET: unknown field", "GET", "/kvs/k", 400, "`value`; allowed are causal-metadata", {"value": 1}),
+    Case("listing: unknown field", "GET", "/kvs", 400, "`prefix`; allowed are causal-metadata", {"prefix": "a"}),
+    Case("DELETE: unknown field", "DELETE", "/kvs/k", 400, "`key`; allowed are causal-metadata, w", {"key": "k"}),
+    Case("view: unknown field", "PUT", "/view", 400, "`address`; allowed are socket-address", {"address": "a:1"}),
     write("write is a string", "k"),
     write("write without a key", {"value": 1}, error="key"),
     write("write with a null key", {"key": None, "value": 1}),
@@ -454,14 +468,20 @@ REST = [
 
 WS: list[Any] = [0, -1, 1.5, True, "2", "ALL", [], {}, 2**53, 2**64]
 W_TIMEOUTS: list[Any] = [-1, 60.5, True, "1", []]
+CONCERNED: list[tuple[str, str, dict[str, Any]]] = [
+    ("PUT", "/kvs/k", {"value": 1}),
+    ("POST", "/kvs/k", {"value": 1}),
+    ("DELETE", "/kvs/here", {}),
+    ("POST", "/kvs", {"writes": []}),
+]
 
 CONCERNS = [
-    *(Case(f"w of {method} {path}: {w!r}", method, path, 400, "`$.w`", {"value": 1, "w": w, "writes": []})
-      for method, path in (("PUT", "/kvs/k"), ("POST", "/kvs/k"), ("DELETE", "/kvs/here"), ("POST", "/kvs"))
+    *(Case(f"w of {method} {path}: {w!r}", method, path, 400, "`$.w`", {**fields, "w": w})
+      for method, path, fields in CONCERNED
       for w in WS),
     *(Case(f"w-timeout of {method} {path}: {s!r}", method, path, 400, "`$.w-timeout`",
-           {"value": 1, "w": 1, "w-timeout": s})
-      for method, path in (("PUT", "/kvs/k"), ("DELETE", "/kvs/here"), ("POST", "/kvs"))
+           {**fields, "w": 1, "w-timeout": s})
+      for method, path, fields in CONCERNED
       for s in W_TIMEOUTS),
     Case("w-timeout: 1e400", "PUT", "/kvs/k", 400, raw=b'{"value": 1, "w": 1, "w-timeout": 1e400}'),
 ]  # fmt: skip

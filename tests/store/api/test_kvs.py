@@ -547,8 +547,27 @@ def test_a_content_type_without_a_body_is_ignored(api: Api) -> None:
     assert api.ask("GET", "/kvs", content_type="text/plain").status == 200
 
 
-def test_unknown_fields_and_parameters_are_ignored(api: Api) -> None:
-    assert api.ask("PUT", "/kvs/a?x=1", {"value": 1, "future": [1e300]}).status == 201
+def test_unknown_parameters_are_ignored(api: Api) -> None:
+    assert api.ask("PUT", "/kvs/a?x=1", {"value": 1}).status == 201
+
+
+def test_an_unknown_field_is_rejected_with_the_fields_that_are_allowed(api: Api) -> None:
+    past = {"causal-metadata": {OWN_ID: 0}}
+    rejected = api.ask("PUT", "/kvs/a", {"value": 1, "TTL": 5, **past})
+    assert rejected.status == 400
+    assert rejected.body == {
+        "error": "Body has the unknown field `TTL`; allowed are causal-metadata, w, w-timeout, value, ttl",
+        "causal-metadata": {},
+    }
+    nested = api.ask("POST", "/kvs", {"writes": [{"key": "a", "value": 1}, {"key": "b", "val": 1}]})
+    assert nested.body["error"] == (
+        "Body, at $.writes[1], has the unknown field `val`; "
+        "allowed are key, value, delete, ttl, if-match, if-none-match"
+    )
+    assert api.get("/kvs/a").status == 404
+    long = api.ask("PUT", "/kvs/a", {"value": 1, "x`\n" * 10_000: 5})
+    assert long.status == 400
+    assert len(long.body["error"]) < 300
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -615,7 +634,7 @@ def test_an_error_repeats_readable_metadata(api: Api) -> None:
     ],
 )
 def test_values_at_the_bounds_come_back_as_they_were_sent(api: Api, value: bytes) -> None:
-    assert api.ask("PUT", "/kvs/a", raw=b'{"value":' + value + b',"x":' + value + b"}").status == 201
+    assert api.ask("PUT", "/kvs/a", raw=b'{"value":' + value + b"}").status == 201
     assert api.get("/kvs/a").body["value"] == json.loads(value)
 
 
