@@ -183,6 +183,11 @@ class Node:
         """Return whether all members have reported since ``token`` was issued, so that a loss can be known."""
         return self.replica.loss.can_decide(token)
 
+    def expect_acks(self, dot: tuple[str, int], required: int) -> None:
+        """Send ``dot``, an update of this replica, at once: a client waits until ``required`` members have it."""
+        now = read_clocks()
+        self._threads.wake_due(self.replica.acks.expect(dot, required, now.mono_s))
+
     def acks(self, dot: tuple[str, int]) -> int:
         """Return how many members are known to have applied ``dot``."""
         return self.replica.acks.count(dot)

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -37,6 +38,7 @@ import requests
 from replication.address import join_address, split_address
 from replication.bounded_replies import MIB, BoundedAdapter, ReplyBudget, ReplyLimit, deadline, read_body
 from replication.errors import NotTrusted
+from replication.message_channel import MessageChannel, Reply
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import (
     ANY_RECEIVER,
@@ -153,6 +155,10 @@ class Response:
         return f"{self.status} {self.body[:MAX_QUOTED_BYTES].decode('utf-8', 'replace')!r}"
 
 
+Send = Callable[[str, str, str, bytes, dict[str, str], ReplyLimit], Reply]
+"""Sends one request: method, address, path, body, headers, limit of the reply."""
+
+
 class PeerClient:
     """Connections to replicas. Use from one thread only: ``requests.Session`` is not thread-safe."""
 
@@ -162,6 +168,7 @@ class PeerClient:
         """(method, URL) -> prepared request without body; at most ``MAX_PREPARED``."""
         self._sessions: dict[str, Session] = {}
         """Address -> the session with the peer there, if its last response had a valid proof."""
+        self._channel = MessageChannel(settings)
         self._session = requests.Session()
         self._session.trust_env = False  # Use no proxy of the environment between replicas.
         self._session.verify = settings.verify
@@ -188,30 +195,42 @@ class PeerClient:
         ``path``: may contain a query. ``limit``: of the response; None: ``other_limit``. Raises ``NotTrusted`` if the
         response lacks a valid proof, and ``requests.RequestException`` if there is no response within the limit.
         """
-        limit = limit or self._settings.other_limit
+        return self._request(self._send, method, address, path, body, media_type, limit or self._settings.other_limit)
+
+    def post_message(self, address: str, path: str, body: bytes, media_type: str, limit: ReplyLimit) -> Response:
+        """Like ``request``, for a POST of a message between replicas: faster (message_channel.py)."""
+        return self._request(self._channel.send, "POST", address, path, body, media_type, limit)
+
+    def _request(
+        self, send: Send, method: str, address: str, path: str, body: bytes, media_type: str, limit: ReplyLimit
+    ) -> Response:
+        """Send a request by ``send``; with a cluster secret, with proofs and after a greeting."""
         if not self._settings.key:
-            return self._send(method, address, path, body, {"Content-Type": media_type} if media_type else {}, limit)[0]
+            reply = send(method, address, path, body, {"Content-Type": media_type} if media_type else {}, limit)
+            return Response(reply.status, reply.body)
         with ExitStack() as on_error:
             # After any failure another process may answer at this address: it has to prove the secret first.
             on_error.callback(self._sessions.pop, address, None)
             if address not in self._sessions:
-                self._send_with_proof(GREETING_METHOD, address, GREETING_PATH, b"", "", self._settings.other_limit)
-            response = self._send_with_proof(method, address, path, body, media_type, limit)
+                greeting_limit = self._settings.other_limit
+                self._send_with_proof(send, GREETING_METHOD, address, GREETING_PATH, b"", "", greeting_limit)
+            response = self._send_with_proof(send, method, address, path, body, media_type, limit)
             if response.status == requests.codes.forbidden:
                 # A 403 with proof: the peer has a new incarnation, or its clock differs. Its proof contained both, so
                 # one retry, in a new session, succeeds.
                 refused = self._sessions[address]
                 self._sessions[address] = Session(refused.receiver, refused.offset_us)
-                response = self._send_with_proof(method, address, path, body, media_type, limit)
+                response = self._send_with_proof(send, method, address, path, body, media_type, limit)
             on_error.pop_all()
         return response
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+        self._channel.close()
 
     def _send_with_proof(
-        self, method: str, address: str, path: str, body: bytes, media_type: str, limit: ReplyLimit
+        self, send: Send, method: str, address: str, path: str, body: bytes, media_type: str, limit: ReplyLimit
     ) -> Response:
         """Send a request with proof, verify the response's proof and remember the peer's id and clock."""
         session = self._sessions.get(address) or Session()
@@ -224,8 +243,9 @@ class PeerClient:
         headers = {HEADER: proof}
         if media_type:
             headers["Content-Type"] = media_type
-        response, response_proof = self._send(method, address, path, body, headers, limit)
-        sender = verify_response(key, response_proof, mac_of(proof), response.status, response.body)
+        reply = send(method, address, path, body, headers, limit)
+        response = Response(reply.status, reply.body)
+        sender = verify_response(key, reply.proof, mac_of(proof), reply.status, reply.body)
         if sender is None:
             raise NotTrusted(
                 f"{address} does not prove that it has our KV_CLUSTER_SECRET; it answers {response.summary()}"
@@ -238,8 +258,8 @@ class PeerClient:
 
     def _send(
         self, method: str, address: str, path: str, body: bytes, headers: dict[str, str], limit: ReplyLimit
-    ) -> tuple[Response, str]:
-        """Send a request; return the response and its proof header, which is not verified."""
+    ) -> Reply:
+        """Send a request through ``requests``, as ``MessageChannel.send`` does by itself."""
         url = f"{self._settings.scheme}://{address}{path}"
         request = self._prepare(method, url).copy()
         request.headers.update(headers)
@@ -252,7 +272,7 @@ class PeerClient:
         with deadline(settings.timeout_s + limit.within_s):
             response = adapter.send(request, timeout=settings.timeout_s, verify=settings.verify, stream=True)
             content = read_body(response, limit, settings.budget)
-        return Response(response.status_code, content), response.headers.get(HEADER, "")
+        return Reply(response.status_code, content, response.headers.get(HEADER, ""))
 
     def _prepare(self, method: str, url: str) -> requests.PreparedRequest:
         """Return a prepared request without body, from the cache: preparing takes a tenth of an exchange's time."""

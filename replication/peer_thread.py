@@ -16,6 +16,7 @@ from replication.driver import ConversationDriver
 from replication.errors import BadMessage, DuplicateAddress, MessageRejected, NotTrusted, ReplicationError, Unreachable
 from replication.exchange_metrics import ExchangeMetrics
 from replication.peer_client import PeerClientSettings
+from replication.progress import PeerProgress
 from replication.rate_limit import LogRateLimiter
 from replication.replica import Outgoing, Replica
 from replication.transport import Transport
@@ -222,12 +223,15 @@ class PeerThreads:
             thread.ended = True
             thread.wakeup.set()
 
-    def wake_due(self) -> None:
-        """Wake each thread that would sleep past the time of its next request."""
+    def wake_due(self, peers: Iterable[PeerProgress] | None = None) -> None:
+        """Wake each thread that would sleep past its next request. ``peers``: those to look at, None for all."""
+        threads: Iterable[PeerThread | None] = self._by_address.values()
+        if peers is not None:
+            threads = [self._by_address.get(peer.address) for peer in peers if not peer.in_flight]
         now = read_clocks()
-        for thread in self._by_address.values():
-            is_asleep = thread.sleeps_until_s != AWAKE
-            if is_asleep and self._context.replica.due_at(thread.address, now) < thread.sleeps_until_s:
+        for thread in threads:
+            is_asleep = thread is not None and thread.sleeps_until_s != AWAKE
+            if thread and is_asleep and self._context.replica.due_at(thread.address, now) < thread.sleeps_until_s:
                 thread.sleeps_until_s = AWAKE
                 thread.wakeup.set()
 

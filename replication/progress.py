@@ -146,6 +146,8 @@ class PeerProgress:
     ``more``: exchange again at once, because a limit cut the last exchange.
     ``count_at_cut``: how many updates the peer had when a limit cut our message; None if no limit did.
     ``piece_was_last``: the last request asked for a piece of a snapshot (pieces take turns with exchanges).
+    ``awaited_counter``: the highest own counter of an update that this peer has to acknowledge soon, because a client
+    waits for it (acks.py). Exchanges that carry it are not paced.
     """
 
     address: str
@@ -157,6 +159,7 @@ class PeerProgress:
     more: bool = False
     count_at_cut: int | None = None
     piece_was_last: bool = False
+    awaited_counter: int = 0
 
     def become(self, replica: str, now_s: float) -> None:
         """Start to follow the new incarnation ``replica``, which has sent a message and has nothing of the old one.
@@ -199,7 +202,7 @@ class PeerProgress:
         schedule = self.schedule
         if self.state is PeerState.FAILED:
             return schedule.next_sync_s
-        if self.urgent or self.more:
+        if self.urgent or self.more or self.awaited_counter > self.acked.sent:
             return now_s
         if own_counter > self.acked.sent:
             return min(max(now_s, schedule.paced_until_s), schedule.next_sync_s)

@@ -114,7 +114,7 @@ class Replica:
         self.peers = Peers(table)
         self.recovery = Recovery(self.store, self.membership, self.peers, self.settings, now.mono_s)
         self.loss = LossDetector(self.store, self.membership, self.peers, self.event_log, now.mono_s)
-        self.acks = Acks(self.store, table, self.peers)
+        self.acks = Acks(self.store, table, self.peers, self.settings)
         self._view = ViewChanges(self.store, self.membership, self.peers, self.recovery, self.loss, self.event_log, rng)
         self._retired = RetiredEntries(self.store, table)
         self._compaction = Compaction(self.store, table, self.peers, self._retired, self.settings.sync_interval_s)
@@ -302,6 +302,7 @@ class Replica:
         if peer is not None and peer.in_flight == serial:
             self.recovery.stop_pull(address)
             peer.fail(self.id, now.mono_s)
+            self.acks.expect_from_others(peer)
 
     # -- requests of peers -----------------------------------------------------------------------------
 

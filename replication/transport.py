@@ -53,7 +53,7 @@ class Transport:
 
     def _post(self, address: str, path: str, body: bytes, limit: ReplyLimit) -> bytes:
         with translate_errors(address):
-            content = _successful_body(address, self._client.request("POST", address, path, body, MEDIA_TYPE, limit))
+            content = _successful_body(address, self._client.post_message(address, path, body, MEDIA_TYPE, limit))
         self.sent_bytes, self.received_bytes = len(body), len(content)
         return content
 

@@ -117,7 +117,7 @@ class ViewChanges:
         self._membership.start(incarnation, self._store.hybrid_clock.read(now))
         self._store.replica_id = replica_id(self._membership.address, incarnation)
         for peer in self._peers.all():
-            peer.acked.sent = 0  # Counters of the new incarnation start at 1.
+            peer.acked.sent = peer.awaited_counter = 0  # Counters of the new incarnation start at 1.
         self._events.record("raised", self._store.replica_id, "a higher incarnation of this address is known", now)
 
     def _publish(self, kind: str, address: str, now: Instant) -> None:

@@ -110,6 +110,9 @@ class Replication(Protocol):
     def can_report_loss(self, token: int) -> bool:
         """Return whether ``unrecoverable`` may have an answer for a request with ``token``; cheap."""
 
+    def expect_acks(self, dot: Dot, required: int) -> None:
+        """Send ``dot``, an update of this replica, at once: a client waits until ``required`` members have it."""
+
     def acks(self, dot: Dot) -> int:
         """Return how many members are known to have applied ``dot``, this one included."""
 
@@ -134,6 +137,9 @@ class LoneReplica:
 
     def can_report_loss(self, token: int) -> bool:
         return False
+
+    def expect_acks(self, dot: Dot, required: int) -> None:
+        pass
 
     def acks(self, dot: Dot) -> int:
         return 1
@@ -338,7 +344,9 @@ class Engine:
         the request loses its place to another one.
         """
         with self.lock:
-            if not self._has_enough_acks(dot, concern.members) and concern.timeout_s > 0:
+            required = self._acks_required(concern.members)
+            if self.replication.acks(dot) < required and concern.timeout_s > 0:
+                self.replication.expect_acks(dot, required)
                 with _Place(self, self.waiters.ack_waits) as place:
                     self.waiters.by_concern.add(place.waiter, dot, concern.members)
                     try:
@@ -348,8 +356,10 @@ class Engine:
             return Acks(self.replication.acks(dot), self._has_enough_acks(dot, concern.members))
 
     def _has_enough_acks(self, dot: Dot, members: int | str) -> bool:
-        required = members if isinstance(members, int) else self.replication.acks_required(members)
-        return self.replication.acks(dot) >= required
+        return self.replication.acks(dot) >= self._acks_required(members)
+
+    def _acks_required(self, members: int | str) -> int:
+        return members if isinstance(members, int) else self.replication.acks_required(members)
 
     # -- waiting ---------------------------------------------------------------------------------------
 

@@ -17,11 +17,12 @@ from replication import bounded_replies
 from replication.bounded_replies import FREE_BYTES, MIB, ReplyBudget, ReplyLimit
 from replication.errors import BadMessage, Unreachable
 from replication.messages import SnapshotRequest
-from replication.peer_client import PeerClient, PeerClientSettings
+from replication.peer_client import PeerClient, PeerClientSettings, Response
 from replication.transport import Transport
 
 Answer = Callable[[socket.socket], None]
 Listen = Callable[[Answer], str]
+Ask = Callable[[str, ReplyLimit], Response]
 
 SMALL = ReplyLimit(max_bytes=100_000, within_s=0.5)
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -55,11 +56,19 @@ def listen() -> Iterator[Listen]:
         listener.close()
 
 
-@pytest.fixture
-def client() -> Iterator[PeerClient]:
-    peer_client = PeerClient(PeerClientSettings(timeout_s=0.5))
-    yield peer_client
-    peer_client.close()
+@pytest.fixture(params=["requests", "channel"])
+def ask(request: pytest.FixtureRequest) -> Iterator[Ask]:
+    """Ask an address by each of the two ways that a peer client has."""
+    client = PeerClient(PeerClientSettings(timeout_s=0.5))
+    yield asking(client, request.param)
+    client.close()
+
+
+def asking(client: PeerClient, way: str) -> Ask:
+    """Return a function that asks through ``client``."""
+    if way == "requests":
+        return lambda address, limit: client.request("GET", address, "/replication/status", limit=limit)
+    return lambda address, limit: client.post_message(address, "/replication/exchange", b"message", "a/b", limit)
 
 
 def for_ever(piece: bytes, first: bytes = b"", pause_s: float = 0.0) -> Answer:
@@ -100,38 +109,38 @@ def peak_bytes() -> int:
 
 
 @pytest.mark.parametrize("kind", sorted(ENDLESS))
-def test_a_reply_without_end_is_read_up_to_its_limit(listen: Listen, client: PeerClient, kind: str) -> None:
+def test_a_reply_without_end_is_read_up_to_its_limit(listen: Listen, ask: Ask, kind: str) -> None:
     address, before, began_s = listen(ENDLESS[kind]), peak_bytes(), time.monotonic()
     with pytest.raises(requests.RequestException):
-        client.request("GET", address, "/replication/status", limit=SMALL)
+        ask(address, SMALL)
     assert time.monotonic() - began_s < 3
     assert peak_bytes() - before < 16 * MIB
 
 
 @pytest.mark.parametrize("kind", sorted(SLOW))
-def test_one_deadline_covers_the_whole_reply(listen: Listen, client: PeerClient, kind: str) -> None:
+def test_one_deadline_covers_the_whole_reply(listen: Listen, ask: Ask, kind: str) -> None:
     """Something arrives ten times a second, so no single wait is long."""
     address, began_s = listen(SLOW[kind]), time.monotonic()
     with pytest.raises(requests.RequestException):
-        client.request("GET", address, "/replication/status", limit=SMALL)
+        ask(address, SMALL)
     assert 0.4 < time.monotonic() - began_s < 2
 
 
-def test_a_compressed_reply_is_not_unpacked(listen: Listen, client: PeerClient) -> None:
+def test_a_compressed_reply_is_not_unpacked(listen: Listen, ask: Ask) -> None:
     bomb = gzip.compress(bytes(64 * MIB))
 
     def answer(connection: socket.socket) -> None:
         connection.sendall(HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb)
 
     before = peak_bytes()
-    assert client.request("GET", listen(answer), "/", limit=ReplyLimit(MIB, 2.0)).body == bomb
+    assert ask(listen(answer), ReplyLimit(MIB, 2.0)).body == bomb
     assert peak_bytes() - before < 16 * MIB
 
 
 @pytest.mark.parametrize("size", [0, 1, 65536, 100_000])
 @pytest.mark.parametrize("is_chunked", [False, True])
 def test_replies_within_the_limit_arrive_whole_on_one_connection(
-    listen: Listen, client: PeerClient, size: int, is_chunked: bool
+    listen: Listen, ask: Ask, size: int, is_chunked: bool
 ) -> None:
     connections = set()
 
@@ -144,25 +153,25 @@ def test_replies_within_the_limit_arrive_whole_on_one_connection(
 
     address = listen(answer)
     for _ in range(3):
-        response = client.request("GET", address, "/", limit=SMALL)
+        response = ask(address, SMALL)
         assert (response.status, len(response.body)) == (200, size)
     assert len(connections) == 1
 
 
-def test_a_pause_between_two_requests_does_not_count(listen: Listen, client: PeerClient) -> None:
+def test_a_pause_between_two_requests_does_not_count(listen: Listen, ask: Ask) -> None:
     address = listen(lambda connection: connection.sendall(HEAD + b"Content-Length: 1\r\n\r\nx"))
     for _ in range(3):
-        assert client.request("GET", address, "/", limit=SMALL).body == b"x"
+        assert ask(address, SMALL).body == b"x"
         time.sleep(0.6)
 
 
-def test_a_reply_that_ends_early_is_an_error(listen: Listen, client: PeerClient) -> None:
+def test_a_reply_that_ends_early_is_an_error(listen: Listen, ask: Ask) -> None:
     def answer(connection: socket.socket) -> None:
         connection.sendall(HEAD + b"Content-Length: 10\r\n\r\nx")
         connection.shutdown(socket.SHUT_RDWR)
 
     with pytest.raises(requests.RequestException, match="incomplete"):
-        client.request("GET", listen(answer), "/", limit=SMALL)
+        ask(listen(answer), SMALL)
 
 
 def test_messages_have_larger_limits_than_other_replies(listen: Listen) -> None:
@@ -183,7 +192,8 @@ def test_messages_have_larger_limits_than_other_replies(listen: Listen) -> None:
     small.close()
 
 
-def test_long_replies_share_a_budget(listen: Listen) -> None:
+@pytest.mark.parametrize("way", ["requests", "channel"])
+def test_long_replies_share_a_budget(listen: Listen, way: str) -> None:
     """One reply takes all of it and is slow; a second long one fails, short ones do not."""
     size = FREE_BYTES + 100_000
     release = threading.Event()
@@ -202,7 +212,7 @@ def test_long_replies_share_a_budget(listen: Listen) -> None:
     def fetch(address: str) -> int:
         client = PeerClient(settings)
         try:
-            return len(client.request("GET", address, "/").body)
+            return len(asking(client, way)(address, settings.other_limit).body)
         finally:
             client.close()
 

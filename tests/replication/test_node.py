@@ -12,7 +12,7 @@ from replication.node import Node
 from replication.peer_client import PeerClientSettings
 from replication.peer_thread import AWAKE, PeerThread
 from replication.replica import Replica
-from store.engine import Change, Engine, read_clocks
+from store.engine import Change, Engine, WriteConcern, read_clocks
 
 OWN, PEER = "127.0.0.1:1", "127.0.0.1:2"
 
@@ -77,6 +77,24 @@ def test_a_write_does_not_wake_a_thread_whose_next_exchange_is_not_due_earlier(n
     peer_thread.sleeps_until_s = peer.schedule.next_sync_s
     node.engine.write(Change("x", b"2"), {})
     assert peer_thread.wakeup.calls == 0, "after a failure, only the timer sends the next exchange"
+
+
+def test_a_write_that_waits_for_acks_wakes_a_thread_that_sleeps_until_the_pace_allows(node: Node) -> None:
+    outgoing = node.replica.begin(PEER, read_clocks())
+    assert outgoing is not None
+    peer = node.replica.peers.at(PEER)
+    peer.become("127.0.0.1:2@0000000000000001", 0.0)
+    peer.end(outgoing.serial)
+    paced_until_s = peer.schedule.paced_until_s = read_clocks().mono_s + 30
+    peer.schedule.next_sync_s = paced_until_s + 30
+    peer_thread = sleeping_thread(node, paced_until_s)
+    wrote = node.engine.write(Change("x", b"1"), {})
+    assert wrote.update is not None
+    assert peer_thread.wakeup.calls == 0
+    node.engine.wait_for_acks(wrote.update.dot, WriteConcern("majority", 0.001))
+    assert (peer_thread.wakeup.calls, peer_thread.sleeps_until_s) == (1, AWAKE)
+    node.engine.wait_for_acks(wrote.update.dot, WriteConcern("majority", 0.001))
+    assert peer_thread.wakeup.calls == 1, "it is woken already"
 
 
 def test_a_write_checks_threads_only_if_one_fell_asleep_with_nothing_to_send(node: Node) -> None:

@@ -13,9 +13,10 @@ import pytest
 from kvsite.config import Config
 from kvsite.guard import Guard
 from kvsite.wsgi import Edge
+from replication.bounded_replies import ReplyLimit
 from replication.errors import NotTrusted, Unreachable
 from replication.messages import SnapshotRequest
-from replication.peer_client import PeerClient, PeerClientSettings
+from replication.peer_client import PeerClient, PeerClientSettings, Response
 from replication.proof import HEADER, derive_key
 from replication.transport import Transport, translate_errors
 from store.api_tokens import ApiToken
@@ -69,9 +70,27 @@ class Peer:
         return [body]
 
 
-@pytest.fixture
-def client() -> Iterator[PeerClient]:
-    peer_client = PeerClient(PeerClientSettings(key=KEY))
+class ByChannel(PeerClient):
+    """A client that sends every request with a body as messages are sent."""
+
+    def request(
+        self,
+        method: str,
+        address: str,
+        path: str,
+        body: bytes = b"",
+        media_type: str = "",
+        limit: ReplyLimit | None = None,
+    ) -> Response:
+        """See ``PeerClient``."""
+        if not body:
+            return super().request(method, address, path, body, media_type, limit)
+        return self.post_message(address, path, body, media_type, limit or self._settings.exchange_limit)
+
+
+@pytest.fixture(params=[PeerClient, ByChannel])
+def client(request: pytest.FixtureRequest) -> Iterator[PeerClient]:
+    peer_client: PeerClient = request.param(PeerClientSettings(key=KEY))
     yield peer_client
     peer_client.close()
 
@@ -229,9 +248,10 @@ def test_other_errors_are_unreachable_and_not_trust_errors(serve: Serve) -> None
     transport.close()
 
 
-def test_a_message_that_could_not_be_sent_leaves_no_garbage() -> None:
+@pytest.mark.parametrize("kind", [PeerClient, ByChannel])
+def test_a_message_that_could_not_be_sent_leaves_no_garbage(kind: type[PeerClient]) -> None:
     """Errors of urllib3 and their frames form reference cycles, which would keep each message in memory."""
-    client = PeerClient(PeerClientSettings())
+    client = kind(PeerClientSettings())
     gc.collect()
     gc.disable()
     try:

@@ -112,6 +112,17 @@ def test_new_writes_wait_for_others_until_the_pace_allows_and_no_longer_than_the
     assert peer.exchange_due_at(own_counter=1, now_s=4.0) == 4.5
 
 
+def test_an_update_for_whose_acks_a_client_waits_is_not_paced() -> None:
+    peer = peer_in(PeerState.EXCHANGING)
+    peer.schedule.next_sync_s, peer.schedule.paced_until_s = 10.0, 5.0
+    peer.acked.sent = peer.awaited_counter = 3
+    assert peer.exchange_due_at(own_counter=4, now_s=4.0) == 5.0, "it is sent already"
+    peer.awaited_counter = 4
+    assert peer.exchange_due_at(own_counter=4, now_s=4.0) == 4.0
+    peer.fail(OWN_ID, 4.0)
+    assert peer.exchange_due_at(own_counter=4, now_s=4.0) == 10.0, "only the timer retries"
+
+
 def test_members_are_what_present_incarnations_have_acknowledged() -> None:
     table = MembershipTable("r1:80", 10)
     table.start(1, 1)

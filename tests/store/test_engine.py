@@ -39,6 +39,7 @@ class Peers:
     issued: list[Update] = field(default_factory=list)
     fetched: list[Clock] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    expected: list[tuple[Dot, int]] = field(default_factory=list)
     unrecoverable_gaps: LostUpdates = field(default_factory=dict)
     acked: int = 1
     members: int = 3
@@ -62,6 +63,10 @@ class Peers:
     def can_report_loss(self, token: int) -> bool:
         self._check_lock()
         return bool(self.unrecoverable_gaps)
+
+    def expect_acks(self, dot: Dot, required: int) -> None:
+        self._check_lock()
+        self.expected.append((dot, required))
 
     def acks(self, dot: Dot) -> int:
         self._check_lock()
@@ -496,6 +501,14 @@ def test_too_few_acks_in_time_are_reported_and_the_write_stands(rig: Rig) -> Non
 def test_w_1_does_not_wait(rig: Rig) -> None:
     _, acks = rig.engine.write_with_concern(WriteConcern(1, LONG_S), rig.engine.write, Change("x", b"1"), {})
     assert acks == (1, True)
+    assert rig.peers.expected == []
+
+
+def test_replication_learns_of_each_write_that_waits_for_acks(rig: Rig) -> None:
+    concerns = [WriteConcern(3, 0.001), WriteConcern(1, LONG_S), WriteConcern(3, 0), WriteConcern("majority", 0.001)]
+    for concern in concerns:
+        rig.engine.write_with_concern(concern, rig.engine.write, Change("x", b"1"), {})
+    assert rig.peers.expected == [((rig.store.replica_id, 1), 3), ((rig.store.replica_id, 4), 2)]
 
 
 def test_a_write_without_an_update_has_no_acks(rig: Rig) -> None:

@@ -343,6 +343,8 @@ class Clients:
     def _wait_for_acks(self, host: Host, replica: Replica, dot: Dot, concern: str) -> None:
         """Wait as an engine does until enough members have acknowledged ``dot``; the oracle checks each count."""
         boot, deadline_s = host.boots, self.world.now_s + DEFER_S
+        replica.acks.expect(dot, replica.acks.required(concern), self.world.now(host).mono_s)
+        self.world.schedule_pump(host)
 
         def look() -> None:
             if host.boots != boot or host.replica is not replica or self.world.now_s >= deadline_s:

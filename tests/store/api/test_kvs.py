@@ -225,6 +225,7 @@ def test_lost_updates_are_reported(api: Api) -> None:
         def can_report_loss(self, token: int) -> bool:
             return True
 
+        def expect_acks(self, dot: Any, required: int) -> None: ...
         def acks(self, dot: Any) -> int:
             return 1
 

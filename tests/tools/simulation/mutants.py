@@ -19,6 +19,7 @@ import replication.replica
 import replication.snapshots
 import replication.view_changes
 import store.causal
+from replication.acks import Acks
 from replication.duplicates import DuplicateCheck
 from replication.errors import DuplicateAddress
 from replication.liveness import Liveness
@@ -737,6 +738,62 @@ def forget_acknowledgements_of_requests() -> Iterator[None]:
         self.clock = dict(clock)
 
     with patch.object(Acknowledged, "confirm", confirm):
+        yield
+
+
+@directed
+def pace_writes_that_wait_for_acks() -> Iterator[None]:
+    """A write for whose acks a client waits leaves no earlier than other writes."""
+    with patch.object(Acks, "expect", lambda self, dot, required, now_s: []):
+        yield
+
+
+@directed
+def never_pace_again() -> Iterator[None]:
+    """After one write that waited for acks, no write is paced."""
+    due_at = PeerProgress.exchange_due_at
+
+    def exchange_due_at(self: PeerProgress, own_counter: int, now_s: float) -> float:
+        return now_s if self.awaited_counter and own_counter > self.acked.sent else due_at(self, own_counter, now_s)
+
+    with patch.object(PeerProgress, "exchange_due_at", exchange_due_at):
+        yield
+
+
+@directed
+def expect_acks_of_an_earlier_incarnation() -> Iterator[None]:
+    """A counter that was expected of the incarnation before counts for the present one, whose counters start at 1."""
+    raise_incarnation = ViewChanges._raise_incarnation
+
+    def keep_expecting(self: ViewChanges, known: int, now: Instant) -> None:
+        expected = [(peer, peer.awaited_counter) for peer in self._peers.all()]
+        raise_incarnation(self, known, now)
+        for peer, counter in expected:
+            peer.awaited_counter = counter
+
+    with patch.object(ViewChanges, "_raise_incarnation", keep_expecting):
+        yield
+
+
+@directed
+def expect_acks_only_of_a_peer_that_failed() -> Iterator[None]:
+    """After a request failed, only its peer is still expected to acknowledge what a client waits for."""
+    with patch.object(Acks, "expect_from_others", lambda self, failed: None):
+        yield
+
+
+@directed
+def expect_acks_of_peers_that_hang() -> Iterator[None]:
+    """The peers to ask are chosen without a look at what is in flight to them."""
+    with patch.object(Acks, "_hangs", lambda self, peer, now_s: False):
+        yield
+
+
+@directed
+def expect_too_few_acks() -> Iterator[None]:
+    """Of the members that have to acknowledge, one is not asked."""
+    choose = Acks._choose
+    with patch.object(Acks, "_choose", lambda self, required, now_s: choose(self, required - 1, now_s)):
         yield
 
 

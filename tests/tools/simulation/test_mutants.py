@@ -12,7 +12,14 @@ import pytest
 
 from store.errors import DependenciesMissing
 from tests.replication import test_discovery, test_time_limits
-from tests.replication.protocol import test_hostile_messages, test_joining, test_loss, test_markers, test_snapshots
+from tests.replication.protocol import (
+    test_acks,
+    test_hostile_messages,
+    test_joining,
+    test_loss,
+    test_markers,
+    test_snapshots,
+)
 from tests.support.wire import Wire, address, write
 from tests.tools.simulation.mutants import DIRECTED, MUTANTS
 
@@ -111,6 +118,16 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "forget_acknowledgements_of_requests": (
         test_hostile_messages.test_an_acknowledgement_that_comes_while_a_request_is_in_flight_is_kept
     ),
+    "pace_writes_that_wait_for_acks": (
+        test_acks.test_writes_that_wait_for_acks_leave_together_as_soon_as_the_exchange_before_ends
+    ),
+    "never_pace_again": test_acks.test_after_a_write_that_waited_for_acks_other_writes_are_paced_again,
+    "expect_acks_of_an_earlier_incarnation": (
+        test_acks.test_what_the_incarnation_before_waited_for_does_not_end_pacing
+    ),
+    "expect_acks_only_of_a_peer_that_failed": test_acks.test_after_a_failure_the_other_members_are_asked_at_once,
+    "expect_acks_of_peers_that_hang": test_acks.test_a_member_that_hangs_is_not_chosen,
+    "expect_too_few_acks": test_acks.test_as_many_members_are_asked_as_have_to_acknowledge,
     "let_hybrid_time_run_on": (
         test_hostile_messages.test_a_hybrid_time_as_far_ahead_as_is_allowed_leaves_all_replicas_working
     ),
