@@ -10,6 +10,7 @@ import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import requests
@@ -104,3 +105,37 @@ def test_a_replica_that_joins_under_writes_at_full_speed_needs_few_snapshots() -
     assert log_bytes <= LOG_BYTES + ReplicationSettings().max_reserve_bytes
     assert given >= taken
     assert read == [0, READS_OWN_WRITES]
+
+
+def peak_mib(cluster: LocalCluster, i: int) -> int:
+    """Return the highest resident memory that replica ``i`` has ever had."""
+    text = Path(f"/proc/{cluster.pid(i)}/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmHWM:")) // 1024
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.linux
+def test_the_documented_pod_stays_below_its_limit_while_a_replica_joins_under_load() -> None:
+    """Contract 6: KV_MAX_MEMORY of 512 MiB in a container with 1280 MiB (docs/kubernetes.md)."""
+    with cluster_of(3, start=2, KV_MAX_MEMORY=512 << 20) as cluster, ThreadPoolExecutor(2) as pool:
+        keys = 512 * 1024 * 1024 // (VALUE_BYTES + 500)
+        for start in range(0, keys, 250):
+            transact(cluster, 0, {f"k{n:05}": "v" * VALUE_BYTES for n in range(start, start + 250)})
+        assert status(cluster, 0)["data_bytes"] > 490 << 20
+        stop = threading.Event()
+        written = [0, 0]
+        load = [pool.submit(write_at_rate, cluster, i, stop, written) for i in range(2)]
+        try:
+            wait_until(lambda: min(written) > BYTES_PER_S / 2, timeout_s=30)
+            cluster.start_one(2)
+            cluster.wait_ready(120)
+            taken = status(cluster, 2)["snapshots"]["taken"]
+            peaks = [peak_mib(cluster, i) for i in range(3)]
+        finally:
+            stop.set()
+        for task in load:
+            task.result()
+    report(f"{keys} keys; {taken} snapshots; highest memory {peaks} MiB")
+    assert taken >= 1
+    assert max(peaks) < 1280 - 3 * 64, "the rest is for bodies, responses and pending updates"
