@@ -85,6 +85,7 @@ class MessageComposer:
             time=store.hybrid_clock.read(now),
             membership_digest=table.digest,
             membership=dict(table.entries) if send_table else None,
+            horizon=table.horizon if send_table else 0,
             clock={id_: n for id_ in table.present_ids if (n := store.clock.get(id_, 0))},
             retired_digest=retired.digest,
             retired=retired.clock if send_retired else None,

@@ -7,11 +7,12 @@ kind            subject         meaning
 ==============  ==============  ======================================================================================
 ``started``     own replica id  The process has created its replica, which begins to join.
 ``serving``     own replica id  The replica has caught up and serves clients. Detail: its number of keys.
-``raised``      own replica id  The replica took a higher incarnation: the cluster knew a higher one of its address.
+``raised``      own replica id  The replica took a higher incarnation: the cluster knew a higher one of its address, or
+                                an old removal, or had forgotten the address.
 ``drift``       own replica id  The wall clock is behind the fastest peer's clock. Detail: by how many seconds.
 ``snapshot``    sender's id     The replica joined a snapshot: it was too far behind for the log. Detail: keys.
 ``added``       address         PUT /view at this replica added the address to the membership table.
-``removed``     address         DELETE /view or the shutdown of this replica removed the address.
+``removed``     address         DELETE /view or the shutdown of this replica removed the address, known or not.
 ``alias``       address         PUT /view had named an alias. The own address of that replica has replaced it.
 ``joined``      address         A peer's table brought a member or its new incarnation. Detail: the incarnation.
 ``left``        address         A peer's table removed the address. Detail: the incarnation.

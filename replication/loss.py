@@ -4,16 +4,17 @@ A replica may die with updates that no living replica has, while a client, or a 
 Waiting would last for ever. Giving up too early would show an effect before its cause. The dependency on update (i, n),
 which this replica's clock does not cover, is *unrecoverable* when all four rules hold:
 
-1. Incarnation i has *ended*. Either its address belongs and has another present incarnation; then no other process is
-   alive there, because the present one has to report (rule 2). Or its address was removed, and i is not above the
-   incarnation in the table. An incarnation above that one may be alive without our having heard of it, and so may a
-   replica whose address the table does not hold. The present incarnation of a member has not ended: it may be slow or
-   cut off, and return with the update. Text that is no replica id names no incarnation.
+1. Incarnation i has *ended* (``MembershipTable.has_ended``). Either its address belongs and has another present
+   incarnation; then no other process is alive there, because the present one has to report (rule 2). Or its address was
+   removed, and i is known, or started before the removal: then it merges into that removal when it comes back. Or its
+   address has no entry, and i started before the horizon: the removal was forgotten. Any other incarnation may be alive
+   without our having heard of it. The present incarnation of a member has not ended: it may be slow or cut off, and
+   return with the update.
 2. Every member, **including members that are down**, has reported since the question was asked: its present
    incarnation, and under a membership table equal to ours. An older report may be from before the member received the
    update; under another table, a member may still accept the update from i itself.
-   A seed that was never reached counts as a member that has not reported, and so does a lookup that has found nobody
-   yet: a replica that started cut off from all others does not know the members.
+   A seed that was never reached counts as a member that has not reported, unless its address was removed, and so does
+   a lookup that has found nobody yet: a replica that started cut off from all others does not know the members.
    A removed replica hands over everything that it has for as long as it lives, perhaps to a member that has just
    reported. So only reports count that are younger than this moment: for each removed replica we know that it is silent
    or that it has nothing that we lack.
@@ -37,7 +38,7 @@ from replication.event_log import EventLog
 from replication.membership import Membership
 from replication.progress import Acknowledged, Peers, Report
 from store.causal import CausalStore, LostUpdates
-from store.clock import Dot, Gaps, Instant, address_of, covers, incarnation_of, missing
+from store.clock import Dot, Gaps, Instant, address_of, covers, missing
 from store.versions import Update
 
 MAX_LOSS_QUERIES = 1024
@@ -195,7 +196,7 @@ class LossDetector:
     def _reports_since(self, token: int) -> list[Report] | None:
         """Return the reports of all members that rule 2 requires, None while one is missing."""
         membership, table = self._membership, self._membership.table
-        if membership.seeds.unanswered or membership.undiscovered or self.quiet_since is None:
+        if self.quiet_since is None or not membership.knows_all_members():
             return None
         ids = [table.present_id(address) for address in table.others]
         return reports_since(max(token, self.quiet_since), self._peers.members(), ids, table.digest)
@@ -224,9 +225,8 @@ class LossDetector:
         """Recompute both public attributes; called as time passes, and when a removed replica has sent a message."""
         table, liveness = self._membership.table, self._membership.liveness
         holders = set()
-        for address in table.left:
-            replica = table.present_id(address)
-            if replica is None or liveness.is_silent(replica, self._started_s, now.mono_s):
+        for address, replica in table.removed_ids.items():
+            if liveness.is_silent(replica, self._started_s, now.mono_s):
                 continue
             if not self._has_all_of(address, replica):
                 holders.add(replica)
@@ -257,12 +257,7 @@ class LossDetector:
 
     def _has_ended(self, replica: str) -> bool:
         """Return whether the id ``replica`` names an incarnation that has ended (rule 1)."""
-        table, incarnation = self._membership.table, incarnation_of(replica)
-        if not incarnation or replica in table.present:
-            return False
-        entry = table.entries.get(address_of(replica))
-        # If the address belongs, any other incarnation has ended, even one above the table's.
-        return entry is not None and (entry.belongs or incarnation <= entry.incarnation)
+        return self._membership.table.has_ended(replica)
 
     def _has_all_of(self, address: str, replica: str) -> bool:
         """Return whether we have everything that ``replica``, which knows of its removal, will ever hand over."""

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from replication.duplicates import DuplicateCheck
 from replication.liveness import Liveness
-from replication.membership_table import MembershipTable
+from replication.membership_table import Change, MembershipTable
 from replication.messages import Exchange, LastHeard, MembershipEntry
 from replication.seeds import Seeds
 from replication.settings import ReplicationSettings
@@ -36,7 +36,7 @@ class Membership:
         self, address: str, settings: ReplicationSettings, seeds: Seeds | None = None, started_s: float = 0.0
     ) -> None:
         self.address = address
-        self.table = MembershipTable(address, settings.max_members)
+        self.table = MembershipTable(address, settings.max_members, settings.kept_removed)
         self.liveness = Liveness(settings)
         self.seeds = seeds or Seeds(address, (), discovers=False, now_s=started_s)
         self.duplicate_check = DuplicateCheck(address, settings, started_s)
@@ -44,6 +44,10 @@ class Membership:
         self.undiscovered = False
         self._settings = settings
         self._added_s: dict[str, float] = {}
+        self._removed_s: dict[str, float] = {}
+        """Removed address -> when this replica first saw it removed."""
+        self._dropped_s: dict[str, float] = {}
+        """Address that belonged until a merge left it without an entry -> when. See ``dropped``."""
         self.update_discovery(started_s)
 
     # -- who belongs -----------------------------------------------------------------------------------
@@ -51,6 +55,11 @@ class Membership:
     def start(self, incarnation: int, stamp: int) -> None:
         """Add this replica to the table under ``incarnation``."""
         self.table.start(incarnation, stamp)
+        self._forget_obsolete()
+
+    def supersede(self, incarnation: int) -> None:
+        """Give this replica, which is removed, ``incarnation`` in the table; it stays removed."""
+        self.table.supersede(incarnation)
         self._forget_obsolete()
 
     def add_replica_from_view(self, replica: str, stamp: int, now_s: float) -> bool:
@@ -66,26 +75,74 @@ class Membership:
         return True
 
     def remove_replica_from_view(self, replica: str, stamp: int, now_s: float) -> bool:
-        """Make the address ``replica`` not belong; return False if no member and no seed has that address."""
-        address = self.aliases.get(replica, replica)
-        if self.seeds.remove(address) and not self.table.belongs(address):
-            # A seed that was never reached: write an entry, so that every replica stops to wait for it.
-            self.add_replica_from_view(address, stamp, now_s)
-        removed = self.table.remove(address, stamp)
-        self._forget_obsolete()
-        return removed
+        """Make the address ``replica`` not belong; return False if no member and no seed has that address.
 
-    def merge(self, entries: Mapping[str, MembershipEntry]) -> dict[str, MembershipEntry]:
-        """Merge another replica's table; return the entries that changed. Raises BadMessage if the table is full.
-
-        While a check for a duplicate of this replica's address runs, the entry of that address is left out.
+        The removal is written all the same: clients may depend on a replica that died before this cluster heard of it.
         """
-        if self.duplicate_check.is_running and self.address in entries:
-            entries = {address: entry for address, entry in entries.items() if address != self.address}
-        changed = self.table.merge(entries)
+        address = self.aliases.get(replica, replica)
+        was_seed = self.seeds.remove(address)
+        removed = self.table.remove(address, stamp)
+        self._removed_s[address] = now_s
+        self._forget_obsolete()
+        return removed or was_seed
+
+    def merge(self, entries: Mapping[str, MembershipEntry], horizon: int = 0, now_s: float = 0.0) -> dict[str, Change]:
+        """Merge another replica's table; return the changes (membership_table.py). Raises BadMessage if it is full.
+
+        While a check for a duplicate of this replica's address runs, the entry of that address stays as it is.
+        """
+        if self.duplicate_check.is_running:
+            entries = {**entries, self.address: self.table.entries[self.address]}
+        changed = self.table.merge(entries, horizon)
         if changed:
+            for address, (before, after) in changed.items():
+                if after is None:
+                    self.seeds.remove(address)
+                    if before is not None and before.belongs:
+                        self._dropped_s[address] = now_s
             self._forget_obsolete()
         return changed
+
+    def forget_removed(self, now_s: float) -> list[str]:
+        """Forget the oldest removals beyond ``kept_removed``, and those that others have forgotten; return them.
+
+        None is forgotten within ``forget_after_s`` after this replica has heard of it.
+        """
+        removed, table = self.table.removed(), self.table
+        self._removed_s = {address: self._removed_s.get(address, now_s) for address in removed}
+        excess = len(removed) - self._settings.kept_removed
+        forgotten = [
+            address
+            for number, address in enumerate(removed)
+            if (number < excess or table.entries[address].stamp <= table.horizon)
+            and now_s - self._removed_s[address] >= self._settings.forget_after_s
+        ]
+        if forgotten:
+            table.forget(forgotten)
+            for address in forgotten:
+                self.seeds.remove(address)  # Without its removal it would look like one that was never reached.
+            self._forget_obsolete()
+        return forgotten
+
+    def dropped(self, now_s: float) -> list[str]:
+        """Return the addresses that lost their entry in a merge within ``forget_after_s``, though they belonged.
+
+        They are asked once more: a replica that is alive there learns of it, and returns (view_changes.py). Otherwise
+        replicas that drop each other at the same time would never hear of each other again.
+        """
+        if self._dropped_s:
+            since_s = now_s - self._settings.forget_after_s
+            self._dropped_s = {
+                address: at_s
+                for address, at_s in self._dropped_s.items()
+                if at_s > since_s and address not in self.table.entries
+            }
+        return list(self._dropped_s)
+
+    def is_forgotten(self, address: str) -> bool:
+        """Return whether nothing is to be remembered of ``address``: it has no entry, and need not be asked."""
+        is_asked = address in self.seeds.unanswered or address in self._dropped_s or address == self.address
+        return not is_asked and address not in self.table.entries
 
     @property
     def silent_after_s(self) -> float:
@@ -162,6 +219,23 @@ class Membership:
         """Recompute ``undiscovered``; called after each answer and lookup, and as time passes."""
         self.undiscovered = self.seeds.is_undiscovered(now_s, self._settings.silent_after_s)
 
+    def knows_all_members(self) -> bool:
+        """Return whether no address may be that of a member that this replica has never reached.
+
+        It may be at a seed that has not answered, unless the address was removed, and while lookups have found nobody.
+        """
+        table = self.table
+        unknown = (
+            address for address in self.seeds.unanswered if table.belongs(address) or address not in table.entries
+        )
+        return not self.undiscovered and not any(unknown)
+
     def _forget_obsolete(self) -> None:
-        self.liveness.forget(self.table.is_superseded)
-        self._added_s = {address: at_s for address, at_s in self._added_s.items() if self.table.belongs(address)}
+        table = self.table
+        self.liveness.forget(lambda id_: table.is_superseded(id_) or address_of(id_) not in table.entries)
+        self._added_s = {address: at_s for address, at_s in self._added_s.items() if table.belongs(address)}
+        self.aliases = {
+            alias: actual
+            for alias, actual in self.aliases.items()
+            if alias in table.entries or self.seeds.is_named(alias)
+        }

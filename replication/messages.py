@@ -42,8 +42,11 @@ from replication.errors import BadMessage
 from store.clock import MAX_INCARNATION
 from store.versions import Counter, ReplicaId, Timestamp, Update, Version, WireClock, decode_update
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the messages that this replica sends."""
+
+HORIZON_PROTOCOL = 2
+"""The first version with the field ``horizon``."""
 
 DEFAULT_PROTOCOL = 1
 """Version of a message that names none. It stays 1 for ever: otherwise two versions would mistake each other for their
@@ -68,19 +71,20 @@ State = Literal["joining", "serving", "removed", "leaving"]
 
 
 class MembershipEntry(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """The entry of one address in the membership table. The entry with the higher ``rank`` wins at every replica.
+    """The entry of one address in the membership table (membership_table.py has the rules).
 
-    ``incarnation``: of the process there, 0 if none is known yet. ``stamp``: hybrid time of the change, microseconds.
-    ``belongs``: whether the address belongs to the cluster.
+    ``incarnation``: of the process there, 0 if none is known yet. ``stamp``: hybrid time of the latest change of
+    ``belongs``, microseconds. ``belongs``: whether the address belongs to the cluster.
     """
 
     incarnation: Annotated[int, msgspec.Meta(ge=0, le=MAX_INCARNATION)]
     stamp: Timestamp
     belongs: bool
 
-    @property
-    def rank(self) -> tuple[int, int, bool]:
-        return (self.incarnation, self.stamp, self.belongs)
+    def join(self, other: MembershipEntry) -> MembershipEntry:
+        """Return the higher incarnation with the later change; if the stamps are equal, the address belongs."""
+        stamp, belongs = max((self.stamp, self.belongs), (other.stamp, other.belongs))
+        return MembershipEntry(max(self.incarnation, other.incarnation), stamp, belongs)
 
 
 class LastHeard(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -98,7 +102,8 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
 
     ``sender``: id of the replica that sends it. ``heartbeat``: rises with every message of that replica. ``time``: its
     hybrid time, microseconds. ``clock``, ``retired_digest``, ``retired``: its clock (see the module).
-    ``membership_digest``, ``membership``: of its membership table. ``heard``: its last contact with other replicas.
+    ``membership_digest``, ``membership``, ``horizon``: of its membership table; the horizon is sent with the table.
+    ``heard``: its last contact with other replicas.
     ``orphaned_pending``: the lowest counter in its pending queue for each origin that is no present incarnation.
     ``want_all``: send everything that I lack, including updates of other origins. ``truncated``: my log does not reach
     back to your clock, pull a snapshot. ``more``: a limit cut the updates. ``accepted``: False in a reply if the
@@ -123,6 +128,7 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     truncated: bool = False
     more: bool = False
     accepted: bool = True
+    horizon: Timestamp = 0
 
     @cached_property
     def updates(self) -> Updates:
@@ -163,7 +169,7 @@ class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     ``snapshot``: the name under which to request the next piece; empty if the sender has too many receivers now, or
     does not have that snapshot any more. ``last``: no more pieces follow.
     ``since``, ``rest_unchanged``: with the first piece of a partial snapshot. ``covered``: the covered keys of a
-    partial snapshot, as origin -> key -> counter (store/snapshot.py). A replica that does not send
+    partial snapshot, as origin -> (key, counter) of each version (store/snapshot.py). A replica that does not send
     ``known`` gets none of these.
     """
 
@@ -177,7 +183,7 @@ class SnapshotPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     markers: list[MarkerForm] = []
     items: list[tuple[str, PresentVersions]] = []
     since: WireClock = {}
-    covered: dict[ReplicaId, dict[str, Counter]] = {}
+    covered: dict[ReplicaId, list[tuple[str, Counter]]] = {}
     rest_unchanged: bool = False
 
 

@@ -221,7 +221,7 @@ class Node:
         return added
 
     def remove_member(self, address: str) -> bool:
-        """Make ``address`` not belong; return False if there is no such member or seed."""
+        """Make ``address`` not belong; return False if there is no such member or seed. It is recorded all the same."""
         with self._lock:
             removed = self.replica.remove_replica_from_view(address, read_clocks())
             self.engine.wake()

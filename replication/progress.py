@@ -29,11 +29,12 @@ Source: a named state per follower, as in etcd's raft (tracker/progress.go: prob
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from replication.membership_table import MembershipTable
+from replication.messages import DEFAULT_PROTOCOL
 from store.clock import Clock, join, join_into
 
 SMOOTHING = 0.25
@@ -86,6 +87,7 @@ class Acknowledged:
     retired entries come with the next message.
     ``retired_digest``, ``membership_digest``: of its retired clock entries and its membership table, as last sent;
     None and 0 before it has sent any.
+    ``protocol``: version of its last message.
     ``report``: its latest report, for loss detection. ``snapshot``: whether it offers one.
     ``sent``: own counter up to which updates were sent to it, acknowledged or not. A failed request sets it back to
     what is acknowledged.
@@ -97,6 +99,7 @@ class Acknowledged:
     is_complete: bool = False
     retired_digest: int | None = None
     membership_digest: int = 0
+    protocol: int = DEFAULT_PROTOCOL
     report: Report | None = None
     snapshot: SnapshotOffer = SnapshotOffer.NONE
     sent: int = 0
@@ -239,6 +242,12 @@ class Peers:
     def all(self) -> list[PeerProgress]:
         """Return the progress of every peer, members or not."""
         return list(self._by_address.values())
+
+    def forget_if(self, is_forgotten: Callable[[str], bool]) -> None:
+        """Forget the peers at the addresses for which ``is_forgotten`` holds, unless a request to them is in flight."""
+        for address, peer in list(self._by_address.items()):
+            if not peer.in_flight and is_forgotten(address):
+                del self._by_address[address]
 
     def forget(self, address: str) -> None:
         """Forget the peer at ``address``: another replica may answer there next."""

@@ -63,7 +63,7 @@ from replication.snapshots import SnapshotSender
 from replication.time_limits import check_times
 from replication.view_changes import RandomBits, ViewChanges, new_incarnation
 from store.causal import CausalStore
-from store.clock import Instant, address_of, replica_id
+from store.clock import Instant, address_of, replica_id, start_us_of
 from store.errors import BadUpdate
 from store.log import EMPTY_DELTA
 from store.settings import StoreSettings
@@ -121,7 +121,7 @@ class Replica:
         self.snapshots = SnapshotSender(self.settings.max_snapshots, self.settings.snapshot_piece_bytes)
         self.reserve = LogReserve(self.store, table, self.peers, self.settings.max_reserve_bytes)
         self._composer = MessageComposer(self.store, self.membership, self._retired, self.loss, self.settings)
-        self.membership.start(incarnation, now.wall_us)
+        self.membership.start(incarnation, start_us_of(incarnation))
         self.event_log.record("started", self.id, "", now)
         self._view.follow_table(now)
         self.tick(now)
@@ -147,7 +147,7 @@ class Replica:
           otherwise none of them could add another one back.
         * Seeds that have never answered.
         * Peers whose snapshot may bring something, even removed ones: they may be the last that hold an update.
-        * Removed replicas that have not been notified of their removal.
+        * Removed replicas that have not been notified of their removal, and members that a merge has just dropped.
         * The own address, while a check for another process under it runs (duplicates.py).
 
         A removed replica goes on exchanging for as long as it lives: the member that has all its updates may die.
@@ -156,6 +156,7 @@ class Replica:
         others = table.others if table.members else table.left
         holders = [peer.address for peer in self.peers.all() if recovery.may_bring_more(peer)]
         to_notify = [address for address in table.left if self._has_to_notify(address, now)]
+        to_notify += self.membership.dropped(now.mono_s)
         checks = self.membership.duplicate_check.is_running
         if table.members and not holders and not to_notify and not unanswered and not checks:
             return others
@@ -320,7 +321,7 @@ class Replica:
     def _answer_snapshot(self, request: SnapshotRequest, now: Instant) -> SnapshotPiece:
         piece = self.snapshots.answer(request, self.store, now)
         if piece.snapshot:
-            self.reserve.note_piece(request.sender, now.mono_s, first=not request.snapshot)
+            self.reserve.note_piece(request.sender, now.mono_s, first=not request.snapshot, last=piece.last)
         return piece
 
     def _accept(self, message: Exchange, now: Instant, *, is_reply: bool = False) -> PeerProgress | None:
@@ -337,7 +338,9 @@ class Replica:
             raise BadMessage("the clock names updates of this replica that it never issued")
         self.membership.suspect_reported_duplicates(message, self.id, now.mono_s)
         if message.membership is not None:
-            self._view.merge(message.membership, now)
+            self._view.merge(message.membership, message.horizon, now)
+        elif message.membership_digest == table.digest:
+            self._view.note_equal_table()
         if table.is_superseded(message.sender):
             return None
         if not message.accepted:
@@ -360,6 +363,7 @@ class Replica:
         acked = peer.acked
         acked.membership_digest = message.membership_digest
         acked.retired_digest = message.retired_digest
+        acked.protocol = message.protocol
         whole = self._retired.whole_clock(message)
         acked.is_complete = whole is not None
         if is_reply and whole is not None:
@@ -413,7 +417,10 @@ class Replica:
         return self._view.add(replica, now)
 
     def remove_replica_from_view(self, replica: str, now: Instant) -> bool:
-        """Make the address ``replica`` not belong (DELETE /view); return False if there is no such member or seed."""
+        """Make the address ``replica`` not belong (DELETE /view); return False if there is no such member or seed.
+
+        The removal is recorded even then.
+        """
         return self._view.remove(replica, now)
 
     def leave(self, now: Instant) -> None:
@@ -446,6 +453,7 @@ class Replica:
         self.recovery.stop_useless_pull()
         self.membership.update_discovery(now.mono_s)
         self.membership.duplicate_check.expire(now.mono_s)
+        self._view.forget_removed(now)
         self._view.finish_joining(now)
         self.loss.update_possible_holders(now)
         self._compaction.trim()

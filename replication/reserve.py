@@ -9,8 +9,7 @@ at most ``max_reserve_bytes``, for all receivers together: they share one log.
 
 **End.** A receiver has no reserve any more
 
-* once it has acknowledged the snapshot's clock, and lacks no more than a quarter of what the log holds without reserve,
-  so that it can do without; or
+* once it lacks no more than a quarter of what the log holds without reserve, so that it can do without; or
 * if it has made no progress for ``RESERVE_KEPT_S``: it has taken no piece and acknowledged no update; or
 * if its incarnation is superseded, or its address was removed.
 
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from replication.membership_table import MembershipTable
 from replication.progress import Peers
 from store.causal import CausalStore
-from store.clock import Clock, address_of, covers
+from store.clock import address_of
 
 RESERVE_KEPT_S = 10.0
 """How long the log's reserve is kept for a receiver that makes no progress, seconds."""
@@ -32,14 +31,14 @@ RESERVE_KEPT_S = 10.0
 
 @dataclass(slots=True)
 class _Receiver:
-    """A receiver that catches up. ``bytes``, ``clock``: the estimated size of its snapshot, and the clock of that.
-    ``update_count``: how many updates it had at ``progress_s`` (monotonic seconds), when it last made progress.
+    """A receiver that catches up. ``bytes``: estimated size of its snapshot. ``update_count``: how many updates it had
+    at ``progress_s`` (monotonic seconds), when it last made progress. ``is_sent``: it has got the last piece.
     """
 
     bytes: int
-    clock: Clock
     progress_s: float
     update_count: int = 0
+    is_sent: bool = False
 
 
 class LogReserve:
@@ -55,15 +54,16 @@ class LogReserve:
         self._max_reserve_bytes = max_reserve_bytes
         self._receivers: dict[str, _Receiver] = {}
 
-    def note_piece(self, receiver: str, now_s: float, *, first: bool) -> None:
+    def note_piece(self, receiver: str, now_s: float, *, first: bool, last: bool) -> None:
         """Note that ``receiver`` gets a piece of a snapshot. Call it in the same step as the snapshot is made."""
         if self._table.present_id(address_of(receiver)) != receiver:
             return
         if first:
-            self._receivers[receiver] = _Receiver(self._store.table.bytes, dict(self._store.clock), now_s)
-            self._resize()
-        elif (known := self._receivers.get(receiver)) is not None:
+            self._receivers[receiver] = _Receiver(self._store.table.bytes, now_s)
+        if (known := self._receivers.get(receiver)) is not None:
             known.progress_s = now_s
+            known.is_sent = known.is_sent or last
+        self._resize()
 
     def update(self, now_s: float) -> None:
         """End the reserve for the receivers that do not need it any more. Call it often."""
@@ -80,8 +80,7 @@ class LogReserve:
             update_count = peer.acked.update_count()
             if update_count > known.update_count:
                 known.update_count, known.progress_s = update_count, now_s
-            log, acked = self._store.log, peer.acked.clock
-            if covers(acked, known.clock) and log.estimate_above(acked) <= log.limit_bytes // 4:
+            if known.is_sent and self._store.log.estimate_above(peer.acked.clock) <= self._store.log.limit_bytes // 4:
                 return False
         return now_s - known.progress_s <= RESERVE_KEPT_S
 

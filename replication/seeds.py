@@ -82,6 +82,10 @@ class Seeds:
             return False
         return self._alone_since_s is None or now_s - self._alone_since_s < alone_after_s
 
+    def is_named(self, address: str) -> bool:
+        """Return whether ``VIEW`` or the last lookup names ``address``."""
+        return address in self.fixed or address in self._discovered
+
     def remove(self, address: str) -> bool:
         """Stop contacting ``address``. Returns False if it was not contacted."""
         return self.unanswered.pop(address, None) is not None

@@ -113,6 +113,13 @@ class ReplicationSettings:
     max_members: int = 1024
     """Most addresses in the membership table. It limits the memory that peers can use in this replica."""
 
+    kept_removed: int = 256
+    """Removed addresses that the membership table keeps; the oldest ones beyond are forgotten."""
+
+    forget_after_s: float = 10.0
+    """How long a replica keeps a removed address at least, so that others, and the removed replica, hear of the removal
+    by its name. A full table forgets earlier."""
+
     @property
     def suspect_after_s(self) -> float:
         """Seconds since the last contact after which a member is suspect."""

@@ -19,7 +19,7 @@ from msgspec import structs
 from replication.messages import PROTOCOL, MarkerForm, SnapshotPiece, SnapshotRequest
 from replication.settings import ReplicationSettings
 from store.causal import CausalStore
-from store.clock import Clock, Instant, covers
+from store.clock import Clock, Dot, Instant, covers
 from store.markers import Marker
 from store.snapshot import Snapshot, has_version_above, rest_is_unchanged
 from store.table import cost
@@ -31,7 +31,7 @@ IDLE_TRANSFER_KEPT_S = 30.0
 COVERED_VERSION_BYTES = 16
 """Estimated bytes in a piece of a version whose dot alone is sent, without its key."""
 
-MAX_KEYS_SKIPPED = 20_000
+MAX_KEYS_SKIPPED = 50_000
 """Keys that a piece of a partial snapshot may leave out. The sender looks at each key of its table under the lock, so
 this limits how long it takes for one piece."""
 
@@ -149,7 +149,7 @@ def cut(
             skipped += 1
         else:
             for version in versions:
-                piece.covered.setdefault(version.origin, {})[key] = version.counter
+                piece.covered.setdefault(version.origin, []).append((key, version.counter))
             size += (COVERED_VERSION_BYTES + len(key)) * len(versions)
     yield structs.replace(piece, last=True)
 
@@ -191,7 +191,7 @@ class SnapshotPull:
     next_piece: int = 0
     first: SnapshotPiece | None = None
     staged: dict[str, Versions] = field(default_factory=dict)
-    covered: dict[str, dict[str, int]] = field(default_factory=dict)
+    covered: dict[str, tuple[Dot, ...]] = field(default_factory=dict)
 
     def request(self, own_id: str) -> SnapshotRequest:
         """Return the request for the next piece."""
@@ -213,8 +213,9 @@ class SnapshotPull:
         elif (piece.sender, piece.snapshot) != (self.sender, self.name):
             return False
         self.staged.update(piece.items)
-        for origin, counters in piece.covered.items():
-            self.covered.setdefault(origin, {}).update(counters)
+        for origin, versions in piece.covered.items():
+            for key, counter in versions:
+                self.covered[key] = (*self.covered.get(key, ()), (origin, counter))
         self.next_piece += 1
         return True
 

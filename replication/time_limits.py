@@ -1,22 +1,23 @@
 """Time limits: which times and incarnations of a message are plausible. Pure.
 
-A hybrid clock follows the highest time that it hears of, and of two entries of the membership table the one with the
-higher incarnation and stamp wins. So a single message with a time in the far future would hold for ever: every later
-change of that entry would lose. A replica therefore rejects a message, as a whole, if any time in it is more than
-``max_clock_lead_s`` ahead of the wall clock here. Times in the past need no limit: they lose by themselves.
+A hybrid clock follows the highest time that it hears of, and the membership table keeps the highest incarnation, stamp
+and horizon. So a single message with a time in the far future would hold for ever: every later change would lose. A
+replica therefore rejects a message, as a whole, if any time in it is more than ``max_clock_lead_s`` ahead of the wall
+clock here. Times in the past need no limit: they lose by themselves.
 """
 
 from __future__ import annotations
 
 from replication.errors import BadMessage
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
-from store.clock import INCARNATION_RANDOM_BITS, Instant, incarnation_of
+from store.clock import Instant, incarnation_of, start_us_of
 
 
 def check_times(message: Exchange | SnapshotRequest | SnapshotPiece, now: Instant, max_lead_s: float) -> None:
     """Raise BadMessage if a time or an incarnation in ``message`` is more than ``max_lead_s`` ahead of the wall clock.
 
-    The times of a message: its own; the timestamps of its updates or versions; the stamps of its membership entries.
+    The times of a message: its own; the timestamps of its updates or versions; the stamps and the horizon of its
+    membership table.
     Its incarnations: those of its sender, of its membership entries and of the replicas that the sender has heard.
     """
     limit_us = now.wall_us + round(max_lead_s * 1_000_000)
@@ -34,24 +35,20 @@ def check_times(message: Exchange | SnapshotRequest | SnapshotPiece, now: Instan
 
 def _latest_times(message: Exchange | SnapshotRequest | SnapshotPiece) -> list[tuple[int, str]]:
     """Return the latest time of each kind in ``message``, in microseconds, and what it is the time of."""
-    times = [(_start_us(incarnation_of(message.sender)), "the incarnation of the sender")]
+    times = [(start_us_of(incarnation_of(message.sender)), "the incarnation of the sender")]
     if isinstance(message, Exchange):
         times.append((message.time, "the time"))
         times.append((max((update.timestamp for update in message.updates), default=0), "the timestamp of an update"))
         heard = max(map(incarnation_of, message.heard), default=0)
-        times.append((_start_us(heard), "an incarnation that was heard of"))
+        times.append((start_us_of(heard), "an incarnation that was heard of"))
+        times.append((message.horizon, "the horizon of the membership table"))
         if message.membership:
             entries = message.membership.values()
             times.append((max(entry.stamp for entry in entries), "the stamp of a membership entry"))
             highest = max(entry.incarnation for entry in entries)
-            times.append((_start_us(highest), "the incarnation of a membership entry"))
+            times.append((start_us_of(highest), "the incarnation of a membership entry"))
     elif isinstance(message, SnapshotPiece):
         times.append((message.time, "the time"))
         stamps = (version.timestamp for _, versions in message.items for version in versions)
         times.append((max(stamps, default=0), "the timestamp of a version"))
     return times
-
-
-def _start_us(incarnation: int) -> int:
-    """Return the start time in an incarnation, in microseconds."""
-    return (incarnation >> INCARNATION_RANDOM_BITS) * 1000

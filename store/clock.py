@@ -71,6 +71,11 @@ def address_of(replica: str) -> str:
     return replica.rpartition("@")[0] or replica
 
 
+def start_us_of(incarnation: int) -> int:
+    """Return the start time in an incarnation, in microseconds of the wall clock of the process that took it."""
+    return (incarnation >> INCARNATION_RANDOM_BITS) * 1000
+
+
 def incarnation_of(replica: str) -> int:
     """Return the incarnation in a replica id, or 0 if there is none: clients may send any text as a replica id."""
     digits = replica.rpartition("@")[2]

@@ -35,10 +35,10 @@ Source: Almeida et al., "Delta state replicated data types", 2018 (causal contex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from store.clock import Clock, covers
+from store.clock import Clock, Dot, covers
 from store.markers import Marker
 from store.versions import Version, Versions
 
@@ -49,8 +49,7 @@ class Snapshot(NamedTuple):
     ``timestamp``: its hybrid time in microseconds. ``clock``, ``delete_clock``, ``table``: see ``CausalStore``.
     ``markers``: all markers that it has applied (store/markers.py).
     ``since``: if it is partial, a clock that the receiver's clock covers; empty for a whole snapshot.
-    ``covered``: if it is partial, the dots of the keys without a version above ``since``: origin -> key -> counter. (A
-    key has at most one version of each origin.)
+    ``covered``: if it is partial, key -> dots of its versions, for keys without a version above ``since``.
     ``rest_unchanged``: if it is partial, whether keys in neither ``table`` nor ``covered`` stay as they are at the
     receiver.
     """
@@ -61,7 +60,7 @@ class Snapshot(NamedTuple):
     markers: list[Marker]
     table: Mapping[str, Versions]
     since: Clock = {}
-    covered: Mapping[str, Mapping[str, int]] = {}
+    covered: Mapping[str, Collection[Dot]] = {}
     rest_unchanged: bool = False
 
 
@@ -92,15 +91,10 @@ def join_partial(own: Mapping[str, Versions], own_clock: Clock, partial: Snapsho
         return
     for key, versions in own.items():
         if key not in partial.table:
-            kept = tuple([v for v in versions if _names(partial, key, v) or not _is_covered(v, partial.clock)])
+            dots = partial.covered.get(key, ())
+            kept = tuple([v for v in versions if v.dot in dots or not _is_covered(v, partial.clock)])
             if len(kept) < len(versions):
                 yield key, kept
-
-
-def _names(partial: Snapshot, key: str, version: Version) -> bool:
-    """Return whether the version's dot is among the covered ones."""
-    counters = partial.covered.get(version.origin)
-    return counters is not None and counters.get(key) == version.counter
 
 
 def join_tables(

@@ -124,7 +124,7 @@ DELETE_VIEW: Final = operation(
     "Remove a replica",
     {
         "200": _view_change("Removed. It stays out until it is added or started again.", "deleted"),
-        "404": error("There is no such replica.", "View has no such replica"),
+        "404": error("There is no such replica. The removal is recorded all the same.", "View has no such replica"),
         **ADDRESS_ERRORS,
         **ACCESS_ERRORS,
     },

@@ -82,7 +82,11 @@ class ViewView(ReplicaView):
 
     @described(schema.DELETE_VIEW)
     def delete(self) -> ApiResponse:
-        """Remove an address. Any text that the membership table holds can be removed."""
+        """Remove an address. Any text that the membership table holds can be removed.
+
+        A removal of an address that nothing names gets 404, but it is recorded: clients may depend on a replica that
+        died before this cluster heard of it, and the removal says that it will not come back (contract 2.8).
+        """
         body = self.address_body()
         is_held = self.context.node.holds_address(body.socket_address)
         address = body.socket_address if is_held else canonical_address(body)

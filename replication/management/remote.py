@@ -36,6 +36,14 @@ class NoAnswer(CommandError):
     """The replica cannot be reached, or the server at its address is not a replica of Causeway."""
 
 
+class ErrorResponse(CommandError):
+    """The replica has answered with an error. ``status``: of the response."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 class Remote:
     """A client for one replica. It takes credentials and TLS from the environment, as replicas do (contract 5).
 
@@ -62,7 +70,7 @@ class Remote:
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Send a request and return the JSON object of a successful response.
 
-        Raises ``NoAnswer``, and ``CommandError`` for an error response.
+        Raises ``NoAnswer``, and ``ErrorResponse`` for an error response.
         """
         sent = b"" if body is None else msgspec.json.encode(body)
         try:
@@ -78,7 +86,7 @@ class Remote:
             raise NoAnswer(f"{self.at} answers, but is no replica of Causeway")
         if response.status >= requests.codes.bad_request:
             error = printable(str(content.get("error", "no reason given")))
-            raise CommandError(f"{self.at} answers {response.status}: {error}")
+            raise ErrorResponse(f"{self.at} answers {response.status}: {error}", response.status)
         return content
 
     def status(self) -> dict[str, Any]:

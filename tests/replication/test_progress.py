@@ -124,7 +124,7 @@ def test_an_update_for_whose_acks_a_client_waits_is_not_paced() -> None:
 
 
 def test_members_are_what_present_incarnations_have_acknowledged() -> None:
-    table = MembershipTable("r1:80", 10)
+    table = MembershipTable("r1:80", 10, 10)
     table.start(1, 1)
     table.merge({"r2:80": MembershipEntry(3, 1, True), "r3:80": MembershipEntry(4, 1, True)})
     peers = Peers(table)

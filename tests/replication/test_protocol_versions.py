@@ -39,6 +39,7 @@ from replication.node import Node
 from replication.peer_client import PeerClientSettings
 from replication.peer_thread import PeerThread
 from replication.replica import Replica
+from replication.settings import ReplicationSettings
 from replication.transport import Transport
 from store.causal import CausalStore
 from store.engine import Engine, read_clocks
@@ -49,7 +50,7 @@ from tests.support.wire import Wire, address, run
 Tree = dict[str, Any]
 Message = Exchange | SnapshotRequest | SnapshotPiece
 
-RECORDED = Path(__file__).parent / "data" / "protocol-1.txt"
+DATA = Path(__file__).parent / "data"
 
 
 # -- replicas of other versions ----------------------------------------------------------------------------------------
@@ -213,6 +214,93 @@ def test_versions_two_apart_get_each_others_updates_through_the_version_between(
     assert all("is not next to" in error for error in wire.rejections.values())
 
 
+# -- the membership table of version 1 ------------------------------------------------------------------------------
+
+
+def without_horizon(tree: Tree) -> Tree:
+    """Rewrite a message as version 1 sends it."""
+    return {name: value for name, value in tree.items() if name != "horizon"}
+
+
+VERSION_1 = Dialect(1 - PROTOCOL, without_horizon)
+
+
+def use_table_of_version_1(replica: Replica) -> None:
+    """Let ``replica`` keep the entry with the highest (incarnation, stamp, belongs) of each address, as version 1 did.
+
+    It has no horizon, and forgets no removal.
+    """
+    table = replica.membership.table
+
+    def merge(entries: dict[str, MembershipEntry], _: int = 0) -> dict[str, Any]:
+        newer = {
+            address: entry
+            for address, entry in entries.items()
+            if address not in table.entries or rank(entry) > rank(table.entries[address])
+        }
+        changes = {address: (table.entries.get(address), entry) for address, entry in newer.items()}
+        table.entries.update(newer)
+        table._derive()
+        return changes
+
+    table.merge = merge  # type: ignore[method-assign, assignment]
+    replica.membership.forget_removed = lambda now_s: []  # type: ignore[method-assign]
+
+
+def rank(entry: MembershipEntry) -> tuple[int, int, bool]:
+    return entry.incarnation, entry.stamp, entry.belongs
+
+
+def tables(wire: Wire, *names: str) -> list[dict[str, MembershipEntry]]:
+    return [wire[name].membership.table.entries for name in names]
+
+
+def test_membership_tables_of_version_1_and_2_become_equal() -> None:
+    """Also after a removal of which the restarted replica does not know, by a clock that is ahead."""
+    wire = MixedWire(dialects={"old": VERSION_1, "old2": VERSION_1})
+    names = ("old", "old2", "new", "new2")
+    for name in names:
+        replica = wire.start(name, *names, skew_s=5.0 if name == "new" else 0.0)
+        if name in wire.dialects:
+            use_table_of_version_1(replica)
+    wire.flow(1.0)
+    wire.isolate("old2")
+    for by in ("old", "new"):
+        assert wire[by].remove_replica_from_view(address("old2"), wire.now(by))
+        wire[by].add_replica_from_view("junk:80", wire.now(by))
+    wire.crash("old2")
+    use_table_of_version_1(wire.start("old2", "old"))
+    wire.flow(1.0)
+    wire.heal()
+    wire.flow(4.0)
+    one, *others = tables(wire, *names)
+    assert all(other == one for other in others)
+    assert len({wire[name].membership.table.digest for name in names}) == 1
+    assert not wire.rejections
+
+
+def test_nothing_is_forgotten_while_a_member_speaks_version_1() -> None:
+    """That member would bring each removal again. Once it is upgraded, old removals are forgotten."""
+    wire = MixedWire(
+        settings=ReplicationSettings(pace_s=0.0, kept_removed=2, forget_after_s=1.0), dialects={"old": VERSION_1}
+    )
+    wire.start("new", "old")
+    use_table_of_version_1(wire.start("old", "new"))
+    wire.flow(1.0)
+    for number in range(5):
+        wire.now_s += 0.001
+        wire["new"].add_replica_from_view(f"junk{number}:80", wire.now("new"))
+        wire["new"].remove_replica_from_view(f"junk{number}:80", wire.now("new"))
+    wire.flow(5.0)
+    assert [len(entries) for entries in tables(wire, "new", "old")] == [7, 7]
+    assert wire["new"].membership.table.digest == wire["old"].membership.table.digest
+    wire.crash("old")
+    wire.dialects.clear()
+    wire.start("old", "new")
+    wire.flow(5.0)
+    assert wire["new"].membership.table.left == wire["old"].membership.table.left == ("junk3:80", "junk4:80")
+
+
 # -- other versions ----------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +373,9 @@ def test_a_message_of_a_version_two_away_gets_a_400_changes_nothing_and_is_logge
             response = client.generic("POST", f"/replication/{path}", body, "application/msgpack")
             assert response.status_code == 400
             error = response.json()["error"]
-            assert error == f"127.0.0.1:27211@0000000000000007 speaks protocol 3, which is not next to {PROTOCOL}"
+            assert error == (
+                f"127.0.0.1:27211@0000000000000007 speaks protocol {PROTOCOL + 2}, which is not next to {PROTOCOL}"
+            )
     assert (state(replica.store), dict(replica.membership.table.entries), replica.targets(read_clocks())) == before
     assert replica.store.hybrid_clock.lead_us < 10**6
     logged = [record.getMessage() for record in caplog.records if record.name == "causeway.replication"]
@@ -329,9 +419,10 @@ def test_a_peer_of_a_version_two_away_is_logged_once_and_still_exchanged_with(
         server.server_close()
         transport.close()
     logged = [record.getMessage() for record in caplog.records]
+    no_neighbour = f"speaks protocol {PROTOCOL + 2}, which is not next to {PROTOCOL}"
     expected = {
         "400": f'no exchange: {at} rejects our message: 400 \'{{"error":"another version"}}\'',
-        "a later version": f"no exchange with {at}: peer:1@02 speaks protocol 3, which is not next to {PROTOCOL}",
+        "a later version": f"no exchange with {at}: peer:1@02 {no_neighbour}",
     }
     assert logged == [expected[reply]]
     assert node.inspector.status()["throughput"]["exchange_failures"] == 3
@@ -395,35 +486,47 @@ MEANING: dict[str, Message] = {
     ),
     "last snapshot piece": SnapshotPiece(R1, f"{R1}/12"[-64:], 2, last=True, items=[("z", VERSIONS[1:])]),
 }
-"""Name in the file -> the message that its bytes stand for."""
+"""Name in the file -> the message of version 1 that its bytes stand for."""
 
 
-def recorded() -> dict[str, bytes]:
-    """Return the messages that were recorded from version 1: name -> bytes."""
+def of_version_2(message: Message) -> Message:
+    """Return ``message`` as version 2 sends it, with the fields that it has added."""
+    if isinstance(message, Exchange):
+        added = {"horizon": 1_795_392_000_000_000} if message.heard else {}
+        return msgspec.structs.replace(message, protocol=2, **added)
+    return message if isinstance(message, SnapshotPiece) else msgspec.structs.replace(message, protocol=2)
+
+
+MEANINGS = {1: MEANING, 2: {name: of_version_2(message) for name, message in MEANING.items()}}
+"""Version -> what its file says."""
+
+
+def recorded(version: int) -> dict[str, bytes]:
+    """Return the messages that were recorded from a version: name -> bytes."""
     bodies: dict[str, bytes] = {}
-    for block in RECORDED.read_text().split("\n\n"):
+    for block in (DATA / f"protocol-{version}.txt").read_text().split("\n\n"):
         lines = [line for line in block.splitlines() if not line.startswith("#")]
         if lines:
             bodies[lines[0]] = bytes.fromhex("".join(lines[1:]))
     return bodies
 
 
+@pytest.mark.parametrize("version", MEANINGS)
 @pytest.mark.parametrize("name", MEANING)
-def test_recorded_messages_of_version_1_decode_to_their_meaning(name: str) -> None:
-    """It holds while version 1 is a neighbour. After that, this part and the file can be removed."""
-    assert PROTOCOL <= 2, "version 1 is no neighbour any more: remove its recorded messages"
-    expected = MEANING[name]
+def test_recorded_messages_decode_to_their_meaning(name: str, version: int) -> None:
+    """It holds while that version is a neighbour. After that, its part and its file can be removed."""
+    assert PROTOCOL - version <= 1, f"version {version} is no neighbour any more: remove its recorded messages"
+    expected = MEANINGS[version][name]
     kind: Any = type(expected)
-    decoded = decode(recorded()[name], kind)
+    decoded = decode(recorded(version)[name], kind)
     assert decoded == expected
     if isinstance(expected, Exchange):
         assert decoded.updates == (UPDATES if expected.batch else [])
-    assert decoded.protocol == 1 if not isinstance(expected, SnapshotPiece) else True
+    assert decoded.protocol == version if not isinstance(expected, SnapshotPiece) else True
 
 
-def test_messages_of_version_1_encode_as_recorded() -> None:
+def test_messages_of_the_present_version_encode_as_recorded() -> None:
     """A change of the wire form needs a new version. The order of fields does not matter."""
-    assert recorded().keys() == MEANING.keys()
-    if PROTOCOL == 1:
-        for name, body in recorded().items():
-            assert msgspec.msgpack.decode(encode(MEANING[name])) == msgspec.msgpack.decode(body), name
+    assert recorded(PROTOCOL).keys() == MEANING.keys()
+    for name, body in recorded(PROTOCOL).items():
+        assert msgspec.msgpack.decode(encode(MEANINGS[PROTOCOL][name])) == msgspec.msgpack.decode(body), name

@@ -172,7 +172,7 @@ def test_a_partial_snapshot_after_a_delete_has_the_dots_of_all_other_keys_and_no
     write(b, "mine", b"1")
     partial = partial_of(a, b.clock)
     assert (dict(partial.table), partial.rest_unchanged) == ({}, False)
-    assert partial.covered == {"a": {"x": 1, "z": 3}}
+    assert partial.covered == {"x": (("a", 1),), "z": (("a", 3),)}
     b.join(partial, NOW)
     assert [len(values_of(b, key)) for key in ("x", "y", "z", "mine")] == [1, 0, 1, 1]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import requests
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from replication.management.remote import NoAnswer, Remote, address_argument
+from replication.management.remote import ErrorResponse, NoAnswer, Remote, address_argument
 from store.management.connection import add_at_argument
 
 POLL_S = 0.2
@@ -39,7 +40,15 @@ class Command(BaseCommand):
         remote = Remote(options["at"])
         own = address_argument(str(remote.status()["address"]))
         leaver = address_argument(options["address"]) if options["address"] else own
-        remote.request("DELETE", "/view", {"socket-address": leaver})
+        try:
+            remote.request("DELETE", "/view", {"socket-address": leaver})
+        except ErrorResponse as exc:
+            if exc.status != requests.codes.not_found:
+                raise
+            raise CommandError(
+                f"{exc}\nThe removal of {leaver} is recorded all the same: clients that depend on updates which only a "
+                "replica there had, started before now, are served without them."
+            ) from None
         # The replica at --at may be reachable under another address than its own, so keep the connection to it.
         is_own = leaver == own
         status = self._wait_until_drained(remote if is_own else Remote(leaver), options["timeout"], is_reachable=is_own)

@@ -158,7 +158,7 @@ def test_what_the_incarnation_before_waited_for_does_not_end_pacing(wire: Wire) 
     start_paced(wire, "r1", "r2")
     r1 = wire["r1"]
     old = [await_acks(wire, "r1") for _ in range(5)]
-    r1._view.merge({r1.address: MembershipEntry(incarnation_of(r1.id) + 1, 0, True)}, wire.now("r1"))
+    r1._view.merge({r1.address: MembershipEntry(incarnation_of(r1.id) + 1, 0, True)}, 0, wire.now("r1"))
     wire.round_trip("r1", "r2")
     wire.round_trip("r1", "r2")
     wire.now_s += 0.001

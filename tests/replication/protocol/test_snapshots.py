@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from msgspec import structs
 
 from replication.errors import BadMessage
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
@@ -461,7 +460,7 @@ def test_the_log_keeps_its_limit_and_a_bounded_reserve_while_receivers_catch_up(
         most = max(most, log.bytes)
     assert SMALL_LOG.max_log_bytes + reserve * 0.9 < most <= SMALL_LOG.max_log_bytes + reserve
     wire["r1"].reserve._max_reserve_bytes = 2_000
-    wire["r1"].reserve._resize()
+    wire.pull("r2", "r1")
     assert log.bytes <= SMALL_LOG.max_log_bytes + 2_000
 
 
@@ -567,42 +566,3 @@ def test_a_partial_snapshot_for_another_clock_than_the_receivers_is_rejected(wir
     assert r2.recovery.pull is None
     wire.flow(1.5)
     assert r2.store.table.copy() == wire["r1"].store.table.copy()
-
-
-def test_the_log_waits_for_the_first_exchange_after_a_snapshot(wire: Wire) -> None:
-    """Nothing is written while the snapshot travels, and much between its last piece and the receiver's exchange."""
-    overrun_the_log(wire, keys=60)
-    wire.exchange("r1", "r2")
-    pull_while_writing(wire, "r2", "r1", writes=0)
-    wire.tick(0.1)
-    for number in range(60):
-        wire.issue("r1", f"k{number:02}", b"2" * 20)
-    wire.flow(0.3)
-    assert wire["r2"].store.clock == wire["r1"].store.clock
-    assert wire["r2"].recovery.taken == 1
-
-
-def test_a_sender_that_knows_no_partial_snapshots_sends_a_whole_one(wire: Wire) -> None:
-    """A replica of an earlier release ignores the clock in the request. The receiver joins all of it with its data."""
-    overrun_the_log(wire, keys=60)
-    wire.issue("r2", "mine", b"kept")
-    wire.issue("r1", "k03", None)
-    wire.exchange("r1", "r2")
-    r2 = wire["r2"]
-    r2.store.clock["old:80@0000000000000001"] = wire["r1"].store.clock["old:80@0000000000000001"] = 1
-    keys: set[str] = set()
-    for _ in range(100):
-        outgoing = wire.begin("r2", "r1")
-        if isinstance(outgoing.message, SnapshotRequest):
-            assert bool(outgoing.message.known) == (outgoing.message.piece == 0)
-            outgoing = outgoing._replace(message=structs.replace(outgoing.message, known={}))
-        reply = wire.send("r2", outgoing).reply
-        if isinstance(reply, SnapshotPiece):
-            keys |= {key for key, _ in reply.items}
-            if reply.last:
-                break
-    assert len(keys - {"mine"}) == 59
-    wire.flow(1.5)
-    assert r2.store.clock == wire["r1"].store.clock
-    assert r2.store.table.copy() == wire["r1"].store.table.copy()
-    assert wire.values("r2", "mine") == [b"kept"]
