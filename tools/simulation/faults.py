@@ -12,6 +12,9 @@ from replication.view_changes import new_incarnation
 from store.clock import incarnation_of, replica_id
 from tools.simulation.world import Conditions, Host, World
 
+VISITORS = 12
+"""Addresses that come and go in a run with ``churn``, at which no process ever runs."""
+
 STRANGER_MESSAGES = 10
 """Messages of a stranger in a run that has one."""
 
@@ -25,7 +28,8 @@ class Plan:
     """The size of a run. ``faults``: how many are drawn. ``duration_s``: the simulated time in which they begin.
 
     ``membership``: whether replicas are removed and added too. ``stranger``: whether somebody who is no replica sends
-    well-formed messages.
+    well-formed messages. ``churn``: whether addresses come and go at which no process runs. ``disaster``: whether all
+    processes are killed at once and only some hosts return.
     """
 
     replicas: int
@@ -33,15 +37,22 @@ class Plan:
     duration_s: float
     membership: bool
     stranger: bool = False
+    churn: bool = False
+    disaster: bool = False
 
 
 class Faults:
-    """Injects faults into a world over its first ``plan.duration_s`` seconds."""
+    """Injects faults into a world over its first ``plan.duration_s`` seconds.
+
+    ``gone``: hosts that never start again.
+    """
 
     def __init__(self, world: World, plan: Plan) -> None:
         self._world = world
         self._plan = plan
         self._addresses = list(world.hosts)
+        self.gone: set[str] = set()
+        self._visitors = [f"visitor{number}:1" for number in range(VISITORS if plan.churn else 0)]
         self.over_s = 0.0
         """The time of the last scheduled event that ``World.heal`` does not cancel."""
 
@@ -55,6 +66,10 @@ class Faults:
             world.at(world.now_s + rng.random() * self._plan.duration_s, rng.choice(kinds))
         for _ in range(STRANGER_MESSAGES if self._plan.stranger else 0):
             world.at(world.now_s + rng.random() * self._plan.duration_s, self._send_as_stranger)
+        for visitor in self._visitors:
+            world.at(world.now_s + rng.random() * self._plan.duration_s, self._add_visitor, visitor)
+        if self._plan.disaster:
+            world.at(world.now_s + rng.random() * self._plan.duration_s, self._lose_everything)
 
     def _some_host(self) -> Host:
         return self._world.hosts[self._world.rng.choice(self._addresses)]
@@ -68,9 +83,44 @@ class Faults:
         world.at(world.now_s + world.rng.uniform(0.05, 6.0), self.restart, host)
 
     def restart(self, host: Host) -> None:
-        """Start a process at ``host`` if none is running."""
-        if host.replica is None:
+        """Start a process at ``host`` if none is running and the host is not gone."""
+        if host.replica is None and host.address not in self.gone:
             self._world.start(host.address)
+
+    def _lose_everything(self) -> None:
+        """Kill all processes at once. Only some hosts, drawn at random, ever start one again."""
+        world, rng = self._world, self._world.rng
+        returning = rng.sample(self._addresses, rng.randint(1, len(self._addresses) - 1))
+        self.gone = set(self._addresses) - set(returning)
+        for address in self._addresses:
+            world.crash(address)
+        for address in returning:
+            self._later(rng.uniform(0.0, 4.0), self.restart, world.hosts[address])
+        world.counts["disasters"] += 1
+
+    def remove_for_good(self) -> None:
+        """Remove every address that will not come back, as an operator does in the end, at one live replica."""
+        by = self._world.rng.choice(self._world.live())
+        assert by.replica is not None
+        for address in [*sorted(self.gone), *self._visitors]:
+            by.replica.remove_replica_from_view(address, self._world.now(by))
+            self._world.counts["removed_for_good"] += 1
+        self._world.pump(by)
+
+    def _add_visitor(self, visitor: str) -> None:
+        """Add an address at one replica, and remove it at another one soon."""
+        by = self._some_host()
+        if by.replica is not None and self._world.now_s >= by.paused_until_s:
+            by.replica.add_replica_from_view(visitor, self._world.now(by))
+            self._world.pump(by)
+            self._world.counts["visitors"] += 1
+        self._world.at(self._world.now_s + self._world.rng.random(), self._remove_visitor, visitor)
+
+    def _remove_visitor(self, visitor: str) -> None:
+        by = self._some_host()
+        if by.replica is not None and self._world.now_s >= by.paused_until_s:
+            by.replica.remove_replica_from_view(visitor, self._world.now(by))
+            self._world.pump(by)
 
     def _cut(self) -> None:
         one, other = self._world.rng.sample(self._addresses, 2)
@@ -119,12 +169,13 @@ class Faults:
         if by.replica.remove_replica_from_view(target.address, world.now(by)):
             world.pump(by)
             world.counts["removals"] += 1
-            # A start that the removing replica does not know of wins over the removal.
+            # A process that has not joined yet may take the removal for an older one (replication/view_changes.py).
             if (
                 target.replica is not None
+                and target.replica.state == "serving"
                 and by.replica.membership.table.present_id(target.address) == target.replica.id
             ):
-                world.removed[target.address] = target.replica.id
+                world.removed[target.address] = target.boots
         self._later(rng.uniform(0.5, 5.0), rng.choice([self._add, self._crash_one, self._nothing]), target)
 
     def _add(self, target: Host) -> None:

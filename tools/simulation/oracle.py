@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from replication.replica import Replica
 from store.causal import ListResult, LostUpdates
-from store.clock import Clock, Dot, incarnation_of
+from store.clock import Clock, Dot, incarnation_of, start_us_of
 from store.versions import Change, Update, Version, Versions
 from tools.simulation.world import Host, World
 
@@ -131,13 +131,17 @@ class Oracle:
         """Return whether ``replica`` has to reckon with ``holder`` although its table does not name this incarnation.
 
         It has to if the table does not hold the address at all, or has the address as a member whose restart it has not
-        heard of: that member has not reported. It need not if an operator has removed the address (DELETE /view): the
+        heard of: that member has not reported. It need not if an operator has removed the address (DELETE /view), which
+        the table may have forgotten since: the
         operator says that nothing there is needed. Only the operator can know that, and may be wrong. Then the removed
         replica, or a process that starts there later, brings the update back. (Seeds of the kind: a replica is cut off,
         and the origin and another replica are removed at it; the other one restarts and receives the update.)
         """
-        entry = replica.membership.table.entries.get(holder.address)
-        return entry is None or (entry.belongs and entry.incarnation < incarnation_of(holder.id))
+        table = replica.membership.table
+        entry = table.entries.get(holder.address)
+        if entry is None:
+            return start_us_of(incarnation_of(holder.id)) > table.horizon
+        return entry.belongs and entry.incarnation < incarnation_of(holder.id)
 
     # -- what replicas hold ----------------------------------------------------------------------------
 
@@ -156,6 +160,7 @@ class Oracle:
         assert inside[0].replica is not None
         final = inside[0].replica.store.clock
         violations += self._check_removed(inside)
+        violations += self._check_forgotten(inside)
         for host in inside:
             violations += self._check_table(host, self.world.now(host).wall_us - EXPIRY_SLACK_US)
         for dot in acknowledged:
@@ -170,10 +175,29 @@ class Oracle:
 
     def _check_removed(self, inside: list[Host]) -> list[str]:
         violations = []
-        for address, removed in self.world.removed.items():
-            tables = [host.replica.membership.table for host in inside if host.replica is not None]
-            if any(table.belongs(address) and table.present_id(address) == removed for table in tables):
-                violations.append(f"Returned: {removed} was removed and came back by itself")
+        for host in inside:
+            assert host.replica is not None
+            # A removal that was forgotten before the removed replica heard of it is not known to anybody any more.
+            if self.world.removed.get(host.address) == host.boots and not host.replica.membership.table.horizon:
+                violations.append(f"Returned: {host.replica.id} was removed and came back by itself")
+        return violations
+
+    def _check_forgotten(self, inside: list[Host]) -> list[str]:
+        """Return what replicas remember of addresses that came and went, beyond the limit."""
+        violations = []
+        for host in inside:
+            assert host.replica is not None
+            membership = host.replica.membership
+            # A live removed replica writes its removal again when it is forgotten.
+            live = {other.address for other in self.world.live()}
+            removed = [address for address in membership.table.removed() if address not in live]
+            if len(removed) > self.world.settings.kept_removed:
+                violations.append(f"Unbounded: {host.replica.id} remembers {removed}")
+            # A lookup may have named an address again since the last tick.
+            followed = [peer.address for peer in host.replica.peers.all()]
+            unknown = [at for at in followed if membership.is_forgotten(at) and not membership.seeds.is_named(at)]
+            if unknown:
+                violations.append(f"Unbounded: {host.replica.id} follows {unknown}")
         return violations
 
     def check_now(self) -> list[str]:

@@ -14,7 +14,7 @@ from tools.history import Operation, check
 from tools.simulation.clients import Clients, Habits
 from tools.simulation.faults import Faults, Plan
 from tools.simulation.oracle import Oracle
-from tools.simulation.world import SETTLE_S, Conditions, World
+from tools.simulation.world import SETTLE_S, TICK_S, Conditions, World
 
 LONG_RUN = 1000
 """A run with at least this many operations is a long run: see ``draw``."""
@@ -72,7 +72,9 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
     rng = Random(seed)
     plan, habits, settings, store_settings, conditions = draw(rng, operations)
     # Not drawn from the seed either: a seed of another kind names the same run with and without strangers.
-    plan = replace(plan, stranger=seed % 5 == 4)
+    plan = replace(plan, stranger=seed % 5 == 4, churn=seed % 7 == 2, disaster=seed % 6 == 1)
+    if plan.churn:
+        settings = replace(settings, kept_removed=2 + seed % 3, forget_after_s=0.5)
     addresses = [f"r{number}:1" for number in range(plan.replicas)]
     world = World(
         rng,
@@ -103,10 +105,17 @@ def simulate(seed: int, operations: int = 200) -> Outcome:
     for host in world.hosts.values():
         faults.restart(host)
     outcome.violations += _settle(world)
+    if plan.churn or plan.disaster:
+        # A removal covers what started before it, by the clocks of two hosts: wait for longer than they differ.
+        world.run_until(world.now_s + SETTLE_S)
+        faults.remove_for_good()
+        outcome.violations += _settle(world)
+        world.run_until(world.now_s + SETTLE_S)
     outcome.violations += oracle.check_now()
     deferred = clients.read_everything()
     if deferred and not outcome.violations:
         outcome.violations += _settle_deferred(world, clients)
+    world.run_until(world.now_s + 2 * TICK_S)  # Replicas forget peers at their ticks.
     outcome.violations += oracle.check_end(clients.acknowledged)
     outcome.history = _mark_lost(clients, oracle)
     report = check(outcome.history, served_in_order=True)

@@ -111,8 +111,9 @@ class World(Scheduler):
         self.store_settings = store_settings or StoreSettings()
         self.cuts: set[tuple[str, str]] = set()
         self.counts: Counter[str] = Counter()
-        self.removed: dict[str, str] = {}
-        """Address -> the id that was removed there by command, and neither added back nor started again since."""
+        self.removed: dict[str, int] = {}
+        """Address -> the number of the process that was removed there by command while it served, if it was neither
+        added back nor started again since."""
         self.at_crash: Callable[[Host], None] = lambda host: None
         addresses = tuple(addresses)
         self.hosts = {address: Host(address, addresses) for address in addresses}
@@ -369,13 +370,20 @@ class World(Scheduler):
                 clock = replica.store.clock
             elif clock != replica.store.clock:
                 return f"{replica.id} and {inside[0].id} have different clocks"
-            if replica.membership.live(self.now_s) != [
-                other.address for other in sorted(inside, key=lambda r: r.address)
-            ]:
-                return f"{replica.id} sees the view {replica.membership.live(self.now_s)}"
+            if (different := self._different_memberships(replica, inside)) is not None:
+                return different
         for replica in live:
             if replica not in inside and inside and replica.acks.unreplicated():
                 return (
                     f"{replica.id} is removed and still holds {replica.acks.unreplicated()} updates that no member has"
                 )
+        return None
+
+    def _different_memberships(self, replica: Replica, inside: list[Replica]) -> str | None:
+        live = replica.membership.live(self.now_s)
+        if live != sorted(other.address for other in inside):
+            return f"{replica.id} sees the view {live}"
+        table, first = replica.membership.table, inside[0].membership.table
+        if (table.entries, table.horizon) != (first.entries, first.horizon):
+            return f"{replica.id} and {inside[0].id} have different membership tables"
         return None

@@ -25,8 +25,9 @@ from replication.errors import DuplicateAddress
 from replication.liveness import Liveness
 from replication.loss import LossDetector, reports_since, unrecoverable
 from replication.membership import Membership
-from replication.messages import Exchange, MembershipEntry
-from replication.progress import Acknowledged, PeerProgress, PeerState, Report
+from replication.membership_table import MembershipTable
+from replication.messages import Exchange, MembershipEntry, digest_of
+from replication.progress import Acknowledged, PeerProgress, Peers, PeerState, Report
 from replication.recovery import Joining, Recovery
 from replication.replica import Conversation, Outgoing, Replica
 from replication.reserve import LogReserve
@@ -82,7 +83,7 @@ def merge_client_clock_into_replica_clock() -> Iterator[None]:
 def reuse_dots_after_restart() -> Iterator[None]:
     """All processes at an address have the same incarnation, so they issue the same dots again."""
 
-    def same_incarnation(known: int, rng: Any, now: Instant) -> int:
+    def same_incarnation(known: int, rng: Any, now: Instant, above_us: int = 0) -> int:
         return max(1 << 21, known + 1 if known else 0)
 
     with (
@@ -308,6 +309,98 @@ def ignore_higher_incarnation() -> Iterator[None]:
 
 
 @mutant
+def cover_only_known_incarnations() -> Iterator[None]:
+    """A removal covers no incarnation that the membership table does not know."""
+
+    def has_ended(self: MembershipTable, replica: str) -> bool:
+        incarnation, entry = incarnation_of(replica), self.entries.get(address_of(replica))
+        if not incarnation or replica in self.present or entry is None:
+            return False
+        return entry.belongs or incarnation <= entry.incarnation
+
+    with patch.object(MembershipTable, "has_ended", has_ended):
+        yield
+
+
+@mutant
+def record_no_removal_of_an_unknown_address() -> Iterator[None]:
+    """DELETE /view of an address that nothing names changes nothing."""
+    remove = MembershipTable.remove
+
+    def remove_known(self: MembershipTable, address: str, stamp: int) -> bool:
+        return address in self.entries and remove(self, address, stamp)
+
+    with patch.object(MembershipTable, "remove", remove_known):
+        yield
+
+
+@mutant
+def merge_no_horizon() -> Iterator[None]:
+    """The horizon of a peer's table is ignored."""
+    merge = MembershipTable.merge
+    with patch.object(MembershipTable, "merge", lambda self, entries, horizon=0: merge(self, entries, self.horizon)):
+        yield
+
+
+@mutant
+def revive_forgotten_entries() -> Iterator[None]:
+    """An entry that only one of two tables has is kept, whatever the other one has forgotten."""
+    joined = MembershipTable._joined
+
+    def keep_all(self: MembershipTable, entries: Any, horizon: int) -> Any:
+        merged, highest = joined(self, entries, horizon)
+        return {**entries, **self.entries, **merged}, highest
+
+    with patch.object(MembershipTable, "_joined", keep_all):
+        yield
+
+
+@mutant
+def leave_the_horizon_out_of_the_digest() -> Iterator[None]:
+    """Tables that differ in the horizon only count as equal."""
+    without_horizon = property(lambda self: digest_of(sorted(self.entries.items())))
+    with patch.object(MembershipTable, "digest", without_horizon):
+        yield
+
+
+@mutant
+def forget_the_own_entry() -> Iterator[None]:
+    """A replica that others do not name, below their horizon, has no entry in its own table either."""
+    joined = MembershipTable._joined
+
+    def join_and_forget(self: MembershipTable, entries: Any, horizon: int) -> Any:
+        merged, highest = joined(self, entries, horizon)
+        own = merged.get(self.address)
+        if own is not None and not own.belongs and own.stamp == highest:
+            del merged[self.address]
+        return merged, highest
+
+    with patch.object(MembershipTable, "_joined", join_and_forget):
+        yield
+
+
+@mutant
+def take_every_removal_for_an_old_one() -> Iterator[None]:
+    """A replica returns by itself after every removal."""
+    with patch.object(ViewChanges, "_is_settled", property(lambda self: False, lambda self, value: None), create=True):
+        yield
+
+
+@mutant
+def never_forget_removals() -> Iterator[None]:
+    """Removed addresses stay in the membership table for ever."""
+    with patch.object(Membership, "forget_removed", lambda self, now_s: []):
+        yield
+
+
+@mutant
+def remember_peers_without_an_entry() -> Iterator[None]:
+    """The progress of a peer stays when its address is forgotten."""
+    with patch.object(Peers, "forget_if", lambda self, is_forgotten: None):
+        yield
+
+
+@mutant
 def acknowledge_all_chunks_at_once() -> Iterator[None]:
     """Applying the first chunk of a message acknowledges the updates of all its chunks."""
 
@@ -514,8 +607,8 @@ def omit_random_bits_of_incarnations() -> Iterator[None]:
     """Two processes that start in the same millisecond have the same incarnation."""
     new_incarnation = replication.view_changes.new_incarnation
 
-    def without_random_bits(known: int, rng: Any, now: Instant) -> int:
-        return new_incarnation(known, rng, now) >> INCARNATION_RANDOM_BITS << INCARNATION_RANDOM_BITS
+    def without_random_bits(known: int, rng: Any, now: Instant, above_us: int = 0) -> int:
+        return new_incarnation(known, rng, now, above_us) >> INCARNATION_RANDOM_BITS << INCARNATION_RANDOM_BITS
 
     with patch.object(replication.replica, "new_incarnation", without_random_bits):
         yield
@@ -668,6 +761,77 @@ def ask_vanished_addresses() -> Iterator[None]:
 
 
 @directed
+def stay_out_if_forgotten() -> Iterator[None]:
+    """A live replica that others do not name, below their horizon, counts as removed by command."""
+    follow = ViewChanges._follow_own_entry
+
+    def stay_out(self: ViewChanges, now: Instant) -> None:
+        table = self._membership.table
+        horizon, table.horizon = table.horizon, 0
+        follow(self, now)
+        table.horizon = horizon
+
+    with patch.object(ViewChanges, "_follow_own_entry", stay_out):
+        yield
+
+
+@directed
+def let_a_removed_replica_be_forgotten() -> Iterator[None]:
+    """A removed replica does not write its removal again once it is forgotten."""
+    remove = MembershipTable.remove
+
+    def remove_others(self: MembershipTable, address: str, stamp: int) -> bool:
+        known = self.entries.get(address)
+        if address == self.address and known is not None and not known.belongs:
+            return False
+        return remove(self, address, stamp)
+
+    with patch.object(MembershipTable, "remove", remove_others):
+        yield
+
+
+@directed
+def let_the_higher_incarnation_win_over_a_removal() -> Iterator[None]:
+    """Of two entries the one with the higher incarnation wins as a whole, as in version 1 of the protocol."""
+
+    def join(self: MembershipEntry, other: MembershipEntry) -> MembershipEntry:
+        return max(self, other, key=lambda entry: (entry.incarnation, entry.stamp, entry.belongs))
+
+    with patch.object(MembershipEntry, "join", join):
+        yield
+
+
+@directed
+def never_ask_dropped_members() -> Iterator[None]:
+    """An address that a merge has dropped is not asked any more."""
+    with patch.object(Membership, "dropped", lambda self, now_s: []):
+        yield
+
+
+@directed
+def change_below_the_horizon() -> Iterator[None]:
+    """A change of a forgotten address gets the stamp of the clock, also below the horizon."""
+
+    def stamp_above(self: MembershipTable, address: str, stamp: int) -> int:
+        known = self.entries.get(address)
+        return max(stamp, known.stamp + 1 if known else 0)
+
+    with patch.object(MembershipTable, "_stamp_above", stamp_above):
+        yield
+
+
+@directed
+def wait_for_removed_seeds() -> Iterator[None]:
+    """A seed that was never reached counts as a member that has not reported although it was removed."""
+
+    def knows_all_members(self: Membership) -> bool:
+        return not (self.seeds.unanswered or self.undiscovered)
+
+    with patch.object(Membership, "knows_all_members", knows_all_members):
+        yield
+
+
+@directed
 def stop_whoever_answers() -> Iterator[None]:
     """A process stops when its own address answers, even if it answers there itself."""
 
@@ -765,9 +929,9 @@ def expect_acks_of_an_earlier_incarnation() -> Iterator[None]:
     """A counter that was expected of the incarnation before counts for the present one, whose counters start at 1."""
     raise_incarnation = ViewChanges._raise_incarnation
 
-    def keep_expecting(self: ViewChanges, known: int, now: Instant) -> None:
+    def keep_expecting(self: ViewChanges, own: MembershipEntry, now: Instant) -> None:
         expected = [(peer, peer.awaited_counter) for peer in self._peers.all()]
-        raise_incarnation(self, known, now)
+        raise_incarnation(self, own, now)
         for peer, counter in expected:
             peer.awaited_counter = counter
 

@@ -11,13 +11,14 @@ from collections.abc import Callable
 import pytest
 
 from store.errors import DependenciesMissing
-from tests.replication import test_discovery, test_time_limits
+from tests.replication import test_discovery, test_membership_table, test_time_limits
 from tests.replication.protocol import (
     test_acks,
     test_hostile_messages,
     test_joining,
     test_loss,
     test_markers,
+    test_removals,
     test_snapshots,
 )
 from tests.support.wire import Wire, address, write
@@ -68,6 +69,11 @@ def duplicate_whose_seed_is_the_process_at_its_address(wire: Wire) -> None:
     wire.start("r1b", "a1", at=address("r1"))
     wire.flow(6.0)
     assert wire.stopped.keys() == {"r1b"}
+
+
+def without_wire(test: Callable[[], None]) -> DirectedTest:
+    """Return ``test``, which makes a wire of its own, in the form of a directed test."""
+    return lambda wire: test()
 
 
 DIRECTED_TESTS: dict[str, DirectedTest] = {
@@ -153,6 +159,28 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "join_a_partial_snapshot_for_another_clock": (
         lambda wire: test_snapshots.test_a_partial_snapshot_for_another_clock_than_the_receivers_is_rejected(wire, {})
     ),
+    "cover_only_known_incarnations": (
+        test_removals.test_removing_an_address_that_nothing_names_is_recorded_for_clients_that_depend_on_it
+    ),
+    "wait_for_removed_seeds": (
+        test_removals.test_after_the_loss_of_all_replicas_clients_of_one_that_was_never_heard_of_again_are_served
+    ),
+    "take_every_removal_for_an_old_one": (
+        test_removals.test_a_process_that_belonged_once_takes_a_removal_as_meant_for_it_even_while_it_joins
+    ),
+    "let_the_higher_incarnation_win_over_a_removal": (
+        test_removals.test_a_process_unknown_to_those_who_removed_its_address_stays_out_and_hands_over_its_updates
+    ),
+    "stay_out_if_forgotten": without_wire(
+        test_removals.test_a_live_replica_that_others_do_not_name_and_count_as_forgotten_returns_with_its_data
+    ),
+    "let_a_removed_replica_be_forgotten": without_wire(
+        test_removals.test_a_removed_replica_that_was_forgotten_writes_its_removal_again_and_hands_over_its_updates
+    ),
+    "never_ask_dropped_members": (
+        test_removals.test_replicas_that_drop_all_members_at_once_because_of_forged_horizons_find_each_other_again
+    ),
+    "change_below_the_horizon": without_wire(test_membership_table.test_a_change_after_forgetting_is_above_the_horizon),
     "omit_delete_clock": a_client_that_read_an_absence_never_reads_the_deleted_version,
 }
 
