@@ -8,6 +8,7 @@ process and closes these:
   silence, and the connection has made no progress for ``KV_BODY_TIMEOUT``, or for ``CROWDED_SILENCE_S`` if bodies are
   short of room. Progress is ``MIN_PROGRESS_BYTES``, so sending a byte from time to time is none.
 * Those that send far more than a chunked body may have.
+* Those that read a large response slowly while others find no room for theirs.
 * Those that have been idle longest, when nearly all places for connections are taken.
 
 ``choose`` and what it uses are pure. ``ConnectionMonitor`` is the thread, for Linux. On other systems bodies are still
@@ -33,6 +34,7 @@ from typing import Any, Final, NamedTuple
 
 from replication.rate_limit import LogRateLimiter
 from store.api.bodies import INTERRUPTED, RECEIVED, Bodies
+from store.api.large_responses import LargeResponses
 
 MIN_PROGRESS_BYTES: Final = 1000
 """A connection that sends less in ``KV_BODY_TIMEOUT`` makes no progress."""
@@ -58,6 +60,14 @@ TICK_S: Final = 1.0
 CHUNKED_TICK_S: Final = 0.02
 CROWDED_TICK_S: Final = 0.25
 
+SLOW_READ_S: Final = 2.0
+SLOW_READ_BYTES: Final = 512 * 1024
+"""A client for which bytes are ready, and which takes fewer than this in ``SLOW_READ_S``, reads slowly."""
+
+MANY_CONNECTIONS: Final = 512
+"""From this number of open descriptors on, the server keeps no connection whose request was large: each would keep a
+buffer of up to 128 KiB."""
+
 GROWTH_BYTES: Final = 16 * 1024 * 1024
 """Growth of the process during which chunked bodies are read, after which their connections are looked at."""
 
@@ -65,7 +75,10 @@ logger = logging.getLogger("causeway")
 
 
 class Connection(NamedTuple):
-    """One connection of a client, as the kernel reports it. Times are monotonic seconds."""
+    """One connection of a client, as the kernel reports it. Times are monotonic seconds.
+
+    ``acked_bytes``: what the client's system has received. ``unsent_bytes``: what the client has no room for.
+    """
 
     descriptor: int
     address: str
@@ -74,6 +87,8 @@ class Connection(NamedTuple):
     sent_s: float
     received_bytes: int
     sent_segments: int
+    acked_bytes: int = 0
+    unsent_bytes: int = 0
 
     @property
     def owes(self) -> bool:
@@ -181,15 +196,41 @@ def choose_flooding(
     return flooding
 
 
+class ReadMark(NamedTuple):
+    """When a client that has bytes to read was looked at, and what it had received by then."""
+
+    since_s: float
+    acked_bytes: int
+
+
+ReadMarks = Mapping[tuple[str, int], ReadMark]
+
+
+def choose_slow(connections: Iterable[Connection], marks: ReadMarks, now: float) -> tuple[list[Connection], ReadMarks]:
+    """Return the connections of slow readers, and the marks for the next look."""
+    slow: list[Connection] = []
+    updated: dict[tuple[str, int], ReadMark] = {}
+    for each in connections:
+        if not each.unsent_bytes:
+            continue
+        mark = marks.get((each.address, each.port))
+        if mark is None or not 0 <= each.acked_bytes - mark.acked_bytes < SLOW_READ_BYTES:
+            mark = ReadMark(now, each.acked_bytes)
+        elif now - mark.since_s >= SLOW_READ_S:
+            slow.append(each)
+        updated[each.address, each.port] = mark
+    return slow, updated
+
+
 # -- the kernel -----------------------------------------------------------------------------------------------------
 
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 _MEMORY: Final = Path("/proc/self/statm")
 _OPEN_STATES: Final = frozenset({1, 8})  # TCP_ESTABLISHED, TCP_CLOSE_WAIT (net/tcp_states.h)
 _TCP_INFO_BYTES: Final = 160
-_READ_TCP_INFO: Final = struct.Struct("=B43xI4xI72xQ20xI")
-"""Of ``struct tcp_info`` (linux/tcp.h): state, last_data_sent and last_data_recv in milliseconds ago, bytes_received,
-data_segs_out."""
+_READ_TCP_INFO: Final = struct.Struct("=B43xI4xI64xQQ8xI8xI")
+"""Of ``struct tcp_info`` (linux/tcp.h): state, last_data_sent and last_data_recv in milliseconds ago, bytes_acked,
+bytes_received, notsent_bytes, data_segs_out."""
 
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -232,12 +273,15 @@ class Kernel:
             return None  # not a TCP socket
         if length.value < _TCP_INFO_BYTES:
             return None
-        state, sent_ms, received_ms, received_bytes, sent_segments = _READ_TCP_INFO.unpack_from(self._info)
+        info = _READ_TCP_INFO.unpack_from(self._info)
+        state, sent_ms, received_ms, acked_bytes, received_bytes, unsent_bytes, sent_segments = info
         if state not in _OPEN_STATES or self._name(self._getsockname, descriptor)[1] != self._port:
             return None
         address, port = self._name(self._getpeername, descriptor)
         received_s, sent_s = now - received_ms / 1000, now - sent_ms / 1000
-        return Connection(descriptor, address, port, received_s, sent_s, received_bytes, sent_segments)
+        return Connection(
+            descriptor, address, port, received_s, sent_s, received_bytes, sent_segments, acked_bytes, unsent_bytes
+        )
 
     def _name(self, call: Any, descriptor: int) -> tuple[str, int]:
         length = ctypes.c_uint32(len(self._address))
@@ -251,8 +295,11 @@ class Kernel:
             return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port
         return "", 0
 
-    def close(self, connection: Connection) -> bool:
-        """End reading from ``connection``: the server then sees its end. Return False if it has gone already."""
+    def close(self, connection: Connection, how: int = socket.SHUT_RD) -> bool:
+        """End reading from ``connection``: the server then sees its end. Return False if it has gone already.
+
+        ``how``: ``SHUT_RDWR`` also ends a response that the client does not take.
+        """
         try:
             # A descriptor may have been closed and given to another socket meanwhile; a duplicate stays what it is.
             duplicate = socket.socket(fileno=os.dup(connection.descriptor))
@@ -260,7 +307,7 @@ class Kernel:
             return False
         with duplicate, contextlib.suppress(OSError):
             if self._name(self._getpeername, duplicate.fileno()) == (connection.address, connection.port):
-                duplicate.shutdown(socket.SHUT_RD)
+                duplicate.shutdown(how)
                 return True
         return False
 
@@ -268,7 +315,8 @@ class Kernel:
 class ConnectionMonitor:
     """The thread that closes connections. See the module's docstring.
 
-    ``capacity``: connections that the server accepts. ``max_body_bytes``: of a chunked body.
+    ``capacity``: connections that the server accepts. ``max_body_bytes``: of a chunked body. ``responses``: the large
+    responses to clients.
     """
 
     def __init__(
@@ -279,6 +327,7 @@ class ConnectionMonitor:
         capacity: int,
         max_body_bytes: int,
         body_timeout_s: float,
+        responses: LargeResponses | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bodies = bodies
@@ -287,7 +336,9 @@ class ConnectionMonitor:
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
         self._now = now
+        self._responses = responses
         self._marks: Marks = {}
+        self._read_marks: ReadMarks = {}
         self._scanned_s = self._counted_s = -math.inf
         self._resident_bytes = 0
         self._wake = threading.Event()
@@ -296,6 +347,8 @@ class ConnectionMonitor:
     def start(self) -> None:
         """Start the thread, and let chunked bodies be read as a whole."""
         self._bodies.on_change = self._wake.set
+        if self._responses is not None:
+            self._responses.on_contest = self._wake.set
         self._bodies.reads_whole = True
         threading.Thread(target=self._run, name="connections", daemon=True).start()
 
@@ -317,20 +370,25 @@ class ConnectionMonitor:
             self._check_growth()
         else:
             self._resident_bytes = 0
+        if self._responses is not None:
+            self._watch_readers(self._responses)
         now, is_crowded = self._now(), self._bodies.is_crowded
         silence_s = min(self._body_timeout_s, CROWDED_SILENCE_S) if is_crowded else self._body_timeout_s
         since_scan_s = now - self._scanned_s
         if since_scan_s < (CROWDED_TICK_S if is_crowded else TICK_S):
             return
         oldest_s = min((each.get(RECEIVED, now) for each in list(self._bodies.reading.values())), default=now)
-        if since_scan_s >= SCAN_INTERVAL_S or now - oldest_s >= silence_s or self._is_full(now):
+        is_full = self._is_full(now)
+        if is_full or since_scan_s >= SCAN_INTERVAL_S or now - oldest_s >= silence_s:
             self.scan(silence_s)
 
     def _is_full(self, now: float) -> bool:
         if now - self._counted_s < TICK_S:
             return False
         self._counted_s = now
-        return self._kernel.count_descriptors() > FULL * self._capacity
+        descriptors = self._kernel.count_descriptors()
+        self._bodies.has_many_connections = descriptors > MANY_CONNECTIONS
+        return descriptors > FULL * self._capacity
 
     def scan(self, silence_s: float) -> None:
         """Look at all connections and close those that ``choose`` returns."""
@@ -342,6 +400,20 @@ class ConnectionMonitor:
             connections, requests, self._marks, now=self._now(), silence_s=silence_s, capacity=self._capacity
         )
         self._close(chosen, silence_s)
+
+    def _watch_readers(self, responses: LargeResponses) -> None:
+        """Observe slow readers of large responses while much room is taken; close them while others need room."""
+        if not responses.is_crowded:
+            self._read_marks = {}
+            return
+        addresses = responses.addresses()
+        connections = [each for each in self._kernel.connections() if each.address in addresses]
+        slow, self._read_marks = choose_slow(connections, self._read_marks, self._now())
+        if not responses.is_contested:
+            return
+        closed = sum(self._kernel.close(each, socket.SHUT_RDWR) for each in slow)
+        if closed and self._log_rate.allow("slow readers", self._now()):
+            logger.warning("closed %d connections that read large responses slowly, to make room for others", closed)
 
     def _requests(self) -> list[Request]:
         reading = self._bodies.reading

@@ -399,6 +399,7 @@ def monitor_connections(context: ServerContext, max_connections: int) -> None:
             capacity=max_connections,
             max_body_bytes=context.limits.max_body_bytes,
             body_timeout_s=context.limits.body_timeout_s,
+            responses=context.large_responses,
         ).start()
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from threading import get_ident
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from django.core.wsgi import get_wsgi_application
@@ -52,6 +52,21 @@ logger = logging.getLogger(__name__)
 Headers = list[tuple[str, str]]
 
 
+CLOSE: Final = ("Connection", "close")
+
+LARGE_REQUEST_BYTES: Final = 16 * 1024
+"""From this size on, the server's buffer of a connection stays large after the request."""
+
+
+def _is_large(environ: Environ) -> bool:
+    """Return whether the request has at least ``LARGE_REQUEST_BYTES``, or an unknown number of them."""
+    declared = environ.get("CONTENT_LENGTH") or "0"
+    if "HTTP_TRANSFER_ENCODING" in environ or not declared.isdecimal() or int(declared) >= LARGE_REQUEST_BYTES:
+        return True
+    texts = [text for name, text in environ.items() if name.startswith(("HTTP_", "PATH_INFO", "QUERY_STRING"))]
+    return sum(map(len, texts)) >= LARGE_REQUEST_BYTES
+
+
 class Edge:
     """A WSGI application around ``application`` that serves the replica of ``context``.
 
@@ -74,7 +89,7 @@ class Edge:
 
     def close_connections(self) -> None:
         """Add ``Connection: close`` to every response from this moment on, because the server is about to stop."""
-        self._common_headers = [*self._cors.common_headers, ("Connection", "close")]
+        self._common_headers = [*self._cors.common_headers, CLOSE]
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -85,6 +100,8 @@ class Edge:
         environ[RECEIVED] = began_s
         request_id = self._request_ids.assign(environ.get("HTTP_X_REQUEST_ID"))
         added_headers = [("X-Request-ID", request_id), *self._common_headers]
+        if self._bodies.has_many_connections and _is_large(environ):
+            added_headers.append(CLOSE)
 
         def respond(status: str, headers: Headers, *exc_info: Any) -> Any:
             environ[slow_requests.STATUS] = status

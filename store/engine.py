@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, ParamSpec, Protocol, Self, TypeVar
@@ -372,6 +372,14 @@ class Engine:
             self.waiters.wake_all()
         elif self.waiters.by_concern:
             self.waiters.by_concern.acknowledged(self._has_enough_acks, self.replication.acks_required("all"))
+
+    def end_longest_waits(self, held: Mapping[int, int], wanted: int) -> None:
+        """Answer early the requests that have waited longest, of those that hold something that others need.
+
+        ``held``: thread -> how much its request holds. ``wanted``: how much is needed.
+        """
+        with self.lock:
+            self.waiters.end_longest(held, wanted)
 
     def wake_for_losses(self) -> None:
         """Wake the deferred requests whose past may be lost; called under the lock several times a second.

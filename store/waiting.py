@@ -18,7 +18,7 @@ Everything here is used under the engine's lock.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from sortedcontainers import SortedDict
 
@@ -27,17 +27,18 @@ from store.versions import Update
 
 
 class Waiter:
-    """One waiting request: a condition on the engine's lock, and whether its wait is over.
+    """One waiting request: a condition on the engine's lock, its thread, and whether its wait is over.
 
     ``token``, ``loss_check_at_s``: of a deferred request, for the question whether its past is lost, and when that may
     be asked again (monotonic seconds).
     """
 
-    __slots__ = ("condition", "is_awake", "loss_check_at_s", "token")
+    __slots__ = ("condition", "is_awake", "loss_check_at_s", "thread", "token")
 
     def __init__(self, lock: threading.RLock) -> None:
         self.condition = threading.Condition(lock)
         self.is_awake = False
+        self.thread = threading.get_ident()
         self.token = 0
         self.loss_check_at_s = 0.0
 
@@ -245,17 +246,30 @@ class Waiters:
         self.by_dot = DeferredIndex()
         self.by_key = WatchIndex()
         self.by_concern = AckIndex()
-        self._all: dict[Waiter, None] = {}
+        self._all: dict[Waiter, Places] = {}
 
     def enter(self, waiter: Waiter, places: Places) -> None:
         """Give ``waiter`` a place among ``places``."""
-        self._all[waiter] = None
+        self._all[waiter] = places
         places.take(waiter)
 
     def leave(self, waiter: Waiter, places: Places) -> None:
         """Free the place of ``waiter``."""
         self._all.pop(waiter, None)
         places.release(waiter)
+
+    def end_longest(self, held: Mapping[int, int], wanted: int) -> None:
+        """Let the requests that have waited longest lose their places, until they hold ``wanted`` together.
+
+        ``held``: thread -> what its request holds. Requests of other threads keep their places.
+        """
+        for waiter, places in self._all.items():
+            if wanted <= 0:
+                return
+            if waiter.thread in held:
+                wanted -= held[waiter.thread]
+                places.release(waiter)
+                waiter.wake()
 
     def wake_all(self) -> None:
         """Wake every request: the replica serves no clients any more."""

@@ -40,6 +40,7 @@ class ReplicaCollector(Collector):
         node, engine = self._context.node, self._context.engine
         status, stats, exchange_metrics = node.inspector.status(), engine.stats(), node.inspector.exchange_metrics()
         yield from _requests(self._context.request_metrics, stats)
+        yield from _large_responses(self._context)
         yield from _data(status, stats)
         yield from _clocks(status, exchange_metrics)
         yield from _members(status)
@@ -118,6 +119,24 @@ def _requests(metrics: RequestMetrics, stats: Mapping[str, int]) -> Iterator[Met
     for name, key in (("causal past", "deferred_now"), ("change", "watchers"), ("acks", "ack_waits")):
         waiting.add_metric([name], stats[key])
     yield waiting
+
+
+def _large_responses(context: ReplicaContext) -> Iterator[Metric]:
+    kinds = {
+        "clients": context.large_responses,
+        "peers": context.large_peer_responses,
+        "operators": context.large_operator_responses,
+    }
+    rejected = CounterMetricFamily("causeway_large_responses_rejected", "Responses without room (503).", labels=["to"])
+    aborted = CounterMetricFamily(
+        "causeway_large_responses_aborted", "Responses that were aborted in favour of others.", labels=["to"]
+    )
+    present = GaugeMetricFamily("causeway_large_responses_bytes", "Bytes of the responses in progress.", labels=["to"])
+    for kind, responses in kinds.items():
+        rejected.add_metric([kind], responses.rejected)
+        aborted.add_metric([kind], responses.aborted)
+        present.add_metric([kind], responses.bytes)
+    yield from (rejected, aborted, present)
 
 
 def _data(status: Mapping[str, Any], stats: Mapping[str, int]) -> Iterator[Metric]:

@@ -172,7 +172,7 @@ class ExplainView(ReplicaView):
         key = key_from_path(self.request, rest, self.context.limits.max_key_bytes)
         explanation = self.context.node.inspector.explain(key, self.context.limits.max_response_bytes)
         values_bytes = sum(each["value_bytes"] for each in explanation["versions"] if each["value"] is not None)
-        with self.context.large_responses.reservation() as reservation:
+        with self.context.large_responses.reservation(self.request.environ.get("REMOTE_ADDR", "")) as reservation:
             reservation.take(values_bytes, may_wait=True)  # before the values are copied
             response = json_response(200, explanation)
             response.body = reservation.stream(response.body)

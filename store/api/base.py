@@ -91,7 +91,7 @@ class ApiView(APIView):
         if isinstance(response.body, ResponseStream):
             return response
         try:
-            response.body = self.large_responses.send(response.body)
+            response.body = self.large_responses.send(response.body, self.request.environ.get("REMOTE_ADDR", ""))
         except TooManyLargeResponses as exc:
             rejection = errors.response_for(exc, self)
             if len(rejection.body) <= LARGE_BODY_BYTES:

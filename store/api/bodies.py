@@ -8,7 +8,9 @@ ended. So a client that sends half a body holds a thread and the memory of that 
 * Memory: bodies above ``SMALL_BYTES`` reserve their length until their request is answered. All reservations together
   stay within a budget. Smaller bodies need no reservation, because the number of reads bounds them.
 
-A request that finds no room waits for it up to ``ROOM_WAIT_S`` and then gets 503. Its body is not read.
+A request that finds no room waits for it up to ``ROOM_WAIT_S`` and then gets 503. Its body is not read. Requests that
+wait in the engine could hold all memory for a minute. So when there is no room, those that have waited longest are
+answered early (``end_waits``).
 
 The server reports a malformed chunk, and a connection that ends before the last chunk, as the end of the body. Only a
 read without a length shows the difference: it then returns nothing. So chunked bodies are read that way. Such a read
@@ -19,7 +21,7 @@ monitor (``reads_whole`` False), chunked bodies are read with a limit, and a bro
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import get_ident
 from time import monotonic
 from typing import Any, Final
@@ -74,7 +76,8 @@ class Bodies:
     ``in_progress``: thread -> environ of its request. ``reading``: thread -> environ of the request whose body it reads
     at this moment. ``reading_chunked``: those of them that have no length. The dicts are changed by single operations,
     so they need no lock. ``on_change``: called when a body finds little or no room, and when the first chunked body is
-    read.
+    read. ``end_waits``: ends waits of requests in progress; gets thread -> reserved bytes, and how many are wanted.
+    ``has_many_connections``: whether many connections are open, so that those with large requests should not be kept.
     """
 
     def __init__(self, budget_bytes: int = BUDGET_BYTES) -> None:
@@ -82,6 +85,8 @@ class Bodies:
         self.reading: dict[int, Environ] = {}
         self.reading_chunked: dict[int, Environ] = {}
         self.on_change: Callable[[], None] = lambda: None
+        self.end_waits: Callable[[Mapping[int, int], int], None] = lambda reserved, wanted: None
+        self.has_many_connections = False
         self.reads_whole = False
         self._budget = self._free_bytes = budget_bytes
         self._waiting = 0
@@ -170,12 +175,15 @@ class Bodies:
         wanted = min(length, self._budget)
         with self._room:
             if self._free_bytes < wanted:
-                self._wait_for(lambda: self._free_bytes >= wanted)
+                self._wait_for(lambda: self._free_bytes >= wanted, wanted)
             self._free_bytes -= wanted
         environ[RESERVED] = wanted
 
-    def _wait_for(self, has_room: Callable[[], bool]) -> None:
-        """Wait until ``has_room`` returns True. The caller holds the lock. Raises ``NoRoom``."""
+    def _wait_for(self, has_room: Callable[[], bool], wanted_bytes: int = 0) -> None:
+        """Wait until ``has_room`` returns True. The caller holds the lock. Raises ``NoRoom``.
+
+        ``wanted_bytes``: the memory that it needs, if it is memory.
+        """
         if self._waiting >= MAX_BODY_WAITS:
             raise NoRoom
         deadline_s = monotonic() + ROOM_WAIT_S
@@ -183,6 +191,10 @@ class Bodies:
         try:
             while not has_room():
                 self.on_change()
+                if wanted_bytes:
+                    in_progress = list(self.in_progress.items())
+                    reserved = {thread: size for thread, each in in_progress if (size := each.get(RESERVED, 0))}
+                    self.end_waits(reserved, wanted_bytes - self._free_bytes)
                 if monotonic() >= deadline_s:
                     raise NoRoom
                 self._room.wait(0.1)

@@ -33,5 +33,6 @@ class StoreContext:
     large_responses: LargeResponses = field(init=False)
 
     def __post_init__(self) -> None:
-        """Give the large responses a budget that suits the limits."""
+        """Give the large responses a budget that suits the limits, and let bodies end waits."""
+        self.bodies.end_waits = self.engine.end_longest_waits
         object.__setattr__(self, "large_responses", LargeResponses(BUDGET_RESPONSES * self.limits.max_response_bytes))

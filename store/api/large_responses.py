@@ -8,14 +8,16 @@ meanwhile stays in memory until the response has ended, and the response holds a
 So the bytes and the number of large responses in progress are limited. A further one waits for a moment, and is then
 rejected (503 with ``Retry-After``). If there is no room, a response of which the server has taken no piece for
 ``STALLED_AFTER_S`` is aborted: its connection is closed in the middle of the body, so its client knows that it is not
-complete.
+complete. A client that reads, but slowly, could still hold a place for hours. So while room is short, connections of
+slow readers are closed (kvsite/connections.py).
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -33,6 +35,9 @@ WAIT_S: Final = 1.0
 
 MAX_WAITING: Final = 32
 """Large responses that may wait for room at once. Each holds a thread. Further ones are rejected at once."""
+
+CONTESTED_S: Final = 5.0
+"""How long room counts as short after a response has found none at once."""
 
 STALLED_AFTER_S: Final = 2.0
 """A response of which no piece was taken for this long may be aborted in favour of others."""
@@ -76,16 +81,17 @@ def _parts_of(body: AnyBody) -> Sequence[bytes]:
 
 
 class _Room:
-    """The room of one response in progress, and what is left of the response.
+    """The room of one response in progress, and what is left of the response. ``address``: of its client, if known.
 
     ``last_taken_s``: when a piece was last taken, monotonic seconds. ``is_aborted``: the bytes are returned, and the
     data is gone. The place is still taken, because the response holds a thread until the server has closed it.
     """
 
-    __slots__ = ("is_aborted", "last_taken_s", "pieces", "size")
+    __slots__ = ("address", "is_aborted", "last_taken_s", "pieces", "size")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, address: str) -> None:
         self.size = size
+        self.address = address
         self.pieces: Iterator[bytes] = iter(())
         self.last_taken_s = time.monotonic()
         self.is_aborted = False
@@ -129,8 +135,9 @@ class Reservation:
     The room is returned at the end of the ``with`` block, unless ``stream`` has passed it on.
     """
 
-    def __init__(self, responses: LargeResponses) -> None:
+    def __init__(self, responses: LargeResponses, address: str) -> None:
         self._responses = responses
+        self._address = address
         self._room: _Room | None = None
 
     def __enter__(self) -> Self:
@@ -146,7 +153,7 @@ class Reservation:
         """
         if size > LARGE_BODY_BYTES and (self._room is None or size > self._room.size):
             self._return()
-            self._room = self._responses.enter(size, WAIT_S if may_wait else 0)
+            self._room = self._responses.enter(size, WAIT_S if may_wait else 0, self._address)
 
     def stream(self, body: AnyBody | ResponseStream) -> AnyBody | ResponseStream:
         """Return the stream of a large response; ``body`` itself if it is small or no room was reserved."""
@@ -164,7 +171,8 @@ class Reservation:
 class LargeResponses:
     """The large responses of one replica in progress: at most ``max_count``, of ``max_bytes`` together. Thread-safe.
 
-    A response that is larger than ``max_bytes`` is admitted while there is no other.
+    A response that is larger than ``max_bytes`` is admitted while there is no other. ``on_contest``: called when a
+    response finds no room.
     """
 
     def __init__(self, max_bytes: int, max_count: int = MAX_IN_PROGRESS) -> None:
@@ -174,6 +182,8 @@ class LargeResponses:
         self._changed = threading.Condition(threading.RLock())
         self._rooms: set[_Room] = set()
         self._waiting = 0
+        self._contested_s = -math.inf
+        self.on_contest: Callable[[], None] = lambda: None
         self.bytes = 0
         """Bytes of the responses in progress, without aborted ones."""
         self.rejected = 0
@@ -184,21 +194,39 @@ class LargeResponses:
     def __len__(self) -> int:
         return len(self._rooms)
 
-    def reservation(self) -> Reservation:
-        """Return a reservation for one response, without room at first."""
-        return Reservation(self)
+    @property
+    def is_crowded(self) -> bool:
+        """Whether at least half of the room is taken, so that slow readers should be observed."""
+        return 2 * len(self._rooms) >= self._max_count or 2 * self.bytes >= self._max_bytes
 
-    def send(self, body: AnyBody) -> ResponseStream:
+    @property
+    def is_contested(self) -> bool:
+        """Whether a response has found no room at once lately."""
+        return time.monotonic() < self._contested_s + CONTESTED_S
+
+    def addresses(self) -> set[str]:
+        """Return the addresses of the clients of the responses in progress."""
+        with self._changed:
+            return {room.address for room in self._rooms}
+
+    def reservation(self, address: str = "") -> Reservation:
+        """Return a reservation for one response, without room at first. ``address``: of its client."""
+        return Reservation(self, address)
+
+    def send(self, body: AnyBody, address: str = "") -> ResponseStream:
         """Return the stream of one response. Raises ``TooManyLargeResponses`` after ``WAIT_S`` seconds."""
-        room = self.enter(len(body), WAIT_S)
+        room = self.enter(len(body), WAIT_S, address)
         return ResponseStream(self, room, _parts_of(body))
 
-    def enter(self, size: int, wait_s: float) -> _Room:
+    def enter(self, size: int, wait_s: float, address: str = "") -> _Room:
         """Return the room for a response. Raises ``TooManyLargeResponses`` if there is none for ``wait_s`` seconds."""
         deadline_s = time.monotonic() + wait_s
         with self._changed:
             while not self._has_room(size):
-                remaining_s = deadline_s - time.monotonic()
+                now_s = time.monotonic()
+                remaining_s = deadline_s - now_s
+                self._contested_s = now_s
+                self.on_contest()
                 if remaining_s <= 0 or self._waiting >= MAX_WAITING:
                     self.rejected += 1
                     raise TooManyLargeResponses(size)
@@ -207,7 +235,7 @@ class LargeResponses:
                     self._changed.wait(remaining_s)
                 finally:
                     self._waiting -= 1
-            room = _Room(size)
+            room = _Room(size, address)
             self._rooms.add(room)
             self.bytes += size
             return room

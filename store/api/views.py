@@ -173,7 +173,7 @@ class KeysView(KvsView):
         reads, writes = parsing.parse_transaction(parsed.body, self.context.limits)
         if writes:
             require_write_access(self.request)
-        with self.large_responses.reservation() as reservation:
+        with self.large_responses.reservation(self.request.environ.get("REMOTE_ADDR", "")) as reservation:
             response = rendering.transacted(*self.transact(reads, writes, parsed, reservation))
             response.body = reservation.stream(response.body)
         return response

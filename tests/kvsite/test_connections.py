@@ -13,12 +13,15 @@ import pytest
 
 from kvsite.connections import (
     MIN_PROGRESS_BYTES,
+    SLOW_READ_BYTES,
     Connection,
     ConnectionMonitor,
     Kernel,
+    ReadMarks,
     Request,
     choose,
     choose_flooding,
+    choose_slow,
     update_marks,
 )
 from store.api.bodies import INTERRUPTED, RECEIVED, Bodies
@@ -174,3 +177,24 @@ def test_the_monitor_interrupts_bodies_without_progress(pair: tuple[socket.socke
 
     wait_until(closed, timeout_s=5)
     assert accepted.recv(1) == b""
+
+
+def test_slow_readers_are_those_that_take_little_for_two_seconds_although_bytes_are_ready() -> None:
+    def look(at_s: float, marks: ReadMarks, **acked: int) -> tuple[list[int], ReadMarks]:
+        ports = {"fast": 1, "slow": 2, "idle": 3}
+        seen = [
+            connection(ports[name], 1, 1, acked_bytes=number, unsent_bytes=0 if name == "idle" else 9)
+            for name, number in acked.items()
+        ]
+        slow, marks = choose_slow(seen, marks, at_s)
+        return [each.port for each in slow], marks
+
+    slow, marks = look(0.0, {}, fast=0, slow=0, idle=0)
+    assert slow == []
+    slow, marks = look(1.9, marks, fast=SLOW_READ_BYTES, slow=100, idle=0)
+    assert slow == []
+    slow, marks = look(2.1, marks, fast=SLOW_READ_BYTES + 1, slow=200, idle=0)
+    assert slow == [2]
+    slow, marks = look(4.0, marks, fast=3 * SLOW_READ_BYTES, slow=300, idle=0)
+    assert slow == [2]
+    assert {port for _, port in marks} == {1, 2}

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import pytest
 
@@ -134,3 +135,30 @@ def test_with_all_places_taken_the_documented_pod_stays_below_its_limit(cluster:
     report = f"{peak_mib(full)} MiB; {filled_mib} MiB before"
     assert peak_mib(full) < 1280 - 3 * 64, report  # The rest is for bodies, responses and pending updates.
     wait_until(lambda: thread_count(full) < before + 200, timeout_s=90, what="the end of idle threads")
+
+
+def holds(cluster: LocalCluster, deferred: int) -> bool:
+    return waiting(cluster)["causal past"] == deferred
+
+
+def test_waiting_requests_do_not_hold_the_memory_for_bodies(cluster: ClusterFactory) -> None:
+    """Eight bodies of 8 MiB take all of it. A further large body ends the longest wait instead of getting 503."""
+    pair = cluster(2)
+    past = {"nobody": 1}
+    padding = " " * (8 * MIB - 1000)
+    body = json.dumps({"value": 1, "causal-metadata": past}).encode()
+    length = f"Content-Length: {len(body) + len(padding)}"
+    head = f"PUT /kvs/held?wait=60 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{length}\r\n\r\n"
+    with ExitStack() as stack:
+        held = []
+        for count in range(1, 9):
+            connection = stack.enter_context(socket.create_connection(split_address(pair.addresses[0]), 20))
+            connection.sendall(head.encode() + body + padding.encode())
+            held.append(connection)
+            wait_until(partial(holds, pair, count), timeout_s=20)
+        large = send_request(pair.addresses[0], "PUT", "/kvs/large", {"value": "v" * 900_000})
+        assert large.status == 201
+        assert large.took_s < 2
+        held[0].settimeout(5)
+        assert held[0].recv(65536).startswith(b"HTTP/1.1 503")
+        assert waiting(pair)["causal past"] >= 6

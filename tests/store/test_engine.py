@@ -300,6 +300,23 @@ def test_an_ack_looks_at_no_write_that_requires_more_acks_than_there_are_members
     assert asked == [(("r", 2), 2), (("r", 3), 3)]
 
 
+def test_the_longest_waits_of_requests_that_hold_something_end_early() -> None:
+    rig = make(StoreSettings(max_deferred=3, max_watchers=2, defer_timeout_s=LONG_S))
+    first, second, third = (rig.ask(rig.engine.get, "x", {"other": 1}, wait_s=LONG_S) for _ in range(3))
+    rig.deferred(3)
+    with rig.engine.lock:
+        threads = [waiter.thread for waiter in rig.engine.waiters.deferred]
+    rig.engine.end_longest_waits({threads[1]: 5, threads[2]: 5}, 3)
+    rig.deferred(2)
+    rig.engine.end_longest_waits({threads[1]: 5, threads[2]: 5}, 100)
+    rig.deferred(1)
+    rig.engine.end_longest_waits(dict.fromkeys(threads, 1), 1)
+    rig.deferred(0)
+    for future in (first, second, third):
+        with pytest.raises(DependenciesMissing):
+            future.result(LONG_S)
+
+
 def test_nothing_of_a_request_is_left_after_its_wait(rig: Rig) -> None:
     wrote = rig.engine.write(Change("x", b"1"), {})
     for number in range(20):

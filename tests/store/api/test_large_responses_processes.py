@@ -6,18 +6,22 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from kvsite.cluster import MANAGE, LocalCluster
 from replication.address import split_address
+from store.api.large_responses import MAX_IN_PROGRESS
 from store.client import Session
 from tests.conftest import ClusterFactory
 from tests.support.full_replica import MIB, VALUE_BYTES, fill, peak_mib
@@ -115,3 +119,55 @@ def test_a_connection_whose_client_does_not_read_is_closed(cluster: ClusterFacto
     with unread(made, "/kvs/large", 5):
         wait_until(lambda: sockets() >= idle + 5, timeout_s=5)
         wait_until(lambda: sockets() <= idle, timeout_s=30)
+
+
+@contextlib.contextmanager
+def trickling(cluster: LocalCluster, path: str, count: int) -> Iterator[None]:
+    """Read ``count`` large responses, each 4 KiB ten times a second."""
+    host, port = split_address(cluster.addresses[0])
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
+    ended = threading.Event()
+
+    def read(connections: list[socket.socket]) -> None:
+        while not ended.wait(0.1):
+            for connection in connections:
+                with contextlib.suppress(OSError):  # closed, or nothing to read
+                    connection.recv(4096, socket.MSG_DONTWAIT)
+
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for _ in range(count):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((host, port))
+            connection.sendall(request)
+            connections.append(connection)
+        reader = threading.Thread(target=read, args=(connections,))
+        reader.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            reader.join()
+
+
+@pytest.mark.slow
+def test_slow_readers_that_hold_all_places_give_way(cluster: ClusterFactory) -> None:
+    """They take something all the time, so their responses never stall. Others are answered within some seconds."""
+    made = cluster(1)
+    with Session(made.addresses) as session:
+        session.put("large", "v" * VALUE_BYTES)
+    with trickling(made, "/kvs/large", MAX_IN_PROGRESS):
+        wait_until(lambda: large_response_bytes(made) > 60 * MIB, timeout_s=20, what="all places are taken")
+        # Longer than a response without progress would take to be aborted: these make progress.
+        began_s = time.monotonic()
+        wait_until(lambda: get(made, "/kvs/large")[0] == 200, timeout_s=8, what="a large response")
+        assert_serves(made, "large")
+        assert time.monotonic() - began_s < 10
+    assert "read large responses slowly" in made.log(0)
+
+
+def large_response_bytes(cluster: LocalCluster) -> int:
+    url = f"{cluster.url(0)}/metrics"
+    text = requests.get(url, timeout=5).text
+    return int(float(re.findall(r'large_responses_bytes\{to="clients"\} (\S+)', text)[0]))
