@@ -1,21 +1,24 @@
 """Composes this replica's half of an exchange.
 
-The membership table and the retired clock entries are left out if the peer has equal ones, and the liveness report if
-the peer has had one lately. The updates are those that the peer lacks, as far as the limits of a message allow.
+The membership table and the retired clock entries are left out if the peer has equal ones. A message has what the peer
+does not know yet of the clock, and what it asks for of the liveness report (short_form.py). The updates are those that
+the peer lacks, as far as the limits of a message allow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
 from replication.loss import LossDetector
 from replication.membership import Membership
 from replication.messages import PROTOCOL, Exchange, State
-from replication.progress import PeerProgress
+from replication.progress import Acknowledged, PeerProgress
 from replication.retired import RetiredEntries
 from replication.settings import ReplicationSettings
+from replication.short_form import ShortForm
 from store.causal import CausalStore
 from store.clock import Instant
 from store.log import EMPTY_DELTA, Delta
@@ -30,12 +33,14 @@ class MessageComposer:
         membership: Membership,
         retired: RetiredEntries,
         loss: LossDetector,
+        short_form: ShortForm,
         settings: ReplicationSettings,
     ) -> None:
         self._store = store
         self._membership = membership
         self._retired = retired
         self._loss = loss
+        self._short = short_form
         self._settings = settings
         self._heartbeat = 0
 
@@ -69,15 +74,10 @@ class MessageComposer:
     ) -> Exchange:
         self._heartbeat += 1
         store, table, retired = self._store, self._membership.table, self._retired
-        send_table = send_retired = send_liveness = True
-        if peer is not None:
-            send_table = peer.acked.membership_digest != table.digest
-            send_retired = peer.acked.retired_digest != retired.digest
-            # Twice per sync interval is enough to follow who is reachable; more would only cost bytes.
-            send_liveness = now.mono_s - peer.schedule.liveness_sent_s >= self._settings.sync_interval_s / 2
-            if send_liveness:
-                peer.schedule.liveness_sent_s = now.mono_s
-        heard = self._membership.liveness_report(self._loss.possible_holders, now.mono_s) if send_liveness else {}
+        acked = Acknowledged() if peer is None else peer.acked
+        send_table = peer is None or acked.membership_digest != table.digest
+        send_retired = peer is None or acked.retired_digest != retired.digest
+        clock, changes = self._short.clock(acked)
         return Exchange(
             sender=store.replica_id,
             heartbeat=self._heartbeat,
@@ -86,15 +86,36 @@ class MessageComposer:
             membership_digest=table.digest,
             membership=dict(table.entries) if send_table else None,
             horizon=table.horizon if send_table else 0,
-            clock={id_: n for id_ in table.present_ids if (n := store.clock.get(id_, 0))},
+            clock=clock,
+            changes=changes,
+            seen=acked.present_revision,
             retired_digest=retired.digest,
             retired=retired.clock if send_retired else None,
             state=state,
-            heard=heard,
             orphaned_pending=self._loss.orphaned_pending(),
             batch=[msgspec.Raw(encoded) for encoded in delta.batch],
             want_all=want_all,
             truncated=delta.truncated,
             more=delta.more,
             accepted=peer is not None,
+            **self._liveness(peer, now.mono_s),
         )
+
+    def _liveness(self, peer: PeerProgress | None, now_s: float) -> dict[str, Any]:
+        """Return the fields that report signs of life to ``peer``, and ask it for them."""
+        membership, holders = self._membership, self._loss.possible_holders
+        if peer is None:
+            return {"heard": membership.liveness_report(holders, now_s)}
+        fields: dict[str, Any] = {}
+        short, acked = self._short, peer.acked
+        only_asked = short.reports_only_what_is_asked(peer)
+        # Twice per sync interval is enough to follow who is reachable; more would only cost bytes.
+        if now_s - peer.schedule.liveness_sent_s >= self._settings.sync_interval_s / 2:
+            peer.schedule.liveness_sent_s = now_s
+            fields["heard"] = membership.liveness_report(holders, now_s, members=not only_asked)
+        if only_asked and acked.asked:
+            fields["contacts"] = short.by_position(membership.recent_contacts(acked.asked, now_s))
+            acked.asked = frozenset()
+        if short.knows_positions(acked):
+            fields["unheard"] = short.positions(membership.unheard(now_s))
+        return fields

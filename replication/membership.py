@@ -48,6 +48,8 @@ class Membership:
         """Removed address -> when this replica first saw it removed."""
         self._dropped_s: dict[str, float] = {}
         """Address that belonged until a merge left it without an entry -> when. See ``dropped``."""
+        self._unheard: tuple[int, float, list[str]] = (0, float("-inf"), [])
+        """The last result of ``unheard``: the digest of the table then, until when it is used, and the ids."""
         self.update_discovery(started_s)
 
     # -- who belongs -----------------------------------------------------------------------------------
@@ -166,15 +168,32 @@ class Membership:
 
         ``is_reply``: the message answers a request that was in flight until now.
         """
-        hear_sender = self.liveness.hear_reply if is_reply else self.liveness.hear
+        hear_sender = self.liveness.hear_reply if is_reply else self.liveness.hear_request
         hear_sender(message.sender, message.heartbeat, now_s)
         for replica, heard in message.heard.items():
             if address_of(replica) != self.address:
                 self.liveness.hear(replica, heard.heartbeat, now_s - heard.age_ms / 1000)
 
-    def liveness_report(self, also: Collection[str], now_s: float) -> dict[str, LastHeard]:
-        """Return the last contact of every present incarnation and of the ids in ``also``."""
-        return self.liveness.report(self.table.present | frozenset(also), now_s)
+    def liveness_report(self, also: Collection[str], now_s: float, *, members: bool = True) -> dict[str, LastHeard]:
+        """Return the last contact of every present incarnation, unless not ``members``, and of the ids in ``also``."""
+        return self.liveness.report(self.table.present | frozenset(also) if members else also, now_s)
+
+    def recent_contacts(self, replicas: Collection[str], now_s: float) -> dict[str, LastHeard]:
+        """Return the last contact of each of ``replicas`` that is not silent: an older one would change nothing."""
+        limit_ms = self._settings.silent_after_s * 1000
+        return {id_: at for id_, at in self.liveness.report(replicas, now_s).items() if at.age_ms < limit_ms}
+
+    def unheard(self, now_s: float) -> list[str]:
+        """Return the present incarnations of other members that this replica has not heard itself lately.
+
+        A replica with many members sends hundreds of messages per sync interval, so the result is kept for a twentieth.
+        """
+        digest, until_s, unheard = self._unheard
+        if digest != self.table.digest or now_s >= until_s:
+            own_id = self.table.present_id(self.address)
+            unheard = [id_ for id_ in self.liveness.unheard(self.table.present_ids, now_s) if id_ != own_id]
+            self._unheard = (self.table.digest, now_s + self._settings.sync_interval_s / 20, unheard)
+        return unheard
 
     def last_contact(self, address: str) -> float | None:
         """Return when the present incarnation at ``address`` was last heard of, None if never."""

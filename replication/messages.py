@@ -10,6 +10,11 @@ Parts that would grow with the age of the cluster are sent only when they are ne
 * a clock is sent as the entries of present incarnations and a digest of the *retired entries* (retired.py); the retired
   entries are sent only when the digests differ.
 
+Parts that would grow with the number of members are sent in a *short form* (short_form.py) to peers of version 2: what
+has changed of the clock, and signs of life of the replicas that the peer asks about. The short form names a present
+incarnation by its *position*: its index among the sorted ids of all present incarnations. A position means something
+only between replicas whose membership tables have equal digests.
+
 Wire form: MessagePack maps by field name, defaults left out. Bounds are part of the types: a decoded message is
 well-formed. Addresses are checked as well, because replicas send requests to them. A message from a sender that is no
 replica id is rejected. What a message says of *other* replicas counts only if their addresses are valid; the rest is
@@ -67,6 +72,8 @@ Digest = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 ``digest_of``)."""
 PresentVersions = Annotated[tuple[Version, ...], msgspec.Meta(min_length=1)]
 """The versions of a key, at least one: a key without versions is in no table, and so in no snapshot."""
+Position = Annotated[int, msgspec.Meta(ge=0, lt=2**16)]
+"""Index of an id among the sorted ids of all present incarnations. See the module."""
 State = Literal["joining", "serving", "removed", "leaving"]
 
 
@@ -94,6 +101,19 @@ class LastHeard(msgspec.Struct, frozen=True, gc=False, array_like=True):
     age_ms: Natural
 
 
+class ClockChanges(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What a message says of its sender's clock entries of present incarnations (short_form.py).
+
+    ``revision``: number of this state of the entries; it rises with every change. ``base``: the revision since which
+    the message lists the changes, 0 if its field ``clock`` has all entries. ``counters``: the changes, position ->
+    counter.
+    """
+
+    revision: Natural
+    base: Natural = 0
+    counters: dict[Position, Counter] = {}
+
+
 Updates: TypeAlias = list[Update]
 
 
@@ -105,6 +125,9 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     ``membership_digest``, ``membership``, ``horizon``: of its membership table; the horizon is sent with the table.
     ``heard``: its last contact with other replicas.
     ``orphaned_pending``: the lowest counter in its pending queue for each origin that is no present incarnation.
+    ``changes``, ``seen``, ``unheard``, ``contacts``: the short form (short_form.py). ``changes``: of its clock.
+    ``seen``: the revision up to which the sender knows the receiver's clock. ``unheard``: the replicas that the sender
+    has not heard itself lately. ``contacts``: its last contact with those that the receiver has asked about.
     ``want_all``: send everything that I lack, including updates of other origins. ``truncated``: my log does not reach
     back to your clock, pull a snapshot. ``more``: a limit cut the updates. ``accepted``: False in a reply if the
     request did not count, because its sender is no present incarnation.
@@ -129,6 +152,21 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     more: bool = False
     accepted: bool = True
     horizon: Timestamp = 0
+    changes: ClockChanges | None = None
+    seen: Natural = 0
+    unheard: list[Position] = []
+    contacts: dict[Position, LastHeard] = {}
+
+    @property
+    def has_present_entries(self) -> bool:
+        """Whether ``clock`` has the sender's entries of all present incarnations."""
+        return self.changes is None or not self.changes.base
+
+    def with_names(self, clock: WireClock, heard: dict[ReplicaId, LastHeard], changes: ClockChanges | None) -> Exchange:
+        """Return this message with these fields instead. Updates that are decoded already stay so."""
+        named = msgspec.structs.replace(self, clock=clock, heard=heard, changes=changes, contacts={})
+        named.__dict__.update(self.__dict__)
+        return named
 
     @cached_property
     def updates(self) -> Updates:

@@ -87,7 +87,11 @@ class Acknowledged:
     retired entries come with the next message.
     ``retired_digest``, ``membership_digest``: of its retired clock entries and its membership table, as last sent;
     None and 0 before it has sent any.
-    ``protocol``: version of its last message.
+    ``protocol``: version of its last message; the short form goes only to peers that know it (short_form.py).
+    ``present``: the entries of present incarnations in its clock, exactly as its last reply said; read only.
+    ``present_revision``: its revision of that state, 0 if it has not replied yet. ``seen``: the revision of this
+    replica's entries that the peer has in the same way. ``asked``: ids that its last message asked about, and that no
+    message to it has reported since. ``is_joining``: whether it said so in its last message.
     ``report``: its latest report, for loss detection. ``snapshot``: whether it offers one.
     ``sent``: own counter up to which updates were sent to it, acknowledged or not. A failed request sets it back to
     what is acknowledged.
@@ -100,6 +104,11 @@ class Acknowledged:
     retired_digest: int | None = None
     membership_digest: int = 0
     protocol: int = DEFAULT_PROTOCOL
+    present: Clock = field(default_factory=dict)
+    present_revision: int = 0
+    seen: int = 0
+    asked: frozenset[str] = frozenset()
+    is_joining: bool = False
     report: Report | None = None
     snapshot: SnapshotOffer = SnapshotOffer.NONE
     sent: int = 0
@@ -125,7 +134,7 @@ class Schedule:
     ``begun_s``: when the exchange in flight began. ``round_trip_s``: moving average of the time one takes.
     ``paced_until_s``: new writes wait for others until then. ``next_sync_s``: when the timer sends the next exchange.
     ``next_piece_s``: when the next piece of a snapshot may be requested. ``liveness_sent_s``: when the peer was last
-    sent a liveness report.
+    sent a liveness report that it had not asked for.
     """
 
     begun_s: float = 0.0

@@ -53,12 +53,13 @@ from replication.loss import LossDetector
 from replication.membership import Membership
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, State, Updates
 from replication.pacing import Pacing
-from replication.progress import PeerProgress, Peers, PeerState, Report, SnapshotOffer
+from replication.progress import Acknowledged, PeerProgress, Peers, PeerState, Report, SnapshotOffer
 from replication.recovery import Recovery
 from replication.reserve import LogReserve
 from replication.retired import RetiredEntries
 from replication.seeds import Seeds
 from replication.settings import ReplicationSettings
+from replication.short_form import ShortForm
 from replication.snapshots import SnapshotSender
 from replication.time_limits import check_times
 from replication.view_changes import RandomBits, ViewChanges, new_incarnation
@@ -120,7 +121,10 @@ class Replica:
         self._compaction = Compaction(self.store, table, self.peers, self._retired, self.settings.sync_interval_s)
         self.snapshots = SnapshotSender(self.settings.max_snapshots, self.settings.snapshot_piece_bytes)
         self.reserve = LogReserve(self.store, table, self.peers, self.settings.max_reserve_bytes)
-        self._composer = MessageComposer(self.store, self.membership, self._retired, self.loss, self.settings)
+        self.short_form = ShortForm(self.store, table)
+        self._composer = MessageComposer(
+            self.store, self.membership, self._retired, self.loss, self.short_form, self.settings
+        )
         self.membership.start(incarnation, start_us_of(incarnation))
         self.event_log.record("started", self.id, "", now)
         self._view.follow_table(now)
@@ -258,6 +262,7 @@ class Replica:
     def _complete_exchange(self, asked: PeerProgress, serial: int, reply: Exchange, now: Instant) -> Conversation[None]:
         """Take the reply from the peer that was asked; its sender may belong under another address (an alias)."""
         own_id, actual = self.id, address_of(reply.sender)
+        reply = self._read(reply)
         is_reply = asked.in_flight == serial and asked.address == actual
         asked.hear_reply(serial, now.mono_s)
         if actual == self.address:
@@ -312,6 +317,7 @@ class Replica:
         check_times(message, now, self.settings.max_clock_lead_s)
         if isinstance(message, SnapshotRequest):
             return self._answer_snapshot(message, now)
+        message = self._read(message)
         sender = self._accept(message, now)
         if sender is None:
             return self._composer.rejection(self.state, now)
@@ -323,6 +329,12 @@ class Replica:
         if piece.snapshot:
             self.reserve.note_piece(request.sender, now.mono_s, first=not request.snapshot, last=piece.last)
         return piece
+
+    def _read(self, message: Exchange) -> Exchange:
+        """Return ``message`` with ids and clock entries in place of the short form."""
+        peer = self.peers.find(address_of(message.sender))
+        is_known = peer is not None and peer.acked.replica == message.sender
+        return self.short_form.read(message, peer.acked if peer is not None and is_known else Acknowledged())
 
     def _accept(self, message: Exchange, now: Instant, *, is_reply: bool = False) -> PeerProgress | None:
         """Take everything in a message but its updates; return its sender, None if the message does not count.
@@ -364,6 +376,11 @@ class Replica:
         acked.membership_digest = message.membership_digest
         acked.retired_digest = message.retired_digest
         acked.protocol = message.protocol
+        acked.seen = message.seen
+        acked.asked = self.short_form.asked(message)
+        acked.is_joining = message.state == "joining"
+        if is_reply and message.has_present_entries and message.changes is not None:
+            acked.present, acked.present_revision = message.clock, message.changes.revision
         whole = self._retired.whole_clock(message)
         acked.is_complete = whole is not None
         if is_reply and whole is not None:

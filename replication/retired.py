@@ -39,8 +39,11 @@ class RetiredEntries:
     def whole_clock(self, message: Exchange) -> Clock | None:
         """Return the whole clock of a message's sender, or None if its retired entries are not known here.
 
-        In the latter case the digests differ, so the sender's next message carries the entries.
+        In the latter case the digests differ, so the sender's next message carries the entries. The same holds if the
+        message lists changes of entries that are not known here (short_form.py).
         """
+        if not message.has_present_entries:
+            return None
         if message.retired is not None:
             return {**message.retired, **message.clock}
         return {**self.clock, **message.clock} if message.retired_digest == self.digest else None

@@ -126,6 +126,15 @@ class ReplicationSettings:
         return self.down_after_s / 2
 
     @property
+    def ask_after_s(self) -> float:
+        """Seconds without a message of a member itself after which others are asked about it.
+
+        Idle members send each other a message at least once per sync interval. From the moment at which a replica asks,
+        it may take another interval until the next exchange; the answer has to be here before the member looks silent.
+        """
+        return max(0.0, min(1.1 * self.sync_interval_s, self.silent_after_s - 1.5 * self.sync_interval_s))
+
+    @property
     def silent_after_s(self) -> float:
         """Seconds since the last contact after which a member is down. It is 0.9 of ``down_after_s``, so that the
         member has left every view within ``down_after_s``."""

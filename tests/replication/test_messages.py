@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from replication.errors import BadMessage
 from replication.messages import (
     PROTOCOL,
+    ClockChanges,
     Exchange,
     LastHeard,
     MarkerForm,
@@ -38,6 +39,7 @@ addresses = st.builds(
 )
 ids = st.builds(replica_id, addresses, st.integers(1, 2**63 - 1))
 naturals = st.integers(0, 2**63 - 1)
+positions = st.integers(0, 2**16 - 1)
 exchanges = st.builds(
     Exchange,
     sender=ids,
@@ -59,6 +61,13 @@ exchanges = st.builds(
     truncated=st.booleans(),
     more=st.booleans(),
     accepted=st.booleans(),
+    changes=st.one_of(
+        st.none(),
+        st.builds(ClockChanges, naturals, naturals, st.dictionaries(positions, st.integers(1, 2**53 - 1), max_size=2)),
+    ),
+    seen=naturals,
+    unheard=st.lists(positions, max_size=2),
+    contacts=st.dictionaries(positions, st.builds(LastHeard, naturals, naturals), max_size=2),
 )
 requests = st.builds(SnapshotRequest, ids, st.text(max_size=8), naturals)
 pieces = st.builds(
@@ -224,6 +233,15 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     ("updates", [["r1", 1, 1, {}, [["key", "text", [], None]]]]),
     ("updates", [["r1", 1, 1, {}, [["key", None, [["r1", 0]], None]]]]),
     ("heard", {"r1": [1, -1]}),
+    ("changes", [-1]),
+    ("changes", [1, 0, {"r1": 1}]),
+    ("changes", [1, 0, {0: 0}]),
+    ("changes", [1, 0, {2**16: 1}]),
+    ("seen", -1),
+    ("unheard", [-1]),
+    ("unheard", ["r1"]),
+    ("contacts", {0: [1, -1]}),
+    ("contacts", {"0": [1, 1]}),
     ("want_all", 1),
     ("protocol", PROTOCOL + 2),
 ]

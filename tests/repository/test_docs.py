@@ -324,7 +324,8 @@ broadcast; anti-entropy; view; alive; suspect; down; left; write concern; acks; 
 seed; alias; report; relay; pacing; replica id; origin; counter; winner; delete clock; gate; engine; node; peer
 progress; acknowledged clock; member; stamp; proof; causal metadata; mutant; oracle; scenario;
 conversation; compaction; liveness; present incarnation; follows; join; edge; joining; serving; removed; leaving;
-serial; token; silence limit; tick; acknowledged write; rejected; random seed; replica; lead
+serial; token; silence limit; tick; acknowledged write; rejected; random seed; replica; lead;
+position; revision; short form
 """
 """Terms that code, JSON, logs and pages use. A new term is added here and to the glossary."""
 

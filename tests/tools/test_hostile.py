@@ -21,7 +21,7 @@ def inputs(number: int, seed: int) -> list[Input]:
 
 
 def test_the_inputs_are_of_every_kind() -> None:
-    kinds = Counter(made.kind for made in inputs(200, 1))
+    kinds = Counter(made.kind for made in inputs(400, 1))
     assert min(kinds.values()) > 3
     assert set(kinds) == {
         "malformed HTTP",

@@ -268,6 +268,10 @@ def _exchange(rng: random.Random, target: Target) -> dict[str, Any]:
 
     extreme: Mapping[str, Callable[[], Any]] = {
         "heard": lambda: {_replica_id(rng, target): [rng.choice((0, 7, 2**63 - 1)), rng.choice(NUMBERS)]},
+        "changes": lambda: [rng.choice(NUMBERS), rng.choice((0, 1, *NUMBERS)), {rng.choice((0, 1, 9)): 2**53 - 1}],
+        "seen": lambda: rng.choice(NUMBERS),
+        "unheard": lambda: list(range(rng.choice((1, 2000)))),
+        "contacts": lambda: {rng.choice((0, 1, 9)): [rng.choice((0, 7, 2**63 - 1)), rng.choice(NUMBERS)]},
         "time": lambda: rng.choice(times_us),
         "membership": lambda: {rng.choice((*members, *TEXTS)): rng.choice((entry(), rng.choice(NUMBERS)))},
         "clock": lambda: {_replica_id(rng, target): rng.choice((1, 2**53 - 1)) for _ in range(rng.choice((1, 2000)))},

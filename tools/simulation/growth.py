@@ -94,6 +94,8 @@ def count(replicas: int, *, writes: int = 20, rate: float = 2000.0, seed: int = 
     for address in world.hosts:
         world.start(address)
     _settle(world)
+    # Until each pair has exchanged again, replicas send tables to peers that have them already.
+    world.run_until(world.now_s + 2 * world.settings.sync_interval_s)
     world.reset()
     # Idle replicas exchange once per sync interval and peer: one interval contains all of that traffic.
     world.run_until(world.now_s + world.settings.sync_interval_s)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from replication.replica import Replica
 from store.causal import ListResult, LostUpdates
-from store.clock import Clock, Dot, incarnation_of, start_us_of
+from store.clock import Clock, Dot, covers, incarnation_of, start_us_of
 from store.versions import Change, Update, Version, Versions
 from tools.simulation.world import Host, World
 
@@ -111,6 +111,26 @@ class Oracle:
             clocks = [each.store.clock for each in hosts if each.address == acked.replica.rpartition("@")[0]]
             if not any(clock.get(origin, 0) >= counter for clock in [*clocks, *self._clocks_at_death]):
                 self.violations.append(f"FalseAck: {replica.id} counts {acked.replica} for {dot}, which it lacks")
+
+    def check_peer_clocks(self) -> None:
+        """Check the clocks that replicas put together from their peers' replies (replication/short_form.py).
+
+        Each is what the peer had then: no entry is above the peer's clock, and if the peer's entries are still in the
+        state that it named, they are equal.
+        """
+        running = {host.replica.id: host.replica for host in self.world.live() if host.replica is not None}
+        for replica in running.values():
+            for progress in replica.peers.all():
+                acked, peer = progress.acked, running.get(progress.acked.replica)
+                if peer is None or not acked.present_revision:
+                    continue
+                revision, entries = peer.short_form.state()
+                is_above = not covers(peer.store.clock, acked.present)
+                if is_above or (revision == acked.present_revision and acked.present != entries):
+                    self.violations.append(
+                        f"FalseClock: {replica.id} takes {acked.present} for the clock of {peer.id} in state "
+                        f"{acked.present_revision}; in state {revision} it is {entries}"
+                    )
 
     def check_loss(self, replica: Replica, lost: LostUpdates) -> None:
         """Check that no member, down or cut off, has an update of which ``replica`` says that it is lost."""

@@ -320,7 +320,7 @@ def message(wire: Wire, **changes: object) -> Exchange:
 def test_a_clock_with_updates_that_were_never_issued_is_rejected(wire: Wire) -> None:
     r1, _ = wire.cluster("r1", "r2")
     with pytest.raises(BadMessage):
-        run(r1.receive(message(wire, clock={r1.id: 1}), wire.now("r1")), wire.now("r1"))
+        run(r1.receive(message(wire, clock={r1.id: 1}, changes=None), wire.now("r1")), wire.now("r1"))
 
 
 def test_a_forged_update_of_the_receiver_is_rejected_and_changes_nothing(wire: Wire) -> None:

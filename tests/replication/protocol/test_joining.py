@@ -152,6 +152,7 @@ def test_a_late_report_of_a_predecessor_does_not_stop_a_new_process(wire: Wire) 
     wire.flow(2.0)
     wire.exchange("r3", "r1")
     wire.tick(0.6)
+    wire["r1"].peers.at(address("r3")).acked.protocol = 1  # A peer of version 1 gets reports of everybody.
     late = wire.begin("r1", "r3").message
     assert isinstance(late, Exchange)
     assert wire["r3"].id in late.heard

@@ -7,6 +7,7 @@ protocol, and those that a later change is likely to make. ``MUTANTS`` are caugh
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -26,12 +27,13 @@ from replication.liveness import Liveness
 from replication.loss import LossDetector, reports_since, unrecoverable
 from replication.membership import Membership
 from replication.membership_table import MembershipTable
-from replication.messages import Exchange, MembershipEntry, digest_of
+from replication.messages import ClockChanges, Exchange, MembershipEntry, digest_of
 from replication.progress import Acknowledged, PeerProgress, Peers, PeerState, Report
 from replication.recovery import Joining, Recovery
 from replication.replica import Conversation, Outgoing, Replica
 from replication.reserve import LogReserve
 from replication.seeds import Seeds
+from replication.short_form import FIRST_PROTOCOL, ShortForm
 from replication.snapshots import SnapshotPauses, SnapshotPull, cut
 from replication.view_changes import ViewChanges
 from store.causal import CausalStore, ListResult
@@ -460,6 +462,45 @@ def stop_whoever_is_named() -> Iterator[None]:
         yield
 
 
+@mutant
+def list_changes_since_what_was_sent() -> Iterator[None]:
+    """A message lists the clock entries that have changed since the last message, whether it arrived or not."""
+    clock = ShortForm.clock
+
+    def since_last_message(self: ShortForm, acked: Acknowledged) -> tuple[dict[str, int], ClockChanges]:
+        fields = clock(self, acked)
+        acked.seen = fields[1].revision
+        return fields
+
+    def accept_any_base(self: ShortForm, message: Exchange, acked: Acknowledged) -> Exchange:
+        return read(self, message, dataclasses.replace(acked, present_revision=2**63 - 1))
+
+    read = ShortForm.read
+    with patch.object(ShortForm, "clock", since_last_message), patch.object(ShortForm, "read", accept_any_base):
+        yield
+
+
+@mutant
+def take_parts_for_whole_clocks() -> Iterator[None]:
+    """Whatever a message lists counts as the whole clock of its sender."""
+    with patch.object(Exchange, "has_present_entries", property(lambda self: True)):
+        yield
+
+
+@mutant
+def use_positions_under_other_tables() -> Iterator[None]:
+    """Positions are used although the digests of the membership tables differ."""
+
+    def knows_positions(self: ShortForm, acked: Acknowledged) -> bool:
+        return acked.protocol >= FIRST_PROTOCOL
+
+    with (
+        patch.object(ShortForm, "knows_positions", knows_positions),
+        patch.object(ShortForm, "_is_understood", lambda self, message: True),
+    ):
+        yield
+
+
 # -- mutants that random runs hardly ever catch ----------------------------------------------------------------------
 
 DIRECTED: dict[str, Mutant] = {}
@@ -724,8 +765,8 @@ def hide_heartbeats_of_removed_replicas() -> Iterator[None]:
     """Members do not report the heartbeats of removed replicas, so others take those for dead (rule 2)."""
     report = Membership.liveness_report
 
-    def report_members_only(self: Membership, also: Any, now_s: float) -> Any:
-        return report(self, (), now_s)
+    def report_members_only(self: Membership, also: Any, now_s: float, **which: bool) -> Any:
+        return report(self, (), now_s, **which)
 
     with patch.object(Membership, "liveness_report", report_members_only):
         yield
@@ -980,4 +1021,59 @@ def require_rising_heartbeats_of_replies() -> Iterator[None]:
 def accept_times_far_ahead() -> Iterator[None]:
     """Times and incarnations count however far ahead they are."""
     with patch.object(replication.replica, "check_times", lambda message, now, max_lead_s: None):
+        yield
+
+
+@directed
+def keep_the_base_of_another_table() -> Iterator[None]:
+    """A message lists changes since a state under an earlier membership table."""
+    update = ShortForm._update
+
+    def forget_no_revision(self: ShortForm) -> None:
+        update(self)
+        self._first_revision = 1
+
+    with patch.object(ShortForm, "_update", forget_no_revision):
+        yield
+
+
+@directed
+def base_clocks_on_requests() -> Iterator[None]:
+    """The clock in a request counts like that in a reply, although anybody may have sent it."""
+    accept = Replica._accept
+
+    def accept_as_reply(
+        self: Replica, message: Exchange, now: Instant, *, is_reply: bool = False
+    ) -> PeerProgress | None:
+        peer = accept(self, message, now, is_reply=is_reply)
+        if peer is not None and message.changes is not None and message.has_present_entries:
+            peer.acked.present, peer.acked.present_revision = message.clock, message.changes.revision
+        return peer
+
+    with patch.object(Replica, "_accept", accept_as_reply):
+        yield
+
+
+@directed
+def ask_about_nobody() -> Iterator[None]:
+    """A replica never asks about members that it does not hear."""
+    with patch.object(Membership, "unheard", lambda self, now_s: []):
+        yield
+
+
+@directed
+def answer_no_question() -> Iterator[None]:
+    """A replica reports nobody to peers that ask."""
+    with patch.object(Membership, "recent_contacts", lambda self, replicas, now_s: {}):
+        yield
+
+
+@directed
+def report_nothing_to_peers_that_do_not_answer() -> Iterator[None]:
+    """A peer is reported what it asks for, even if its questions do not arrive."""
+
+    def reports_only_what_is_asked(self: ShortForm, peer: PeerProgress) -> bool:
+        return self.knows_positions(peer.acked)
+
+    with patch.object(ShortForm, "reports_only_what_is_asked", reports_only_what_is_asked):
         yield

@@ -19,6 +19,7 @@ from tests.replication.protocol import (
     test_loss,
     test_markers,
     test_removals,
+    test_short_form,
     test_snapshots,
 )
 from tests.support.wire import Wire, address, write
@@ -181,6 +182,22 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
         test_removals.test_replicas_that_drop_all_members_at_once_because_of_forged_horizons_find_each_other_again
     ),
     "change_below_the_horizon": without_wire(test_membership_table.test_a_change_after_forgetting_is_above_the_horizon),
+    "keep_the_base_of_another_table": test_short_form.test_an_entry_that_becomes_present_again_is_sent,
+    "base_clocks_on_requests": test_short_form.test_a_forged_request_takes_part_in_no_later_clock,
+    "ask_about_nobody": (
+        lambda wire: test_short_form.test_a_member_that_only_others_can_reach_never_leaves_the_view(wire, 3)
+    ),
+    "answer_no_question": (
+        lambda wire: test_short_form.test_a_member_that_only_others_can_reach_never_leaves_the_view(wire, 6)
+    ),
+    "report_nothing_to_peers_that_do_not_answer": (
+        test_short_form.test_a_peer_whose_questions_do_not_arrive_gets_a_report_of_everybody
+    ),
+    "list_changes_since_what_was_sent": test_short_form.test_changes_are_listed_until_a_reply_has_brought_them,
+    "take_parts_for_whole_clocks": (
+        test_short_form.test_a_clock_is_not_whole_without_the_state_that_its_changes_are_based_on
+    ),
+    "use_positions_under_other_tables": test_short_form.test_positions_mean_nothing_under_another_membership_table,
     "omit_delete_clock": a_client_that_read_an_absence_never_reads_the_deleted_version,
 }
 
