@@ -195,6 +195,19 @@ def test_a_joining_replica_takes_over_the_horizon() -> None:
     assert r2.membership.table.digest == r1.membership.table.digest
 
 
+def test_a_horizon_reaches_a_replica_whose_entries_are_the_same() -> None:
+    """Otherwise the two would judge differently which incarnations have ended."""
+    wire = Wire(settings=ReplicationSettings(pace_s=0.0, kept_removed=0, forget_after_s=1.0))
+    r1, r2 = wire.cluster("r1", "r2")
+    wire.isolate("r2")
+    churn(wire, "r1", 3)
+    wire.flow(3.0)
+    assert r1.membership.table.entries == r2.membership.table.entries
+    wire.heal()
+    wire.flow(3.0)
+    assert r2.membership.table.horizon == r1.membership.table.horizon > 0
+
+
 def test_updates_of_a_forgotten_replica_are_lost_and_those_of_a_later_start_there_are_not() -> None:
     wire = Wire(settings=FORGETFUL)
     _, _, r3 = start_three(wire)

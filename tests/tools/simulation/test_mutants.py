@@ -181,6 +181,9 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "never_ask_dropped_members": (
         test_removals.test_replicas_that_drop_all_members_at_once_because_of_forged_horizons_find_each_other_again
     ),
+    "leave_the_horizon_out_of_the_digest": without_wire(
+        test_removals.test_a_horizon_reaches_a_replica_whose_entries_are_the_same
+    ),
     "change_below_the_horizon": without_wire(test_membership_table.test_a_change_after_forgetting_is_above_the_horizon),
     "keep_the_base_of_another_table": test_short_form.test_an_entry_that_becomes_present_again_is_sent,
     "base_clocks_on_requests": test_short_form.test_a_forged_request_takes_part_in_no_later_clock,

@@ -53,6 +53,8 @@ def test_2000_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFix
         "lookups",
         "forged",
         "rejected",
+        "disasters",
+        "visitors",
     ):
         assert counts[event] > 20, event
 
