@@ -73,9 +73,10 @@ fmt: setup ## Format the code, and fix what can be fixed automatically
 settings: setup ## Write docs/settings.md from the declarations of the settings
 	$(BIN)/python -m tools.settings_page
 
-# Tests of partitions make network namespaces. tools.netns gives an ordinary user the right to do so.
+# Tests of partitions make network namespaces. tools.netns gives an ordinary user the right to do so. Two tests run at a
+# time, because most of them wait for replicas.
 test: setup system lint ## Run all checks, then all tests (PYTEST_ARGS=… selects tests)
-	$(BIN)/python -m tools.netns $(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/python -m tools.netns $(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 matrix: setup ## Run tests with each installed Python from 3.11 to 3.13 (MATRIX=3.13 selects one)
 	@exec $(BIN)/python -m tools.matrix $(MATRIX) -- $(PYTEST_ARGS)

@@ -15,7 +15,7 @@ from kvsite.cluster import LocalCluster
 from kvsite.logs import queue_handler
 from tests.support.ports import free_ports
 
-pytest_plugins = ["tests.support.scenarios_plugin"]
+pytest_plugins = ["tests.support.scenarios_plugin", "tests.support.parallel"]
 
 # The duration of one example depends on the machine, and says nothing about the code.
 settings.register_profile("causeway", deadline=None)
