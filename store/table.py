@@ -14,8 +14,11 @@ from sortedcontainers import SortedList
 
 from store.versions import Version, Versions
 
-KEY_COST_BYTES = 420
-"""Estimated bytes of a key with one version, without the texts of key and value (docs/memory.md)."""
+KEY_COST_BYTES = 290
+"""Estimated bytes of a key without its text and its versions, as the process grows by them (docs/memory.md)."""
+
+VERSION_COST_BYTES = 420
+"""Estimated bytes of a version without its value, whose past names three replicas and is shared with no other."""
 
 MAX_STALE_DEADLINES = 1000
 """Deadlines of removed versions that may stay in the heap before it is rebuilt (see ``KeyTable.set``)."""
@@ -138,10 +141,10 @@ class KeyTable:
 
 
 def cost(key: str, versions: Versions) -> int:
-    """Return the estimated bytes of memory that ``key`` takes with these versions; 0 without versions."""
+    """Return the estimated bytes by which ``key`` with these versions makes a process grow; 0 without versions."""
     if not versions:
         return 0
-    size = len(key)
+    size = KEY_COST_BYTES + len(key)
     for version in versions:
-        size += KEY_COST_BYTES + len(version.value)
+        size += VERSION_COST_BYTES + len(version.value)
     return size

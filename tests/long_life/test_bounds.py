@@ -477,10 +477,15 @@ def test_the_log_uses_about_as_much_memory_as_its_limit_says(batch: int) -> None
 @pytest.mark.parametrize("value_bytes", [10, 1000])
 def test_the_data_uses_about_as_much_memory_as_max_memory_counts(value_bytes: int) -> None:
     wire = Wire()
-    wire.cluster("r1", "r2")
+    wire.cluster("r1", "r2", "r3")
+    others = [wire[name].id for name in ("r2", "r3")]
+    for number in range(200):
+        wire.put(("r2", "r3")[number % 2], "other", b"%d" % number)
+    wire.flow(3.0)
     before = {name: size_bytes(wire[name], without=(wire.rng,)) for name in ("r1", "r2")}
     for number in range(5_000):
-        wire.put("r1", f"key-{number:06}", b"%0*d" % (value_bytes, number))
+        past = {others[0]: 1 + number % 100, others[1]: 1 + 7 * number % 100}  # Equal pasts would share memory.
+        wire.put("r1", f"key-{number:06}", b"%0*d" % (value_bytes, number), past)
         if number % 100 == 0:
             wire.flow(0.01)
     wire.flow(3.0)

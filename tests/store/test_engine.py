@@ -627,10 +627,10 @@ CALLS: dict[str, Callable[[Engine, Clock, tuple[str, ...] | None], Any]] = {
     ],
 )
 def test_a_rejected_call_changes_nothing(call: str, why: str, error: type[StoreError]) -> None:
-    rig = make(StoreSettings(max_memory_bytes=500) if why == "memory" else SETTINGS)
+    rig = make(StoreSettings(max_memory_bytes=800) if why == "memory" else SETTINGS)
     rig.engine.write(Change("x", b"1"), {})
     if why == "memory":
-        rig.store.table.bytes = 500
+        rig.store.table.bytes = 800
     before, issued_before = fingerprint(rig.store), len(rig.peers.issued)
     if why == "closed":
         rig.store.not_serving_reason = "closed"
@@ -647,7 +647,7 @@ def test_a_rejected_call_changes_nothing(call: str, why: str, error: type[StoreE
 
 
 def test_at_the_memory_limit_writes_that_free_memory_succeed() -> None:
-    rig = make(StoreSettings(max_memory_bytes=900))
+    rig = make(StoreSettings(max_memory_bytes=1500))
     rig.engine.write(Change("x", b"1" * 100), {})
     with pytest.raises(OutOfMemory):
         rig.engine.write(Change("y", b"1" * 400), {})

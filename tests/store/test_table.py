@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from store.table import KEY_COST_BYTES, MAX_STALE_DEADLINES, KeyTable, cost
+from store.table import KEY_COST_BYTES, MAX_STALE_DEADLINES, VERSION_COST_BYTES, KeyTable, cost
 from store.versions import Version, Versions
 
 keys = st.one_of(
@@ -140,8 +140,8 @@ def test_copy_does_not_change_with_the_table() -> None:
 
 def test_cost_of_a_key() -> None:
     assert cost("key", ()) == 0
-    assert cost("key", (version(1, value=b"12345"),)) == 3 + KEY_COST_BYTES + 5
-    assert cost("key", (version(1), version(2))) == 3 + 2 * (KEY_COST_BYTES + 1)
+    assert cost("key", (version(1, value=b"12345"),)) == KEY_COST_BYTES + 3 + VERSION_COST_BYTES + 5
+    assert cost("key", (version(1), version(2))) == KEY_COST_BYTES + 3 + 2 * (VERSION_COST_BYTES + 1)
 
 
 def test_keys_are_listed_in_code_point_order() -> None:
