@@ -108,14 +108,17 @@ class MessageComposer:
             return {"heard": membership.liveness_report(holders, now_s)}
         fields: dict[str, Any] = {}
         short, acked = self._short, peer.acked
-        only_asked = short.reports_only_what_is_asked(peer)
+        knows_positions = short.knows_positions(acked)
+        only_asked = knows_positions and short.asks(peer)
         # Twice per sync interval is enough to follow who is reachable; more would only cost bytes.
-        if now_s - peer.schedule.liveness_sent_s >= self._settings.sync_interval_s / 2:
+        if (holders or not only_asked) and (
+            now_s - peer.schedule.liveness_sent_s >= self._settings.sync_interval_s / 2
+        ):
             peer.schedule.liveness_sent_s = now_s
             fields["heard"] = membership.liveness_report(holders, now_s, members=not only_asked)
         if only_asked and acked.asked:
             fields["contacts"] = short.by_position(membership.recent_contacts(acked.asked, now_s))
             acked.asked = frozenset()
-        if short.knows_positions(acked):
-            fields["unheard"] = short.positions(membership.unheard(now_s))
+        if knows_positions and (unheard := membership.unheard(now_s)):
+            fields["unheard"] = short.positions(unheard)
         return fields

@@ -115,6 +115,8 @@ class Acknowledged:
 
     def acknowledge(self, clock: Mapping[str, int]) -> None:
         """Merge a clock that the peer sent; a delayed message with an older clock changes nothing."""
+        if clock is self.present:
+            return  # The peer has applied nothing since its last reply.
         join_into(self.clock, clock)
         join_into(self.recent, clock)
 

@@ -53,7 +53,7 @@ from replication.loss import LossDetector
 from replication.membership import Membership
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, State, Updates
 from replication.pacing import Pacing
-from replication.progress import Acknowledged, PeerProgress, Peers, PeerState, Report, SnapshotOffer
+from replication.progress import PeerProgress, Peers, PeerState, Report, SnapshotOffer
 from replication.recovery import Recovery
 from replication.reserve import LogReserve
 from replication.retired import RetiredEntries
@@ -334,7 +334,7 @@ class Replica:
         """Return ``message`` with ids and clock entries in place of the short form."""
         peer = self.peers.find(address_of(message.sender))
         is_known = peer is not None and peer.acked.replica == message.sender
-        return self.short_form.read(message, peer.acked if peer is not None and is_known else Acknowledged())
+        return self.short_form.read(message, peer.acked if peer is not None and is_known else None)
 
     def _accept(self, message: Exchange, now: Instant, *, is_reply: bool = False) -> PeerProgress | None:
         """Take everything in a message but its updates; return its sender, None if the message does not count.

@@ -46,7 +46,9 @@ class RetiredEntries:
             return None
         if message.retired is not None:
             return {**message.retired, **message.clock}
-        return {**self.clock, **message.clock} if message.retired_digest == self.digest else None
+        if message.retired_digest != self.digest:
+            return None
+        return {**self._clock, **message.clock} if self._clock else message.clock
 
     def to_compare(self, acked: Acknowledged) -> Clock:
         """Return this replica's clock without the retired entries if the peer is known to have equal ones."""

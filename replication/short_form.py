@@ -63,8 +63,9 @@ class ShortForm:
         self._entries: Clock = {}
         self._changed: dict[str, int] = {}
         self._positions: dict[str, int] = {}
-        self._computed_for: tuple[int, int] | None = None
         self._digest: int | None = None
+        self._clock_changes = 0
+        """``_entries`` were computed for this digest of the table and this number of changes of the clock."""
 
     def state(self) -> tuple[int, Clock]:
         """Return the present revision, and this replica's entries of present incarnations; read only."""
@@ -89,10 +90,12 @@ class ShortForm:
         """Return whether the peer that has sent ``acked`` understands positions."""
         return acked.protocol >= FIRST_PROTOCOL and acked.membership_digest == self._table.digest
 
-    def reports_only_what_is_asked(self, peer: PeerProgress) -> bool:
-        """Return whether ``peer`` asks for the signs of life that it needs, and its questions arrive here."""
-        is_answering = peer.state is not PeerState.FAILED and not peer.acked.is_joining
-        return is_answering and self.knows_positions(peer.acked)
+    def asks(self, peer: PeerProgress) -> bool:
+        """Return whether ``peer``, which understands positions, asks for the signs of life that it needs.
+
+        It does not if it joins, and what it asks may not arrive here if it does not answer.
+        """
+        return peer.state is not PeerState.FAILED and not peer.acked.is_joining
 
     def positions(self, ids: Iterable[str]) -> list[int]:
         """Return the positions of ``ids``, which are ids of present incarnations."""
@@ -106,18 +109,19 @@ class ShortForm:
 
     # -- reading ---------------------------------------------------------------------------------------
 
-    def read(self, message: Exchange, acked: Acknowledged) -> Exchange:
+    def read(self, message: Exchange, acked: Acknowledged | None) -> Exchange:
         """Return ``message`` with ids instead of positions, and with all clock entries if they are known here.
 
-        ``acked``: what its sender has sent so far. If the entries are not known, ``changes`` keeps its base.
+        ``acked``: what its sender has sent so far, None if it has sent nothing. If the entries are not known,
+        ``changes`` keeps its base.
         """
         changes = message.changes
-        if message.has_present_entries and not message.contacts:
+        if (changes is None or not changes.base) and not message.contacts:
             return message
         clock, heard = message.clock, message.heard
         if changes is not None and changes.base:
             clock = self._named(message, changes.counters)
-            if self._is_understood(message) and changes.base <= acked.present_revision:
+            if acked is not None and changes.base <= acked.present_revision and self._is_understood(message):
                 clock = join(acked.present, clock) if clock else acked.present
                 changes = ClockChanges(changes.revision)
         if message.contacts:
@@ -135,7 +139,7 @@ class ShortForm:
         return message.membership_digest == self._table.digest
 
     def _named(self, message: Exchange, values: Mapping[int, Value]) -> dict[str, Value]:
-        if not self._is_understood(message):
+        if not values or not self._is_understood(message):
             return {}
         ids = self._table.present_ids
         return {ids[position]: value for position, value in values.items() if position < len(ids)}
@@ -143,13 +147,13 @@ class ShortForm:
     # -- the states of the own clock -------------------------------------------------------------------
 
     def _update(self) -> None:
-        key = (self._table.digest, self._store.clock_changes)
-        if key == self._computed_for:
+        digest, count = self._table.digest, self._store.clock_changes
+        if count == self._clock_changes and digest == self._digest:
             return
-        self._computed_for = key
+        self._clock_changes = count
         clock, ids = self._store.clock, self._table.present_ids
-        if self._digest != self._table.digest:
-            self._digest = self._table.digest
+        if digest != self._digest:
+            self._digest = digest
             self._revision += 1
             self._first_revision = self._revision
             self._positions = {id_: position for position, id_ in enumerate(ids)}

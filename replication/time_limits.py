@@ -38,9 +38,11 @@ def _latest_times(message: Exchange | SnapshotRequest | SnapshotPiece) -> list[t
     times = [(start_us_of(incarnation_of(message.sender)), "the incarnation of the sender")]
     if isinstance(message, Exchange):
         times.append((message.time, "the time"))
-        times.append((max((update.timestamp for update in message.updates), default=0), "the timestamp of an update"))
-        heard = max(map(incarnation_of, message.heard), default=0)
-        times.append((start_us_of(heard), "an incarnation that was heard of"))
+        if message.batch:
+            times.append((max(update.timestamp for update in message.updates), "the timestamp of an update"))
+        if message.heard:
+            heard = max(map(incarnation_of, message.heard))
+            times.append((start_us_of(heard), "an incarnation that was heard of"))
         times.append((message.horizon, "the horizon of the membership table"))
         if message.membership:
             entries = message.membership.values()
