@@ -138,7 +138,13 @@ class Guard:
             return sign_response(check.key, check.mac, status, body, sender=self._own_id, now_us=now_us)
 
         if check.rejection:
-            raise RequestDenied(403, f"Rejected: {check.rejection}", sign=sign if check.mac else None)
+            has_secret = bool(check.mac)
+            raise RequestDenied(
+                403,
+                f"Rejected: {check.rejection}",
+                sign=sign if has_secret else None,
+                rejected="message" if has_secret else "secret",
+            )
         return Authorization(sign, check.digest)
 
     def _authorize_token(self, environ: Environ, method: str, path: str) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from threading import get_ident
 from time import monotonic
@@ -34,11 +34,12 @@ from kvsite import slow_requests
 from kvsite.context import ServerContext
 from kvsite.cors import ORIGIN, Cors
 from kvsite.denied_responses import RequestDenied, SignReply
-from kvsite.guard import DASHBOARD, Guard
+from kvsite.guard import DASHBOARD, PROOF, Guard
 from kvsite.hosts import HostCheck
 from kvsite.logs import RequestIds
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER
+from replication.refusals import RefusalKind
 from store.api.bodies import RECEIVED, RESERVED, SMALL_BYTES
 from store.api.context import CONTEXT
 from store.api.keys import RAW_PATH
@@ -50,6 +51,8 @@ Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 logger = logging.getLogger(__name__)
 
 Headers = list[tuple[str, str]]
+
+PEER_PATHS = ("/replication/exchange", "/replication/snapshot")
 
 
 CLOSE: Final = ("Connection", "close")
@@ -145,7 +148,14 @@ class Edge:
             guard.check_body(environ, authorization)
             return self._serve_signed(environ, respond, authorization.sign)
         except RequestDenied as denied:
-            return send_error(respond, denied.status, denied.error, denied.headers, denied.sign)
+            details = self._details(environ, denied.rejected)
+            return send_error(respond, denied.status, denied.error, denied.headers, denied.sign, details)
+
+    def _details(self, environ: Environ, rejected: RefusalKind) -> dict[str, str]:
+        """Return what tells a peer's program why it is rejected (replication/refusals.py); nothing for others."""
+        if PROOF in environ or environ["PATH_INFO"].startswith(PEER_PATHS):
+            return {"rejected": rejected, "state": self._context.node.state}
+        return {}
 
     def _serve_signed(self, environ: Environ, respond: StartResponse, sign: SignReply) -> Iterable[bytes]:
         """Serve a request that has a proof, and sign the response."""
@@ -175,7 +185,8 @@ class Edge:
         host = environ.get("HTTP_HOST", "")
         if not self._hosts.allows(host):
             logger.warning("rejected %s %.200r: Host %.100r", environ["REQUEST_METHOD"], environ["PATH_INFO"], host)
-            return send_error(start_response, 400, "Host header names no member of this cluster; see KV_ALLOWED_HOSTS")
+            error = "Host header names no member of this cluster; see KV_ALLOWED_HOSTS"
+            return send_error(start_response, 400, error, details=self._details(environ, "name"))
         if "HTTP_TRANSFER_ENCODING" in environ and not environ.get("wsgi.input_terminated"):
             # The development server does not know where a chunked body ends, and would wait forever.
             return send_error(start_response, 411, "This server does not accept chunked bodies")
@@ -211,9 +222,10 @@ def send_error(
     error: str = "",
     headers: Iterable[tuple[str, str]] = (),
     sign: SignReply | None = None,
+    details: Mapping[str, str] | None = None,
 ) -> list[bytes]:
-    """Send ``{"error": …}``; an empty ``error`` sends no body. ``sign``: signs the response."""
-    body = msgspec.json.encode({"error": error}) if error else b""
+    """Send ``{"error": …}`` and ``details``; an empty ``error`` sends no body. ``sign``: signs the response."""
+    body = msgspec.json.encode({"error": error, **(details or {})}) if error else b""
     body_headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))] if error else []
     body_headers += [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
     proof = [] if sign is None else [(HEADER, sign(status, body))]

@@ -46,13 +46,20 @@ class MessageComposer:
 
     def rejection(self, state: State, now: Instant) -> Exchange:
         """Return the reply to a message that does not count. Its sender finds the reason in our membership table."""
-        return self._compose(None, state, EMPTY_DELTA, now, want_all=False)
+        return self._compose(None, state, EMPTY_DELTA, now, want_all=False, is_reply=True)
 
     def exchange(
-        self, peer: PeerProgress, state: State, delta: Delta, now: Instant, *, want_all: bool = False
+        self,
+        peer: PeerProgress,
+        state: State,
+        delta: Delta,
+        now: Instant,
+        *,
+        want_all: bool = False,
+        is_reply: bool = False,
     ) -> Exchange:
         """Return a message to ``peer`` that carries ``delta``. ``state``: of this replica."""
-        return self._compose(peer, state, delta, now, want_all=want_all)
+        return self._compose(peer, state, delta, now, want_all=want_all, is_reply=is_reply)
 
     def delta(self, peer: PeerProgress, known: Mapping[str, int], relay_before_s: float) -> Delta:
         """Return the updates that ``peer`` lacks.
@@ -70,7 +77,7 @@ class MessageComposer:
         )
 
     def _compose(
-        self, peer: PeerProgress | None, state: State, delta: Delta, now: Instant, *, want_all: bool
+        self, peer: PeerProgress | None, state: State, delta: Delta, now: Instant, *, want_all: bool, is_reply: bool
     ) -> Exchange:
         self._heartbeat += 1
         store, table, retired = self._store, self._membership.table, self._retired
@@ -98,6 +105,7 @@ class MessageComposer:
             truncated=delta.truncated,
             more=delta.more,
             accepted=peer is not None,
+            wall=self._wall(peer, now) if is_reply else 0,
             **self._liveness(peer, now.mono_s),
         )
 
@@ -122,3 +130,12 @@ class MessageComposer:
         if knows_positions and (unheard := membership.unheard(now_s)):
             fields["unheard"] = short.positions(unheard)
         return fields
+
+    def _wall(self, peer: PeerProgress | None, now: Instant) -> int:
+        """Return the wall clock to state in a reply to ``peer``: twice per sync interval; 0 leaves it out."""
+        if peer is None:
+            return max(0, now.wall_us)
+        if now.mono_s - peer.schedule.wall_sent_s < self._settings.sync_interval_s / 2:
+            return 0
+        peer.schedule.wall_sent_s = now.mono_s
+        return max(0, now.wall_us)

@@ -17,6 +17,9 @@ kind            subject         meaning
 ``joined``      address         A peer's table brought a member or its new incarnation. Detail: the incarnation.
 ``left``        address         A peer's table removed the address. Detail: the incarnation.
 ``superseded``  previous id     A new incarnation sends messages under the address of a peer. Detail: its id.
+``refused``     address         A live replica refuses this one, or is refused by it. Detail: why, and what to do.
+``accepted``    address         The refusal is over: the two replicas exchange.
+``corrected``   own replica id  Its wall clock was far ahead and has been set right. It has taken a new incarnation.
 ``suspected``   address         The member has been silent for ``suspect_after_s``.
 ``down``        address         The member has been silent for ``silent_after_s`` and has left the view.
 ``healed``      address         A suspected or down member was heard from again.

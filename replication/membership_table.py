@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from replication.errors import BadMessage
+from replication.errors import TableFull
 from replication.messages import MembershipEntry, digest_of
 from store.clock import address_of, incarnation_of, replica_id, start_us_of
 
@@ -100,7 +100,7 @@ class MembershipTable:
         self._write(self.address, MembershipEntry(incarnation, known.stamp, known.belongs))
 
     def add(self, address: str, stamp: int) -> bool:
-        """Make ``address`` belong; return False if it belongs already. Raises BadMessage if the table is full.
+        """Make ``address`` belong; return False if it belongs already. Raises TableFull if it is full.
 
         ``stamp``: hybrid time of the change, microseconds. The entry gets a stamp above the known one, so it wins.
         """
@@ -122,7 +122,7 @@ class MembershipTable:
         known = self.entries.get(address)
         try:
             self._make_room_for(address)
-        except BadMessage:
+        except TableFull:
             return False
         incarnation = known.incarnation if known else 0
         self._write(address, MembershipEntry(incarnation, self._stamp_above(address, stamp), False))
@@ -137,12 +137,33 @@ class MembershipTable:
             self.horizon = max(self.horizon, entry.stamp)
         self._derive()
 
+    def is_ahead(self, limit_us: int) -> bool:
+        """Return whether a stamp, an incarnation or the horizon is further ahead than ``limit_us``."""
+        entries = self.entries.values()
+        return self.horizon > limit_us or any(
+            entry.stamp > limit_us or start_us_of(entry.incarnation) > limit_us for entry in entries
+        )
+
+    def take_back_times(self, limit_us: int, own_incarnation: int, now_us: int) -> None:
+        """Replace what is further ahead than ``limit_us``. No other replica may have accepted it.
+
+        Stamps and the horizon become ``now_us``, incarnations unknown. ``own_incarnation``: of this replica now.
+        """
+        self.horizon = min(self.horizon, now_us) if self.horizon > limit_us else self.horizon
+        for address, entry in self.entries.items():
+            incarnation = 0 if start_us_of(entry.incarnation) > limit_us else entry.incarnation
+            if address == self.address:
+                incarnation = own_incarnation
+            stamp = entry.stamp if entry.stamp <= limit_us else now_us
+            self.entries[address] = MembershipEntry(incarnation, stamp, entry.belongs)
+        self._derive()
+
     # -- changes made elsewhere ------------------------------------------------------------------------
 
     def merge(self, entries: Mapping[str, MembershipEntry], horizon: int = 0) -> dict[str, Change]:
         """Merge another replica's table; return address -> change, sorted. The horizon may have changed, too.
 
-        Raises BadMessage if the table is full.
+        Raises TableFull if the table is full.
         """
         if horizon == self.horizon and entries == self.entries:
             return {}
@@ -172,14 +193,14 @@ class MembershipTable:
     def _within_limit(self, entries: Entries, horizon: int) -> tuple[Entries, int]:
         """Return ``entries`` without the oldest removals if they exceed the limit.
 
-        Raises BadMessage for more members.
+        Raises TableFull for more members.
         """
         excess = len(entries) - self._max_entries
         if excess <= 0:
             return entries, horizon
         removed = self._removed_of(entries)
         if len(removed) < excess:
-            raise BadMessage(f"more than {self._max_entries} addresses in the membership table")
+            raise TableFull(f"more than {self._max_entries} addresses in the membership table")
         count = max(excess, len(removed) - self._kept_removed)
         horizon = max(horizon, entries[removed[count - 1]].stamp)
         forgotten = set(removed[:count])
@@ -246,7 +267,7 @@ class MembershipTable:
         self._derive_members()
 
     def _make_room_for(self, address: str) -> None:
-        """Forget the oldest removal if the table is full and ``address`` is new. Raises BadMessage without one."""
+        """Forget the oldest removal if the table is full and ``address`` is new. Raises TableFull without one."""
         if address not in self.entries and len(self.entries) >= self._max_entries:
             entry = MembershipEntry(0, 0, True)
             entries, self.horizon = self._within_limit({**self.entries, address: entry}, self.horizon)

@@ -43,7 +43,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 import msgspec
 
 from replication.address import MAX_QUOTED, is_canonical, is_replica_id
-from replication.errors import BadMessage
+from replication.errors import BadMessage, IncompatibleProtocol
 from store.clock import MAX_INCARNATION
 from store.versions import Counter, ReplicaId, Timestamp, Update, Version, WireClock, decode_update
 
@@ -121,7 +121,8 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     """One half of an exchange.
 
     ``sender``: id of the replica that sends it. ``heartbeat``: rises with every message of that replica. ``time``: its
-    hybrid time, microseconds. ``clock``, ``retired_digest``, ``retired``: its clock (see the module).
+    hybrid time, microseconds. ``wall``: in a reply, at most twice per sync interval, its wall clock in microseconds; 0:
+    not stated. ``clock``, ``retired_digest``, ``retired``: its clock (see the module).
     ``membership_digest``, ``membership``, ``horizon``: of its membership table; the horizon is sent with the table.
     ``heard``: its last contact with other replicas.
     ``orphaned_pending``: the lowest counter in its pending queue for each origin that is no present incarnation.
@@ -156,6 +157,7 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     seen: Natural = 0
     unheard: list[Position] = []
     contacts: dict[Position, LastHeard] = {}
+    wall: Timestamp = 0
 
     @property
     def has_present_entries(self) -> bool:
@@ -299,4 +301,4 @@ def _check_version(message: Exchange | SnapshotRequest | MessageHeader) -> None:
     """Raise BadMessage unless the sender's version is this one or next to it."""
     if abs(message.protocol - PROTOCOL) > 1:
         sender = message.sender[:MAX_QUOTED]
-        raise BadMessage(f"{sender} speaks protocol {message.protocol}, which is not next to {PROTOCOL}")
+        raise IncompatibleProtocol(f"{sender} speaks protocol {message.protocol}, which is not next to {PROTOCOL}")

@@ -35,6 +35,9 @@ WARNED_EVERY_S = 600.0
 TICK_S = 0.1
 """Time between two ticks of the replica; far below every interval that it uses."""
 
+NOT_READY = "not ready"
+"""The kind of the log lines about this replica's readiness."""
+
 DRAIN_CHECK_S = 0.02
 """While the node drains, it checks at this interval whether a member has everything."""
 
@@ -121,13 +124,18 @@ class Node:
 
     @property
     def ready(self) -> bool:
-        """Whether clients are served: the replica belongs to the view and has caught up."""
-        return self.replica.store.not_serving_reason is None
+        """Whether the replica belongs to the view, has caught up, and agrees with its peers (recovery.py)."""
+        return not self.replica.recovery.not_ready_reason
 
     @property
     def not_ready_reason(self) -> str:
-        """Why clients are not served; empty if they are."""
-        return self.replica.store.not_serving_reason or ""
+        """Why the replica is not ready; empty if it is."""
+        return self.replica.recovery.not_ready_reason
+
+    @property
+    def state(self) -> str:
+        """``joining``, ``serving``, ``removed`` or ``leaving``."""
+        return self.replica.state
 
     # -- messages of peers -----------------------------------------------------------------------------
 
@@ -252,7 +260,15 @@ class Node:
             self.engine.wake()
             self.engine.wake_for_losses()
         self._follow_replica()
+        self._warn_if_refused()
         self.inspector.sample()
+
+    def _warn_if_refused(self) -> None:
+        """Log why live peers keep this replica from being ready, when it begins and every ``WARNED_EVERY_S``."""
+        if self.replica.recovery.refused_reason:
+            self._context.warn(NOT_READY, f"not ready: {self.not_ready_reason}")
+        else:
+            self._context.warnings.reset(NOT_READY)
 
     def _follow_replica(self) -> None:
         """Run one thread per target of the replica, and log its new events."""

@@ -49,6 +49,7 @@ from replication.proof import (
     sign_request,
     verify_response,
 )
+from replication.refusals import Refusal, refusal_in, refusal_without_proof
 
 MAX_QUOTED_BYTES: Final = 300
 """Bytes of a peer's response that an error message, and so the log, quotes at most."""
@@ -150,6 +151,11 @@ class Response:
     status: int
     body: bytes
 
+    @property
+    def refusal(self) -> Refusal | None:
+        """The refusal that the response states, None if it is no refusal of a replica."""
+        return refusal_in(self.status, self.body)
+
     def summary(self) -> str:
         """Return the status and the beginning of the body, for error messages."""
         return f"{self.status} {self.body[:MAX_QUOTED_BYTES].decode('utf-8', 'replace')!r}"
@@ -248,7 +254,8 @@ class PeerClient:
         sender = verify_response(key, reply.proof, mac_of(proof), reply.status, reply.body)
         if sender is None:
             raise NotTrusted(
-                f"{address} does not prove that it has our KV_CLUSTER_SECRET; it answers {response.summary()}"
+                f"{address} does not prove that it has our KV_CLUSTER_SECRET; it answers {response.summary()}",
+                refusal_without_proof(response.status, response.body),
             )
         if session.receiver == ANY_RECEIVER:
             session = Session()  # The greeting's time was by our own clock, which may be ahead of the peer's.

@@ -13,7 +13,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from replication.driver import ConversationDriver
-from replication.errors import BadMessage, DuplicateAddress, MessageRejected, NotTrusted, ReplicationError, Unreachable
+from replication.errors import (
+    BadMessage,
+    DuplicateAddress,
+    MessageRejected,
+    NotTrusted,
+    ReplicationError,
+    Unreachable,
+    refusal_of,
+)
 from replication.exchange_metrics import ExchangeMetrics
 from replication.peer_client import PeerClientSettings
 from replication.progress import PeerProgress
@@ -185,7 +193,8 @@ class PeerThread:
         with context.lock:
             context.counts["exchange_failures"] += 1
             context.counts["messages_refused"] += isinstance(exc, BadMessage)
-            context.replica.failed(outgoing.to, outgoing.serial, read_clocks())
+            refusal = None if has_another_name else refusal_of(exc)
+            context.replica.failed(outgoing.to, outgoing.serial, read_clocks(), refusal)
         if is_rejected:
             if not has_another_name:
                 context.warn(outgoing.to, f"no exchange: {exc}")

@@ -136,7 +136,7 @@ class Schedule:
     ``begun_s``: when the exchange in flight began. ``round_trip_s``: moving average of the time one takes.
     ``paced_until_s``: new writes wait for others until then. ``next_sync_s``: when the timer sends the next exchange.
     ``next_piece_s``: when the next piece of a snapshot may be requested. ``liveness_sent_s``: when the peer was last
-    sent a liveness report that it had not asked for.
+    sent a liveness report that it had not asked for. ``wall_sent_s``: when a reply to it last stated the wall clock.
     """
 
     begun_s: float = 0.0
@@ -145,6 +145,7 @@ class Schedule:
     next_sync_s: float = 0.0
     next_piece_s: float = 0.0
     liveness_sent_s: float = float("-inf")
+    wall_sent_s: float = float("-inf")
 
     def measure(self, now_s: float) -> None:
         """Add the exchange whose reply arrives now to the average round trip."""

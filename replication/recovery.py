@@ -12,7 +12,12 @@ arrive through the others.)
 
 Replicas that start at the same time answer each other too, with empty clocks, so none of them waits for ever.
 
+While live peers refuse it, it does not serve either (refusals.py). When they accept it, it asks everybody anew, so that
+they have their full time to answer.
+
 **The gate.** ``store.not_serving_reason`` says why clients are not served: the replica is removed, or it is joining.
+
+**Readiness.** A replica is ready if it serves clients and its clock agrees with those of its peers (refusals.py).
 
 **Pulling a snapshot.** If a peer's log does not reach back to us, that peer offers a snapshot in its reply. We pull one
 snapshot at a time, piece by piece, and join it in one step. Of several in a row, each one after the first is partial,
@@ -28,6 +33,7 @@ from replication.errors import BadMessage
 from replication.membership import Membership
 from replication.messages import SnapshotPiece
 from replication.progress import PeerProgress, Peers, PeerState, SnapshotOffer
+from replication.refusals import Refusals
 from replication.settings import ReplicationSettings
 from replication.snapshots import SnapshotPauses, SnapshotPull
 from store.causal import CausalStore
@@ -36,6 +42,11 @@ from store.snapshot import Snapshot
 
 CATCHING_UP = "Replica is catching up"
 NOT_IN_VIEW = "Replica is not in the view"
+
+STUCK = (
+    "This replica holds updates that are stamped {ahead_s:.0f} s ahead of its clock, because the clock was wrong when "
+    "they were written. Other replicas reject them until then. Save what is needed of them, and start the replica again"
+)
 
 UNANSWERED_TIMES = 3
 """Timeout multiplier for peers that others can reach and we cannot."""
@@ -53,11 +64,13 @@ class FirstAnswer:
 class Joining:
     """What a joining replica has asked and heard. Times are monotonic seconds.
 
-    ``started_s``: when it began to ask. ``asked_s``: address -> when it was first asked. ``answers``: address asked ->
+    ``started_s``: when it began to ask. ``asked_anew_s``: when the last refusal that was in the way
+    ended. ``asked_s``: address -> when it was first asked. ``answers``: address asked ->
     the first answer of the incarnation there.
     """
 
     started_s: float
+    asked_anew_s: float = float("-inf")
     asked_s: dict[str, float] = field(default_factory=dict)
     answers: dict[str, FirstAnswer] = field(default_factory=dict)
 
@@ -65,6 +78,11 @@ class Joining:
         """Note which addresses are asked; lookups and other replicas' answers name some of them late."""
         for address in addresses:
             self.asked_s.setdefault(address, now_s)
+
+    def ask_anew(self, now_s: float) -> None:
+        """Give every address its full time to answer from now on. Answers that are there still count."""
+        self.started_s = self.asked_anew_s = now_s
+        self.asked_s.clear()
 
     def note_answer(self, address: str, replica: str, clock: Clock) -> None:
         """Keep ``clock`` if it is the first exact clock from the incarnation ``replica``, asked at ``address``."""
@@ -93,6 +111,9 @@ class Joining:
 class Recovery:
     """Joining, the gate and the snapshot being pulled, of one replica. Not thread-safe.
 
+    ``refusals``: by live peers. ``refused_reason``: why this replica must not be ready because of them; empty if it
+    may. ``stuck_ahead_s``: how far updates here are stamped ahead of the wall clock, so that peers reject them; 0 if
+    none is.
     ``joining``: None while the replica has caught up. ``pull``: the snapshot being pulled, None if there is none; the
     peer at ``pull.address`` is the only one in the state ``PULLING``. ``taken``: how many snapshots it has pulled up to
     the last piece. ``pauses``: when it may begin to pull the next one.
@@ -105,6 +126,9 @@ class Recovery:
         self.pull: SnapshotPull | None = None
         self.pauses = SnapshotPauses(settings)
         self.taken = 0
+        self.refusals = Refusals(settings.silent_after_s)
+        self.refused_reason = ""
+        self.stuck_ahead_s = 0.0
         self._store = store
         self._membership = membership
         self._peers = peers
@@ -146,10 +170,38 @@ class Recovery:
         store.not_serving_reason = CATCHING_UP if self.joining else None
         return was_removed
 
+    @property
+    def not_ready_reason(self) -> str:
+        """Why this replica is not ready; empty if it is."""
+        reason = self._store.not_serving_reason
+        if reason == NOT_IN_VIEW:
+            return reason
+        if self.refused_reason and self.stuck_ahead_s:
+            return f"{self.refused_reason}. {STUCK.format(ahead_s=self.stuck_ahead_s)}"
+        return self.refused_reason or reason or ""
+
+    def update_refusals(self, now_s: float) -> None:
+        """Recompute ``refused_reason``; called after each outcome of a request, and as time passes."""
+        membership, refusals = self._membership, self.refusals
+        asked = {*membership.seeds.unanswered, *membership.table.others} - membership.own_names()
+        refusals.follow(sorted(asked), now_s)
+        if self.joining is None:
+            self.refused_reason = refusals.serving_reason(now_s)
+            return
+        was_refused = bool(self.refused_reason)
+        self.refused_reason = refusals.joining_reason(now_s)
+        if was_refused and not self.refused_reason:
+            # Some peers may not have accepted this replica yet, and none of them has had time to tell its clock.
+            self.joining.ask_anew(now_s)
+
     def finish_joining(self, now: Instant) -> bool:
         """End the joining if the replica has caught up; return whether it just has."""
         joining, membership = self.joining, self._membership
         if joining is None:
+            return False
+        self.update_refusals(now.mono_s)
+        may_accept_yet = now.mono_s - joining.asked_anew_s < membership.silent_after_s
+        if self.refused_reason or (may_accept_yet and self.refusals.live(now.mono_s)):
             return False
         if membership.undiscovered and not membership.liveness.is_silent("", joining.started_s, now.mono_s):
             return False

@@ -55,6 +55,7 @@ from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, State
 from replication.pacing import Pacing
 from replication.progress import PeerProgress, Peers, PeerState, Report, SnapshotOffer
 from replication.recovery import Recovery
+from replication.refusals import Refusal, describe_one
 from replication.reserve import LogReserve
 from replication.retired import RetiredEntries
 from replication.seeds import Seeds
@@ -116,7 +117,16 @@ class Replica:
         self.recovery = Recovery(self.store, self.membership, self.peers, self.settings, now.mono_s)
         self.loss = LossDetector(self.store, self.membership, self.peers, self.event_log, now.mono_s)
         self.acks = Acks(self.store, table, self.peers, self.settings)
-        self._view = ViewChanges(self.store, self.membership, self.peers, self.recovery, self.loss, self.event_log, rng)
+        self._view = ViewChanges(
+            self.store,
+            self.membership,
+            self.peers,
+            self.recovery,
+            self.loss,
+            self.event_log,
+            rng,
+            self.settings.max_clock_lead_s,
+        )
         self._retired = RetiredEntries(self.store, table)
         self._compaction = Compaction(self.store, table, self.peers, self._retired, self.settings.sync_interval_s)
         self.snapshots = SnapshotSender(self.settings.max_snapshots, self.settings.snapshot_piece_bytes)
@@ -278,7 +288,27 @@ class Replica:
             if sender.acked.replica == reply.sender:  # Otherwise a new incarnation has talked since.
                 self._conclude(asked, sender, serial, reply, applied)
         asked.end(serial)
+        if actual != self.address:
+            self._note_acceptance(asked.address, reply, now)
         self._view.finish_joining(now)
+
+    def _note_acceptance(self, address: str, reply: Exchange, now: Instant) -> None:
+        """Note that the replica at ``address`` and this one exchange, and whether their wall clocks agree."""
+        ahead_s = (reply.wall - now.wall_us) / 1e6
+        is_serving = reply.state == "serving"
+        if reply.wall and abs(ahead_s) > self.settings.max_clock_lead_s:
+            self._note_refusal(address, Refusal("clock", is_serving, ahead_s), now)
+            return
+        refusals = self.recovery.refusals
+        was_refused = refusals.accepted(address, now.mono_s, is_serving=is_serving, states_clock=bool(reply.wall))
+        if reply.wall and abs(ahead_s) <= self.settings.max_clock_lead_s / 2 and not refusals.has_clocks(now.mono_s):
+            self.store.hybrid_clock.trust(now)
+        if was_refused:
+            self.event_log.record("accepted", address, "", now)
+
+    def _note_refusal(self, address: str, refusal: Refusal, now: Instant) -> None:
+        if self.recovery.refusals.refused(address, refusal, now.mono_s):
+            self.event_log.record("refused", address, describe_one(refusal), now)
 
     def _complete_duplicate_check(self, own: PeerProgress, serial: int, reply: Exchange, now: Instant) -> None:
         """Take an answer from our own address; who sent it is all that counts (duplicates.py)."""
@@ -302,13 +332,21 @@ class Replica:
             acked.report = Report(reply.sender, serial, reply.membership_digest, clock, reply.orphaned_pending)
         self.recovery.note_answer(asked.address, sender, reply.sender, clock)
 
-    def failed(self, address: str, serial: int, now: Instant) -> None:
-        """Note that request ``serial`` to ``address`` brought no reply. The peer may have received it all the same."""
+    def failed(self, address: str, serial: int, now: Instant, refusal: Refusal | None = None) -> None:
+        """Note that request ``serial`` to ``address`` brought no reply. The peer may have received it all the same.
+
+        ``refusal``: set if a live replica there refuses this one, or is refused by it.
+        """
         peer = self.peers.find(address)
-        if peer is not None and peer.in_flight == serial:
-            self.recovery.stop_pull(address)
-            peer.fail(self.id, now.mono_s)
-            self.acks.expect_from_others(peer)
+        if peer is None or peer.in_flight != serial:
+            return
+        self.recovery.stop_pull(address)
+        peer.fail(self.id, now.mono_s)
+        self.acks.expect_from_others(peer)
+        if refusal is not None and address != self.address:
+            self._note_refusal(address, refusal, now)
+            self._view.correct_times(now)
+            self.recovery.update_refusals(now.mono_s)
 
     # -- requests of peers -----------------------------------------------------------------------------
 
@@ -425,7 +463,7 @@ class Replica:
             known = {**known, self.id: max(known.get(self.id, 0), acked.sent)}
         relay_before_s = float("inf") if request.want_all else now.mono_s - self.settings.sync_interval_s
         delta = self._composer.delta(peer, known, relay_before_s)
-        return self._composer.exchange(peer, self.state, delta, now)
+        return self._composer.exchange(peer, self.state, delta, now, is_reply=True)
 
     # -- changes of membership -------------------------------------------------------------------------
 
@@ -466,10 +504,12 @@ class Replica:
     def tick(self, now: Instant) -> None:
         """Do what is due. Call it often, several times a sync interval; it costs little if nothing is due."""
         self.store.expire(now)
+        self._view.check_times(now)
         self.snapshots.expire(now.mono_s)
         self.recovery.stop_useless_pull()
         self.membership.update_discovery(now.mono_s)
         self.membership.duplicate_check.expire(now.mono_s)
+        self.recovery.update_refusals(now.mono_s)
         self._view.forget_removed(now)
         self._view.finish_joining(now)
         self.loss.update_possible_holders(now)

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from replication.refusals import describe_one
 from replication.replica import Replica
 from store.causal import MAX_RECENT_UPDATES
 from store.clock import Instant, count_missing, incarnation_of
@@ -49,6 +50,9 @@ def replica_status(replica: Replica, counters: Mapping[str, int], now: Instant) 
         "incarnation": f"{incarnation_of(replica.id):016x}",
         "uptime_s": round(now.mono_s - replica.started_s, 3),
         "state": replica.state,
+        "ready": not replica.recovery.not_ready_reason,
+        "not_ready_reason": replica.recovery.not_ready_reason,
+        "refusals": _refusals(replica, now),
         "clock": dict(store.clock),
         "view": _view(replica, now),
         "pending": _pending(replica, now),
@@ -83,6 +87,20 @@ _COUNTERS = (
     "exchange_failures",
     "messages_refused",
 )
+
+
+def _refusals(replica: Replica, now: Instant) -> list[dict[str, Any]]:
+    return [
+        {
+            "address": address,
+            "kind": standing.refusal.kind,
+            "text": describe_one(standing.refusal),
+            "clock_ahead_s": round(standing.refusal.ahead_s, 3),
+            "since_s": round(now.mono_s - standing.since_s, 3),
+        }
+        for address, standing in replica.recovery.refusals.live(now.mono_s).items()
+        if standing.refusal is not None
+    ]
 
 
 def _view(replica: Replica, now: Instant) -> list[dict[str, Any]]:

@@ -8,13 +8,13 @@ clock here. Times in the past need no limit: they lose by themselves.
 
 from __future__ import annotations
 
-from replication.errors import BadMessage
+from replication.errors import ClockTooFarOff
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
 from store.clock import Instant, incarnation_of, start_us_of
 
 
 def check_times(message: Exchange | SnapshotRequest | SnapshotPiece, now: Instant, max_lead_s: float) -> None:
-    """Raise BadMessage if a time or an incarnation in ``message`` is more than ``max_lead_s`` ahead of the wall clock.
+    """Raise ClockTooFarOff if a time or an incarnation is more than ``max_lead_s`` ahead of the wall clock.
 
     The times of a message: its own; the timestamps of its updates or versions; the stamps and the horizon of its
     membership table.
@@ -27,9 +27,11 @@ def check_times(message: Exchange | SnapshotRequest | SnapshotPiece, now: Instan
             latest_us, what = time_us, kind
     if latest_us > limit_us:
         ahead_s = (latest_us - now.wall_us) / 1_000_000
-        raise BadMessage(
+        raise ClockTooFarOff(
             f"{what} in a message of {message.sender} is {ahead_s:.0f} s ahead of this replica's wall clock: one of "
-            f"the two clocks is wrong (KV_MAX_CLOCK_LEAD allows {max_lead_s:g} s)"
+            f"the two clocks is wrong (KV_MAX_CLOCK_LEAD allows {max_lead_s:g} s)",
+            ahead_s,
+            is_serving=isinstance(message, Exchange) and message.state == "serving",
         )
 
 

@@ -63,9 +63,9 @@ def _successful_body(address: str, response: Response) -> bytes:
     if response.status == requests.codes.ok:
         return response.body
     if response.status in {requests.codes.unauthorized, requests.codes.forbidden}:
-        raise NotTrusted(f"{address} rejects this replica: {response.summary()}")
+        raise NotTrusted(f"{address} rejects this replica: {response.summary()}", response.refusal)
     if response.status == requests.codes.bad_request:
-        raise MessageRejected(f"{address} rejects our message: {response.summary()}")
+        raise MessageRejected(f"{address} rejects our message: {response.summary()}", response.refusal)
     raise Unreachable(f"{address} answers {response.summary()}")
 
 

@@ -63,7 +63,9 @@ class ViewChanges:
         loss: LossDetector,
         events: EventLog,
         rng: RandomBits,
+        max_clock_lead_s: float,
     ) -> None:
+        self._max_lead_us = round(max_clock_lead_s * 1_000_000)
         self._store = store
         self._membership = membership
         self._peers = peers
@@ -175,10 +177,52 @@ class ViewChanges:
             self._membership.supersede(incarnation)
         else:
             self._membership.start(incarnation, start_us_of(incarnation))
+        self._follow_incarnation(incarnation)
+        self._events.record("raised", self._store.replica_id, "a higher incarnation or a removal is known", now)
+
+    def correct_times(self, now: Instant) -> None:
+        """Take back times of a wall clock that was too far ahead and has been set right, so that peers accept them.
+
+        Peers reject messages as long as hybrid time, the incarnation or an entry of the table is too far ahead. So none
+        of them has accepted these times, and it is safe to take them back, but for one case: the replica has updates
+        that were stamped with them. Their timestamps cannot change, because a replica with the same wrong clock may
+        have the updates too. Then everything stays, until the time has come or the process is started again.
+        """
+        store, table = self._store, self._membership.table
+        limit_us = now.wall_us + self._max_lead_us
+        incarnation = incarnation_of(store.replica_id)
+        if not self._recovery.refusals.is_ahead_of_a_peer(now.mono_s):
+            return
+        if store.hybrid_clock.read(now) <= limit_us and not table.is_ahead(limit_us):
+            return
+        kept_ahead_us = store.hybrid_clock.highest_kept_us - now.wall_us
+        self._recovery.stuck_ahead_s = max(0.0, kept_ahead_us / 1e6) if kept_ahead_us > self._max_lead_us else 0.0
+        if self._recovery.stuck_ahead_s:
+            return
+        if store.hybrid_clock.read(now) > limit_us:
+            store.hybrid_clock.forget_lead(now)
+        if start_us_of(incarnation) > limit_us:
+            incarnation = new_incarnation(0, self._rng, now, min(table.horizon, limit_us))
+            self._follow_incarnation(incarnation)
+        table.take_back_times(limit_us, incarnation, store.hybrid_clock.read(now))
+        self._events.record("corrected", store.replica_id, "its clock was ahead and has been set right", now)
+        self.follow_table(now)
+
+    def check_times(self, now: Instant) -> None:
+        """Follow the wall clock if no other replica is there: nobody rejects its times, and nobody can confirm them."""
+        hybrid_clock, membership = self._store.hybrid_clock, self._membership
+        if not membership.table.others and not membership.seeds.unanswered:
+            hybrid_clock.trust(now)
+        if hybrid_clock.highest_kept_us - now.wall_us <= self._max_lead_us:
+            self._recovery.stuck_ahead_s = 0.0
+        is_ahead = hybrid_clock.read(now) - now.wall_us > self._max_lead_us
+        if is_ahead and not self._recovery.refusals.has_answers(now.mono_s):
+            hybrid_clock.forget_lead(now)
+
+    def _follow_incarnation(self, incarnation: int) -> None:
         self._store.replica_id = replica_id(self._membership.address, incarnation)
         for peer in self._peers.all():
             peer.acked.sent = peer.awaited_counter = 0  # Counters of the new incarnation start at 1.
-        self._events.record("raised", self._store.replica_id, "a higher incarnation or a removal is known", now)
 
     def _publish(self, kind: str, address: str, now: Instant) -> None:
         """Record a change that was made here, and exchange at once with everybody whom it concerns."""

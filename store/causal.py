@@ -431,7 +431,7 @@ class CausalStore:
         if waits_for is not None:
             self.pending.add(update, waits_for, since_s)
             return False
-        self.hybrid_clock.observe(update.timestamp, now)
+        self.hybrid_clock.observe_kept(update.timestamp, now)
         self._apply(update, now)
         return True
 
@@ -510,7 +510,7 @@ class CausalStore:
             # The clock entry jumps over updates that the log never gets, and the log must not have a gap.
             self.log.drop_origin(origin)
         join_into(self.clock, snapshot.clock)
-        self.hybrid_clock.observe(snapshot.timestamp, now)
+        self.hybrid_clock.observe_kept(snapshot.timestamp, now)
         self.clock_changes += 1
         self.retired_changes += 1
         if self.observer is not None:

@@ -50,6 +50,10 @@ MAX_LEAD_US = 12 * 3600 * 1_000_000
 """Default of the lead above which hybrid time stands still: half of what replicas accept by default."""
 
 
+JUMP_US = 3600 * 1_000_000
+"""Hybrid time that advances by more than this at once may have followed a jump of the wall clock."""
+
+
 class Instant(msgspec.Struct, frozen=True, gc=False):
     """One reading of the machine's clocks. The caller passes it in, because pure modules read no clock.
 
@@ -133,18 +137,29 @@ class HybridClock:
     come close enough. Replicas reject times too far ahead of their own wall clocks (replication/time_limits.py). If
     hybrid time went on at that limit, a replica whose wall clock is a little slower would reject it for ever.
 
-    ``lead_us``: how far hybrid time is ahead of the wall clock, microseconds. Up to ``max_lead_us`` it never decreases.
+    A jump. If the wall clock of a running process jumps ahead, hybrid time gets at most ``max_lead_us`` ahead of the
+    time by the *anchor*, and then advances at the rate of real time: the jump may be a mistake, and an update that was
+    stamped in the far future would be rejected by every other replica until that time has come. The anchor is the wall
+    clock when other replicas last confirmed it (``trust``), or when this process had its first update. Before that,
+    hybrid time follows every jump: a machine may start before its clock is set.
+
+    ``lead_us``: how far hybrid time is ahead of the wall clock, microseconds. Up to ``max_lead_us`` it never decreases,
+    except by ``trust`` and ``forget_lead``. It is negative after a jump that was not followed.
+    ``highest_kept_us``: the highest timestamp of an update that was issued or applied here; 0 if there is none.
     ``_last``: the highest time that was returned or observed. Every new timestamp is above it.
+    ``_anchor_us``: wall clock minus monotonic clock at the anchor; None before the first one.
 
     Source: Kulkarni et al., OPODIS 2014. The paper's logical counter is part of the microseconds here.
     """
 
-    __slots__ = ("_last", "lead_us", "max_lead_us")
+    __slots__ = ("_anchor_us", "_last", "highest_kept_us", "lead_us", "max_lead_us")
 
     def __init__(self, max_lead_us: int = MAX_LEAD_US) -> None:
         self.lead_us = 0
         self.max_lead_us = max_lead_us
+        self.highest_kept_us = 0
         self._last = 0
+        self._anchor_us: int | None = None
 
     def read(self, now: Instant) -> int:
         """Return the hybrid time at ``now`` in microseconds, never below an earlier result."""
@@ -154,6 +169,8 @@ class HybridClock:
         if time < self._last:  # The wall clock was set back, or hybrid time stands still: raise the lead by as much.
             self.lead_us = self._last - now.wall_us
             time = self._last
+        elif time - self._last > JUMP_US:
+            time = self._limit_jump(time, now)
         self._last = time
         return time
 
@@ -165,11 +182,55 @@ class HybridClock:
         if time <= self._last:  # A second update in the same microsecond, or the wall clock was set back.
             time = self._last + 1
             self.lead_us = time - now.wall_us
-        self._last = time
+        elif time - self._last > JUMP_US:
+            time = self._limit_jump(time, now)
+        self._last = self.highest_kept_us = time
+        if self._anchor_us is None:
+            self._set_anchor(now)
         return time
 
     def observe(self, timestamp: int, now: Instant) -> None:
-        """Take account of another replica's timestamp: later results of ``stamp`` are above it."""
+        """Take account of another replica's time: later results are not below it, unless it is a jump (see class)."""
+        if timestamp > self._last and timestamp > self.read(now):
+            if timestamp - self._last > JUMP_US:
+                timestamp = self._limit_jump(timestamp, now)
+            self.lead_us = timestamp - now.wall_us
+            self._last = timestamp
+
+    def observe_kept(self, timestamp: int, now: Instant) -> None:
+        """Take account of an update that is applied here: later results of ``stamp`` are above its ``timestamp``."""
         if timestamp > self._last and timestamp > self.read(now):
             self.lead_us = timestamp - now.wall_us
             self._last = timestamp
+        if timestamp > self.highest_kept_us:  # noqa: PLR1730  # max() would be slower
+            self.highest_kept_us = timestamp
+        if self._anchor_us is None:
+            self._set_anchor(now)
+
+    def trust(self, now: Instant) -> None:
+        """Follow the wall clock again after a jump: other replicas have confirmed it, or there are none."""
+        self._set_anchor(now)
+        if self.read(now) < now.wall_us:
+            self._last = now.wall_us
+            self.lead_us = 0
+
+    def forget_lead(self, now: Instant) -> None:
+        """Let hybrid time go back to the wall clock, but not below the timestamp of any update that is here.
+
+        Call it only if no other replica has accepted a later time: it comes from a wall clock that has been set right.
+        """
+        self._last = max(now.wall_us, self.highest_kept_us)
+        self.lead_us = self._last - now.wall_us
+
+    def _set_anchor(self, now: Instant) -> None:
+        self._anchor_us = now.wall_us - round(now.mono_s * 1_000_000)
+
+    def _limit_jump(self, time: int, now: Instant) -> int:
+        """Return the hybrid time to use instead of ``time``, which is more than ``JUMP_US`` above the last one."""
+        if self._anchor_us is None:
+            return time
+        limit = max(self._last, self._anchor_us + round(now.mono_s * 1_000_000) + self.max_lead_us)
+        if time <= limit:
+            return time
+        self.lead_us = limit - now.wall_us
+        return limit

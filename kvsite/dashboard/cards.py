@@ -39,6 +39,7 @@ class ReplicaCard:
     """One replica. ``tone``: ``good``, ``busy``, ``warn`` or ``bad``.
 
     ``stale_reason``: why the facts may be out of date and are greyed; empty if they are current.
+    ``not_ready_reason``: why live peers keep the replica from being ready; empty if none does.
     """
 
     address: str
@@ -47,6 +48,7 @@ class ReplicaCard:
     is_local: bool
     facts: tuple[Fact, ...]
     stale_reason: str = ""
+    not_ready_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,16 @@ class PendingQueue:
 
 def replica_card(replica: ObservedReplica, highest: Clock) -> ReplicaCard:
     """Return the card of ``replica``. ``highest``: see ``highest_known``."""
+    status = replica.status
+    reason = status.not_ready_reason if replica.is_reachable and status and status.refusals else ""
     return ReplicaCard(
         address=replica.address,
-        state=STATE_TEXTS.get(replica.state, replica.state),
-        tone=TONES.get(replica.state, "bad"),
+        state="not ready" if reason else STATE_TEXTS.get(replica.state, replica.state),
+        tone="warn" if reason else TONES.get(replica.state, "bad"),
         is_local=replica.is_local,
         facts=(*_status_facts(replica.status), *_observed_facts(replica, highest)),
         stale_reason=_stale_reason(replica),
+        not_ready_reason=reason,
     )
 
 

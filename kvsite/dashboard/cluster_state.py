@@ -93,6 +93,14 @@ class HistoryPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class StatedRefusal:
+    """A live replica that refuses the one whose status this is, or is refused by it. ``text``: why."""
+
+    address: str
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LogSize:
     """The size of the log: updates that a replica keeps for members that do not have them yet."""
 
@@ -121,6 +129,8 @@ class Status:
     throughput: dict[str, Number] = field(default_factory=dict)
     memory_bytes: Count | None = None
     open: bool = False
+    not_ready_reason: str = ""
+    refusals: list[StatedRefusal] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     log: LogSize = field(default_factory=LogSize)
     data_bytes: Count = 0

@@ -15,6 +15,9 @@ IN_SYNC_S = 1.5
 STUCK_S = 10.0
 """An update that is missing or pending for longer than this is a problem."""
 
+MAX_REFUSED = 3
+"""Replicas for which a finding says who refuses them. The others are counted."""
+
 MAX_LEAD_S = 1.0
 """If the hybrid clock is further ahead of the wall clock than this, the clock of some member is or was wrong."""
 
@@ -61,6 +64,7 @@ def assess(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) ->
         return ClusterHealth("busy", "No replica runs in this process", ())
     findings = (
         *_not_serving(cluster),
+        *_refusals(cluster),
         *_view_differences(cluster),
         *_lagging(cluster, highest, lag_s),
         *_pending(cluster),
@@ -90,6 +94,24 @@ def _not_serving(cluster: ClusterState) -> Iterator[Finding]:
         addresses = [replica.address for replica in cluster.replicas if replica.state == state]
         if addresses:
             yield Finding(level, f"{listed(addresses)} {one if len(addresses) == 1 else several}.")
+
+
+def _refusals(cluster: ClusterState) -> Iterator[Finding]:
+    """Report replicas that live peers keep from being ready, and those that are ready in spite of refusals."""
+    refused = [
+        (replica.address, replica.status)
+        for replica in cluster.replicas
+        if replica.is_reachable and replica.status and replica.status.refusals
+    ]
+    for address, status in refused[:MAX_REFUSED]:
+        if status.not_ready_reason:
+            yield Finding("bad", f"{address} is not ready. {status.not_ready_reason}.")
+        else:
+            first = status.refusals[0]
+            more = f", and {len(status.refusals) - 1} more" if len(status.refusals) > 1 else ""
+            yield Finding("bad", f"{address} and {first.address}{more} refuse each other: {first.text}.")
+    if len(refused) > MAX_REFUSED:
+        yield Finding("bad", f"{counted(len(refused) - MAX_REFUSED, 'more replica')} refused by others.")
 
 
 def _view_differences(cluster: ClusterState) -> Iterator[Finding]:

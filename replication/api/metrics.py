@@ -194,7 +194,14 @@ def _members(status: Mapping[str, Any]) -> Iterator[Metric]:
             contact.add_metric([member["address"]], member["last_contact_s"])
         if member["state"] != "left":
             lacks.add_metric([member["address"]], member["missing_updates"])
-    yield from (state, contact, lacks)
+    refuses = GaugeMetricFamily(
+        "causeway_peer_refuses",
+        "1 for each live peer that refuses this replica, or is refused by it.",
+        labels=["peer", "reason"],
+    )
+    for refusal in status["refusals"]:
+        refuses.add_metric([refusal["address"], refusal["kind"]], 1)
+    yield from (state, contact, lacks, refuses)
 
 
 def _exchanges(status: Mapping[str, Any], exchange_metrics: ExchangeMetrics) -> Iterator[Metric]:
@@ -234,7 +241,7 @@ def _exchanges(status: Mapping[str, Any], exchange_metrics: ExchangeMetrics) -> 
 
 
 def _state(status: Mapping[str, Any], *, is_ready: bool) -> Iterator[Metric]:
-    yield _gauge("causeway_ready", "1 while the replica serves clients.", float(is_ready))
+    yield _gauge("causeway_ready", "1 while the replica is ready (/readyz).", float(is_ready))
     yield _gauge("causeway_uptime_seconds", "Time since the process started.", status["uptime_s"])
     info = GaugeMetricFamily(
         "causeway_replica_info",

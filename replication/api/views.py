@@ -12,19 +12,21 @@ from rest_framework.exceptions import NotFound, ParseError
 from replication.address import parse_address
 from replication.api import schema
 from replication.api.context import ReplicaContext
-from replication.errors import BadMessage
+from replication.errors import BadMessage, ClockTooFarOff
 from replication.messages import MAX_MESSAGE_BYTES
+from replication.proof import HEADER
 from replication.status import MAX_RECENT
 from store.api import parsing
 from store.api import query as queries
 from store.api.base import ApiView
 from store.api.keys import key_from_path
 from store.api.large_responses import LargeResponses
-from store.api.rendering import bytes_response, json_response
+from store.api.rendering import bytes_response, error, json_response
 from store.api.response import ApiResponse
 from store.api.schema import described
 
 MSGPACK: Final = "application/msgpack"
+PROOF_VARIABLE: Final = "HTTP_" + HEADER.upper().replace("-", "_")
 
 
 class AddressBody(msgspec.Struct, rename="kebab", gc=False, forbid_unknown_fields=True):
@@ -116,10 +118,16 @@ class PeerView(ReplicaView):
         return self.context.large_peer_responses
 
     def answer(self, receive: Callable[[bytes], bytes]) -> ApiResponse:
-        """Pass the body to ``receive`` and return its reply. Raises ``ParseError`` if it is not a valid message."""
+        """Pass the body to ``receive`` and return its reply, or a 400 if it is not a valid message."""
         body = self.body(MAX_MESSAGE_BYTES, MSGPACK)
-        with bad_message_as_400():
+        try:
             return bytes_response(200, receive(body), MSGPACK)
+        except BadMessage as exc:
+            # The reason is for programs too (replication/refusals.py).
+            details: dict[str, Any] = {"rejected": exc.kind, "state": self.context.node.state}
+            if isinstance(exc, ClockTooFarOff):
+                details["ahead_s"] = round(exc.ahead_s, 3)
+            return error(400, str(exc), details=details, metadata=None, headers={})
 
 
 @schema.hidden
@@ -186,19 +194,21 @@ class HealthView(ReplicaView):
 
     @described(schema.HEALTHZ)
     def get(self) -> ApiResponse:
-        """Return that the process serves."""
+        """Return that the process serves; in answer to a greeting, also the state (replication/refusals.py)."""
+        if PROOF_VARIABLE in self.request.environ:
+            return json_response(200, {"healthy": True, "state": self.context.node.state})
         return json_response(200, {"healthy": True})
 
 
 class ReadyView(ReplicaView):
-    """``/readyz``: 200 while the replica serves clients, else 503 with the reason."""
+    """``/readyz``: 200 while the replica is ready for clients, else 503 with the reason."""
 
     operations = {"GET": "ready", "HEAD": "ready"}
 
     @described(schema.READYZ)
     def get(self) -> ApiResponse:
-        """Return whether the replica serves clients."""
-        node = self.context.node
-        if not node.ready:
-            return json_response(503, {"ready": False, "reason": node.not_ready_reason})
+        """Return whether the replica is ready."""
+        reason = self.context.node.not_ready_reason
+        if reason:
+            return json_response(503, {"ready": False, "reason": reason})
         return json_response(200, {"ready": True})

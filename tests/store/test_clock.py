@@ -145,3 +145,64 @@ def test_wall_clock_set_back_does_not_stop_hybrid_time() -> None:
 def test_stamps_of_the_same_moment_differ() -> None:
     clock = HybridClock()
     assert len({clock.stamp(at(7)) for _ in range(100)}) == 100
+
+
+# -- jumps of the wall clock -------------------------------------------------------------------------------------------
+
+HOUR_US = 3600 * 1_000_000
+DAY_US = 24 * HOUR_US
+
+
+def reading(seconds: float, ahead_us: int = 0) -> Instant:
+    """Return the reading ``seconds`` after the start, with a wall clock that is ``ahead_us`` ahead."""
+    return Instant(50.0 + seconds, 1_700_000_000_000_000 + round(seconds * 1e6) + ahead_us)
+
+
+def test_a_jump_ahead_moves_hybrid_time_by_its_lead_at_most() -> None:
+    clock = HybridClock()
+    clock.stamp(reading(0))
+    for n, ahead_us in enumerate((2 * DAY_US, 40 * DAY_US, 0, 20 * HOUR_US, 365 * DAY_US), start=1):
+        assert clock.stamp(reading(n, ahead_us)) <= reading(n).wall_us + 12 * HOUR_US + 5, "jumps do not add up"
+    assert clock.stamp(reading(3600, 365 * DAY_US)) - clock.stamp(reading(0, 365 * DAY_US)) <= 2 * HOUR_US
+
+
+def test_a_jump_of_some_hours_is_followed() -> None:
+    clock = HybridClock()
+    clock.stamp(reading(0))
+    assert clock.read(reading(1, 11 * HOUR_US)) == reading(1, 11 * HOUR_US).wall_us
+
+
+def test_a_process_that_has_nothing_yet_follows_every_jump() -> None:
+    """A machine may start in 1970, before its clock is set."""
+    clock = HybridClock()
+    clock.read(reading(0, -50 * 365 * DAY_US))
+    assert clock.stamp(reading(1)) == reading(1).wall_us
+
+
+def test_a_confirmed_wall_clock_is_followed_again() -> None:
+    clock = HybridClock()
+    clock.stamp(reading(0, -50 * 365 * DAY_US))
+    assert clock.read(reading(1)) < reading(1).wall_us - DAY_US
+    clock.trust(reading(2))
+    assert clock.stamp(reading(3)) == reading(3).wall_us
+
+
+def test_hybrid_time_goes_back_with_the_wall_clock_but_never_below_an_update() -> None:
+    clock = HybridClock()
+    clock.read(reading(0, 40 * DAY_US))
+    assert clock.read(reading(1)) == reading(0, 40 * DAY_US).wall_us
+    clock.forget_lead(reading(2))
+    assert clock.stamp(reading(3)) == reading(3).wall_us
+    clock.observe_kept(reading(4, 3 * HOUR_US).wall_us, reading(4))
+    clock.forget_lead(reading(5))
+    assert clock.stamp(reading(6)) > reading(4, 3 * HOUR_US).wall_us
+
+
+def test_the_time_of_a_message_is_no_reason_to_jump_but_the_timestamp_of_an_update_is() -> None:
+    clock = HybridClock()
+    clock.stamp(reading(0))
+    clock.observe(reading(1, 20 * HOUR_US).wall_us, reading(1))
+    assert clock.read(reading(1)) == reading(1).wall_us + 12 * HOUR_US
+    clock.observe_kept(reading(2, 20 * HOUR_US).wall_us, reading(2))
+    assert clock.stamp(reading(2)) > reading(2, 20 * HOUR_US).wall_us
+    assert clock.highest_kept_us > reading(2, 20 * HOUR_US).wall_us

@@ -25,6 +25,7 @@ class FakeNode:
         self.max_addresses = 3
         self.ready = True
         self.not_ready_reason = ""
+        self.state = "serving"
         self.undrained_polls = 2
         """``status`` reports "drained" at the call with this number after the removal of its own address."""
 

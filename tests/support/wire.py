@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal, NamedTuple, TypeVar
 
-from replication.errors import BadMessage, DuplicateAddress
+from replication.errors import BadMessage, DuplicateAddress, refusal_of, refusal_stated
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
+from replication.refusals import Refusal
 from replication.replica import Conversation, Outgoing, Replica
 from replication.settings import ReplicationSettings
 from store.causal import CausalStore, ReadResult, WriteResult
@@ -75,6 +76,7 @@ class Wire:
 
     ``cuts``: pairs (sender, receiver) between which no message passes. ``aliases``: address -> name of the process that
     listens there too. ``stopped``: name -> error, for each process that stopped because of a duplicate address.
+    ``secrets``: name -> cluster secret; all others have the secret "".
     ``rejected``: the errors of rejected messages; None: a rejected message fails the test.
     ``starts``: how many processes were started. ``round_trips``: how many requests were sent. ``traffic``: the same for
     each (sender, receiver).
@@ -88,6 +90,7 @@ class Wire:
     cuts: set[tuple[str, str]] = field(default_factory=set)
     aliases: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
     rejected: list[str] | None = None
     starts: int = 0
     round_trips: int = 0
@@ -205,18 +208,22 @@ class Wire:
         self.traffic[sender, outgoing.to.rpartition(":")[0]] += 1
         process = self.processes[sender]
         listener = self._listener(outgoing.to)
-        reply = None
+        reply = refusal = None
         if listener is not None and lose != "request" and (sender, listener.name) not in self.cuts:
             try:
-                reply = self.answer(listener.name, outgoing.message)
+                if self.secrets.get(sender, "") != self.secrets.get(listener.name, ""):
+                    refusal = Refusal("secret", listener.replica.state == "serving")
+                else:
+                    reply = self.answer(listener.name, outgoing.message)
             except BadMessage as exc:
                 if self.rejected is None:
                     raise
                 self.rejected.append(str(exc))
+                refusal = refusal_stated(exc, is_serving=listener.replica.state == "serving")
             if (listener.name, sender) in self.cuts or lose == "reply":
-                reply = None
+                reply = refusal = None
         if self.processes.get(sender) is process:
-            self.complete(sender, outgoing, reply)
+            self.complete(sender, outgoing, reply, refusal)
         return RoundTrip(outgoing.message, reply)
 
     def answer(self, name: str, message: Exchange | SnapshotRequest) -> Exchange | SnapshotPiece | None:
@@ -227,11 +234,17 @@ class Wire:
             return decode(encode(run(replica.receive(decode(body, Exchange), now), now)), Exchange)
         return decode(encode(run(replica.receive(decode(body, SnapshotRequest), now), now)), SnapshotPiece)
 
-    def complete(self, name: str, outgoing: Outgoing, reply: Exchange | SnapshotPiece | None) -> None:
+    def complete(
+        self,
+        name: str,
+        outgoing: Outgoing,
+        reply: Exchange | SnapshotPiece | None,
+        refusal: Refusal | None = None,
+    ) -> None:
         """Complete a request at its sender ``name``: with its reply, or as failed if ``reply`` is None."""
         try:
             if reply is None:
-                self[name].failed(outgoing.to, outgoing.serial, self.now(name))
+                self[name].failed(outgoing.to, outgoing.serial, self.now(name), refusal)
             else:
                 now = self.now(name)
                 run(self[name].complete(outgoing.to, outgoing.serial, reply, now), now)
@@ -241,7 +254,7 @@ class Wire:
             if self.rejected is None:
                 raise
             self.rejected.append(str(exc))
-            self[name].failed(outgoing.to, outgoing.serial, self.now(name))
+            self[name].failed(outgoing.to, outgoing.serial, self.now(name), refusal_of(exc))
 
     def _listener(self, at: str) -> Process | None:
         name = self.aliases.get(at, address_of(at).rpartition(":")[0])

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from replication.messages import Exchange, LastHeard, MembershipEntry
+from replication.refusals import RefusalKind
 from replication.view_changes import new_incarnation
 from store.clock import incarnation_of, replica_id
-from tools.simulation.world import Conditions, Host, World
+from tools.simulation.world import EPOCH_US, Conditions, Host, World
+
+CAMPS: tuple[tuple[RefusalKind, str], ...] = (("secret", "a"), ("secret", "b"), ("protocol", "a"), ("full", "a"))
+"""Why replicas refuse each other, and who are together."""
 
 VISITORS = 12
 """Addresses that come and go in a run with ``churn``, at which no process ever runs."""
@@ -20,6 +24,7 @@ STRANGER_MESSAGES = 10
 
 HOUR_US = 3600 * 1_000_000
 DAY_US = 24 * HOUR_US
+YEAR_2100_US = 4_102_444_800_000_000
 HIGHEST = 2**63 - 1
 
 
@@ -30,6 +35,8 @@ class Plan:
     ``membership``: whether replicas are removed and added too. ``stranger``: whether somebody who is no replica sends
     well-formed messages. ``churn``: whether addresses come and go at which no process runs. ``disaster``: whether all
     processes are killed at once and only some hosts return.
+    well-formed messages. ``refusals``: whether live replicas refuse each other, for their secrets, for their
+    versions, or for their clocks, which show any time between 1970 and 2100.
     """
 
     replicas: int
@@ -39,6 +46,7 @@ class Plan:
     stranger: bool = False
     churn: bool = False
     disaster: bool = False
+    refusals: bool = False
 
 
 class Faults:
@@ -62,6 +70,9 @@ class Faults:
         kinds = [self._crash, self._crash, self._cut, self._partition, self._pause, self._jump_clock, self._bad_network]
         if self._plan.membership:
             kinds += [self._remove, self._remove, self._ring]
+        if self._plan.refusals:
+            kinds += [self._set_wrong_clock, self._set_wrong_clock, self._boot_with_wrong_clock]
+            kinds += [self._boot_with_wrong_clock, self._enter_camp, self._boot_in_camp, self._boot_in_camp]
         for _ in range(self._plan.faults):
             world.at(world.now_s + rng.random() * self._plan.duration_s, rng.choice(kinds))
         for _ in range(STRANGER_MESSAGES if self._plan.stranger else 0):
@@ -70,6 +81,20 @@ class Faults:
             world.at(world.now_s + rng.random() * self._plan.duration_s, self._add_visitor, visitor)
         if self._plan.disaster:
             world.at(world.now_s + rng.random() * self._plan.duration_s, self._lose_everything)
+
+    def heal(self) -> None:
+        """End every fault that is there, and set every clock right."""
+        self._world.heal()
+        for host in self._world.hosts.values():
+            if abs(host.skew_us) >= HOUR_US:
+                host.skew_us = 0
+
+    def restart_stuck(self) -> None:
+        """Start again every replica that has updates which were stamped far ahead of its clock."""
+        for host in self._world.live():
+            if host.replica is not None and host.replica.recovery.stuck_ahead_s:
+                self._world.counts["stuck"] += 1
+                self._crash_one(host)
 
     def _some_host(self) -> Host:
         return self._world.hosts[self._world.rng.choice(self._addresses)]
@@ -149,6 +174,47 @@ class Faults:
     def _jump_clock(self) -> None:
         self._some_host().skew_us += round(self._world.rng.uniform(-5e6, 5e6))
         self._world.counts["clock_jumps"] += 1
+
+    def _set_wrong_clock(self, host: Host | None = None) -> None:
+        """Let a wall clock show another time, and set it right later."""
+        world, host = self._world, host or self._some_host()
+        right_us = host.skew_us if abs(host.skew_us) < HOUR_US else 0
+        ahead_us = world.rng.choice([20 * HOUR_US, 2 * DAY_US, 2 * DAY_US, YEAR_2100_US - EPOCH_US])
+        behind_us = world.rng.choice([20 * HOUR_US, 2 * DAY_US, EPOCH_US - HOUR_US])
+        host.skew_us = world.rng.choice([ahead_us, -behind_us])
+        wrong = [each for each in world.hosts.values() if abs(each.skew_us) >= HOUR_US]
+        world.had_many_wrong_clocks = world.had_many_wrong_clocks or len(wrong) > 1
+        world.counts["wrong_clocks"] += 1
+        world.at(world.now_s + world.rng.uniform(0.5, 8.0), self._set_right_clock, host, right_us)
+
+    def _set_right_clock(self, host: Host, skew_us: int) -> None:
+        host.skew_us = skew_us
+
+    def _boot_with_wrong_clock(self) -> None:
+        host = self._some_host()
+        self._set_wrong_clock(host)
+        self._crash_one(host)
+
+    def _enter_camp(self) -> None:
+        """Let a replica and others refuse each other, and make peace later."""
+        world, host = self._world, self._some_host()
+        host.camp = world.rng.choice(CAMPS)
+        world.counts["camps"] += 1
+        world.at(world.now_s + world.rng.uniform(0.5, 8.0), self._leave_camp, host)
+
+    def _leave_camp(self, host: Host) -> None:
+        host.camp = None
+
+    def _boot_in_camp(self) -> None:
+        """Start replicas that others refuse: one, or up to half of all."""
+        world = self._world
+        camp = world.rng.choice(CAMPS)
+        for address in world.rng.sample(self._addresses, world.rng.randint(1, max(1, len(self._addresses) // 2))):
+            host = world.hosts[address]
+            self._crash_one(host)
+            host.camp = camp
+            world.counts["camps"] += 1
+            world.at(world.now_s + world.rng.uniform(3.0, 9.0), self._leave_camp, host)
 
     def _bad_network(self) -> None:
         world = self._world

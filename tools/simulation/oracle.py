@@ -35,6 +35,7 @@ class Oracle:
         self._expired_at: dict[tuple[str, int], set[Dot]] = {}
         self._clocks_at_death: list[Clock] = []
         world.at_crash = self._at_crash
+        world.at_serving = self._at_serving
 
     def issued(self, update: Update) -> None:
         """Record an update when it is issued. A dot names one update, for ever."""
@@ -58,6 +59,35 @@ class Oracle:
             # A removal that only the dead process knew of died with it.
             if not any(address in other.replica.membership.table.left for other in others if other.replica):
                 del self.world.removed[address]
+
+    def _at_serving(self, host: Host) -> None:
+        """Check that live replicas that refuse ``host`` do not outweigh those that accept it (contract P6)."""
+        replica = host.replica
+        if replica is None or self.world.discovers:
+            return
+        asked = {*replica.membership.seeds.unanswered, *replica.membership.table.others}
+        since_s = self.world.now_s - self.world.settings.silent_after_s
+        live = [outcome for at, outcome in host.outcomes.items() if at in asked and outcome.at_s > since_s]
+        refusing = [outcome for outcome in live if outcome.kind]
+        accepting = [outcome for outcome in live if not outcome.kind]
+        has_data = any(outcome.is_serving for outcome in accepting)
+        if len(refusing) > len(accepting) or (any(each.is_serving for each in refusing) and not has_data):
+            self.violations.append(f"Refused: {replica.id} serves, accepted by {accepting} and refused by {refusing}")
+
+    def check_stuck(self) -> list[str]:
+        """Return which replicas have updates that peers reject, although peers had confirmed their right clocks.
+
+        If the clocks of several replicas are wrong at the same time, they may confirm each other.
+        """
+        return (
+            []
+            if self.world.had_many_wrong_clocks
+            else [
+                f"Stuck: {host.replica.id} has updates {host.replica.recovery.stuck_ahead_s} s ahead of its clock"
+                for host in self.world.live()
+                if host.replica is not None and host.replica.recovery.stuck_ahead_s and host.was_trusted
+            ]
+        )
 
     # -- what one response or statement says -----------------------------------------------------------
 
@@ -182,6 +212,9 @@ class Oracle:
         violations += self._check_removed(inside)
         violations += self._check_forgotten(inside)
         for host in inside:
+            assert host.replica is not None
+            if host.replica.store.hybrid_clock.lead_us > self.world.settings.max_clock_lead_s * 1e6:
+                violations.append(f"Poisoned: hybrid time of {host.replica.id} is far ahead of its wall clock")
             violations += self._check_table(host, self.world.now(host).wall_us - EXPIRY_SLACK_US)
         for dot in acknowledged:
             if final.get(dot[0], 0) < dot[1] and not self.is_gone(dot):

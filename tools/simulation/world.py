@@ -12,6 +12,9 @@ other events come in between.
 
 If replicas *discover* each other, none of them knows an address at its start. Each process has one of a few IP
 addresses besides its name, as a pod does, and looks up those of the others (name_service.py).
+
+A host may be in a *camp*: it and the hosts that are in no camp, or in another one, refuse each other, as replicas do
+whose cluster secrets or protocol versions differ.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from inspect import GEN_CREATED, getgeneratorstate
 from random import Random
 from typing import TypeVar
 
-from replication.errors import BadMessage
+from replication.errors import BadMessage, refusal_of, refusal_stated
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
+from replication.refusals import Refusal, RefusalKind
 from replication.replica import Conversation, Replica
 from replication.settings import ReplicationSettings
 from store.clock import Clock, Instant
@@ -42,6 +46,9 @@ TICK_S = 0.25
 
 TIMEOUT_S = 0.9
 """How long a sender waits for a reply."""
+
+RIGHT_WITHIN_US = 3600 * 1_000_000
+"""A wall clock that is wrong by less than this is right as far as the protocol is concerned."""
 
 STEP_DELAY_S = 0.05
 """Longest time between two steps of one conversation: a busy server's lock may be taken for so long."""
@@ -64,9 +71,23 @@ class Conditions:
     duplication: float = 0.01
 
 
+@dataclass(frozen=True, slots=True)
+class RequestOutcome:
+    """What a replica answered: when, why it refused (empty: it accepted), and whether it served clients."""
+
+    at_s: float
+    kind: str
+    is_serving: bool
+
+
 @dataclass(slots=True)
 class Host:
     """One machine. ``skew_us``: the error of its wall clock. ``boots``: how many processes it has started.
+
+    ``camp``: why others refuse it, and it them, and the name of its camp; None while it is in no camp.
+    ``outcomes``: what its process was told: address -> the outcome of the last request there.
+    ``was_serving``: whether its process has been seen to serve. ``was_trusted``: whether its wall clock was right when
+    a replica accepted a message of this process.
 
     ``last_reading``: what ``World.now`` returned last. ``retries``: called after every event at this host, for requests
     that wait. ``completing``: the serials of requests whose reply is being applied.
@@ -84,10 +105,17 @@ class Host:
     last_reading: Instant = field(default_factory=lambda: Instant(0.0, 0))
     retries: list[Callable[[], None]] = field(default_factory=list)
     completing: set[int] = field(default_factory=set)
+    camp: tuple[RefusalKind, str] | None = None
+    outcomes: dict[str, RequestOutcome] = field(default_factory=dict)
+    was_serving: bool = False
+    was_trusted: bool = False
 
 
 class World(Scheduler):
-    """Hosts, network and time. ``at_crash``: called with the host of every process that dies, just before it does."""
+    """Hosts, network and time. ``at_crash``: called with the host of every process that dies, just before it does.
+
+    ``at_serving``: called with the host of every process that begins to serve clients.
+    """
 
     def __init__(
         self,
@@ -104,6 +132,8 @@ class World(Scheduler):
         self.rng = rng
         self.step_delay_s = step_delay_s
         self.discovers = discovers
+        self.had_many_wrong_clocks = False
+        """Whether the clocks of several hosts have been wrong at the same time."""
         self.latest_wall_us = 0
         """The latest time that the wall clock of any host has shown."""
         self.conditions = conditions or Conditions()
@@ -115,6 +145,7 @@ class World(Scheduler):
         """Address -> the number of the process that was removed there by command while it served, if it was neither
         added back nor started again since."""
         self.at_crash: Callable[[Host], None] = lambda host: None
+        self.at_serving: Callable[[Host], None] = lambda host: None
         addresses = tuple(addresses)
         self.hosts = {address: Host(address, addresses) for address in addresses}
         self.name_service = NameService(self, rng, len(self.hosts))
@@ -136,6 +167,8 @@ class World(Scheduler):
         host = self.hosts[address]
         assert host.replica is None
         host.boots += 1
+        host.outcomes = {}
+        host.was_serving = host.was_trusted = False
         self.removed.pop(address, None)
         if self.discovers:
             seeds = ()
@@ -186,6 +219,7 @@ class World(Scheduler):
             return
         if self.now_s >= host.paused_until_s:
             host.replica.tick(self.now(host))
+            self._watch_state(host)
             self._wake_requests(host)
             self.pump(host)
         self.at(self.now_s + TICK_S, self._tick, host, boot)
@@ -232,6 +266,13 @@ class World(Scheduler):
             host.wake_at_s = float("inf")
             self.pump(host)
 
+    def _watch_state(self, host: Host) -> None:
+        """Report a process that has begun to serve."""
+        is_serving = host.replica is not None and host.replica.state == "serving"
+        if is_serving and not host.was_serving:
+            self.at_serving(host)
+        host.was_serving = is_serving
+
     def _wake_requests(self, host: Host) -> None:
         """Let the waiting requests at ``host`` check again, after an event there."""
         if host.retries:
@@ -262,6 +303,11 @@ class World(Scheduler):
             return
         if isinstance(message, SnapshotRequest):
             self.counts["pieces"] += 1
+        is_serving = receiver.replica.state == "serving"
+        kind = self._camp_between(host, receiver)
+        if kind is not None:
+            self._refuse(receiver, host, boot, to, serial, Refusal(kind, is_serving))
+            return
 
         def answer(reply: Exchange | SnapshotPiece) -> None:
             if isinstance(message, Exchange) and isinstance(reply, Exchange):
@@ -269,7 +315,25 @@ class World(Scheduler):
             if self._is_delivered(receiver.address, host.address):
                 self.at(self.now_s + self._delay(), self._reply, host, boot, to, serial, reply)
 
-        self._step(receiver, receiver.boots, receiver.replica.receive(message, self.now(receiver)), answer)
+        def reject(exc: BadMessage) -> None:
+            self._refuse(receiver, host, boot, to, serial, refusal_stated(exc, is_serving=is_serving))
+
+        try:
+            conversation = receiver.replica.receive(message, self.now(receiver))
+        except BadMessage as exc:
+            reject(exc)
+            return
+        self._step(receiver, receiver.boots, conversation, answer, reject)
+
+    @staticmethod
+    def _camp_between(one: Host, other: Host) -> RefusalKind | None:
+        """Return why two hosts refuse each other; None if they do not."""
+        camps = [host.camp for host in (one, other) if host.camp is not None]
+        return camps[0][0] if camps and one.camp != other.camp else None
+
+    def _refuse(self, receiver: Host, host: Host, boot: int, to: str, serial: int, refusal: Refusal) -> None:
+        if self._is_delivered(receiver.address, host.address):
+            self.at(self.now_s + self._delay(), self._give_up, host, boot, to, serial, refusal)
 
     def _reply(self, host: Host, boot: int, to: str, serial: int, reply: Exchange | SnapshotPiece) -> None:
         if host.replica is None or host.boots != boot:
@@ -284,8 +348,26 @@ class World(Scheduler):
 
         def done(_: None) -> None:
             host.completing.discard(serial)
+            if isinstance(reply, Exchange) and to != host.address:
+                self._note_acceptance(host, to, reply)
 
-        self._step(host, boot, host.replica.complete(to, serial, reply, self.now(host)), done)
+        def reject(exc: BadMessage) -> None:
+            host.completing.discard(serial)
+            self._give_up(host, boot, to, serial, refusal_of(exc))
+
+        self._step(host, boot, host.replica.complete(to, serial, reply, self.now(host)), done, reject)
+
+    def _note_acceptance(self, host: Host, to: str, reply: Exchange) -> None:
+        ahead_s = abs(reply.wall - self.now(host).wall_us) / 1e6
+        last = host.outcomes.get(to)
+        if reply.wall:
+            kind = "clock" if ahead_s > self.settings.max_clock_lead_s else ""
+            host.was_trusted = host.was_trusted or (not kind and abs(host.skew_us) < RIGHT_WITHIN_US)
+        elif last is not None and last.kind == "clock" and self.now_s - last.at_s < self.settings.silent_after_s:
+            return
+        else:
+            kind = ""
+        host.outcomes[to] = RequestOutcome(self.now_s, kind, reply.state == "serving")
 
     def receive_forged(self, host: Host, message: Exchange) -> None:
         """Let ``host`` take a request that no replica has sent."""
@@ -293,20 +375,28 @@ class World(Scheduler):
             return
         try:
             conversation = host.replica.receive(message, self.now(host))
-            self._step(host, host.boots, conversation, lambda reply: None)
         except BadMessage:
             self.counts["rejected"] += 1
+            return
+        self._step(host, host.boots, conversation, lambda reply: None, lambda exc: self.counts.update(["rejected"]))
 
-    def _step(self, host: Host, boot: int, conversation: Conversation[Result], done: Callable[[Result], None]) -> None:
+    def _step(
+        self,
+        host: Host,
+        boot: int,
+        conversation: Conversation[Result],
+        done: Callable[[Result], None],
+        rejected: Callable[[BadMessage], None],
+    ) -> None:
         """Make one step of a conversation at ``host``; the next one is an event of its own, at a random time.
 
         So other messages, requests, ticks and a crash come in between, as they do between two turns of a server's lock.
-        ``done``: called with the result of the conversation.
+        ``done``: called with the result of the conversation; ``rejected``: if the message is rejected.
         """
         if host.replica is None or host.boots != boot:
             return  # The process died between two steps.
         if self.now_s < host.paused_until_s:
-            self.at(host.paused_until_s, self._step, host, boot, conversation, done)
+            self.at(host.paused_until_s, self._step, host, boot, conversation, done, rejected)
             return
         try:
             if getgeneratorstate(conversation) == GEN_CREATED:
@@ -315,24 +405,35 @@ class World(Scheduler):
                 conversation.send(self.now(host))
         except StopIteration as end:
             result: Result = end.value
+        except BadMessage as exc:
+            self.counts["rejected"] += 1
+            self.schedule_pump(host)
+            rejected(exc)
+            return
         else:
             self.counts["interleavings"] += 1
             self._wake_requests(host)
             self.schedule_pump(host)
-            self.at(self.now_s + self.rng.random() * self.step_delay_s, self._step, host, boot, conversation, done)
+            later_s = self.now_s + self.rng.random() * self.step_delay_s
+            self.at(later_s, self._step, host, boot, conversation, done, rejected)
             return
         self._wake_requests(host)
         self.schedule_pump(host)
         done(result)
+        self._watch_state(host)
 
-    def _give_up(self, host: Host, boot: int, to: str, serial: int) -> None:
+    def _give_up(self, host: Host, boot: int, to: str, serial: int, refusal: Refusal | None = None) -> None:
         if host.replica is None or host.boots != boot or serial in host.completing:
             return
         peer = host.replica.peers.find(to)
         if peer is None or peer.in_flight != serial:
             return
-        self.counts["timeouts"] += 1
-        host.replica.failed(to, serial, self.now(host))
+        if refusal is None:
+            self.counts["timeouts"] += 1
+        else:
+            self.counts[f"refused_{refusal.kind}"] += 1
+            host.outcomes[to] = RequestOutcome(self.now_s, refusal.kind, refusal.is_serving)
+        host.replica.failed(to, serial, self.now(host), refusal)
         self.pump(host)
 
     def _is_delivered(self, sender: str, receiver: str) -> bool:
@@ -355,6 +456,7 @@ class World(Scheduler):
         self.conditions.loss = self.conditions.duplication = self.name_service.lookup_loss = 0.0
         for host in self.hosts.values():
             host.paused_until_s = min(host.paused_until_s, self.now_s)
+            host.camp = None
 
     def unsettled(self) -> str | None:
         """Return why the live replicas have not settled yet, None if they have."""
@@ -362,8 +464,8 @@ class World(Scheduler):
         inside = [replica for replica in live if replica.membership.table.belongs(replica.address)]
         clock: Clock | None = None
         for replica in inside:
-            if replica.state != "serving":
-                return f"{replica.id} is {replica.state}"
+            if replica.recovery.not_ready_reason:
+                return f"{replica.id} is {replica.state}: {replica.recovery.not_ready_reason}"
             if len(replica.store.pending):
                 return f"{replica.id} has {len(replica.store.pending)} pending updates"
             if clock is None:

@@ -51,6 +51,35 @@ def test_a_reachable_replica_that_does_not_serve_is_named(state: str, level: str
     assert texts(page) == [f"{B} {text}."]
 
 
+def refusal(address: str) -> dict[str, str]:
+    return {"address": address, "kind": "clock", "text": "the clocks differ"}
+
+
+def test_a_replica_that_peers_keep_from_being_ready_is_named_with_the_reason_and_not_green() -> None:
+    cluster = cluster_of(3)
+    cluster[B]["status"].update(not_ready_reason="The clock is wrong", refusals=[refusal(A), refusal(C)])
+    page = page_of(cluster)
+    assert page.health.level == "bad"
+    assert texts(page) == [f"{B} is not ready. The clock is wrong."]
+    card = next(card for card in page.cards if card.address == B)
+    assert (card.state, card.tone, card.not_ready_reason) == ("not ready", "warn", "The clock is wrong")
+
+
+def test_refusals_of_a_ready_replica_are_named_too() -> None:
+    cluster = cluster_of(3)
+    cluster[A]["status"].update(refusals=[refusal("10.0.0.9:8090"), refusal(C)])
+    page = page_of(cluster)
+    assert texts(page) == [f"{A} and 10.0.0.9:8090, and 1 more refuse each other: the clocks differ."]
+    assert next(card for card in page.cards if card.address == A).tone == "good"
+
+
+def test_only_some_refused_replicas_are_described() -> None:
+    cluster = cluster_of(8)
+    for each in cluster.values():
+        each["status"].update(not_ready_reason="x", refusals=[refusal("10.0.0.9:8090")])
+    assert texts(page_of(cluster))[-1] == "5 more replicas refused by others."
+
+
 def test_updates_in_flight_are_no_problem_but_old_missing_updates_are() -> None:
     cluster = cluster_of(3)
     cluster[A]["status"]["clock"][id_of(A)] = 150

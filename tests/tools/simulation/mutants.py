@@ -30,6 +30,7 @@ from replication.membership_table import MembershipTable
 from replication.messages import ClockChanges, Exchange, MembershipEntry, digest_of
 from replication.progress import Acknowledged, PeerProgress, Peers, PeerState, Report
 from replication.recovery import Joining, Recovery
+from replication.refusals import Refusals, describe
 from replication.replica import Conversation, Outgoing, Replica
 from replication.reserve import LogReserve
 from replication.seeds import Seeds
@@ -490,6 +491,42 @@ def use_positions_under_other_tables() -> Iterator[None]:
         patch.object(ShortForm, "knows_positions", knows_positions),
         patch.object(ShortForm, "_is_understood", lambda self, message: True),
     ):
+        yield
+
+
+@mutant
+def serve_while_peers_refuse() -> Iterator[None]:
+    """A joining replica serves although live replicas refuse it."""
+    with patch.object(Refusals, "joining_reason", lambda self, now_s: ""):
+        yield
+
+
+@mutant
+def serve_if_as_many_peers_refuse() -> Iterator[None]:
+    """A joining replica serves if those that refuse it are not more than its own side."""
+
+    def joining_reason(self: Refusals, now_s: float) -> str:
+        others, accepting = self.live(now_s), list(self._accepting(now_s))
+        data_are_there = any(standing.is_serving for standing in others.values())
+        data_are_here = any(standing.is_serving for standing in accepting)
+        outweigh = len(others) > 1 + len(accepting) or (data_are_there and not data_are_here)
+        return describe(others) if others and outweigh else ""
+
+    with patch.object(Refusals, "joining_reason", joining_reason):
+        yield
+
+
+@mutant
+def keep_times_of_a_wrong_clock() -> Iterator[None]:
+    """A replica whose clock was far ahead keeps its incarnation and hybrid time when the clock is set right."""
+    with patch.object(ViewChanges, "correct_times", lambda self, now: None):
+        yield
+
+
+@mutant
+def follow_every_jump_of_the_wall_clock() -> Iterator[None]:
+    """Updates are stamped with whatever the wall clock shows, so that peers reject them until that time has come."""
+    with patch.object(HybridClock, "_limit_jump", lambda self, time, now: time):
         yield
 
 
@@ -1073,4 +1110,56 @@ def report_nothing_to_peers_that_do_not_answer() -> Iterator[None]:
     """A peer is reported what it asks for, even if its questions do not arrive."""
 
     with patch.object(ShortForm, "asks", lambda self, peer: True):
+        yield
+
+
+@directed
+def count_refusals_of_the_dead() -> Iterator[None]:
+    """A replica that is down still refuses."""
+    with patch.object(Refusals, "_is_live", lambda self, standing, now_s: True):
+        yield
+
+
+@directed
+def serve_after_the_first_acceptance() -> Iterator[None]:
+    """When a refusal ends, the replica does not wait for peers that it asked long ago and that refused it, too."""
+    with patch.object(Joining, "ask_anew", lambda self, now_s: None):
+        yield
+
+
+@directed
+def forget_the_clock_at_the_next_exchange() -> Iterator[None]:
+    """An exchange that does not state the wall clock ends a disagreement about clocks."""
+    accepted = Refusals.accepted
+
+    def accept(self: Refusals, address: str, now_s: float, *, is_serving: bool, states_clock: bool) -> bool:
+        return accepted(self, address, now_s, is_serving=is_serving, states_clock=True)
+
+    with patch.object(Refusals, "accepted", accept):
+        yield
+
+
+@directed
+def ignore_the_clock_while_serving() -> Iterator[None]:
+    """A serving replica is ready whatever its wall clock shows."""
+    with patch.object(Refusals, "serving_reason", lambda self, now_s: ""):
+        yield
+
+
+@directed
+def keep_entries_with_wrong_times() -> Iterator[None]:
+    """When its clock is set right, a replica keeps other replicas' incarnations of the wrong time in its table."""
+    with patch.object(MembershipTable, "is_ahead", lambda self, limit_us: False):
+        yield
+
+
+@directed
+def ignore_where_the_data_are() -> Iterator[None]:
+    """Replicas that agree serve although the only ones that have data refuse them."""
+
+    def joining_reason(self: Refusals, now_s: float) -> str:
+        others = self.live(now_s)
+        return describe(others) if others and len(others) >= 1 + len(list(self._accepting(now_s))) else ""
+
+    with patch.object(Refusals, "joining_reason", joining_reason):
         yield

@@ -18,6 +18,7 @@ from tests.replication.protocol import (
     test_joining,
     test_loss,
     test_markers,
+    test_refusals,
     test_removals,
     test_short_form,
     test_snapshots,
@@ -75,6 +76,16 @@ def duplicate_whose_seed_is_the_process_at_its_address(wire: Wire) -> None:
 def without_wire(test: Callable[[], None]) -> DirectedTest:
     """Return ``test``, which makes a wire of its own, in the form of a directed test."""
     return lambda wire: test()
+
+
+def with_rejections(test: DirectedTest) -> DirectedTest:
+    """Return ``test`` on a network in which messages may be rejected."""
+
+    def run(wire: Wire) -> None:
+        wire.rejected = []
+        test(wire)
+
+    return run
 
 
 DIRECTED_TESTS: dict[str, DirectedTest] = {
@@ -201,6 +212,22 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
         test_short_form.test_a_clock_is_not_whole_without_the_state_that_its_changes_are_based_on
     ),
     "use_positions_under_other_tables": test_short_form.test_positions_mean_nothing_under_another_membership_table,
+    "ignore_where_the_data_are": (
+        test_refusals.test_two_that_agree_do_not_become_ready_while_a_third_that_refuses_them_has_the_data
+    ),
+    "count_refusals_of_the_dead": test_refusals.test_a_peer_that_is_down_refuses_nobody,
+    "serve_after_the_first_acceptance": (
+        test_refusals.test_after_a_refusal_every_peer_has_time_to_answer_before_the_replica_serves
+    ),
+    "forget_the_clock_at_the_next_exchange": with_rejections(
+        test_refusals.test_exchanges_that_state_no_wall_clock_do_not_hide_that_clocks_disagree
+    ),
+    "ignore_the_clock_while_serving": with_rejections(
+        test_refusals.test_exchanges_that_state_no_wall_clock_do_not_hide_that_clocks_disagree
+    ),
+    "keep_entries_with_wrong_times": with_rejections(
+        test_refusals.test_wrong_times_of_others_in_the_table_are_taken_back_too
+    ),
     "omit_delete_clock": a_client_that_read_an_absence_never_reads_the_deleted_version,
 }
 

@@ -55,6 +55,12 @@ def test_2000_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFix
         "rejected",
         "disasters",
         "visitors",
+        "wrong_clocks",
+        "camps",
+        "refused_secret",
+        "refused_protocol",
+        "refused_full",
+        "refused_clock",
     ):
         assert counts[event] > 20, event
 
