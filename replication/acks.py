@@ -85,7 +85,11 @@ class Acks:
     def count(self, dot: Dot) -> int:
         """Return how many members, this replica included, are known to have applied ``dot``."""
         origin, counter = dot
-        return 1 + sum(acked is not None and acked.clock.get(origin, 0) >= counter for acked in self._peers.members())
+        return 1 + sum(applied >= counter for applied in self.counters(origin))
+
+    def counters(self, origin: str) -> list[int]:
+        """Return, for each other member, up to which counter of ``origin`` it is known to have applied; ascending."""
+        return sorted([0 if acked is None else acked.clock.get(origin, 0) for acked in self._peers.members()])
 
     def required(self, write_concern: str) -> int:
         """Return how many acks ``"all"`` or ``"majority"`` requires. All members count, reachable or not."""

@@ -196,9 +196,9 @@ class Node:
         now = read_clocks()
         self._threads.wake_due(self.replica.acks.expect(dot, required, now.mono_s))
 
-    def acks(self, dot: tuple[str, int]) -> int:
-        """Return how many members are known to have applied ``dot``."""
-        return self.replica.acks.count(dot)
+    def ack_counters(self, origin: str) -> list[int]:
+        """Return, for each other member, up to which counter of ``origin`` it is known to have applied; ascending."""
+        return self.replica.acks.counters(origin)
 
     def acks_required(self, write_concern: str) -> int:
         """Return how many acks ``majority`` or ``all`` requires."""

@@ -34,7 +34,7 @@ from store.errors import DependenciesMissing
 from store.hold_time import HoldTime
 from store.settings import StoreSettings
 from store.versions import ABSENT_ETAG, Change, Update
-from store.waiting import Places, Waiter, Waiters
+from store.waiting import AckWaiter, Places, Waiter, Waiters
 
 __all__ = [
     "ABSENT_ETAG",
@@ -113,8 +113,8 @@ class Replication(Protocol):
     def expect_acks(self, dot: Dot, required: int) -> None:
         """Send ``dot``, an update of this replica, at once: a client waits until ``required`` members have it."""
 
-    def acks(self, dot: Dot) -> int:
-        """Return how many members are known to have applied ``dot``, this one included."""
+    def ack_counters(self, origin: str) -> Sequence[int]:
+        """Return, for each other member, up to which counter of ``origin`` it is known to have applied; ascending."""
 
     def acks_required(self, write_concern: str) -> int:
         """Return how many acks ``"majority"`` or ``"all"`` requires, given the membership table."""
@@ -141,8 +141,8 @@ class LoneReplica:
     def expect_acks(self, dot: Dot, required: int) -> None:
         pass
 
-    def acks(self, dot: Dot) -> int:
-        return 1
+    def ack_counters(self, origin: str) -> Sequence[int]:
+        return ()
 
     def acks_required(self, write_concern: str) -> int:
         return 1
@@ -163,7 +163,7 @@ LOSS_CHECKS = 8
 class _Place:
     """The place of one waiting request, taken at its first wait and freed at the end of the block."""
 
-    def __init__(self, engine: Engine, places: Places) -> None:
+    def __init__(self, engine: Engine, places: Places[Waiter]) -> None:
         self.waiter = Waiter(engine.lock)
         self.is_lost = False
         self._engine = engine
@@ -334,8 +334,12 @@ class Engine:
         """
         if concern is None:
             return write(*args, **kwargs), None
-        done = write(*args, **kwargs)
-        return done, None if done.update is None else self.wait_for_acks(done.update.dot, concern)
+        with self.lock:
+            done = write(*args, **kwargs)
+            if done.update is None:
+                return done, None
+            waiter = self._begin_ack_wait(done.update.dot, concern)
+        return done, self._end_ack_wait(waiter, concern.timeout_s)
 
     def wait_for_acks(self, dot: Dot, concern: WriteConcern) -> Acks:
         """Wait until ``concern`` is satisfied for ``dot`` or its timeout has passed; return the acks.
@@ -344,19 +348,39 @@ class Engine:
         the request loses its place to another one.
         """
         with self.lock:
-            required = self._acks_required(concern.members)
-            if self.replication.acks(dot) < required and concern.timeout_s > 0:
-                self.replication.expect_acks(dot, required)
-                with _Place(self, self.waiters.ack_waits) as place:
-                    self.waiters.by_concern.add(place.waiter, dot, concern.members)
-                    try:
-                        place.wait(concern.timeout_s)
-                    finally:
-                        self.waiters.by_concern.remove(place.waiter, dot, concern.members)
-            return Acks(self.replication.acks(dot), self._has_enough_acks(dot, concern.members))
+            waiter = self._begin_ack_wait(dot, concern)
+        return self._end_ack_wait(waiter, concern.timeout_s)
 
-    def _has_enough_acks(self, dot: Dot, members: int | str) -> bool:
-        return self.replication.acks(dot) >= self._acks_required(members)
+    def _begin_ack_wait(self, dot: Dot, concern: WriteConcern) -> AckWaiter | Acks:
+        """Return the acks of ``dot`` if it need not wait for more, else the waiter. Call this under the lock."""
+        acks = self._acks(dot, concern.members)
+        if acks.enough or concern.timeout_s <= 0:
+            return acks
+        self.replication.expect_acks(dot, self._acks_required(concern.members))
+        waiter = AckWaiter(dot, concern.members)
+        self.waiters.by_concern.add(waiter)
+        self.waiters.enter(waiter, self.waiters.ack_waits)
+        return waiter
+
+    def _end_ack_wait(self, waiter: AckWaiter | Acks, timeout_s: float) -> Acks:
+        """Wait for the acks of ``waiter``. Call this without the lock, which is needed only if they do not arrive."""
+        if isinstance(waiter, Acks):
+            return waiter
+        began_s = time.monotonic()
+        waiter.wait(timeout_s)
+        self.hold_time.seconds += time.monotonic() - began_s
+        if waiter.acks:
+            return Acks(waiter.acks, enough=True)
+        with self.lock:
+            self.waiters.by_concern.remove(waiter)
+            self.waiters.leave(waiter, self.waiters.ack_waits)
+            return self._acks((waiter.origin, waiter.counter), waiter.members)
+
+    def _acks(self, dot: Dot, members: int | str) -> Acks:
+        """Return the present acks of ``dot``, and whether they are enough for the write concern ``members``."""
+        origin, counter = dot
+        acks = 1 + sum(counter <= applied for applied in self.replication.ack_counters(origin))
+        return Acks(acks, acks >= self._acks_required(members))
 
     def _acks_required(self, members: int | str) -> int:
         return members if isinstance(members, int) else self.replication.acks_required(members)
@@ -371,7 +395,9 @@ class Engine:
         if self._store.not_serving_reason is not None:
             self.waiters.wake_all()
         elif self.waiters.by_concern:
-            self.waiters.by_concern.acknowledged(self._has_enough_acks, self.replication.acks_required("all"))
+            for waiter in self.waiters.by_concern.acknowledged(self.replication.ack_counters, self._acks_required):
+                self.waiters.leave(waiter, self.waiters.ack_waits)
+                waiter.wake()
 
     def end_longest_waits(self, held: Mapping[int, int], wanted: int) -> None:
         """Answer early the requests that have waited longest, of those that hold something that others need.

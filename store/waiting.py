@@ -17,10 +17,11 @@ Everything here is used under the engine's lock.
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-
-from sortedcontainers import SortedDict
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from store.clock import Clock, Dot
 from store.versions import Update
@@ -54,23 +55,55 @@ class Waiter:
         self.is_awake = False
 
 
-class Places:
+class AckWaiter:
+    """One write that waits for acks. When it has enough, it needs no lock to go on: all that it needs is here.
+
+    ``origin``, ``counter``: the dot of its update. ``members``: its write concern. ``acks``: how many members had the
+    update when these were enough; 0 if the wait ended for another reason. ``thread``: that of the request.
+    """
+
+    __slots__ = ("_is_awake", "_lock", "acks", "counter", "members", "origin", "thread")
+
+    def __init__(self, dot: Dot, members: int | str) -> None:
+        self.origin, self.counter = dot
+        self.members = members
+        self.acks = 0
+        self.thread = threading.get_ident()
+        self._is_awake = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        """End the wait."""
+        if not self._is_awake:
+            self._is_awake = True
+            self._lock.release()
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep until ``wake`` is called, at most ``timeout_s`` seconds. Call this without the engine's lock."""
+        self._lock.acquire(timeout=timeout_s)
+
+
+AnyWaiter = TypeVar("AnyWaiter", Waiter, AckWaiter)
+
+
+class Places(Generic[AnyWaiter]):
     """The places of one kind of waiting request: at most ``limit`` of them."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._waiters: dict[Waiter, None] = {}  # a dict keeps the order of arrival
+        self._waiters: dict[AnyWaiter, None] = {}  # a dict keeps the order of arrival
 
     def __len__(self) -> int:
         return len(self._waiters)
 
-    def __iter__(self) -> Iterator[Waiter]:
+    def __iter__(self) -> Iterator[AnyWaiter]:
         return iter(list(self._waiters))
 
-    def __contains__(self, waiter: Waiter) -> bool:
+    def __contains__(self, waiter: AnyWaiter) -> bool:
         return waiter in self._waiters
 
-    def take(self, waiter: Waiter) -> None:
+    def take(self, waiter: AnyWaiter) -> None:
         """Give ``waiter`` a place; take it from the request that has waited longest if all places are taken.
 
         With a limit of 0, ``waiter`` itself loses the place at once.
@@ -81,7 +114,7 @@ class Places:
             del self._waiters[longest]
             longest.wake()
 
-    def release(self, waiter: Waiter) -> None:
+    def release(self, waiter: AnyWaiter) -> None:
         """Free the place of ``waiter``, if it still has one."""
         self._waiters.pop(waiter, None)
 
@@ -192,68 +225,86 @@ class WatchIndex:
 
 
 class AckIndex:
-    """Writes that wait for acks, by write concern and origin, ordered by counter.
+    """Writes that wait for acks, by write concern and origin, each group ordered by counter.
 
     A member that has applied an update has applied all earlier ones of its origin. So if the first write of a group
     lacks acks, all later ones of the group lack them too.
     """
 
     def __init__(self) -> None:
-        self._groups: dict[tuple[int | str, str], SortedDict] = {}
+        self._groups: dict[tuple[int | str, str], list[AckWaiter]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._groups)
 
-    def add(self, waiter: Waiter, dot: Dot, members: int | str) -> None:
-        """Let ``waiter`` wait until ``dot`` has the acks that the write concern ``members`` requires."""
-        origin, counter = dot
-        self._groups.setdefault((members, origin), SortedDict()).setdefault(counter, []).append(waiter)
+    def add(self, waiter: AckWaiter) -> None:
+        """Let ``waiter`` wait until its write has enough acks."""
+        group = self._groups.setdefault((waiter.members, waiter.origin), [])
+        if group and group[-1].counter > waiter.counter:
+            insort(group, waiter, key=_counter)
+        else:
+            group.append(waiter)
 
-    def remove(self, waiter: Waiter, dot: Dot, members: int | str) -> None:
+    def remove(self, waiter: AckWaiter) -> None:
         """Forget ``waiter``, if it is here."""
-        origin, counter = dot
-        group = self._groups.get((members, origin))
-        if group is None or waiter not in group.get(counter, ()):
-            return
-        group[counter].remove(waiter)
-        if not group[counter]:
-            del group[counter]
+        group = self._groups.get((waiter.members, waiter.origin), [])
+        for at in range(bisect_left(group, waiter.counter, key=_counter), len(group)):
+            if group[at] is waiter:
+                del group[at]
+                break
+            if group[at].counter > waiter.counter:
+                return
         if not group:
-            del self._groups[members, origin]
+            self._groups.pop((waiter.members, waiter.origin), None)
 
-    def acknowledged(self, has_enough: Callable[[Dot, int | str], bool], most_acks: int) -> None:
-        """Wake the writes that have enough acks now, as ``has_enough`` says for a dot and a write concern.
+    def acknowledged(
+        self, counters: Callable[[str], Sequence[int]], required: Callable[[int | str], int]
+    ) -> list[AckWaiter]:
+        """Remove and return the writes that have enough acks now; each knows how many.
 
-        ``most_acks``: no write can have more. Writes that require more cost nothing, whatever their numbers.
+        ``counters``: see ``Replication.ack_counters``. ``required``: the acks that a write concern requires.
         """
+        enough: list[AckWaiter] = []
+        known: dict[str, Sequence[int]] = {}
         for (members, origin), group in list(self._groups.items()):
-            if isinstance(members, int) and members > most_acks:
-                continue
-            while group and has_enough((origin, group.peekitem(0)[0]), members):
-                for waiter in group.popitem(0)[1]:
-                    waiter.wake()
+            by_member = known[origin] if origin in known else known.setdefault(origin, counters(origin))
+            needed, size = required(members), len(by_member) + 1
+            if needed > size:
+                continue  # No write can have so many. It costs nothing, whatever its number.
+            # What as many members as are needed, this one not counted, have applied.
+            up_to = by_member[size - needed] if needed > 1 else sys.maxsize
+            count = bisect_right(group, up_to, key=_counter) if group[0].counter <= up_to else 0
+            for waiter in group[:count]:
+                waiter.acks = size - bisect_left(by_member, waiter.counter)
+            enough += group[:count]
+            del group[:count]
             if not group:
                 del self._groups[members, origin]
+        return enough
+
+
+def _counter(waiter: AckWaiter) -> int:
+    return waiter.counter
 
 
 class Waiters:
     """All waiting requests of one engine: their places, and the indexes that wake them."""
 
     def __init__(self, max_watchers: int, max_deferred: int) -> None:
-        self.deferred = Places(max_deferred)
-        self.watching = Places(max_watchers)
-        self.ack_waits = Places(max_deferred)
+        self.deferred = Places[Waiter](max_deferred)
+        self.watching = Places[Waiter](max_watchers)
+        self.ack_waits = Places[AckWaiter](max_deferred)
         self.by_dot = DeferredIndex()
         self.by_key = WatchIndex()
         self.by_concern = AckIndex()
-        self._all: dict[Waiter, Places] = {}
+        self._all: dict[Waiter | AckWaiter, Places[Any]] = {}
 
-    def enter(self, waiter: Waiter, places: Places) -> None:
+    def enter(self, waiter: AnyWaiter, places: Places[AnyWaiter]) -> None:
         """Give ``waiter`` a place among ``places``."""
         self._all[waiter] = places
         places.take(waiter)
 
-    def leave(self, waiter: Waiter, places: Places) -> None:
+    def leave(self, waiter: AnyWaiter, places: Places[AnyWaiter]) -> None:
         """Free the place of ``waiter``."""
         self._all.pop(waiter, None)
         places.release(waiter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from store.causal import CausalStore, LostUpdates
-from store.clock import Clock, Dot, Instant
+from store.clock import MAX_COUNTER, Clock, Dot, Instant
 from store.engine import ABSENT_ETAG, LOSS_CHECKS, Engine, WriteConcern
 from store.errors import (
     DependenciesMissing,
@@ -23,7 +23,7 @@ from store.errors import (
 )
 from store.settings import StoreSettings
 from store.versions import Change, Update
-from store.waiting import AckIndex, Places, Waiter
+from store.waiting import AckIndex, AckWaiter, Places, Waiter
 from tests.support.waiting import wait_until
 from tests.support.wire import NOW, write
 
@@ -68,9 +68,9 @@ class Peers:
         self._check_lock()
         self.expected.append((dot, required))
 
-    def acks(self, dot: Dot) -> int:
+    def ack_counters(self, origin: str) -> list[int]:
         self._check_lock()
-        return self.acked
+        return [0] * (self.members - self.acked) + [MAX_COUNTER] * (self.acked - 1)
 
     def acks_required(self, write_concern: str) -> int:
         return self.members if write_concern == "all" else self.members // 2 + 1
@@ -277,7 +277,7 @@ def test_a_call_looks_for_losses_of_a_limited_number_of_requests_and_reaches_all
     engine = rig.engine
     waiters = [Waiter(engine.lock) for _ in range(3 * LOSS_CHECKS)]
     with engine.lock:
-        engine.waiters.deferred = Places(len(waiters))
+        engine.waiters.deferred = Places[Waiter](len(waiters))
         for waiter in waiters:
             engine.waiters.enter(waiter, engine.waiters.deferred)
         rig.peers.unrecoverable_gaps = {"dead": (1, 3)}
@@ -287,17 +287,43 @@ def test_a_call_looks_for_losses_of_a_limited_number_of_requests_and_reaches_all
 
 
 def test_an_ack_looks_at_no_write_that_requires_more_acks_than_there_are_members() -> None:
-    index, lock = AckIndex(), threading.RLock()
-    asked: list[tuple[Dot, int | str]] = []
+    index = AckIndex()
+    asked: list[str] = []
 
-    def has_enough(dot: Dot, members: int | str) -> bool:
-        asked.append((dot, members))
-        return False
+    def counters(origin: str) -> list[int]:
+        asked.append(origin)
+        return [0, 600]
 
     for members in range(2, 500):
-        index.add(Waiter(lock), ("r", members), members)
-    index.acknowledged(has_enough, most_acks=3)
-    assert asked == [(("r", 2), 2), (("r", 3), 3)]
+        index.add(AckWaiter(("r", members), members))
+    assert [(waiter.members, waiter.acks) for waiter in index.acknowledged(counters, int)] == [(2, 2)]
+    assert asked == ["r"]
+
+
+@pytest.mark.parametrize("counters", [[3, 5, 8], [0, 0, 0], [4, 4, 4], [9, 9, 9], []])
+@pytest.mark.parametrize("order", [range(1, 10), range(9, 0, -1), (5, 1, 9, 5, 3, 3, 7)])
+def test_exactly_the_writes_with_enough_acks_are_woken(counters: list[int], order: Sequence[int]) -> None:
+    index = AckIndex()
+    waiters = [AckWaiter((origin, n), members) for n in order for members in (2, 3, 4, 9) for origin in ("a", "b")]
+    for waiter in waiters:
+        index.add(waiter)
+    enough = index.acknowledged(lambda origin: counters if origin == "a" else [], int)
+    for waiter in waiters:
+        acks = 1 + sum(n >= waiter.counter for n in counters) if waiter.origin == "a" else 1
+        assert (waiter in enough) == (acks >= int(waiter.members))
+        assert waiter.acks == (acks if waiter in enough else 0)
+        index.remove(waiter)
+    assert not index
+
+
+def test_an_ack_waiter_wakes_once_and_may_be_woken_before_it_sleeps() -> None:
+    waiter = AckWaiter(("a", 1), 2)
+    waiter.wake()
+    waiter.wake()
+    began_s = time.monotonic()
+    waiter.wait(LONG_S)
+    assert time.monotonic() - began_s < LONG_S / 2
+    waiter.wait(0.01)  # A second wait would sleep again.
 
 
 def test_the_longest_waits_of_requests_that_hold_something_end_early() -> None:
@@ -330,6 +356,7 @@ def test_nothing_of_a_request_is_left_after_its_wait(rig: Rig) -> None:
     assert not waiters.by_concern
     assert rig.store.observer is None
     assert [len(places) for places in (waiters.deferred, waiters.watching, waiters.ack_waits)] == [0, 0, 0]
+    assert not waiters._all
 
 
 def test_a_closed_gate_wakes_and_rejects_waiting_requests(rig: Rig) -> None:
@@ -557,6 +584,15 @@ def test_above_the_limit_of_ack_waits_the_write_that_has_waited_longest_is_answe
     assert result(waiting[0])[1] == (1, False)
     acked(rig, 3)
     assert [result(future)[1] for future in waiting[1:]] == [(3, True), (3, True)]
+
+
+def test_nothing_of_a_write_is_left_after_its_acks_came(rig: Rig) -> None:
+    writing = rig.ask(rig.engine.write_with_concern, WriteConcern(2, LONG_S), rig.engine.write, Change("x", b"1"), {})
+    rig.waiting_for_acks(1)
+    acked(rig, 2)
+    assert result(writing)[1] == (2, True)
+    waiters = rig.engine.waiters
+    assert (len(waiters.ack_waits), bool(waiters.by_concern), dict(waiters._all)) == (0, False, {})
 
 
 def test_a_failed_write_waits_for_no_acks(rig: Rig) -> None:

@@ -226,8 +226,8 @@ def test_lost_updates_are_reported(api: Api) -> None:
             return True
 
         def expect_acks(self, dot: Any, required: int) -> None: ...
-        def acks(self, dot: Any) -> int:
-            return 1
+        def ack_counters(self, origin: str) -> list[int]:
+            return []
 
         def acks_required(self, write_concern: str) -> int:
             return 1
