@@ -193,8 +193,9 @@ class Node:
 
     def expect_acks(self, dot: tuple[str, int], required: int) -> None:
         """Send ``dot``, an update of this replica, at once: a client waits until ``required`` members have it."""
-        now = read_clocks()
-        self._threads.wake_due(self.replica.acks.expect(dot, required, now.mono_s))
+        peers = self.replica.acks.expect(dot, required, time.monotonic())
+        if idle := [peer for peer in peers if not peer.in_flight]:
+            self._threads.wake_due(idle)
 
     def ack_counters(self, origin: str) -> list[int]:
         """Return, for each other member, up to which counter of ``origin`` it is known to have applied; ascending."""

@@ -236,7 +236,7 @@ class PeerThreads:
         """Wake each thread that would sleep past its next request. ``peers``: those to look at, None for all."""
         threads: Iterable[PeerThread | None] = self._by_address.values()
         if peers is not None:
-            threads = [self._by_address.get(peer.address) for peer in peers if not peer.in_flight]
+            threads = [self._by_address.get(peer.address) for peer in peers]
         now = read_clocks()
         for thread in threads:
             is_asleep = thread is not None and thread.sleeps_until_s != AWAKE

@@ -338,7 +338,13 @@ class Engine:
             done = write(*args, **kwargs)
             if done.update is None:
                 return done, None
-            waiter = self._begin_ack_wait(done.update.dot, concern)
+            required = self._acks_required(concern.members)
+            if required <= 1:
+                return done, Acks(1, enough=True)
+            if concern.timeout_s <= 0:
+                return done, Acks(1, enough=False)
+            # No other member can have an update that was issued under this lock.
+            waiter = self._begin_ack_wait(done.update.dot, concern.members, required)
         return done, self._end_ack_wait(waiter, concern.timeout_s)
 
     def wait_for_acks(self, dot: Dot, concern: WriteConcern) -> Acks:
@@ -348,24 +354,22 @@ class Engine:
         the request loses its place to another one.
         """
         with self.lock:
-            waiter = self._begin_ack_wait(dot, concern)
+            acks = self._acks(dot, concern.members)
+            if acks.enough or concern.timeout_s <= 0:
+                return acks
+            waiter = self._begin_ack_wait(dot, concern.members, self._acks_required(concern.members))
         return self._end_ack_wait(waiter, concern.timeout_s)
 
-    def _begin_ack_wait(self, dot: Dot, concern: WriteConcern) -> AckWaiter | Acks:
-        """Return the acks of ``dot`` if it need not wait for more, else the waiter. Call this under the lock."""
-        acks = self._acks(dot, concern.members)
-        if acks.enough or concern.timeout_s <= 0:
-            return acks
-        self.replication.expect_acks(dot, self._acks_required(concern.members))
-        waiter = AckWaiter(dot, concern.members)
+    def _begin_ack_wait(self, dot: Dot, members: int | str, required: int) -> AckWaiter:
+        """Let a write wait for acks. Call this under the lock."""
+        waiter = AckWaiter(dot, members)
         self.waiters.by_concern.add(waiter)
         self.waiters.enter(waiter, self.waiters.ack_waits)
+        self.replication.expect_acks(dot, required)
         return waiter
 
-    def _end_ack_wait(self, waiter: AckWaiter | Acks, timeout_s: float) -> Acks:
+    def _end_ack_wait(self, waiter: AckWaiter, timeout_s: float) -> Acks:
         """Wait for the acks of ``waiter``. Call this without the lock, which is needed only if they do not arrive."""
-        if isinstance(waiter, Acks):
-            return waiter
         began_s = time.monotonic()
         waiter.wait(timeout_s)
         self.hold_time.seconds += time.monotonic() - began_s
