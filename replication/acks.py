@@ -55,7 +55,7 @@ class Acks:
         others = self._table.others
         for_required, among, until_s, chosen = self._asked
         is_current = required == for_required and among is others and now_s < until_s
-        if is_current and not any([self._slowness(peer, now_s)[:2] != (False, False) for peer in chosen]):
+        if is_current and all(peer.state is PeerState.EXCHANGING and not self._hangs(peer, now_s) for peer in chosen):
             return chosen
         chosen = [self._peers.at(address) for address in others]
         if required - 1 < len(chosen):

@@ -41,8 +41,11 @@ if TYPE_CHECKING:
 MAX_HEAD_BYTES: Final = 16 * 1024
 """Longest head of a reply that is read as a block. The standard library reads a longer one, within its own limits."""
 
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: [\t -~]*)?")
-_HEADER_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t ]*([\t -~]*)")
+_HEAD: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: [\t -~]*)?(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~]*)*")
+_FIELDS: Final = re.compile(
+    rb"\r\n(content-length|transfer-encoding|connection|" + re.escape(HEADER.encode()) + rb"):[\t ]*([\t -~]*)",
+    re.IGNORECASE,
+)
 _LENGTH: Final = re.compile(rb"[0-9]{1,12}")
 _WITHOUT_BODY: Final = frozenset({204, 304})
 _PROOF: Final = HEADER.lower().encode()
@@ -68,24 +71,19 @@ class ReplyHead(NamedTuple):
 def parse_head(head: bytes) -> ReplyHead | None:
     """Return what matters of a reply's head, without its empty line; None if it is not of the plain form.
 
-    The plain form is a status line of HTTP/1.1 and headers of visible ASCII on one line each, none of them twice, with
+    The plain form is a status line of HTTP/1.1 and headers of visible ASCII on one line each, with one
     ``Content-Length`` and without ``Transfer-Encoding``. Its status is final, and the reply may have a body.
     """
-    first, *lines = head.split(b"\r\n")
-    status_line = _STATUS_LINE.fullmatch(first)
-    if status_line is None or (status := int(status_line[1])) in _WITHOUT_BODY:
+    matched = _HEAD.fullmatch(head)
+    if matched is None or (status := int(matched[1])) in _WITHOUT_BODY:
         return None
-    headers: dict[bytes, bytes] = {}
-    for line in lines:
-        header = _HEADER_LINE.fullmatch(line)
-        if header is None or (name := header[1].lower()) in headers:
-            return None
-        headers[name] = header[2].rstrip()
-    length = headers.get(b"content-length", b"")
-    if not _LENGTH.fullmatch(length) or b"transfer-encoding" in headers:
+    found = _FIELDS.findall(head)
+    fields = {name.lower(): value.rstrip() for name, value in found}
+    length = fields.get(b"content-length", b"")
+    if len(fields) < len(found) or not _LENGTH.fullmatch(length) or b"transfer-encoding" in fields:
         return None
-    closes = headers.get(b"connection", b"keep-alive").lower() != b"keep-alive"
-    return ReplyHead(status, int(length), headers.get(_PROOF, b"").decode("ascii"), closes)
+    closes = fields.get(b"connection", b"keep-alive").lower() != b"keep-alive"
+    return ReplyHead(status, int(length), fields.get(_PROOF, b"").decode("ascii"), closes)
 
 
 class MessageChannel:
