@@ -92,7 +92,8 @@ def test_thousands_of_addresses_come_and_go_and_a_new_replica_joins() -> None:
             assert len(left(cluster, i)) == KEPT
             latest = f"127.9.{(ADDRESSES - 1) // 250}.{(ADDRESSES - 1) % 250 + 1}:9"
             assert latest in left(cluster, i)
-        wait_until(lambda: threads_of(cluster, 0) <= threads_before + 2, timeout_s=10)
+        # The server starts threads for requests as it needs them; those for peers have ended.
+        wait_until(lambda: threads_of(cluster, 0) < threads_before + ADDRESSES / 20, timeout_s=10)
         cluster.start_one(2)
         cluster.wait_ready()
         wrote = send(cluster, 2, "PUT", "/kvs/x", {"value": 1, "w": "all", "w-timeout": 5})
