@@ -53,6 +53,7 @@ def put(cluster: LocalCluster, i: int, key: str) -> None:
 @pytest.mark.linux
 @pytest.mark.processes
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sixteen_replicas_lose_five_and_get_them_back() -> None:
     everybody = range(REPLICAS)
     rest = [i for i in everybody if i not in KILLED]
