@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
-from tools.benchmark import ablation, charts, loads, report
-from tools.benchmark.drivers import PacedResult, parse_wrk
+from tools.benchmark import ablation, acks, charts, loads, report
+from tools.benchmark.drivers import ClosedLoopResult, PacedResult, parse_wrk
 from tools.benchmark.figures import Figure, at_least, at_most, figure_from_json, markdown_table, text_table
-from tools.benchmark.load_generator import Generator, Outcome, Task
+from tools.benchmark.load_generator import Generator, Outcome, RedisConnection, Task
 from tools.benchmark.loads import Shape
 from tools.benchmark.processes import BenchmarkError, find_program
 from tools.benchmark.relay import Relay
@@ -98,6 +98,53 @@ def test_keys_values_and_the_mix_have_the_documented_sizes() -> None:
     assert sum(request.startswith(b"GET") for request in mixed) == 90
     filled = loads.fill("h:1", Shape(keys=3), first=5).requests
     assert [request.split()[1] for request in filled] == [f"/kvs/{loads.key(n)}".encode() for n in (5, 6, 7)]
+
+
+def test_a_write_concern_is_part_of_every_put() -> None:
+    for operation, puts in (("put", 100), ("mix", 10)):
+        load = loads.causeway(operation, "h:1", Shape(concern="majority"), 100)
+        assert sum(b'"w":"majority"' in request for request in load.requests) == puts
+    assert not any(b'"w"' in request for request in loads.causeway("put", "h:1", Shape()).requests)
+
+
+def test_a_write_to_redis_is_a_set_and_a_wait() -> None:
+    words = loads.redis_wait("h:1", Shape(value_bytes=2), 1).requests[0].split(b"\r\n")
+    assert words[::2][:4] == [b"*3", b"SET", loads.key(137).encode(), words[6]]
+    assert words[7:] == [b"*3", b"$4", b"WAIT", b"$1", b"1", b"$4", b"5000", b""]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "statuses"),
+    [
+        ([b"+OK\r\n:1\r\n"], [200]),
+        ([b"+OK\r", b"\n", b":1", b"\r\n"], [0, 0, 0, 200]),
+        ([b"+OK\r\n:0\r\n"], [500]),
+        ([b"-ERR full\r\n:1\r\n"], [500]),
+        ([b"+OK\r\n:1\r\n", b"+OK\r\n:12\r\n"], [200, 200]),
+    ],
+)
+def test_a_write_to_redis_counts_once_a_replica_has_it(pieces: list[bytes], statuses: list[int]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = RedisConnection(ours)
+        received = []
+        for piece in pieces:
+            theirs.sendall(piece)
+            received.append(connection.receive())
+    assert received == statuses
+
+
+def test_acknowledged_writes_are_compared_with_etcd_by_rate_and_one_at_a_time_by_latency() -> None:
+    def done(rate: float, p50_ms: float) -> list[acks.Sample]:
+        return [acks.Sample(ClosedLoopResult(round(rate), 1.0, p50_ms, 2 * p50_ms), 1e6 / rate, 1.0)]
+
+    by_system = {"Causeway, 3 replicas": done(3000, 0.5), "etcd, 3 nodes": done(2000, 0.8)}
+    one, many = ({figure.name: figure for figure in acks._figures("put", n, by_system)} for n in (1, 16))
+    rate = many["PUT, w majority, 16 connections, relative to etcd, 3 nodes"]
+    assert (rate.value, rate.met) == (1.5, True)
+    p50 = one["PUT, w majority, 1 connection: p50 relative to etcd, 3 nodes"]
+    assert (p50.value, p50.met) == (0.625, True)
+    assert one["PUT, w majority, 1 connection, relative to etcd, 3 nodes"].target is None
 
 
 # -- wrk ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 
 from kvsite.cluster import MANAGE
 from tests.support.waiting import wait_until
-from tools.benchmark import costs, throughput
+from tools.benchmark import acks, costs, throughput
 from tools.benchmark.drivers import Bundled, Wrk
 from tools.benchmark.lag import Probe
 from tools.benchmark.loads import OPERATIONS, Shape
@@ -53,6 +53,22 @@ def test_every_operation_is_measured(cluster: Causeway, operation: str) -> None:
     assert 0 < done.result.p50_ms <= done.result.p99_ms < 5000
     # CPU time has a resolution of 10 ms, and the measurement takes 0.2 s: only the order of magnitude is checked.
     assert 0 <= done.cpu_us < 100_000
+
+
+def test_acknowledged_writes_and_the_memory_of_waiting_ones_are_measured() -> None:
+    figures = {figure.name: figure.value for figure in acks.measure(context_at(PORT + 100), [])}
+    assert set(figures) == {
+        "PUT, w majority, 1 connection: Causeway, 3 replicas",
+        "PUT, w majority, 16 connections: Causeway, 3 replicas",
+        "90 % GET, 10 % PUT w majority, 16 connections: Causeway, 3 replicas",
+        "one write until every replica shows it, p50",
+        "one write until every replica shows it, p99",
+        "Python client, one session: GET",
+        "Python client, one session: PUT",
+        "Python client, one session: PUT w majority",
+        "memory per write that waits for acks",
+    }
+    assert min(figures.values()) > 0
 
 
 def test_wrk_and_the_bundled_client_send_the_same_requests(cluster: Causeway) -> None:

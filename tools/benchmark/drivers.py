@@ -129,9 +129,12 @@ class Bundled:
         self._processes = min(len(cores.load), _MAX_CLIENTS)
         self.name = f"bundled load generator ({self._processes} process{'es' if self._processes > 1 else ''})"
 
-    def run(self, load: Load, connections: int, seconds: float) -> ClosedLoopResult:
-        """Send ``load`` in a closed loop on ``connections`` connections. Raises ``BenchmarkError``."""
-        outcomes = self._run_processes(load, connections, seconds)
+    def run(self, load: Load, connections: int, seconds: float, *, redis: bool = False) -> ClosedLoopResult:
+        """Send ``load`` in a closed loop on ``connections`` connections. Raises ``BenchmarkError``.
+
+        ``redis``: the load is one of ``loads.redis_wait``.
+        """
+        outcomes = self._run_processes(load, connections, seconds, redis=redis)
         latencies = [us / 1000 for outcome in outcomes for us in outcome.latency_us]
         if not latencies:
             raise BenchmarkError(f"{load.name} at {load.address} got no response: {outcomes[0].failure}")
@@ -165,9 +168,10 @@ class Bundled:
             finally:
                 paced_run.stop()
 
-    def _run_processes(self, load: Load, connections: int, seconds: float) -> list[Outcome]:
+    def _run_processes(self, load: Load, connections: int, seconds: float, *, redis: bool) -> list[Outcome]:
         with requests_file(load.requests) as file:
-            processes = [self._start(task) for task in self._share(Task(load.address, str(file), connections, seconds))]
+            whole = Task(load.address, str(file), connections, seconds, redis=redis)
+            processes = [self._start(task) for task in self._share(whole)]
             try:
                 return [_collect(process, seconds) for process in processes]
             finally:
@@ -192,6 +196,7 @@ class Bundled:
                 seconds=task.seconds,
                 rate=None if task.rate is None else task.rate / parts,
                 start=997 * i,
+                redis=task.redis,
             )
             for i in range(parts)
         ]

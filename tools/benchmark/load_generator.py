@@ -42,7 +42,7 @@ class Task:
 
     ``address``: host and port of the server. ``file``: the requests (``loads``). ``seconds``: how long to send.
     ``rate``: requests per second; None for the closed loop. ``once``: send every request one time.
-    ``start``: index of the first request to send.
+    ``start``: index of the first request to send. ``redis``: the requests are those of ``loads.redis_wait``.
     """
 
     address: str
@@ -52,6 +52,7 @@ class Task:
     rate: float | None = None
     once: bool = False
     start: int = 0
+    redis: bool = False
 
 
 @dataclass(slots=True)
@@ -100,6 +101,24 @@ class Connection:
         status = int(self.buffer[9:12])
         self.buffer, self.needed = b"", 0
         return status
+
+
+class RedisConnection(Connection):
+    """A connection to Redis. A request is a SET and a WAIT."""
+
+    __slots__ = ()
+
+    def receive(self) -> int:
+        """Return 200 if both replies are here and at least one replica has the value, else 500; 0 if one is missing."""
+        data = self.sock.recv(65536)
+        if not data:
+            raise ConnectionResetError("the server closed the connection")
+        self.buffer += data
+        if self.buffer.count(b"\r\n") < 2:
+            return 0
+        is_replicated = self.buffer.startswith(b"+OK\r\n:") and not self.buffer.startswith(b"+OK\r\n:0")
+        self.buffer = b""
+        return 200 if is_replicated else 500
 
 
 def _body_bytes(head: bytes) -> int:
@@ -230,7 +249,7 @@ class Generator:
         host, _, port = self.task.address.rpartition(":")
         sock = socket.create_connection((host, int(port)), timeout=5.0)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Connection(sock)
+        return (RedisConnection if self.task.redis else Connection)(sock)
 
 
 def main() -> None:

@@ -39,11 +39,15 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The data of a load: number of keys, length of the values, and the causal metadata of requests (None: none)."""
+    """The data of a load: number of keys, length of the values, and the causal metadata of requests (None: none).
+
+    ``concern``: the write concern ``w`` of PUTs; empty: none, as with ``w`` 1.
+    """
 
     keys: int = 1000
     value_bytes: int = VALUE_BYTES
     metadata: Mapping[str, int] | None = None
+    concern: str = ""
 
     def value(self, rng: random.Random) -> str:
         """Return a random value of ``value_bytes`` characters."""
@@ -98,7 +102,7 @@ def _put(address: str, shape: Shape, rng: random.Random, _: int) -> bytes:
 
 
 def _put_key(address: str, shape: Shape, rng: random.Random, name: str) -> bytes:
-    body = {"value": shape.value(rng)} | _metadata(shape)
+    body = {"value": shape.value(rng)} | _metadata(shape) | ({"w": shape.concern} if shape.concern else {})
     return http("PUT", f"/kvs/{name}", address, body)
 
 
@@ -157,6 +161,21 @@ def webdis_fill(address: str, shape: Shape) -> Load:
     """Return one SET for each key. Send it once."""
     rng = random.Random(SEED)
     return Load("fill", address, [http("PUT", f"/SET/{key(i)}", address, shape.value(rng)) for i in range(shape.keys)])
+
+
+def redis_wait(address: str, shape: Shape, count: int = DISTINCT) -> Load:
+    """Return the load for Redis itself (not HTTP): a SET, and a WAIT until one replica has it, in one piece each."""
+    rng = random.Random(SEED)
+    requests = []
+    for _ in range(count):
+        words = ["SET", key(rng.randrange(shape.keys)), shape.value(rng)]
+        requests.append(_redis_command(*words) + _redis_command("WAIT", "1", "5000"))
+    return Load("put", address, requests)
+
+
+def _redis_command(*words: str) -> bytes:
+    parts = [f"*{len(words)}\r\n", *(f"${len(word)}\r\n{word}\r\n" for word in words)]
+    return "".join(parts).encode()
 
 
 def _base64(text: str) -> str:

@@ -24,6 +24,7 @@ HEADINGS: Final = {
     "put": "PUT",
     "mix": "90 % GET, 10 % PUT",
     "txn": "Transactions",
+    "acks": "Acknowledged writes",
     "ablation": "The cost of causality",
     "lag": "Replication lag",
     "latency": "Latency at half load",

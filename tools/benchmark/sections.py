@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from tools.benchmark import costs, lag, latency, loads, recovery, simulated, throughput
+from tools.benchmark import acks, costs, lag, latency, loads, recovery, simulated, throughput
 from tools.benchmark.figures import Figure
 from tools.benchmark.report import HEADINGS
 from tools.benchmark.systems import Context
@@ -37,6 +37,8 @@ def measure(
     operations = [operation for operation in loads.OPERATIONS if operation in sections]
     if operations:
         collect(throughput.compare(context, operations, peers))
+    if "acks" in sections:
+        collect(acks.measure(context, peers))
     for section, measure_section in _OTHERS.items():
         if section in sections:
             collect(measure_section(context))

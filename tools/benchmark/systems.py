@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import sys
 import tempfile
 import time
@@ -353,6 +354,39 @@ class Etcd(System):
 
     def load(self, operation: str) -> Load:
         return loads.etcd(operation, self._leader, Shape())
+
+
+class ReplicatedRedis(System):
+    """Redis with one replica, without HTTP (Debian: redis-server): a write waits until the replica has it (WAIT)."""
+
+    name = "Redis, 1 replica, WAIT 1"
+    operations = ("put",)
+
+    def __init__(self, context: Context, port: int) -> None:
+        super().__init__(context)
+        self._redis = find_program("redis-server", "redis-server")
+        self._ports = [context.port(port), context.port(port + 1)]
+        self._pids: list[int] = []
+
+    def start(self) -> None:
+        for number, port in enumerate(self._ports):
+            command = [self._redis, "--port", str(port), "--bind", _HOST, "--save", "", "--appendonly", "no"]
+            command += ["--dir", str(self.directory), "--repl-diskless-sync-delay", "0"]
+            if number:
+                command += ["--replicaof", _HOST, str(self._ports[0])]
+            self._pids.append(self.run(command, lambda port=port: listens(port)))  # type: ignore[misc]
+        wait_until("the replica of Redis is online", self._is_online)
+
+    def _is_online(self) -> bool:
+        with socket.create_connection((_HOST, self._ports[0]), timeout=5.0) as connection:
+            connection.sendall(b"INFO replication\r\n")
+            return b"state=online" in connection.recv(65536)
+
+    def pids(self) -> list[int]:
+        return self._pids
+
+    def load(self, operation: str) -> Load:
+        return loads.redis_wait(f"{_HOST}:{self._ports[0]}", Shape())
 
 
 class Redis(System):
