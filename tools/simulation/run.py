@@ -118,9 +118,10 @@ def simulate(seed: int, operations: int = 200, replicas: int | None = None) -> O
     for host in world.hosts.values():
         faults.restart(host)
     unsettled = _settle(world, faults, oracle)
-    if not plan.disaster:
-        outcome.violations += unsettled  # Else a pending update may wait for a host that is gone, until it is removed.
-    if plan.churn or plan.disaster:
+    if not (plan.churn or plan.disaster):
+        outcome.violations += unsettled
+    else:
+        # Until now, a pending update may have waited for an address that is gone.
         # A removal covers what started before it, by the clocks of two hosts: wait for longer than they differ.
         world.run_until(world.now_s + SETTLE_S)
         faults.remove_for_good()
