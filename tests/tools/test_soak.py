@@ -2,29 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tools.soak.faults import KINDS
+from tools.soak.growth import Growth
 from tools.soak.reachability import CUT_OFF, JUST_HEALED, LOST, NO_EXCUSE, PACKETS_LOST, RELAYED, Reachability
 from tools.soak.report import MIN_SUCCESS, report, success
 from tools.soak.run import soak
+from tools.soak.storm import LOG_BYTES
 from tools.soak.timeline import Timeline
 
 
 @pytest.mark.netns
 @pytest.mark.slow
 def test_no_violation_under_all_faults_at_once_and_99_percent_of_requests_succeed(tmp_path: Path) -> None:
-    """Contract P1 to P5, 2.8: no violation, and all replicas converge within 10 s of the heal."""
+    """Contract P1 to P5, 2.8: no violation, all replicas converge within 10 s of the heal, and metadata gets short."""
     lines: list[str] = []
     results = soak(25, replicas=4, directory=tmp_path / "soak", say=lines.append)
     output = "\n".join([*lines, report(results), *results.problems])
     assert results.problems == [], output
     assert results.counts.acknowledged > 300, output
-    assert len(results.timeline.faults) > 8, output
+    kinds = {fault.kind for fault in results.timeline.faults}
+    assert kinds >= set(KINDS), f"missing: {set(KINDS) - kinds}\n{output}"
+    assert results.counts.guest_operations > 0, output
+    assert results.strangers_removed > 10, output
+    assert results.counts.storm_bytes > LOG_BYTES, output
+    assert sum(results.growth.snapshots.values()) > 0, output
     shares = success(results.counts)
     assert shares.requests >= MIN_SUCCESS, output
     assert shares.calls >= MIN_SUCCESS, output
+
+
+MB = 1_000_000
+
+
+def growth_of(
+    rounds: int, *, memory: Callable[[int], int], data: Callable[[int], int] = lambda n: MB, metadata: int = 2
+) -> Growth:
+    """Return the figures of a run of two replicas. ``memory`` and ``data``: round, from 1, -> bytes."""
+    growth = Growth()
+    for n in range(1, rounds + 1):
+        status = {
+            "replica_id": "a@1",
+            "memory_bytes": memory(n),
+            "data_bytes": data(n),
+            "view": [{"state": "left"}, {"state": "up"}],
+            "clock": {"a@1": n},
+            "snapshots": {"taken": 0},
+        }
+        growth.end_round(n, [status, status], metadata)
+    return growth
+
+
+def test_memory_that_varies_from_round_to_round_is_flat() -> None:
+    assert growth_of(30, memory=lambda n: (80 + n % 7 * 3) * MB).problems(replicas=2) == []
+
+
+def test_memory_that_grows_by_two_megabytes_in_each_round_is_a_problem_at_each_replica() -> None:
+    first, second = growth_of(30, memory=lambda n: (80 + 2 * n) * MB).problems(replicas=2)
+    assert (
+        first == "replica 0: memory grew from 100 MB in the first third of the run to 140 MB in the last, data by 0 MB"
+    )
+    assert second.startswith("replica 1")
+
+
+def test_memory_may_grow_with_the_data() -> None:
+    growth = growth_of(30, memory=lambda n: (80 + 2 * n) * MB, data=lambda n: 2 * n * MB)
+    assert growth.problems(replicas=2) == []
+
+
+def test_metadata_of_more_than_two_entries_per_member_is_a_problem() -> None:
+    assert growth_of(2, memory=lambda n: MB, metadata=4).problems(replicas=2) == []
+    problems = growth_of(2, memory=lambda n: MB, metadata=5).problems(replicas=2)
+    assert problems[0] == "round 1: the metadata of clients has 5 entries 10 s after the heal"
 
 
 class WaitingRequest:

@@ -43,7 +43,7 @@ from kvsite.cluster import ClusterError, LocalCluster
 from tools.netns.errors import NetnsError
 from tools.netns.skewed_clock import Offset
 from tools.netns.user_namespace import SYSTEM_PATH, require_tools
-from tools.paths import REPOSITORY
+from tools.paths import MANAGE, REPOSITORY
 
 PORT = 8090
 MAX_REPLICAS = 9
@@ -238,6 +238,7 @@ class NetnsCluster(LocalCluster):
     """A ``LocalCluster`` in network namespaces, with faults. Replicas are numbered from 0.
 
     ``stop`` removes the network. ``resolv_conf``: a file that replicas started from then on see as /etc/resolv.conf.
+    ``guests``: adds a namespace for replicas that are none of the numbered ones (``start_guest``).
     """
 
     def __init__(
@@ -245,10 +246,12 @@ class NetnsCluster(LocalCluster):
         replicas: int = 3,
         environment: Mapping[str, str] | None = None,
         log_dir: Path | None = None,
+        *,
+        guests: bool = False,
     ) -> None:
         super().__init__(replicas, PORT, environment={"KV_OPEN": "true", **(environment or {})}, log_dir=log_dir)
-        self.network = Network(replicas)
-        self.addresses = [f"{host}:{PORT}" for host in self.network.hosts]
+        self.network = Network(replicas + guests)
+        self.addresses = [f"{host}:{PORT}" for host in self.network.hosts[:replicas]]
         self.paused: set[int] = set()
         self.resolv_conf: Path | None = None
         self._clocks = [Offset(self.log_dir / f"clock-{i}") for i in range(replicas)]
@@ -272,6 +275,25 @@ class NetnsCluster(LocalCluster):
                 stderr=log,
                 start_new_session=True,
             )
+
+    def start_guest(self, port: int) -> tuple[str, subprocess.Popen[bytes]]:
+        """Start a replica that is not in VIEW, in the namespace of the guests. Returns its address and its process.
+
+        It joins through the others. The caller ends the process. Cuts do not affect guests; packet loss does.
+        """
+        i = len(self.addresses)
+        address = f"{self.network.hosts[i]}:{port}"
+        with (self.log_dir / f"guest-{port}.log").open("ab") as log:
+            process = subprocess.Popen(
+                self.command_in(i, sys.executable, str(MANAGE), "run_replica", "--until-stdin-closes"),
+                env=self._env_of(0, {"SOCKET_ADDRESS": address}),
+                cwd=REPOSITORY,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return address, process
 
     def command_in(self, i: int, *command: str) -> list[str]:
         """Return a command line that runs ``command`` in the namespace of replica ``i``."""

@@ -8,6 +8,21 @@ begin and end, several of them at a time. Then every fault ends. Within ``CONVER
 converged, and each replica must serve the session of each client. ``tools.history`` then checks the recorded history
 and the final state. Replicas keep running from round to round, with the clocks and logs that the faults left them.
 
+Faults
+    *Links*: partitions, cuts of one direction or of requests only, a ring, and packet loss. *Processes*: a replica is
+    killed, paused, asked to stop, or removed from the view, and comes back. *Clocks*: steps of up to ten minutes.
+    *Addresses*: a *guest* is a replica that starts under a new address, joins, serves clients and leaves for good:
+    drained, killed, or removed first. *Ghosts* are addresses that are added although nobody answers there, and removed
+    again. *Storms* write two megabytes per second at one replica while another one starts without data. The logs keep
+    only ``storm.LOG_BYTES``, so replicas need snapshots. Each round begins with one fault of each kind, in random
+    order.
+
+What must be flat
+    The largest memory of each replica at the end of a round, in the last third of the run as in the first one, plus
+    what the data grew (only in runs of at least ``growth.MIN_ROUNDS`` rounds). The tables: at most 256 removed
+    addresses, once old removals had time to be forgotten. The metadata of clients: at most two entries per member at
+    the end of each round. Clocks of replicas are reported only: they grow by one entry per process that wrote.
+
 What may be lost
     An update that only a killed replica had is lost (docs/contract.md, P5), and replicas report the loss to clients
     (section 2.8). The history checker has to know the lost updates. They are those that no replica's clock covers at
@@ -15,9 +30,9 @@ What may be lost
     removed brings its updates back when it is added again.) So that this excuses no bug, each of these updates must
     fulfil three conditions:
 
-    * It could not have reached every replica. Either its replica was killed less than ``SPREAD_S`` after the response,
-      or some replica was unreachable until the kill. Or its replica was asked to stop, and a replica that may have
-      received its updates was killed while another one was unreachable.
+    * It could not have reached every replica. Either its replica was killed less than ``SPREAD_S`` after the response;
+      or, at some time until the kill, some replica was unreachable or a storm wrote. Or its replica was asked to stop,
+      and a replica that may have received its updates was killed while another one was unreachable or a storm wrote.
     * Every replica that returned it to a client was killed or stopped later.
     * If it was reported as lost, its replica was killed or removed before.
 
@@ -45,6 +60,8 @@ What counts as success
     session that meets a 503 or a silent replica tries the next one. A failed call is excused if each of its attempts
     was excused or went to a replica that was not serving.
 
-    A run passes if at least 99 % of the requests succeeded, and of the calls (both without excused ones), and if
-    clients completed at least 100 operations per second in every period of ``WINDOW_S``.
+    Requests of storms and to guests are in the history, but do not count here.
+
+    A run passes if no violation was found, all is flat, at least 99 % of the requests succeeded, and of the calls (both
+    without excused ones), and if clients completed at least 100 operations per second in every period of ``WINDOW_S``.
 """

@@ -67,6 +67,20 @@ class RoundContext:
     clients: list[Client] = field(default_factory=list)
 
 
+def uncounted_session(
+    context: RoundContext, replicas: Sequence[str], name: str, recorder: Callable[[Mapping[str, Any]], None]
+) -> Session:
+    """Return a session whose requests do not count, whichever replica answers. Reports of losses do."""
+    return Session(
+        replicas,
+        timeout_s=CALL_TIMEOUT_S,
+        attempt_timeout_s=ATTEMPT_TIMEOUT_S,
+        recorder=recorder,
+        on_attempt=lambda attempt: context.counts.note_losses(attempt.body, attempt.ended_s),
+        name=name,
+    )
+
+
 class CountingSession(Session):
     """A session that counts each of its requests, and records transactions with the id of their update."""
 
@@ -112,9 +126,9 @@ class CountingSession(Session):
         elif attempt.status in GOOD:
             self._last_metadata = body.get("causal-metadata") or {}
             self._context.reachability.record_clock(i, attempt.began_s, self._last_metadata)
+            self._counts.note_losses(body, attempt.ended_s)
             with self._counts.lock:
-                for replica, (first, last) in (body.get("lost") or {}).items():
-                    self._counts.reported_lost.append((replica, first, last, attempt.ended_s))
+                self._counts.longest_metadata = max(self._counts.longest_metadata, len(self._last_metadata))
             self._count(i, attempt, ANSWERED)
         elif attempt.status == 503 and "missing" in body:
             needs = {id_: int(each["needs"]) for id_, each in body["missing"].items()}

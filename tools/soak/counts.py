@@ -32,6 +32,18 @@ class Counts:
     """Second -> how many clients waited in it for a silent replica or for missing dependencies."""
     reported_lost: list[tuple[str, int, int, float]] = field(default_factory=list)
     """(replica id, first counter, last counter, when a replica reported to a client that these updates are lost)."""
+    longest_metadata: int = 0
+    """Entries of the longest causal metadata in a response to a client."""
+    guest_operations: int = 0
+    """Operations that guests served."""
+    storm_bytes: int = 0
+    """Bytes of values that storms wrote, as far as replicas acknowledged them."""
+
+    def note_losses(self, body: Mapping[str, Any], at_s: float) -> None:
+        """Record the losses that a response reports."""
+        with self.lock:
+            for replica, (first, last) in (body.get("lost") or {}).items():
+                self.reported_lost.append((replica, first, last, at_s))
 
     def acknowledge(self) -> None:
         """Count an operation that succeeded."""

@@ -1,4 +1,4 @@
-"""Inject random faults of links, processes and clocks, several of them at a time."""
+"""Inject random faults of links, processes, clocks and the view, and storms of writes, several of them at a time."""
 
 from __future__ import annotations
 
@@ -13,30 +13,58 @@ import requests
 from tools.netns.client import change_view
 from tools.netns.cluster import CutKind, NetnsCluster
 from tools.netns.quick import DOWN_AFTER_S
+from tools.soak.clients import RoundContext
+from tools.soak.losses import SPREAD_S
 from tools.soak.reachability import Cuts, Reachability
-from tools.soak.timeline import Fault, Timeline
+from tools.soak.results import Results
+from tools.soak.storm import storm
+from tools.soak.strangers import Strangers
+from tools.soak.timeline import Fault
+
+KINDS = (
+    "partition",
+    "one-way cut",
+    "requests cut",
+    "ring",
+    "loss",
+    "kill",
+    "pause",
+    "terminate",
+    "removal",
+    "clock step",
+    "guest",
+    "ghosts",
+    "storm",
+)
+"""Every kind of fault that the injector begins by itself."""
 
 
 class FaultInjector:
-    """Begins and ends faults in one thread (``work``), until ``is_over`` returns true. Call ``heal`` after that."""
+    """Begins and ends faults in one thread (``work``) until the load of the round is over. Call ``heal`` after that."""
 
     def __init__(
         self,
         cluster: NetnsCluster,
-        timeline: Timeline,
+        results: Results,
         reachability: Reachability,
+        context: RoundContext,
         rng: random.Random,
-        *,
-        note: Callable[[str], None],
-        is_over: Callable[[], bool],
     ) -> None:
         self._cluster = cluster
-        self._timeline = timeline
+        self._results = results
+        self._timeline = results.timeline
         self._reachability = reachability
+        self._context = context
         self._rng = rng
-        self._note = note
-        self._is_over = is_over
+        self._note = results.note
+        self._is_over = context.is_over
+        self._strangers = Strangers(cluster, results, context, context.is_over)
         self._count = len(cluster.addresses)
+        self._deck: list[Callable[[], None]] = []
+        """The next faults, the next one last."""
+        self._is_first_deck = True
+        self._threads: dict[str, threading.Thread] = {}
+        """Kind -> the thread of the latest guest, ghosts or storm."""
         self._scheduled: list[tuple[float, str, Callable[[], None]]] = []
         """(when, text for the log, action): actions that end faults."""
         self._unavailable: dict[int, Fault] = {}
@@ -66,6 +94,8 @@ class FaultInjector:
             self._log_and_run(item[1], item[2])
         self._scheduled.clear()
         self._cluster.heal()
+        for thread in self._threads.values():
+            thread.join()
 
     def _log_and_run(self, text: str, action: Callable[[], None]) -> None:
         self._note(text)
@@ -75,9 +105,22 @@ class FaultInjector:
         self._scheduled.append((time.monotonic() + after_s, text, action))
 
     def _begin_one(self) -> None:
-        links = [self._partition, self._one_way, self._requests_only, self._ring, self._lose_packets]
-        processes = [self._kill, self._pause, self._terminate, self._remove]
-        self._rng.choice([*links, *processes, *processes, self._clock])()
+        """Begin the next fault of the deck; one that cannot begin now waits for its next turn.
+
+        The first deck of a round has each kind once, so a short run has all of them.
+        """
+        if not self._deck:
+            links = [self._partition, self._one_way, self._requests_only, self._ring, self._lose_packets]
+            processes = [self._kill, self._pause, self._terminate, self._remove]
+            others = [self._clock, self._guest, self._ghosts, self._storm]
+            self._deck = [*links, *processes, *others, *([] if self._is_first_deck else processes)]
+            self._is_first_deck = False
+            self._rng.shuffle(self._deck)
+        begin = self._deck.pop()
+        before = len(self._timeline.faults)
+        begin()
+        if len(self._timeline.faults) == before:
+            self._deck.insert(0, begin)
 
     def _begin(self, kind: str, text: str = "") -> Fault:
         fault = self._timeline.begin_fault(kind, text)
@@ -173,12 +216,14 @@ class FaultInjector:
         self._not_restored.discard(i)
 
     def _kill(self) -> None:
-        if (i := self._begin_at_replica("kill")) is None:
-            return
+        if (i := self._begin_at_replica("kill")) is not None:
+            self._kill_and_start(i, self._rng.choice([0.0, 0.3, 1.5 * DOWN_AFTER_S]))
+
+    def _kill_and_start(self, i: int, after_s: float) -> None:
         self._timeline.kills.setdefault(i, []).append(time.monotonic())
         self._reachability.record_death(i)
         self._cluster.kill(i)
-        self._later(self._rng.choice([0.0, 0.3, 1.5 * DOWN_AFTER_S]), f"start {i}", lambda: self._start(i))
+        self._later(after_s, f"start {i}", lambda: self._start(i))
 
     def _terminate(self) -> None:
         if (i := self._begin_at_replica("terminate")) is None:
@@ -233,6 +278,70 @@ class FaultInjector:
         offset_s = self._rng.choice([-600.0, -30.0, -1.0, 0.0, 1.0, 30.0, 600.0])
         self._begin("clock step", f"{i} {offset_s:+g} s").ended_s = time.monotonic()
         self._cluster.skew(i, offset_s)
+
+    # -- the view, and load ------------------------------------------------------------------------------
+
+    def _in_thread(self, fault: Fault, work: Callable[[], None]) -> None:
+        """Do the work of a fault in a thread of its own, which ends soon after the load of the round is over."""
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as exc:  # a bug of the soak itself must not look like a good run
+                self._context.problem(f"{type(exc).__name__} in {fault.text}: {exc}")
+                raise
+            finally:
+                fault.ended_s = time.monotonic()
+
+        thread = self._threads[fault.kind] = threading.Thread(target=run, name=fault.text)
+        thread.start()
+
+    def _is_active(self, kind: str) -> bool:
+        return kind in self._threads and self._threads[kind].is_alive()
+
+    def _guest(self) -> None:
+        """Start a replica under a new address. It serves for some seconds and leaves for good."""
+        if self._is_active("guest"):
+            return
+        number, ending = len(self._results.guests), self._rng.choice(["drained", "killed", "removed"])
+        rng = random.Random(self._rng.random())
+        fault = self._begin("guest", f"{number}, to be {ending}")
+        self._in_thread(fault, lambda: self._strangers.guest(ending, rng, number))
+
+    def _ghosts(self) -> None:
+        """Add addresses at which nobody answers, and remove them again."""
+        if self._is_active("ghosts"):
+            return
+        addresses = self._strangers.ghost_addresses(self._rng.randrange(10, 41))
+        stay_s = self._rng.choice([0.0, 1.0, 1.5 * DOWN_AFTER_S])
+        fault = self._begin("ghosts", f"{len(addresses)} for {stay_s:g} s")
+        self._in_thread(fault, lambda: self._strangers.ghosts(addresses, stay_s))
+
+    def _storm(self) -> None:
+        """Write megabytes at one replica, while another one starts without data if one may be killed."""
+        if self._is_active("storm"):
+            return
+        joining = self._begin_at_replica("kill")
+        if joining is not None:
+            self._kill_and_start(joining, 0.0)
+        now_s = time.monotonic()
+        at = [i for i in range(self._count) if self._timeline.is_serving(i, now_s, now_s)]
+        i, seconds = self._rng.choice(at or [0]), self._rng.uniform(1.5, 3.0)
+        rng = random.Random(self._rng.random())
+        storm_text = f"at {i} for {seconds:.1f} s" + ("" if joining is None else f" while {joining} joins")
+        fault = self._begin("storm", storm_text)
+        name = f"r{self._results.round}storm{len(self._timeline.faults)}"
+
+        def work() -> None:
+            with self._timeline.lock:
+                self._timeline.storms.begin()
+            try:
+                storm(self._context, name, self._context.replicas[i], seconds, rng, self._is_over)
+            finally:
+                with self._timeline.lock:
+                    self._timeline.storms.end(later_s=SPREAD_S)
+
+        self._in_thread(fault, work)
 
     def _watch_recovery(self) -> None:
         """End faults of replicas that are ready again."""

@@ -20,7 +20,8 @@ Times are compared with this tolerance: a client may record a response this much
 class Losses:
     """Finds the lost updates of a round.
 
-    ``urls``: of the replicas, by number. ``ended_s``: operation id -> when the operation ended, monotonic seconds.
+    ``urls``: of the replicas and then of the guests, by number. ``ended_s``: operation id -> when the operation ended,
+    monotonic seconds.
     """
 
     def __init__(self, results: Results, urls: Sequence[str], ended_s: Mapping[str, float]) -> None:
@@ -83,7 +84,7 @@ class Losses:
         if drained and (not killed or drained[0] < killed[0]):
             killed = _since(began_s, *(kills for j, kills in timeline.kills.items() if j != i))
         if not any(
-            killed_s - answered_s < SPREAD_S or timeline.any_unreachable(answered_s, killed_s, besides=i)
+            killed_s - answered_s < SPREAD_S or timeline.any_late(answered_s, killed_s, besides=i)
             for killed_s in killed
         ):
             self._results.problem(

@@ -115,6 +115,10 @@ def report(results: Results) -> str:
         f"other requests        to unavailable replicas: {_listed(sorted(counts.requests_to_unavailable.items()))}",
         f"lost updates          {results.lost_updates}; reported to clients {len(counts.reported_lost)} times",
         f"converged             at most {results.slowest_convergence_s:.1f} s after a heal",
+        f"addresses             {results.strangers_removed} came and went",
+        f"  guests              {len(results.guests)}, which served {counts.guest_operations} operations",
+        f"storms                {counts.storm_bytes / 1e6:.0f} MB written",
+        *results.growth.lines(counts.longest_metadata),
         f"history               {checked[0]} operations, {checked[1]} reads and {checked[2]} conflicts checked",
     ]
     lines += [f"error                 {n} x {text}" for text, n in counts.errors.most_common(8)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools import history
 from tools.soak.counts import Counts
+from tools.soak.growth import Growth
 from tools.soak.timeline import Timeline
 
 MAX_PROBLEMS = 50
@@ -21,6 +24,8 @@ class Results:
     ``problems``: the violations that were found, the first ``MAX_PROBLEMS``. ``reports``: those of the checker.
     ``round``: number of the current round, from 1. ``loads``: when the load of each round began and ended, monotonic
     seconds. ``slowest_convergence_s``: of all rounds. ``lost_updates``: updates that no replica has at the end.
+    ``guests``: URLs of the guests, in order of their numbers. ``ghost_numbers``: for the addresses of ghosts.
+    ``strangers_removed``: how many guests and ghosts were removed. ``growth``: what must stay flat.
     """
 
     directory: Path
@@ -32,6 +37,10 @@ class Results:
     loads: list[tuple[float, float]] = field(default_factory=list)
     slowest_convergence_s: float = 0.0
     lost_updates: int = 0
+    guests: list[str] = field(default_factory=list)
+    ghost_numbers: Iterator[int] = field(default_factory=itertools.count)
+    strangers_removed: int = 0
+    growth: Growth = field(default_factory=Growth)
     _began_s: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -21,9 +21,11 @@ from tools.netns.quick import DOWN_AFTER_S, QUICK, SYNC_INTERVAL_S
 from tools.soak.clients import KEYS, Client, RoundContext
 from tools.soak.counts import Recorder
 from tools.soak.faults import FaultInjector
+from tools.soak.growth import MAX_REMOVED, METADATA_LIMIT_S, SETTLE_LIMIT_S, removed_in
 from tools.soak.losses import Losses
 from tools.soak.reachability import Reachability
 from tools.soak.results import Results
+from tools.soak.storm import LOG_BYTES, delete_storm_keys, shortened, storm_keys
 from tools.soak.timeline import Timeline
 
 CONVERGE_LIMIT_S = 10.0
@@ -56,18 +58,14 @@ class Round:
         self._prefix = f"r{results.round}/"
         self._recorder = Recorder()
         self._load_over = threading.Event()
-        self._clients = self._new_clients(client_count)
+        self._context = self._new_context(client_count)
+        self._clients = self._context.clients
 
     def run(self, seconds: float) -> None:
         """Apply load and faults for ``seconds``, end all faults, wait until the replicas converge, and check."""
         results = self._results
         injector = FaultInjector(
-            self._cluster,
-            results.timeline,
-            self._reachability,
-            random.Random(self._rng.random()),
-            note=results.note,
-            is_over=self._load_over.is_set,
+            self._cluster, results, self._reachability, self._context, random.Random(self._rng.random())
         )
         jobs = [*(client.work for client in self._clients), injector.work, self._watch_clocks]
         threads = [threading.Thread(target=self._guarded, args=(job,)) for job in jobs]
@@ -85,10 +83,14 @@ class Round:
         results.timeline.mark_healed()
         self._reachability.record_links({}, lossy=False)
         self._check()
+        if not results.problems:
+            statuses = [status(self._cluster, i) for i in self._replicas]
+            results.growth.end_round(results.round, statuses, self._settled_metadata())
+            delete_storm_keys(self._cluster, self._prefix)
         for client in self._clients:
             client.close()
 
-    def _new_clients(self, count: int) -> list[Client]:
+    def _new_context(self, client_count: int) -> RoundContext:
         clients: list[Client] = []
         context = RoundContext(
             replicas=self._cluster.addresses,
@@ -103,8 +105,8 @@ class Round:
             clients=clients,
         )
         number = self._results.round
-        clients += [Client(context, f"r{number}c{n}", random.Random(self._rng.random())) for n in range(count)]
-        return clients
+        clients += [Client(context, f"r{number}c{n}", random.Random(self._rng.random())) for n in range(client_count)]
+        return context
 
     def _guarded(self, job: Callable[[], None]) -> None:
         try:
@@ -121,7 +123,9 @@ class Round:
                 if self._results.timeline.is_serving(i, time.monotonic(), time.monotonic()):
                     sent_s = time.monotonic()
                     with contextlib.suppress(requests.RequestException):
-                        self._reachability.record_clock(i, sent_s, status(self._cluster, i)["clock"])
+                        state = status(self._cluster, i)
+                        self._reachability.record_clock(i, sent_s, state["clock"])
+                        self._results.growth.watch(state)
 
     def _wait_until_converged(self) -> None:
         """Wait until all replicas have converged and serve every session. Record a problem if that takes too long."""
@@ -172,7 +176,7 @@ class Round:
         states = [self._state(i) for i in self._replicas]
         clock = status(self._cluster, 0)["clock"]
         operations = [msgspec.convert(each, history.Operation) for each in self._recorder.operations]
-        urls = [self._cluster.url(i) for i in self._replicas]
+        urls = [*(self._cluster.url(i) for i in self._replicas), *self._results.guests]
         operations = Losses(self._results, urls, self._recorder.ended_s).mark_lost(operations, clock)
         path = self._results.directory / f"round-{self._results.round}"
         path.mkdir()
@@ -187,12 +191,25 @@ class Round:
     def _state(self, i: int) -> dict[str, list[str]]:
         """Return key -> values, the winner first, of the keys of this round at replica ``i``."""
         state: dict[str, list[str]] = {}
-        for n in range(KEYS):
-            key = f"{self._prefix}{n:02}"
+        for key in [*(f"{self._prefix}{n:02}" for n in range(KEYS)), *storm_keys(self._prefix)]:
             body = get(self._cluster, i, key, query="?siblings=true").body
             if "value" in body:
-                state[key] = [each["value"] for each in body["siblings"]]
+                state[key] = [shortened(each["value"]) for each in body["siblings"]]
         return state
+
+    def _settled_metadata(self) -> int:
+        """Return the entries of the longest metadata that clients get, once it is short, or after a time limit.
+
+        Markers replace the entries of ended processes, some time after all members can be reached again.
+        """
+        deadline = time.monotonic() + METADATA_LIMIT_S
+        pasts: list[Mapping[str, int]] = [client.session.metadata for client in self._clients]
+        while True:
+            pasts = [get(self._cluster, 0, f"{self._prefix}00", past).past for past in pasts]
+            longest = max(map(len, pasts))
+            if longest <= len(self._replicas) or time.monotonic() > deadline:
+                return longest
+            time.sleep(0.1)
 
 
 def check_records(
@@ -237,7 +254,7 @@ def soak(
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     say(f"{replicas} replicas, {clients} clients, seed {seed} (of the faults; timing varies), records in {directory}")
     end_s = time.monotonic() + seconds
-    with NetnsCluster(replicas, QUICK, directory) as cluster:
+    with NetnsCluster(replicas, {**QUICK, "KV_MAX_LOG_BYTES": str(LOG_BYTES)}, directory, guests=True) as cluster:
         timeline = Timeline(replicas)
         results = Results(directory, timeline)
         reachability = Reachability(timeline, healing_s=DOWN_AFTER_S, relay_s=SYNC_INTERVAL_S)
@@ -249,4 +266,20 @@ def soak(
             say(f"round {results.round}: {results.counts.acknowledged} operations acknowledged so far, {outcome}")
             if results.problems:
                 break
+        else:
+            _settle(cluster, results)
     return results
+
+
+def _settle(cluster: NetnsCluster, results: Results) -> None:
+    """Check what must be flat: wait until old removals are forgotten, and record a problem for each other figure."""
+    replicas = range(len(cluster.addresses))
+    deadline = time.monotonic() + SETTLE_LIMIT_S
+    while (most := max(removed_in(status(cluster, i)) for i in replicas)) > MAX_REMOVED:
+        if time.monotonic() > deadline:
+            results.problem(f"a table has {most} removed addresses {SETTLE_LIMIT_S:g} s after the last round")
+            break
+        time.sleep(0.2)
+    results.growth.settled_removed = most
+    for text in results.growth.problems(len(replicas)):
+        results.problem(text)

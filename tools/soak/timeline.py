@@ -46,7 +46,10 @@ class Fault:
 
 @dataclass
 class Timeline:
-    """The faults of a run, and the periods in which replicas were unavailable. Threads share it."""
+    """The faults of a run, and the periods in which replicas were unavailable. Threads share it.
+
+    Guests have the numbers from ``replicas`` on. Of them it only knows how they ended.
+    """
 
     replicas: int
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -57,6 +60,8 @@ class Timeline:
     """The same without removals: a removed replica keeps running and passes updates on."""
     broken_links: Spans = field(default_factory=Spans)
     """While at least one link was cut or lost packets."""
+    storms: Spans = field(default_factory=Spans)
+    """While a storm wrote: an update may wait behind megabytes of others."""
     kills: dict[int, list[float]] = field(default_factory=dict)
     """Replica -> when it lost its data: killed, or stopped without handing its updates over."""
     drains: dict[int, list[float]] = field(default_factory=dict)
@@ -102,9 +107,12 @@ class Timeline:
         with self.lock:
             return not self.unavailable[i].overlap(since_s, until_s)
 
-    def any_unreachable(self, since_s: float, until_s: float, besides: int) -> bool:
-        """Return whether, in this period, links were broken or a replica other than ``besides`` was unavailable."""
-        spans = [self.broken_links, *(its for i, its in enumerate(self.unavailable) if i != besides)]
+    def any_late(self, since_s: float, until_s: float, besides: int) -> bool:
+        """Return whether an update may have been late in this period.
+
+        That is so if links were broken, a storm wrote, or a replica other than ``besides`` was unavailable.
+        """
+        spans = [self.broken_links, self.storms, *(its for i, its in enumerate(self.unavailable) if i != besides)]
         return any(each.overlap(since_s, until_s) for each in spans)
 
     def active(self, since_s: float, until_s: float) -> list[str]:
