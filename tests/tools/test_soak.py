@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,17 @@ def test_memory_that_grows_by_two_megabytes_in_each_round_is_a_problem_at_each_r
         first == "replica 0: memory grew from 100 MB in the first third of the run to 140 MB in the last, data by 0 MB"
     )
     assert second.startswith("replica 1")
+
+
+def test_old_processes_compare_with_themselves_and_restarted_ones_with_all() -> None:
+    """A replica that was young in the first third may get as large as an old one was. The old one may not grow."""
+    growth = growth_of(30, memory=lambda n: 100 * MB)
+    for n, sample in enumerate(growth.samples):
+        if sample.replica == 1 and sample.round <= 10:
+            growth.samples[n] = replace(sample, memory_bytes=70 * MB)
+    assert growth.problems(replicas=2) == []
+    growth.oldest = 1
+    assert len(growth.problems(replicas=2)) == 1
 
 
 def test_memory_may_grow_with_the_data() -> None:

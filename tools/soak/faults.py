@@ -193,14 +193,18 @@ class FaultInjector:
 
     # -- processes -------------------------------------------------------------------------------------
 
-    def _victim(self) -> int | None:
-        """Return a replica without a fault; None if that would leave fewer than half without one."""
-        healthy = [i for i in range(self._count) if i not in self._unavailable]
-        return self._rng.choice(healthy) if len(healthy) > max(1, self._count // 2) else None
+    def _victim(self, *, ends: bool) -> int | None:
+        """Return a replica without a fault; None if there is none, or fewer than half would be without one.
 
-    def _begin_at_replica(self, kind: str, *, stopped: bool = True) -> int | None:
+        ``ends``: its process will end, so it must not be the one that runs all the time.
+        """
+        healthy = [i for i in range(self._count) if i not in self._unavailable]
+        chosen = [i for i in healthy if not ends or i != self._results.growth.oldest]
+        return self._rng.choice(chosen) if chosen and len(healthy) > max(1, self._count // 2) else None
+
+    def _begin_at_replica(self, kind: str, *, stopped: bool = True, ends: bool = False) -> int | None:
         """Record a fault of a random replica; return the replica, None if there is none to choose."""
-        i = self._victim()
+        i = self._victim(ends=ends)
         if i is not None:
             self._timeline.mark_unavailable(i, stopped=stopped)
             self._unavailable[i] = self._begin(kind, str(i))
@@ -216,7 +220,7 @@ class FaultInjector:
         self._not_restored.discard(i)
 
     def _kill(self) -> None:
-        if (i := self._begin_at_replica("kill")) is not None:
+        if (i := self._begin_at_replica("kill", ends=True)) is not None:
             self._kill_and_start(i, self._rng.choice([0.0, 0.3, 1.5 * DOWN_AFTER_S]))
 
     def _kill_and_start(self, i: int, after_s: float) -> None:
@@ -226,7 +230,7 @@ class FaultInjector:
         self._later(after_s, f"start {i}", lambda: self._start(i))
 
     def _terminate(self) -> None:
-        if (i := self._begin_at_replica("terminate")) is None:
+        if (i := self._begin_at_replica("terminate", ends=True)) is None:
             return
         asked_s = time.monotonic()
 
@@ -321,7 +325,7 @@ class FaultInjector:
         """Write megabytes at one replica, while another one starts without data if one may be killed."""
         if self._is_active("storm"):
             return
-        joining = self._begin_at_replica("kill")
+        joining = self._begin_at_replica("kill", ends=True)
         if joining is not None:
             self._kill_and_start(joining, 0.0)
         now_s = time.monotonic()

@@ -44,11 +44,13 @@ class Sample:
 class Growth:
     """The samples of a run, and its peaks under load.
 
+    ``oldest``: the replica whose process runs all the time, because a leak shows only in an old process.
     ``metadata``: entries of the metadata of clients at the end of each round. ``peak_*``: while faults were active.
     ``settled_removed``: removed addresses in the longest table once old ones are forgotten, at the end of the run.
     ``snapshots``: replica id -> how many it has pulled.
     """
 
+    oldest: int = 0
     samples: list[Sample] = field(default_factory=list)
     metadata: list[int] = field(default_factory=list)
     peak_memory_bytes: int = 0
@@ -71,15 +73,18 @@ class Growth:
             self.samples.append(Sample(number, i, *sizes))
 
     def memory(self) -> list[tuple[int, Sample, Sample]]:
-        """Return (replica, largest sample of the first third of the run, largest of the last third) per replica."""
-        rounds = len(self.metadata)
-        third = max(1, rounds // 3)
-        found = []
-        for i in sorted({sample.replica for sample in self.samples}):
-            own = [sample for sample in self.samples if sample.replica == i]
-            first, last = (max(part, key=lambda each: each.memory_bytes) for part in (own[:third], own[-third:]))
-            found.append((i, first, last))
-        return found
+        """Return (replica, largest sample of the first third of the run, largest of the last third) per replica.
+
+        Each process but that of ``oldest`` starts again and again, so those compare with the largest of all replicas.
+        """
+        third = max(1, len(self.metadata) // 3)
+        numbers = sorted({sample.replica for sample in self.samples})
+        of = {i: [sample for sample in self.samples if sample.replica == i] for i in numbers}
+        everybody = [sample for own in of.values() for sample in own[:third]]
+        return [
+            (i, _largest(own[:third] if i == self.oldest else everybody), _largest(own[-third:]))
+            for i, own in of.items()
+        ]
 
     def problems(self, replicas: int) -> list[str]:
         """Return a text for each figure that is not flat."""
@@ -104,11 +109,16 @@ class Growth:
         if not self.samples:
             return []
         last = [sample for sample in self.samples if sample.round == self.samples[-1].round]
-        memory = ", ".join(
-            f"{megabytes(first.memory_bytes)} to {megabytes(end.memory_bytes)}" for _, first, end in self.memory()
+        memory = self.memory()
+        first, end = next((first, end) for i, first, end in memory if i == self.oldest)
+        sizes = (
+            f"{megabytes(first.memory_bytes)} in the first third of the run, {megabytes(end.memory_bytes)} in the last"
         )
+        others = ", ".join(f"{i} {megabytes(end.memory_bytes)}" for i, _, end in memory if i != self.oldest)
         return [
-            f"memory                first to last third of the run, per replica: {memory}",
+            f"memory                {sizes}",
+            f"    of                replica {self.oldest}, whose process ran all the time",
+            f"  others              {others} in the last third",
             f"  peak                {megabytes(self.peak_memory_bytes)}",
             f"  data                at most {megabytes(max(sample.data_bytes for sample in self.samples))}",
             f"removed addresses     {self.settled_removed} in the longest table at the end",
@@ -118,6 +128,10 @@ class Growth:
             f"  replicas' clocks    {last[0].clock_entries} entries at the end",
             f"snapshots pulled      {sum(self.snapshots.values())}",
         ]
+
+
+def _largest(samples: Sequence[Sample]) -> Sample:
+    return max(samples, key=lambda sample: sample.memory_bytes)
 
 
 def max_metadata(replicas: int) -> int:

@@ -209,6 +209,7 @@ class Round:
             longest = max(map(len, pasts))
             if longest <= len(self._replicas) or time.monotonic() > deadline:
                 return longest
+            pasts = [past for past in pasts if len(past) > len(self._replicas)]
             time.sleep(0.1)
 
 
@@ -259,6 +260,7 @@ def soak(
         results = Results(directory, timeline)
         reachability = Reachability(timeline, healing_s=DOWN_AFTER_S, relay_s=SYNC_INTERVAL_S)
         rng = random.Random(seed)
+        results.growth.oldest = rng.randrange(replicas)
         while (left_s := end_s - time.monotonic()) > 5 or results.round == 0:
             results.round += 1
             Round(cluster, results, reachability, rng, clients).run(min(round_s, max(5.0, left_s)))
