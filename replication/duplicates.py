@@ -41,11 +41,13 @@ from store.clock import incarnation_of
 class DuplicateCheck:
     """The check of one replica at ``address``. Not thread-safe. Times: monotonic seconds.
 
-    ``is_running``: whether to send exchanges to the own address.
+    ``is_running``: whether to send exchanges to the own address. ``is_lost``: the address belongs to another process,
+    and this one has to stop.
     """
 
     def __init__(self, address: str, settings: ReplicationSettings, started_s: float) -> None:
         self.is_running = False
+        self.is_lost = False
         self._address = address
         self._settings = settings
         self._started_s = started_s
@@ -84,8 +86,10 @@ class DuplicateCheck:
             self._other_since_s = now_s
         self._last_answer_s = now_s
         if incarnation_of(replica) >= incarnation_of(own_id):
+            self.is_lost = True
             raise DuplicateAddress(f"another process ({replica}) uses the address {self._address}")
         if now_s - self._other_since_s >= self._settings.down_after_s:
+            self.is_lost = True
             raise DuplicateAddress(
                 f"the address {self._address} leads to another process ({replica}), and not to this one"
             )

@@ -160,8 +160,8 @@ class Recovery:
 
         Such a replica has to catch up like one that starts: the members have trimmed their logs without regard to it.
         """
-        store = self._store
-        if not self._membership.table.belongs(self._membership.address):
+        store, membership = self._store, self._membership
+        if membership.duplicate_check.is_lost or not membership.table.belongs(membership.address):
             store.not_serving_reason = NOT_IN_VIEW
             return False
         was_removed = store.not_serving_reason == NOT_IN_VIEW

@@ -147,8 +147,8 @@ class Replica:
 
     @property
     def state(self) -> State:
-        """``joining``, ``serving``, ``removed``, or ``leaving`` (removed at its own request)."""
-        if not self.membership.table.belongs(self.address):
+        """``joining``, ``serving``, ``removed``, or ``leaving`` (at its own request)."""
+        if self.membership.duplicate_check.is_lost or not self.membership.table.belongs(self.address):
             return "leaving" if self.leaving else "removed"
         return "joining" if self.recovery.joining else "serving"
 
@@ -479,9 +479,13 @@ class Replica:
         return self._view.remove(replica, now)
 
     def leave(self, now: Instant) -> None:
-        """Remove this replica for good: the process is about to end. ``acks.unreplicated`` says when it may."""
+        """Remove this replica for good: the process is about to end. ``acks.unreplicated`` says when it may.
+
+        If the address is another process's, that one stays: a removal would hold for it, too.
+        """
         self.leaving = True
-        self.remove_replica_from_view(self.address, now)
+        if not self.membership.duplicate_check.is_lost:
+            self.remove_replica_from_view(self.address, now)
         self._view.follow_table(now)
 
     def discovered(self, addresses: Iterable[str], now: Instant) -> None:

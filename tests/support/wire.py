@@ -261,7 +261,10 @@ class Wire:
         return self.processes.get(name)
 
     def _stop(self, name: str, error: DuplicateAddress) -> None:
+        """Let a process stop as the server does: it leaves, and its last messages are sent."""
         self.stopped[name] = str(error)
+        self[name].leave(self.now(name))
+        self._send_due(name)
         self.crash(name)
 
     # -- time ------------------------------------------------------------------------------------------
