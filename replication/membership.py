@@ -141,9 +141,19 @@ class Membership:
             }
         return list(self._dropped_s)
 
+    def seeds_to_ask_again(self, now_s: float) -> frozenset[str]:
+        """Return all seeds if this replica is removed and reaches no member.
+
+        Members may have forgotten its removal, and it may have forgotten that of those who are members by now. Then it
+        has no other way to hand over its updates.
+        """
+        if self.table.belongs(self.address) or any(self.state(at, now_s) != "down" for at in self.table.others):
+            return frozenset()
+        return self.seeds.named()
+
     def is_forgotten(self, address: str) -> bool:
         """Return whether nothing is to be remembered of ``address``: it has no entry, and need not be asked."""
-        is_asked = address in self.seeds.unanswered or address in self._dropped_s or address == self.address
+        is_asked = self.seeds.is_named(address) or address in self._dropped_s or address == self.address
         return not is_asked and address not in self.table.entries
 
     @property

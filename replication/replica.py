@@ -159,7 +159,7 @@ class Replica:
 
         * All other members, including those that are down. If every replica is removed, they still exchange updates;
           otherwise none of them could add another one back.
-        * Seeds that have never answered.
+        * Seeds that have never answered; all seeds, while this replica is removed and reaches no member.
         * Peers whose snapshot may bring something, even removed ones: they may be the last that hold an update.
         * Removed replicas that have not been notified of their removal, and members that a merge has just dropped.
         * The own address, while a check for another process under it runs (duplicates.py).
@@ -171,6 +171,7 @@ class Replica:
         holders = [peer.address for peer in self.peers.all() if recovery.may_bring_more(peer)]
         to_notify = [address for address in table.left if self._has_to_notify(address, now)]
         to_notify += self.membership.dropped(now.mono_s)
+        to_notify += self.membership.seeds_to_ask_again(now.mono_s)
         checks = self.membership.duplicate_check.is_running
         if table.members and not holders and not to_notify and not unanswered and not checks:
             return others

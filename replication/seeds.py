@@ -86,6 +86,10 @@ class Seeds:
         """Return whether ``VIEW`` or the last lookup names ``address``."""
         return address in self.fixed or address in self._discovered
 
+    def named(self) -> frozenset[str]:
+        """Return the addresses that ``VIEW`` or the last lookup names, without those at which this replica answers."""
+        return self.fixed | self._discovered - self._own_aliases
+
     def remove(self, address: str) -> bool:
         """Stop contacting ``address``. Returns False if it was not contacted."""
         return self.unanswered.pop(address, None) is not None

@@ -246,9 +246,7 @@ class Oracle:
             removed = [address for address in membership.table.removed() if address not in live]
             if len(removed) > self.world.settings.kept_removed:
                 violations.append(f"Unbounded: {host.replica.id} remembers {removed}")
-            # A lookup may have named an address again since the last tick.
-            followed = [peer.address for peer in host.replica.peers.all()]
-            unknown = [at for at in followed if membership.is_forgotten(at) and not membership.seeds.is_named(at)]
+            unknown = [peer.address for peer in host.replica.peers.all() if membership.is_forgotten(peer.address)]
             if unknown:
                 violations.append(f"Unbounded: {host.replica.id} follows {unknown}")
         return violations

@@ -249,6 +249,34 @@ def test_a_removed_replica_that_was_forgotten_writes_its_removal_again_and_hands
     assert wire.state("r3") == "serving"
 
 
+def test_a_removed_replica_that_reaches_no_member_asks_its_seeds_again() -> None:
+    """r1 and r2 remove each other in a partition, and forget each other. r2 starts again; r1 has an update for it."""
+    wire = Wire(settings=FORGETFUL)
+    r1, _ = wire.cluster("r1", "r2")
+    wire.isolate("r1")
+    update = wire.issue("r1", "x", b"1")
+    for name in ("r2", "r1"):
+        remove(wire, name, "r1")
+    wire.crash("r2")
+    wire.start("r2")
+    wire.isolate("r1")
+    wire.flow(3.0)
+    remove(wire, "r1", "r2")
+    for name in ("r1", "r2"):
+        churn(wire, name, 5)
+        wire["r1"].add_replica_from_view("absent:80", wire.now("r1"))
+    wire.flow(5.0)
+    assert (
+        r1.membership.table.entries.keys() & {"r2:80"}
+        == wire["r2"].membership.table.entries.keys() & {"r1:80"}
+        == set()
+    )
+    wire.heal()
+    wire.flow(4.0)
+    assert wire.state("r1") == "removed"
+    assert wire.has("r2", update.dot)
+
+
 def test_a_live_replica_that_others_do_not_name_and_count_as_forgotten_returns_with_its_data() -> None:
     """r1 and r2 start again and forget removals while r3, which they have not heard of yet, is cut off."""
     wire = Wire(settings=FORGETFUL)

@@ -872,6 +872,13 @@ def let_the_higher_incarnation_win_over_a_removal() -> Iterator[None]:
 
 
 @directed
+def never_ask_seeds_again() -> Iterator[None]:
+    """A removed replica that reaches no member waits to be asked."""
+    with patch.object(Membership, "seeds_to_ask_again", lambda self, now_s: frozenset()):
+        yield
+
+
+@directed
 def never_ask_dropped_members() -> Iterator[None]:
     """An address that a merge has dropped is not asked any more."""
     with patch.object(Membership, "dropped", lambda self, now_s: []):

@@ -189,6 +189,9 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "let_a_removed_replica_be_forgotten": without_wire(
         test_removals.test_a_removed_replica_that_was_forgotten_writes_its_removal_again_and_hands_over_its_updates
     ),
+    "never_ask_seeds_again": without_wire(
+        test_removals.test_a_removed_replica_that_reaches_no_member_asks_its_seeds_again
+    ),
     "never_ask_dropped_members": (
         test_removals.test_replicas_that_drop_all_members_at_once_because_of_forged_horizons_find_each_other_again
     ),
