@@ -114,11 +114,15 @@ class Request(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """The last progress of a connection: when, and the counters at that time."""
+    """The last progress of a connection: when, the counters at that time, and whether it owed something at that time.
+
+    A connection that owed nothing makes progress with the first byte of its next request.
+    """
 
     progress_s: float
     received_bytes: int
     sent_segments: int
+    owed: bool
 
 
 Marks = Mapping[tuple[str, int], Mark]
@@ -132,9 +136,9 @@ def update_marks(marks: Marks, connections: Iterable[Connection]) -> Marks:
         if (
             mark is None
             or mark.sent_segments != each.sent_segments
-            or not 0 <= each.received_bytes - mark.received_bytes < MIN_PROGRESS_BYTES
+            or not 0 <= each.received_bytes - mark.received_bytes < (MIN_PROGRESS_BYTES if mark.owed else 1)
         ):
-            mark = Mark(each.active_s, each.received_bytes, each.sent_segments)
+            mark = Mark(each.active_s, each.received_bytes, each.sent_segments, each.owes)
         updated[each.address, each.port] = mark
     return updated
 
@@ -190,7 +194,7 @@ def choose_flooding(
     for each in connections:
         mark = marks.get((each.address, each.port))
         if mark is None or mark.sent_segments != each.sent_segments:
-            mark = Mark(0.0, 0, 0)
+            mark = Mark(0.0, 0, 0, owed=True)
         if each.owes and each.address in addresses and each.received_bytes - mark.received_bytes > limit:
             flooding.append(each)
     return flooding

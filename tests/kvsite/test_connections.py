@@ -100,6 +100,16 @@ def test_some_bytes_from_time_to_time_are_no_progress() -> None:
     assert update_marks(marks, []) == {}
 
 
+def test_a_short_request_that_begins_on_an_idle_connection_is_progress() -> None:
+    """Otherwise a client would lose its kept-alive connection if a look falls between its request and the response."""
+    idle = connection(1, received=30, sent=29.9)
+    begun = connection(1, received=0.01, sent=29.9, received_bytes=idle.received_bytes + 200)
+    marks = update_marks(update_marks({}, [idle]), [begun])
+    reading = [request(0.01, is_reading=True)]
+    assert choose([begun], reading, marks, now=NOW, silence_s=10, capacity=100) == []
+    assert choose([begun], [], marks, now=NOW + 11, silence_s=10, capacity=100) == [begun]
+
+
 def test_only_connections_that_send_too_much_are_flooding() -> None:
     marks = update_marks({}, [connection(1, 5, 9, received_bytes=5000), connection(2, 5, 9, received_bytes=5000)])
     connections = [
