@@ -63,6 +63,7 @@ class Faults:
         self._visitors = [f"visitor{number}:1" for number in range(VISITORS if plan.churn else 0)]
         self.over_s = 0.0
         """The time of the last scheduled event that ``World.heal`` does not cancel."""
+        self._is_over = False
 
     def begin(self) -> None:
         """Schedule everything."""
@@ -83,7 +84,8 @@ class Faults:
             world.at(world.now_s + rng.random() * self._plan.duration_s, self._lose_everything)
 
     def heal(self) -> None:
-        """End every fault that is there, and set every clock right."""
+        """End every fault that is there, and set every clock right. From now on, no clock becomes wrong."""
+        self._is_over = True
         self._world.heal()
         for host in self._world.hosts.values():
             if abs(host.skew_us) >= HOUR_US:
@@ -178,6 +180,8 @@ class Faults:
     def _set_wrong_clock(self, host: Host | None = None) -> None:
         """Let a wall clock show another time, and set it right later."""
         world, host = self._world, host or self._some_host()
+        if self._is_over:
+            return
         right_us = host.skew_us if abs(host.skew_us) < HOUR_US else 0
         ahead_us = world.rng.choice([20 * HOUR_US, 2 * DAY_US, 2 * DAY_US, YEAR_2100_US - EPOCH_US])
         behind_us = world.rng.choice([20 * HOUR_US, 2 * DAY_US, EPOCH_US - HOUR_US])
