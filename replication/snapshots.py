@@ -22,7 +22,7 @@ from store.causal import CausalStore
 from store.clock import Clock, Dot, Instant, covers
 from store.markers import Marker
 from store.snapshot import Snapshot, has_version_above, rest_is_unchanged
-from store.table import cost
+from store.table import VERSION_COST_BYTES
 from store.versions import Versions
 
 IDLE_TRANSFER_KEPT_S = 30.0
@@ -144,7 +144,7 @@ def cut(
             size = skipped = 0
         if not since or has_version_above(versions, since):
             piece.items.append((key, versions))
-            size += cost(key, versions)
+            size += len(key) + sum(VERSION_COST_BYTES + len(version.value) for version in versions)
         elif rest_unchanged:
             skipped += 1
         else:

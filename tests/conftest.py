@@ -24,15 +24,14 @@ settings.load_profile("causeway")
 ClusterFactory = Callable[..., LocalCluster]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def log_of_this_process() -> Iterator[None]:
-    """Keep log lines of the code under test for pytest: its own thread would write them to the terminal later."""
-    root, handler = logging.getLogger(), queue_handler()
-    if handler:
-        root.removeHandler(handler)
-    yield
-    if handler:
-        root.addHandler(handler)
+@pytest.fixture(autouse=True)
+def log_of_this_process() -> None:
+    """Keep log lines of the code under test for pytest: its own thread would write them to the terminal later.
+
+    A test that sets up Django, or its logging, adds the handler again.
+    """
+    while handler := queue_handler():
+        logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture

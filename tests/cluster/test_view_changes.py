@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.cluster.support import NOT_IN_VIEW, SLACK_S, wait_for_value, wait_until_at
@@ -30,8 +32,14 @@ def test_a_removed_replica_leaves_all_views_rejects_clients_and_rejoins_after_a_
     assert (removed.status, removed.body["result"]) == (200, "deleted")
     wait_until_at((0, 1), lambda i: view(trio, i) == {0, 1}, timeout_s=DOWN_AFTER_S)
     wait_until(lambda: rejects_clients(trio, 2), timeout_s=DOWN_AFTER_S)
-    for method, path in (("PUT", "/kvs/view/of-2"), ("DELETE", "/kvs/view/of-2"), ("GET", "/kvs"), ("POST", "/kvs")):
-        rejected = send(trio, 2, method, path, {"value": 1, "reads": ["view/of-2"], "writes": []})
+    requests: list[tuple[str, str, dict[str, Any]]] = [
+        ("PUT", "/kvs/view/of-2", {"value": 1}),
+        ("DELETE", "/kvs/view/of-2", {}),
+        ("GET", "/kvs", {}),
+        ("POST", "/kvs", {"reads": ["view/of-2"], "writes": []}),
+    ]
+    for method, path, body in requests:
+        rejected = send(trio, 2, method, path, body)
         assert (rejected.status, rejected.body["error"]) == (503, NOT_IN_VIEW), (method, path)
     code, text = readiness(trio, 2)
     assert code == 503

@@ -90,6 +90,7 @@ def median_write_s(cluster: LocalCluster) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_with_all_places_taken_the_median_put_takes_at_most_twice_as_long(cluster: ClusterFactory) -> None:
     """Contract 6. Each round measures without and with waiting requests, so that a busy machine slows both."""
     pair = cluster(2)

@@ -119,7 +119,7 @@ def peak_mib(cluster: LocalCluster, i: int) -> int:
 def test_the_documented_pod_stays_below_its_limit_while_a_replica_joins_under_load() -> None:
     """Contract 6: KV_MAX_MEMORY of 512 MiB in a container with 1280 MiB (docs/kubernetes.md)."""
     with cluster_of(3, start=2, KV_MAX_MEMORY=512 << 20) as cluster, ThreadPoolExecutor(2) as pool:
-        keys = 512 * 1024 * 1024 // (VALUE_BYTES + 500)
+        keys = 512 * 1024 * 1024 // (VALUE_BYTES + 750)
         for start in range(0, keys, 250):
             transact(cluster, 0, {f"k{n:05}": "v" * VALUE_BYTES for n in range(start, start + 250)})
         assert status(cluster, 0)["data_bytes"] > 490 << 20

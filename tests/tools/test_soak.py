@@ -19,6 +19,7 @@ from tools.soak.timeline import Timeline
 
 @pytest.mark.netns
 @pytest.mark.slow
+@pytest.mark.alone
 def test_no_violation_under_all_faults_at_once_and_99_percent_of_requests_succeed(tmp_path: Path) -> None:
     """Contract P1 to P5, 2.8: no violation, all replicas converge within 10 s of the heal, and metadata gets short."""
     lines: list[str] = []
