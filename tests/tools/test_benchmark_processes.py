@@ -22,7 +22,7 @@ from tools.benchmark.processes import Cores, cpu_s, lower_priority, pinned, resi
 from tools.benchmark.systems import Causeway, Context, request_json
 from tools.paths import REPOSITORY
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.alone]
 PORT = 25100
 
 
