@@ -88,7 +88,7 @@ class FastPath:
         status = response.status_code
         if status >= 400 and status not in ORDINARY_STATUSES:
             log_response("%s: %s", response.reason_phrase, path, response=HttpResponse(status=status))
-        start_response(STATUS_LINES.get(status) or f"{status} {response.reason_phrase}", list(response.headers.items()))
+        start_response(STATUS_LINES.get(status) or f"{status} {response.reason_phrase}", response.header_list)
         if request_finished.receivers:
             request_finished.send(sender=self.__class__)
         body = response.body

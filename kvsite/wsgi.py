@@ -108,7 +108,8 @@ class Edge:
 
         def respond(status: str, headers: Headers, *exc_info: Any) -> Any:
             environ[slow_requests.STATUS] = status
-            return start_response(status, headers + added_headers, *exc_info)
+            headers += added_headers
+            return start_response(status, headers, *exc_info)
 
         self._in_progress[thread] = environ
         try:
@@ -196,7 +197,8 @@ class Edge:
             except RequestDenied as denied:
                 return send_error(start_response, denied.status, denied.error)
         try:
-            return as_list(self._application(environ, start_response))
+            response = self._application(environ, start_response)
+            return response if isinstance(response, list) else as_list(response)
         except Exception:
             # Django handles exceptions of views. This is for exceptions outside of views, for example in middleware.
             logger.exception("exception outside of a view: %s %r", environ["REQUEST_METHOD"], environ["PATH_INFO"])

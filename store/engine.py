@@ -22,7 +22,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, ParamSpec, Protocol, Self, TypeVar
 
@@ -443,9 +442,10 @@ class Engine:
         wait_s: float | None,
     ) -> AnyResult:
         """Run one operation of the store, deferred if necessary. Call this under the lock; waiting releases it."""
-        with suppress(DependenciesMissing):
+        try:
             return operation(argument, past, self._now())
-        timeout_s = self._settings.defer_timeout_s if wait_s is None else wait_s
+        except DependenciesMissing:
+            timeout_s = self._settings.defer_timeout_s if wait_s is None else wait_s
         if timeout_s <= 0:
             # A request with wait=0 still triggers a fetch, so that a retry can succeed; it takes no place.
             return self._serve_without(operation, argument, past, self.replication.fetch_for_retry(past))

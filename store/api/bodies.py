@@ -148,9 +148,10 @@ class Bodies:
         return body
 
     def _read_piece(self, environ: Environ, length: int | None) -> bytes:
-        thread, reading = get_ident(), self.reading
+        reading = self.reading
         if len(reading) >= CROWDED_READS:
             self._make_room()
+        thread = get_ident()
         reading[thread] = environ
         try:
             piece: bytes = environ["wsgi.input"].read(length)

@@ -149,7 +149,7 @@ def read_body(request: ApiRequest, max_bytes: int, media_type: str = JSON) -> by
     else:
         return b""
     bodies: Bodies = environ[CONTEXT].bodies
-    if request.media_type not in (media_type, ""):
+    if environ.get("CONTENT_TYPE") != media_type and request.media_type not in (media_type, ""):
         _discard(bodies, environ, length)
         raise UnsupportedMediaType(request.media_type)
     if length > max_bytes:
@@ -172,7 +172,7 @@ def _discard(bodies: Bodies, environ: dict[str, Any], length: int) -> None:
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """Return the decoded ``body``. An empty body counts as ``{}``. Raises ``ParseError``, ``UnknownField``."""
-    if nests_too_deeply(body):
+    if len(body) > MAX_NESTING and nests_too_deeply(body):
         raise ParseError(f"Body is nested too deeply: at most {MAX_NESTING} levels of arrays and objects")
     try:
         if not body.isascii():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from store.api.large_responses import LARGE_BODY_BYTES, AnyBody, body_of
+from store.api.large_responses import LARGE_BODY_BYTES, body_of
 from store.api.response import ApiResponse
 from store.engine import ABSENT_ETAG
 
@@ -126,7 +126,7 @@ def _render(
     if result.lost:
         tail = {**(tail or {}), "lost": result.lost}
     body = b"".join((head, b',"causal-metadata":', metadata, b"," + _encode(tail)[1:] if tail else b"}"))
-    return _with_headers(status, body, metadata, etag)
+    return ApiResponse(status, body, _headers(len(body), metadata, etag))
 
 
 def _render_parts(
@@ -146,16 +146,17 @@ def _render_parts(
         tail = {**(tail or {}), "lost": result.lost}
     rest = (b"," + _encode(tail)[1:-1]) if tail else b""
     body = body_of((*head, b',"causal-metadata":', metadata, rest, *end, b"}"))
-    return _with_headers(status, body, metadata, etag)
+    return ApiResponse(status, body, _headers(len(body), metadata, etag))
 
 
-def _with_headers(status: int, body: AnyBody, metadata: bytes, etag: str | None) -> ApiResponse:
+def _headers(length: int, metadata: bytes, etag: str | None) -> dict[str, str]:
+    """Return the headers of a response with a body of ``length`` bytes."""
     headers = _metadata_headers(metadata)
     headers["Content-Type"] = JSON
-    headers["Content-Length"] = str(len(body))
+    headers["Content-Length"] = str(length)
     if etag is not None:
         headers["ETag"] = etag
-    return ApiResponse(status, body, headers)
+    return headers
 
 
 def _siblings(result: ReadResult) -> list[bytes]:

@@ -42,7 +42,10 @@ class RequestMetrics:
     def _count(self) -> None:
         with self._lock:
             # Other threads keep appending: count only the samples that are queued at this moment.
+            durations_s: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
             for _ in range(len(self._samples)):
                 operation, status, seconds = self._samples.popleft()
-                self._requests[operation, status] += 1
-                self._seconds[operation].observe(seconds)
+                durations_s[operation, status].append(seconds)
+            for (operation, status), values in durations_s.items():
+                self._requests[operation, status] += len(values)
+                self._seconds[operation].observe_all(values)

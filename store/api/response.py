@@ -20,9 +20,14 @@ REASONS: Final = responses
 """Status code -> reason phrase."""
 
 
-class ApiResponse:
-    """One HTTP response. No cache may store it, and no browser may guess its type.
+FIXED_HEADERS: Final = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
+"""Headers of every response of the API: no cache may store it, and no browser may guess its type."""
 
+
+class ApiResponse:
+    """One HTTP response.
+
+    ``headers``: without ``FIXED_HEADERS``, which are added when it is sent.
     ``body``: a large one is in parts, and becomes a stream before it leaves the view.
     Raises Django's ``BadHeaderError`` for a header value with a line end: it would let a client add headers.
     """
@@ -34,8 +39,6 @@ class ApiResponse:
         if not text.isascii() or "\n" in text or "\r" in text:
             # Rare. Django's rules decide how such a value is encoded, or reject it.
             headers = dict(ResponseHeaders(headers).items())
-        headers["Cache-Control"] = "no-store"
-        headers["X-Content-Type-Options"] = "nosniff"
         self.status_code = status_code
         self.body: AnyBody | ResponseStream = body
         self.headers = headers
@@ -51,9 +54,14 @@ class ApiResponse:
         body = self.body
         return [body] if isinstance(body, bytes) else body
 
+    @property
+    def header_list(self) -> list[tuple[str, str]]:
+        """All headers, for a WSGI server."""
+        return [*self.headers.items(), *FIXED_HEADERS]
+
     def to_django(self) -> HttpResponse:
         """Return the same response for Django's handler."""
-        response = HttpResponse(b"".join(self.chunks), status=self.status_code, headers=self.headers)
+        response = HttpResponse(b"".join(self.chunks), status=self.status_code, headers=dict(self.header_list))
         if "Content-Type" not in self.headers:
             del response.headers["Content-Type"]  # Django adds a default.
         return response

@@ -114,13 +114,16 @@ class KeyView(KvsView):
             raise ParseError(NO_VALUE)
         value = parsing.encode_value(body.value, self.context.limits.max_value_bytes)
         body.value = UNSET  # The decoded value takes up to 30 times as much memory, also while the request waits.
-        change = Change(key, value, parsing.ttl_us(body.ttl), *conditions(self.request))
+        required = conditions(self.request)
+        change = Change(key, value, parsing.ttl_us(body.ttl), required.if_match, required.if_none_match)
         return rendering.written(*self.write(change, parsed))
 
     def write(self, change: Change, parsed: parsing.ParsedRequest[AnyWrite]) -> tuple[WriteResult, Acks | None]:
         """Make one change with the request's write concern."""
-        engine = self.context.engine
-        return engine.write_with_concern(parsed.body.concern, engine.write, change, parsed.past, wait_s(parsed.query))
+        engine, concern, timeout_s = self.context.engine, parsed.body.concern, wait_s(parsed.query)
+        if concern is None:  # The common case.
+            return engine.write(change, parsed.past, timeout_s), None
+        return engine.write_with_concern(concern, engine.write, change, parsed.past, timeout_s)
 
     @schema.described(schema.POST_KEY)
     def post(self, rest: str) -> ApiResponse:

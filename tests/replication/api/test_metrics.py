@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import requests
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvsite.cluster import LocalCluster
@@ -35,6 +37,17 @@ def test_a_histogram_counts_observations_per_bound() -> None:
     histogram.observe(1.0)
     assert copy.cumulative() == [("1.0", 2), ("2.0", 4), ("+Inf", 5)]
     assert (copy.sum, histogram.sum) == (14.0, 15.0)
+
+
+@given(st.lists(st.floats(0, 5) | st.sampled_from((1.0, 2.0))), st.lists(st.floats(0, 5)))
+def test_many_observations_at_once_count_as_each_alone(values: list[float], earlier: list[float]) -> None:
+    one_by_one, at_once = Histogram((1.0, 2.0)), Histogram((1.0, 2.0))
+    for value in [*earlier, *values]:
+        one_by_one.observe(value)
+    at_once.observe_all(list(earlier))
+    at_once.observe_all(list(values))
+    assert at_once.counts == one_by_one.counts
+    assert at_once.sum == pytest.approx(one_by_one.sum)
 
 
 def test_request_metrics_count_by_operation_and_status() -> None:

@@ -58,7 +58,7 @@ def assert_serves(cluster: LocalCluster, key: str) -> None:
     """Assert that small requests of others are answered at once."""
     began_s = time.monotonic()
     assert get(cluster, "/healthz")[0] == get(cluster, "/readyz")[0] == get(cluster, f"/kvs/{key}")[0] == 200
-    assert time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s < 5
 
 
 def export(cluster: LocalCluster) -> int:
