@@ -221,12 +221,14 @@ class Recovery:
         A removed replica pulls none while there are members. No client reads from it, and since members trim their
         logs without regard to it, it would pull one snapshot after another.
         """
+        if self.pull is None and peer.acked.snapshot is not SnapshotOffer.OFFER:  # The common case.
+            return False
         table = self._membership.table
         if not table.belongs(self._membership.address) and table.members:
             return False
         if self.pull is not None:
             return self.pull.address == peer.address
-        return peer.acked.snapshot is SnapshotOffer.OFFER and not covers(self._store.clock, peer.acked.clock)
+        return not covers(self._store.clock, peer.acked.clock)
 
     def piece_due_at(self, peer: PeerProgress, now_s: float) -> float:
         """Return when to request the next piece from ``peer`` (monotonic seconds); infinity if none is wanted."""
