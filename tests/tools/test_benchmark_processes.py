@@ -14,7 +14,7 @@ import pytest
 
 from kvsite.cluster import MANAGE
 from tests.support.waiting import wait_until
-from tools.benchmark import acks, costs, throughput
+from tools.benchmark import acks, costs, throughput, waiting
 from tools.benchmark.drivers import Bundled, Wrk
 from tools.benchmark.lag import Probe
 from tools.benchmark.loads import OPERATIONS, Shape
@@ -69,6 +69,13 @@ def test_acknowledged_writes_and_the_memory_of_waiting_ones_are_measured() -> No
         "memory per write that waits for acks",
     }
     assert min(figures.values()) > 0
+
+
+def test_writes_beside_all_waiting_requests_are_measured() -> None:
+    figures = {figure.name: figure.value for figure in waiting.measure(context_at(PORT + 200))}
+    assert min(figures.values()) > 0
+    ratio = figures["p50 of PUT at half load, all places taken"] / figures["p50 of PUT at half load, nothing waits"]
+    assert figures["p50 with all places taken, relative"] == pytest.approx(ratio)
 
 
 def test_wrk_and_the_bundled_client_send_the_same_requests(cluster: Causeway) -> None:

@@ -23,8 +23,8 @@ from tools.benchmark.systems import Causeway, Context
 
 KEY: Final = "/kvs/probe"
 PAUSE_S: Final = 0.025
-IDLE: Final = (4.0, 20.0)
-HALF_LOAD: Final = (15.0, 60.0)
+IDLE: Final = (3.0, 10.0)
+HALF_LOAD: Final = (8.0, 30.0)
 """Targets for p50 and p99 of the lag, milliseconds."""
 
 

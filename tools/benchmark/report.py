@@ -25,6 +25,7 @@ HEADINGS: Final = {
     "mix": "90 % GET, 10 % PUT",
     "txn": "Transactions",
     "acks": "Acknowledged writes",
+    "waiting": "What waiting requests cost others",
     "ablation": "The cost of causality",
     "lag": "Replication lag",
     "latency": "Latency at half load",
