@@ -15,6 +15,7 @@ import msgspec
 
 from replication.replica import Replica
 from store.clock import Clock, Dot, Instant
+from store.table import KeyRange
 from store.versions import Version
 
 MAX_VALUE_BYTES_LISTED = 400
@@ -68,7 +69,7 @@ def list_keys(replica: Replica, prefix: str, after: str, limit: int, *, conflict
     client here whose causal past would have to be satisfied. ``conflicts``: list only keys with several versions.
     """
     table = replica.store.table
-    keys = (table.conflicting_keys if conflicts else table.keys)(prefix, after)
+    keys = (table.conflicting_keys if conflicts else table.keys)(KeyRange(prefix, after))
     versions_by_key = ((key, table.get(key)) for key in islice(keys, limit))
     return [
         {

@@ -33,7 +33,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Protocol
+from itertools import islice
+from typing import Final, Protocol
 
 import msgspec
 
@@ -44,8 +45,19 @@ from store.log import UpdateLog
 from store.markers import Marker, Markers
 from store.settings import StoreSettings
 from store.snapshot import Snapshot, join_partial, join_tables
-from store.table import KeyTable, cost
-from store.versions import ABSENT_ETAG, Change, Update, Version, Versions, Write, apply_write, version_of
+from store.table import KeyRange, KeyTable, cost
+from store.versions import (
+    ABSENT_ETAG,
+    MAX_ETAG_BYTES,
+    Change,
+    Update,
+    Version,
+    Versions,
+    Write,
+    apply_write,
+    state_etag,
+    version_of,
+)
 
 LostUpdates = dict[str, tuple[int, int]]
 """Updates that a client depended on and that no replica can provide: replica id -> (first, last) counter."""
@@ -53,6 +65,9 @@ LostUpdates = dict[str, tuple[int, int]]
 AppliedUpdate = tuple[int, str, int]
 """When an update was applied (wall microseconds), and its dot (origin, counter). It names no keys, so that nothing
 about a deleted key stays in memory."""
+
+META_BYTES: Final = 128
+"""An upper bound of the length of what a listing tells about a key with ``meta``, without its entity tag."""
 
 MAX_RECENT_UPDATES = 200
 """Length of ``CausalStore.recent_updates``: as many as the dashboard's diagram can show."""
@@ -72,8 +87,8 @@ class ReadResult(msgspec.Struct, frozen=True):
 
     @property
     def etag(self) -> str:
-        """The entity tag of the winner, or of an absent key."""
-        return self.versions[0].etag if self.versions else ABSENT_ETAG
+        """The entity tag of the key."""
+        return state_etag(self.versions)
 
 
 class WriteResult(msgspec.Struct, frozen=True):
@@ -100,22 +115,42 @@ class WriteResult(msgspec.Struct, frozen=True):
         return self.existed
 
     @property
-    def etag(self) -> str | None:
-        """The entity tag of the update; None if no update was issued."""
-        return None if self.update is None else self.update.etag
+    def etag(self) -> str:
+        """The entity tag of the key after the write, which has replaced all versions that were here."""
+        if self.update is None or self.update.writes[0].value is None:
+            return ABSENT_ETAG
+        return self.update.etag
 
 
 class ListResult(msgspec.Struct, frozen=True):
     """Result of listing keys: one page of one causal snapshot.
 
-    ``keys``: in code point order. ``items``: key -> encoded value of the winner; empty if values were not requested.
-    ``next``: the last key of the page if more keys follow, else None.
+    ``keys``: in the order of the range. ``items``: key -> encoded value of the winner; empty if values were not
+    requested. ``versions``: key -> its versions, likewise. ``next``: the last key of the page if more keys follow, else
+    None. ``count``: the number of all keys with the prefix and before the end; None if it was not requested.
     ``metadata``, ``lost``: as in ``ReadResult``.
     """
 
     keys: list[str]
     next: str | None
     items: dict[str, bytes]
+    metadata: Clock
+    versions: dict[str, Versions] = {}
+    count: int | None = None
+    lost: LostUpdates = {}
+
+
+class RangeDeleted(msgspec.Struct, frozen=True):
+    """Result of deleting the keys with a prefix.
+
+    ``deleted``: how many keys were deleted. ``more``: whether further keys have the prefix.
+    ``update``: the update that was issued; None if no key had the prefix.
+    ``metadata``, ``lost``: as in ``ReadResult``.
+    """
+
+    deleted: int
+    more: bool
+    update: Update | None
     metadata: Clock
     lost: LostUpdates = {}
 
@@ -132,6 +167,7 @@ class TransactionResult(msgspec.Struct, frozen=True):
     missing_keys: list[str]
     update: Update | None
     metadata: Clock
+    etags: dict[str, str]
     lost: LostUpdates = {}
 
 
@@ -250,39 +286,65 @@ class CausalStore:
 
     def list_keys(
         self,
-        prefix: str,
+        wanted: KeyRange,
         past: Clock,
         now: Instant,
         *,
-        after: str = "",
         limit: int = 100,
         max_bytes: int | None = None,
         conflicts: bool = False,
         values: bool = True,
+        meta: bool = False,
+        count: bool = False,
     ) -> ListResult:
-        """List up to ``limit`` keys that start with ``prefix`` and come after ``after``, in code point order.
+        """List up to ``limit`` of the keys in ``wanted``.
 
         ``max_bytes``: the page ends before it would be longer, encoded, without the metadata. It has at least one key,
         however long, if there is one. ``conflicts``: only keys with several versions. ``values``: return the values
-        too. The result is one causal snapshot, and refers to the stored values without a copy. Raises what ``admit``
-        raises.
+        too. ``meta``: return the versions, for what the client wants to know about them. ``count``: count all keys with
+        the prefix and before the end. The result is one causal snapshot, and refers to the stored values without a
+        copy. Raises what ``admit`` raises.
         """
         self.admit(past, now)
         table = self.table
         winners: dict[str, Version] = {}
         more = False
         size = 0
-        for key in (table.conflicting_keys if conflicts else table.keys)(prefix, after):
+        key_bytes_times = 1 + values + meta
+        for key in (table.conflicting_keys if conflicts else table.keys)(wanted):
             winner = table.get(key)[0]
-            size += encoded_key_bytes(key) if not values else 2 * encoded_key_bytes(key) + len(winner.value)
+            size += key_bytes_times * encoded_key_bytes(key)
+            size += (len(winner.value) if values else 0) + (MAX_ETAG_BYTES + META_BYTES if meta else 0)
             if len(winners) == limit or (winners and max_bytes is not None and size > max_bytes):
                 more = True
                 break
             winners[key] = winner
         keys = list(winners)
         items = {key: version.value for key, version in winners.items()} if values else {}
+        versions = {key: table.get(key) for key in keys} if meta else {}
         metadata = self._response_metadata(past, winners.values())
-        return ListResult(keys, keys[-1] if more else None, items, metadata)
+        total = self._count(wanted, conflicts=conflicts) if count else None
+        return ListResult(keys, keys[-1] if more else None, items, metadata, versions, total)
+
+    def _count(self, wanted: KeyRange, *, conflicts: bool) -> int:
+        """Return the number of keys with the prefix and before the end of ``wanted``."""
+        everything = KeyRange(wanted.prefix, end=wanted.end)
+        if conflicts:
+            return sum(1 for _ in self.table.conflicting_keys(everything))
+        return self.table.count(everything)
+
+    def delete_range(self, prefix: str, past: Clock, now: Instant, *, limit: int) -> RangeDeleted:
+        """Delete up to ``limit`` of the keys that start with ``prefix``, as one update.
+
+        Raises what ``admit`` raises.
+        """
+        self.admit(past, now)
+        keys = list(islice(self.table.keys(KeyRange(prefix)), limit + 1))
+        more = len(keys) > limit
+        del keys[limit:]
+        update = self._issue_changes([Change(key, None) for key in keys], past, (), now)
+        metadata = update.past if update else self._response_metadata(past, ())
+        return RangeDeleted(len(keys), more, update, metadata)
 
     def transact(
         self,
@@ -300,13 +362,16 @@ class CausalStore:
         Raises ``PreconditionFailed``, ``OutOfMemory``, and what ``admit`` and ``before_write`` raise.
         """
         self.admit(past, now)
-        winners = {key: versions[0] for key in reads if (versions := self.table.get(key))}
+        found = {key: versions for key in reads if (versions := self.table.get(key))}
+        winners = {key: versions[0] for key, versions in found.items()}
         if winners and before_write is not None:
-            before_write(sum(encoded_key_bytes(key) + len(version.value) for key, version in winners.items()))
+            sizes = [2 * encoded_key_bytes(key) + MAX_ETAG_BYTES + len(each.value) for key, each in winners.items()]
+            before_write(sum(sizes))
+        etags = {key: state_etag(versions) for key, versions in found.items()}
         update = self._issue_changes(changes, past, winners.values(), now)
         metadata = update.past if update else self._response_metadata(past, winners.values())
         values = {key: version.value for key, version in winners.items()}
-        return TransactionResult(values, [key for key in reads if key not in winners], update, metadata)
+        return TransactionResult(values, [key for key in reads if key not in winners], update, metadata, etags)
 
     def _response_metadata(self, past: Clock, returned: Iterable[Version]) -> Clock:
         """Return the metadata of a response that contains the versions ``returned``."""
@@ -364,7 +429,7 @@ class CausalStore:
 
     def _check_condition(self, change: Change, versions: Versions, past: Clock) -> None:
         """Raise ``PreconditionFailed`` unless the key, which has ``versions`` now, meets the change's conditions."""
-        etag = versions[0].etag if versions else None
+        etag = state_etag(versions)
         if not change.condition_holds(etag):
             raise PreconditionFailed(self._response_metadata(past, versions[:1]), etag)
 

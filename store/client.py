@@ -196,11 +196,12 @@ class Result:
 class Sibling:
     """One of several concurrent versions of a key.
 
-    ``etag``: its entity tag. ``origin``: id of the replica that issued it. ``timestamp``: hybrid time, microseconds.
+    ``version``: its dot as text. ``origin``: id of the replica that issued it.
+    ``timestamp``: hybrid time, microseconds.
     """
 
     value: Json
-    etag: str
+    version: str
     origin: str
     timestamp: int
 
@@ -210,7 +211,8 @@ class Read(Result):
     """Result of reading one key.
 
     ``found``: whether the key is present. ``value``: None if it is absent, but also if the value is JSON's null.
-    ``etag``: entity tag of the version, for ``if_match`` and ``watch``; ``ABSENT_ETAG`` if the key is absent.
+    ``etag``: entity tag of the key, for ``if_match`` and ``watch``: it names all versions that the replica has, and is
+    ``ABSENT_ETAG`` if there is none. ``expires``: when the value expires, Unix seconds; None: never.
     ``conflicts``: number of concurrent versions. The name is that of the field in the API: 1 means that the key is not
     in conflict; 0 that it is absent.
     ``siblings``: all concurrent versions, the winner first, if the call requested them.
@@ -221,6 +223,7 @@ class Read(Result):
     etag: str | None = None
     conflicts: int = 0
     siblings: tuple[Sibling, ...] = ()
+    expires: float | None = None
 
     def value_or(self, default: Json) -> Json:
         """Return the value, which may be None (JSON's null), or ``default`` if the key is absent."""
@@ -251,11 +254,13 @@ class Transacted(Result):
     """Result of a transaction that was applied.
 
     ``values``: key -> value of the keys that were read, from one snapshot before the writes.
-    ``missing_keys``: the keys of ``reads`` that were absent. The other fields are as in ``Written``.
+    ``missing_keys``: the keys of ``reads`` that were absent. ``etags``: key -> entity tag of the keys that were read,
+    for ``if_match``. The other fields are as in ``Written``.
     """
 
     values: Mapping[str, Json] = field(default_factory=dict)
     missing_keys: tuple[str, ...] = ()
+    etags: Mapping[str, str] = field(default_factory=dict)
     acks: int | None = None
     concern_met: bool = True
     maybe_twice: bool = False
@@ -266,12 +271,16 @@ class Page(Result):
     """One page of a listing: one causal snapshot.
 
     ``keys``: in order. ``items``: key -> value, if the call requested values.
-    ``next``: pass it as ``after`` to get the next page; None if this is the last page.
+    ``next``: pass it as ``after`` to get the next page; None if this is the last page. ``meta``: key -> ``etag``,
+    ``conflicts`` (versions), ``expires`` (Unix seconds or None), ``bytes`` and ``type``, if the call requested them.
+    ``count``: the number of all keys with the prefix and before the end, if the call requested it.
     """
 
     keys: tuple[str, ...]
     next: str | None
     items: Mapping[str, Json] = field(default_factory=dict)
+    meta: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -614,6 +623,26 @@ class Session:
 
     # ---- many keys
 
+    def delete_range(
+        self,
+        prefix: str,
+        *,
+        w: int | str | None = None,
+        w_timeout_s: float | None = None,
+        wait_s: float | None = None,
+    ) -> int:
+        """Delete all keys that start with ``prefix``, and return how many. Arguments and errors are as in ``put``.
+
+        Each call to a replica deletes at most ``KV_MAX_BATCH`` keys as one update, so this may be several updates.
+        """
+        deleted, more = 0, True
+        while more:
+            fields = _without_none({"w": w, "w-timeout": w_timeout_s})
+            reply = self._call("DELETE", "/kvs", fields=fields, query={"prefix": prefix}, wait_s=wait_s)
+            deleted += reply.body["deleted"]
+            more = reply.body["more"]
+        return deleted
+
     def transaction(
         self,
         reads: Iterable[str] = (),
@@ -644,6 +673,7 @@ class Session:
             lost=reply.lost,
             values=values,
             missing_keys=tuple(reply.body.get("missing-keys") or ()),
+            etags=reply.body.get("etags") or {},
             acks=reply.body.get("acks"),
             concern_met=reply.status != 202,
             maybe_twice=reply.maybe_twice,
@@ -654,24 +684,33 @@ class Session:
         *,
         prefix: str = "",
         after: str = "",
+        end: str = "",
+        reverse: bool = False,
         limit: int = 100,
         values: bool = False,
+        meta: bool = False,
+        count: bool = False,
         conflicts: bool = False,
         wait_s: float | None = None,
     ) -> Page:
-        """List up to ``limit`` (at most 1000) keys that start with ``prefix`` and come after ``after``, in order.
+        """List up to ``limit`` (at most 1000) keys that start with ``prefix`` and come before ``end``, in order.
 
-        ``values``: return their values too. ``conflicts``: only keys with several concurrent versions.
-        ``wait_s`` and the errors are as in ``get``.
+        ``after``: go on behind this key. ``reverse``: from the last key to the first. ``values``: return their values
+        too. ``meta``: return what is known about each key. ``count``: count all keys with the prefix and before the
+        end. ``conflicts``: only keys with several concurrent versions. ``wait_s`` and the errors are as in ``get``.
         """
-        query = {"limit": str(limit)} | _without_none({"prefix": prefix or None, "after": after or None})
-        query |= {name: "true" for name, flag in (("values", values), ("conflicts", conflicts)) if flag}
+        query = {"limit": str(limit)}
+        query |= {name: text for name, text in (("prefix", prefix), ("after", after), ("end", end)) if text}
+        flags = {"reverse": reverse, "values": values, "meta": meta, "count": count, "conflicts": conflicts}
+        query |= {name: "true" for name, flag in flags.items() if flag}
         reply = self._call("GET", "/kvs", query=query, wait_s=wait_s)
         body = reply.body
         keys, items = tuple(body.get("keys") or ()), body.get("items") or {}
         if values:
             self._record("list", reply, reads=list(items.items()))
-        return Page(reply.replica, keys, body.get("next"), items, lost=reply.lost)
+        return Page(
+            reply.replica, keys, body.get("next"), items, body.get("meta") or {}, body.get("count"), lost=reply.lost
+        )
 
     def pages(self, *, prefix: str = "", limit: int = 1000, values: bool = False) -> Iterator[Page]:
         """Yield all pages of a listing. Each is one causal snapshot, and none is older than the page before it.
@@ -832,7 +871,7 @@ class Session:
             return Read(reply.replica, found=False, etag=reply.etag, lost=reply.lost)
         body = reply.body
         siblings = tuple(
-            Sibling(s["value"], s["etag"], s["origin"], s["timestamp"]) for s in body.get("siblings") or ()
+            Sibling(s["value"], s["version"], s["origin"], s["timestamp"]) for s in body.get("siblings") or ()
         )
         read = Read(
             reply.replica,
@@ -841,6 +880,7 @@ class Session:
             etag=reply.etag,
             conflicts=body.get("conflicts", 1),
             siblings=siblings,
+            expires=body.get("expires"),
             lost=reply.lost,
         )
         concurrent = [(key, sibling.value) for sibling in siblings[1:]]
@@ -863,9 +903,7 @@ class Session:
         if self._recorder is None:
             return
         operation: dict[str, Json] = {"replica": reply.replica, "invoked": reply.started_at, "completed": time.time()}
-        # An entity tag is a dot in quotes. A write that may be two updates has no single dot.
-        has_dot = reply.etag not in (None, "", ABSENT_ETAG) and not reply.maybe_twice
-        dot = reply.etag.strip('"') if reply.etag and has_dot else None
+        dot = _dot_of(reply)
         if dot and writes:
             operation["update"] = dot
         elif dot and len(reads) == 1:
@@ -1123,6 +1161,22 @@ def _reply(replica: str, response: requests.Response, body: Mapping[str, Json], 
         metadata = json.loads(header)  # A 304 has no body.
     etag = response.headers.get("ETag")
     return _Reply(replica, response.status_code, body, etag, metadata, maybe_twice, started_at=0.0)
+
+
+def _dot_of(reply: _Reply) -> str | None:
+    """Return the dot of the version that was read, or of the update that was written; None if it is not known."""
+    if reply.maybe_twice:  # It may be two updates.
+        return None
+    if reply.etag not in (None, "", ABSENT_ETAG):
+        # The tag of a key in conflict has a digest behind the winner's dot.
+        return reply.etag.strip('"').partition("+")[0]
+    if reply.body.get("result") != "deleted":
+        return None
+    # The tag after a delete names no update. The metadata of a write ends with the update: it is the last one of the
+    # replica's present process, whose id is the highest for the address.
+    address, metadata = reply.replica.rpartition("/")[2], reply.metadata or {}
+    own_id = max((id_ for id_ in metadata if id_.rpartition("@")[0] == address), default=None)
+    return None if own_id is None else f"{own_id}:{metadata[own_id]}"
 
 
 def _write_result(reply: _Reply, *, created: bool = False, deleted: bool = False) -> Written:

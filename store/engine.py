@@ -27,12 +27,21 @@ from typing import NamedTuple, ParamSpec, Protocol, Self, TypeVar
 
 from msgspec import structs
 
-from store.causal import CausalStore, ListResult, LostUpdates, ReadResult, TransactionResult, WriteResult
+from store.causal import (
+    CausalStore,
+    ListResult,
+    LostUpdates,
+    RangeDeleted,
+    ReadResult,
+    TransactionResult,
+    WriteResult,
+)
 from store.clock import Clock, Dot, Instant
 from store.errors import DependenciesMissing
 from store.hold_time import HoldTime
 from store.settings import StoreSettings
-from store.versions import ABSENT_ETAG, Change, Update
+from store.table import KeyRange
+from store.versions import ABSENT_ETAG, Change, Update, Versions, state_etag
 from store.waiting import AckWaiter, Places, Waiter, Waiters
 
 __all__ = [
@@ -40,18 +49,22 @@ __all__ = [
     "Acks",
     "Change",
     "Engine",
+    "KeyRange",
     "ListResult",
     "LoneReplica",
+    "RangeDeleted",
     "ReadResult",
     "Replication",
     "TransactionResult",
+    "Versions",
     "WriteConcern",
     "WriteResult",
     "read_clocks",
+    "state_etag",
 ]
 
-AnyResult = TypeVar("AnyResult", ReadResult, WriteResult, ListResult, TransactionResult)
-AnyWriteResult = TypeVar("AnyWriteResult", WriteResult, TransactionResult)
+AnyResult = TypeVar("AnyResult", ReadResult, WriteResult, ListResult, TransactionResult, RangeDeleted)
+AnyWriteResult = TypeVar("AnyWriteResult", WriteResult, TransactionResult, RangeDeleted)
 Argument = TypeVar("Argument")
 P = ParamSpec("P")
 
@@ -151,6 +164,9 @@ def read_clocks() -> Instant:
     """Return the current time of this machine. The protocol never reads a clock itself."""
     return Instant(time.monotonic(), time.time_ns() // 1000)
 
+
+EVERYTHING = KeyRange()
+"""All keys, in order."""
 
 LOSS_CHECK_S = 1.0
 """Least time between two looks at whether the past of one deferred request is lost."""
@@ -279,25 +295,44 @@ class Engine:
     def list(
         self,
         past: Clock,
+        wanted: KeyRange = EVERYTHING,
         *,
-        prefix: str = "",
-        after: str = "",
         limit: int = 100,
         max_bytes: int | None = None,
         conflicts: bool = False,
         values: bool = True,
+        meta: bool = False,
+        count: bool = False,
         wait_s: float | None = None,
     ) -> ListResult:
-        """List up to ``limit`` keys that start with ``prefix`` and sort after ``after``, from one causal snapshot.
+        """List up to ``limit`` of the keys in ``wanted``, from one causal snapshot. See ``CausalStore.list_keys``.
 
         The page ends early before it is longer than ``max_bytes``, encoded.
         """
         page = partial(
-            self._store.list_keys, after=after, limit=limit, max_bytes=max_bytes, conflicts=conflicts, values=values
+            self._store.list_keys,
+            limit=limit,
+            max_bytes=max_bytes,
+            conflicts=conflicts,
+            values=values,
+            meta=meta,
+            count=count,
         )
         with self.lock:
             self.counts["lists"] += 1
-            return self._serve(page, prefix, past, wait_s)
+            return self._serve(page, wanted, past, wait_s)
+
+    def delete_range(self, prefix: str, past: Clock, limit: int, wait_s: float | None = None) -> RangeDeleted:
+        """Delete up to ``limit`` of the keys that start with ``prefix``, as one update.
+
+        Raises NotServing, DependenciesMissing.
+        """
+        with self.lock:
+            self.counts["deletes"] += 1
+            done = self._serve(partial(self._store.delete_range, limit=limit), prefix, past, wait_s)
+            if done.update is not None:
+                self.replication.update_issued(done.update)
+        return done
 
     def transact(
         self,

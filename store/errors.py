@@ -45,11 +45,10 @@ class DependenciesMissing(StoreError):
 class PreconditionFailed(StoreError):
     """A condition of a write does not hold.
 
-    ``metadata``: causal metadata of the response; it covers the current winner.
-    ``etag``: entity tag of the current winner; None if the key is absent.
+    ``metadata``: causal metadata of the response; it covers the current winner. ``etag``: entity tag of the key.
     """
 
-    def __init__(self, metadata: Mapping[str, int], etag: str | None) -> None:
+    def __init__(self, metadata: Mapping[str, int], etag: str) -> None:
         super().__init__("Precondition failed")
         self.metadata = dict(metadata)
         self.etag = etag

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import heapq
 import math
+import sys
 from collections.abc import Iterator, Mapping
 
+import msgspec
 from sortedcontainers import SortedList
 
 from store.versions import Version, Versions
@@ -22,6 +24,35 @@ VERSION_COST_BYTES = 420
 
 MAX_STALE_DEADLINES = 1000
 """Deadlines of removed versions that may stay in the heap before it is rebuilt (see ``KeyTable.set``)."""
+
+
+class KeyRange(msgspec.Struct, frozen=True):
+    """Which keys to list, and in which order: code points, or the reverse.
+
+    ``prefix``: they start with it. ``end``: they come before it; empty: no end. ``after``: the listing goes on behind
+    this key, which need not exist; empty: from its beginning.
+    """
+
+    prefix: str = ""
+    after: str = ""
+    end: str = ""
+    reverse: bool = False
+
+    def bounds(self) -> tuple[str, str | None]:
+        """Return the lowest key that may be listed, and the lowest above all that may; None: there is no limit."""
+        low, ends = self.prefix, [_above_prefix(self.prefix), self.end or None]
+        if self.after and self.reverse:
+            ends.append(self.after)
+        elif self.after:
+            # No text lies between a text and the same text with the first character behind it.
+            low = max(low, self.after + "\0")
+        return low, min((end for end in ends if end is not None), default=None)
+
+
+def _above_prefix(prefix: str) -> str | None:
+    """Return the lowest text above all texts that start with ``prefix``; None if there is none."""
+    stem = prefix.rstrip(chr(sys.maxunicode))
+    return stem[:-1] + chr(ord(stem[-1]) + 1) if stem else None
 
 
 class KeyTable:
@@ -99,18 +130,26 @@ class KeyTable:
                 self.set(key, kept)
         return expired
 
-    def keys(self, prefix: str, after: str) -> Iterator[str]:
-        """Yield the keys that start with ``prefix`` and come after ``after``, in code point order."""
-        start = max(prefix, after)
-        for key in self._keys.irange(minimum=start):
-            if not key.startswith(prefix):
-                return
-            if key != after or not after:  # An empty ``after`` means from the start, not after the key "".
-                yield key
+    def keys(self, wanted: KeyRange) -> Iterator[str]:
+        """Return the keys in ``wanted``, in its order."""
+        low, high = wanted.bounds()
+        if high is not None and low >= high:
+            return iter(())
+        keys: Iterator[str] = self._keys.irange(low, high, inclusive=(True, False), reverse=wanted.reverse)
+        return keys
 
-    def conflicting_keys(self, prefix: str, after: str) -> Iterator[str]:
+    def conflicting_keys(self, wanted: KeyRange) -> Iterator[str]:
         """Like ``keys``, but only keys with several versions."""
-        return (key for key in sorted(self._conflicts) if key.startswith(prefix) and key > after)
+        low, high = wanted.bounds()
+        keys = [key for key in self._conflicts if low <= key and (high is None or key < high)]
+        return iter(sorted(keys, reverse=wanted.reverse))
+
+    def count(self, wanted: KeyRange) -> int:
+        """Return the number of keys in ``wanted``, in logarithmic time."""
+        low, high = wanted.bounds()
+        end: int = len(self._keys) if high is None else self._keys.bisect_left(high)
+        start: int = self._keys.bisect_left(low)
+        return max(0, end - start)
 
     @property
     def conflicts(self) -> int:

@@ -14,6 +14,7 @@ declare every limit that a message from a peer must keep (lengths, ranges), so a
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import Annotated, Final
 
 import msgspec
@@ -32,17 +33,35 @@ WireClock = dict[ReplicaId, Counter]
 ABSENT_ETAG: Final = '"absent"'
 """The entity tag of an absent key."""
 
+MAX_ETAG_BYTES: Final = MAX_ID_CHARACTERS + 64
+"""An upper bound of the length of an entity tag as JSON."""
+
 
 def etag_of(origin: str, counter: int) -> str:
-    """Return the entity tag of a version: its dot as text, in the quotes that RFC 9110, section 8.8.3 requires."""
+    """Return the entity tag of one version: its dot as text, in the quotes that RFC 9110, section 8.8.3 requires."""
     return f'"{origin}:{counter}"'
+
+
+def state_etag(versions: Versions) -> str:
+    """Return the entity tag of a key that has ``versions``: it changes whenever one comes or goes.
+
+    With one version it is the tag of that version. With several, the winner's dot is followed by a digest of all dots.
+    """
+    if not versions:
+        return ABSENT_ETAG
+    winner = versions[0]
+    if len(versions) == 1:
+        return winner.etag
+    names = sorted(version.name for version in versions)
+    digest = blake2b("\n".join(names).encode(), digest_size=8).hexdigest()
+    return f'"{winner.name}+{digest}"'
 
 
 class Change(msgspec.Struct, frozen=True):
     """One write as a client requests it, before the replica issues an update for it.
 
     ``value``: encoded JSON; None to delete. ``ttl_us``: microseconds until the value expires; None: never.
-    ``if_match``: the winner must have one of these entity tags; ``*`` means any version, ``ABSENT_ETAG`` an absent key.
+    ``if_match``: the key must have one of these entity tags; ``*`` means any version, ``ABSENT_ETAG`` an absent key.
     None: no such condition.
     ``if_none_match``: the key must be absent.
     """
@@ -58,13 +77,12 @@ class Change(msgspec.Struct, frozen=True):
         """Whether the change has a condition."""
         return self.if_none_match or self.if_match is not None
 
-    def condition_holds(self, etag: str | None) -> bool:
-        """Return whether the conditions hold if the winner has this entity tag (None: the key is absent)."""
-        if self.if_none_match and etag is not None:
+    def condition_holds(self, etag: str) -> bool:
+        """Return whether the conditions hold for a key with this entity tag (``state_etag``)."""
+        is_absent = etag == ABSENT_ETAG
+        if self.if_none_match and not is_absent:
             return False
-        if self.if_match is None:
-            return True
-        return ABSENT_ETAG in self.if_match if etag is None else etag in self.if_match or "*" in self.if_match
+        return self.if_match is None or etag in self.if_match or ("*" in self.if_match and not is_absent)
 
 
 class Write(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -142,8 +160,13 @@ class Version(msgspec.Struct, frozen=True, gc=False, array_like=True):
         return {**self.deps, self.origin: self.counter}
 
     @property
+    def name(self) -> str:
+        """The dot as text."""
+        return f"{self.origin}:{self.counter}"
+
+    @property
     def etag(self) -> str:
-        """The entity tag of this version."""
+        """The entity tag of a key that has this version alone."""
         return etag_of(self.origin, self.counter)
 
     @property

@@ -21,7 +21,6 @@ from rest_framework.exceptions import APIException, MethodNotAllowed
 from store.api import rendering
 from store.api.large_responses import TooManyLargeResponses
 from store.api.response import ApiResponse
-from store.engine import ABSENT_ETAG
 from store.errors import (
     DependenciesMissing,
     NotServing,
@@ -86,7 +85,7 @@ def _store_error(exc: StoreError) -> ApiError:
     if isinstance(exc, NotServing):
         return ApiError(503, exc.reason)
     if isinstance(exc, PreconditionFailed):
-        headers = {"ETag": exc.etag or ABSENT_ETAG}
+        headers = {"ETag": exc.etag}
         return ApiError(412, "Precondition failed", headers=headers, metadata=exc.metadata)
     if isinstance(exc, ResponseTooLarge):
         return ApiError(413, str(exc))

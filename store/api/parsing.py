@@ -36,13 +36,20 @@ MAX_QUOTED: Final = 100
 MAX_NESTING: Final = 100
 """How deep arrays and objects in a body may nest, the body itself not counted (contract 2.1)."""
 
-Counter = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
-Past = dict[str, Counter] | None
+Counter = Annotated[int, msgspec.Meta(ge=0, lt=2**53)] | Annotated[float, msgspec.Meta(ge=0, lt=2**53, multiple_of=1)]
+"""A whole number. Some JSON libraries write 1 as 1.0."""
+
+Past = dict[str, Counter] | Literal[""] | None
+"""Causal metadata. ``null`` and ``""`` mean the same as ``{}``."""
 
 TtlSeconds = Annotated[float, msgspec.Meta(gt=0, le=1e10)]
 """At most about 300 years, so that the deadline in microseconds fits into 64 bits."""
 
-Members = Annotated[int, msgspec.Meta(ge=1, lt=2**53)] | Literal["majority", "all"]
+Members = (
+    Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
+    | Annotated[float, msgspec.Meta(ge=1, lt=2**53, multiple_of=1)]
+    | Literal["majority", "all"]
+)
 AckSeconds = Annotated[float, msgspec.Meta(ge=0, le=queries.MAX_WAIT_S)]
 
 DEFAULT_ACK_WAIT_S: Final = 1.0
@@ -70,7 +77,8 @@ class WriteConcernBody(Body):
         """The write concern; None if the request has no ``w``."""
         if self.w is None:
             return None
-        return WriteConcern(self.w, DEFAULT_ACK_WAIT_S if self.w_timeout is None else self.w_timeout)
+        members = int(self.w) if isinstance(self.w, float) else self.w
+        return WriteConcern(members, DEFAULT_ACK_WAIT_S if self.w_timeout is None else self.w_timeout)
 
 
 class PutBody(WriteConcernBody):
@@ -107,15 +115,22 @@ PUT_BODY: Final = msgspec.json.Decoder(PutBody)
 TRANSACTION_BODY: Final = msgspec.json.Decoder(TransactionBody)
 
 _encode: Final = msgspec.json.Encoder().encode
-_PAST: Final[msgspec.json.Decoder[dict[str, int] | None]] = msgspec.json.Decoder(Past)
+_PAST: Final[msgspec.json.Decoder[Past]] = msgspec.json.Decoder(Past)
 
 
 class ParsedRequest(msgspec.Struct, Generic[AnyBody], frozen=True):
-    """A checked request of /kvs. ``past``: the client's causal past, without entries of value 0."""
+    """A checked request of /kvs.
+
+    ``past``: the client's causal past, without entries of value 0. ``past_in_body``: whether the body had it.
+    """
 
     body: AnyBody
     query: queries.Query
     past: dict[str, int]
+
+    @property
+    def past_in_body(self) -> bool:
+        return self.body.causal_metadata is not UNSET
 
 
 def parse(
@@ -249,9 +264,10 @@ def causal_past(request: ApiRequest, body: AnyFields, query: queries.Query, max_
         return {}
     if len(past) > max_entries:
         raise ParseError(f"causal-metadata has more than {max_entries} entries")
-    if 0 in past.values():
-        return {replica: counter for replica, counter in past.items() if counter}
-    return past
+    for counter in past.values():
+        if not counter or isinstance(counter, float):
+            return {replica: int(counter) for replica, counter in past.items() if counter}
+    return past  # type: ignore[return-value]  # no value is a float
 
 
 def readable_past(request: ApiRequest, body: bytes | None, limits: RequestLimits) -> dict[str, int] | None:
@@ -325,10 +341,10 @@ def ttl_us(ttl_s: float | None) -> int | None:
     return None if ttl_s is None else round(ttl_s * 1_000_000)
 
 
-def _past_outside_body(request: ApiRequest, query: Mapping[str, str]) -> dict[str, int] | None:
+def _past_outside_body(request: ApiRequest, query: Mapping[str, str]) -> Past:
     header = request.environ.get("HTTP_X_CAUSAL_METADATA")
     text = query.get("causal-metadata") if header is None else header
-    if text is None:
+    if not text:
         return None
     try:
         # WSGI decodes headers as Latin-1; clients send UTF-8.

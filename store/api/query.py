@@ -20,6 +20,8 @@ MAX_PAGE_KEYS: Final = 1000
 
 _MAX_PARAMETERS: Final = 32
 
+METADATA: Final = "causal-metadata"
+
 Query = Mapping[str, str]
 
 
@@ -33,11 +35,16 @@ def parameters(request: ApiRequest) -> Query:
         return {}
     try:
         text = text.encode("latin-1").decode()
-        return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS))
+        query = dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS))
     except UnicodeError:
         raise ParseError("Query is not valid UTF-8") from None
     except ValueError:
         raise ParseError(f"Query has more than {_MAX_PARAMETERS} parameters") from None
+    for name in query:
+        if name.startswith(METADATA) and name != METADATA:
+            # Some libraries encode an object as one parameter for each entry: without them the request means less.
+            raise ParseError(f"{METADATA} has to be one parameter, with JSON")
+    return query
 
 
 def flag(query: Query, name: str) -> bool:

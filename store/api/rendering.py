@@ -1,7 +1,8 @@
 """Renders the engine's results as responses.
 
 The store holds values as encoded JSON, and responses contain these bytes unchanged. The metadata is encoded once, for
-the body and for the header.
+the body and for the header. ``in_header`` False leaves the header out: a client that sends metadata in the body reads
+it from the body too (contract 2).
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import msgspec
 
 from store.api.large_responses import LARGE_BODY_BYTES, body_of
 from store.api.response import ApiResponse
-from store.engine import ABSENT_ETAG
+from store.engine import ABSENT_ETAG, Versions, state_etag
 
 if TYPE_CHECKING:
-    from store.engine import Acks, ListResult, ReadResult, TransactionResult, WriteResult
+    from store.engine import Acks, ListResult, RangeDeleted, ReadResult, TransactionResult, WriteResult
 
 MAX_METADATA_HEADER_BYTES: Final = 4096
 """Longer metadata is in the body only (contract 2), because proxies commonly reject headers above 8 KiB."""
@@ -37,16 +38,22 @@ def bytes_response(status: int, body: bytes, content_type: str, headers: Mapping
     return ApiResponse(status, body, {"Content-Type": content_type, "Content-Length": str(len(body)), **headers})
 
 
-def found(result: ReadResult, *, siblings: bool) -> ApiResponse:
+def found(result: ReadResult, *, siblings: bool = False, in_header: bool = True) -> ApiResponse:
     """Render a GET of a key: the winner and the number of versions; with ``siblings``, every version."""
     if not result.versions:
-        return absent(result)
+        return absent(result, in_header=in_header)
     winner = result.versions[0]
-    tail = {"conflicts": len(result.versions)} if len(result.versions) > 1 else None
+    tail: dict[str, Any] = {}
+    if len(result.versions) > 1:
+        tail["conflicts"] = len(result.versions)
+    if winner.expires is not None:
+        tail["expires"] = _unix_s(winner.expires)
     if siblings or len(winner.value) > LARGE_BODY_BYTES:
         parts = (b'{"result":"found","value":', winner.value)
-        return _render_parts(200, parts, result, tail, winner.etag, _siblings(result) if siblings else ())
-    return _render(200, b'{"result":"found","value":' + winner.value, result, tail, winner.etag)
+        end = _siblings(result) if siblings else ()
+        return _render_parts(200, parts, result, tail, result.etag, end, in_header=in_header)
+    head = b'{"result":"found","value":' + winner.value
+    return _render(200, head, result, tail, result.etag, in_header=in_header)
 
 
 def not_modified(result: ReadResult) -> ApiResponse:
@@ -54,36 +61,63 @@ def not_modified(result: ReadResult) -> ApiResponse:
     return ApiResponse(304, b"", {**_metadata_headers(_encode(result.metadata)), "ETag": result.etag})
 
 
-def absent(result: ReadResult | WriteResult | TransactionResult) -> ApiResponse:
+def absent(result: ReadResult | WriteResult | TransactionResult, *, in_header: bool = True) -> ApiResponse:
     """Render that the key does not exist. The metadata covers the delete that removed it."""
-    return _render(404, b'{"error":"Key does not exist"', result, etag=ABSENT_ETAG)
+    return _render(404, b'{"error":"Key does not exist"', result, etag=ABSENT_ETAG, in_header=in_header)
 
 
-def written(result: WriteResult, acks: Acks | None) -> ApiResponse:
+def written(result: WriteResult, acks: Acks | None, *, in_header: bool = True) -> ApiResponse:
     """Render a PUT."""
     status, head = (201, b'{"result":"created"') if result.created else (200, b'{"result":"replaced"')
-    return _render_write(status, head, result, acks, result.etag)
+    return _render_write(status, head, result, acks, in_header=in_header)
 
 
-def deleted(result: WriteResult, acks: Acks | None) -> ApiResponse:
+def deleted(result: WriteResult, acks: Acks | None, *, in_header: bool = True) -> ApiResponse:
     """Render a DELETE that removed a key."""
-    return _render_write(200, b'{"result":"deleted"', result, acks, result.etag)
+    return _render_write(200, b'{"result":"deleted"', result, acks, in_header=in_header)
 
 
-def listed(result: ListResult, *, values: bool) -> ApiResponse:
-    """Render a listing; with ``values``, also key -> value."""
+def listed(result: ListResult, *, values: bool, meta: bool, in_header: bool = True) -> ApiResponse:
+    """Render a listing; with ``values``, also key -> value; with ``meta``, key -> what is known about it."""
     head = [_encode_open({"keys": result.keys, "next": result.next})]
     if values:
         head += [b',"items":', *_object(result.items)]
-    return _render_parts(200, head, result)
+    if meta:
+        head += [b',"meta":', _encode({key: _meta(versions) for key, versions in result.versions.items()})]
+    if result.count is not None:
+        head.append(b',"count":%d' % result.count)
+    return _render_parts(200, head, result, in_header=in_header)
 
 
-def transacted(result: TransactionResult, acks: Acks | None) -> ApiResponse:
+def transacted(result: TransactionResult, acks: Acks | None, *, in_header: bool = True) -> ApiResponse:
     """Render a transaction."""
     head = [b'{"values":', *_object(result.values), b',"missing-keys":', _encode(result.missing_keys)]
-    if acks is None:
-        return _render_parts(200, head, result)
-    return _render_parts(200 if acks.enough else 202, head, result, {"acks": acks.members})
+    head += [b',"etags":', _encode(result.etags)]
+    status, tail = _with_acks(200, acks)
+    return _render_parts(status, head, result, tail, in_header=in_header)
+
+
+def range_deleted(result: RangeDeleted, acks: Acks | None, *, in_header: bool = True) -> ApiResponse:
+    """Render the delete of all keys with a prefix."""
+    status, tail = _with_acks(200, acks)
+    head = _encode_open({"deleted": result.deleted, "more": result.more})
+    return _render(status, head, result, tail, in_header=in_header)
+
+
+def _meta(versions: Versions) -> dict[str, Any]:
+    """Return what a listing tells about a key with these versions."""
+    winner = versions[0]
+    return {
+        "etag": state_etag(versions),
+        "conflicts": len(versions),
+        "expires": _unix_s(winner.expires),
+        "bytes": len(winner.value),
+        "type": "json",
+    }
+
+
+def _unix_s(time_us: int | None) -> float | None:
+    return None if time_us is None else time_us / 1_000_000
 
 
 def error(
@@ -103,19 +137,26 @@ def error(
     return json_response(status, content, {**metadata_headers, **(headers or {})})
 
 
-def _render_write(status: int, head: bytes, result: WriteResult, acks: Acks | None, etag: str | None) -> ApiResponse:
-    """Render a write. With a write concern, add the number of acks; too few acks make it a 202 (contract 2.7)."""
+def _render_write(status: int, head: bytes, result: WriteResult, acks: Acks | None, *, in_header: bool) -> ApiResponse:
+    status, tail = _with_acks(status, acks)
+    return _render(status, head, result, tail, result.etag, in_header=in_header)
+
+
+def _with_acks(status: int, acks: Acks | None) -> tuple[int, Mapping[str, Any] | None]:
+    """Return the status and the last members of a write. Too few acks for its write concern make it a 202."""
     if acks is None:
-        return _render(status, head, result, etag=etag)
-    return _render(status if acks.enough else 202, head, result, {"acks": acks.members}, etag)
+        return status, None
+    return status if acks.enough else 202, {"acks": acks.members}
 
 
 def _render(
     status: int,
     head: bytes,
-    result: ReadResult | WriteResult | TransactionResult,
+    result: ReadResult | WriteResult | TransactionResult | RangeDeleted,
     tail: Mapping[str, Any] | None = None,
     etag: str | None = None,
+    *,
+    in_header: bool = True,
 ) -> ApiResponse:
     """Return a response whose body has ``head``, the metadata, ``tail`` and what was lost, in this order.
 
@@ -126,7 +167,7 @@ def _render(
     if result.lost:
         tail = {**(tail or {}), "lost": result.lost}
     body = b"".join((head, b',"causal-metadata":', metadata, b"," + _encode(tail)[1:] if tail else b"}"))
-    return ApiResponse(status, body, _headers(len(body), metadata, etag))
+    return ApiResponse(status, body, _headers(len(body), metadata if in_header else None, etag))
 
 
 def _render_parts(
@@ -136,6 +177,8 @@ def _render_parts(
     tail: Mapping[str, Any] | None = None,
     etag: str | None = None,
     end: Sequence[bytes] = (),
+    *,
+    in_header: bool = True,
 ) -> ApiResponse:
     """Return a response that may be large, as ``_render`` does, without a copy of the parts in ``head`` and ``end``.
 
@@ -146,12 +189,12 @@ def _render_parts(
         tail = {**(tail or {}), "lost": result.lost}
     rest = (b"," + _encode(tail)[1:-1]) if tail else b""
     body = body_of((*head, b',"causal-metadata":', metadata, rest, *end, b"}"))
-    return ApiResponse(status, body, _headers(len(body), metadata, etag))
+    return ApiResponse(status, body, _headers(len(body), metadata if in_header else None, etag))
 
 
-def _headers(length: int, metadata: bytes, etag: str | None) -> dict[str, str]:
-    """Return the headers of a response with a body of ``length`` bytes."""
-    headers = _metadata_headers(metadata)
+def _headers(length: int, metadata: bytes | None, etag: str | None) -> dict[str, str]:
+    """Return the headers of a response with a body of ``length`` bytes. ``metadata`` None: leave its header out."""
+    headers = {} if metadata is None else _metadata_headers(metadata)
     headers["Content-Type"] = JSON
     headers["Content-Length"] = str(length)
     if etag is not None:
@@ -163,7 +206,7 @@ def _siblings(result: ReadResult) -> list[bytes]:
     """Return the parts of the member ``siblings``, with the comma before it."""
     parts = [b',"siblings":[']
     for version in result.versions:
-        facts = {"etag": version.etag, "origin": version.origin, "timestamp": version.timestamp}
+        facts = {"version": version.name, "origin": version.origin, "timestamp": version.timestamp}
         parts += (b'{"value":', version.value, b"," + _encode(facts)[1:], b",")
     parts[-1] = b"]"
     return parts

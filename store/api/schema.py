@@ -93,12 +93,13 @@ def parameter(name: str, place: str, description: str, schema: Object, example: 
 
 HEADERS: Final[dict[str, Object]] = {
     "ETag": {
-        "description": 'Names the version: its dot. An absent key has the tag "absent".',
+        "description": 'Names all versions of the key that the replica has. An absent key has the tag "absent".',
         "schema": {"type": "string"},
         "example": ETAG,
     },
     "X-Causal-Metadata": {
-        "description": "The same as causal-metadata in the body; left out if it is longer than 4 KiB.",
+        "description": "The same as causal-metadata in the body; left out if it is longer than 4 KiB, or if the body "
+        "of the request had it.",
         "schema": {"type": "string"},
         "example": '{"10.0.0.1:8090@3440b4cb61180bc6":7}',
     },
@@ -191,9 +192,19 @@ _ACKS: Final = {"acks": {"type": "integer", "minimum": 1}, **_LOST}
 _SIBLING: Final = object_schema(
     {
         "value": ref("Value"),
-        "etag": {"type": "string"},
+        "version": {"type": "string", "description": "The dot as text."},
         "origin": {"type": "string"},
         "timestamp": {"type": "integer", "description": "Hybrid time in microseconds."},
+    }
+)
+
+_META: Final = object_schema(
+    {
+        "etag": {"type": "string"},
+        "conflicts": {"type": "integer", "minimum": 1, "description": "The number of versions; 1: no conflict."},
+        "expires": {"type": ["number", "null"], "description": "Unix seconds; null: never."},
+        "bytes": {"type": "integer", "description": "Length of the value as JSON."},
+        "type": {"enum": ["json"]},
     }
 )
 
@@ -207,6 +218,7 @@ _RESPONSES: Final[dict[str, Object]] = {
         **object_schema(
             {"result": {"const": "found"}, "value": ref("Value"), **_METADATA},
             conflicts={"type": "integer", "minimum": 2},
+            expires={"type": "number", "description": "When the value expires, Unix seconds."},
             siblings={"type": "array", "items": _SIBLING},
             **_LOST,
         ),
@@ -221,12 +233,18 @@ _RESPONSES: Final[dict[str, Object]] = {
             **_METADATA,
         },
         items={"type": "object"},
+        meta={"type": "object", "additionalProperties": _META},
+        count={"type": "integer", "minimum": 0},
         **_LOST,
+    ),
+    "RangeDeleted": object_schema(
+        {"deleted": {"type": "integer", "minimum": 0}, "more": {"type": "boolean"}, **_METADATA}, **_ACKS
     ),
     "Transacted": object_schema(
         {
             "values": {"type": "object"},
             "missing-keys": {"type": "array", "items": {"type": "string"}},
+            "etags": {"type": "object", "additionalProperties": {"type": "string"}},
             **_METADATA,
         },
         **_ACKS,
@@ -276,10 +294,14 @@ METADATA_PARAMETER: Final[Object] = {
 }
 SIBLINGS: Final = parameter("siblings", "query", "Return all concurrent versions.", {"type": "boolean"}, False)
 IF_CHANGED: Final = parameter(
-    "If-None-Match", "header", 'Versions that the client has; "absent": it knows that the key is absent.', _TAGS, ETAG
+    "If-None-Match",
+    "header",
+    'Tags of states that the client has; "absent": it knows that the key is absent.',
+    _TAGS,
+    ETAG,
 )
 IF_MATCH: Final = parameter(
-    "If-Match", "header", 'Write only if this is the current version; "absent": if the key is absent.', _TAGS, ETAG
+    "If-Match", "header", 'Write only if the key has this tag; "absent": if the key is absent.', _TAGS, ETAG
 )
 IF_ABSENT: Final = parameter(
     "If-None-Match",
@@ -432,8 +454,8 @@ GET_KEY: Final = kvs_operation(
                     "causal-metadata": {REPLICA: 7, OTHER: 2},
                     "conflicts": 2,
                     "siblings": [
-                        {"value": "b", "etag": f'"{OTHER}:2"', "origin": OTHER, "timestamp": 1795391360636245},
-                        {"value": "a", "etag": ETAG, "origin": REPLICA, "timestamp": 1795391360635105},
+                        {"value": "b", "version": f"{OTHER}:2", "origin": OTHER, "timestamp": 1795391360636245},
+                        {"value": "a", "version": f"{REPLICA}:7", "origin": REPLICA, "timestamp": 1795391360635105},
                     ],
                 },
             },
@@ -512,7 +534,7 @@ DELETE_KEY: Final = kvs_operation(
 LIST_KEYS: Final = kvs_operation(
     "listKeys",
     "List keys",
-    "Keys are ordered by code point. One response is one causal snapshot.",
+    "Keys are ordered by code point, or in reverse. One response is one causal snapshot.",
     {
         "200": response(
             "A page.",
@@ -541,10 +563,51 @@ LIST_KEYS: Final = kvs_operation(
             {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_KEYS, "default": DEFAULT_PAGE_KEYS},
             DEFAULT_PAGE_KEYS,
         ),
+        parameter("end", "query", "Only keys before this one.", {"type": "string"}, "user/9"),
+        parameter("reverse", "query", "From the last key to the first.", {"type": "boolean"}, False),
         parameter("values", "query", "Return the values too, in `items`.", {"type": "boolean"}, True),
+        parameter("meta", "query", "Return what is known about each key, in `meta`.", {"type": "boolean"}, False),
+        parameter(
+            "count",
+            "query",
+            "Return the number of all keys with the prefix and before `end`, whatever the page.",
+            {"type": "boolean"},
+            False,
+        ),
         parameter("conflicts", "query", "Only keys with several versions.", {"type": "boolean"}, False),
     ],
     bad_input=f"limit has to be a whole number from 1 to {MAX_PAGE_KEYS}",
+)
+
+DELETE_KEYS: Final = kvs_operation(
+    "deleteKeys",
+    "Delete the keys with a prefix",
+    "Deletes up to KV_MAX_BATCH keys as one update. `more` says whether further keys have the prefix.",
+    {
+        "200": response(
+            "Done.",
+            ref("RangeDeleted"),
+            {"Done": {"deleted": 2, "more": False, "causal-metadata": NEXT}},
+            headers=("X-Causal-Metadata",),
+        ),
+        "202": _too_few_acks("RangeDeleted", {"deleted": 2, "more": False, "causal-metadata": NEXT, "acks": 1}),
+    },
+    parameters=[
+        {
+            **parameter(
+                "prefix",
+                "query",
+                "The keys start with it. It must not be empty.",
+                {"type": "string", "minLength": 1},
+                "user/",
+            ),
+            "required": True,
+        }
+    ],
+    body=request_body(
+        "WriteConcernBody", plain={"causal-metadata": PAST}, everywhere={"causal-metadata": PAST, "w": "all"}
+    ),
+    bad_input="DELETE of several keys needs a prefix, for example ?prefix=user/",
 )
 
 TRANSACT: Final = kvs_operation(
@@ -556,10 +619,19 @@ TRANSACT: Final = kvs_operation(
         "200": response(
             "Done.",
             ref("Transacted"),
-            {"Done": {"values": {"user/1": {"name": "Ada"}}, "missing-keys": ["user/2"], "causal-metadata": NEXT}},
+            {
+                "Done": {
+                    "values": {"user/1": {"name": "Ada"}},
+                    "missing-keys": ["user/2"],
+                    "etags": {"user/1": ETAG},
+                    "causal-metadata": NEXT,
+                }
+            },
             headers=("X-Causal-Metadata",),
         ),
-        "202": _too_few_acks("Transacted", {"values": {}, "missing-keys": [], "causal-metadata": NEXT, "acks": 1}),
+        "202": _too_few_acks(
+            "Transacted", {"values": {}, "missing-keys": [], "etags": {}, "causal-metadata": NEXT, "acks": 1}
+        ),
         "412": _MISMATCH,
         "507": _FULL,
     },

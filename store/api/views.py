@@ -20,7 +20,7 @@ from store.api.keys import key_from_path
 from store.api.large_responses import LargeBody, Reservation, ResponseStream, TooManyLargeResponses
 from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, flag, positive_int, wait_s
 from store.api.response import ApiResponse
-from store.engine import Acks, Change, TransactionResult, WriteResult
+from store.engine import Acks, Change, KeyRange, TransactionResult, WriteResult
 from store.errors import ResponseTooLarge
 
 NO_VALUE: Final = "PUT request does not specify a value"
@@ -43,6 +43,10 @@ class KvsView(ApiView):
         parsed = parsing.parse(self.request, self.body(limits.max_body_bytes), decoder, limits)
         self._past, self._body = parsed.past, None  # a request that waits keeps little
         return parsed
+
+    def in_header(self, parsed: parsing.ParsedRequest[AnyBody]) -> bool:
+        """Return whether the response to a GET or HEAD has its metadata in the header too."""
+        return not parsed.past_in_body or self.request.method == "HEAD"
 
     def key(self, rest: str) -> str:
         """Return the key that the path names. Raises ``ParseError``."""
@@ -80,7 +84,7 @@ class KeyView(KvsView):
         parsed = self.parse(parsing.BODY)
         engine, query = self.context.engine, parsed.query
         if not query and "HTTP_IF_NONE_MATCH" not in self.request.environ:  # The common case.
-            return rendering.found(engine.get(key, parsed.past), siblings=False)
+            return rendering.found(engine.get(key, parsed.past), in_header=self.in_header(parsed))
         timeout_s = wait_s(query)
         if flag(query, "siblings"):
             # If-None-Match is ignored: an entity tag names the winner, and siblings can change under the same winner.
@@ -88,7 +92,7 @@ class KeyView(KvsView):
             limit = self.context.limits.max_response_bytes
             if len(result.versions) > 1 and sum(len(version.value) for version in result.versions) > limit:
                 raise ResponseTooLarge("The siblings of this key are too long", limit)
-            return rendering.found(result, siblings=True)
+            return rendering.found(result, siblings=True, in_header=self.in_header(parsed))
         known = known_versions(self.request)
         if known and timeout_s is not None:
             self.operation = "watch"
@@ -97,7 +101,7 @@ class KeyView(KvsView):
             result = engine.get(key, parsed.past, wait_s=timeout_s)
         if result.etag in known or (ANY in known and result.versions):
             return rendering.not_modified(result)
-        return rendering.found(result, siblings=False)
+        return rendering.found(result, in_header=self.in_header(parsed))
 
     @schema.described(schema.PUT_KEY)
     def put(self, rest: str) -> ApiResponse:
@@ -116,7 +120,7 @@ class KeyView(KvsView):
         body.value = UNSET  # The decoded value takes up to 30 times as much memory, also while the request waits.
         required = conditions(self.request)
         change = Change(key, value, parsing.ttl_us(body.ttl), required.if_match, required.if_none_match)
-        return rendering.written(*self.write(change, parsed))
+        return rendering.written(*self.write(change, parsed), in_header=not parsed.past_in_body)
 
     def write(self, change: Change, parsed: parsing.ParsedRequest[AnyWrite]) -> tuple[WriteResult, Acks | None]:
         """Make one change with the request's write concern."""
@@ -135,39 +139,61 @@ class KeyView(KvsView):
         """Delete the versions of the key that this replica has."""
         key = self.key(rest)
         parsed = self.parse(parsing.DELETE_BODY)
+        in_header = not parsed.past_in_body
         required = conditions(self.request)
         if required.if_none_match:
             # The condition holds only if the key is absent, and then there is nothing to delete. A transaction checks
             # it and reads the metadata in one step, so the result is 412 or 404.
             absence = [Change(key, None, None, *required)]
-            return rendering.absent(self.context.engine.transact([], absence, parsed.past, wait_s=wait_s(parsed.query)))
+            result = self.context.engine.transact([], absence, parsed.past, wait_s=wait_s(parsed.query))
+            return rendering.absent(result, in_header=in_header)
         wrote, acks = self.write(Change(key, None, None, *required), parsed)
-        return rendering.deleted(wrote, acks) if wrote.deleted else rendering.absent(wrote)
+        if wrote.deleted:
+            return rendering.deleted(wrote, acks, in_header=in_header)
+        return rendering.absent(wrote, in_header=in_header)
 
 
 class KeysView(KvsView):
     """``/kvs``: listings and transactions (contract 2.4)."""
 
-    operations = {"GET": "list", "HEAD": "list", "POST": "transaction"}
+    operations = {"GET": "list", "HEAD": "list", "POST": "transaction", "DELETE": "delete_range"}
 
     @schema.described(schema.LIST_KEYS)
     def get(self) -> ApiResponse:
         """List keys."""
         parsed = self.parse(parsing.BODY)
         query = parsed.query
-        values = flag(query, "values")
+        values, meta = flag(query, "values"), flag(query, "meta")
         max_bytes = self.context.limits.max_response_bytes
+        wanted = KeyRange(
+            query.get("prefix", ""), query.get("after", ""), query.get("end", ""), reverse=flag(query, "reverse")
+        )
         result = self.context.engine.list(
             parsed.past,
-            prefix=query.get("prefix", ""),
-            after=query.get("after", ""),
+            wanted,
             limit=positive_int(query, "limit", default=DEFAULT_PAGE_KEYS, maximum=MAX_PAGE_KEYS),
             max_bytes=max_bytes - min(METADATA_BYTES, max_bytes // 4),
             values=values,
+            meta=meta,
+            count=flag(query, "count"),
             conflicts=flag(query, "conflicts"),
             wait_s=wait_s(query),
         )
-        return rendering.listed(result, values=values)
+        return rendering.listed(result, values=values, meta=meta, in_header=self.in_header(parsed))
+
+    @schema.described(schema.DELETE_KEYS)
+    def delete(self) -> ApiResponse:
+        """Delete the keys with a prefix, as one update."""
+        parsed = self.parse(parsing.DELETE_BODY)
+        prefix = parsed.query.get("prefix", "")
+        if not prefix:
+            raise ParseError("DELETE of several keys needs a prefix, for example ?prefix=user/")
+        engine, limit = self.context.engine, self.context.limits.max_batch
+        timeout_s = wait_s(parsed.query)
+        done, acks = engine.write_with_concern(
+            parsed.body.concern, engine.delete_range, prefix, parsed.past, limit, timeout_s
+        )
+        return rendering.range_deleted(done, acks, in_header=not parsed.past_in_body)
 
     @schema.described(schema.TRANSACT)
     def post(self) -> ApiResponse:
@@ -177,7 +203,8 @@ class KeysView(KvsView):
         if writes:
             require_write_access(self.request)
         with self.large_responses.reservation(self.request.environ.get("REMOTE_ADDR", "")) as reservation:
-            response = rendering.transacted(*self.transact(reads, writes, parsed, reservation))
+            transacted = self.transact(reads, writes, parsed, reservation)
+            response = rendering.transacted(*transacted, in_header=not parsed.past_in_body)
             response.body = reservation.stream(response.body)
         return response
 

@@ -47,13 +47,15 @@ def test_2_4_max_batch_is_a_setting(limited: Client) -> None:
 
 
 def test_2_4_transaction_reads_before_it_writes(api: Client, key: str) -> None:
-    """The reads are one causal snapshot taken before the writes. Response: values, missing-keys, causal-metadata."""
+    """The reads are one causal snapshot taken before the writes. Response: values, missing-keys, etags, metadata."""
     name = key.removeprefix("/kvs/")
-    past = api.put(0, key, 1).past
+    put = api.put(0, key, 1)
+    past = put.past
     writes = [{"key": name, "delete": True}, {"key": name + "b", "value": 2}]
     done = api.transact(1, past, reads=[name, name + "b"], writes=writes)
-    assert (done.status, list(done.body)) == (200, ["values", "missing-keys", "causal-metadata"])
+    assert (done.status, list(done.body)) == (200, ["values", "missing-keys", "etags", "causal-metadata"])
     assert (done.body["values"], done.body["missing-keys"]) == ({name: 1}, [name + "b"])
+    assert done.body["etags"] == {name: put.etag}
     assert [api.get(2, path, done.past).status for path in (key, key + "b")] == [404, 200]
 
 

@@ -14,6 +14,7 @@ import pytest
 from kvsite.cluster import LocalCluster
 from store.clock import Clock
 from store.settings import StoreSettings
+from store.table import KeyRange
 from store.versions import Change
 from tests.long_life.object_memory import size_bytes, texts_with
 from tests.long_life.support import EVERYBODY, KEYS, NAMES, cluster_of, has_converged, report, send, status, transact
@@ -93,7 +94,7 @@ def test_after_200000_puts_and_deletes_memory_has_not_grown_and_no_deleted_key_l
     for name in NAMES:
         store = wire[name].store
         assert (len(store.table), store.table.bytes, store.table.conflicts) == (0, 0, 0)
-        assert list(store.table.keys("", "")) == []
+        assert list(store.table.keys(KeyRange())) == []
         assert store.table.next_deadline == float("inf")
         assert (store.log.count, store.log.bytes, len(store.pending)) == (0, 0, 0)
         assert len(store.delete_clock) <= 4

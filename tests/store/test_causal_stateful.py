@@ -23,7 +23,8 @@ from store.errors import DependenciesMissing, PreconditionFailed
 from store.log import ENTRY_OVERHEAD_BYTES
 from store.settings import StoreSettings
 from store.snapshot import Snapshot
-from store.versions import Change, Update, Version, decode_update, encode_update
+from store.table import KeyRange
+from store.versions import ABSENT_ETAG, Change, Update, Version, decode_update, encode_update, state_etag
 from tests.support.updates import logged_updates
 
 STORES = 3
@@ -186,7 +187,7 @@ class Stores(RuleBasedStateMachine):
     def list_keys(self, client_index: int, at: int, limit: int, conflicts: bool) -> None:
         client, store = self.clients[client_index], self.stores[at]
         if self.admitted(client, at):
-            listed = store.list_keys("", client.past, self.now(at), limit=limit, conflicts=conflicts)
+            listed = store.list_keys(KeyRange(), client.past, self.now(at), limit=limit, conflicts=conflicts)
             least = 2 if conflicts else 1
             expected = [key for key in KEYS if len(self.model.visible(store.clock, key)) >= least]
             assert listed.keys == expected[:limit]
@@ -224,20 +225,25 @@ class Stores(RuleBasedStateMachine):
         at=st.integers(0, STORES - 1),
         key=st.sampled_from(KEYS),
         value=st.one_of(st.none(), st.binary(max_size=3)),
-        condition=st.sampled_from(["", "", "", "matches", "other", "absent", "any"]),
+        condition=st.sampled_from(["", "", "", "matches", "winner", "other", "absent", "any"]),
     )
     def write(self, client_index: int, at: int, key: str, value: bytes | None, condition: str) -> None:
         client, store = self.clients[client_index], self.stores[at]
         if not self.admitted(client, at):
             return
         visible = {key: self.model.visible(store.clock, key)}
-        etag = store.table.get(key)[0].etag if visible[key] else None
-        if_match: tuple[str, ...] | None = {"matches": (etag or '"none"',), "other": ('"none"',), "any": ("*",)}.get(
-            condition
-        )
+        etag = state_etag(store.table.get(key))
+        winner = store.table.get(key)[0].etag if visible[key] else ABSENT_ETAG
+        if_match: tuple[str, ...] | None = {
+            "matches": (etag,),
+            "winner": (winner,),
+            "other": ('"none"',),
+            "any": ("*",),
+        }.get(condition)
         change = Change(key, value, None, if_match, condition == "absent")
         holds = {
-            "matches": bool(visible[key]),
+            "matches": True,
+            "winner": len(store.table.get(key)) <= 1,
             "other": False,
             "any": bool(visible[key]),
             "absent": not visible[key],

@@ -113,12 +113,12 @@ def test_null_is_a_value(replicas: list[FakeReplica]) -> None:
 
 
 def test_siblings_are_returned_as_objects(replicas: list[FakeReplica]) -> None:
-    sibling = {"value": 1, "etag": '"a@1:1"', "origin": "a@1", "timestamp": 5}
+    sibling = {"value": 1, "version": "a@1:1", "origin": "a@1", "timestamp": 5}
     replicas[0].respond_with(found(1, siblings=[sibling, sibling | {"value": 2}], conflicts=2))
     with session(replicas[0]) as s:
         read = s.get("k", siblings=True)
     assert read.conflicts == 2
-    assert next((sib.value, sib.etag, sib.origin, sib.timestamp) for sib in read.siblings) == (1, '"a@1:1"', "a@1", 5)
+    assert next((sib.value, sib.version, sib.origin, sib.timestamp) for sib in read.siblings) == (1, "a@1:1", "a@1", 5)
     assert replicas[0].requests[0].path == "/kvs/k?siblings=true"
 
 
@@ -544,6 +544,25 @@ def test_threads_share_one_history(replicas: list[FakeReplica]) -> None:
             thread.join()
         assert counter == 160
         assert s.metadata == {f"r{n}": 1 for n in range(1, 161)}
+
+
+def test_the_dot_of_a_delete_and_of_a_conflict_are_recorded(replicas: list[FakeReplica], tmp_path: Path) -> None:
+    """The tag after a delete names no update, and that of a key in conflict names several."""
+    a = replicas[0]
+    address = a.url.rpartition("/")[2]
+    own = [f"{address}@{incarnation:016x}" for incarnation in (1, 2)]
+    metadata = {own[0]: 9, own[1]: 5, "other:1@0000000000000003": 7}
+    a.respond_with(
+        json_response(200, {"result": "deleted", "causal-metadata": metadata}, ETag='"absent"'),
+        json_response(200, {"result": "found", "value": 1, "conflicts": 2, "causal-metadata": {}}, ETag='"b@1:2+0af3"'),
+    )
+    path = tmp_path / "history.jsonl"
+    with JsonLines(path) as recorder, session(a, recorder=recorder) as s:
+        s.delete("k")
+        s.get("k")
+    deleted, read = history.load(path.read_bytes())
+    assert deleted.update == f"{own[1]}:5"
+    assert read.versions == ("b@1:2",)
 
 
 def test_recorded_operations_form_a_history(replicas: list[FakeReplica], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from store.causal import CausalStore
 from store.clock import Clock, Instant, join
 from store.markers import Marker
 from store.snapshot import Snapshot, has_version_above, join_tables
-from store.table import cost
+from store.table import KeyRange, cost
 from store.versions import Change, Update, Version, Versions
 from tests.support.wire import NOW, values_of, write
 
@@ -147,7 +147,7 @@ def test_a_partial_snapshot_has_the_effect_of_the_whole_snapshot(
             assert one.clock == expected_clock
             assert one.table.copy() == expected
             assert dots(expected) == history.visible(expected_clock)
-            assert list(one.table.keys("", "")) == sorted(expected)
+            assert list(one.table.keys(KeyRange())) == sorted(expected)
             assert one.table.bytes == sum(cost(key, versions) for key, versions in expected.items())
             if since:
                 assert all(has_version_above(versions, since) for versions in partial.table.values())

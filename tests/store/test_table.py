@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from store.table import KEY_COST_BYTES, MAX_STALE_DEADLINES, VERSION_COST_BYTES, KeyTable, cost
+from store.table import KEY_COST_BYTES, MAX_STALE_DEADLINES, VERSION_COST_BYTES, KeyRange, KeyTable, cost
 from store.versions import Version, Versions
 
 keys = st.one_of(
@@ -62,18 +62,23 @@ class Tables(RuleBasedStateMachine):
         self.model = {**stay, **{key: (self.version(value, 3, "r1"),) for key, value in data.items()}}
         self.table.replace(self.model)
 
-    @rule(prefix=st.one_of(st.just(""), keys), after=st.one_of(st.just(""), keys))
-    def list_keys(self, prefix: str, after: str) -> None:
-        expected = [key for key in sorted(self.model) if key.startswith(prefix) and (not after or key > after)]
-        assert list(self.table.keys(prefix, after)) == expected
+    @rule(prefix=st.just("") | keys, after=st.just("") | keys, end=st.just("") | keys, reverse=st.booleans())
+    def list_keys(self, prefix: str, after: str, end: str, reverse: bool) -> None:
+        wanted = KeyRange(prefix, after, end, reverse)
+        expected = [key for key in sorted(self.model) if key.startswith(prefix) and (not end or key < end)]
+        assert self.table.count(KeyRange(prefix, end=end)) == len(expected)
+        expected = [key for key in expected if not after or (key < after if reverse else key > after)]
+        expected = expected[::-1] if reverse else expected
+        assert list(self.table.keys(wanted)) == expected
+        assert self.table.count(wanted) == len(expected)
         conflicting = [key for key in expected if len(self.model[key]) > 1]
-        assert list(self.table.conflicting_keys(prefix, after)) == conflicting
+        assert list(self.table.conflicting_keys(wanted)) == conflicting
 
     @invariant()
     def table_equals_the_dictionary(self) -> None:
         assert self.table.copy() == self.model
         assert len(self.table) == len(self.model)
-        assert list(self.table.keys("", "")) == sorted(self.model)
+        assert list(self.table.keys(KeyRange())) == sorted(self.model)
         assert self.table.conflicts == sum(len(versions) > 1 for versions in self.model.values())
         assert self.table.bytes == sum(cost(key, versions) for key, versions in self.model.items())
         assert self.table.get("absent key") == ()
@@ -148,8 +153,8 @@ def test_keys_are_listed_in_code_point_order() -> None:
     table = KeyTable()
     for counter, key in enumerate(["b", "a", "é", "B", "a/b", "\U0001f600", "\uffff"], 1):
         table.set(key, (version(counter),))
-    assert list(table.keys("", "")) == ["B", "a", "a/b", "b", "é", "\uffff", "\U0001f600"]
-    assert list(table.keys("a", "a")) == ["a/b"]
-    assert list(table.keys("a", "")) == ["a", "a/b"]
-    assert list(table.keys("a", "zzz")) == []
-    assert list(table.keys("b", "a")) == ["b"]
+    assert list(table.keys(KeyRange())) == ["B", "a", "a/b", "b", "é", "\uffff", "\U0001f600"]
+    assert list(table.keys(KeyRange("a", "a"))) == ["a/b"]
+    assert list(table.keys(KeyRange("a", ""))) == ["a", "a/b"]
+    assert list(table.keys(KeyRange("a", "zzz"))) == []
+    assert list(table.keys(KeyRange("b", "a"))) == ["b"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from itertools import permutations
 from typing import Any
 
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from store.clock import MAX_COUNTER
 from store.versions import (
+    ABSENT_ETAG,
+    MAX_ETAG_BYTES,
     Change,
     Update,
     Version,
@@ -20,6 +24,7 @@ from store.versions import (
     apply_write,
     decode_update,
     encode_update,
+    state_etag,
     version_of,
 )
 from tests.support.updates import updates, versions
@@ -122,6 +127,18 @@ def test_encoded_update_decodes_to_an_equal_one() -> None:
         decode_update(encode_update(update).replace(b"\xa1b", b"\xa0", 1))
 
 
+def test_a_tag_names_the_set_of_versions() -> None:
+    """Not only the winner: a sibling that arrives or goes changes it."""
+    versions = tuple(sorted([version(name, 1) for name in "abc"], key=lambda each: each.rank, reverse=True))
+    subsets = [versions[:1], versions[:2], versions, (versions[0], versions[2]), versions[1:], ()]
+    tags = [state_etag(each) for each in subsets]
+    assert len(set(tags)) == len(subsets)
+    assert tags[0] == versions[0].etag
+    assert tags[-1] == ABSENT_ETAG
+    assert all(re.fullmatch(r'"[^"]+"', tag) for tag in tags)
+    assert all(len(json.dumps(tag)) <= MAX_ETAG_BYTES for tag in tags)
+
+
 TAG = '"a:1"'
 CONDITIONS: list[tuple[dict[str, Any], bool, bool, bool]] = [
     # conditions; whether they hold if the key is absent, if it has the tag, if it has another tag
@@ -131,6 +148,7 @@ CONDITIONS: list[tuple[dict[str, Any], bool, bool, bool]] = [
     ({"if_match": ('"b:2"', TAG)}, False, True, False),
     ({"if_match": ("*",)}, False, True, True),
     ({"if_match": ()}, False, False, False),
+    ({"if_match": (ABSENT_ETAG,)}, True, False, False),
     ({"if_match": ("*",), "if_none_match": True}, False, False, False),
 ]
 
@@ -138,7 +156,7 @@ CONDITIONS: list[tuple[dict[str, Any], bool, bool, bool]] = [
 @pytest.mark.parametrize(("conditions", "absent", "same", "other"), CONDITIONS)
 def test_conditions(conditions: dict[str, Any], absent: bool, same: bool, other: bool) -> None:
     change = Change("k", b"1", **conditions)
-    assert [change.condition_holds(None), change.condition_holds(TAG), change.condition_holds('"c:3"')] == [
+    assert [change.condition_holds(ABSENT_ETAG), change.condition_holds(TAG), change.condition_holds('"c:3"')] == [
         absent,
         same,
         other,

@@ -56,6 +56,7 @@ from store.delivery import PendingUpdate
 from store.errors import DependenciesMissing, NotServing
 from store.log import ENTRY_OVERHEAD_BYTES
 from store.snapshot import Snapshot
+from store.table import KeyRange
 from store.versions import Change, Update, Version, Write, encode_update
 from tests.support.updates import logged_updates
 from tests.support.wire import Loss, Wire, address
@@ -358,7 +359,7 @@ class Scenario:
     @command(r"list" + AT_BY)
     def list_keys(self, at: str, by: str) -> list[str]:
         def do(client: Client) -> tuple[str, Clock]:
-            listed = self.wire[at].store.list_keys("", client.past, self.now(at), limit=1000)
+            listed = self.wire[at].store.list_keys(KeyRange(), client.past, self.now(at), limit=1000)
             items = [f"{key}={value.decode()}" for key, value in listed.items.items()]
             return f"lists {' '.join(items) or 'nothing'}", listed.metadata
 

@@ -15,7 +15,8 @@ from replication.replica import Replica
 from store.causal import LostUpdates
 from store.clock import Clock, Dot, join
 from store.errors import DependenciesMissing, NotServing, PreconditionFailed
-from store.versions import Change, Update, Versions
+from store.table import KeyRange
+from store.versions import ABSENT_ETAG, Change, Update, Versions
 from tools.history import Kind, Operation
 from tools.simulation.oracle import Oracle
 from tools.simulation.world import Host, World
@@ -67,7 +68,7 @@ class Client:
     count: int = 0
     generation: int = 0
     after: tuple[str, ...] = ()
-    etags: dict[str, str | None] = field(default_factory=dict)
+    etags: dict[str, str] = field(default_factory=dict)
 
     @property
     def session(self) -> str:
@@ -167,7 +168,7 @@ class Clients:
         if change.key not in client.etags or self.world.rng.random() >= self.habits.conditional:
             return change
         etag = client.etags[change.key]
-        if etag is None:
+        if etag == ABSENT_ETAG:
             return Change(change.key, change.value, if_none_match=True)
         return Change(change.key, change.value, if_match=(etag,))
 
@@ -253,6 +254,11 @@ class Clients:
             client.past = join(client.past, other.past)
             client.after = (*client.after, other.last)
 
+    def _note_etag(self, client: Client, key: str, etag: str, versions: Versions) -> None:
+        """Let ``client`` use ``etag`` in conditions; ``versions``: all that the replica had."""
+        client.etags[key] = etag
+        self.oracle.note_etag(key, etag, versions)
+
     def _new_value(self) -> bytes:
         self._value += 1
         return b"%d" % self._value
@@ -262,12 +268,13 @@ class Clients:
     def _get(self, client: Client, host: Host, replica: Replica, key: str, *, all_siblings: bool) -> None:
         found = replica.store.get(key, client.past, self.world.now(host), all_siblings=all_siblings)
         self.oracle.check_read(host, key, found.versions)
+        self._note_etag(client, key, found.etag, found.versions)
         siblings = {key: found.versions[1:]} if all_siblings else None
         self._record(client, replica, "get", found.metadata, reads={key: found.versions}, siblings=siblings)
 
     def _list(self, client: Client, host: Host, replica: Replica, prefix: str, after: str, limit: int) -> None:
         now = self.world.now(host)
-        listed = replica.store.list_keys(prefix, client.past, now, after=after, limit=limit)
+        listed = replica.store.list_keys(KeyRange(prefix, after), client.past, now, limit=limit)
         self.oracle.check_page(host, prefix, after, limit, listed)
         self.world.counts["pages"] += listed.next is not None
         # A key that the page passes over was read as absent.
@@ -297,25 +304,27 @@ class Clients:
     ) -> None:
         self.world.counts["preconditions_failed"] += 1
         self.oracle.check_precondition(replica, change, current, was_made=False)
-        if failed.etag != (current[0].etag if current else None):
-            self.oracle.violations.append(f"Etag: {replica.id} returned {failed.etag} for {change.key!r}")
+        self._note_etag(client, change.key, failed.etag, current)
         self._record(client, replica, "get", dict(failed.metadata), reads={change.key: current[:1]})
 
     def _transact(self, client: Client, host: Host, replica: Replica, reads: list[str], changes: list[Change]) -> None:
         table = replica.store.table
-        returned = {key: table.get(key)[:1] for key in reads}
+        found = {key: table.get(key) for key in reads}
+        returned = {key: versions[:1] for key, versions in found.items()}
         current = {change.key: table.get(change.key) for change in changes}
         conditional = [change for change in changes if change.conditional]
         try:
             done = replica.store.transact(reads, changes, client.past, self.world.now(host))
         except PreconditionFailed as failed:
             self.world.counts["preconditions_failed"] += 1
-            if all(change.condition_holds(_etag(current[change.key])) for change in conditional):
+            if all(self.oracle.condition_holds(change, current[change.key]) for change in conditional):
                 self.oracle.violations.append(f"Precondition: {replica.id} rejected a transaction that it had to make")
             self._record(client, replica, "get", dict(failed.metadata), reads={})
             return
         for change in conditional:
             self.oracle.check_precondition(replica, change, current[change.key], was_made=True)
+        for key, etag in done.etags.items():
+            self._note_etag(client, key, etag, found[key])
         if done.update is None:
             self._record(client, replica, "txn", done.metadata, reads=returned)
         else:
@@ -377,7 +386,6 @@ class Clients:
             version = versions[0] if versions else None
             values.append((key, None if version is None else int(version.value)))
             names.append(None if version is None else f"{version.origin}:{version.counter}")
-            client.etags[key] = _etag(versions)
         operation = Operation(
             client.session, kind, tuple(values), after=client.after, versions=tuple(names), replica=replica.id
         )
@@ -415,7 +423,3 @@ class Clients:
 
 def _name(dot: Dot) -> str:
     return f"{dot[0]}:{dot[1]}"
-
-
-def _etag(versions: Versions) -> str | None:
-    return versions[0].etag if versions else None

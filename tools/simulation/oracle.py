@@ -34,6 +34,7 @@ class Oracle:
         self._expires: dict[Dot, int] = {}
         self._expired_at: dict[tuple[str, int], set[Dot]] = {}
         self._clocks_at_death: list[Clock] = []
+        self._named: dict[str, frozenset[Dot]] = {}  # entity tag -> the dots of the versions that it was returned for
         world.at_crash = self._at_crash
         world.at_serving = self._at_serving
 
@@ -119,17 +120,24 @@ class Oracle:
                 f"after {after!r} with limit {limit}, not {keys[:limit]} and {following}"
             )
 
+    def note_etag(self, key: str, etag: str, versions: Versions) -> None:
+        """Remember which versions a replica returned ``etag`` for. Check that a tag always names the same ones."""
+        named = self._named.setdefault(etag, _dots(versions))
+        if named != _dots(versions):
+            self.violations.append(f"Etag: {etag} of {key!r} names {named} and {_dots(versions)}")
+
+    def condition_holds(self, change: Change, current: Versions) -> bool:
+        """Return whether the conditions of ``change``, whose tags replicas have returned, hold for these versions."""
+        if change.if_none_match and current:
+            return False
+        return change.if_match is None or any(self._named[etag] == _dots(current) for etag in change.if_match)
+
     def check_precondition(self, replica: Replica, change: Change, current: Versions, *, was_made: bool) -> None:
         """Check that a conditional write was made if its condition held, and rejected if not."""
-        etag = current[0].etag if current else None
-        wanted = True
-        if change.if_none_match:
-            wanted = etag is None
-        if change.if_match is not None:
-            wanted = wanted and etag is not None and etag in change.if_match
+        wanted = self.condition_holds(change, current)
         if wanted is not was_made:
             did = "made" if was_made else "rejected"
-            self.violations.append(f"Precondition: {replica.id} {did} {change} although the winner was {etag}")
+            self.violations.append(f"Precondition: {replica.id} {did} {change} of a key with the dots {_dots(current)}")
 
     def check_acks(self, replica: Replica, dot: Dot) -> None:
         """Check that every member that ``replica`` counts as having ``dot`` has applied it, or had before it died."""
@@ -309,3 +317,7 @@ class Oracle:
         if wrong or dots != [dot for dot in expected if dot in dots]:
             return [f"Divergence: {name} holds {dots} of {key!r}, its clock says {expected}"]
         return []
+
+
+def _dots(versions: Versions) -> frozenset[Dot]:
+    return frozenset([version.dot for version in versions])

@@ -43,7 +43,8 @@ from store.errors import NotServing
 from store.log import UpdateLog
 from store.markers import Markers
 from store.snapshot import Snapshot
-from store.versions import Change, Update, Version, Versions, Write, apply_write
+from store.table import KeyRange
+from store.versions import ABSENT_ETAG, Change, Update, Version, Versions, Write, apply_write
 
 Mutant = Callable[[], AbstractContextManager[None]]
 
@@ -423,10 +424,17 @@ def ignore_ttl() -> Iterator[None]:
 def match_any_etag() -> Iterator[None]:
     """If-Match holds whenever the key has a version."""
 
-    def holds_for_any_version(self: Change, etag: str | None) -> bool:
-        return not (self.if_none_match and etag is not None) and (self.if_match is None or etag is not None)
+    def holds_for_any_version(self: Change, etag: str) -> bool:
+        return not (self.if_none_match and etag != ABSENT_ETAG) and (self.if_match is None or etag != ABSENT_ETAG)
 
     with patch.object(Change, "condition_holds", holds_for_any_version):
+        yield
+
+
+@mutant
+def tag_without_siblings() -> Iterator[None]:
+    """The entity tag names the winner only, so that a conditional write replaces siblings that nobody has seen."""
+    with patch.object(store.causal, "state_etag", lambda versions: versions[0].etag if versions else ABSENT_ETAG):
         yield
 
 
@@ -435,9 +443,9 @@ def skip_a_key_between_pages() -> Iterator[None]:
     """The page after ``after`` starts one key too late."""
     list_keys = CausalStore.list_keys
 
-    def skip_first_key(self: CausalStore, prefix: str, past: Any, now: Instant, **options: Any) -> ListResult:
-        page = list_keys(self, prefix, past, now, **options)
-        return replace(page, keys=page.keys[1:]) if options.get("after") else page
+    def skip_first_key(self: CausalStore, wanted: KeyRange, past: Any, now: Instant, **options: Any) -> ListResult:
+        page = list_keys(self, wanted, past, now, **options)
+        return replace(page, keys=page.keys[1:]) if wanted.after else page
 
     with patch.object(CausalStore, "list_keys", skip_first_key):
         yield
