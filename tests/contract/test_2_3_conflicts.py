@@ -39,16 +39,26 @@ def test_2_3_siblings_winner_first(api: Client, conflict: str) -> None:
     responses = [api.get(n, conflict + "?siblings=true") for n in range(3)]
     for response in responses:
         winner, other = response.body["siblings"]
-        assert set(winner) == {"value", "etag", "origin", "timestamp"}
+        assert set(winner) == {"value", "version", "origin", "timestamp"}
         assert (winner["timestamp"], winner["origin"]) > (other["timestamp"], other["origin"])
         assert response.body["value"] == winner["value"] == plain.body["value"]
-        assert response.etag == winner["etag"]
+        assert response.etag == plain.etag
+        assert response.etag not in [f'"{each["version"]}"' for each in (winner, other)]
         assert response.body["siblings"] == responses[0].body["siblings"]
         # The metadata of a response with siblings covers all of them.
         for sibling in (winner, other):
-            assert response.past[sibling["origin"]] >= int(sibling["etag"].rpartition(":")[2].strip('"'))
+            assert response.past[sibling["origin"]] >= int(sibling["version"].rpartition(":")[2])
         # There is at most one sibling per replica id.
         assert winner["origin"] != other["origin"]
+
+
+def test_2_2_a_condition_on_one_version_does_not_hold_for_a_conflict(api: Client, conflict: str) -> None:
+    """The tag names all versions: a write with the tag of one does not replace a sibling that arrived since."""
+    both = api.get(1, conflict).etag
+    for sibling in api.get(1, conflict + "?siblings=true").body["siblings"]:
+        rejected = api.send(1, "PUT", conflict, {"value": 3}, headers={"If-Match": f'"{sibling["version"]}"'})
+        assert (rejected.status, rejected.etag) == (412, both)
+    assert api.send(1, "PUT", conflict, {"value": 3}, headers={"If-Match": both}).status == 200
 
 
 def test_2_3_conflicts_are_listed_and_the_next_write_resolves_them(api: Client, conflict: str) -> None:
