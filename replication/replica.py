@@ -438,8 +438,14 @@ class Replica:
         peer.become(replica, now.mono_s)
 
     def _apply(self, updates: Updates, now: Instant) -> Conversation[tuple[int, Instant]]:
-        """Apply a peer's updates in chunks, pausing in between; return how many were applied, and the time now."""
+        """Apply a peer's updates in chunks, pausing in between; return how many were applied, and the time now.
+
+        Known ones cost no pause. If applying a batch takes so long that its sender gives up, the sender sends it again:
+        each attempt then has less to apply, so one of them is answered in time.
+        """
         applied, size = 0, self.settings.chunk_updates
+        clock = self.store.clock
+        updates = [update for update in updates if clock.get(update.origin, 0) < update.counter]
         for start in range(0, len(updates), size):
             if start:
                 # What is not applied yet may not count as lost meanwhile, although no pending queue holds it.

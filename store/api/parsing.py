@@ -121,7 +121,8 @@ _PAST: Final[msgspec.json.Decoder[Past]] = msgspec.json.Decoder(Past)
 class ParsedRequest(msgspec.Struct, Generic[AnyBody], frozen=True):
     """A checked request of /kvs.
 
-    ``past``: the client's causal past, without entries of value 0. ``past_in_body``: whether the body had it.
+    ``past``: the client's causal past, without entries of value 0. ``past_in_body``: whether the body had one that is
+    not empty.
     """
 
     body: AnyBody
@@ -130,7 +131,7 @@ class ParsedRequest(msgspec.Struct, Generic[AnyBody], frozen=True):
 
     @property
     def past_in_body(self) -> bool:
-        return self.body.causal_metadata is not UNSET
+        return bool(self.body.causal_metadata)
 
 
 def parse(

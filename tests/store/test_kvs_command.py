@@ -88,7 +88,7 @@ def test_get_prints_json(replica: FakeReplica) -> None:
 
 
 def test_get_prints_siblings_and_warns_of_conflicts(replica: FakeReplica) -> None:
-    sibling = {"value": 1, "etag": '"a@1:1"', "origin": "a@1", "timestamp": 5}
+    sibling = {"value": 1, "version": "a@1:1", "origin": "a@1", "timestamp": 5}
     replica.respond_with(found(1, conflicts=2, siblings=[sibling, sibling | {"value": 2}]))
     assert run("get", "k", "--siblings") == "1\n2\n"
     replica.respond_with(found(1, conflicts=2))

@@ -6,9 +6,10 @@ import pytest
 from msgspec import Raw
 
 from replication.errors import BadMessage
-from replication.messages import Exchange, MembershipEntry
+from replication.messages import Exchange, MembershipEntry, decode, encode
+from replication.replica import Conversation
 from replication.settings import ReplicationSettings
-from store.clock import Clock, address_of, covers
+from store.clock import Clock, Instant, address_of, covers
 from store.errors import DependenciesMissing
 from store.versions import Change, Update, Write, encode_update
 from tests.support.wire import Wire, address, run, start_three
@@ -61,6 +62,32 @@ def test_the_pace_follows_the_wakeup_delay_of_threads(wire: Wire) -> None:
     for _ in range(20):
         r1.pacing.record_wakeup(0.0003, wire.now("r1").mono_s)
     assert pacing_delay_s(wire, 0.001) == pytest.approx(0.015, rel=0.01)
+
+
+def test_known_updates_of_a_message_cost_no_pause(wire: Wire) -> None:
+    """A sender that gave up on a long message sends it again. The receiver has applied it, and answers at once.
+
+    Otherwise a receiver that takes longer for a message than senders wait would never be heard (simulation, seed 1980).
+    """
+    wire.settings = ReplicationSettings(pace_s=0.0, chunk_updates=1)
+    _, r2 = wire.cluster("r1", "r2")
+    for number in range(5):
+        wire.issue("r1", "x", b"%d" % number)
+    message = decode(encode(wire.begin("r1", "r2").message), Exchange)
+    pauses = [count_pauses(r2.receive(message, wire.now("r2")), wire.now("r2")) for _ in range(2)]
+    assert pauses == [4, 0]
+
+
+def count_pauses(conversation: Conversation[object], now: Instant) -> int:
+    """Run a conversation to its end; return how often it paused."""
+    pauses = 0
+    try:
+        next(conversation)
+        while True:
+            pauses += 1
+            conversation.send(now)
+    except StopIteration:
+        return pauses
 
 
 def test_a_write_is_sent_to_every_live_peer_at_once(wire: Wire) -> None:

@@ -551,6 +551,23 @@ def directed(function: Callable[[], Iterator[None]]) -> Mutant:
 
 
 @directed
+def pause_for_known_updates() -> Iterator[None]:
+    """A message that is sent again takes as long as the first time, so a slow receiver is never heard."""
+
+    def apply_all(self: Replica, updates: list[Update], now: Instant) -> Conversation[tuple[int, Instant]]:
+        applied, size = 0, self.settings.chunk_updates
+        for start in range(0, len(updates), size):
+            if start:
+                with self.loss.holding(updates[start:]):
+                    now = yield
+            applied += self.store.receive(updates[start : start + size], now)
+        return applied, now
+
+    with patch.object(Replica, "_apply", apply_all):
+        yield
+
+
+@directed
 def omit_retired_entries_from_markers() -> Iterator[None]:
     """The past of a marker lacks the entries of ended incarnations."""
 

@@ -14,6 +14,7 @@ from store.errors import DependenciesMissing
 from tests.replication import test_discovery, test_membership_table, test_time_limits
 from tests.replication.protocol import (
     test_acks,
+    test_exchange,
     test_hostile_messages,
     test_joining,
     test_loss,
@@ -119,6 +120,7 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "ask_vanished_addresses": (
         test_discovery.test_an_unanswered_address_is_contacted_until_it_disappears_from_the_name
     ),
+    "pause_for_known_updates": test_exchange.test_known_updates_of_a_message_cost_no_pause,
     "stop_whoever_answers": test_hostile_messages.test_no_message_stops_a_replica,
     "never_ask_the_own_address": (
         test_joining.test_a_process_that_lost_its_address_to_a_higher_incarnation_stops_within_seconds
