@@ -67,7 +67,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The response to a single request of the benchmark."""
+    """The response to a single request of the benchmark. ``headers``: names in lower case."""
 
     status: int
     body: Any
@@ -83,7 +83,8 @@ def request_json(address: str, method: str, path: str, body: Any = None, timeout
         response = connection.getresponse()
         text = response.read()
         is_json = (response.getheader("Content-Type") or "").startswith("application/json")
-        return Response(response.status, json.loads(text) if is_json else text.decode(), dict(response.getheaders()))
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Response(response.status, json.loads(text) if is_json else text.decode(), headers)
     finally:
         connection.close()
 

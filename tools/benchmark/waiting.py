@@ -86,7 +86,7 @@ def _requests(address: str, places: int) -> Iterator[bytes]:
     """Yield ``places`` requests of each kind."""
     request_json(address, "PUT", "/kvs/watched", {"value": 1})
     response = request_json(address, "GET", "/kvs/watched")
-    tags = ", ".join([response.headers["ETag"], *(f'"{number}"' for number in range(MAX_TAGS - 1))])
+    tags = ", ".join([response.headers["etag"], *(f'"{number}"' for number in range(MAX_TAGS - 1))])
     past = {f"10.0.0.1:1@{number:016x}": 1 for number in range(1, RequestLimits().max_clock_entries + 1)}
     for number in range(places):
         yield loads.http("GET", f"/kvs/watched?wait={WAIT_S:g}", address, headers=[("If-None-Match", tags)])
