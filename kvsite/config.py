@@ -350,7 +350,7 @@ class Config:
     def threads(self) -> int:
         """Server threads: for waiting requests, bodies that are read, large responses, and ``SPARE_THREADS`` others."""
         # max_deferred limits two kinds of waiting requests: for their causal past, and for acks.
-        waiting = self.store.max_watchers + 2 * self.store.max_deferred
+        waiting = self.store.max_watchers + self.store.max_streams + 2 * self.store.max_deferred
         bodies = MAX_BODY_READS + MAX_BODY_WAITS
         return waiting + bodies + MAX_IN_PROGRESS + MAX_PEER_RESPONSES + MAX_OPERATOR_RESPONSES + SPARE_THREADS
 

@@ -42,6 +42,7 @@ from replication.proof import HEADER
 from replication.refusals import RefusalKind
 from store.api.bodies import RECEIVED, RESERVED, SMALL_BYTES
 from store.api.context import CONTEXT
+from store.api.event_stream import EventStream
 from store.api.keys import RAW_PATH
 
 Environ = dict[str, Any]
@@ -162,6 +163,9 @@ class Edge:
         """Serve a request that has a proof, and sign the response."""
         started: list[Any] = []
         chunks = self._serve(environ, lambda *args: started.extend(args))
+        if isinstance(chunks, EventStream):
+            chunks.close()
+            raise RequestDenied(406, "An event stream has no end, so it cannot be signed; poll with wait", sign=sign)
         try:
             body = b"".join(chunks)
         finally:

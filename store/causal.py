@@ -41,8 +41,10 @@ import msgspec
 from store.clock import Clock, Dot, HybridClock, Instant, covers, join_into, missing
 from store.delivery import PendingQueue, first_missing
 from store.errors import BadUpdate, DependenciesMissing, NotServing, OutOfMemory, PreconditionFailed
+from store.feed import Changes, FeedToken, read_changes
 from store.log import UpdateLog
 from store.markers import Marker, Markers
+from store.recent import RecentChanges
 from store.settings import StoreSettings
 from store.snapshot import Snapshot, join_partial, join_tables
 from store.table import KeyRange, KeyTable, cost
@@ -177,6 +179,9 @@ class StoreObserver(Protocol):
     def applied(self, update: Update, clock: Clock) -> None:
         """Note that ``update`` has been applied; ``clock`` covers it."""
 
+    def expired(self, key: str) -> None:
+        """Note that a version of ``key`` has expired."""
+
     def replaced(self, clock: Clock) -> None:
         """Note that a snapshot has been joined: any key may have changed, and ``clock`` may have jumped."""
 
@@ -214,6 +219,12 @@ class CausalStore:
         """Number of times that a clock entry of any other id changed, which is rare."""
         self.applied_count = 0
         """Number of updates applied one by one. Updates that arrived in a snapshot do not count."""
+        self.recent = RecentChanges(self.settings.max_feed_bytes)
+        """The keys that the latest updates and expiries have touched."""
+        self.joins = 0
+        """Number of snapshots joined."""
+        self.joined_time_us = 0
+        """Highest hybrid time of a joined snapshot: its sender may have expired versions up to then."""
         self.recent_updates: deque[AppliedUpdate] = deque(maxlen=MAX_RECENT_UPDATES)
         """The updates applied most recently, the newest last, for the dashboard."""
         self.observer: StoreObserver | None = None
@@ -250,8 +261,12 @@ class CausalStore:
 
     def expire(self, now: Instant) -> None:
         """Remove the versions whose deadline has passed. Like a delete, an expiry enters the delete clock."""
-        for version in self.table.expire(now.wall_us):
+        for key, version in self.table.expire(now.wall_us):
             join_into(self.delete_clock, {version.origin: version.counter})
+            assert version.expires is not None
+            self.recent.expired(version.expires, key)
+            if self.observer is not None:
+                self.observer.expired(key)
 
     # -- clients ---------------------------------------------------------------------------------------
 
@@ -264,7 +279,7 @@ class CausalStore:
         self.admit(past, now)
         versions = self.table.get(key)
         returned = versions if all_siblings else versions[:1]
-        return ReadResult(versions, self._response_metadata(past, returned))
+        return ReadResult(versions, self.response_metadata(past, returned))
 
     def put(self, change: Change, past: Clock, now: Instant) -> WriteResult:
         """Write or delete one key.
@@ -277,7 +292,7 @@ class CausalStore:
         if change.conditional:
             self._check_condition(change, current, past)
         if change.value is None and not current:
-            return WriteResult(existed=False, update=None, metadata=self._response_metadata(past, ()))
+            return WriteResult(existed=False, update=None, metadata=self.response_metadata(past, ()))
         if self.settings.max_memory_bytes:
             self._check_memory({change.key: change}, {change.key: current})
         deps = self.markers.simplify(self._join_pasts(past, current))
@@ -322,7 +337,7 @@ class CausalStore:
         keys = list(winners)
         items = {key: version.value for key, version in winners.items()} if values else {}
         versions = {key: table.get(key) for key in keys} if meta else {}
-        metadata = self._response_metadata(past, winners.values())
+        metadata = self.response_metadata(past, winners.values())
         total = self._count(wanted, conflicts=conflicts) if count else None
         return ListResult(keys, keys[-1] if more else None, items, metadata, versions, total)
 
@@ -343,7 +358,7 @@ class CausalStore:
         more = len(keys) > limit
         del keys[limit:]
         update = self._issue_changes([Change(key, None) for key in keys], past, (), now)
-        metadata = update.past if update else self._response_metadata(past, ())
+        metadata = update.past if update else self.response_metadata(past, ())
         return RangeDeleted(len(keys), more, update, metadata)
 
     def transact(
@@ -369,11 +384,15 @@ class CausalStore:
             before_write(sum(sizes))
         etags = {key: state_etag(versions) for key, versions in found.items()}
         update = self._issue_changes(changes, past, winners.values(), now)
-        metadata = update.past if update else self._response_metadata(past, winners.values())
+        metadata = update.past if update else self.response_metadata(past, winners.values())
         values = {key: version.value for key, version in winners.items()}
         return TransactionResult(values, [key for key in reads if key not in winners], update, metadata, etags)
 
-    def _response_metadata(self, past: Clock, returned: Iterable[Version]) -> Clock:
+    def changes(self, token: FeedToken | None, prefix: str, past: Clock, now: Instant, *, max_bytes: int) -> Changes:
+        """Return what has changed under ``prefix``. See store/feed.py."""
+        return read_changes(self, token, prefix, past, now, max_bytes)
+
+    def response_metadata(self, past: Clock, returned: Iterable[Version]) -> Clock:
         """Return the metadata of a response that contains the versions ``returned``."""
         return self.markers.simplify(self._join_pasts(past, returned))
 
@@ -431,7 +450,7 @@ class CausalStore:
         """Raise ``PreconditionFailed`` unless the key, which has ``versions`` now, meets the change's conditions."""
         etag = state_etag(versions)
         if not change.condition_holds(etag):
-            raise PreconditionFailed(self._response_metadata(past, versions[:1]), etag)
+            raise PreconditionFailed(self.response_metadata(past, versions[:1]), etag)
 
     def _check_memory(self, changes: Mapping[str, Change], current: Mapping[str, Versions]) -> None:
         """Raise ``OutOfMemory`` if ``changes`` would grow the data beyond the limit.
@@ -520,6 +539,7 @@ class CausalStore:
         if origin not in self.present_ids:
             self.retired_changes += 1
         self.log.append(update, now.mono_s)
+        self.recent.applied(origin, update.counter, tuple([write.key for write in update.writes]))
         self.clock_changes += 1
         self.applied_count += 1
         self.recent_updates.append((now.wall_us, origin, update.counter))
@@ -574,6 +594,9 @@ class CausalStore:
         for origin in missing(self.clock, snapshot.clock):
             # The clock entry jumps over updates that the log never gets, and the log must not have a gap.
             self.log.drop_origin(origin)
+            self.recent.jumped(origin, snapshot.clock[origin])
+        self.joins += 1
+        self.joined_time_us = max(self.joined_time_us, snapshot.timestamp)
         join_into(self.clock, snapshot.clock)
         self.hybrid_clock.observe_kept(snapshot.timestamp, now)
         self.clock_changes += 1

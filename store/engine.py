@@ -36,8 +36,9 @@ from store.causal import (
     TransactionResult,
     WriteResult,
 )
-from store.clock import Clock, Dot, Instant
+from store.clock import Clock, Dot, Instant, join
 from store.errors import DependenciesMissing
+from store.feed import Changes, FeedToken, adopt
 from store.hold_time import HoldTime
 from store.settings import StoreSettings
 from store.table import KeyRange
@@ -48,7 +49,9 @@ __all__ = [
     "ABSENT_ETAG",
     "Acks",
     "Change",
+    "Changes",
     "Engine",
+    "FeedToken",
     "KeyRange",
     "ListResult",
     "LoneReplica",
@@ -63,7 +66,7 @@ __all__ = [
     "state_etag",
 ]
 
-AnyResult = TypeVar("AnyResult", ReadResult, WriteResult, ListResult, TransactionResult, RangeDeleted)
+AnyResult = TypeVar("AnyResult", ReadResult, WriteResult, ListResult, TransactionResult, RangeDeleted, Changes)
 AnyWriteResult = TypeVar("AnyWriteResult", WriteResult, TransactionResult, RangeDeleted)
 Argument = TypeVar("Argument")
 P = ParamSpec("P")
@@ -218,8 +221,8 @@ class Engine:
 
     ``hold_time``: per thread, how long calls have waited (store/hold_time.py).
     ``counts``: totals since the start. ``refused`` counts rejected requests; it keeps the public name of the metric.
-    ``waiters``: the waiting requests. At
-    most ``max_watchers`` watch, at most ``max_deferred`` are deferred, and as many wait for acks.
+    ``waiters``: the waiting requests. At most ``max_watchers`` watch a key or a prefix, at most ``max_deferred`` are
+    deferred, as many wait for acks, and ``max_streams`` are streams of the change feed.
     """
 
     def __init__(
@@ -234,7 +237,8 @@ class Engine:
         self.replication: Replication = replication or LoneReplica()
         self.hold_time = HoldTime()
         self.counts = dict.fromkeys(("reads", "writes", "deletes", "transactions", "lists", "deferred", "refused"), 0)
-        self.waiters = Waiters(store.settings.max_watchers, store.settings.max_deferred)
+        self.waiters = Waiters(store.settings.max_watchers, store.settings.max_deferred, store.settings.max_streams)
+        self.max_streams = store.settings.max_streams
         self._store = store
         self._settings = store.settings
         self._now = now
@@ -274,6 +278,43 @@ class Engine:
                     finally:
                         self.waiters.by_key.remove(place.waiter, key)
                     found = self.get(key, past, wait_s=0, all_siblings=all_siblings)
+                    if place.is_lost:
+                        break
+        return structs.replace(found, lost=lost) if lost else found
+
+    def changes(
+        self,
+        prefix: str,
+        token: FeedToken | None,
+        past: Clock,
+        *,
+        wait_s: float | None,
+        max_bytes: int,
+        streams: bool = False,
+    ) -> Changes:
+        """Return what has changed under ``prefix`` since ``token`` (store/feed.py), as soon as there is something.
+
+        With nothing to tell, wait up to ``wait_s`` seconds, or less if the request loses its place to another one; then
+        return no changes and a token that has moved on. ``streams``: the request is a stream, which has a place of its
+        own (``max_streams``). Raises NotServing, DependenciesMissing.
+        """
+        deadline = time.monotonic() + (wait_s or 0.0)
+        with self.lock:
+            if token is not None:
+                token = adopt(self._store, token, self._now())
+                past = join(past, token.clock)
+            read = partial(self._store.changes, token, max_bytes=max_bytes)
+            found = self._serve(read, prefix, past, wait_s)
+            lost = found.lost
+            past = _without(past, lost)
+            with _Place(self, self.waiters.streaming if streams else self.waiters.watching) as place:
+                while not found.keys and not found.more and (remaining := deadline - time.monotonic()) > 0:
+                    self.waiters.by_prefix.add(place.waiter, prefix)
+                    try:
+                        place.wait(remaining)
+                    finally:
+                        self.waiters.by_prefix.remove(place.waiter, prefix)
+                    found = self._serve(read, prefix, past, 0)
                     if place.is_lost:
                         break
         return structs.replace(found, lost=lost) if lost else found

@@ -99,6 +99,15 @@ class StoreSettings:
         "answered early, with 304. Each uses a server thread while it waits.",
     )
 
+    max_streams: int = setting(
+        256,
+        "KV_MAX_STREAMS",
+        whole_number(0, 2048, "streams"),
+        Section.REPLICA,
+        "Event streams of the change feed that may be open at the same time. A further one gets 503. Each uses a "
+        "server thread.",
+    )
+
     max_deferred: int = setting(
         512,
         "KV_MAX_DEFERRED",
@@ -128,6 +137,15 @@ class StoreSettings:
         "limit. Deletes and the updates of other replicas are always accepted: rejecting those would prevent "
         "convergence.",
         default_text="`0` (no limit)",
+    )
+
+    max_feed_bytes: int = setting(
+        16 * 1024 * 1024,
+        "KV_MAX_FEED_BYTES",
+        whole_number(65536, 1 << 40, "bytes"),
+        Section.REPLICA,
+        "Estimated size of the names of recently changed keys that are kept for the change feed. A client whose token "
+        "is older gets every key again (`reset`).",
     )
 
     max_pending: int = setting(

@@ -118,15 +118,15 @@ class KeyTable:
         """No version expires before this wall time, microseconds. Infinity if no version has a deadline."""
         return self._deadlines[0][0] if self._deadlines else math.inf
 
-    def expire(self, wall_us: int) -> list[Version]:
-        """Remove and return the versions whose deadline is at or before ``wall_us``."""
-        expired: list[Version] = []
+    def expire(self, wall_us: int) -> list[tuple[str, Version]]:
+        """Remove the versions whose deadline is at or before ``wall_us``. Return them with their keys."""
+        expired: list[tuple[str, Version]] = []
         while self._deadlines and self._deadlines[0][0] <= wall_us:
             _, key, origin, counter = heapq.heappop(self._deadlines)
             versions = self._table.get(key, ())
             kept = tuple(version for version in versions if version.dot != (origin, counter))
             if len(kept) < len(versions):
-                expired.extend(version for version in versions if version not in kept)
+                expired.extend((key, version) for version in versions if version not in kept)
                 self.set(key, kept)
         return expired
 

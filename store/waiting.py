@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 import threading
 from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -224,6 +225,58 @@ class WatchIndex:
         self.written(list(self._by_key))
 
 
+class PrefixIndex:
+    """Requests that wait for a change of any key with a prefix.
+
+    A change costs one lookup for each length of a prefix, however many requests wait.
+    """
+
+    def __init__(self) -> None:
+        self._by_prefix: dict[str, dict[Waiter, None]] = {}
+        self._lengths: Counter[int] = Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._by_prefix)
+
+    def add(self, waiter: Waiter, prefix: str) -> None:
+        """Let ``waiter`` wait for a change of a key that starts with ``prefix``."""
+        waiting = self._by_prefix.get(prefix)
+        if waiting is None:
+            waiting = self._by_prefix[prefix] = {}
+            self._lengths[len(prefix)] += 1
+        waiting[waiter] = None
+
+    def remove(self, waiter: Waiter, prefix: str) -> None:
+        """Forget ``waiter``, if it is here."""
+        waiting = self._by_prefix.get(prefix)
+        if waiting is not None:
+            waiting.pop(waiter, None)
+            if not waiting:
+                self._drop(prefix)
+
+    def changed(self, keys: Iterable[str]) -> None:
+        """Wake the requests that wait for one of ``keys``."""
+        for key in keys:
+            for length in list(self._lengths):
+                if length <= len(key) and (prefix := key[:length]) in self._by_prefix:
+                    self._wake(prefix)
+
+    def replaced(self) -> None:
+        """Wake all requests: any key may have changed."""
+        for prefix in list(self._by_prefix):
+            self._wake(prefix)
+
+    def _wake(self, prefix: str) -> None:
+        for waiter in self._drop(prefix):
+            waiter.wake()
+
+    def _drop(self, prefix: str) -> dict[Waiter, None]:
+        self._lengths[len(prefix)] -= 1
+        if not self._lengths[len(prefix)]:
+            del self._lengths[len(prefix)]
+        return self._by_prefix.pop(prefix)
+
+
 class AckIndex:
     """Writes that wait for acks, by write concern and origin, each group ordered by counter.
 
@@ -290,12 +343,14 @@ def _counter(waiter: AckWaiter) -> int:
 class Waiters:
     """All waiting requests of one engine: their places, and the indexes that wake them."""
 
-    def __init__(self, max_watchers: int, max_deferred: int) -> None:
+    def __init__(self, max_watchers: int, max_deferred: int, max_streams: int) -> None:
         self.deferred = Places[Waiter](max_deferred)
         self.watching = Places[Waiter](max_watchers)
         self.ack_waits = Places[AckWaiter](max_deferred)
+        self.streaming = Places[Waiter](max_streams)
         self.by_dot = DeferredIndex()
         self.by_key = WatchIndex()
+        self.by_prefix = PrefixIndex()
         self.by_concern = AckIndex()
         self._all: dict[Waiter | AckWaiter, Places[Any]] = {}
 
@@ -330,7 +385,7 @@ class Waiters:
     @property
     def observes(self) -> bool:
         """Whether a change of the store may have to wake a request."""
-        return bool(self.by_dot) or bool(self.by_key)
+        return bool(self.by_dot) or bool(self.by_key) or bool(self.by_prefix)
 
     # -- called by the store -------------------------------------------------------------------------------
 
@@ -338,10 +393,18 @@ class Waiters:
         """Wake the requests that ``update``, just applied, concerns."""
         if self.by_key:
             self.by_key.written([write.key for write in update.writes])
+        if self.by_prefix:
+            self.by_prefix.changed([write.key for write in update.writes])
         if self.by_dot:
             self.by_dot.applied(update.dot, clock)
+
+    def expired(self, key: str) -> None:
+        """Wake the requests that wait for a change of ``key``, of which a version has just expired."""
+        self.by_key.written([key])
+        self.by_prefix.changed([key])
 
     def replaced(self, clock: Clock) -> None:
         """Wake the requests that a joined snapshot concerns."""
         self.by_key.replaced()
+        self.by_prefix.replaced()
         self.by_dot.replaced(clock)

@@ -40,6 +40,8 @@ class ReplicaCollector(Collector):
         node, engine = self._context.node, self._context.engine
         status, stats, exchange_metrics = node.inspector.status(), engine.stats(), node.inspector.exchange_metrics()
         yield from _requests(self._context.request_metrics, stats)
+        streams = len(self._context.streams)
+        yield GaugeMetricFamily("causeway_event_streams", "Open event streams of the change feed.", streams)
         yield from _large_responses(self._context)
         yield from _data(status, stats)
         yield from _clocks(status, exchange_metrics)

@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any, ClassVar
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from rest_framework.exceptions import MethodNotAllowed, ParseError
 from rest_framework.views import APIView
 
 from store.api import errors, parsing
 from store.api.context import CONTEXT, StoreContext
+from store.api.event_stream import EventStream
 from store.api.large_responses import LARGE_BODY_BYTES, LargeResponses, ResponseStream, TooManyLargeResponses
 from store.api.rendering import JSON
 from store.api.request import ApiRequest
@@ -60,7 +61,7 @@ class ApiView(APIView):
         handlers = {name: "get" if name == "head" else name for name in cls.http_method_names}
         cls._handlers = {name.upper(): handler for name, handler in handlers.items() if hasattr(cls, handler)}
 
-    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse | StreamingHttpResponse:
         """Serve a request of Django's handler. The server uses the fast path, which calls ``respond`` directly."""
         return self.respond(ApiRequest.from_django(request), *args, **kwargs).to_django()
 
@@ -88,7 +89,7 @@ class ApiView(APIView):
 
     def stream(self, response: ApiResponse) -> ApiResponse:
         """Turn the body of a large response into a stream, or return a 503 if there is no room for it."""
-        if isinstance(response.body, ResponseStream):
+        if isinstance(response.body, ResponseStream | EventStream):
             return response
         try:
             response.body = self.large_responses.send(response.body, self.request.environ.get("REMOTE_ADDR", ""))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from store.api.bodies import Bodies
+from store.api.event_stream import Streams
 from store.api.large_responses import BUDGET_RESPONSES, LargeResponses
 from store.api.request_metrics import RequestMetrics
 from store.settings import RequestLimits
@@ -31,8 +32,10 @@ class StoreContext:
     request_metrics: RequestMetrics = field(default_factory=RequestMetrics)
     bodies: Bodies = field(default_factory=Bodies)
     large_responses: LargeResponses = field(init=False)
+    streams: Streams = field(init=False)
 
     def __post_init__(self) -> None:
         """Give the large responses a budget that suits the limits, and let bodies end waits."""
         self.bodies.end_waits = self.engine.end_longest_waits
+        object.__setattr__(self, "streams", Streams(self.engine.max_streams))
         object.__setattr__(self, "large_responses", LargeResponses(BUDGET_RESPONSES * self.limits.max_response_bytes))

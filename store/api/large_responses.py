@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self
 
+from store.api.event_stream import EventStream
+
 LARGE_BODY_BYTES: Final = 64 * 1024
 """A longer body is a large response. Also the size of the pieces in which it is sent."""
 
@@ -121,6 +123,11 @@ class ResponseStream:
         self._room.last_taken_s = time.monotonic()
         return next(self._room.pieces)
 
+    @property
+    def is_aborted(self) -> bool:
+        """Whether the response ended early in favour of others."""
+        return self._room.is_aborted
+
     def close(self) -> None:
         """End the response. May be called several times."""
         self._responses.leave(self._room)
@@ -155,9 +162,9 @@ class Reservation:
             self._return()
             self._room = self._responses.enter(size, WAIT_S if may_wait else 0, self._address)
 
-    def stream(self, body: AnyBody | ResponseStream) -> AnyBody | ResponseStream:
+    def stream(self, body: AnyBody | ResponseStream | EventStream) -> AnyBody | ResponseStream | EventStream:
         """Return the stream of a large response; ``body`` itself if it is small or no room was reserved."""
-        if self._room is None or len(body) <= LARGE_BODY_BYTES or isinstance(body, ResponseStream):
+        if self._room is None or len(body) <= LARGE_BODY_BYTES or isinstance(body, ResponseStream | EventStream):
             return body
         room, self._room = self._room, None
         return ResponseStream(self._responses, room, _parts_of(body))

@@ -18,7 +18,7 @@ from store.api.response import ApiResponse
 from store.engine import ABSENT_ETAG, Versions, state_etag
 
 if TYPE_CHECKING:
-    from store.engine import Acks, ListResult, RangeDeleted, ReadResult, TransactionResult, WriteResult
+    from store.engine import Acks, Changes, ListResult, RangeDeleted, ReadResult, TransactionResult, WriteResult
 
 MAX_METADATA_HEADER_BYTES: Final = 4096
 """Longer metadata is in the body only (contract 2), because proxies commonly reject headers above 8 KiB."""
@@ -102,6 +102,41 @@ def range_deleted(result: RangeDeleted, acks: Acks | None, *, in_header: bool = 
     status, tail = _with_acks(200, acks)
     head = _encode_open({"deleted": result.deleted, "more": result.more})
     return _render(status, head, result, tail, in_header=in_header)
+
+
+def changes(result: Changes, token: str, *, in_header: bool = True) -> ApiResponse:
+    """Render a response of the change feed. ``token``: the text of the result's token."""
+    body = body_of(changes_parts(result, token))
+    metadata = _encode(result.metadata) if in_header else None
+    return ApiResponse(200, body, _headers(len(body), metadata, None))
+
+
+def changes_parts(result: Changes, token: str) -> list[bytes]:
+    """Return the parts of the JSON object of a response of the change feed, without line ends."""
+    parts = [b'{"changes":[']
+    for key, versions in result.keys.items():
+        if versions:
+            parts += (b'{"key":' + _encode(key) + b',"value":', versions[0].value, b"," + _change_facts(versions), b",")
+        else:
+            parts += (b'{"key":' + _encode(key) + b',"deleted":true}', b",")
+    if result.keys:
+        parts.pop()
+    tail: dict[str, Any] = {"reset": result.is_reset, "more": result.more, "next": token}
+    tail["causal-metadata"] = result.metadata
+    if result.lost:
+        tail["lost"] = result.lost
+    parts += (b"],", _encode(tail)[1:])
+    return parts
+
+
+def _change_facts(versions: Versions) -> bytes:
+    """Return the members of a change behind its value, and the closing brace."""
+    facts: dict[str, Any] = {"etag": state_etag(versions), "type": "json"}
+    if len(versions) > 1:
+        facts["conflicts"] = len(versions)
+    if versions[0].expires is not None:
+        facts["expires"] = _unix_s(versions[0].expires)
+    return _encode(facts)[1:]
 
 
 def _meta(versions: Versions) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from http.client import responses
 from typing import Final
 
-from django.http import HttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import ResponseHeaders
 
+from store.api.event_stream import EventStream
 from store.api.large_responses import AnyBody, ResponseStream
 
 REASONS: Final = responses
@@ -28,19 +29,19 @@ class ApiResponse:
     """One HTTP response.
 
     ``headers``: without ``FIXED_HEADERS``, which are added when it is sent.
-    ``body``: a large one is in parts, and becomes a stream before it leaves the view.
+    ``body``: a large one is in parts, and becomes a stream before it leaves the view. An event stream has no end.
     Raises Django's ``BadHeaderError`` for a header value with a line end: it would let a client add headers.
     """
 
     __slots__ = ("body", "headers", "status_code")
 
-    def __init__(self, status_code: int, body: AnyBody, headers: dict[str, str]) -> None:
+    def __init__(self, status_code: int, body: AnyBody | EventStream, headers: dict[str, str]) -> None:
         text = "".join(headers.values())
         if not text.isascii() or "\n" in text or "\r" in text:
             # Rare. Django's rules decide how such a value is encoded, or reject it.
             headers = dict(ResponseHeaders(headers).items())
         self.status_code = status_code
-        self.body: AnyBody | ResponseStream = body
+        self.body: AnyBody | ResponseStream | EventStream = body
         self.headers = headers
 
     @property
@@ -59,8 +60,10 @@ class ApiResponse:
         """All headers, for a WSGI server."""
         return [*self.headers.items(), *FIXED_HEADERS]
 
-    def to_django(self) -> HttpResponse:
+    def to_django(self) -> HttpResponse | StreamingHttpResponse:
         """Return the same response for Django's handler."""
+        if isinstance(self.body, EventStream):
+            return StreamingHttpResponse(self.body, status=self.status_code, headers=dict(self.header_list))
         response = HttpResponse(b"".join(self.chunks), status=self.status_code, headers=dict(self.header_list))
         if "Content-Type" not in self.headers:
             del response.headers["Content-Type"]  # Django adds a default.

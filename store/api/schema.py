@@ -114,14 +114,15 @@ def component_schemas(limits: RequestLimits) -> dict[str, Object]:
     """Return the component schemas by name, with the bounds in ``limits``."""
     return {
         "CausalMetadata": {
-            **msgspec.json.schema(dict[str, parsing.Counter]),
+            "type": "object",
+            "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 2**53 - 1},
             "description": "A vector clock: replica id -> highest counter. Clients send the latest one back unread.",
             "maxProperties": limits.max_clock_entries,
             "example": PAST,
         },
         "Past": {
-            "description": "The causal past of the client. null, {} or no field mean that it has none.",
-            "anyOf": [ref("CausalMetadata"), {"type": "null"}],
+            "description": 'The causal past of the client. null, "", {} or no field mean that it has none.',
+            "anyOf": [ref("CausalMetadata"), {"type": "null"}, {"const": ""}],
             "example": PAST,
         },
         "Key": {
@@ -165,6 +166,10 @@ def _request_bodies(limits: RequestLimits) -> dict[str, Object]:
                 properties[name] = ref(_FIELD_COMPONENTS[name])
             elif name in _FIELD_DESCRIPTIONS:
                 properties[name] = {**properties[name], "description": _FIELD_DESCRIPTIONS[name]}
+        if "w" in properties:
+            # In JSON Schema 1.0 is an integer, so the number that the parser accepts too says nothing more.
+            options = [each for each in properties["w"]["anyOf"] if each.get("type") != "number"]
+            properties["w"] = {**properties["w"], "anyOf": options}
     schemas["PutBody"]["required"] = ["value"]
 
     transaction = schemas["TransactionBody"]
@@ -198,6 +203,15 @@ _SIBLING: Final = object_schema(
     }
 )
 
+_CHANGE: Final = object_schema(
+    {"key": {"type": "string"}},
+    value=ref("Value"),
+    etag={"type": "string"},
+    type={"enum": ["json"]},
+    conflicts={"type": "integer", "minimum": 2},
+    expires={"type": "number", "description": "Unix seconds."},
+    deleted={"const": True, "description": "The key is absent; then nothing else is said about it."},
+)
 _META: Final = object_schema(
     {
         "etag": {"type": "string"},
@@ -235,6 +249,16 @@ _RESPONSES: Final[dict[str, Object]] = {
         items={"type": "object"},
         meta={"type": "object", "additionalProperties": _META},
         count={"type": "integer", "minimum": 0},
+        **_LOST,
+    ),
+    "Changes": object_schema(
+        {
+            "changes": {"type": "array", "items": _CHANGE},
+            "reset": {"type": "boolean"},
+            "more": {"type": "boolean"},
+            "next": {"type": "string"},
+            **_METADATA,
+        },
         **_LOST,
     ),
     "RangeDeleted": object_schema(
@@ -284,13 +308,13 @@ METADATA_HEADER: Final[Object] = {
     "name": "X-Causal-Metadata",
     "in": "header",
     "description": "The client's causal past, if it is not in the body.",
-    "content": {JSON: {"schema": ref("CausalMetadata"), "example": {}}},
+    "content": {JSON: {"schema": ref("Past"), "example": {}}},
 }
 METADATA_PARAMETER: Final[Object] = {
     "name": "causal-metadata",
     "in": "query",
     "description": "The client's causal past, if it is neither in the body nor in the header.",
-    "content": {JSON: {"schema": ref("CausalMetadata"), "example": {}}},
+    "content": {JSON: {"schema": ref("Past"), "example": {}}},
 }
 SIBLINGS: Final = parameter("siblings", "query", "Return all concurrent versions.", {"type": "boolean"}, False)
 IF_CHANGED: Final = parameter(
@@ -577,6 +601,44 @@ LIST_KEYS: Final = kvs_operation(
         parameter("conflicts", "query", "Only keys with several versions.", {"type": "boolean"}, False),
     ],
     bad_input=f"limit has to be a whole number from 1 to {MAX_PAGE_KEYS}",
+)
+
+CHANGES: Final = kvs_operation(
+    "getChanges",
+    "Follow what changes",
+    "Returns what has changed under a prefix since a token (`next` of the previous response), at any replica. Whenever "
+    "`more` is false, the client's copy is a causal snapshot. With `Accept: text/event-stream`, streams the same "
+    "objects as events.",
+    {
+        "200": response(
+            "The changes. Without any, the request waited for `wait` seconds.",
+            ref("Changes"),
+            {
+                "A change and a delete": {
+                    "changes": [
+                        {"key": "user/1", "value": {"name": "Ada"}, "etag": ETAG, "type": "json"},
+                        {"key": "user/2", "deleted": True},
+                    ],
+                    "reset": False,
+                    "more": False,
+                    "next": "eNqrVkrLz1eyUkpKLFKqBQAkSgRE",
+                    "causal-metadata": PAST,
+                }
+            },
+            headers=("X-Causal-Metadata",),
+        )
+    },
+    parameters=[
+        parameter("prefix", "query", "Only keys with this prefix.", {"type": "string"}, "user/"),
+        parameter(
+            "since",
+            "query",
+            "`next` of the previous response. Without it, every key is returned.",
+            {"type": "string"},
+            "",
+        ),
+    ],
+    bad_input="since has to be the `next` of an earlier response",
 )
 
 DELETE_KEYS: Final = kvs_operation(

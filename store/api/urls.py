@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from store.api.changes import ChangesView
 from store.api.routing import Route
 from store.api.views import KeysView, KeyView
 
 ROUTES: Final = (
+    Route("changes", ChangesView, name="changes"),
     Route("kvs", KeysView, name="kvs"),
     # A key is everything after /kvs/, slashes and line ends included. The view rejects an empty key.
     Route("kvs/", KeyView, name="key", takes_rest=True),

@@ -147,7 +147,7 @@ class FailingNode(FakeNode):
 
 
 class Outcome(NamedTuple):
-    """Everything that a client and an operator see of one request."""
+    """Everything that a client and an operator see of one request. The order of headers does not count."""
 
     status: str
     headers: list[tuple[str, str]]
@@ -192,7 +192,7 @@ def send(wrap: Wrap, case: Case, caplog: pytest.LogCaptureFixture) -> Outcome:
          str(record.exc_info and record.exc_info[0]))
         for record in caplog.records
     ]  # fmt: skip
-    return Outcome(started[0], started[1], body, log)
+    return Outcome(started[0], sorted(started[1]), body, log)
 
 
 def _fill(store: CausalStore) -> None:

@@ -51,6 +51,7 @@ class Route(NamedTuple):
 
 
 ROUTES = {
+    "changes": Route("/changes", "api"),
     "kvs": Route("/kvs", "api"),
     "^kvs/(?P<rest>(?s:.*))$": Route("/kvs/some/key", "api"),
     "view": Route("/view", "view"),

@@ -116,6 +116,17 @@ class Api:
         content = b"".join(self._application(environ, lambda *args: started.extend(args)))
         return _response(int(started[0][:3]), dict(started[1]), b"" if method == "HEAD" else content)
 
+    def open(self, path: str, headers: dict[str, str]) -> Any:
+        """Send a GET through the edge, and return its body as the server gets it, without reading it."""
+        environ = RequestFactory().generic("GET", path, headers=headers).environ
+        return self._application(environ, lambda *args: None)
+
+    def stop_serving(self) -> None:
+        """Close the gate, as when the replica leaves the view."""
+        with self.engine.lock:
+            self.store.not_serving_reason = "Replica is not in the view"
+            self.engine.wake()
+
     def get(self, path: str, past: Any = None, **options: Any) -> Response:
         return self.ask("GET", path, {"causal-metadata": past}, **options)
 

@@ -19,6 +19,7 @@ def test_to_django_keeps_status_body_and_headers() -> None:
     }
     theirs = HttpResponse(b"body", status=201, headers=headers)
     converted = ours.to_django()
+    assert isinstance(converted, HttpResponse)
     assert converted.serialize() == theirs.serialize()
     assert (converted.status_code, converted.reason_phrase) == (201, ours.reason_phrase)
     assert list(converted.items()) == ours.header_list == list(theirs.items())
