@@ -13,6 +13,7 @@ from store.settings import StoreSettings
 from tools.history import Operation, check
 from tools.simulation.clients import Clients, Habits
 from tools.simulation.faults import Faults, Plan
+from tools.simulation.followers import Followers
 from tools.simulation.oracle import Oracle
 from tools.simulation.world import SETTLE_S, TICK_S, Conditions, World
 
@@ -27,6 +28,7 @@ SIZES = (3,) * 24 + (4,) * 8 + (5,) * 8 + (8,) * 2 + (16,)
 """Numbers of replicas to draw from: large worlds cost much and are rare."""
 
 CLIENTS = 6
+FOLLOWERS = 3
 
 
 @dataclass(slots=True)
@@ -71,12 +73,10 @@ def draw(rng: Random, operations: int) -> tuple[Plan, Habits, ReplicationSetting
     return plan, habits, settings, store_settings, Conditions(delay_s=rng.choice([0.004, 0.05]))
 
 
-def simulate(seed: int, operations: int = 200, replicas: int | None = None) -> Outcome:
-    """Run one world from ``seed``: ``operations`` by clients under faults, then heal everything and check it.
-
-    ``replicas``: their number; None to take it from the seed.
-    """
-    rng = Random(seed)
+def _draw_all(
+    rng: Random, seed: int, operations: int, replicas: int | None
+) -> tuple[Plan, Habits, ReplicationSettings, StoreSettings, Conditions]:
+    """Draw the parameters of a run, and add what is computed from the seed."""
     plan, habits, settings, store_settings, conditions = draw(rng, operations)
     # Not drawn from the seed either: a seed of another kind names the same run with and without strangers.
     plan = replace(plan, stranger=seed % 5 == 4, churn=seed % 7 == 2, refusals=seed % 7 == 5)
@@ -87,6 +87,17 @@ def simulate(seed: int, operations: int = 200, replicas: int | None = None) -> O
         settings = replace(settings, kept_removed=2 + seed % 3, forget_after_s=0.5)
     large = next((number for divisor, rest, number in LARGE_WORLDS if seed % divisor == rest), None)
     plan = replace(plan, replicas=replicas or large or plan.replicas)
+    store_settings = replace(store_settings, max_feed_bytes=(3_000, 20_000, 1_000_000)[seed % 3])
+    return plan, habits, settings, store_settings, conditions
+
+
+def simulate(seed: int, operations: int = 200, replicas: int | None = None) -> Outcome:
+    """Run one world from ``seed``: ``operations`` by clients under faults, then heal everything and check it.
+
+    ``replicas``: their number; None to take it from the seed.
+    """
+    rng = Random(seed)
+    plan, habits, settings, store_settings, conditions = _draw_all(rng, seed, operations, replicas)
     addresses = [f"r{number}:1" for number in range(plan.replicas)]
     world = World(
         rng,
@@ -99,12 +110,14 @@ def simulate(seed: int, operations: int = 200, replicas: int | None = None) -> O
     )
     oracle = Oracle(world)
     clients = Clients(world, oracle, CLIENTS, habits, operations)
+    followers = Followers(world, seed, FOLLOWERS)
     for host in world.hosts.values():
         host.skew_us = round(rng.uniform(-2e6, 2e6))
         world.at(world.now_s + rng.random() * 0.2, world.start, host.address)
     world.run_until(world.now_s + rng.choice([0.3, 3.0]))
     faults = Faults(world, plan)
     clients.begin()
+    followers.begin()
     faults.begin()
     end_s = world.now_s + plan.duration_s
     while world.now_s < end_s + SETTLE_S and (clients.budget > 0 or world.now_s < end_s):
@@ -134,6 +147,8 @@ def simulate(seed: int, operations: int = 200, replicas: int | None = None) -> O
         outcome.violations += _settle_deferred(world, clients)
     world.run_until(world.now_s + 2 * TICK_S)  # Replicas forget peers at their ticks.
     outcome.violations += oracle.check_end(clients.acknowledged)
+    followers.finish()
+    outcome.violations += followers.violations
     outcome.history = _mark_lost(clients, oracle)
     report = check(outcome.history, served_in_order=True)
     world.counts["checked_reads"] += report.reads

@@ -20,6 +20,7 @@ import replication.replica
 import replication.snapshots
 import replication.view_changes
 import store.causal
+import store.feed
 from replication.acks import Acks
 from replication.duplicates import DuplicateCheck
 from replication.errors import DuplicateAddress
@@ -40,8 +41,10 @@ from replication.view_changes import ViewChanges
 from store.causal import CausalStore, ListResult
 from store.clock import INCARNATION_RANDOM_BITS, HybridClock, Instant, address_of, incarnation_of, join_into
 from store.errors import NotServing
+from store.feed import Changes, FeedToken
 from store.log import UpdateLog
 from store.markers import Markers
+from store.recent import RecentChanges
 from store.snapshot import Snapshot
 from store.table import KeyRange
 from store.versions import ABSENT_ETAG, Change, Update, Version, Versions, Write, apply_write
@@ -540,6 +543,88 @@ def follow_every_jump_of_the_wall_clock() -> Iterator[None]:
 
 # -- mutants that random runs hardly ever catch ----------------------------------------------------------------------
 
+# -- the change feed -----------------------------------------------------------------------------------
+
+
+@mutant
+def forget_a_touched_key() -> Iterator[None]:
+    """The feed does not tell one of the keys that have changed."""
+    touched = RecentChanges.touched
+
+    def all_but_one(self: RecentChanges, clock: Any, expired_us: int) -> set[str] | None:
+        keys = touched(self, clock, expired_us)
+        return keys and set(sorted(keys)[1:])
+
+    with patch.object(RecentChanges, "touched", all_but_one):
+        yield
+
+
+@mutant
+def forget_changes_without_a_floor() -> Iterator[None]:
+    """A client whose token is older than what the replica remembers is told only what the replica remembers."""
+    init = RecentChanges.__init__
+
+    class NoFloors(dict[str, int]):
+        def __setitem__(self, origin: str, counter: int) -> None:
+            pass
+
+    def without_floors(self: RecentChanges, limit_bytes: int) -> None:
+        init(self, limit_bytes)
+        self._floors = NoFloors()
+
+    with patch.object(RecentChanges, "__init__", without_floors):
+        yield
+
+
+@mutant
+def ignore_joined_snapshots_in_the_feed() -> Iterator[None]:
+    """A joined snapshot is no reason to read everything again."""
+    with patch.object(RecentChanges, "jumped", lambda self, origin, counter: None):
+        yield
+
+
+@mutant
+def hide_resets() -> Iterator[None]:
+    """No response says that it begins a new list of keys, so keys that are gone stay in copies."""
+    read = store.feed.read_changes
+
+    def without_reset(*args: Any) -> Changes:
+        return replace(read(*args), is_reset=False)
+
+    with patch.object(store.causal, "read_changes", without_reset):
+        yield
+
+
+@mutant
+def claim_the_end_of_a_pass() -> Iterator[None]:
+    """The last response of a pass says that no more follows, although keys changed behind the client's position."""
+    restored = store.feed._restored
+
+    def without_next_pass(token: FeedToken) -> Any:
+        state = restored(token)
+        state.next_since = token.clock
+        return state
+
+    with patch.object(store.feed, "_restored", without_next_pass):
+        yield
+
+
+@mutant
+def tokens_without_their_clock() -> Iterator[None]:
+    """A replica that lacks a part of a token's clock answers all the same."""
+    changes = CausalStore.changes
+
+    def without_past(
+        self: CausalStore, token: FeedToken | None, prefix: str, past: Any, now: Instant, **options: Any
+    ) -> Changes:
+        if token is not None:
+            token = replace(token, clock={o: n for o, n in token.clock.items() if self.clock.get(o, 0) >= n})
+        return changes(self, token, prefix, {}, now, **options)
+
+    with patch.object(CausalStore, "changes", without_past):
+        yield
+
+
 DIRECTED: dict[str, Mutant] = {}
 
 
@@ -548,6 +633,13 @@ def directed(function: Callable[[], Iterator[None]]) -> Mutant:
     made = contextmanager(function)
     DIRECTED[function.__name__] = made
     return made
+
+
+@directed
+def tell_no_expiries() -> Iterator[None]:
+    """The feed does not tell that a version has expired."""
+    with patch.object(RecentChanges, "expired", lambda self, deadline_us, key: None):
+        yield
 
 
 @directed

@@ -24,6 +24,7 @@ from tests.replication.protocol import (
     test_short_form,
     test_snapshots,
 )
+from tests.store import test_feed
 from tests.support.wire import Wire, address, write
 from tests.tools.simulation.mutants import DIRECTED, MUTANTS
 
@@ -120,6 +121,7 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "ask_vanished_addresses": (
         test_discovery.test_an_unanswered_address_is_contacted_until_it_disappears_from_the_name
     ),
+    "tell_no_expiries": without_wire(test_feed.test_an_expiry_is_a_change),
     "pause_for_known_updates": test_exchange.test_known_updates_of_a_message_cost_no_pause,
     "stop_whoever_answers": test_hostile_messages.test_no_message_stops_a_replica,
     "never_ask_the_own_address": (
