@@ -284,6 +284,36 @@ class Page(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class ChangedKey:
+    """One key in a response of the change feed.
+
+    ``deleted``: the key is absent now: it was deleted, or it has expired. The other fields are as in ``Read``.
+    """
+
+    key: str
+    deleted: bool
+    value: Json = None
+    etag: str | None = None
+    conflicts: int = 0
+    expires: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes(Result):
+    """One response of the change feed.
+
+    ``reset``: this response and those that continue it list every key; keys that they do not list are gone.
+    ``more``: the next response continues this one. If it is False, a copy that has followed all responses is a causal
+    snapshot of the prefix. ``next``: pass it as ``since`` to go on after this response.
+    """
+
+    changes: tuple[ChangedKey, ...]
+    reset: bool
+    more: bool
+    next: str
+
+
+@dataclass(frozen=True, slots=True)
 class Put:
     """A write in a transaction. The fields are as in ``Session.put``."""
 
@@ -731,6 +761,31 @@ class Session:
             yield page
             after = page.next
 
+    def changes(self, prefix: str = "", *, since: str = "", wait_s: float = 30.0) -> Iterator[Changes]:
+        """Yield what changes under ``prefix``, for ever: first every key, unless ``since`` says what is known.
+
+        If a replica fails, the iterator goes on at the next one, without a gap. Between changes it polls, and each poll
+        waits for up to ``wait_s`` seconds (at most 60). Responses that tell nothing new are not yielded. Raises the
+        same errors as ``get``; then a new iterator can go on from the ``next`` of the last response.
+        """
+        is_continued = True  # The first response is always news.
+        while True:
+            query = {name: text for name, text in (("prefix", prefix), ("since", since)) if text}
+            reply = self._call("GET", "/changes", query=query, wait_s=wait_s)
+            body = reply.body
+            found = Changes(
+                reply.replica,
+                changes=tuple(_changed_key(change) for change in body["changes"]),
+                reset=body["reset"],
+                more=body["more"],
+                next=body["next"],
+                lost=reply.lost,
+            )
+            since = found.next
+            if found.changes or found.more or found.reset or is_continued:
+                yield found
+            is_continued = found.more
+
     # ---- one call
 
     def _call(
@@ -1161,6 +1216,14 @@ def _reply(replica: str, response: requests.Response, body: Mapping[str, Json], 
         metadata = json.loads(header)  # A 304 has no body.
     etag = response.headers.get("ETag")
     return _Reply(replica, response.status_code, body, etag, metadata, maybe_twice, started_at=0.0)
+
+
+def _changed_key(change: Mapping[str, Json]) -> ChangedKey:
+    if change.get("deleted"):
+        return ChangedKey(change["key"], deleted=True)
+    return ChangedKey(
+        change["key"], False, change["value"], change["etag"], change.get("conflicts", 1), change.get("expires")
+    )
 
 
 def _dot_of(reply: _Reply) -> str | None:

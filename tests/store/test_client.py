@@ -639,3 +639,63 @@ def test_invalid_certificate_means_that_nothing_was_sent() -> None:
     pool: Any = None
     assert client._never_sent(requests.exceptions.SSLError(urllib3.exceptions.MaxRetryError(pool, "/", inner)))
     assert not client._never_sent(requests.exceptions.ReadTimeout("x"))
+
+
+# -- the change feed -------------------------------------------------------------------------------------------------
+
+
+def changes(*keys: str, token: str, reset: bool = False, more: bool = False, **fields: Any) -> Responder:
+    content = [{"key": key, "value": 1, "etag": '"a@1:1"', "type": "json"} for key in keys]
+    body = {"changes": content, "reset": reset, "more": more, "next": token, "causal-metadata": {}}
+    return json_response(200, body | fields)
+
+
+def test_changes_follow_the_token_and_skip_responses_without_news(replicas: list[FakeReplica]) -> None:
+    a = replicas[0]
+    a.respond_with(
+        changes("p/a", token="1", reset=True, more=True),
+        changes(token="2", reset=True),
+        changes(token="3"),
+        changes("p/b", token="4"),
+    )
+    with session(a) as s:
+        feed = s.changes("p/", wait_s=5)
+        found = [next(feed) for _ in range(3)]
+    assert [each.next for each in found] == ["1", "2", "4"]
+    assert [[change.key for change in each.changes] for each in found] == [["p/a"], [], ["p/b"]]
+    assert [(each.reset, each.more) for each in found] == [(True, True), (True, False), (False, False)]
+    assert [request.path for request in a.requests] == [
+        "/changes?prefix=p%2F&wait=5",
+        "/changes?prefix=p%2F&since=1&wait=5",
+        "/changes?prefix=p%2F&since=2&wait=5",
+        "/changes?prefix=p%2F&since=3&wait=5",
+    ]
+
+
+def test_changes_go_on_at_the_next_replica(replicas: list[FakeReplica]) -> None:
+    a, b, _ = replicas
+    a.respond_with(changes("k", token="1", reset=True), close_connection, close_connection)
+    b.respond_with(
+        json_response(
+            200,
+            {"changes": [{"key": "k", "deleted": True}], "reset": False, "more": False, "next": "2"}
+            | {"causal-metadata": {}},
+        )
+    )
+    with session(a, b) as s:
+        feed = s.changes()
+        next(feed)
+        found = next(feed)
+    assert [(change.key, change.deleted) for change in found.changes] == [("k", True)]
+    assert b.requests[0].path == "/changes?since=1&wait=30"
+
+
+def test_delete_range_repeats_until_nothing_is_left(replicas: list[FakeReplica]) -> None:
+    a = replicas[0]
+    a.respond_with(
+        json_response(200, {"deleted": 1000, "more": True, "causal-metadata": {}}),
+        json_response(200, {"deleted": 3, "more": False, "causal-metadata": {}}),
+    )
+    with session(a) as s:
+        assert s.delete_range("p/") == 1003
+    assert [(request.method, request.path) for request in a.requests] == [("DELETE", "/kvs?prefix=p%2F")] * 2

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
+from store.client import ChangedKey, Changes, Session
 from store.management.connection import Connection
 from tests.support.fake_replicas import (
     FakeReplica,
@@ -194,3 +195,31 @@ def test_token_is_sent(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) ->
     replica.respond_with(found(1))
     run("get", "k")
     assert replica.requests[0].headers["authorization"] == "Bearer secretsecret"
+
+
+def watched() -> Iterator[Changes]:
+    """A feed that is reset, changes, is reset again without one of its keys, and is interrupted."""
+    a, b = ChangedKey("p/a", False, 1, '"a@1:1"', 1), ChangedKey("p/b", False, {"x": 2}, '"a@1:2"', 2)
+    yield Changes("a", (a,), reset=True, more=True, next="1")
+    yield Changes("a", (b,), reset=True, more=False, next="2")
+    yield Changes("a", (ChangedKey("p/a", deleted=True),), reset=False, more=False, next="3")
+    yield Changes("a", (a,), reset=True, more=False, next="4")
+    raise KeyboardInterrupt
+
+
+def test_watch_prints_changes_until_it_is_interrupted(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "changes", lambda self, prefix, wait_s: watched())
+    assert run("watch", "p/").splitlines() == [
+        "p/a\t1",
+        'p/b\t{"x": 2}\t(2 concurrent values)',
+        "p/a\tdeleted",
+        "p/a\t1",
+        "p/b\tdeleted",
+    ]
+
+
+def test_watch_prints_json(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "changes", lambda self, prefix, wait_s: watched())
+    lines = [json.loads(line) for line in run("watch", "p/", "--json").splitlines()]
+    assert lines[0] == {"key": "p/a", "value": 1, "etag": '"a@1:1"'}
+    assert lines[2] == {"key": "p/a", "deleted": True}

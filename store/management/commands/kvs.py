@@ -1,4 +1,4 @@
-"""``kvs get|put|delete|list``: send one request to one replica. For people and shell scripts.
+"""``kvs get|put|delete|list|watch``: send requests to one replica. For people and shell scripts.
 
 Exit codes: 0 success; 1 the key is absent; 2 the request was rejected or no replica answered, and nothing was changed;
 3 a write was sent and its outcome is unknown. Values are read and printed as JSON. A value that is not valid JSON is
@@ -18,7 +18,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from store.client import ClientError, Json, Session, Uncertain
+from store.client import ChangedKey, ClientError, Json, Session, Uncertain
 from store.management.connection import Connection, add_at_argument
 
 ABSENT, FAILED, UNKNOWN = 1, 2, 3
@@ -54,7 +54,10 @@ class Command(BaseCommand):
         listing.add_argument("--limit", type=int, metavar="N", help="print at most N keys (default: all)")
         listing.add_argument("--values", action="store_true", help="print each key, a tab, and its value as JSON")
         listing.add_argument("--conflicts", action="store_true", help="only keys with concurrent values")
-        for action in (get, put, delete, listing):
+        watch = actions.add_parser("watch", help="print the keys with a prefix, and then each change, until Ctrl-C")
+        watch.add_argument("prefix", nargs="?", default="", help="only keys that start with this text (default: all)")
+        watch.add_argument("--json", action="store_true", help="print each change as one line of JSON")
+        for action in (get, put, delete, listing, watch):
             add_common_arguments(action)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -121,6 +124,39 @@ class Command(BaseCommand):
                 self.stdout.write(as_line(key) + (f"\t{as_json(page.items[key])}" if options["values"] else ""))
             left -= len(page.keys)
             after = page.next
+
+    def watch(self, session: Session, options: dict[str, Any]) -> None:
+        """Print changes as they arrive."""
+        with contextlib.suppress(KeyboardInterrupt):
+            present: set[str] = set()
+            listed: set[str] | None = None
+            wait_s = options["wait"] if options["wait"] is not None else 30.0
+            for found in session.changes(options["prefix"], wait_s=wait_s):
+                if found.reset and listed is None:
+                    listed = set()
+                elif not found.reset:
+                    listed = None
+                for change in found.changes:
+                    if listed is not None:
+                        listed.add(change.key)
+                    self._print_change(change, options)
+                    (present.discard if change.deleted else present.add)(change.key)
+                if listed is not None and not found.more:
+                    for key in sorted(present - listed):
+                        self._print_change(ChangedKey(key, deleted=True), options)
+                    present &= listed
+                    listed = None
+                self.stdout.flush()
+
+    def _print_change(self, change: ChangedKey, options: dict[str, Any]) -> None:
+        if options["json"]:
+            fields = {"deleted": True} if change.deleted else {"value": change.value, "etag": change.etag}
+            self.stdout.write(as_json({"key": change.key} | fields))
+        elif change.deleted:
+            self.stdout.write(self.style.ERROR(f"{as_line(change.key)}\tdeleted"))
+        else:
+            note = f"\t({change.conflicts} concurrent values)" if change.conflicts > 1 else ""
+            self.stdout.write(f"{self.style.SUCCESS(as_line(change.key))}\t{as_json(change.value)}{note}")
 
     def _print_result(self, result: str, acks: int | None, *, concern_met: bool) -> None:
         self.stdout.write(result if acks is None else f"{result} acks={acks}")
