@@ -9,6 +9,7 @@ import http.client
 import json
 import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from kvsite.cluster import MANAGE, LocalCluster
 from tests.conftest import ClusterFactory
@@ -92,13 +94,26 @@ def peak_mib(pid: int) -> int:
 @pytest.mark.parametrize("where", STALLED)
 def test_stalled_connections_delay_no_others_and_are_closed(quick: LocalCluster, where: str) -> None:
     port = port_of(quick)
-    with connections(port, 300, STALLED[where]) as opened:
+    with connections(port, 1000, STALLED[where]) as opened:
         end = time.monotonic() + 3
         while time.monotonic() < end:
             assert [ask(port, "GET", "/healthz"), ask(port, "GET", "/readyz")] == [200, 200]
             assert ask(port, "PUT", "/kvs/x", 1) in (200, 201)
             assert ask(port, "GET", "/kvs/x") == 200
         wait_until(lambda: all(is_closed(each) for each in opened), timeout_s=15)
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "a part of ClientHello"])
+def test_stalled_tls_handshakes_delay_no_others(cluster: ClusterFactory, tmp_path: Path, sent: bytes) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*make.split(), "-out", str(cert), "-keyout", str(key)], check=True, capture_output=True)
+    made = cluster(1, KV_TLS_CERT=cert, KV_TLS_KEY=key, KV_TLS_CA=cert)
+    with connections(port_of(made), 1000, sent):
+        for path in ("/healthz", "/readyz", "/view"):
+            assert requests.get(made.url(0) + path, verify=str(cert), timeout=2).status_code == 200
+        put = requests.put(f"{made.url(0)}/kvs/x", json={"value": 1}, verify=str(cert), timeout=2)
+        assert put.status_code == 201
 
 
 def test_a_body_without_progress_gets_408_and_one_line_of_the_log(quick: LocalCluster) -> None:
