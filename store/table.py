@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import sys
 from collections.abc import Iterator, Mapping
 
 import msgspec
@@ -21,6 +20,9 @@ KEY_COST_BYTES = 290
 
 VERSION_COST_BYTES = 420
 """Estimated bytes of a version without its value, whose past names three replicas and is shared with no other."""
+
+LAST_CHARACTER = "\U0010ffff"
+"""The highest character of Unicode."""
 
 MAX_STALE_DEADLINES = 1000
 """Deadlines of removed versions that may stay in the heap before it is rebuilt (see ``KeyTable.set``)."""
@@ -51,7 +53,7 @@ class KeyRange(msgspec.Struct, frozen=True):
 
 def _above_prefix(prefix: str) -> str | None:
     """Return the lowest text above all texts that start with ``prefix``; None if there is none."""
-    stem = prefix.rstrip(chr(sys.maxunicode))
+    stem = prefix.rstrip(LAST_CHARACTER)
     return stem[:-1] + chr(ord(stem[-1]) + 1) if stem else None
 
 
