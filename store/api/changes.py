@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import closing
 from typing import Final
 
 from rest_framework.exceptions import ParseError
 
 from store.api import parsing, rendering, schema
+from store.api.context import StoreContext
 from store.api.event_stream import EVENT_BYTES, HEARTBEAT_S, RETRY_MS, event, heartbeat
-from store.api.large_responses import LARGE_BODY_BYTES, TooManyLargeResponses, body_of
+from store.api.large_responses import LargeBody, TooManyLargeResponses, body_of
 from store.api.query import wait_s
 from store.api.response import ApiResponse
 from store.api.views import METADATA_BYTES, KvsView
@@ -48,42 +50,51 @@ class ChangesView(KvsView):
 
     def _stream(self, prefix: str, token: FeedToken | None, past: dict[str, int]) -> ApiResponse:
         """Return an endless response. Raises what a read raises, before the response begins."""
-        engine, address = self.context.engine, self.request.environ.get("REMOTE_ADDR", "")
-        large_responses = self.context.large_responses
+        feed = _Feed(self.context, prefix, self.request.environ.get("REMOTE_ADDR", ""))
+        first = feed.read(token, past, None)
+        stream = self.context.streams.open(lambda: feed.events(first))
+        return ApiResponse(200, stream, {"Content-Type": EVENT_STREAM, "X-Accel-Buffering": "no"})
 
-        def read(after: FeedToken | None, timeout_s: float | None) -> Changes:
-            own_past = past if after is token else {}
-            return engine.changes(prefix, after, own_past, wait_s=timeout_s, max_bytes=EVENT_BYTES, streams=True)
 
-        def events() -> Generator[bytes, None, None]:
-            found = first
-            yield b"retry: %d\n\n" % RETRY_MS
-            while True:
-                token_text = encode_token(found.token)
-                if found.keys or found.more or found.is_reset:
-                    body = body_of(event(token_text, rendering.changes_parts(found, token_text)))
-                    if len(body) <= LARGE_BODY_BYTES:
-                        yield b"".join(body) if not isinstance(body, bytes) else body
-                    else:
-                        try:
-                            with_room = large_responses.send(body, address)
-                        except TooManyLargeResponses:
-                            yield b":\n\n"
-                            continue
-                        try:
-                            yield from with_room
-                            if with_room.is_aborted:
-                                return
-                        finally:
-                            with_room.close()
-                else:
-                    yield heartbeat(token_text)
-                try:
-                    found = read(found.token, HEARTBEAT_S)
-                except StoreError:
-                    return  # The replica has stopped serving clients. They connect again, and learn why.
+class _Feed:
+    """The feed of one event stream. ``address``: of its client."""
 
-        first = read(token, None)
-        stream = self.context.streams.open(events)
-        headers = {"Content-Type": EVENT_STREAM, "X-Accel-Buffering": "no"}
-        return ApiResponse(200, stream, headers)
+    def __init__(self, context: StoreContext, prefix: str, address: str) -> None:
+        self._engine = context.engine
+        self._large_responses = context.large_responses
+        self._prefix = prefix
+        self._address = address
+
+    def read(self, token: FeedToken | None, past: dict[str, int], timeout_s: float | None) -> Changes:
+        """Return the next changes. Raises what a read raises."""
+        return self._engine.changes(self._prefix, token, past, wait_s=timeout_s, max_bytes=EVENT_BYTES, streams=True)
+
+    def events(self, found: Changes) -> Generator[bytes, None, None]:
+        """Yield events, beginning with ``found``, until the replica stops serving clients."""
+        yield b"retry: %d\n\n" % RETRY_MS
+        while True:
+            token = encode_token(found.token)
+            if found.keys or found.more or found.is_reset:
+                body = body_of(event(token, rendering.changes_parts(found, token)))
+                if isinstance(body, bytes):
+                    yield body
+                elif not (yield from self._send_large(body)):
+                    return
+            else:
+                yield heartbeat(token)
+            try:
+                found = self.read(found.token, {}, HEARTBEAT_S)
+            except StoreError:
+                return  # Clients connect again, and learn why.
+
+    def _send_large(self, body: LargeBody) -> Generator[bytes, None, bool]:
+        """Yield a large event when there is room for it. Return False if it was aborted in favour of others."""
+        while True:
+            try:
+                pieces = self._large_responses.send(body, self._address)
+            except TooManyLargeResponses:
+                yield b":\n\n"  # Shows whether the client is still there.
+                continue
+            with closing(pieces):
+                yield from pieces
+                return not pieces.is_aborted
