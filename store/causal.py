@@ -238,6 +238,7 @@ class CausalStore:
     def set_present_ids(self, present: Collection[str]) -> None:
         """Set which ids are the members' present incarnations. Called whenever the membership table changes them."""
         self.present_ids = present
+        self.recent.forget_ended(present)
         self._last_deps = {origin: deps for origin, deps in self._last_deps.items() if origin in present}
 
     # -- admission -------------------------------------------------------------------------------------
@@ -539,7 +540,7 @@ class CausalStore:
         if origin not in self.present_ids:
             self.retired_changes += 1
         self.log.append(update, now.mono_s)
-        self.recent.applied(origin, update.counter, tuple([write.key for write in update.writes]))
+        self.recent.applied(origin, update.counter, deps, tuple([write.key for write in update.writes]))
         self.clock_changes += 1
         self.applied_count += 1
         self.recent_updates.append((now.wall_us, origin, update.counter))

@@ -3,9 +3,14 @@
 The change feed (store/feed.py) asks which keys have changed since a client looked last. The answer is a set of keys,
 not of values, so it is small, and a client that falls behind costs nothing: it gets the present state of these keys.
 
-The memory is bounded. The oldest changes are forgotten, and for each origin the *floor* says up to which counter. A
-client whose clock does not cover every floor has to read everything again. A joined snapshot raises floors too, because
-it does not say which keys have changed.
+An update of a key replaces what is remembered of the updates of the key in its causal past: a client whose clock lacks
+one of those lacks this one too, because clocks are causally closed. So the memory grows with the number of keys, not
+with the number of updates.
+
+It is bounded: beyond the bound, the oldest changes of the origin with the most keys are forgotten, and the *floor* of
+the origin says up to which counter. So are those of incarnations that ended long ago. A client whose clock does not
+cover every floor has to read everything again. A joined snapshot raises floors too, because it does not say which keys
+have changed.
 
 **Expiry.** An expiry has no dot: each replica judges deadlines by its own wall clock. So expiries have *times* of their
 own: the deadline or, if that is not above every earlier time, the next microsecond. They rise strictly, also if the
@@ -16,64 +21,76 @@ what expires from now on is told, perhaps a second time.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import islice
 from typing import Final
 
 from store.clock import Clock
 
-ENTRY_BYTES: Final = 80
-"""Estimated bytes of an update, and of each key that it touched, without the text of the key."""
+ENTRY_BYTES: Final = 160
+"""Estimated bytes of one remembered key, without its text."""
+
+MAX_ENDED: Final = 4
+"""Ended incarnations whose changes are remembered: those that ended last, as far as is known."""
+
+EXPIRED: Final = ""
+"""Stands for the origin of expiries: no replica id is empty."""
 
 
 class RecentChanges:
     """The keys that the latest updates and expiries have touched. Not thread-safe.
 
-    ``limit_bytes``: estimated size above which the oldest changes are forgotten. ``bytes``: the present size.
+    ``limit_bytes``: estimated size above which changes are forgotten. ``bytes``: the present size.
+    ``_by_origin``: origin -> key -> counter of its latest update of the key, rising; for expiries, their times.
+    ``_floors``: origin -> the highest counter that is forgotten.
     """
 
-    __slots__ = (
-        "_by_origin",
-        "_expired",
-        "_expired_floor",
-        "_floors",
-        "_last_time",
-        "_order",
-        "bytes",
-        "limit_bytes",
-    )
+    __slots__ = ("_by_origin", "_floors", "_last_time", "bytes", "limit_bytes")
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.bytes = 0
-        self._by_origin: dict[str, deque[tuple[int, tuple[str, ...]]]] = {}
-        self._expired: deque[tuple[int, str]] = deque()
-        self._order: deque[str] = deque()  # origin of each change in the order of arrival; empty for an expiry
+        self._by_origin: dict[str, dict[str, int]] = {}
         self._floors: Clock = {}
-        self._expired_floor = 0
         self._last_time = 0
 
-    def applied(self, origin: str, counter: int, keys: tuple[str, ...]) -> None:
-        """Note that an update, the next one of its origin, has written ``keys``."""
+    def applied(self, origin: str, counter: int, deps: Mapping[str, int], keys: tuple[str, ...]) -> None:
+        """Note that an update, the next one of its origin, has written ``keys``. ``deps``: as in ``Update``."""
         changes = self._by_origin.get(origin)
         if changes is None:
-            changes = self._by_origin[origin] = deque()
-        changes.append((counter, keys))
-        self._add(origin, keys)
+            changes = self._by_origin[origin] = {}
+        for key in keys:
+            for other, others in self._by_origin.items():
+                known = others.get(key)
+                if known is not None and (other == origin or known <= deps.get(other, 0)):
+                    del others[key]
+                    self.bytes -= ENTRY_BYTES + len(key)
+            changes[key] = counter  # A dict keeps the order of insertion.
+            self.bytes += ENTRY_BYTES + len(key)
+        if self.bytes > self.limit_bytes:
+            self._shrink()
 
     def expired(self, deadline_us: int, key: str) -> None:
         """Note that a version of ``key`` with this deadline has expired."""
         self._last_time = max(deadline_us, self._last_time + 1)
-        self._expired.append((self._last_time, key))
-        self._add("", (key,))
+        self.applied(EXPIRED, self._last_time, {}, (key,))
 
     def jumped(self, origin: str, counter: int) -> None:
         """Note that a joined snapshot has raised the clock's entry of ``origin`` to ``counter``."""
         self._floors[origin] = counter
-        changes = self._by_origin.pop(origin, None)
-        if changes is not None:
-            self.bytes -= sum(_cost(keys) for _, keys in changes)
-            self._order = deque(each for each in self._order if each != origin)
+        self._forget_origin(origin)
+
+    def forget_ended(self, present: Collection[str]) -> None:
+        """Forget the changes of ended incarnations, but for ``MAX_ENDED``. ``present``: ids of those that have not."""
+        ended = [origin for origin in self._by_origin if origin != EXPIRED and origin not in present]
+        for origin in ended[:-MAX_ENDED]:
+            latest = max(self._by_origin[origin].values(), default=0)
+            self._floors[origin] = max(self._floors.get(origin, 0), latest)
+            self._forget_origin(origin)
+
+    def _forget_origin(self, origin: str) -> None:
+        for key in self._by_origin.pop(origin, ()):
+            self.bytes -= ENTRY_BYTES + len(key)
 
     def expiry_time(self, now_us: int) -> int:
         """Return the time of the present moment: no expiry so far has a later one, and all later expiries have."""
@@ -83,45 +100,27 @@ class RecentChanges:
     def touched(self, clock: Mapping[str, int], expired_us: int) -> set[str] | None:
         """Return the keys touched by updates that ``clock`` does not cover, and by expiries later than ``expired_us``.
 
-        None if some of these changes are forgotten. The cost is proportional to the changes that are returned.
+        None if some of these changes are forgotten. The cost is proportional to the number of keys that are returned.
         """
-        if expired_us < self._expired_floor:
-            return None
         for origin, floor in self._floors.items():
-            if clock.get(origin, 0) < floor:
+            if (clock.get(origin, 0) if origin else expired_us) < floor:
                 return None
         keys: set[str] = set()
         for origin, changes in self._by_origin.items():
-            known = clock.get(origin, 0)
-            if changes and changes[-1][0] > known:
-                for counter, written in reversed(changes):
-                    if counter <= known:
-                        break
-                    keys.update(written)
-        for time_us, key in reversed(self._expired):
-            if time_us <= expired_us:
-                break
-            keys.add(key)
+            known = clock.get(origin, 0) if origin else expired_us
+            for key, counter in reversed(changes.items()):
+                if counter <= known:
+                    break
+                keys.add(key)
         return keys
 
-    def _add(self, origin: str, keys: tuple[str, ...]) -> None:
-        self._order.append(origin)
-        self.bytes += _cost(keys)
-        while self.bytes > self.limit_bytes:
-            self._forget_oldest()
-
-    def _forget_oldest(self) -> None:
-        origin = self._order.popleft()
-        if origin:
-            changes = self._by_origin[origin]
-            self._floors[origin], keys = changes.popleft()
+    def _shrink(self) -> None:
+        """Reduce the size to fifteen sixteenths of the limit."""
+        while self.bytes > self.limit_bytes * 15 // 16:
+            origin, changes = max(self._by_origin.items(), key=lambda item: len(item[1]))
+            # Several at once: to find the first entry of a dict takes as long as entries were removed before it.
+            for key in list(islice(changes, len(changes) // 16 + 1)):
+                self._floors[origin] = changes.pop(key)
+                self.bytes -= ENTRY_BYTES + len(key)
             if not changes:
                 del self._by_origin[origin]
-        else:
-            self._expired_floor, key = self._expired.popleft()
-            keys = (key,)
-        self.bytes -= _cost(keys)
-
-
-def _cost(keys: tuple[str, ...]) -> int:
-    return ENTRY_BYTES + sum(ENTRY_BYTES + len(key) for key in keys)

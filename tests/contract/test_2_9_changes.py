@@ -45,7 +45,7 @@ def test_2_9_a_replica_that_is_behind_defers(api: Client, key: str) -> None:
     prefix = key.removeprefix("/kvs/")
     put = api.put(0, key, 1)
     since = poll(api, 0, prefix)["next"]
-    body = poll(api, 1, prefix, since, wait=20)
+    body = poll(api, 1, prefix, since, wait=2)
     assert body["changes"] == []
     assert api.get(1, key, put.past).status == 200
 

@@ -53,6 +53,8 @@ BOUNDS = {
     "KV_MAX_LOG_BYTES": 64 << 20,
     "KV_MAX_MEMORY": 0,
     "KV_MAX_PENDING": 100_000,
+    "KV_MAX_FEED_BYTES": 16 << 20,
+    "KV_MAX_STREAMS": 256,
 }
 
 

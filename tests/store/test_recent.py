@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from store.recent import ENTRY_BYTES, RecentChanges
+from store.recent import ENTRY_BYTES, MAX_ENDED, RecentChanges
 
 A, B = "a:1@1", "b:1@1"
 PLENTY = 1_000_000
@@ -13,29 +13,47 @@ PLENTY = 1_000_000
 
 def test_touched_returns_the_keys_above_a_clock() -> None:
     recent = RecentChanges(PLENTY)
-    recent.applied(A, 1, ("x",))
-    recent.applied(B, 1, ("y", "z"))
-    recent.applied(A, 2, ("w",))
+    recent.applied(A, 1, {}, ("x",))
+    recent.applied(B, 1, {}, ("y", "z"))
+    recent.applied(A, 2, {}, ("w",))
     assert recent.touched({}, 0) == {"x", "y", "z", "w"}
     assert recent.touched({A: 1}, 0) == {"y", "z", "w"}
     assert recent.touched({A: 2, B: 1}, 0) == set()
 
 
+def test_only_the_latest_update_of_a_key_is_remembered() -> None:
+    recent = RecentChanges(PLENTY)
+    for counter in range(1, 1001):
+        recent.applied(A, counter, {}, (f"{counter % 3}",))
+    assert recent.bytes == 3 * (ENTRY_BYTES + 1)
+    assert recent.touched({A: 997}, 0) == {"0", "1", "2"}
+    assert recent.touched({A: 998}, 0) == {"0", "1"}
+    assert recent.touched({A: 1000}, 0) == set()
+    assert recent.touched({}, 0) == {"0", "1", "2"}
+
+
 def test_the_oldest_changes_are_forgotten_and_floors_say_so() -> None:
-    recent = RecentChanges(5 * (2 * ENTRY_BYTES + 1))
+    recent = RecentChanges(5 * (ENTRY_BYTES + 1))
     for counter in range(1, 8):
-        recent.applied(A, counter, (str(counter),))
-    assert recent.bytes <= recent.limit_bytes
-    assert recent.touched({A: 1}, 0) is None
-    assert recent.touched({A: 2}, 0) == {"3", "4", "5", "6", "7"}
-    recent.applied(B, 1, ("y",))
-    assert recent.touched({A: 2}, 0) is None
-    assert recent.touched({A: 3}, 0) == {"4", "5", "6", "7", "y"}
+        recent.applied(A, counter, {}, (str(counter),))
+        assert recent.bytes <= recent.limit_bytes
+    known = next(n for n in range(8) if recent.touched({A: n}, 0) is not None)
+    assert 2 <= known <= 4
+    assert recent.touched({A: known}, 0) == {str(n) for n in range(known + 1, 8)}
+    assert recent.touched({A: known - 1}, 0) is None
+
+
+def test_the_origin_with_the_most_keys_is_forgotten_first() -> None:
+    recent = RecentChanges(10 * (ENTRY_BYTES + 2))
+    recent.applied(B, 1, {}, ("b",))
+    for counter in range(1, 50):
+        recent.applied(A, counter, {}, (f"{counter:02}",))
+    assert recent.touched({A: 49}, 0) == {"b"}
 
 
 def test_an_update_larger_than_the_limit_is_forgotten_at_once() -> None:
     recent = RecentChanges(ENTRY_BYTES)
-    recent.applied(A, 1, ("x" * 1000,))
+    recent.applied(A, 1, {}, ("x" * 1000,))
     assert recent.bytes == 0
     assert recent.touched({}, 0) is None
     assert recent.touched({A: 1}, 0) == set()
@@ -43,14 +61,14 @@ def test_an_update_larger_than_the_limit_is_forgotten_at_once() -> None:
 
 def test_a_joined_snapshot_raises_floors() -> None:
     recent = RecentChanges(PLENTY)
-    recent.applied(A, 1, ("x",))
-    recent.applied(B, 1, ("y",))
+    recent.applied(A, 1, {}, ("x",))
+    recent.applied(B, 1, {}, ("y",))
     recent.jumped(A, 5)
     assert recent.touched({A: 4, B: 1}, 0) is None
     assert recent.touched({A: 5}, 0) == {"y"}
-    recent.applied(A, 6, ("z",))
+    recent.applied(A, 6, {}, ("z",))
     assert recent.touched({A: 5, B: 1}, 0) == {"z"}
-    assert recent.bytes == 2 * (2 * ENTRY_BYTES + 1)
+    assert recent.bytes == 2 * (ENTRY_BYTES + 1)
 
 
 def test_expiries_are_told_to_those_who_have_seen_an_earlier_time() -> None:
@@ -77,31 +95,60 @@ def test_every_expiry_is_told_once_whatever_the_wall_clock_does(steps: list[tupl
 
 
 def test_forgotten_expiries() -> None:
-    recent = RecentChanges(2 * (2 * ENTRY_BYTES + 1))
-    for deadline_us in (10, 20, 30):
-        recent.expired(deadline_us, "x")
+    recent = RecentChanges(2 * (ENTRY_BYTES + 1))
+    for deadline_us, key in ((10, "x"), (20, "y"), (30, "z")):
+        recent.expired(deadline_us, key)
     assert recent.touched({}, 9) is None
-    assert recent.touched({}, 10) == {"x"}
+    assert recent.touched({}, 29) == {"z"}
 
 
-@given(st.lists(st.tuples(st.sampled_from([A, B, ""]), st.integers(1, 3)), max_size=60), st.integers(0, 4000))
-def test_the_size_is_what_is_remembered(changes: list[tuple[str, int]], limit: int) -> None:
+def test_an_update_replaces_those_of_its_causal_past() -> None:
+    """A clock that lacks the earlier one lacks the later one too, because clocks are causally closed."""
+    recent = RecentChanges(PLENTY)
+    recent.applied(A, 1, {}, ("x",))
+    recent.applied(A, 2, {}, ("y",))
+    recent.applied(B, 1, {A: 1}, ("x", "y"))
+    assert recent.bytes == 3 * (ENTRY_BYTES + 1)
+    assert recent.touched({}, 0) == {"x", "y"}
+    assert recent.touched({A: 1}, 0) == {"x", "y"}
+    assert recent.touched({A: 1, B: 1}, 0) == {"y"}
+    assert recent.touched({A: 2, B: 1}, 0) == set()
+
+
+def test_only_the_last_ended_incarnations_are_remembered() -> None:
+    recent = RecentChanges(PLENTY)
+    ids = [f"a:1@{number}" for number in range(MAX_ENDED + 3)]
+    for number, origin in enumerate(ids):
+        recent.applied(origin, 1, {}, (f"{number}",))
+        recent.applied(origin, 2, {}, (f"{number}",))
+    recent.expired(5, "z")
+    recent.forget_ended(ids[-1:])
+    full = dict.fromkeys(ids, 2)
+    assert recent.touched({**full, ids[1]: 1}, 9) is None
+    assert recent.touched({**full, ids[2]: 1}, 9) == {"2"}
+    assert recent.touched(full, 4) == {"z"}
+    assert recent.bytes == (MAX_ENDED + 2) * (ENTRY_BYTES + 1)
+
+
+@given(st.lists(st.tuples(st.sampled_from([A, B, ""]), st.lists(st.sampled_from("vwxyz"), min_size=1, unique=True))))
+def test_what_is_remembered_is_right_and_within_the_limit(changes: list[tuple[str, list[str]]]) -> None:
+    limit = 6 * (ENTRY_BYTES + 1)
     recent, counters = RecentChanges(limit), {A: 0, B: 0}
-    remembered: list[tuple[str, int, int]] = []
-    for number, (origin, keys) in enumerate(changes):
+    log: list[tuple[str, int, str]] = []
+    for origin, keys in changes:
         if origin:
             counters[origin] += 1
-            recent.applied(origin, counters[origin], tuple(str(n) for n in range(keys)))
-            remembered.append((origin, counters[origin], ENTRY_BYTES + keys * (ENTRY_BYTES + 1)))
+            recent.applied(origin, counters[origin], {}, tuple(keys))
+            log += [(origin, counters[origin], key) for key in keys]
         else:
-            recent.expired(number + 1, "k")
-            remembered.append(("", number + 1, 2 * ENTRY_BYTES + 1))
-        while sum(size for _, _, size in remembered) > limit:
-            remembered.pop(0)
-        assert recent.bytes == sum(size for _, _, size in remembered) <= limit
-    for origin, counter in counters.items():
-        lowest = min([c for o, c, _ in remembered if o == origin], default=counter + 1) - 1
-        full = {**counters, origin: lowest}
-        assert recent.touched(full, len(changes)) is not None
-        if lowest:
-            assert recent.touched({**counters, origin: lowest - 1}, len(changes)) is None
+            recent.expired(0, keys[0])
+            log.append(("", recent.expiry_time(0), keys[0]))
+        assert recent.bytes <= limit
+    now = recent.expiry_time(0)
+    for a in range(counters[A] + 1):
+        for time in {0, now // 2, now}:
+            known = {A: a, B: counters[B], "": time}
+            touched = recent.touched({A: a, B: counters[B]}, time)
+            if touched is not None:
+                assert touched == {key for origin, counter, key in log if counter > known[origin]}
+    assert recent.touched(counters, now) == set()

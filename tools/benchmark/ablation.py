@@ -57,7 +57,7 @@ def substitutions() -> Iterator[Substitution]:
         return rendering.bytes_response(status, body, rendering.JSON, {} if etag is None else {"ETag": etag})
 
     yield Substitution(CausalStore, "admit", admit)
-    yield Substitution(CausalStore, "_response_metadata", lambda self, past, shown: _NOTHING)
+    yield Substitution(CausalStore, "response_metadata", lambda self, past, shown: _NOTHING)
     yield Substitution(CausalStore, "_join_pasts", lambda self, past, versions: _NOTHING)
     yield Substitution(Update, "past", property(lambda self: _NOTHING))
     yield Substitution(parsing, "causal_past", lambda *arguments: _NOTHING)

@@ -266,7 +266,7 @@ def omit_delete_clock() -> Iterator[None]:
         finally:
             self.delete_clock = delete_clock
 
-    with patch.object(CausalStore, "_response_metadata", metadata):
+    with patch.object(CausalStore, "response_metadata", metadata):
         yield
 
 
