@@ -26,8 +26,9 @@ from tools.benchmark.systems import Causeway, Context, request_json, wait_until
 AT_MOST: Final = 1.5
 """Target: the p50 of a PUT with all places taken, relative to the p50 with none taken."""
 
-WAIT_S: Final = 20.0
-QUICK_PLACES: Final = 32
+WAIT_S, QUICK_WAIT_S = 20.0, 4.0
+PLACES, QUICK_PLACES = StoreSettings().max_watchers, 32
+"""How long the requests wait, and how many of each kind."""
 
 KINDS: Final = ("change", "causal past", "acks")
 """Label of the metric ``causeway_requests_waiting`` for each kind of request."""
@@ -35,7 +36,7 @@ KINDS: Final = ("change", "causal past", "acks")
 
 def measure(context: Context) -> list[Figure]:
     """Measure PUTs at half of the maximum rate, alternately without and with all places taken."""
-    places = QUICK_PLACES if context.quick else StoreSettings().max_watchers
+    places, wait_s = (QUICK_PLACES, QUICK_WAIT_S) if context.quick else (PLACES, WAIT_S)
     without: list[float] = []
     beside: list[float] = []
     with Causeway(context, 3, 60) as cluster:
@@ -46,7 +47,7 @@ def measure(context: Context) -> list[Figure]:
             for number in range(context.rounds):
                 context.progress(f"round {number + 1} of {context.rounds}: PUT beside {places} requests of each kind")
                 without.append(_p50(context, cluster, rate))
-                with all_waiting(cluster, places):
+                with all_waiting(cluster, places, wait_s):
                     beside.append(_p50(context, cluster, rate))
         finally:
             os.kill(stopped, signal.SIGCONT)
@@ -67,12 +68,12 @@ def _p50(context: Context, cluster: Causeway, rate: float) -> float:
 
 
 @contextlib.contextmanager
-def all_waiting(cluster: Causeway, places: int) -> Iterator[None]:
-    """Let ``places`` requests of each kind wait at the first replica while the block runs."""
+def all_waiting(cluster: Causeway, places: int, wait_s: float) -> Iterator[None]:
+    """Let ``places`` requests of each kind wait at the first replica for ``wait_s``: longer than the block runs."""
     address = cluster.address(0)
     host, _, port = address.rpartition(":")
     with contextlib.ExitStack() as opened:
-        for request in _requests(address, places):
+        for request in _requests(address, places, wait_s):
             connection = opened.enter_context(socket.create_connection((host, int(port)), timeout=5.0))
             connection.sendall(request)
         _wait_until_waiting(cluster, places)
@@ -82,16 +83,16 @@ def all_waiting(cluster: Causeway, places: int) -> Iterator[None]:
     _wait_until_waiting(cluster, 0)
 
 
-def _requests(address: str, places: int) -> Iterator[bytes]:
+def _requests(address: str, places: int, wait_s: float) -> Iterator[bytes]:
     """Yield ``places`` requests of each kind."""
     request_json(address, "PUT", "/kvs/watched", {"value": 1})
     response = request_json(address, "GET", "/kvs/watched")
     tags = ", ".join([response.headers["etag"], *(f'"{number}"' for number in range(MAX_TAGS - 1))])
     past = {f"10.0.0.1:1@{number:016x}": 1 for number in range(1, RequestLimits().max_clock_entries + 1)}
     for number in range(places):
-        yield loads.http("GET", f"/kvs/watched?wait={WAIT_S:g}", address, headers=[("If-None-Match", tags)])
-        yield loads.http("GET", f"/kvs/watched?wait={WAIT_S:g}", address, {"causal-metadata": past})
-        yield loads.http("PUT", f"/kvs/waits-{number}", address, {"value": 1, "w": "all", "w-timeout": WAIT_S})
+        yield loads.http("GET", f"/kvs/watched?wait={wait_s:g}", address, headers=[("If-None-Match", tags)])
+        yield loads.http("GET", f"/kvs/watched?wait={wait_s:g}", address, {"causal-metadata": past})
+        yield loads.http("PUT", f"/kvs/waits-{number}", address, {"value": 1, "w": "all", "w-timeout": wait_s})
 
 
 def _wait_until_waiting(cluster: Causeway, places: int) -> None:

@@ -21,6 +21,14 @@ for seed in range(40):
     print(seed, fingerprint(attempt(seed, 200)))
 """
 DIRECTED_ONLY = {"omit_delete_clock"}
+
+CATCHING = {
+    "revive_forgotten_entries": (219,),
+    "merge_no_horizon": (128,),
+    "serve_if_as_many_peers_refuse": (96,),
+    "follow_every_jump_of_the_wall_clock": (54,),
+}
+"""Mutant -> a seed that has caught it, to save time. If the seed does not catch it any more, all others are tried."""
 """Random runs hardly ever catch it; a directed test does (test_mutants.py)."""
 
 
@@ -98,8 +106,9 @@ def test_the_same_seed_gives_the_same_history_whatever_the_hash_seed() -> None:
 
 @pytest.mark.parametrize("name", sorted(MUTANTS.keys() - DIRECTED_ONLY))
 def test_a_mutant_is_caught(name: str) -> None:
+    seeds = [*CATCHING.get(name, ()), *range(RUNS)]
     with MUTANTS[name]():
-        assert any(attempt(seed, OPERATIONS).violations for seed in range(RUNS)), f"{name} survived {RUNS} runs"
+        assert any(attempt(seed, OPERATIONS).violations for seed in seeds), f"{name} survived {RUNS} runs"
 
 
 def test_shrinking_finds_a_smaller_run_that_fails_too() -> None:
