@@ -52,7 +52,9 @@ def substitutions() -> Iterator[Substitution]:
         if now.wall_us >= self.table.next_deadline:
             self.expire(now)
 
-    def render(status: int, head: bytes, result: Any, tail: Any = None, etag: str | None = None) -> Any:
+    def render(
+        status: int, head: bytes, result: Any, tail: Any = None, etag: str | None = None, *, in_header: bool = True
+    ) -> Any:
         body = head + (b"," + msgspec.json.encode(tail)[1:] if tail else b"}")
         return rendering.bytes_response(status, body, rendering.JSON, {} if etag is None else {"ETag": etag})
 
