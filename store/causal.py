@@ -531,6 +531,7 @@ class CausalStore:
         for write in update.writes:
             version = None if write.value is None else version_of(write, update, origin, deps)
             table.set(write.key, apply_write(table.get(write.key), write, version))
+            self.recent.applied(origin, update.counter, deps, write.key)
             if version is None:
                 # Counters of an origin only rise, so this is the highest deleting update of the origin.
                 self.delete_clock[origin] = update.counter
@@ -540,7 +541,6 @@ class CausalStore:
         if origin not in self.present_ids:
             self.retired_changes += 1
         self.log.append(update, now.mono_s)
-        self.recent.applied(origin, update.counter, deps, tuple([write.key for write in update.writes]))
         self.clock_changes += 1
         self.applied_count += 1
         self.recent_updates.append((now.wall_us, origin, update.counter))

@@ -25,7 +25,7 @@ from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import Final
 
-from store.clock import Clock
+from store.clock import MAX_COUNTER, Clock
 
 ENTRY_BYTES: Final = 160
 """Estimated bytes of one remembered key, without its text."""
@@ -54,26 +54,27 @@ class RecentChanges:
         self._floors: Clock = {}
         self._last_time = 0
 
-    def applied(self, origin: str, counter: int, deps: Mapping[str, int], keys: tuple[str, ...]) -> None:
-        """Note that an update, the next one of its origin, has written ``keys``. ``deps``: as in ``Update``."""
+    def applied(self, origin: str, counter: int, deps: Mapping[str, int], key: str) -> None:
+        """Note that an update, the next one of its origin, has written ``key``. ``deps``: as in ``Update``."""
         changes = self._by_origin.get(origin)
         if changes is None:
             changes = self._by_origin[origin] = {}
-        for key in keys:
-            for other, others in self._by_origin.items():
-                known = others.get(key)
-                if known is not None and (other == origin or known <= deps.get(other, 0)):
-                    del others[key]
-                    self.bytes -= ENTRY_BYTES + len(key)
-            changes[key] = counter  # A dict keeps the order of insertion.
-            self.bytes += ENTRY_BYTES + len(key)
+        cost = ENTRY_BYTES + len(key)
+        if changes.pop(key, None) is None:
+            self.bytes += cost
+        changes[key] = counter  # A dict keeps the order of insertion.
+        for other in deps:
+            others = self._by_origin.get(other)
+            if others and others.get(key, MAX_COUNTER) <= deps[other]:
+                del others[key]
+                self.bytes -= cost
         if self.bytes > self.limit_bytes:
             self._shrink()
 
     def expired(self, deadline_us: int, key: str) -> None:
         """Note that a version of ``key`` with this deadline has expired."""
         self._last_time = max(deadline_us, self._last_time + 1)
-        self.applied(EXPIRED, self._last_time, {}, (key,))
+        self.applied(EXPIRED, self._last_time, {}, key)
 
     def jumped(self, origin: str, counter: int) -> None:
         """Note that a joined snapshot has raised the clock's entry of ``origin`` to ``counter``."""

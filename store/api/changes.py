@@ -46,7 +46,7 @@ class ChangesView(KvsView):
         limit = self.context.limits.max_response_bytes
         max_bytes = limit - min(METADATA_BYTES, limit // 4)
         found = self.context.engine.changes(prefix, token, parsed.past, wait_s=timeout_s, max_bytes=max_bytes)
-        return rendering.changes(found, encode_token(found.token), in_header=self.in_header(parsed))
+        return rendering.changes(found, encode_token(found.token), in_header=parsed.in_header)
 
     def _stream(self, prefix: str, token: FeedToken | None, past: dict[str, int]) -> ApiResponse:
         """Return an endless response. Raises what a read raises, before the response begins."""

@@ -121,17 +121,14 @@ _PAST: Final[msgspec.json.Decoder[Past]] = msgspec.json.Decoder(Past)
 class ParsedRequest(msgspec.Struct, Generic[AnyBody], frozen=True):
     """A checked request of /kvs.
 
-    ``past``: the client's causal past, without entries of value 0. ``past_in_body``: whether the body had one that is
-    not empty.
+    ``past``: the client's causal past, without entries of value 0. ``in_header``: whether the response has its metadata
+    in the header too: the body of the request had none, or an empty one, or the response has no body.
     """
 
     body: AnyBody
     query: queries.Query
     past: dict[str, int]
-
-    @property
-    def past_in_body(self) -> bool:
-        return bool(self.body.causal_metadata)
+    in_header: bool
 
 
 def parse(
@@ -140,7 +137,9 @@ def parse(
     """Parse ``request``, whose ``body`` was read already. Raises ``ParseError``."""
     decoded = decode(body, decoder)
     query = queries.parameters(request)
-    return ParsedRequest(decoded, query, causal_past(request, decoded, query, limits.max_clock_entries))
+    past = causal_past(request, decoded, query, limits.max_clock_entries)
+    in_header = not decoded.causal_metadata or request.method == "HEAD"
+    return ParsedRequest(decoded, query, past, in_header)
 
 
 def read_body(request: ApiRequest, max_bytes: int, media_type: str = JSON) -> bytes:

@@ -25,6 +25,7 @@ MAX_METADATA_HEADER_BYTES: Final = 4096
 
 JSON: Final = "application/json"
 NO_HEADERS: Final[Mapping[str, str]] = {}
+NO_TAIL: Final[Mapping[str, Any]] = {}
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -42,18 +43,18 @@ def found(result: ReadResult, *, siblings: bool = False, in_header: bool = True)
     """Render a GET of a key: the winner and the number of versions; with ``siblings``, every version."""
     if not result.versions:
         return absent(result, in_header=in_header)
-    winner = result.versions[0]
-    tail: dict[str, Any] = {}
-    if len(result.versions) > 1:
-        tail["conflicts"] = len(result.versions)
-    if winner.expires is not None:
-        tail["expires"] = _unix_s(winner.expires)
+    winner, count = result.versions[0], len(result.versions)
+    etag, tail = winner.etag, NO_TAIL
+    if count > 1 or winner.expires is not None:
+        etag = result.etag
+        conflicts = {"conflicts": count} if count > 1 else {}
+        tail = conflicts if winner.expires is None else {**conflicts, "expires": _unix_s(winner.expires)}
     if siblings or len(winner.value) > LARGE_BODY_BYTES:
         parts = (b'{"result":"found","value":', winner.value)
         end = _siblings(result) if siblings else ()
-        return _render_parts(200, parts, result, tail, result.etag, end, in_header=in_header)
+        return _render_parts(200, parts, result, tail, etag, end, in_header=in_header)
     head = b'{"result":"found","value":' + winner.value
-    return _render(200, head, result, tail, result.etag, in_header=in_header)
+    return _render(200, head, result, tail, etag, in_header=in_header)
 
 
 def not_modified(result: ReadResult) -> ApiResponse:
@@ -68,7 +69,10 @@ def absent(result: ReadResult | WriteResult | TransactionResult, *, in_header: b
 
 def written(result: WriteResult, acks: Acks | None, *, in_header: bool = True) -> ApiResponse:
     """Render a PUT."""
-    status, head = (201, b'{"result":"created"') if result.created else (200, b'{"result":"replaced"')
+    status, head = (200, b'{"result":"replaced"') if result.existed else (201, b'{"result":"created"')
+    assert result.update is not None
+    if acks is None:  # The common case.
+        return _render(status, head, result, None, result.update.etag, in_header=in_header)
     return _render_write(status, head, result, acks, in_header=in_header)
 
 

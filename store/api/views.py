@@ -44,10 +44,6 @@ class KvsView(ApiView):
         self._past, self._body = parsed.past, None  # a request that waits keeps little
         return parsed
 
-    def in_header(self, parsed: parsing.ParsedRequest[AnyBody]) -> bool:
-        """Return whether the response to a GET or HEAD has its metadata in the header too."""
-        return not parsed.past_in_body or self.request.method == "HEAD"
-
     def key(self, rest: str) -> str:
         """Return the key that the path names. Raises ``ParseError``."""
         return key_from_path(self.request, rest, self.context.limits.max_key_bytes)
@@ -84,7 +80,7 @@ class KeyView(KvsView):
         parsed = self.parse(parsing.BODY)
         engine, query = self.context.engine, parsed.query
         if not query and "HTTP_IF_NONE_MATCH" not in self.request.environ:  # The common case.
-            return rendering.found(engine.get(key, parsed.past), in_header=self.in_header(parsed))
+            return rendering.found(engine.get(key, parsed.past), in_header=parsed.in_header)
         timeout_s = wait_s(query)
         if flag(query, "siblings"):
             # If-None-Match is ignored: an entity tag names the winner, and siblings can change under the same winner.
@@ -92,7 +88,7 @@ class KeyView(KvsView):
             limit = self.context.limits.max_response_bytes
             if len(result.versions) > 1 and sum(len(version.value) for version in result.versions) > limit:
                 raise ResponseTooLarge("The siblings of this key are too long", limit)
-            return rendering.found(result, siblings=True, in_header=self.in_header(parsed))
+            return rendering.found(result, siblings=True, in_header=parsed.in_header)
         known = known_versions(self.request)
         if known and timeout_s is not None:
             self.operation = "watch"
@@ -101,7 +97,7 @@ class KeyView(KvsView):
             result = engine.get(key, parsed.past, wait_s=timeout_s)
         if result.etag in known or (ANY in known and result.versions):
             return rendering.not_modified(result)
-        return rendering.found(result, in_header=self.in_header(parsed))
+        return rendering.found(result, in_header=parsed.in_header)
 
     @schema.described(schema.PUT_KEY)
     def put(self, rest: str) -> ApiResponse:
@@ -120,7 +116,7 @@ class KeyView(KvsView):
         body.value = UNSET  # The decoded value takes up to 30 times as much memory, also while the request waits.
         required = conditions(self.request)
         change = Change(key, value, parsing.ttl_us(body.ttl), required.if_match, required.if_none_match)
-        return rendering.written(*self.write(change, parsed), in_header=not parsed.past_in_body)
+        return rendering.written(*self.write(change, parsed), in_header=parsed.in_header)
 
     def write(self, change: Change, parsed: parsing.ParsedRequest[AnyWrite]) -> tuple[WriteResult, Acks | None]:
         """Make one change with the request's write concern."""
@@ -139,7 +135,7 @@ class KeyView(KvsView):
         """Delete the versions of the key that this replica has."""
         key = self.key(rest)
         parsed = self.parse(parsing.DELETE_BODY)
-        in_header = not parsed.past_in_body
+        in_header = parsed.in_header
         required = conditions(self.request)
         if required.if_none_match:
             # The condition holds only if the key is absent, and then there is nothing to delete. A transaction checks
@@ -179,7 +175,7 @@ class KeysView(KvsView):
             conflicts=flag(query, "conflicts"),
             wait_s=wait_s(query),
         )
-        return rendering.listed(result, values=values, meta=meta, in_header=self.in_header(parsed))
+        return rendering.listed(result, values=values, meta=meta, in_header=parsed.in_header)
 
     @schema.described(schema.DELETE_KEYS)
     def delete(self) -> ApiResponse:
@@ -193,7 +189,7 @@ class KeysView(KvsView):
         done, acks = engine.write_with_concern(
             parsed.body.concern, engine.delete_range, prefix, parsed.past, limit, timeout_s
         )
-        return rendering.range_deleted(done, acks, in_header=not parsed.past_in_body)
+        return rendering.range_deleted(done, acks, in_header=parsed.in_header)
 
     @schema.described(schema.TRANSACT)
     def post(self) -> ApiResponse:
@@ -204,7 +200,7 @@ class KeysView(KvsView):
             require_write_access(self.request)
         with self.large_responses.reservation(self.request.environ.get("REMOTE_ADDR", "")) as reservation:
             transacted = self.transact(reads, writes, parsed, reservation)
-            response = rendering.transacted(*transacted, in_header=not parsed.past_in_body)
+            response = rendering.transacted(*transacted, in_header=parsed.in_header)
             response.body = reservation.stream(response.body)
         return response
 

@@ -13,9 +13,10 @@ PLENTY = 1_000_000
 
 def test_touched_returns_the_keys_above_a_clock() -> None:
     recent = RecentChanges(PLENTY)
-    recent.applied(A, 1, {}, ("x",))
-    recent.applied(B, 1, {}, ("y", "z"))
-    recent.applied(A, 2, {}, ("w",))
+    recent.applied(A, 1, {}, "x")
+    for key in "yz":
+        recent.applied(B, 1, {}, key)
+    recent.applied(A, 2, {}, "w")
     assert recent.touched({}, 0) == {"x", "y", "z", "w"}
     assert recent.touched({A: 1}, 0) == {"y", "z", "w"}
     assert recent.touched({A: 2, B: 1}, 0) == set()
@@ -24,7 +25,7 @@ def test_touched_returns_the_keys_above_a_clock() -> None:
 def test_only_the_latest_update_of_a_key_is_remembered() -> None:
     recent = RecentChanges(PLENTY)
     for counter in range(1, 1001):
-        recent.applied(A, counter, {}, (f"{counter % 3}",))
+        recent.applied(A, counter, {}, f"{counter % 3}")
     assert recent.bytes == 3 * (ENTRY_BYTES + 1)
     assert recent.touched({A: 997}, 0) == {"0", "1", "2"}
     assert recent.touched({A: 998}, 0) == {"0", "1"}
@@ -35,7 +36,7 @@ def test_only_the_latest_update_of_a_key_is_remembered() -> None:
 def test_the_oldest_changes_are_forgotten_and_floors_say_so() -> None:
     recent = RecentChanges(5 * (ENTRY_BYTES + 1))
     for counter in range(1, 8):
-        recent.applied(A, counter, {}, (str(counter),))
+        recent.applied(A, counter, {}, str(counter))
         assert recent.bytes <= recent.limit_bytes
     known = next(n for n in range(8) if recent.touched({A: n}, 0) is not None)
     assert 2 <= known <= 4
@@ -45,15 +46,15 @@ def test_the_oldest_changes_are_forgotten_and_floors_say_so() -> None:
 
 def test_the_origin_with_the_most_keys_is_forgotten_first() -> None:
     recent = RecentChanges(10 * (ENTRY_BYTES + 2))
-    recent.applied(B, 1, {}, ("b",))
+    recent.applied(B, 1, {}, "b")
     for counter in range(1, 50):
-        recent.applied(A, counter, {}, (f"{counter:02}",))
+        recent.applied(A, counter, {}, f"{counter:02}")
     assert recent.touched({A: 49}, 0) == {"b"}
 
 
 def test_an_update_larger_than_the_limit_is_forgotten_at_once() -> None:
     recent = RecentChanges(ENTRY_BYTES)
-    recent.applied(A, 1, {}, ("x" * 1000,))
+    recent.applied(A, 1, {}, "x" * 1000)
     assert recent.bytes == 0
     assert recent.touched({}, 0) is None
     assert recent.touched({A: 1}, 0) == set()
@@ -61,12 +62,12 @@ def test_an_update_larger_than_the_limit_is_forgotten_at_once() -> None:
 
 def test_a_joined_snapshot_raises_floors() -> None:
     recent = RecentChanges(PLENTY)
-    recent.applied(A, 1, {}, ("x",))
-    recent.applied(B, 1, {}, ("y",))
+    recent.applied(A, 1, {}, "x")
+    recent.applied(B, 1, {}, "y")
     recent.jumped(A, 5)
     assert recent.touched({A: 4, B: 1}, 0) is None
     assert recent.touched({A: 5}, 0) == {"y"}
-    recent.applied(A, 6, {}, ("z",))
+    recent.applied(A, 6, {}, "z")
     assert recent.touched({A: 5, B: 1}, 0) == {"z"}
     assert recent.bytes == 2 * (ENTRY_BYTES + 1)
 
@@ -105,9 +106,10 @@ def test_forgotten_expiries() -> None:
 def test_an_update_replaces_those_of_its_causal_past() -> None:
     """A clock that lacks the earlier one lacks the later one too, because clocks are causally closed."""
     recent = RecentChanges(PLENTY)
-    recent.applied(A, 1, {}, ("x",))
-    recent.applied(A, 2, {}, ("y",))
-    recent.applied(B, 1, {A: 1}, ("x", "y"))
+    recent.applied(A, 1, {}, "x")
+    recent.applied(A, 2, {}, "y")
+    for key in "xy":
+        recent.applied(B, 1, {A: 1}, key)
     assert recent.bytes == 3 * (ENTRY_BYTES + 1)
     assert recent.touched({}, 0) == {"x", "y"}
     assert recent.touched({A: 1}, 0) == {"x", "y"}
@@ -119,8 +121,8 @@ def test_only_the_last_ended_incarnations_are_remembered() -> None:
     recent = RecentChanges(PLENTY)
     ids = [f"a:1@{number}" for number in range(MAX_ENDED + 3)]
     for number, origin in enumerate(ids):
-        recent.applied(origin, 1, {}, (f"{number}",))
-        recent.applied(origin, 2, {}, (f"{number}",))
+        recent.applied(origin, 1, {}, f"{number}")
+        recent.applied(origin, 2, {}, f"{number}")
     recent.expired(5, "z")
     recent.forget_ended(ids[-1:])
     full = dict.fromkeys(ids, 2)
@@ -138,7 +140,8 @@ def test_what_is_remembered_is_right_and_within_the_limit(changes: list[tuple[st
     for origin, keys in changes:
         if origin:
             counters[origin] += 1
-            recent.applied(origin, counters[origin], {}, tuple(keys))
+            for key in keys:
+                recent.applied(origin, counters[origin], {}, key)
             log += [(origin, counters[origin], key) for key in keys]
         else:
             recent.expired(0, keys[0])
