@@ -69,7 +69,7 @@ AppliedUpdate = tuple[int, str, int]
 about a deleted key stays in memory."""
 
 META_BYTES: Final = 128
-"""An upper bound of the length of what a listing tells about a key with ``meta``, without its entity tag."""
+"""Most bytes of a key's entry in the ``meta`` of a listing, as JSON, without the key and its entity tag."""
 
 MAX_RECENT_UPDATES = 200
 """Length of ``CausalStore.recent_updates``: as many as the dashboard's diagram can show."""

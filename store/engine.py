@@ -296,7 +296,7 @@ class Engine:
 
         With nothing to tell, wait up to ``wait_s`` seconds, or less if the request loses its place to another one; then
         return no changes and a token that has moved on. ``streams``: the request is a stream, which has a place of its
-        own (``max_streams``). Raises NotServing, DependenciesMissing.
+        own (``max_streams``). Raises NotServing, DependenciesMissing, and BadToken (store/feed.py).
         """
         deadline = time.monotonic() + (wait_s or 0.0)
         with self.lock:

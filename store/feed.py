@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterable, Mapping
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
@@ -29,7 +30,7 @@ from msgspec import structs
 
 from store.clock import MAX_COUNTER, Clock, Instant, covers
 from store.table import KeyRange
-from store.versions import MAX_ETAG_BYTES, Versions
+from store.versions import MAX_ETAG_BYTES, MAX_ID_CHARACTERS, Versions
 
 if TYPE_CHECKING:
     from store.causal import CausalStore, LostUpdates
@@ -43,12 +44,22 @@ CHANGE_BYTES: Final = 128
 MAX_TOKEN_BYTES: Final = 1024 * 1024
 """Most bytes of a decoded token."""
 
+MAX_UNKNOWN_ENTRIES: Final = 1024
+"""How many more entries the clock of a token may have than the clock of this replica: as many as metadata may have by
+default. A request keeps its token while it waits."""
+
 _Entry = Annotated[int, msgspec.Meta(ge=0, lt=MAX_COUNTER)]
+_Id = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARACTERS)]
+_Key = Annotated[str, msgspec.Meta(max_length=65536)]
+_Clock = dict[_Id, _Entry]
 _Time = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 
 class BadToken(ValueError):
     """The text is not a token of this prefix."""
+
+
+MALFORMED: Final = "since has to be the `next` of an earlier response"
 
 
 class FeedToken(msgspec.Struct, frozen=True, array_like=True):
@@ -59,19 +70,19 @@ class FeedToken(msgspec.Struct, frozen=True, array_like=True):
     ``expired_us``: expiries up to this time have been told (store/recent.py).
     ``replica``, ``joins``: the process that made the token, and how many snapshots it had joined by then.
     ``is_reset``: whether the responses of the present pass say ``reset``.
-    ``position``: the last key of the pass that was told; None: no pass has begun.
+    ``position``: the last key that the present pass has sent; None: no pass has begun.
     ``pass_clock``, ``pass_expired_us``: ``since`` and ``expired_us`` of the next pass.
     """
 
     prefix: str
-    clock: dict[str, _Entry]
-    since: dict[str, _Entry] | None
+    clock: _Clock
+    since: _Clock | None
     expired_us: _Time
-    replica: str
+    replica: _Id
     joins: _Time
     is_reset: bool = False
-    position: str | None = None
-    pass_clock: dict[str, _Entry] | None = None
+    position: _Key | None = None
+    pass_clock: _Clock | None = None
     pass_expired_us: _Time = 0
 
 
@@ -94,7 +105,9 @@ def decode_token(text: str, prefix: str) -> FeedToken:
             raise BadToken("since is too long")
         token = _decoder.decode(raw)
     except (ValueError, zlib.error, msgspec.MsgspecError, RecursionError):
-        raise BadToken("since has to be the `next` of an earlier response") from None
+        raise BadToken(MALFORMED) from None
+    if not (token.clock.keys() >= (token.since or {}).keys() | (token.pass_clock or {}).keys()):
+        raise BadToken(MALFORMED)
     if token.prefix != prefix:
         raise BadToken("since belongs to the feed of another prefix")
     return token
@@ -136,7 +149,11 @@ def adopt(store: CausalStore, token: FeedToken, now: Instant) -> FeedToken:
     Another replica may have expired versions, by a faster wall clock or before it sent a snapshot, that never expire
     here. So the expiries of a token that was made elsewhere are taken as told up to the present time here at most; and
     if this replica has joined a snapshot that is younger than they are, the client reads everything again.
+
+    Raises ``BadToken`` if the token names far more replicas than there can be.
     """
+    if len(token.clock) > len(store.clock) + MAX_UNKNOWN_ENTRIES:
+        raise BadToken(MALFORMED)
     if (token.replica, token.joins) == (store.replica_id, store.joins):
         return token
     times = [token.expired_us] if token.position is None else [token.expired_us, token.pass_expired_us]
@@ -224,7 +241,8 @@ def _keys_of(store: CausalStore, state: _Pass, prefix: str) -> Iterable[str] | N
     touched = store.recent.touched(state.since, state.expired_us)
     if touched is None:
         return None
-    return sorted([key for key in touched if key > after and key.startswith(prefix)])
+    # One more than a response can have: the others are of the next one.
+    return nsmallest(MAX_KEYS + 1, [key for key in touched if key > after and key.startswith(prefix)])
 
 
 def _token(store: CausalStore, prefix: str, state: _Pass, *, is_reset: bool) -> FeedToken:

@@ -37,15 +37,15 @@ class ChangesView(KvsView):
         since = query.get("since", "")
         if is_stream:
             since = environ.get("HTTP_LAST_EVENT_ID") or since
-        try:
-            token = decode_token(since, prefix) if since else None
-        except BadToken as exc:
-            raise ParseError(str(exc)) from None
-        if is_stream:
-            return self._stream(prefix, token, parsed.past)
         limit = self.context.limits.max_response_bytes
         max_bytes = limit - min(METADATA_BYTES, limit // 4)
-        found = self.context.engine.changes(prefix, token, parsed.past, wait_s=timeout_s, max_bytes=max_bytes)
+        try:
+            token = decode_token(since, prefix) if since else None
+            if is_stream:
+                return self._stream(prefix, token, parsed.past)
+            found = self.context.engine.changes(prefix, token, parsed.past, wait_s=timeout_s, max_bytes=max_bytes)
+        except BadToken as exc:
+            raise ParseError(str(exc)) from None
         return rendering.changes(found, encode_token(found.token), in_header=parsed.in_header)
 
     def _stream(self, prefix: str, token: FeedToken | None, past: dict[str, int]) -> ApiResponse:

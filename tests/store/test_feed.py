@@ -6,12 +6,13 @@ import base64
 import random
 import zlib
 
+import msgspec
 import pytest
 
 from store.causal import CausalStore
 from store.clock import Instant, replica_id
 from store.errors import DependenciesMissing
-from store.feed import BadToken, FeedToken, adopt, decode_token, encode_token
+from store.feed import MAX_UNKNOWN_ENTRIES, BadToken, FeedToken, adopt, decode_token, encode_token
 from store.settings import StoreSettings
 from store.versions import Change, Versions, state_etag
 from tools.simulation.followers import Follower
@@ -173,6 +174,23 @@ BOMB = base64.urlsafe_b64encode(zlib.compress(b"\0" * 50_000_000)).decode().rstr
 def test_texts_that_are_no_tokens(text: str) -> None:
     with pytest.raises(BadToken):
         decode_token(text, "p/")
+
+
+def test_a_token_cannot_name_more_replicas_than_there_can_be() -> None:
+    """A request keeps its token while it waits, so this bounds what waiting requests hold."""
+    store = make()
+    allowed = FeedToken("", {f"x{n}": 1 for n in range(MAX_UNKNOWN_ENTRIES)}, {}, 0, "", 0)
+    adopt(store, allowed, NOW)
+    too_many = FeedToken("", {f"x{n}": 1 for n in range(MAX_UNKNOWN_ENTRIES + 1)}, {}, 0, "", 0)
+    with pytest.raises(BadToken):
+        adopt(store, too_many, NOW)
+
+
+@pytest.mark.parametrize("field", ["since", "pass_clock"])
+def test_the_clocks_of_a_token_name_the_same_replicas(field: str) -> None:
+    forged = msgspec.structs.replace(token(), **{field: {"b:1@1": 1}})
+    with pytest.raises(BadToken):
+        decode_token(encode_token(forged), "p/")
 
 
 def test_a_token_belongs_to_its_prefix() -> None:
