@@ -12,7 +12,8 @@ which this replica's clock does not cover, is *unrecoverable* when all four rule
    return with the update.
 2. Every member, **including members that are down**, has reported since the question was asked: its present
    incarnation, and under a membership table equal to ours. An older report may be from before the member received the
-   update; under another table, a member may still accept the update from i itself.
+   update; under another table, a member may still accept the update from i itself. The report of a joining
+   member does not count: it may be about to receive the update from a seed that no other member has ever met.
    A seed that was never reached counts as a member that has not reported, unless its address was removed, and so does
    a lookup that has found nobody yet: a replica that started cut off from all others does not know the members.
    A removed replica hands over everything that it has for as long as it lives, perhaps to a member that has just
@@ -60,7 +61,7 @@ def reports_since(
     reports: list[Report] = []
     for acked, replica in zip(members, ids, strict=True):
         report = acked.report if acked is not None else None
-        if report is None or report.serial <= token:
+        if report is None or report.serial <= token or report.is_joining:
             return None
         if report.replica != replica or report.membership_digest != digest:
             return None

@@ -67,7 +67,8 @@ class Report:
     """What a peer said of itself in its reply to exchange ``serial`` of this replica.
 
     ``replica``: its id. ``clock``: its exact clock. ``pending``: the lowest pending counter of each origin that is no
-    present incarnation. ``membership_digest``: of the membership table under which it said so.
+    present incarnation. ``membership_digest``: of the membership table under which it said so. ``is_joining``: whether
+    it was joining then.
     """
 
     replica: str
@@ -75,6 +76,7 @@ class Report:
     membership_digest: int
     clock: Clock
     pending: Mapping[str, int]
+    is_joining: bool
 
 
 @dataclass(slots=True)

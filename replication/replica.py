@@ -330,7 +330,10 @@ class Replica:
         if clock is None:
             return
         if acked.report is None or acked.report.serial < serial:
-            acked.report = Report(reply.sender, serial, reply.membership_digest, clock, reply.orphaned_pending)
+            is_joining = reply.state == "joining"
+            acked.report = Report(
+                reply.sender, serial, reply.membership_digest, clock, reply.orphaned_pending, is_joining
+            )
         self.recovery.note_answer(asked.address, sender, reply.sender, clock)
 
     def failed(self, address: str, serial: int, now: Instant, refusal: Refusal | None = None) -> None:

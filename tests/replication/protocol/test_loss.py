@@ -138,6 +138,25 @@ def test_rule_2_a_removed_replica_may_still_hand_over_updates_of_others(wire: Wi
     assert wire.has("r2", update.dot)
 
 
+def test_rule_2_a_member_that_joins_has_not_reported(wire: Wire) -> None:
+    """Nobody but r0 has its update. r1 removed r0 without ever meeting it, and r2 starts with r0 as a seed."""
+    wire.start("r0")
+    wire.start("r1")
+    wire.flow(0.5)
+    update = wire.issue("r0", "x", b"1")
+    wire.cut("r0", "r1")
+    wire["r1"].remove_replica_from_view(address("r0"), wire.now("r1"))
+    wire.tick(5.0)
+    wire.start("r2", "r1", "r0")
+    wire.round_trip("r2", "r1")
+    token = wire["r1"].loss.fetch(update.past)
+    wire.round_trip("r1", "r2")
+    assert wire.state("r2") == "joining"
+    assert wire["r1"].loss.unrecoverable(update.past, token) == {}
+    wire.flow(1.0)
+    assert wire.has("r1", update.dot)
+
+
 def test_rule_2_a_removed_replica_without_further_updates_is_not_waited_for(wire: Wire) -> None:
     """Its process may live for weeks, and members may crash in that time."""
     start_three(wire)

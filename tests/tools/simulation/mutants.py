@@ -772,6 +772,21 @@ def declare_lost_under_another_table() -> Iterator[None]:
 
 
 @directed
+def count_reports_of_joining_members() -> Iterator[None]:
+    """A member reports while it joins, although it may be about to receive the update from a seed (rule 2)."""
+
+    def with_joining(token: int, members: Any, ids: Any, digest: int) -> list[Report] | None:
+        members = list(members)
+        for acked in members:
+            if acked is not None and acked.report is not None:
+                acked.report = dataclasses.replace(acked.report, is_joining=False)
+        return reports_since(token, members, ids, digest)
+
+    with patch.object(replication.loss, "reports_since", with_joining):
+        yield
+
+
+@directed
 def declare_lost_what_a_member_has() -> Iterator[None]:
     """An update that a member reports to have counts as lost until it arrives here (rule 3)."""
 
