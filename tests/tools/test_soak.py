@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from tools.netns.client import status
+from tools.netns.cluster import NetnsCluster
+from tools.netns.quick import QUICK
+from tools.soak.clients import Client, RoundContext
+from tools.soak.counts import Recorder
 from tools.soak.faults import KINDS
 from tools.soak.growth import Growth
 from tools.soak.reachability import CUT_OFF, JUST_HEALED, LOST, NO_EXCUSE, PACKETS_LOST, RELAYED, Reachability
 from tools.soak.report import MIN_SUCCESS, report, success
+from tools.soak.results import Results
 from tools.soak.run import soak
 from tools.soak.storm import LOG_BYTES
+from tools.soak.strangers import Strangers
 from tools.soak.timeline import Timeline
 
 
@@ -29,13 +37,44 @@ def test_no_violation_under_all_faults_at_once_and_99_percent_of_requests_succee
     assert results.counts.acknowledged > 300, output
     kinds = {fault.kind for fault in results.timeline.faults}
     assert kinds >= set(KINDS), f"missing: {set(KINDS) - kinds}\n{output}"
-    assert results.counts.guest_operations > 0, output
+    assert results.guests, output
     assert results.strangers_removed > 10, output
     assert results.counts.storm_bytes > LOG_BYTES, output
     assert sum(results.growth.snapshots.values()) > 0, output
     shares = success(results.counts)
     assert shares.requests >= MIN_SUCCESS, output
     assert shares.calls >= MIN_SUCCESS, output
+
+
+@pytest.mark.netns
+@pytest.mark.slow
+def test_a_guest_joins_serves_a_client_and_leaves_for_good(tmp_path: Path) -> None:
+    """In a soak, faults may keep a guest from joining before it leaves again."""
+    timeline = Timeline(2)
+    results, recorder = Results(tmp_path, timeline), Recorder()
+    with NetnsCluster(2, QUICK, tmp_path, guests=True) as cluster:
+        context = RoundContext(
+            replicas=cluster.addresses,
+            prefix="r1/",
+            timeline=timeline,
+            counts=results.counts,
+            reachability=Reachability(timeline, healing_s=1.0, relay_s=1.0),
+            recorder=recorder,
+            note=results.note,
+            problem=results.problem,
+            is_over=lambda: False,
+        )
+        context.clients.append(Client(context, "c0", Random(1)))
+        Strangers(cluster, results, context, context.is_over).guest("drained", Random(1), 0)
+        members = {member["address"]: member["state"] for member in status(cluster, 0)["view"]}
+        context.clients[0].close()
+    guest = results.guests[0].removeprefix("http://")
+    assert members.pop(guest) != "alive"
+    assert set(members.values()) == {"alive"}
+    assert results.counts.guest_operations > 0
+    assert len(recorder.operations) >= results.counts.guest_operations
+    assert results.strangers_removed == 1
+    assert results.problems == []
 
 
 MB = 1_000_000
