@@ -20,6 +20,7 @@ from typing import Annotated, Final
 import msgspec
 
 from store.clock import MAX_COUNTER, Clock, Dot
+from store.values import Kind, kind_of
 
 MAX_ID_CHARACTERS = 320
 """Longest replica id: a DNS name (253 characters), a port, ``@`` and 16 digits take at most 276."""
@@ -60,7 +61,7 @@ def state_etag(versions: Versions) -> str:
 class Change(msgspec.Struct, frozen=True):
     """One write as a client requests it, before the replica issues an update for it.
 
-    ``value``: encoded JSON; None to delete. ``ttl_us``: microseconds until the value expires; None: never.
+    ``value``: in its stored form (store/values.py); None to delete. ``ttl_us``: microseconds until the value expires; None: never.
     ``if_match``: the key must have one of these entity tags; ``*`` means any version, ``ABSENT_ETAG`` an absent key.
     None: no such condition.
     ``if_none_match``: the key must be absent.
@@ -88,7 +89,7 @@ class Change(msgspec.Struct, frozen=True):
 class Write(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """The part of an update that concerns one key.
 
-    ``value``: encoded JSON; None deletes.
+    ``value``: in its stored form (store/values.py), which includes its kind; None deletes.
     ``replaces``: dots of all versions that the key had at the issuing replica, as (id, counter) pairs.
     ``expires``: deadline of the new version, wall time in microseconds; None: never.
     """
@@ -139,7 +140,7 @@ decode_update: Callable[[bytes | msgspec.Raw], Update] = msgspec.msgpack.Decoder
 class Version(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One value of one key, with what it needs of the update that wrote it.
 
-    ``value``: encoded JSON. ``origin``, ``counter``, ``timestamp``, ``deps``: those of the update.
+    ``value``: in its stored form (store/values.py). ``origin``, ``counter``, ``timestamp``, ``deps``: those of the update.
     ``expires``: deadline, wall time in microseconds; None: never.
     """
 
@@ -158,6 +159,11 @@ class Version(msgspec.Struct, frozen=True, gc=False, array_like=True):
     def past(self) -> Clock:
         """The causal past of the update that wrote this version, own dot included, as a new clock."""
         return {**self.deps, self.origin: self.counter}
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the value."""
+        return kind_of(self.value)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,73 @@
+"""The stored form of values: the bytes that updates, versions, the log and messages between replicas hold as a value.
+
+A JSON value is stored as its text, compact, in UTF-8. A value of another *kind* is stored as one byte, its *tag*,
+followed by its content. Tags are below 0x20, and no compact JSON text begins with such a byte.
+
+So a value carries its kind wherever it goes: through the log, through snapshots and joins, and through a replica that
+does not know the kind, which passes the bytes on as they are. JSON values, nearly all, take no byte more.
+
+The kinds: ``json``, and ``bytes``, whose content is the client's bytes. A kind with a tag that this version does not
+know is read as ``bytes``: a replica of a later version may have sent it. (An update of a peer may also have a value
+without a byte. It reads as JSON, like any value whose text only its sender can vouch for.)
+"""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+from typing import Final, Literal
+
+Kind = Literal["json", "bytes"]
+"""The kind of a value, as responses name it (``type``)."""
+
+JSON_KIND: Final = "json"
+BYTES_KIND: Final = "bytes"
+
+_FIRST_OF_JSON: Final = b"\x20"
+"""Every tag is below it."""
+
+_BYTES_TAG: Final = b"\x01"
+
+BASE64: Final = "base64"
+"""The ``encoding`` of a value that is not JSON where it stands in JSON."""
+
+
+def store_bytes(content: bytes) -> bytes:
+    """Return the stored form of a value of the kind ``bytes``."""
+    return _BYTES_TAG + content
+
+
+def is_json(stored: bytes) -> bool:
+    """Return whether the value is JSON, so that its stored form is its text. The test for the common case."""
+    return stored[:1] >= _FIRST_OF_JSON or not stored
+
+
+def kind_of(stored: bytes) -> Kind:
+    """Return the kind of a stored value."""
+    return JSON_KIND if is_json(stored) else BYTES_KIND
+
+
+def content_of(stored: bytes) -> memoryview:
+    """Return a stored value without its tag, and without a copy: the text of JSON, or the client's bytes."""
+    return memoryview(stored) if is_json(stored) else memoryview(stored)[1:]
+
+
+def content_length(stored: bytes) -> int:
+    """Return the length of ``content_of``."""
+    return len(stored) if is_json(stored) else len(stored) - 1
+
+
+def as_json(stored: bytes) -> bytes:
+    """Return a stored value as JSON text: JSON as it is, bytes as a string in base64 (``encoding_of``)."""
+    if is_json(stored):
+        return stored
+    return b'"' + b2a_base64(memoryview(stored)[1:], newline=False) + b'"'
+
+
+def json_length(stored: bytes) -> int:
+    """Return the length of ``as_json``, without making it."""
+    return len(stored) if is_json(stored) else (len(stored) + 1) // 3 * 4 + 2
+
+
+def encoding_of(stored: bytes) -> str | None:
+    """Return how ``as_json`` encodes a stored value that is not JSON; None if it is."""
+    return None if is_json(stored) else BASE64

@@ -1,0 +1,70 @@
+"""The stored form of values: JSON as its text, other kinds with a tag."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from store.values import (
+    as_json,
+    content_length,
+    content_of,
+    encoding_of,
+    is_json,
+    json_length,
+    kind_of,
+    store_bytes,
+)
+from store.versions import Version
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False), st.text()),
+    lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
+    max_leaves=5,
+)
+
+
+@given(json_values)
+def test_json_is_stored_as_its_text(value: object) -> None:
+    stored = msgspec.json.encode(value)
+    assert kind_of(stored) == "json"
+    assert encoding_of(stored) is None
+    assert as_json(stored) == bytes(content_of(stored)) == stored
+    assert content_length(stored) == json_length(stored) == len(stored)
+
+
+@given(st.binary())
+def test_bytes_come_back_as_they_were_stored(content: bytes) -> None:
+    stored = store_bytes(content)
+    assert kind_of(stored) == Version(stored, "a", 1, 1, {}).kind == "bytes"
+    assert encoding_of(stored) == "base64"
+    assert bytes(content_of(stored)) == content
+    assert content_length(stored) == len(content)
+    assert b64decode(json.loads(as_json(stored)), validate=True) == content
+
+
+@given(st.binary())
+def test_length_as_json_is_known_beforehand(stored: bytes) -> None:
+    assert json_length(stored) == len(as_json(stored))
+
+
+@pytest.mark.parametrize("text", [b"1", b"{}", b"null", b'"\x01"'])
+def test_bytes_and_json_of_the_same_text_differ(text: bytes) -> None:
+    assert is_json(text)
+    assert not is_json(store_bytes(text))
+
+
+@pytest.mark.parametrize("tag", range(0x20))
+def test_unknown_tags_read_as_bytes(tag: int) -> None:
+    """A later version may have stored the value; its JSON must be valid all the same."""
+    assert json.loads(as_json(bytes([tag]) + b"state")) == "c3RhdGU="
+
+
+def test_value_without_a_byte_reads_as_json() -> None:
+    """Only a peer can send one, and this is no better and no worse than any other text that is not JSON."""
+    assert (kind_of(b""), as_json(b""), json_length(b""), bytes(content_of(b""))) == ("json", b"", 0, b"")
