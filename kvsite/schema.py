@@ -1,6 +1,6 @@
 """``/schema/``: the API as OpenAPI 3.1, in JSON or YAML. ``/docs/``: the same in a browser.
 
-drf-spectacular finds the operations by their routes. Their descriptions are beside the views (store/api/schema.py,
+drf-spectacular finds the operations by their routes. Their descriptions are beside the views (store/api/schema/,
 replication/api/schema.py). The page loads its scripts from this replica, so it works without Internet access.
 """
 
@@ -19,11 +19,11 @@ from drf_spectacular.utils import extend_schema
 from rest_framework.exceptions import ParseError
 
 import replication.api.schema
-import store.api.schema
 from store.api.base import ApiView
 from store.api.query import parameters
 from store.api.rendering import JSON, bytes_response
 from store.api.response import ApiResponse
+from store.api.schema.components import component_schemas
 from store.settings import RequestLimits
 
 Schema = dict[str, Any]
@@ -46,7 +46,7 @@ def document(bounds: RequestLimits) -> Schema:
     """Return the OpenAPI document, with the bounds of the limits in force."""
     schema: Schema = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
     schema["components"] = {
-        "schemas": {**store.api.schema.component_schemas(bounds), **replication.api.schema.SCHEMAS},
+        "schemas": {**component_schemas(bounds), **replication.api.schema.SCHEMAS},
         "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "If KV_API_TOKENS is set."}},
     }
     return schema

@@ -130,7 +130,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "VERSION": "0.1.0",
     "OAS_VERSION": "3.1.1",
     "PREPROCESSING_HOOKS": ["kvsite.schema.name_keys"],
-    "DISABLE_ERRORS_AND_WARNINGS": True,  # its guesses are not used, see store/api/schema.py
+    "DISABLE_ERRORS_AND_WARNINGS": True,  # its guesses are not used, see store/api/schema/
 }
 
 LOGGING_CONFIG = "logging.config.dictConfig"

@@ -23,7 +23,7 @@ from replication.exchange_metrics import ExchangeMetrics
 from store.api.rendering import bytes_response
 from store.api.request_metrics import RequestMetrics
 from store.api.response import ApiResponse
-from store.api.schema import described
+from store.api.schema.building import described
 from store.histogram import Histogram
 
 STATES: Final = ("alive", "suspect", "down", "left")

@@ -1,4 +1,4 @@
-"""OpenAPI descriptions of the view, the status and the health of a replica (see store/api/schema.py)."""
+"""OpenAPI descriptions of the view, the status and the health of a replica (see store/api/schema/)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Final
 from drf_spectacular.utils import extend_schema
 
 from replication.status import MAX_RECENT
-from store.api.schema import (
+from store.api.schema.building import (
     ETAG,
-    KEY,
     NEXT,
     NO_TOKEN,
     OTHER,
@@ -24,6 +23,7 @@ from store.api.schema import (
     request_body,
     response,
 )
+from store.api.schema.parameters import KEY
 from store.settings import RequestLimits
 
 ADDRESS: Final = "10.0.0.4:8090"

@@ -23,7 +23,7 @@ from store.api.keys import key_from_path
 from store.api.large_responses import LargeResponses
 from store.api.rendering import bytes_response, error, json_response
 from store.api.response import ApiResponse
-from store.api.schema import described
+from store.api.schema.building import described
 
 MSGPACK: Final = "application/msgpack"
 PROOF_VARIABLE: Final = "HTTP_" + HEADER.upper().replace("-", "_")

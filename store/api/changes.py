@@ -8,12 +8,14 @@ from typing import Final
 
 from rest_framework.exceptions import ParseError
 
-from store.api import parsing, rendering, schema
+from store.api import parsing, rendering
 from store.api.context import StoreContext
 from store.api.event_stream import EVENT_BYTES, HEARTBEAT_S, RETRY_MS, event, heartbeat
 from store.api.large_responses import LargeBody, TooManyLargeResponses, body_of
 from store.api.query import wait_s
 from store.api.response import ApiResponse
+from store.api.schema.building import described
+from store.api.schema.operations import CHANGES
 from store.api.views import METADATA_BYTES, KvsView
 from store.engine import Changes, FeedToken
 from store.errors import StoreError
@@ -27,7 +29,7 @@ class ChangesView(KvsView):
 
     operations = {"GET": "changes", "HEAD": "changes"}
 
-    @schema.described(schema.CHANGES)
+    @described(CHANGES)
     def get(self) -> ApiResponse:
         """Return what has changed since a token; with ``Accept: text/event-stream``, stream it."""
         parsed = self.parse(parsing.BODY)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET
 from rest_framework.exceptions import APIException, ParseError
 
-from store.api import parsing, rendering, schema
+from store.api import parsing, rendering
 from store.api.access import require_write_access
 from store.api.base import ApiView
 from store.api.conditions import ANY, conditions, known_versions
@@ -20,6 +20,8 @@ from store.api.keys import key_from_path
 from store.api.large_responses import LargeBody, Reservation, ResponseStream, TooManyLargeResponses
 from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, flag, positive_int, wait_s
 from store.api.response import ApiResponse
+from store.api.schema import operations as schema
+from store.api.schema.building import described
 from store.engine import Acks, Change, KeyRange, TransactionResult, WriteResult
 from store.errors import ResponseTooLarge
 
@@ -73,7 +75,7 @@ class KeyView(KvsView):
 
     operations = {"GET": "get", "HEAD": "get", "PUT": "put", "POST": "put", "DELETE": "delete"}
 
-    @schema.described(schema.GET_KEY)
+    @described(schema.GET_KEY)
     def get(self, rest: str) -> ApiResponse:
         """Read the key. With ``If-None-Match`` and ``wait``, wait until it changes."""
         key = self.key(rest)
@@ -99,7 +101,7 @@ class KeyView(KvsView):
             return rendering.not_modified(result)
         return rendering.found(result, in_header=parsed.in_header)
 
-    @schema.described(schema.PUT_KEY)
+    @described(schema.PUT_KEY)
     def put(self, rest: str) -> ApiResponse:
         """Write the key."""
         key = self.key(rest)
@@ -125,12 +127,12 @@ class KeyView(KvsView):
             return engine.write(change, parsed.past, timeout_s), None
         return engine.write_with_concern(concern, engine.write, change, parsed.past, timeout_s)
 
-    @schema.described(schema.POST_KEY)
+    @described(schema.POST_KEY)
     def post(self, rest: str) -> ApiResponse:
         """Write the key, as PUT does."""
         return self.put(rest)
 
-    @schema.described(schema.DELETE_KEY)
+    @described(schema.DELETE_KEY)
     def delete(self, rest: str) -> ApiResponse:
         """Delete the versions of the key that this replica has."""
         key = self.key(rest)
@@ -154,7 +156,7 @@ class KeysView(KvsView):
 
     operations = {"GET": "list", "HEAD": "list", "POST": "transaction", "DELETE": "delete_range"}
 
-    @schema.described(schema.LIST_KEYS)
+    @described(schema.LIST_KEYS)
     def get(self) -> ApiResponse:
         """List keys."""
         parsed = self.parse(parsing.BODY)
@@ -177,7 +179,7 @@ class KeysView(KvsView):
         )
         return rendering.listed(result, values=values, meta=meta, in_header=parsed.in_header)
 
-    @schema.described(schema.DELETE_KEYS)
+    @described(schema.DELETE_KEYS)
     def delete(self) -> ApiResponse:
         """Delete the keys with a prefix, as one update."""
         parsed = self.parse(parsing.DELETE_BODY)
@@ -191,7 +193,7 @@ class KeysView(KvsView):
         )
         return rendering.range_deleted(done, acks, in_header=parsed.in_header)
 
-    @schema.described(schema.TRANSACT)
+    @described(schema.TRANSACT)
     def post(self) -> ApiResponse:
         """Read keys, then write keys, as one transaction."""
         parsed = self.parse(parsing.TRANSACTION_BODY)
