@@ -22,7 +22,7 @@ ORIGIN: Final = "HTTP_ORIGIN"
 DASHBOARD: Final = "/admin/"
 """No other origin may use the dashboard. Django checks the origin of its forms."""
 
-EXPOSED: Final = "X-Causal-Metadata, ETag, Retry-After, X-Request-ID"
+EXPOSED: Final = "X-Causal-Metadata, ETag, X-Conflicts, X-Expires, X-Lost, Retry-After, X-Request-ID"
 _ALLOWED: Final = [
     ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, DELETE"),
     (

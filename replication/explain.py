@@ -16,10 +16,11 @@ import msgspec
 from replication.replica import Replica
 from store.clock import Clock, Dot, Instant
 from store.table import KeyRange
+from store.values import Base64Text, as_json, content_length, encoding_of, json_length
 from store.versions import Version
 
 MAX_VALUE_BYTES_LISTED = 400
-"""Bytes of a value that a list of keys includes. The cut may fall within a UTF-8 character."""
+"""Bytes of a stored value that a list of keys includes. The cut may fall within a UTF-8 character."""
 
 MAX_VERSIONS_LISTED = 32
 """Versions of one key that are listed. ``version_count`` counts all."""
@@ -36,7 +37,8 @@ def explain(replica: Replica, key: str, now: Instant, *, max_values_bytes: int =
 
     ``versions``: the winner first; empty if the key is absent. Each version has its dot, its past (which covers the
     dot), its hybrid timestamp, its expiry, and for each member whether it has applied the version. Its ``value`` is
-    None if the values up to this one take more than ``max_values_bytes``; the first one is always included.
+    JSON text, which has yet to be encoded if the kind is not JSON (``Base64Text``). It is None if the values up to this
+    one take more than ``max_values_bytes``; the first one is always included.
     ``pending``: received updates of the key that wait for their causal past.
     ``deletes``: the delete clock. It covers every delete that was applied, so it is the past of every absent key.
     """
@@ -45,7 +47,7 @@ def explain(replica: Replica, key: str, now: Instant, *, max_values_bytes: int =
     clocks = {address: _known_clock(replica, address) for address in addresses}
     versions = [version for version in store.table.get(key) if version.expires is None or version.expires > now.wall_us]
     listed = versions[:MAX_VERSIONS_LISTED]
-    values_bytes = accumulate(len(version.value) for version in listed)
+    values_bytes = accumulate(json_length(version.value) for version in listed)
     return {
         "key": key,
         "replica_id": replica.id,
@@ -78,7 +80,7 @@ def list_keys(replica: Replica, prefix: str, after: str, limit: int, *, conflict
             "dot": versions[0].dot,
             "timestamp": versions[0].timestamp,
             "value": versions[0].value[:MAX_VALUE_BYTES_LISTED],
-            "value_bytes": len(versions[0].value),
+            "value_bytes": content_length(versions[0].value),
         }
         for key, versions in versions_by_key
     ]
@@ -105,8 +107,10 @@ def _version(
     return {
         "dot": list(version.dot),
         "etag": version.etag,
-        "value": msgspec.Raw(version.value) if has_value else None,
-        "value_bytes": len(version.value),
+        "value": _text(version.value) if has_value else None,
+        "type": version.kind,
+        **_encoding(version),
+        "value_bytes": content_length(version.value),
         "origin": version.origin,
         "past": version.past,
         "timestamp": version.timestamp,
@@ -114,6 +118,16 @@ def _version(
         "expires_in_s": None if version.expires is None else round((version.expires - now.wall_us) / 1e6, 3),
         "members": [_member(replica, address, clock, version.dot, now) for address, clock in clocks.items()],
     }
+
+
+def _text(stored: bytes) -> msgspec.Raw | Base64Text:
+    text = as_json(stored)
+    return msgspec.Raw(text) if isinstance(text, bytes) else text
+
+
+def _encoding(version: Version) -> dict[str, str]:
+    encoding = encoding_of(version.value)
+    return {} if encoding is None else {"encoding": encoding}
 
 
 def _member(replica: Replica, address: str, clock: Clock | None, dot: Dot, now: Instant) -> dict[str, Any]:

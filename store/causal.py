@@ -48,6 +48,7 @@ from store.recent import RecentChanges
 from store.settings import StoreSettings
 from store.snapshot import Snapshot, join_partial, join_tables
 from store.table import KeyRange, KeyTable, cost
+from store.values import BASE64, is_json, json_length
 from store.versions import (
     ABSENT_ETAG,
     MAX_ETAG_BYTES,
@@ -70,6 +71,9 @@ about a deleted key stays in memory."""
 
 META_BYTES: Final = 128
 """Most bytes of a key's entry in the ``meta`` of a listing, as JSON, without the key and its entity tag."""
+
+_ENCODING_BYTES: Final = len(BASE64) + 3
+"""Most bytes of a key's entry in the ``encodings`` of a response, as JSON, without the key."""
 
 MAX_RECENT_UPDATES = 200
 """Length of ``CausalStore.recent_updates``: as many as the dashboard's diagram can show."""
@@ -127,7 +131,7 @@ class WriteResult(msgspec.Struct, frozen=True):
 class ListResult(msgspec.Struct, frozen=True):
     """Result of listing keys: one page of one causal snapshot.
 
-    ``keys``: in the order of the range. ``items``: key -> encoded value of the winner; empty if values were not
+    ``keys``: in the order of the range. ``items``: key -> stored value of the winner; empty if values were not
     requested. ``versions``: key -> its versions, likewise. ``next``: the last key of the page if more keys follow, else
     None. ``count``: the number of all keys with the prefix and before the end; None if it was not requested.
     ``metadata``, ``lost``: as in ``ReadResult``.
@@ -160,7 +164,7 @@ class RangeDeleted(msgspec.Struct, frozen=True):
 class TransactionResult(msgspec.Struct, frozen=True):
     """Result of a transaction.
 
-    ``values``: key -> encoded value, for the keys that were read and present. ``missing_keys``: those that were absent.
+    ``values``: key -> stored value, for the keys that were read and present. ``missing_keys``: those that were absent.
     ``update``: the update that was issued; None if there was nothing to write.
     ``metadata``, ``lost``: as in ``ReadResult``.
     """
@@ -330,7 +334,8 @@ class CausalStore:
         for key in (table.conflicting_keys if conflicts else table.keys)(wanted):
             winner = table.get(key)[0]
             size += key_bytes_times * encoded_key_bytes(key)
-            size += (len(winner.value) if values else 0) + (MAX_ETAG_BYTES + META_BYTES if meta else 0)
+            size += encoded_value_bytes(key, winner.value) if values else 0
+            size += MAX_ETAG_BYTES + META_BYTES if meta else 0
             if len(winners) == limit or (winners and max_bytes is not None and size > max_bytes):
                 more = True
                 break
@@ -381,7 +386,10 @@ class CausalStore:
         found = {key: versions for key in reads if (versions := self.table.get(key))}
         winners = {key: versions[0] for key, versions in found.items()}
         if winners and before_write is not None:
-            sizes = [2 * encoded_key_bytes(key) + MAX_ETAG_BYTES + len(each.value) for key, each in winners.items()]
+            sizes = [
+                2 * encoded_key_bytes(key) + MAX_ETAG_BYTES + encoded_value_bytes(key, winner.value)
+                for key, winner in winners.items()
+            ]
             before_write(sum(sizes))
         etags = {key: state_etag(versions) for key, versions in found.items()}
         update = self._issue_changes(changes, past, winners.values(), now)
@@ -615,6 +623,12 @@ def encoded_key_bytes(key: str) -> int:
     JSON escapes quotes and backslashes with two bytes and control characters with six; UTF-8 takes at most four.
     """
     return (2 if key.isascii() and key.isprintable() else 6) * len(key) + 4
+
+
+def encoded_value_bytes(key: str, stored: bytes) -> int:
+    """Return an upper bound of what a value adds to a response: its length as JSON, and how it is encoded."""
+    size = json_length(stored)
+    return size if is_json(stored) else size + encoded_key_bytes(key) + _ENCODING_BYTES
 
 
 def _write(change: Change, current: Versions, now: Instant) -> Write:

@@ -63,6 +63,7 @@ is sent.
 
 from __future__ import annotations
 
+import binascii
 import itertools
 import json
 import os
@@ -81,7 +82,8 @@ from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 
 Json: TypeAlias = Any
-"""Any value that ``json`` reads and writes. Integers must fit in 64 bits and floats must be finite."""
+"""Any value that ``json`` reads and writes. Integers must fit in 64 bits and floats must be finite. The value of a key
+can also be ``bytes``, which come back as they are."""
 
 Metadata: TypeAlias = Mapping[str, int]
 """Causal metadata: replica id -> highest counter seen. Treat it as opaque, except for ``Session.follow``."""
@@ -604,7 +606,7 @@ class Session:
         w_timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> Written:
-        """Write ``value`` (any JSON value) under ``key``.
+        """Write ``value`` (any JSON value, or bytes) under ``key``.
 
         ``ttl_s``: seconds (> 0) until the value expires. None: it does not expire.
         ``if_match``: write only if the current version has this entity tag.
@@ -613,10 +615,14 @@ class Session:
         ``wait_s``: as in ``get``.
         Raises ``Uncertain``, ``Unavailable``, ``Rejected``, ``PreconditionFailed``.
         """
+        options = _without_none({"ttl": ttl_s, "w": w, "w-timeout": w_timeout_s})
+        is_bytes = isinstance(value, bytes | bytearray | memoryview)
+        value = bytes(value) if is_bytes else value
         reply = self._call(
             "PUT",
             _key_path(key),
-            fields={"value": value} | _without_none({"ttl": ttl_s, "w": w, "w-timeout": w_timeout_s}),
+            fields=options if is_bytes else {"value": value} | options,
+            content=value if is_bytes else None,
             headers=_condition_headers(if_match, if_none_match=if_none_match),
             wait_s=wait_s,
             writes=[(key, value)],
@@ -685,8 +691,9 @@ class Session:
         """Read the keys ``reads`` from one snapshot, then apply ``writes`` as one update.
 
         Every replica applies the update as a whole. If one condition of a write fails, nothing is written. A
-        transaction without writes is a read, and is retried like one. At most 1000 keys (``KV_MAX_BATCH``), and
-        ``Rejected`` with status 413 if the values of ``reads`` are longer than ``KV_MAX_RESPONSE_BYTES``.
+        transaction without writes is a read, and is retried like one. It can read bytes, but not write them. At most
+        1000 keys (``KV_MAX_BATCH``), and ``Rejected`` with status 413 if the values of ``reads`` are longer than
+        ``KV_MAX_RESPONSE_BYTES``.
         ``w``, ``w_timeout_s``, ``wait_s`` and the errors are as in ``put``.
         """
         reads, writes = list(reads), list(writes)
@@ -694,7 +701,7 @@ class Session:
         pairs = [(write.key, write.value if isinstance(write, Put) else _ABSENT) for write in writes]
         fields = {"reads": reads, "writes": changes} | _without_none({"w": w, "w-timeout": w_timeout_s})
         reply = self._call("POST", "/kvs", fields=fields, wait_s=wait_s, writes=pairs)
-        values = reply.body.get("values") or {}
+        values = _decoded(reply.body, "values")
         expiring = any(isinstance(write, Put) and write.ttl_s is not None for write in writes)
         results = [(key, values.get(key, _ABSENT)) for key in reads]
         self._record("txn", reply, reads=results, writes=pairs, expiring=expiring)
@@ -735,7 +742,7 @@ class Session:
         query |= {name: "true" for name, flag in flags.items() if flag}
         reply = self._call("GET", "/kvs", query=query, wait_s=wait_s)
         body = reply.body
-        keys, items = tuple(body.get("keys") or ()), body.get("items") or {}
+        keys, items = tuple(body.get("keys") or ()), _decoded(body, "items")
         if values:
             self._record("list", reply, reads=list(items.items()))
         return Page(
@@ -794,23 +801,34 @@ class Session:
         path: str,
         *,
         fields: Mapping[str, Json] | None = None,
+        content: bytes | None = None,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         wait_s: float | None = None,
         writes: Sequence[tuple[str, Json]] = (),
     ) -> _Reply:
-        """Send a request to replicas until one answers. Add the response's metadata to the history."""
+        """Send a request to replicas until one answers. Add the response's metadata to the history.
+
+        ``content``: a body of bytes. Then ``fields`` go into the query, and the metadata into a header.
+        """
         fields, query, headers = fields or {}, dict(query or {}), headers or {}
         with self._lock:
             metadata, route = self._history.metadata, self._route
         if wait_s is not None:
             query["wait"] = f"{wait_s:g}"
         ack_wait_s = fields.get("w-timeout", _DEFAULT_ACK_WAIT_S) if "w" in fields else 0.0
+        if content is None:
+            body = _encode({**fields, "causal-metadata": metadata})
+            own_headers = {"Content-Type": "application/json"}
+        else:
+            body = content
+            query |= {name: str(option) for name, option in fields.items()}
+            own_headers = {"Content-Type": "application/octet-stream", "X-Causal-Metadata": json.dumps(metadata)}
         request = _Request(
             method=method,
             path=f"{path}?{urlencode(query, quote_via=quote)}" if query else path,
-            body=_encode({**fields, "causal-metadata": metadata}),
-            headers={"Content-Type": "application/json", **headers, **self._authorization()},
+            body=body,
+            headers={**own_headers, **headers, **self._authorization()},
             writes=writes,
             metadata=metadata,
             route=route,
@@ -926,12 +944,12 @@ class Session:
             return Read(reply.replica, found=False, etag=reply.etag, lost=reply.lost)
         body = reply.body
         siblings = tuple(
-            Sibling(s["value"], s["version"], s["origin"], s["timestamp"]) for s in body.get("siblings") or ()
+            Sibling(_value(s), s["version"], s["origin"], s["timestamp"]) for s in body.get("siblings") or ()
         )
         read = Read(
             reply.replica,
             found=True,
-            value=body.get("value"),
+            value=_value(body),
             etag=reply.etag,
             conflicts=body.get("conflicts", 1),
             siblings=siblings,
@@ -1138,9 +1156,14 @@ def _encode(body: Mapping[str, Json]) -> bytes:
 
 
 def _recordable(value: Json) -> str | int | None:
-    """Return a value as recorded in a history: a string or an integer; other JSON as its text; None for ``_ABSENT``."""
+    """Return a value as recorded in a history: a string or an integer; other JSON as its text; None for ``_ABSENT``.
+
+    Bytes are recorded as a string that tells them from strings in base64.
+    """
     if value is _ABSENT:
         return None
+    if isinstance(value, bytes):
+        return "base64:" + binascii.b2a_base64(value, newline=False).decode()
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     return json.dumps(value, sort_keys=True)
@@ -1160,8 +1183,22 @@ def _change_body(write: Put | Delete) -> dict[str, Json]:
     """Return a write of a transaction as the API takes it."""
     if isinstance(write, Delete):
         return {"key": write.key, "delete": True} | _without_none({"if-match": write.if_match})
+    if isinstance(write.value, bytes | bytearray | memoryview):
+        raise TypeError("a transaction cannot write bytes; use Session.put")
     options = {"if-match": write.if_match, "if-none-match": "*" if write.if_none_match else None, "ttl": write.ttl_s}
     return {"key": write.key, "value": write.value} | _without_none(options)
+
+
+def _value(member: Mapping[str, Json]) -> Json:
+    """Return the ``value`` of a JSON object, decoded if its ``encoding`` says so; None if it has none."""
+    value: Json = member.get("value")
+    return binascii.a2b_base64(value) if member.get("encoding") == "base64" else value
+
+
+def _decoded(body: Mapping[str, Json], name: str) -> dict[str, Json]:
+    """Return the member ``name`` of a body, key -> value, with the values decoded that ``encodings`` names."""
+    values, encodings = body.get(name) or {}, body.get("encodings") or {}
+    return {key: _value({"value": value, "encoding": encodings.get(key)}) for key, value in values.items()}
 
 
 def _never_sent(exc: BaseException) -> bool:
@@ -1222,7 +1259,7 @@ def _changed_key(change: Mapping[str, Json]) -> ChangedKey:
     if change.get("deleted"):
         return ChangedKey(change["key"], deleted=True)
     return ChangedKey(
-        change["key"], False, change["value"], change["etag"], change.get("conflicts", 1), change.get("expires")
+        change["key"], False, _value(change), change["etag"], change.get("conflicts", 1), change.get("expires")
     )
 
 

@@ -30,6 +30,7 @@ from msgspec import structs
 
 from store.clock import MAX_COUNTER, Clock, Instant, covers
 from store.table import KeyRange
+from store.values import json_length
 from store.versions import MAX_ETAG_BYTES, MAX_ID_CHARACTERS, Versions
 
 if TYPE_CHECKING:
@@ -269,4 +270,4 @@ def _differences(clock: Mapping[str, int], earlier: Mapping[str, int]) -> Clock:
 
 def _change_bytes(key: str, versions: Versions) -> int:
     size = 6 * len(key) + CHANGE_BYTES
-    return size + MAX_ETAG_BYTES + len(versions[0].value) if versions else size
+    return size + MAX_ETAG_BYTES + json_length(versions[0].value) if versions else size

@@ -44,8 +44,8 @@ class RequestLimits:
         "KV_MAX_VALUE_BYTES",
         whole_number(1, 64 * 1024 * 1024, "bytes"),
         Section.REQUEST,
-        "Longest value, encoded as JSON. It must be below `KV_MAX_BODY_BYTES`, because the body also holds the "
-        "metadata.",
+        "Longest value, as encoded JSON or as bytes. It must be below `KV_MAX_BODY_BYTES`, because the body also holds "
+        "the metadata.",
     )
 
     max_response_bytes: int = setting(

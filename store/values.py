@@ -14,6 +14,7 @@ without a byte. It reads as JSON, like any value whose text only its sender can 
 from __future__ import annotations
 
 from binascii import b2a_base64
+from collections.abc import Iterator
 from typing import Final, Literal
 
 Kind = Literal["json", "bytes"]
@@ -29,6 +30,9 @@ _BYTES_TAG: Final = b"\x01"
 
 BASE64: Final = "base64"
 """The ``encoding`` of a value that is not JSON where it stands in JSON."""
+
+PIECE_BYTES: Final = 48 * 1024
+"""Bytes that ``Base64Text`` encodes at a time: a multiple of three, so that only the last piece may have padding."""
 
 
 def store_bytes(content: bytes) -> bytes:
@@ -46,9 +50,14 @@ def kind_of(stored: bytes) -> Kind:
     return JSON_KIND if is_json(stored) else BYTES_KIND
 
 
-def content_of(stored: bytes) -> memoryview:
-    """Return a stored value without its tag, and without a copy: the text of JSON, or the client's bytes."""
-    return memoryview(stored) if is_json(stored) else memoryview(stored)[1:]
+def encoding_of(stored: bytes) -> str | None:
+    """Return how a stored value that is not JSON is encoded where it stands in JSON; None if it is JSON."""
+    return None if is_json(stored) else BASE64
+
+
+def content_of(stored: bytes) -> bytes:
+    """Return a stored value without its tag: the text of JSON, or the client's bytes."""
+    return stored if is_json(stored) else stored[1:]
 
 
 def content_length(stored: bytes) -> int:
@@ -56,18 +65,45 @@ def content_length(stored: bytes) -> int:
     return len(stored) if is_json(stored) else len(stored) - 1
 
 
-def as_json(stored: bytes) -> bytes:
-    """Return a stored value as JSON text: JSON as it is, bytes as a string in base64 (``encoding_of``)."""
-    if is_json(stored):
-        return stored
-    return b'"' + b2a_base64(memoryview(stored)[1:], newline=False) + b'"'
+class Base64Text:
+    """A value that is not JSON as JSON text: a string in base64. It is encoded in pieces, when it is read.
+
+    So a response that nobody reads, or that is rejected, holds no copy of the value.
+    """
+
+    __slots__ = ("_stored",)
+
+    def __init__(self, stored: bytes) -> None:
+        self._stored = stored
+
+    def __len__(self) -> int:
+        return base64_length(len(self._stored) - 1)
+
+    def __iter__(self) -> Iterator[bytes]:
+        content = memoryview(self._stored)[1:]
+        yield b'"'
+        for start in range(0, len(content), PIECE_BYTES):
+            yield b2a_base64(content[start : start + PIECE_BYTES], newline=False)
+        yield b'"'
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self)
+
+
+def base64_length(length: int) -> int:
+    """Return the length of a string of ``length`` bytes in base64, quotes included."""
+    return (length + 2) // 3 * 4 + 2
+
+
+JsonText = bytes | Base64Text
+"""JSON text, complete or to be encoded. Both forms know their length; ``bytes`` makes either one complete."""
+
+
+def as_json(stored: bytes) -> JsonText:
+    """Return a stored value as JSON text, without a copy: JSON as it is, other kinds in base64 (``encoding_of``)."""
+    return stored if is_json(stored) else Base64Text(stored)
 
 
 def json_length(stored: bytes) -> int:
-    """Return the length of ``as_json``, without making it."""
-    return len(stored) if is_json(stored) else (len(stored) + 1) // 3 * 4 + 2
-
-
-def encoding_of(stored: bytes) -> str | None:
-    """Return how ``as_json`` encodes a stored value that is not JSON; None if it is."""
-    return None if is_json(stored) else BASE64
+    """Return the length of ``as_json``."""
+    return len(as_json(stored))

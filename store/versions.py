@@ -61,7 +61,8 @@ def state_etag(versions: Versions) -> str:
 class Change(msgspec.Struct, frozen=True):
     """One write as a client requests it, before the replica issues an update for it.
 
-    ``value``: in its stored form (store/values.py); None to delete. ``ttl_us``: microseconds until the value expires; None: never.
+    ``value``: in its stored form (store/values.py); None to delete.
+    ``ttl_us``: microseconds until the value expires; None: never.
     ``if_match``: the key must have one of these entity tags; ``*`` means any version, ``ABSENT_ETAG`` an absent key.
     None: no such condition.
     ``if_none_match``: the key must be absent.
@@ -140,7 +141,8 @@ decode_update: Callable[[bytes | msgspec.Raw], Update] = msgspec.msgpack.Decoder
 class Version(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One value of one key, with what it needs of the update that wrote it.
 
-    ``value``: in its stored form (store/values.py). ``origin``, ``counter``, ``timestamp``, ``deps``: those of the update.
+    ``value``: in its stored form (store/values.py).
+    ``origin``, ``counter``, ``timestamp``, ``deps``: those of the update.
     ``expires``: deadline, wall time in microseconds; None: never.
     """
 

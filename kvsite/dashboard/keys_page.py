@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,6 +12,7 @@ from kvsite.dashboard.cards import QueueItem
 from kvsite.dashboard.formatting import iso, short_labels, size, span, update_name
 from replication.address import is_canonical
 from store.clock import address_of
+from store.values import Base64Text, JsonText, as_json, base64_length, kind_of
 
 PAGE_SIZE = 50
 """Keys per page."""
@@ -21,11 +23,15 @@ MAX_VALUE_CHARS_IN_LIST, MAX_VALUE_CHARS = 120, 4000
 
 @dataclass(frozen=True, slots=True)
 class KeyRow:
-    """A key in the list. ``query``: query string of its page; ``written_by``: the update that wrote the winner."""
+    """A key in the list. ``query``: query string of its page; ``written_by``: the update that wrote the winner.
+
+    ``kind``: of the value; empty if it is JSON.
+    """
 
     key: str
     query: str
     value: str
+    kind: str
     size: str
     versions: int
     written_by: str
@@ -73,14 +79,17 @@ class PastEntry:
 
 @dataclass(frozen=True, slots=True)
 class VersionCard:
-    """One version of a key: the winner or a sibling. ``truncation``: says that the value was cut; empty if not."""
+    """One version of a key: the winner or a sibling.
+
+    ``note``: says that the value was cut, or how it is encoded; empty if neither.
+    """
 
     written_by: str
     origin: str
     counter: int
     is_winner: bool
     value: str
-    truncation: str
+    note: str
     written_at: str
     expires: str
     past: tuple[PastEntry, ...]
@@ -133,11 +142,14 @@ def _search_parameters(prefix: str, *, conflicts: bool) -> dict[str, str]:
 
 
 def _key_row(entry: Mapping[str, Any], labels: Mapping[str, str]) -> KeyRow:
-    value, _ = _shortened(entry["value"], MAX_VALUE_CHARS_IN_LIST, entry["value_bytes"])
+    stored = entry["value"]
+    kind = kind_of(stored)
+    value, _ = _shortened(as_json(stored), MAX_VALUE_CHARS_IN_LIST, entry["value_bytes"])
     return KeyRow(
         key=entry["key"],
         query=urlencode({"key": entry["key"]}),
         value=value,
+        kind="" if kind == "json" else kind,
         size=size(entry["value_bytes"]),
         versions=entry["versions"],
         written_by=update_name(entry["dot"], labels),
@@ -162,13 +174,15 @@ def key_page(explanation: Mapping[str, Any] | None, members: Sequence[str]) -> K
 
 
 def _version_card(version: Mapping[str, Any], labels: Mapping[str, str], *, is_winner: bool) -> VersionCard:
-    if version["value"] is None:
-        value, truncation = (
+    text = version["value"]
+    if text is None:
+        value, note = (
             "",
             f"Not shown, because the values of this key are too long together: {size(version['value_bytes'])}.",
         )
     else:
-        value, truncation = _shortened(bytes(version["value"]), MAX_VALUE_CHARS, version["value_bytes"])
+        text = text if isinstance(text, Base64Text) else bytes(text)
+        value, note = _shortened(text, MAX_VALUE_CHARS, version["value_bytes"])
     origin, counter = version["dot"]
     expires_in_s = version["expires_in_s"]
     return VersionCard(
@@ -177,7 +191,7 @@ def _version_card(version: Mapping[str, Any], labels: Mapping[str, str], *, is_w
         counter=counter,
         is_winner=is_winner,
         value=value,
-        truncation=truncation,
+        note=note,
         written_at=_date_and_time(version["timestamp"]),
         expires="" if expires_in_s is None else f"in {span(expires_in_s)}",
         past=tuple(
@@ -202,11 +216,16 @@ def _queue_item(update: Mapping[str, Any], labels: Mapping[str, str]) -> QueueIt
     )
 
 
-def _shortened(value: bytes, limit: int, total_bytes: int) -> tuple[str, str]:
-    """Return the start of an encoded value as text, and a note on its size if the text is not the whole value.
+def _shortened(value: JsonText, limit: int, total_bytes: int) -> tuple[str, str]:
+    """Return the start of a value as text, and a note on its size or encoding if the text is not the whole value.
 
     ``value`` may itself be only the first bytes of ``total_bytes``.
     """
+    if isinstance(value, Base64Text):
+        text = b"".join(islice(value, 1, 2)).strip(b'"').decode()  # the first piece, which is longer than any limit
+        if len(text) <= limit and len(value) == base64_length(total_bytes):
+            return text, f"{total_bytes:,} byte{'' if total_bytes == 1 else 's'} in base64."
+        return f"{text[:limit]}…", f"The first {min(limit, len(text)):,} characters of {size(total_bytes)} in base64."
     text = value[: 4 * limit].decode("utf-8", "ignore")
     if len(text) <= limit and len(value) == total_bytes:
         return text, ""

@@ -24,6 +24,7 @@ from store.api.large_responses import LargeResponses
 from store.api.rendering import bytes_response, error, json_response
 from store.api.response import ApiResponse
 from store.api.schema.building import described
+from store.values import Base64Text
 
 MSGPACK: Final = "application/msgpack"
 PROOF_VARIABLE: Final = "HTTP_" + HEADER.upper().replace("-", "_")
@@ -179,7 +180,10 @@ class ExplainView(ReplicaView):
         """Return the key's versions and which members have them. Works for absent keys and while the gate is closed."""
         key = key_from_path(self.request, rest, self.context.limits.max_key_bytes)
         explanation = self.context.node.inspector.explain(key, self.context.limits.max_response_bytes)
-        values_bytes = sum(each["value_bytes"] for each in explanation["versions"] if each["value"] is not None)
+        values = [each["value"] for each in explanation["versions"] if each["value"] is not None]
+        values_bytes = sum(
+            len(value) if isinstance(value, Base64Text) else memoryview(value).nbytes for value in values
+        )
         with self.context.large_responses.reservation(self.request.environ.get("REMOTE_ADDR", "")) as reservation:
             reservation.take(values_bytes, may_wait=True)  # before the values are copied
             response = json_response(200, explanation)

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from store.api.event_stream import EventStream
+from store.values import JsonText
 
 LARGE_BODY_BYTES: Final = 64 * 1024
 """A longer body is a large response. Also the size of the pieces in which it is sent."""
@@ -54,11 +55,11 @@ class TooManyLargeResponses(Exception):
 
 
 class LargeBody:
-    """A body in parts. ``size``: their total length."""
+    """A body in parts. ``size``: their total length. Parts that are not encoded yet are when the body is read."""
 
     __slots__ = ("parts", "size")
 
-    def __init__(self, parts: Sequence[bytes], size: int) -> None:
+    def __init__(self, parts: Sequence[JsonText], size: int) -> None:
         self.parts = parts
         self.size = size
 
@@ -66,20 +67,24 @@ class LargeBody:
         return self.size
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self.parts)
+        for part in self.parts:
+            if isinstance(part, bytes):
+                yield part
+            else:
+                yield from part
 
 
-def body_of(parts: Sequence[bytes]) -> AnyBody:
+def body_of(parts: Sequence[JsonText]) -> AnyBody:
     """Return a body that consists of ``parts``: one ``bytes`` object if it is small."""
     size = sum(map(len, parts))
-    return LargeBody(parts, size) if size > LARGE_BODY_BYTES else b"".join(parts)
+    return LargeBody(parts, size) if size > LARGE_BODY_BYTES else b"".join(map(bytes, parts))
 
 
 AnyBody = bytes | LargeBody
 
 
-def _parts_of(body: AnyBody) -> Sequence[bytes]:
-    return body.parts if isinstance(body, LargeBody) else [body]
+def _parts_of(body: AnyBody) -> Iterable[bytes]:
+    return body if isinstance(body, LargeBody) else [body]
 
 
 class _Room:

@@ -107,6 +107,7 @@ class TransactionBody(WriteConcernBody):
 
 
 T = TypeVar("T", bound=msgspec.Struct)
+Option = TypeVar("Option")
 AnyBody = TypeVar("AnyBody", bound=Body)
 ANY_FIELDS: Final = msgspec.json.Decoder(AnyFields)
 BODY: Final = msgspec.json.Decoder(Body)
@@ -116,6 +117,9 @@ TRANSACTION_BODY: Final = msgspec.json.Decoder(TransactionBody)
 
 _encode: Final = msgspec.json.Encoder().encode
 _PAST: Final[msgspec.json.Decoder[Past]] = msgspec.json.Decoder(Past)
+_TTL: Final[msgspec.json.Decoder[TtlSeconds]] = msgspec.json.Decoder(TtlSeconds)
+_MEMBERS: Final[msgspec.json.Decoder[Members]] = msgspec.json.Decoder(Members)
+_ACK_SECONDS: Final[msgspec.json.Decoder[AckSeconds]] = msgspec.json.Decoder(AckSeconds)
 
 
 class ParsedRequest(msgspec.Struct, Generic[AnyBody], frozen=True):
@@ -140,6 +144,41 @@ def parse(
     past = causal_past(request, decoded, query, limits.max_clock_entries)
     in_header = not decoded.causal_metadata or request.method == "HEAD"
     return ParsedRequest(decoded, query, past, in_header)
+
+
+def parse_without_body(request: ApiRequest, body: AnyBody, limits: RequestLimits) -> ParsedRequest[AnyBody]:
+    """Parse a request whose body is no JSON: it stands for an object without metadata. Raises ``ParseError``.
+
+    ``body``: what the request has in place of decoded JSON.
+    """
+    query = queries.parameters(request)
+    return ParsedRequest(body, query, causal_past(request, body, query, limits.max_clock_entries), in_header=True)
+
+
+def add_options(body: PutBody, query: queries.Query) -> None:
+    """Set the options of a write that ``body`` lacks to those in the query. Raises ``ParseError``.
+
+    A body of raw bytes has no room for options, so they are in the query then.
+    """
+    if body.ttl is None:
+        body.ttl = _option("ttl", query.get("ttl"), _TTL, "a number of seconds above 0")
+    if body.w_timeout is None:
+        what = f"a number of seconds from 0 to {queries.MAX_WAIT_S:.0f}"
+        body.w_timeout = _option("w-timeout", query.get("w-timeout"), _ACK_SECONDS, what)
+    if body.w is None:
+        text = query.get("w")
+        text = f'"{text}"' if text in ("majority", "all") else text
+        body.w = _option("w", text, _MEMBERS, 'a whole number above 0, "majority" or "all"')
+
+
+def _option(name: str, text: str | None, decoder: msgspec.json.Decoder[Option], what: str) -> Option | None:
+    """Return an option of the query, decoded; None if it is absent or empty. Raises ``ParseError``."""
+    if not text:
+        return None
+    try:
+        return decoder.decode(text)
+    except (msgspec.DecodeError, UnicodeError):
+        raise ParseError(f"{name} has to be {what}") from None
 
 
 def read_body(request: ApiRequest, max_bytes: int, media_type: str = JSON) -> bytes:

@@ -1,8 +1,9 @@
 """Renders the engine's results as responses.
 
-The store holds values as encoded JSON, and responses contain these bytes unchanged. The metadata is encoded once, for
-the body and for the header. ``in_header`` False leaves the header out: a client that sends metadata in the body reads
-it from the body too (contract 2).
+The store holds JSON values as encoded text, and responses contain these bytes unchanged. Values that are bytes stand in
+JSON as base64, which is encoded while the response is sent, or are a body of their own (``found_bytes``). The metadata
+is encoded once, for the body and for the header. ``in_header`` False leaves the header out: a client that sends
+metadata in the body reads it from the body too (contract 2).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 from store.api.large_responses import LARGE_BODY_BYTES, body_of
 from store.api.response import ApiResponse
 from store.engine import ABSENT_ETAG, Versions, state_etag
+from store.values import Base64Text, JsonText, as_json, content_length, content_of, encoding_of, is_json
 
 if TYPE_CHECKING:
     from store.engine import Acks, Changes, ListResult, RangeDeleted, ReadResult, TransactionResult, WriteResult
@@ -24,9 +26,19 @@ MAX_METADATA_HEADER_BYTES: Final = 4096
 """Longer metadata is in the body only (contract 2), because proxies commonly reject headers above 8 KiB."""
 
 JSON: Final = "application/json"
+OCTETS: Final = "application/octet-stream"
 NO_HEADERS: Final[Mapping[str, str]] = {}
 NO_TAIL: Final[Mapping[str, Any]] = {}
-_encode: Final = msgspec.json.Encoder().encode
+
+
+def _encode_hook(value: Any) -> msgspec.Raw:
+    """Return a value that msgspec does not know as encoded JSON."""
+    if isinstance(value, Base64Text):
+        return msgspec.Raw(bytes(value))
+    raise NotImplementedError(f"{type(value)} in a response")
+
+
+_encode: Final = msgspec.json.Encoder(enc_hook=_encode_hook).encode
 
 
 def json_response(status: int, content: Mapping[str, Any], headers: Mapping[str, str] = NO_HEADERS) -> ApiResponse:
@@ -49,17 +61,47 @@ def found(result: ReadResult, *, siblings: bool = False, in_header: bool = True)
         etag = result.etag
         conflicts = {"conflicts": count} if count > 1 else {}
         tail = conflicts if winner.expires is None else {**conflicts, "expires": _unix_s(winner.expires)}
-    if siblings or len(winner.value) > LARGE_BODY_BYTES:
-        parts = (b'{"result":"found","value":', winner.value)
+    if siblings or len(winner.value) > LARGE_BODY_BYTES or not is_json(winner.value):
+        parts = (b'{"result":"found","value":', *_value(winner.value))
         end = _siblings(result) if siblings else ()
         return _render_parts(200, parts, result, tail, etag, end, in_header=in_header)
     head = b'{"result":"found","value":' + winner.value
     return _render(200, head, result, tail, etag, in_header=in_header)
 
 
+def found_bytes(result: ReadResult) -> ApiResponse | None:
+    """Render a GET of a key whose winner is bytes, as these bytes. None: the key is absent, or its winner is JSON.
+
+    Headers take the place of the members of a JSON body. Raises ``MetadataTooLong``.
+    """
+    if not result.versions or is_json(result.versions[0].value):
+        return None
+    winner, count = result.versions[0], len(result.versions)
+    headers = {"X-Causal-Metadata": _header_text(_encode(result.metadata)), "ETag": result.etag}
+    if count > 1:
+        headers["X-Conflicts"] = str(count)
+    if winner.expires is not None:
+        headers["X-Expires"] = str(_unix_s(winner.expires))
+    if result.lost:
+        headers["X-Lost"] = _header_text(_encode(result.lost))
+    if not all(headers.values()):
+        raise MetadataTooLong
+    return bytes_response(200, content_of(winner.value), OCTETS, headers)
+
+
+class MetadataTooLong(Exception):
+    """The metadata of a response does not fit into a header, and the response has no other place for it."""
+
+
 def not_modified(result: ReadResult) -> ApiResponse:
     """Render a conditional GET of an unchanged key. A 304 has no body; the header has the metadata."""
     return ApiResponse(304, b"", {**_metadata_headers(_encode(result.metadata)), "ETag": result.etag})
+
+
+def not_acceptable(result: ReadResult, message: str) -> ApiResponse:
+    """Render that a key cannot be returned as bytes. The metadata covers the winner: the client learns of it."""
+    details = {"lost": result.lost} if result.lost else None
+    return error(406, message, details=details, metadata=result.metadata, headers={"ETag": result.etag})
 
 
 def absent(result: ReadResult | WriteResult | TransactionResult, *, in_header: bool = True) -> ApiResponse:
@@ -83,9 +125,9 @@ def deleted(result: WriteResult, acks: Acks | None, *, in_header: bool = True) -
 
 def listed(result: ListResult, *, values: bool, meta: bool, in_header: bool = True) -> ApiResponse:
     """Render a listing; with ``values``, also key -> value; with ``meta``, key -> what is known about it."""
-    head = [_encode_open({"keys": result.keys, "next": result.next})]
+    head: list[JsonText] = [_encode_open({"keys": result.keys, "next": result.next})]
     if values:
-        head += [b',"items":', *_object(result.items)]
+        head += [b',"items":', *_object(result.items), *_encodings(result.items)]
     if meta:
         head += [b',"meta":', _encode({key: _meta(versions) for key, versions in result.versions.items()})]
     if result.count is not None:
@@ -95,8 +137,8 @@ def listed(result: ListResult, *, values: bool, meta: bool, in_header: bool = Tr
 
 def transacted(result: TransactionResult, acks: Acks | None, *, in_header: bool = True) -> ApiResponse:
     """Render a transaction."""
-    head = [b'{"values":', *_object(result.values), b',"missing-keys":', _encode(result.missing_keys)]
-    head += [b',"etags":', _encode(result.etags)]
+    head = [b'{"values":', *_object(result.values), *_encodings(result.values)]
+    head += [b',"missing-keys":', _encode(result.missing_keys), b',"etags":', _encode(result.etags)]
     status, tail = _with_acks(200, acks)
     return _render_parts(status, head, result, tail, in_header=in_header)
 
@@ -115,12 +157,13 @@ def changes(result: Changes, token: str, *, in_header: bool = True) -> ApiRespon
     return ApiResponse(200, body, _headers(len(body), metadata, None))
 
 
-def changes_parts(result: Changes, token: str) -> list[bytes]:
+def changes_parts(result: Changes, token: str) -> list[JsonText]:
     """Return the parts of the JSON object of a response of the change feed, without line ends."""
-    parts = [b'{"changes":[']
+    parts: list[JsonText] = [b'{"changes":[']
     for key, versions in result.keys.items():
         if versions:
-            parts += (b'{"key":' + _encode(key) + b',"value":', versions[0].value, b"," + _change_facts(versions), b",")
+            parts += (b'{"key":' + _encode(key) + b',"value":', *_value(versions[0].value))
+            parts += (b"," + _change_facts(versions), b",")
         else:
             parts += (b'{"key":' + _encode(key) + b',"deleted":true}', b",")
     if result.keys:
@@ -135,7 +178,7 @@ def changes_parts(result: Changes, token: str) -> list[bytes]:
 
 def _change_facts(versions: Versions) -> bytes:
     """Return the members of a change behind its value, and the closing brace."""
-    facts: dict[str, Any] = {"etag": state_etag(versions), "type": "json"}
+    facts: dict[str, Any] = {"etag": state_etag(versions), "type": versions[0].kind}
     if len(versions) > 1:
         facts["conflicts"] = len(versions)
     if versions[0].expires is not None:
@@ -150,8 +193,8 @@ def _meta(versions: Versions) -> dict[str, Any]:
         "etag": state_etag(versions),
         "conflicts": len(versions),
         "expires": _unix_s(winner.expires),
-        "bytes": len(winner.value),
-        "type": "json",
+        "bytes": content_length(winner.value),
+        "type": winner.kind,
     }
 
 
@@ -211,11 +254,11 @@ def _render(
 
 def _render_parts(
     status: int,
-    head: Sequence[bytes],
+    head: Sequence[JsonText],
     result: ReadResult | ListResult | TransactionResult,
     tail: Mapping[str, Any] | None = None,
     etag: str | None = None,
-    end: Sequence[bytes] = (),
+    end: Sequence[JsonText] = (),
     *,
     in_header: bool = True,
 ) -> ApiResponse:
@@ -241,25 +284,37 @@ def _headers(length: int, metadata: bytes | None, etag: str | None) -> dict[str,
     return headers
 
 
-def _siblings(result: ReadResult) -> list[bytes]:
+def _value(stored: bytes) -> Sequence[JsonText]:
+    """Return the parts of a value inside an object; one that is not JSON has its ``encoding`` behind it."""
+    encoding = encoding_of(stored)
+    return (stored,) if encoding is None else (as_json(stored), b',"encoding":' + _encode(encoding))
+
+
+def _siblings(result: ReadResult) -> list[JsonText]:
     """Return the parts of the member ``siblings``, with the comma before it."""
-    parts = [b',"siblings":[']
+    parts: list[JsonText] = [b',"siblings":[']
     for version in result.versions:
         facts = {"version": version.name, "origin": version.origin, "timestamp": version.timestamp}
-        parts += (b'{"value":', version.value, b"," + _encode(facts)[1:], b",")
+        parts += (b'{"value":', *_value(version.value), b"," + _encode(facts)[1:], b",")
     parts[-1] = b"]"
     return parts
 
 
-def _object(values: Mapping[str, bytes]) -> list[bytes]:
-    """Return the parts of a JSON object with these encoded values."""
+def _object(values: Mapping[str, bytes]) -> list[JsonText]:
+    """Return the parts of a JSON object with these stored values."""
     if not values:
         return [b"{}"]
-    parts = [b"{"]
+    parts: list[JsonText] = [b"{"]
     for key, value in values.items():
-        parts += (_encode(key) + b":", value, b",")
+        parts += (_encode(key) + b":", as_json(value), b",")
     parts[-1] = b"}"
     return parts
+
+
+def _encodings(values: Mapping[str, bytes]) -> list[bytes]:
+    """Return the parts of the member ``encodings`` of those values that are not JSON, with the comma before it."""
+    encodings = {key: encoding for key, value in values.items() if (encoding := encoding_of(value))}
+    return [b',"encodings":', _encode(encodings)] if encodings else []
 
 
 def _encode_open(content: Mapping[str, Any]) -> bytes:
@@ -269,13 +324,19 @@ def _encode_open(content: Mapping[str, Any]) -> bytes:
 
 def _metadata_headers(metadata: bytes) -> dict[str, str]:
     """Return a new dict with the header for ``metadata``; an empty one if the header would be too long."""
-    if len(metadata) > MAX_METADATA_HEADER_BYTES:
-        return {}
-    text = metadata.decode()
+    text = _header_text(metadata)
+    return {"X-Causal-Metadata": text} if text else {}
+
+
+def _header_text(content: bytes) -> str:
+    """Return encoded JSON as the text of a header; empty if that would be too long."""
+    if len(content) > MAX_METADATA_HEADER_BYTES:
+        return ""
+    text = content.decode()
     if not text.isascii() or "\x7f" in text:
         # An error repeats the client's own metadata, whose replica ids can be any text. Headers hold visible ASCII, so
         # escape everything else as JSON allows.
         text = json.dumps(json.loads(text), separators=(",", ":")).replace("\x7f", "\\u007f")
         if len(text) > MAX_METADATA_HEADER_BYTES:
-            return {}
-    return {"X-Causal-Metadata": text}
+            return ""
+    return text

@@ -10,22 +10,27 @@ from typing import Final, TypeVar
 
 import msgspec
 from msgspec import UNSET
-from rest_framework.exceptions import APIException, ParseError
+from rest_framework.exceptions import APIException, NotAcceptable, ParseError
 
 from store.api import parsing, rendering
 from store.api.access import require_write_access
 from store.api.base import ApiView
 from store.api.conditions import ANY, conditions, known_versions
+from store.api.errors import TooLarge
 from store.api.keys import key_from_path
 from store.api.large_responses import LargeBody, Reservation, ResponseStream, TooManyLargeResponses
+from store.api.negotiation import Preference, preference, sends_bytes
 from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, flag, positive_int, wait_s
 from store.api.response import ApiResponse
 from store.api.schema import operations as schema
 from store.api.schema.building import described
-from store.engine import Acks, Change, KeyRange, TransactionResult, WriteResult
+from store.engine import Acks, Change, KeyRange, ReadResult, TransactionResult, WriteResult
 from store.errors import ResponseTooLarge
+from store.values import json_length, store_bytes
 
 NO_VALUE: Final = "PUT request does not specify a value"
+NO_BYTES: Final = f"{NO_VALUE}: it has no body. Send Content-Length: 0 for a value without bytes"
+ASK_FOR_JSON: Final = "ask with Accept: application/json"
 
 METADATA_BYTES: Final = 64 * 1024
 """Part of ``KV_MAX_RESPONSE_BYTES`` that a page leaves for its metadata; at most a quarter of a small limit."""
@@ -81,14 +86,17 @@ class KeyView(KvsView):
         key = self.key(rest)
         parsed = self.parse(parsing.BODY)
         engine, query = self.context.engine, parsed.query
+        accepts = preference(self.request)
         if not query and "HTTP_IF_NONE_MATCH" not in self.request.environ:  # The common case.
-            return rendering.found(engine.get(key, parsed.past), in_header=parsed.in_header)
+            return self._found(engine.get(key, parsed.past), accepts, in_header=parsed.in_header)
         timeout_s = wait_s(query)
         if flag(query, "siblings"):
+            if accepts is Preference.BYTES:
+                raise NotAcceptable(f"siblings=true returns JSON; {ASK_FOR_JSON}")
             # If-None-Match is ignored: an entity tag names the winner, and siblings can change under the same winner.
             result = engine.get(key, parsed.past, wait_s=timeout_s, all_siblings=True)
             limit = self.context.limits.max_response_bytes
-            if len(result.versions) > 1 and sum(len(version.value) for version in result.versions) > limit:
+            if len(result.versions) > 1 and sum(json_length(version.value) for version in result.versions) > limit:
                 raise ResponseTooLarge("The siblings of this key are too long", limit)
             return rendering.found(result, siblings=True, in_header=parsed.in_header)
         known = known_versions(self.request)
@@ -99,12 +107,33 @@ class KeyView(KvsView):
             result = engine.get(key, parsed.past, wait_s=timeout_s)
         if result.etag in known or (ANY in known and result.versions):
             return rendering.not_modified(result)
-        return rendering.found(result, in_header=parsed.in_header)
+        return self._found(result, accepts, in_header=parsed.in_header)
+
+    def _found(self, result: ReadResult, accepts: Preference, *, in_header: bool) -> ApiResponse:
+        """Render a GET as the client accepts it."""
+        if accepts is Preference.JSON or not result.versions:
+            return rendering.found(result, in_header=in_header)
+        try:
+            response, reason = rendering.found_bytes(result), "Value is JSON, not bytes"
+        except rendering.MetadataTooLong:
+            response, reason = None, "causal-metadata is too long for a header"
+        if response is not None:
+            return response
+        if accepts is Preference.BYTES_OR_JSON:
+            return rendering.found(result, in_header=in_header)
+        return rendering.not_acceptable(result, f"{reason}; {ASK_FOR_JSON}")
 
     @described(schema.PUT_KEY)
     def put(self, rest: str) -> ApiResponse:
         """Write the key."""
         key = self.key(rest)
+        parsed, value = self._parse_bytes() if sends_bytes(self.request) else self._parse_json()
+        required = conditions(self.request)
+        change = Change(key, value, parsing.ttl_us(parsed.body.ttl), required.if_match, required.if_none_match)
+        return rendering.written(*self.write(change, parsed), in_header=parsed.in_header)
+
+    def _parse_json(self) -> tuple[parsing.ParsedRequest[parsing.PutBody], bytes]:
+        """Return a write whose body is JSON, and the value in its stored form."""
         try:
             parsed = self.parse(parsing.PUT_BODY)
         except parsing.UnknownField as exc:
@@ -116,9 +145,23 @@ class KeyView(KvsView):
             raise ParseError(NO_VALUE)
         value = parsing.encode_value(body.value, self.context.limits.max_value_bytes)
         body.value = UNSET  # The decoded value takes up to 30 times as much memory, also while the request waits.
-        required = conditions(self.request)
-        change = Change(key, value, parsing.ttl_us(body.ttl), required.if_match, required.if_none_match)
-        return rendering.written(*self.write(change, parsed), in_header=parsed.in_header)
+        if parsed.query:
+            parsing.add_options(body, parsed.query)
+        return parsed, value
+
+    def _parse_bytes(self) -> tuple[parsing.ParsedRequest[parsing.PutBody], bytes]:
+        """Return a write whose body is the value, as bytes, and the value in its stored form."""
+        limits = self.context.limits
+        content = self.body(limits.max_body_bytes, rendering.OCTETS)
+        self._body = None  # It may look like JSON with metadata, but it has none.
+        if not content and not self.request.environ.get("CONTENT_LENGTH"):
+            raise ParseError(NO_BYTES)
+        parsed = parsing.parse_without_body(self.request, parsing.PutBody(), limits)
+        self._past = parsed.past
+        parsing.add_options(parsed.body, parsed.query)
+        if len(content) > limits.max_value_bytes:
+            raise TooLarge(f"Value is too large: at most {limits.max_value_bytes} bytes")
+        return parsed, store_bytes(content)
 
     def write(self, change: Change, parsed: parsing.ParsedRequest[AnyWrite]) -> tuple[WriteResult, Acks | None]:
         """Make one change with the request's write concern."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import time
+from base64 import b64decode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from replication.address import split_address
 from tests.contract.client import Client
 from tests.support.http import Past, Response
 
@@ -114,6 +118,60 @@ def test_2_1_507_above_max_memory(limited: Client) -> None:
     assert limited.get(0, "/kvs").status == 200
     for n in range(8):
         limited.delete(0, f"/kvs/m{n}")
+
+
+OCTETS = "application/octet-stream"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_2_1_raw_bytes(api: Client, key: str, chunked: bool) -> None:
+    """PUT with application/octet-stream stores the body as bytes, and GET with Accept returns it, at any replica."""
+    content = bytes(range(256)) * 1000
+    path = f"{key}?ttl=1000&w=all&w-timeout=5"
+    written = api.send(0, "PUT", path, content, headers={"Content-Type": OCTETS}, chunked=chunked)
+    assert (written.status, written.body["acks"]) == (201, 3)
+    past = {"X-Causal-Metadata": json.dumps(written.past)}
+    for replica in range(3):
+        read = api.send(replica, "GET", key, headers={"Accept": OCTETS, **past})
+        assert (read.status, read.body, read.headers["content-type"]) == (200, content, OCTETS)
+        assert (read.past, read.etag) == (written.past, written.etag)
+        assert float(read.headers["x-expires"]) == pytest.approx(time.time() + 1000, abs=60)
+        in_json = api.get(replica, key, written.past).body
+        assert (b64decode(in_json["value"], validate=True), in_json["encoding"]) == (content, "base64")
+        listed = api.get(replica, f"/kvs?prefix={key.removeprefix('/kvs/')}&values=true&meta=true", written.past).body
+        (name,) = listed["keys"]
+        assert (listed["items"][name], listed["encodings"]) == (in_json["value"], {name: "base64"})
+        assert (listed["meta"][name]["type"], listed["meta"][name]["bytes"]) == ("bytes", len(content))
+
+
+def test_2_1_a_raw_get_of_json_gets_406(api: Client, key: str) -> None:
+    """A raw GET of a JSON value gets 406."""
+    written = api.put(0, key, "text")
+    rejected = api.send(0, "GET", key, headers={"Accept": OCTETS})
+    assert (rejected.status, rejected.etag, rejected.past) == (406, written.etag, written.past)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\nabc",
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"Content-Length: 10\r\n\r\nabc",
+        b"\r\n",
+    ],
+    ids=["malformed chunk", "ends early", "empty chunks", "short", "none"],
+)
+def test_2_1_broken_bytes_change_nothing(api: Client, key: str, body: bytes) -> None:
+    """A body that ends early, or whose chunks are malformed, gets 400 or a closed connection and changes nothing."""
+    address = api.cluster.addresses[0]
+    head = f"PUT {key} HTTP/1.1\r\nHost: {address}\r\nContent-Type: {OCTETS}\r\n".encode()
+    with socket.create_connection(split_address(address), timeout=10) as connection:
+        connection.sendall(head + body)
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.recv(65536)
+    assert answer[:12] in (b"", b"HTTP/1.1 400")
+    assert api.get(0, key).status == 404
 
 
 def test_2_1_503_if_the_causal_past_does_not_arrive(api: Client, key: str) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from typing import Any
-
-import msgspec
 
 from kvsite.dashboard.keys_page import key_page
 from replication.explain import MAX_VERSIONS_LISTED, explain
 from replication.replica import Replica
+from store.api.rendering import json_response
 from store.clock import Instant
+from store.values import store_bytes
 from store.versions import Change, Update, Write
 from tests.support.wire import NOW, Wire, address
 
 
 def explained(replica: Replica, key: str, now: Instant = NOW) -> dict[str, Any]:
     """Return the explanation as a client gets it, encoded and decoded as JSON."""
-    content: dict[str, Any] = json.loads(msgspec.json.encode(explain(replica, key, now)))
+    content: dict[str, Any] = json.loads(b"".join(json_response(200, explain(replica, key, now)).chunks))
     return content
 
 
@@ -109,6 +110,29 @@ def test_values_are_limited_together_and_the_winner_is_always_complete() -> None
     assert [(version["value"] is None, version["value_bytes"]) for version in versions] == [(False, 1002), (True, 1002)]
     versions = explain(r1, "k", NOW, max_values_bytes=2004)["versions"]
     assert [version["value"] is None for version in versions] == [False, False]
+
+
+def test_a_value_that_is_bytes_is_in_base64() -> None:
+    wire = Wire()
+    (r1,) = wire.cluster("r1")
+    wire.issue("r1", "k", store_bytes(b"\xff" * 100))
+    wire.issue("r1", "j", b'"text"')
+    (version,) = explained(r1, "k")["versions"]
+    assert (version["type"], version["encoding"], version["value_bytes"]) == ("bytes", "base64", 100)
+    assert b64decode(version["value"], validate=True) == b"\xff" * 100
+    (text,) = explained(r1, "j")["versions"]
+    assert (text["type"], "encoding" in text, text["value_bytes"]) == ("json", False, 6)
+    assert key_page(explain(r1, "k", NOW), []).versions[0].note == "100 bytes in base64."
+
+
+def test_bytes_count_by_their_length_in_base64() -> None:
+    wire = Wire()
+    (r1,) = wire.cluster("r1")
+    wire.issue("r1", "k", b"1")
+    r1.store.receive([Update("other@1", 1, 2**50, {}, (Write("k", store_bytes(b"x" * 300)),))], NOW)
+    for limit, is_shown in ((402, False), (403, True)):
+        versions = explain(r1, "k", NOW, max_values_bytes=limit)["versions"]
+        assert [version["value"] is None for version in versions] == [False, not is_shown]
 
 
 def test_the_number_of_versions_listed_is_limited() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -110,6 +111,56 @@ def test_null_is_a_value(replicas: list[FakeReplica]) -> None:
         assert read.value is None
         assert read.value_or(7) is None
         assert read.conflicts == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\0", bytearray(b"ab"), memoryview(b"ab")])
+def test_bytes_are_sent_as_they_are(replicas: list[FakeReplica], content: Any) -> None:
+    a = replicas[0]
+    a.respond_with(stored({"ä@1": 1}))
+    with session(a, metadata={"ä@1": 1}) as s:
+        assert s.put("k", content, ttl_s=1.5, w="all", w_timeout_s=2, wait_s=3, if_none_match=True).created
+    request = a.requests[0]
+    assert (request.method, request.body) == ("PUT", bytes(content))
+    assert request.path == "/kvs/k?wait=3&ttl=1.5&w=all&w-timeout=2"
+    assert request.headers["content-type"] == "application/octet-stream"
+    assert request.headers["if-none-match"] == "*"
+    assert request.headers["x-causal-metadata"].isascii()
+    assert json.loads(request.headers["x-causal-metadata"]) == {"ä@1": 1}
+
+
+def test_bytes_are_decoded_wherever_they_are(replicas: list[FakeReplica]) -> None:
+    a = replicas[0]
+    tail: dict[str, Any] = {"causal-metadata": {}}
+    sibling = {"value": "AA==", "encoding": "base64", "version": "a@1:1", "origin": "a@1", "timestamp": 5}
+    change = {"key": "k", "value": "/w==", "encoding": "base64", "etag": '"a@1:1"', "type": "bytes"}
+    values, encodings = {"k": "/w==", "l": "/w=="}, {"k": "base64"}
+    a.respond_with(
+        found("/w==", encoding="base64", conflicts=2, siblings=[sibling, sibling | {"encoding": None}]),
+        json_response(200, {"keys": ["k", "l"], "next": None, "items": values, "encodings": encodings} | tail),
+        json_response(200, {"values": values, "encodings": encodings, "missing-keys": [], "etags": {}} | tail),
+        json_response(200, {"changes": [change], "reset": True, "more": False, "next": "t"} | tail),
+    )
+    with session(a) as s:
+        read = s.get("k", siblings=True)
+        assert (read.value, [each.value for each in read.siblings]) == (b"\xff", [b"\0", "AA=="])
+        assert s.list(values=True).items == {"k": b"\xff", "l": "/w=="}
+        assert s.transaction(reads=["k", "l"]).values == {"k": b"\xff", "l": "/w=="}
+        assert next(s.changes()).changes[0].value == b"\xff"
+
+
+def test_a_transaction_cannot_write_bytes(replicas: list[FakeReplica]) -> None:
+    with session(replicas[0]) as s, pytest.raises(TypeError, match=r"Session\.put"):
+        s.transaction(writes=[Put("k", b"a")])
+    assert replicas[0].requests == []
+
+
+def test_bytes_are_recorded(replicas: list[FakeReplica]) -> None:
+    recorded: list[Any] = []
+    replicas[0].respond_with(stored(), found("/w==", encoding="base64"))
+    with session(replicas[0], recorder=recorded.append) as s:
+        s.put("k", b"\xff")
+        s.get("k")
+    assert [each.get("writes") or each["reads"] for each in recorded] == [[["k", "base64:/w=="]]] * 2
 
 
 def test_siblings_are_returned_as_objects(replicas: list[FakeReplica]) -> None:

@@ -63,6 +63,34 @@ def test_put_value_is_json_or_else_text(replica: FakeReplica, text: str, value: 
     assert replica.requests[0].body["value"] == value
 
 
+def test_put_writes_the_bytes_of_a_file(replica: FakeReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"\xff\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xfe")))
+    replica.respond_with(stored())
+    assert run("put", "k", "--bytes", str(path), "--ttl", "5") == "created\n"
+    run("put", "k", "--bytes", "-")
+    assert [request.body for request in replica.requests] == [b"\xff\n", b"\xfe"]
+    assert replica.requests[0].path == "/kvs/k?ttl=5.0"
+    assert fails("put", "k", "--bytes", str(tmp_path / "absent")).returncode == 2
+    for arguments in (("put", "k"), ("put", "k", "1", "--bytes", str(path))):
+        with pytest.raises(CommandError):
+            run(*arguments)
+    assert len(replica.requests) == 2
+
+
+def test_bytes_are_printed_in_base64_or_as_they_are(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica.respond_with(found("/w==", encoding="base64"))
+    assert run("get", "k") == '"/w=="\n'
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed))
+    assert run("get", "k", "--raw") == ""
+    assert printed.getvalue() == b"\xff"
+    listed = {"keys": ["k"], "next": None, "items": {"k": "/w=="}, "encodings": {"k": "base64"}, "causal-metadata": {}}
+    replica.respond_with(json_response(200, listed))
+    assert run("list", "--values") == 'k\t"/w=="\n'
+
+
 def test_put_reads_stdin(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("[1, 2]\n"))
     replica.respond_with(stored(status=200))

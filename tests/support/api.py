@@ -40,7 +40,7 @@ LIMITS = RequestLimits(max_body_bytes=2_000_000, max_value_bytes=10_000, max_clo
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One response. ``body``: decoded JSON; None if there is no body."""
+    """One response. ``body``: decoded JSON, or bytes if the response says so; None if there is no body."""
 
     status: int
     body: Any
@@ -158,7 +158,8 @@ def _django() -> WSGIHandler:
 
 
 def _response(status: int, headers: dict[str, str], content: bytes) -> Response:
-    return Response(status, json.loads(content) if content else None, headers)
+    is_bytes = headers.get("Content-Type") == "application/octet-stream"
+    return Response(status, None if not content else content if is_bytes else json.loads(content), headers)
 
 
 def make_store(**settings: Any) -> CausalStore:

@@ -20,7 +20,10 @@ from typing import Any
 
 @dataclass
 class ReceivedRequest:
-    """A request as it arrived. Header names are in lower case; ``body`` is the decoded JSON, None without a body."""
+    """A request as it arrived. Header names are in lower case.
+
+    ``body``: the decoded JSON, or bytes if the request says so; None without a body.
+    """
 
     method: str
     path: str
@@ -41,7 +44,8 @@ class Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         raw = self.rfile.read(length)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = json.loads(raw) if raw else None
+        is_bytes = headers.get("content-type") == "application/octet-stream"
+        body = raw if is_bytes else json.loads(raw) if raw else None
         with self.replica.lock:
             self.replica.requests.append(ReceivedRequest(self.command, self.path, headers, body))
             responders = self.replica.responders

@@ -22,7 +22,10 @@ Past = dict[str, int]
 
 @dataclass(frozen=True)
 class Response:
-    """One response. ``body``: decoded JSON; None for an empty body or another type. Header names are in lower case."""
+    """One response. Header names are in lower case.
+
+    ``body``: decoded JSON, or bytes if the response says so; None for an empty body or another type.
+    """
 
     status: int
     body: Any
@@ -32,8 +35,9 @@ class Response:
 
     @property
     def past(self) -> Past:
-        """The causal metadata: from the body; from the header if there is no body."""
-        past = self.body["causal-metadata"] if self.body else json.loads(self.headers["x-causal-metadata"])
+        """The causal metadata: from the body; from the header if there is no body, or it is bytes."""
+        in_body = isinstance(self.body, dict)
+        past = self.body["causal-metadata"] if in_body else json.loads(self.headers["x-causal-metadata"])
         assert isinstance(past, dict)
         return past
 
@@ -66,8 +70,11 @@ def send_request(
         text = response.read()
     took_s = time.monotonic() - began_s
     received = {name.lower(): value for name, value in response.headers.items()}
-    is_json = received.get("content-type", "").startswith("application/json")
-    return Response(response.status, json.loads(text) if is_json and text else None, received, took_s)
+    media_type = received.get("content-type", "")
+    content_of_body: Any = text if media_type == "application/octet-stream" else None
+    if media_type.startswith("application/json") and text:
+        content_of_body = json.loads(text)
+    return Response(response.status, content_of_body, received, took_s)
 
 
 class _QuietHandler(WSGIRequestHandler):

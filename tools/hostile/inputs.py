@@ -52,6 +52,7 @@ TEXTS: Final = (
     "1e999",
     "NaN",
 )
+OCTETS: Final = "application/octet-stream"
 NUMBERS: Final = (0, -1, 1, 2**31, 2**53 - 1, 2**53, 2**62 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 0.5, -0.0, 1e308)
 
 
@@ -102,6 +103,8 @@ def malformed_http(rng: random.Random, target: Target) -> Input:
         f"PUT /kvs/h/broken HTTP/1.1\r\n{host}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
     sized = f"PUT /kvs/h/broken HTTP/1.1\r\n{host}Content-Type: application/json\r\nContent-Length: "
+    if rng.random() < 0.3:
+        chunked, sized = (each.replace("application/json", OCTETS) for each in (chunked, sized))
     content = rng.choice(
         (
             rng.randbytes(rng.randrange(1, 2000)),
@@ -135,14 +138,16 @@ def wrong_request(rng: random.Random, target: Target) -> Input:
     if rng.random() < 0.3:
         path += quote(rng.choice(TEXTS))
     if rng.random() < 0.4:
-        names = ("limit", "wait", "prefix", "after", "values", "causal-metadata", "w", "conflicts", "x" * 100)
+        names = ("limit", "wait", "prefix", "after", "values", "causal-metadata", "w", "ttl", "conflicts", "x" * 100)
         path += "?" + "&".join(f"{rng.choice(names)}={quote(_text(rng, target))}" for _ in range(rng.randrange(1, 4)))
     body = _body(rng, target) if rng.random() < 0.7 else b""
     headers = {"Host": rng.choice((target.address, target.address, target.address, "evil.example", "[::1", ""))}
     if body:
         headers["Content-Type"] = rng.choice(
-            ("application/json", "text/plain", "application/msgpack", "a/b; charset=x")
+            ("application/json", OCTETS, "text/plain", "application/msgpack", "a/b; charset=x")
         )
+    if rng.random() < 0.2:
+        headers["Accept"] = OCTETS + rng.choice(("", ";q=0.1, */*", f";q={rng.choice(TEXTS[9:])}", f", {'a/b,' * 500}"))
     for name in ("If-Match", "If-None-Match", "X-Causal-Metadata", "Accept", "Authorization", "Cookie", "Origin"):
         if rng.random() < 0.15:
             headers[name] = _text(rng, target).replace("\r", "").replace("\n", "").replace("\0", "")

@@ -2,7 +2,7 @@
 
 Exit codes: 0 success; 1 the key is absent; 2 the request was rejected or no replica answered, and nothing was changed;
 3 a write was sent and its outcome is unknown. Values are read and printed as JSON. A value that is not valid JSON is
-taken as text.
+taken as text. Bytes are written from a file, and printed as base64 in quotes, or as they are with ``get --raw``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from argparse import ArgumentParser
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,16 @@ class Command(BaseCommand):
         actions = parser.add_subparsers(dest="action", required=True)
         get = actions.add_parser("get", help="print a value as JSON")
         get.add_argument("key")
-        get.add_argument("--raw", action="store_true", help="print a string without quotes")
+        get.add_argument("--raw", action="store_true", help="print a string without quotes, and bytes as they are")
         get.add_argument("--siblings", action="store_true", help="print all concurrent values, the winner first")
         get.add_argument("--etag", action="store_true", help="print the ETag of the version, not the value")
         put = actions.add_parser("put", help="write a value")
         put.add_argument("key")
-        put.add_argument("value", help="JSON; text that is not valid JSON is a string; - reads standard input")
+        value = put.add_mutually_exclusive_group(required=True)
+        value.add_argument(
+            "value", nargs="?", help="JSON; text that is not valid JSON is a string; - reads standard input"
+        )
+        value.add_argument("--bytes", metavar="FILE", help="write the bytes of this file; - reads standard input")
         put.add_argument("--ttl", type=float, metavar="SECONDS", help="let the value expire after this time")
         put.add_argument("--if-none-match", action="store_true", help="write only if the key is absent")
         delete = actions.add_parser("delete", help="delete a key")
@@ -80,16 +85,20 @@ class Command(BaseCommand):
             self.stdout.write(read.etag or "")
             return
         for value in [sibling.value for sibling in read.siblings] or [read.value]:
-            self.stdout.write(value if options["raw"] and isinstance(value, str) else as_json(value))
+            if options["raw"] and isinstance(value, bytes):
+                self.stdout.flush()
+                sys.stdout.buffer.write(value)
+                sys.stdout.buffer.flush()
+            else:
+                self.stdout.write(value if options["raw"] and isinstance(value, str) else as_json(value))
         if read.conflicts > 1 and not options["siblings"]:
             self.stderr.write(f"in conflict: {read.conflicts} concurrent values (see --siblings)", self.style.WARNING)
 
     def put(self, session: Session, options: dict[str, Any]) -> None:
         """Write a value. Print whether it was created or replaced."""
-        text = sys.stdin.read() if options["value"] == "-" else options["value"]
         written = session.put(
             options["key"],
-            from_text(text),
+            value_of(options),
             ttl_s=options["ttl"],
             if_match=options["if_match"],
             if_none_match=options["if_none_match"],
@@ -151,7 +160,8 @@ class Command(BaseCommand):
     def _print_change(self, change: ChangedKey, options: dict[str, Any]) -> None:
         if options["json"]:
             fields = {"deleted": True} if change.deleted else {"value": change.value, "etag": change.etag}
-            self.stdout.write(as_json({"key": change.key} | fields))
+            encoding = {"encoding": "base64"} if isinstance(change.value, bytes) else {}
+            self.stdout.write(as_json({"key": change.key} | fields | encoding))
         elif change.deleted:
             self.stdout.write(self.style.ERROR(f"{as_line(change.key)}\tdeleted"))
         else:
@@ -202,6 +212,13 @@ def replace_file(path: Path, text: str) -> None:
     draft.replace(path)
 
 
+def value_of(options: dict[str, Any]) -> Json:
+    """Return the value that ``put`` writes. Raises OSError if its file cannot be read."""
+    if options["bytes"] is not None:
+        return sys.stdin.buffer.read() if options["bytes"] == "-" else Path(options["bytes"]).read_bytes()
+    return from_text(sys.stdin.read() if options["value"] == "-" else options["value"])
+
+
 def from_text(text: str) -> Json:
     """Return ``text`` decoded as JSON, or ``text`` itself if it is not valid JSON. ``NaN`` is not valid JSON."""
 
@@ -215,8 +232,14 @@ def from_text(text: str) -> Json:
 
 
 def as_json(value: Json) -> str:
-    """Return ``value`` as one line of JSON."""
-    return json.dumps(value, ensure_ascii=False)
+    """Return ``value`` as one line of JSON, with bytes in base64."""
+
+    def encode(value: object) -> str:
+        if isinstance(value, bytes):
+            return b64encode(value).decode()
+        raise TypeError(type(value))
+
+    return json.dumps(value, ensure_ascii=False, default=encode)
 
 
 def as_line(key: str) -> str:

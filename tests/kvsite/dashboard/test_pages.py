@@ -19,6 +19,7 @@ from kvsite.dashboard.keys_page import PAGE_SIZE, key_list_page, key_page
 from kvsite.dashboard.polling import ClusterPoller, poll_cluster
 from kvsite.dashboard.spacetime import diagram
 from kvsite.dashboard.status_fetcher import StatusFetcher
+from store.values import as_json, store_bytes
 from tests.kvsite.dashboard.support import A, B, C, FakeClock, FakeMember, ShowCluster, client_of, state_of
 from tests.support.statuses import NOW_US, Cluster, cluster_of, id_of, in_trouble, pending, recent, silent
 
@@ -203,6 +204,29 @@ def test_the_key_list_has_pages() -> None:
     assert page.rows[0].written_by == "10.0.0.1 #1"
     assert key_list_page(keys[:1], [A, B], prefix="k/", after="", conflicts=True).next_query == ""
     assert key_page(None, []).is_running is False
+
+
+@pytest.mark.parametrize(
+    ("content", "shown", "note"),
+    [
+        (b"", "", "0 bytes in base64."),
+        (b"\xff", "/w==", "1 byte in base64."),
+        (b"\xff" * 90, "/" * 120, "90 bytes in base64."),
+        (b"\xff" * 3000, "/" * 4000, "3,000 bytes in base64."),
+        (b"\xff" * 100_000, "/" * 4000 + "…", "The first 4,000 characters of 100 kB in base64."),
+    ],
+)
+def test_bytes_are_shown_in_base64(content: bytes, shown: str, note: str) -> None:
+    stored = store_bytes(content)
+    version = {"dot": [id_of(A), 1], "origin": id_of(A), "timestamp": NOW_US, "past": {}, "members": []}
+    version |= {"value": as_json(stored), "value_bytes": len(content), "expires_in_s": None}
+    (card,) = key_page({"versions": [version], "version_count": 1, "pending": []}, [A]).versions
+    assert (card.value, card.note) == (shown, note)
+    listed = {"key": "k", "versions": 1, "dot": (id_of(A), 1), "timestamp": NOW_US}
+    keys = [listed | {"value": stored[:400], "value_bytes": len(content)}, listed | {"value": b"1", "value_bytes": 1}]
+    row, of_json = key_list_page(keys, [A], prefix="", after="", conflicts=False).rows
+    assert (row.value, row.kind) == (shown if len(shown) <= 120 else f"{'/' * 120}…", "bytes")
+    assert (of_json.value, of_json.kind) == ("1", "")
 
 
 def test_every_page_works_without_a_replica_and_requires_the_login(

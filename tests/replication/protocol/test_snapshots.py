@@ -11,6 +11,7 @@ from replication.recovery import CATCHING_UP
 from replication.settings import ReplicationSettings
 from replication.snapshots import SnapshotPull
 from store.errors import NotServing
+from store.values import store_bytes
 from tests.support.wire import SMALL_LOG, SMALL_PIECES, Wire, address, start_three
 
 
@@ -33,6 +34,29 @@ def test_a_peer_below_the_log_is_offered_a_snapshot_and_pulls_it(wire: Wire) -> 
     assert wire["r2"].store.clock == wire["r1"].store.clock
     assert wire["r2"].store.table.copy() == wire["r1"].store.table.copy()
     assert any(event.kind == "snapshot" for event in wire["r2"].event_log.events)
+
+
+def test_the_kind_of_a_value_reaches_every_replica(wire: Wire) -> None:
+    """By an update, by a whole and a partial snapshot, and by a replica that relays what it received."""
+    wire.settings = SMALL_PIECES
+    wire.store_settings = SMALL_LOG
+    wire.cluster("r1", "r2")
+    wire.issue("r1", "bytes", store_bytes(b"\xff{}"))
+    wire.issue("r1", "json", b"{}")
+    wire.flow()
+    wire.cut("r1", "r2")
+    wire.issue("r1", "later", store_bytes(b""))
+    for number in range(12):
+        wire.issue("r1", f"k{number:02}", b"%d" % number)
+    wire.heal()
+    wire.flow()  # r2 pulls a partial snapshot
+    wire.start("r3", "r2")
+    wire.cut("r1", "r3")
+    wire.flow()  # r3 pulls a whole one from r2
+    for name in ("r1", "r2", "r3"):
+        kinds = {key: versions[0].kind for key, versions in wire[name].store.table.copy().items() if key[0] != "k"}
+        assert kinds == {"bytes": "bytes", "json": "json", "later": "bytes"}, name
+    assert wire["r3"].store.table.copy() == wire["r1"].store.table.copy()
 
 
 def test_no_part_of_a_snapshot_is_visible_before_its_last_piece(wire: Wire) -> None:

@@ -21,6 +21,7 @@ from store.settings import StoreSettings
 from tests.support.api import Api, Response, fresh_api
 
 MSGPACK = "application/msgpack"
+OCTETS = "application/octet-stream"
 SENDER = "127.0.0.1:21505@0000000000abcdef"
 
 many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -94,7 +95,9 @@ def judge(api: Api, before: tuple[Any, ...], response: Response) -> None:
         assert isinstance(response.body["error"], str)
         assert response.body["error"]
         assert api.state() == before
-    if response.status != 304 and response.status < 300:
+    if response.status < 300 and response.headers.get("Content-Type") == OCTETS:
+        assert isinstance(json.loads(response.headers["X-Causal-Metadata"]), dict)
+    elif response.status < 300:
         assert isinstance(response.body["causal-metadata"], dict)
 
 
@@ -127,7 +130,13 @@ def test_an_accepted_value_is_returned_unchanged(api: Api, value: Any) -> None:
         assert response.status in (400, 413)
 
 
-headers = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40)
+headers = st.one_of(
+    st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40),
+    st.text("application/octet-streamjson*,;q=01. ", max_size=60),
+    st.sampled_from(
+        ["application/octet-stream", "application/octet-stream;q=", "application/json, application/octet-stream"]
+    ),
+)
 
 
 @many
@@ -137,7 +146,9 @@ headers = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=4
         st.sampled_from(["If-Match", "If-None-Match", "X-Causal-Metadata", "Content-Type", "Accept"]), headers
     ),
     query=st.dictionaries(
-        st.sampled_from(["wait", "limit", "prefix", "after", "values", "siblings", "causal-metadata"]),
+        st.sampled_from(
+            ["wait", "limit", "prefix", "after", "values", "siblings", "causal-metadata", "ttl", "w", "w-timeout"]
+        ),
         st.text('0123456789-.eE+%Fftruealse&={}"[]:', max_size=12),
     ),
 )
@@ -145,10 +156,35 @@ def test_any_headers_and_parameters(
     api: Api, endpoint: tuple[str, str], named: dict[str, str], query: dict[str, str]
 ) -> None:
     method, path = endpoint
-    query["wait"] = "0" if query.get("wait", "").strip("0123456789.") == "" else query["wait"]
+    for name in ("wait", "w-timeout"):
+        query[name] = "0" if query.get(name, "").strip("0123456789.eE+-") == "" else query[name]
+    if api.get("/kvs/here").status == 404:
+        api.ask("PUT", "/kvs/here", raw=b"\xff", content_type=OCTETS)
     before = api.state()
     target = path + "?" + "&".join(f"{name}={value}" for name, value in query.items())
     judge(api, before, api.ask(method, target, raw=b'{"value": 1}', headers=named))
+
+
+@many
+@given(
+    endpoint=endpoints,
+    raw=st.one_of(st.binary(max_size=60), bodies.map(as_json)),
+    accept=headers,
+    query=st.dictionaries(
+        st.sampled_from(["ttl", "w", "causal-metadata", "siblings", "values"]),
+        st.text("0123456789.e{}truefalsmjoiy", max_size=9),
+    ),
+)
+def test_any_body_of_bytes(api: Api, endpoint: tuple[str, str], raw: bytes, accept: str, query: dict[str, str]) -> None:
+    method, path = endpoint
+    before = api.state()
+    target = f"{path}?w-timeout=0&" + "&".join(f"{name}={value}" for name, value in query.items())
+    response = api.ask(method, target, raw=raw, content_type=OCTETS, headers={"Accept": accept})
+    judge(api, before, response)
+    if method in ("PUT", "POST") and path != "/kvs" and response.status < 300:
+        assert (api.ask("GET", path, headers={"Accept": OCTETS}).body or b"") == raw
+    else:
+        assert response.status >= 400 or not raw, "other requests take no such body"
 
 
 # --- messages between replicas ---------------------------------------------------------------------------------------
