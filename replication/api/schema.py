@@ -46,8 +46,8 @@ SCHEMAS: Final[dict[str, Object]] = {
         }
     ),
     "View": object_schema({"view": {"type": "array", "items": {"type": "string"}}}),
-    "ViewChange": object_schema({"result": {"enum": ["added", "already present", "deleted"]}}),
-    "Health": object_schema({"healthy": {"const": True}}),
+    "ViewChange": object_schema({"result": {"type": "string", "enum": ["added", "already present", "deleted"]}}),
+    "Health": object_schema({"healthy": {"type": "boolean", "const": True}}),
     "Readiness": object_schema({"ready": {"type": "boolean"}}, reason={"type": "string"}),
     "Status": {"type": "object", "required": ["replica_id", "address", "state", "clock", "view", "pending"]},
     "Explanation": object_schema(
@@ -58,7 +58,11 @@ SCHEMAS: Final[dict[str, Object]] = {
                 "type": "array",
                 "items": object_schema(
                     {
-                        "dot": {"type": "array"},
+                        "dot": {
+                            "type": "array",
+                            "items": {"type": ["string", "integer"]},
+                            "description": "Replica id and counter.",
+                        },
                         "past": ref("CausalMetadata"),
                         "timestamp": {"type": "integer"},
                         "members": {"type": "array", "items": {"type": "object"}},
@@ -200,6 +204,7 @@ EXPLAIN: Final = operation(
                             "dot": [REPLICA, 7],
                             "etag": ETAG,
                             "value": {"name": "Ada"},
+                            "type": "json",
                             "value_bytes": 14,
                             "origin": REPLICA,
                             "past": PAST,

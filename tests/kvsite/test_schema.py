@@ -23,6 +23,7 @@ from kvsite.cluster import LocalCluster
 from kvsite.schema import document
 from kvsite.wsgi import load
 from replication.api.views import AddressBody
+from store.api.parsing import WriteBody
 from store.settings import RequestLimits
 from tests.kvsite.schemathesis import hooks as _hooks
 from tests.support.api import Api, make_context, make_store
@@ -110,9 +111,45 @@ def test_its_bounds_are_the_limits_in_force() -> None:
     assert schemas["Key"]["maxLength"] == 7
     assert "11 bytes" in schemas["Value"]["description"]
     assert schemas["CausalMetadata"]["maxProperties"] == 5
-    assert {schemas["TransactionBody"]["properties"][name]["maxItems"] for name in ("reads", "writes")} == {3}
+    assert {schemas["TransactionBody"]["properties"][name]["maxItems"] for name in ("reads", "writes")} == {6}
     assert schemas["TransactionBody"]["properties"]["writes"]["items"] == {"$ref": "#/components/schemas/WriteBody"}
     assert document(RequestLimits())["components"]["schemas"]["Key"]["maxLength"] == RequestLimits().max_key_bytes
+
+
+def test_generators_of_clients_can_read_it() -> None:
+    """They know no boolean schemas, parameters by ``content``, headers by ``anyOf``, arrays without ``items``, and
+    constants without a type. tests/kvsite/test_generated_client.py uses one of them.
+    """
+    schema = document(RequestLimits())
+    assert not list(_unreadable(schema, "")), "places that a generator cannot read"
+    broken: dict[str, Any] = {
+        "parameters": [{"name": "h", "in": "header", "content": {}, "schema": {"anyOf": []}}],
+        "type": "array",
+    }
+    broken["properties"] = {"a": False, "b": {"const": False}}
+    assert len(list(_unreadable(broken, ""))) == 5
+
+
+def _unreadable(part: Any, place: str) -> Iterator[str]:
+    if isinstance(part, list):
+        for number, each in enumerate(part):
+            yield from _unreadable(each, f"{place}/{number}")
+    if not isinstance(part, dict):
+        return
+    if "in" in part and "name" in part:
+        if "content" in part:
+            yield f"{place}: content"
+        if part["in"] == "header" and "anyOf" in part.get("schema", {}):
+            yield f"{place}: anyOf"
+    if part.get("type") == "array" and "items" not in part:
+        yield f"{place}: items"
+    if "const" in part and "type" not in part:
+        yield f"{place}: const"
+    for name, each in part.items():
+        if isinstance(each, bool) and place.endswith("/properties"):
+            yield f"{place}/{name}: boolean"
+        if name not in ("example", "examples"):
+            yield from _unreadable(each, f"{place}/{name}")
 
 
 def test_request_bodies_have_the_fields_that_the_replica_decodes() -> None:
@@ -122,6 +159,14 @@ def test_request_bodies_have_the_fields_that_the_replica_decodes() -> None:
     assert {*schemas["WriteConcernBody"]["properties"]} == write_concern
     assert {*schemas["TransactionBody"]["properties"]} == write_concern | {"reads", "writes"}
     assert schemas["PutBody"]["properties"]["ttl"]["anyOf"][0]["exclusiveMinimum"] == 0
+    in_transaction = {"key", "value", "delete", "ttl", "if-match", "if-none-match"}
+    kinds = [schemas["PutWrite"], schemas["DeleteWrite"]]
+    assert (
+        {name for kind in kinds for name in kind["properties"]}
+        == in_transaction
+        == {*WriteBody.__struct_encode_fields__}
+    )
+    assert not any(kind["additionalProperties"] for kind in kinds)
     assert schemas["AddressBody"]["required"] == [*AddressBody.__struct_encode_fields__]
 
 

@@ -7,11 +7,13 @@ from typing import Any, Final, TypeVar
 
 from drf_spectacular.utils import extend_schema
 
+from store.api.parsing import DEFAULT_ACK_WAIT_S
+from store.api.rendering import JSON, OCTETS
+
 Json = Any
 Object = dict[str, Json]
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
-JSON: Final = "application/json"
 COMPONENTS: Final = "#/components/schemas/{name}"
 
 # Ids, clocks and tags that the examples share.
@@ -20,6 +22,11 @@ OTHER: Final = "10.0.0.2:8090@3440b4cb61206d0a"
 PAST: Final = {REPLICA: 7}
 NEXT: Final = {REPLICA: 8}
 ETAG: Final = f'"{REPLICA}:7"'
+
+# What bodies and parameters say of the same options.
+W: Final = 'How many members must have the write: 1 (this replica), a number, "majority" or "all" of the members.'
+W_TIMEOUT: Final = f"Seconds to wait for their acks; {DEFAULT_ACK_WAIT_S:g} if it is absent."
+TTL: Final = "Seconds after which the version counts as deleted."
 
 
 def described(operation: Object) -> Callable[[Handler], Handler]:
@@ -69,6 +76,13 @@ def request_body(schema: str, *, required: bool = False, **examples: Json) -> Ob
     return {"required": required, "content": {JSON: {"schema": ref(schema), "examples": named}}}
 
 
+def with_bytes(described: Object) -> Object:
+    """Return the description of a body or a response that can also be bytes, the value of a key."""
+    example = {"value": {"summary": "Any bytes", "value": "GIF89a"}}
+    as_bytes = {"schema": {"type": "string", "format": "binary"}, "examples": example}
+    return {**described, "content": {**described["content"], OCTETS: as_bytes}}
+
+
 def parameter(name: str, place: str, description: str, schema: Object, example: Json = None) -> Object:
     """Return the description of a parameter, optional unless it is part of the path."""
     described: Object = {"name": name, "in": place, "description": description, "schema": schema}
@@ -88,6 +102,21 @@ HEADERS: Final[dict[str, Object]] = {
         "of the request had it.",
         "schema": {"type": "string"},
         "example": '{"10.0.0.1:8090@3440b4cb61180bc6":7}',
+    },
+    "X-Conflicts": {
+        "description": "The number of versions, if the body is bytes and there are several.",
+        "schema": {"type": "string"},
+        "example": "2",
+    },
+    "X-Expires": {
+        "description": "When the value expires, Unix seconds, if the body is bytes.",
+        "schema": {"type": "string"},
+        "example": "1795391360.5",
+    },
+    "X-Lost": {
+        "description": "JSON: the same as lost, if the body is bytes.",
+        "schema": {"type": "string"},
+        "example": '{"10.0.0.2:8090@3440b4cb61206d0a":[4,7]}',
     },
     "Retry-After": {"description": "Seconds.", "schema": {"type": "string"}, "example": "1"},
 }

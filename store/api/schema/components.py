@@ -6,13 +6,24 @@ limits in force. Everything else is written out, because responses are rendered 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 
 from store.api import parsing
-from store.api.schema.building import COMPONENTS, PAST, Object, object_schema, ref
+from store.api.schema.building import (
+    COMPONENTS,
+    PAST,
+    TTL,
+    W_TIMEOUT,
+    Object,
+    W,
+    closed_object_schema,
+    object_schema,
+    ref,
+)
 from store.settings import RequestLimits
+from store.values import BASE64, Kind
 
 
 def component_schemas(limits: RequestLimits) -> dict[str, Object]:
@@ -27,7 +38,7 @@ def component_schemas(limits: RequestLimits) -> dict[str, Object]:
         },
         "Past": {
             "description": 'The causal past of the client. null, "", {} or no field mean that it has none.',
-            "anyOf": [ref("CausalMetadata"), {"type": "null"}, {"const": ""}],
+            "anyOf": [ref("CausalMetadata"), {"type": "null"}, {"type": "string", "const": ""}],
             "example": PAST,
         },
         "Key": {
@@ -39,7 +50,8 @@ def component_schemas(limits: RequestLimits) -> dict[str, Object]:
         },
         "Value": {
             "description": f"Any JSON value, null included; at most {limits.max_value_bytes} bytes encoded. Whole "
-            "numbers are signed or unsigned 64-bit integers."
+            "numbers are signed or unsigned 64-bit integers. A value that is bytes is a string in base64, with an "
+            "`encoding` beside it."
         },
         **_request_bodies(limits),
         **_RESPONSES,
@@ -49,11 +61,7 @@ def component_schemas(limits: RequestLimits) -> dict[str, Object]:
 _FIELD_COMPONENTS: Final = {"causal-metadata": "Past", "key": "Key", "value": "Value"}
 """Fields of request bodies, wherever they occur -> their component schema, which has the bounds in force."""
 
-_FIELD_DESCRIPTIONS: Final = {
-    "w": 'How many members must have the write: 1 (this replica), a number, "majority" or "all" of the members.',
-    "w-timeout": f"Seconds to wait for their acks; {parsing.DEFAULT_ACK_WAIT_S:g} if the field is absent.",
-    "ttl": "Seconds after which the version counts as deleted.",
-}
+_FIELD_DESCRIPTIONS: Final = {"w": W, "w-timeout": W_TIMEOUT, "ttl": TTL}
 
 
 def _request_bodies(limits: RequestLimits) -> dict[str, Object]:
@@ -73,61 +81,88 @@ def _request_bodies(limits: RequestLimits) -> dict[str, Object]:
                 properties[name] = {**properties[name], "description": _FIELD_DESCRIPTIONS[name]}
         if "w" in properties:
             # In JSON Schema 1.0 is an integer, so the number that the parser accepts too says nothing more.
-            options = [each for each in properties["w"]["anyOf"] if each.get("type") != "number"]
-            properties["w"] = {**properties["w"], "anyOf": options}
+            properties["w"]["anyOf"] = [each for each in properties["w"]["anyOf"] if each.get("type") != "number"]
+        for field in properties.values():
+            for option in field.get("anyOf", ()):
+                if "enum" in option:
+                    option["type"] = "string"
     schemas["PutBody"]["required"] = ["value"]
 
     transaction = schemas["TransactionBody"]
-    transaction["anyOf"] = [{"required": ["reads"]}, {"required": ["writes"]}]
-    # The limit is on reads and writes together, which JSON Schema cannot express: half of it for each is always right.
-    transaction["properties"]["reads"] |= {"items": ref("Key"), "maxItems": limits.max_batch // 2}
-    transaction["properties"]["writes"] |= {"maxItems": limits.max_batch // 2}
+    # With anyOf, generators of clients would take the alternatives for types and lose the fields.
+    transaction |= {"if": {"not": {"required": ["reads"]}}, "then": {"required": ["writes"]}}
+    # The limit is on reads and writes together, which JSON Schema cannot express.
+    transaction["properties"]["reads"] |= {"items": ref("Key"), "maxItems": limits.max_batch}
+    transaction["properties"]["writes"] |= {"maxItems": limits.max_batch}
+    transaction["description"] += f" At most {limits.max_batch} keys, reads and writes together."
 
-    write = schemas["WriteBody"]
-    is_value = {"delete": {"const": False}}
-    is_delete = {"delete": {"const": True}, "value": False, "ttl": {"type": "null"}}
-    schemas["WriteBody"] = {
-        "description": write["description"],
-        "oneOf": [
-            {**write, "required": ["key", "value"], "properties": {**write["properties"], **is_value}},
-            {**write, "required": ["key", "delete"], "properties": {**write["properties"], **is_delete}},
-        ],
+    write = schemas.pop("WriteBody")
+    fields = write["properties"]
+    of_delete = {name: fields[name] for name in ("if-match", "if-none-match")}
+    del fields["delete"]
+    schemas["PutWrite"] = {
+        **write,
+        "title": "PutWrite",
+        "required": ["key", "value"],
+        "description": "A value for a key.",
     }
+    schemas["DeleteWrite"] = {
+        **closed_object_schema({"key": ref("Key"), "delete": {"type": "boolean", "const": True}}, **of_delete),
+        "description": "The delete of a key.",
+    }
+    schemas["WriteBody"] = {"description": write["description"], "oneOf": [ref("PutWrite"), ref("DeleteWrite")]}
     return schemas
 
 
 _METADATA: Final = {"causal-metadata": ref("CausalMetadata")}
 _LOST: Final = {"lost": ref("Lost")}
 _ACKS: Final = {"acks": {"type": "integer", "minimum": 1}, **_LOST}
-_SIBLING: Final = object_schema(
-    {
-        "value": ref("Value"),
-        "version": {"type": "string", "description": "The dot as text."},
-        "origin": {"type": "string"},
-        "timestamp": {"type": "integer", "description": "Hybrid time in microseconds."},
+_ENCODING: Final[Object] = {
+    "encoding": {"type": "string", "const": BASE64, "description": "The value is bytes, as a string in base64."}
+}
+_ENCODINGS: Final[Object] = {
+    "encodings": {
+        "type": "object",
+        "additionalProperties": {"type": "string", "const": BASE64},
+        "description": "The keys whose values are bytes, as strings in base64. Left out if there is none.",
     }
-)
-
-_CHANGE: Final = object_schema(
-    {"key": {"type": "string"}},
-    value=ref("Value"),
-    etag={"type": "string"},
-    type={"enum": ["json"]},
-    conflicts={"type": "integer", "minimum": 2},
-    expires={"type": "number", "description": "Unix seconds."},
-    deleted={"const": True, "description": "The key is absent; then nothing else is said about it."},
-)
-_META: Final = object_schema(
-    {
-        "etag": {"type": "string"},
-        "conflicts": {"type": "integer", "minimum": 1, "description": "The number of versions; 1: no conflict."},
-        "expires": {"type": ["number", "null"], "description": "Unix seconds; null: never."},
-        "bytes": {"type": "integer", "description": "Length of the value as JSON."},
-        "type": {"enum": ["json"]},
-    }
-)
+}
+_VALUES: Final[Object] = {"type": "object", "additionalProperties": ref("Value")}
+_KIND: Final[Object] = {"type": "string", "enum": list(get_args(Kind))}
 
 _RESPONSES: Final[dict[str, Object]] = {
+    "Sibling": object_schema(
+        {
+            "value": ref("Value"),
+            "version": {"type": "string", "description": "The dot as text."},
+            "origin": {"type": "string"},
+            "timestamp": {"type": "integer", "description": "Hybrid time in microseconds."},
+        },
+        **_ENCODING,
+    ),
+    "Change": object_schema(
+        {"key": {"type": "string"}},
+        value=ref("Value"),
+        **_ENCODING,
+        etag={"type": "string"},
+        type=_KIND,
+        conflicts={"type": "integer", "minimum": 2},
+        expires={"type": "number", "description": "Unix seconds."},
+        deleted={
+            "type": "boolean",
+            "const": True,
+            "description": "The key is absent; then nothing else is said about it.",
+        },
+    ),
+    "KeyMeta": object_schema(
+        {
+            "etag": {"type": "string"},
+            "conflicts": {"type": "integer", "minimum": 1, "description": "The number of versions; 1: no conflict."},
+            "expires": {"type": ["number", "null"], "description": "Unix seconds; null: never."},
+            "bytes": {"type": "integer", "description": "Length of the value: of the JSON text, or of the bytes."},
+            "type": _KIND,
+        }
+    ),
     "Lost": {
         "type": "object",
         "description": "Replica id -> first and last update of the client's causal past that no replica has any more.",
@@ -135,30 +170,32 @@ _RESPONSES: Final[dict[str, Object]] = {
     },
     "Found": {
         **object_schema(
-            {"result": {"const": "found"}, "value": ref("Value"), **_METADATA},
+            {"result": {"type": "string", "const": "found"}, "value": ref("Value"), **_METADATA},
+            **_ENCODING,
             conflicts={"type": "integer", "minimum": 2},
             expires={"type": "number", "description": "When the value expires, Unix seconds."},
-            siblings={"type": "array", "items": _SIBLING},
+            siblings={"type": "array", "items": ref("Sibling")},
             **_LOST,
         ),
         "description": "conflicts: the number of versions, if there are several.",
     },
-    "Written": object_schema({"result": {"enum": ["created", "replaced"]}, **_METADATA}, **_ACKS),
-    "Deleted": object_schema({"result": {"const": "deleted"}, **_METADATA}, **_ACKS),
+    "Written": object_schema({"result": {"type": "string", "enum": ["created", "replaced"]}, **_METADATA}, **_ACKS),
+    "Deleted": object_schema({"result": {"type": "string", "const": "deleted"}, **_METADATA}, **_ACKS),
     "Listed": object_schema(
         {
             "keys": {"type": "array", "items": {"type": "string"}},
             "next": {"type": ["string", "null"]},
             **_METADATA,
         },
-        items={"type": "object"},
-        meta={"type": "object", "additionalProperties": _META},
+        items=_VALUES,
+        **_ENCODINGS,
+        meta={"type": "object", "additionalProperties": ref("KeyMeta")},
         count={"type": "integer", "minimum": 0},
         **_LOST,
     ),
     "Changes": object_schema(
         {
-            "changes": {"type": "array", "items": _CHANGE},
+            "changes": {"type": "array", "items": ref("Change")},
             "reset": {"type": "boolean"},
             "more": {"type": "boolean"},
             "next": {"type": "string"},
@@ -171,11 +208,12 @@ _RESPONSES: Final[dict[str, Object]] = {
     ),
     "Transacted": object_schema(
         {
-            "values": {"type": "object"},
+            "values": _VALUES,
             "missing-keys": {"type": "array", "items": {"type": "string"}},
             "etags": {"type": "object", "additionalProperties": {"type": "string"}},
             **_METADATA,
         },
+        **_ENCODINGS,
         **_ACKS,
     ),
     "Error": object_schema({"error": {"type": "string", "minLength": 1}}, **_METADATA),

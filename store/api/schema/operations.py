@@ -23,6 +23,7 @@ from store.api.schema.building import (
     ref,
     request_body,
     response,
+    with_bytes,
 )
 from store.api.schema.parameters import (
     IF_ABSENT,
@@ -32,6 +33,9 @@ from store.api.schema.parameters import (
     METADATA_HEADER,
     METADATA_PARAMETER,
     SIBLINGS,
+    TTL_PARAMETER,
+    W_PARAMETER,
+    W_TIMEOUT_PARAMETER,
     WAIT,
 )
 from store.settings import RequestLimits
@@ -51,7 +55,7 @@ def error_responses(bad_input: str) -> Object:
             {"Value": {"error": f"Value is too large: at most {RequestLimits().max_value_bytes} bytes"}},
         ),
         "415": response(
-            "The body is not JSON.",
+            "The body is of a type that the operation does not take.",
             ref("Error"),
             {"Form": {"error": 'Unsupported media type "text/plain" in request.'}},
         ),
@@ -130,29 +134,47 @@ GET_KEY: Final = kvs_operation(
     "Returns the winner of the key's versions. With `If-None-Match` and `wait`, returns as soon as the key changes. "
     'The causal past can also be in a JSON body, as `{"causal-metadata": …}`.',
     {
-        "200": response(
-            "The value.",
-            ref("Found"),
-            {
-                "Found": {"result": "found", "value": {"name": "Ada"}, "causal-metadata": PAST},
-                "With siblings=true, in conflict": {
-                    "result": "found",
-                    "value": "b",
-                    "causal-metadata": {REPLICA: 7, OTHER: 2},
-                    "conflicts": 2,
-                    "siblings": [
-                        {"value": "b", "version": f"{OTHER}:2", "origin": OTHER, "timestamp": 1795391360636245},
-                        {"value": "a", "version": f"{REPLICA}:7", "origin": REPLICA, "timestamp": 1795391360635105},
-                    ],
+        "200": with_bytes(
+            response(
+                "The value. With `Accept: application/octet-stream`, a value that is bytes is the body.",
+                ref("Found"),
+                {
+                    "Found": {"result": "found", "value": {"name": "Ada"}, "causal-metadata": PAST},
+                    "Bytes": {
+                        "result": "found",
+                        "value": "R0lGODlh",
+                        "encoding": "base64",
+                        "causal-metadata": PAST,
+                    },
+                    "With siblings=true, in conflict": {
+                        "result": "found",
+                        "value": "b",
+                        "causal-metadata": {REPLICA: 7, OTHER: 2},
+                        "conflicts": 2,
+                        "siblings": [
+                            {"value": "b", "version": f"{OTHER}:2", "origin": OTHER, "timestamp": 1795391360636245},
+                            {"value": "a", "version": f"{REPLICA}:7", "origin": REPLICA, "timestamp": 1795391360635105},
+                        ],
+                    },
                 },
-            },
-            headers=_VERSION_HEADERS,
+                headers=(*_VERSION_HEADERS, "X-Conflicts", "X-Expires", "X-Lost"),
+            )
         ),
         "304": {
             "description": "The client has this version, or knows that the key is absent; with `wait`, the key did not "
             "change in that time.",
         },
         "404": _ABSENT,
+        "406": response(
+            "The client accepts only bytes, and the value is JSON or the metadata is too long for a header.",
+            ref("Error"),
+            {
+                "JSON": {
+                    "error": "Value is JSON, not bytes; ask with Accept: application/json",
+                    "causal-metadata": PAST,
+                }
+            },
+        ),
     },
     parameters=[KEY, SIBLINGS, IF_CHANGED],
     bad_input="Key is too long",
@@ -169,7 +191,8 @@ def _put(operation_id: str, summary: str) -> Object:
     return kvs_operation(
         operation_id,
         summary,
-        "Replaces every version of the key that this replica has.",
+        "Replaces every version of the key that this replica has. A body that is not JSON but "
+        "`application/octet-stream` is the value itself, as bytes.",
         {
             "200": response(
                 "Replaced.",
@@ -187,8 +210,8 @@ def _put(operation_id: str, summary: str) -> Object:
             "412": _MISMATCH,
             "507": _FULL,
         },
-        parameters=[KEY, IF_MATCH, IF_ABSENT],
-        body=request_body("PutBody", required=True, **PUT_EXAMPLES),
+        parameters=[KEY, IF_MATCH, IF_ABSENT, TTL_PARAMETER, W_PARAMETER, W_TIMEOUT_PARAMETER],
+        body=with_bytes(request_body("PutBody", required=True, **PUT_EXAMPLES)),
         bad_input="PUT request does not specify a value",
     )
 

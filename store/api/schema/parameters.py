@@ -5,16 +5,26 @@ from __future__ import annotations
 from typing import Final
 
 from store.api.query import MAX_WAIT_S
-from store.api.schema.building import ETAG, JSON, Object, parameter, ref
+from store.api.rendering import JSON
+from store.api.schema.building import ETAG, TTL, W_TIMEOUT, Object, W, parameter, ref
 from store.engine import ABSENT_ETAG
 
 _TAGS: Final[Object] = {
     "description": "One or more entity tags, separated by commas, or *.",
-    "anyOf": [
-        {"type": "string", "const": "*"},
-        {"type": "string", "pattern": r'^"[!#-~]*"(, *"[!#-~]*")*$'},
-    ],
+    "type": "string",
+    "pattern": r'^\*$|^"[!#-~]*"(, *"[!#-~]*")*$',
 }
+_ENTRY: Final = r'"[!#-\[\]-~]{1,320}": *(0|[1-9][0-9]{0,14})'
+_PAST: Final[Object] = {
+    "description": "JSON: an object as in CausalMetadata, or nothing.",
+    "type": "string",
+    "contentMediaType": JSON,
+    "contentSchema": ref("CausalMetadata"),
+    # Generators of clients know patterns, and not contentSchema. Ids of replicas are ASCII.
+    "pattern": rf"^(\{{({_ENTRY}(, *{_ENTRY})*)?\}})?$",
+}
+
+_IN_BODY: Final = "If the body is JSON, it can also be there, which counts first."
 
 KEY: Final = parameter("key", "path", "Percent-encoded. It may contain / as it is.", ref("Key"), "user/1")
 WAIT: Final = parameter(
@@ -25,19 +35,31 @@ WAIT: Final = parameter(
     {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S},
     0,
 )
-METADATA_HEADER: Final[Object] = {
-    "name": "X-Causal-Metadata",
-    "in": "header",
-    "description": "The client's causal past, if it is not in the body.",
-    "content": {JSON: {"schema": ref("Past"), "example": {}}},
-}
-METADATA_PARAMETER: Final[Object] = {
-    "name": "causal-metadata",
-    "in": "query",
-    "description": "The client's causal past, if it is neither in the body nor in the header.",
-    "content": {JSON: {"schema": ref("Past"), "example": {}}},
-}
+METADATA_HEADER: Final = parameter(
+    "X-Causal-Metadata", "header", "The client's causal past, if it is not in the body.", _PAST, "{}"
+)
+METADATA_PARAMETER: Final = parameter(
+    "causal-metadata", "query", "The client's causal past, if it is neither in the body nor in the header.", _PAST, "{}"
+)
 SIBLINGS: Final = parameter("siblings", "query", "Return all concurrent versions.", {"type": "boolean"}, False)
+TTL_PARAMETER: Final = parameter(
+    "ttl", "query", f"{TTL} {_IN_BODY}", {"type": "number", "exclusiveMinimum": 0, "maximum": 1e10}, 3600
+)
+W_PARAMETER: Final = parameter(
+    "w",
+    "query",
+    f"{W} {_IN_BODY}",
+    {
+        "anyOf": [
+            {"type": "integer", "minimum": 1, "exclusiveMaximum": 2**53},
+            {"type": "string", "enum": ["majority", "all"]},
+        ]
+    },
+    2,
+)
+W_TIMEOUT_PARAMETER: Final = parameter(
+    "w-timeout", "query", f"{W_TIMEOUT} {_IN_BODY}", {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S}, 0.5
+)
 IF_CHANGED: Final = parameter(
     "If-None-Match",
     "header",
