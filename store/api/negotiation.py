@@ -15,7 +15,7 @@ from rest_framework.exceptions import ParseError
 from store.api.rendering import JSON, OCTETS
 from store.api.request import ApiRequest
 
-_ORDINARY: Final = frozenset({"", "*/*", JSON})
+ORDINARY: Final = frozenset({"", "*/*", JSON})
 """The common values of ``Accept``, none of which asks for bytes."""
 
 
@@ -38,7 +38,7 @@ def preference(request: ApiRequest) -> Preference:
     Bytes count only if they are named, and no lower than JSON. A client that accepts neither gets JSON, as HTTP allows.
     """
     accept: str = request.environ.get("HTTP_ACCEPT", "")
-    if accept in _ORDINARY or OCTETS not in accept.lower():
+    if OCTETS not in accept.lower():
         return Preference.JSON
     qualities: dict[str, float] = {}
     for each in accept.lower().split(","):

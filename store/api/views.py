@@ -19,7 +19,7 @@ from store.api.conditions import ANY, conditions, known_versions
 from store.api.errors import TooLarge
 from store.api.keys import key_from_path
 from store.api.large_responses import LargeBody, Reservation, ResponseStream, TooManyLargeResponses
-from store.api.negotiation import Preference, preference, sends_bytes
+from store.api.negotiation import ORDINARY, Preference, preference, sends_bytes
 from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, flag, positive_int, wait_s
 from store.api.response import ApiResponse
 from store.api.schema import operations as schema
@@ -85,10 +85,11 @@ class KeyView(KvsView):
         """Read the key. With ``If-None-Match`` and ``wait``, wait until it changes."""
         key = self.key(rest)
         parsed = self.parse(parsing.BODY)
-        engine, query = self.context.engine, parsed.query
-        accepts = preference(self.request)
-        if not query and "HTTP_IF_NONE_MATCH" not in self.request.environ:  # The common case.
-            return self._found(engine.get(key, parsed.past), accepts, in_header=parsed.in_header)
+        engine, query, environ = self.context.engine, parsed.query, self.request.environ
+        is_ordinary = environ.get("HTTP_ACCEPT", "") in ORDINARY
+        if is_ordinary and not query and "HTTP_IF_NONE_MATCH" not in environ:  # The common case.
+            return rendering.found(engine.get(key, parsed.past), in_header=parsed.in_header)
+        accepts = Preference.JSON if is_ordinary else preference(self.request)
         timeout_s = wait_s(query)
         if flag(query, "siblings"):
             if accepts is Preference.BYTES:
@@ -154,10 +155,10 @@ class KeyView(KvsView):
         limits = self.context.limits
         content = self.body(limits.max_body_bytes, rendering.OCTETS)
         self._body = None  # It may look like JSON with metadata, but it has none.
-        if not content and not self.request.environ.get("CONTENT_LENGTH"):
-            raise ParseError(NO_BYTES)
         parsed = parsing.parse_without_body(self.request, parsing.PutBody(), limits)
         self._past = parsed.past
+        if not content and not self.request.environ.get("CONTENT_LENGTH"):
+            raise ParseError(NO_BYTES)
         parsing.add_options(parsed.body, parsed.query)
         if len(content) > limits.max_value_bytes:
             raise TooLarge(f"Value is too large: at most {limits.max_value_bytes} bytes")

@@ -264,8 +264,9 @@ def test_a_value_has_at_most_max_value_bytes(api: Api) -> None:
 
 
 def test_a_put_without_a_body_gets_400(api: Api) -> None:
-    response = api.ask("PUT", "/kvs/k", raw=b"", headers={"Content-Type": OCTETS})
-    assert response.status == 400
+    headers = {"Content-Type": OCTETS, "X-Causal-Metadata": '{"a": 0}'}
+    response = api.ask("PUT", "/kvs/k", raw=b"", headers=headers)
+    assert (response.status, response.metadata) == (400, {})
     assert response.body["error"].startswith("PUT request does not specify a value: it has no body")
     assert api.get("/kvs/k").status == 404
 
