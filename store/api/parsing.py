@@ -160,15 +160,15 @@ def add_options(body: PutBody, query: queries.Query) -> None:
 
     A body of raw bytes has no room for options, so they are in the query then.
     """
-    if body.ttl is None:
-        body.ttl = _option("ttl", query.get("ttl"), _TTL, "a number of seconds above 0")
-    if body.w_timeout is None:
-        what = f"a number of seconds from 0 to {queries.MAX_WAIT_S:.0f}"
-        body.w_timeout = _option("w-timeout", query.get("w-timeout"), _ACK_SECONDS, what)
-    if body.w is None:
-        text = query.get("w")
-        text = f'"{text}"' if text in ("majority", "all") else text
-        body.w = _option("w", text, _MEMBERS, 'a whole number above 0, "majority" or "all"')
+    what = f"a number of seconds from 0 to {queries.MAX_WAIT_S:.0f}"
+    w_timeout = _option("w-timeout", query.get("w-timeout"), _ACK_SECONDS, what)
+    ttl = _option("ttl", query.get("ttl"), _TTL, "a number of seconds above 0")
+    text = query.get("w")
+    text = f'"{text}"' if text in ("majority", "all") else text
+    w = _option("w", text, _MEMBERS, 'a whole number above 0, "majority" or "all"')
+    body.ttl = ttl if body.ttl is None else body.ttl
+    body.w_timeout = w_timeout if body.w_timeout is None else body.w_timeout
+    body.w = w if body.w is None else body.w
 
 
 def _option(name: str, text: str | None, decoder: msgspec.json.Decoder[Option], what: str) -> Option | None:

@@ -151,7 +151,8 @@ def test_options_are_in_the_query(api: Api) -> None:
 def test_wrong_options_are_rejected(api: Api, query: str, error: str, is_json: bool) -> None:
     before = api.state()
     path = f"/kvs/k?{query}"
-    response = api.ask("PUT", path, {"value": 1}) if is_json else put_bytes(api, path, b"a")
+    in_body = {"value": 1, "ttl": 5, "w": 1, "w-timeout": 0}  # A wrong option in the query is wrong all the same.
+    response = api.ask("PUT", path, in_body) if is_json else put_bytes(api, path, b"a")
     assert response.status == 400
     assert error in response.body["error"] or "UTF-8" in response.body["error"]
     assert api.state() == before
