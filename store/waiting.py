@@ -228,12 +228,15 @@ class WatchIndex:
 class PrefixIndex:
     """Requests that wait for a change of any key with a prefix.
 
-    A change costs one lookup for each length of a prefix, however many requests wait.
+    A change costs at most one lookup for each length of a prefix up to that of the key, however many requests wait.
+
+    ``_counts``: length -> how many prefixes have it. ``_lengths``: these lengths, rising.
     """
 
     def __init__(self) -> None:
         self._by_prefix: dict[str, dict[Waiter, None]] = {}
-        self._lengths: Counter[int] = Counter()
+        self._counts: Counter[int] = Counter()
+        self._lengths: list[int] = []
 
     def __bool__(self) -> bool:
         return bool(self._by_prefix)
@@ -243,7 +246,9 @@ class PrefixIndex:
         waiting = self._by_prefix.get(prefix)
         if waiting is None:
             waiting = self._by_prefix[prefix] = {}
-            self._lengths[len(prefix)] += 1
+            self._counts[len(prefix)] += 1
+            if self._counts[len(prefix)] == 1:
+                insort(self._lengths, len(prefix))
         waiting[waiter] = None
 
     def remove(self, waiter: Waiter, prefix: str) -> None:
@@ -256,10 +261,16 @@ class PrefixIndex:
 
     def changed(self, keys: Iterable[str]) -> None:
         """Wake the requests that wait for one of ``keys``."""
+        by_prefix, lengths = self._by_prefix, self._lengths
         for key in keys:
-            for length in list(self._lengths):
-                if length <= len(key) and (prefix := key[:length]) in self._by_prefix:
-                    self._wake(prefix)
+            concerned = []
+            for length in lengths:
+                if length > len(key):
+                    break
+                if (prefix := key[:length]) in by_prefix:
+                    concerned.append(prefix)
+            for prefix in concerned:
+                self._wake(prefix)
 
     def replaced(self) -> None:
         """Wake all requests: any key may have changed."""
@@ -271,9 +282,10 @@ class PrefixIndex:
             waiter.wake()
 
     def _drop(self, prefix: str) -> dict[Waiter, None]:
-        self._lengths[len(prefix)] -= 1
-        if not self._lengths[len(prefix)]:
-            del self._lengths[len(prefix)]
+        self._counts[len(prefix)] -= 1
+        if not self._counts[len(prefix)]:
+            del self._counts[len(prefix)]
+            self._lengths.remove(len(prefix))
         return self._by_prefix.pop(prefix)
 
 
