@@ -41,7 +41,7 @@ import msgspec
 from store.clock import Clock, Dot, HybridClock, Instant, covers, join_into, missing
 from store.delivery import PendingQueue, first_missing
 from store.errors import BadUpdate, DependenciesMissing, NotServing, OutOfMemory, PreconditionFailed
-from store.feed import Changes, FeedToken, read_changes
+from store.feed import Changes, FeedToken, Search, read_changes
 from store.log import UpdateLog
 from store.markers import Marker, Markers
 from store.recent import RecentChanges
@@ -397,9 +397,18 @@ class CausalStore:
         values = {key: version.value for key, version in winners.items()}
         return TransactionResult(values, [key for key in reads if key not in winners], update, metadata, etags)
 
-    def changes(self, token: FeedToken | None, prefix: str, past: Clock, now: Instant, *, max_bytes: int) -> Changes:
+    def changes(
+        self,
+        token: FeedToken | None,
+        prefix: str,
+        past: Clock,
+        now: Instant,
+        *,
+        max_bytes: int,
+        search: Search | None = None,
+    ) -> Changes:
         """Return what has changed under ``prefix``. See store/feed.py."""
-        return read_changes(self, token, prefix, past, now, max_bytes)
+        return read_changes(self, token, prefix, past, now, max_bytes, search)
 
     def response_metadata(self, past: Clock, returned: Iterable[Version]) -> Clock:
         """Return the metadata of a response that contains the versions ``returned``."""

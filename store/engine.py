@@ -38,8 +38,9 @@ from store.causal import (
 )
 from store.clock import Clock, Dot, Instant, join
 from store.errors import DependenciesMissing
-from store.feed import Changes, FeedToken, adopt
+from store.feed import Changes, FeedToken, adopt, begin_search, needs_search
 from store.hold_time import HoldTime
+from store.searches import Searches
 from store.settings import StoreSettings
 from store.table import KeyRange
 from store.versions import ABSENT_ETAG, Change, Update, Versions, state_etag
@@ -223,6 +224,7 @@ class Engine:
     ``counts``: totals since the start. ``refused`` counts rejected requests; it keeps the public name of the metric.
     ``waiters``: the waiting requests. At most ``max_watchers`` watch a key or a prefix, at most ``max_deferred`` are
     deferred, as many wait for acks, and ``max_streams`` are streams of the change feed.
+    ``searches``: those of the change feed among many changes.
     """
 
     def __init__(
@@ -239,6 +241,7 @@ class Engine:
         self.counts = dict.fromkeys(("reads", "writes", "deletes", "transactions", "lists", "deferred", "refused"), 0)
         self.waiters = Waiters(store.settings.max_watchers, store.settings.max_deferred, store.settings.max_streams)
         self.max_streams = store.settings.max_streams
+        self.searches = Searches(self.lock)
         self._store = store
         self._settings = store.settings
         self._now = now
@@ -296,28 +299,41 @@ class Engine:
 
         With nothing to tell, wait up to ``wait_s`` seconds, or less if the request loses its place to another one; then
         return no changes and a token that has moved on. ``streams``: the request is a stream, which has a place of its
-        own (``max_streams``). Raises NotServing, DependenciesMissing, and BadToken (store/feed.py).
+        own (``max_streams``). Raises NotServing, DependenciesMissing, TooManySearches, and BadToken (store/feed.py).
         """
         deadline = time.monotonic() + (wait_s or 0.0)
         with self.lock:
             if token is not None:
                 token = adopt(self._store, token, self._now())
                 past = join(past, token.clock)
-            read = partial(self._store.changes, token, max_bytes=max_bytes)
-            found = self._serve(read, prefix, past, wait_s)
+            found = self._read_changes(token, prefix, past, wait_s, max_bytes)
             lost = found.lost
             past = _without(past, lost)
             with _Place(self, self.waiters.streaming if streams else self.waiters.watching) as place:
                 while not found.keys and not found.more and (remaining := deadline - time.monotonic()) > 0:
+                    if not found.is_reset:
+                        token = found.token  # What is not told up to here concerns others: do not look at it again.
                     self.waiters.by_prefix.add(place.waiter, prefix)
                     try:
                         place.wait(remaining)
                     finally:
                         self.waiters.by_prefix.remove(place.waiter, prefix)
-                    found = self._serve(read, prefix, past, 0)
+                    if token is not None:  # A snapshot may have been joined meanwhile.
+                        token = adopt(self._store, token, self._now())
+                    found = self._read_changes(token, prefix, past, 0, max_bytes)
                     if place.is_lost:
                         break
         return structs.replace(found, lost=lost) if lost else found
+
+    def _read_changes(
+        self, token: FeedToken | None, prefix: str, past: Clock, wait_s: float | None, max_bytes: int
+    ) -> Changes:
+        """Return what has changed since ``token``. Call this under the lock; a search releases it for a while."""
+        search = None
+        if token is not None and needs_search(self._store, token):
+            search = self.searches.run(partial(begin_search, self._store, token, prefix, self._now()))
+        read = partial(self._store.changes, token, max_bytes=max_bytes, search=search)
+        return self._serve(read, prefix, past, wait_s)
 
     def write(self, change: Change, past: Clock, wait_s: float | None = None) -> WriteResult:
         """Write or delete one key if the change's conditions hold.

@@ -5,6 +5,7 @@
     ├── DependenciesMissing   part of the request's causal past has not been applied here
     ├── PreconditionFailed    a condition (If-Match, If-None-Match) does not hold
     ├── ResponseTooLarge      a response would be longer than KV_MAX_RESPONSE_BYTES
+    ├── TooManySearches       as many requests search among old changes of the feed as may
     ├── OutOfMemory           KV_MAX_MEMORY is reached; only writes that free memory succeed
     └── BadUpdate             a peer sent an update that no correct replica issues
 
@@ -59,6 +60,10 @@ class ResponseTooLarge(StoreError):
 
     def __init__(self, what: str, limit_bytes: int) -> None:
         super().__init__(f"{what}: a response has at most {limit_bytes} bytes (KV_MAX_RESPONSE_BYTES)")
+
+
+class TooManySearches(StoreError):
+    """As many requests of the change feed as may (store/searches.py) wait for a search among many changes."""
 
 
 class OutOfMemory(StoreError):

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from store.clock import MAX_COUNTER, Clock
 
@@ -35,6 +35,17 @@ MAX_ENDED: Final = 4
 
 EXPIRED: Final = ""
 """Stands for the origin of expiries: no replica id is empty."""
+
+
+class ChangesOf(NamedTuple):
+    """A copy of the recent changes of one origin. Those with a counter above ``known`` are wanted.
+
+    ``keys``, ``counters``: each key with the counter of its latest update, rising.
+    """
+
+    keys: list[str]
+    counters: list[int]
+    known: int
 
 
 class RecentChanges:
@@ -103,9 +114,8 @@ class RecentChanges:
 
         None if some of these changes are forgotten. The cost is proportional to the number of keys that are returned.
         """
-        for origin, floor in self._floors.items():
-            if (clock.get(origin, 0) if origin else expired_us) < floor:
-                return None
+        if self._has_forgotten(clock, expired_us):
+            return None
         keys: set[str] = set()
         for origin, changes in self._by_origin.items():
             known = clock.get(origin, 0) if origin else expired_us
@@ -114,6 +124,33 @@ class RecentChanges:
                     break
                 keys.add(key)
         return keys
+
+    def touches_more(self, clock: Mapping[str, int], expired_us: int, count: int) -> bool:
+        """Return whether ``touched`` would find more than ``count`` keys of one origin. It costs less than that."""
+        for origin, changes in self._by_origin.items():
+            if len(changes) > count:
+                known = clock.get(origin, 0) if origin else expired_us
+                if next(islice(reversed(changes.values()), count, None)) > known:
+                    return True
+        return False
+
+    def copy_since(self, clock: Mapping[str, int], expired_us: int) -> list[ChangesOf] | None:
+        """Return copies of all that ``touched`` would have to look at; None if some of it is forgotten.
+
+        To copy takes a few nanoseconds for each key, a tenth of what ``touched`` takes.
+        """
+        if self._has_forgotten(clock, expired_us):
+            return None
+        copies = []
+        for origin, changes in self._by_origin.items():
+            known = clock.get(origin, 0) if origin else expired_us
+            if next(reversed(changes.values()), 0) > known:
+                copies.append(ChangesOf(list(changes), list(changes.values()), known))
+        return copies
+
+    def _has_forgotten(self, clock: Mapping[str, int], expired_us: int) -> bool:
+        """Return whether changes are forgotten that ``clock`` and ``expired_us`` do not cover."""
+        return any((clock.get(origin, 0) if origin else expired_us) < floor for origin, floor in self._floors.items())
 
     def _shrink(self) -> None:
         """Reduce the size to fifteen sixteenths of the limit."""

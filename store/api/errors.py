@@ -28,6 +28,7 @@ from store.errors import (
     PreconditionFailed,
     ResponseTooLarge,
     StoreError,
+    TooManySearches,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def response_for(exc: Exception, view: ApiView, *, repeat_metadata: bool = True)
 
 
 def _api_error(exc: Exception, view: ApiView) -> ApiError:
+    if isinstance(exc, TooManySearches):
+        return ApiError(503, "Too many requests search old changes; try again later", headers={"Retry-After": "1"})
     if isinstance(exc, StoreError):
         return _store_error(exc)
     if isinstance(exc, MethodNotAllowed):

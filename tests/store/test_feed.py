@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import random
 import zlib
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import pytest
@@ -12,7 +14,16 @@ import pytest
 from store.causal import CausalStore
 from store.clock import Instant, replica_id
 from store.errors import DependenciesMissing
-from store.feed import MAX_UNKNOWN_ENTRIES, BadToken, FeedToken, adopt, decode_token, encode_token
+from store.feed import (
+    MAX_UNKNOWN_ENTRIES,
+    BadToken,
+    FeedToken,
+    adopt,
+    begin_search,
+    decode_token,
+    encode_token,
+    needs_search,
+)
 from store.settings import StoreSettings
 from store.versions import Change, Versions, state_etag
 from tools.simulation.followers import Follower
@@ -27,10 +38,23 @@ def make(name: str = "a:1", feed_bytes: int = 1 << 20) -> CausalStore:
     return store
 
 
-def read(store: CausalStore, follower: Follower, now: Instant = NOW, max_bytes: int = MANY) -> None:
+def read(
+    store: CausalStore,
+    follower: Follower,
+    now: Instant = NOW,
+    max_bytes: int = MANY,
+    meanwhile: Callable[[], Instant] | None = None,
+) -> None:
+    """Read once. ``meanwhile``: search first, and call this after the search; it returns the time then."""
     token = None if follower.token is None else adopt(store, follower.token, now)
     past = {} if token is None else token.clock
-    follower.take(store.changes(token, follower.prefix, past, now, max_bytes=max_bytes))
+    search = None
+    if meanwhile is not None and token is not None and token.since is not None:
+        search = begin_search(store, token, follower.prefix, now)
+        if search is not None:
+            search.run()
+        now = meanwhile()
+    follower.take(store.changes(token, follower.prefix, past, now, max_bytes=max_bytes, search=search))
 
 
 def read_until_snapshot(store: CausalStore, follower: Follower, now: Instant, max_bytes: int) -> None:
@@ -143,6 +167,47 @@ def test_after_a_snapshot_that_skips_changes_the_feed_resets() -> None:
     assert follower.copy == listing(b)
 
 
+def test_a_search_finds_what_the_response_would_find_and_the_response_adds_what_came_later() -> None:
+    store = make()
+    for number in range(3000):
+        store.put(Change(f"{'pq'[number % 2]}/{number:04}", b"1"), {}, NOW)
+    old = Follower("p/")
+    read(store, old)
+    for number in range(0, 3000, 3):
+        store.put(Change(f"{'pq'[number % 2]}/{number:04}", b"2"), {}, NOW)
+    token = old.token
+    assert token is not None
+    assert not needs_search(store, token)
+    store.put(Change("p/another", b"2"), {}, NOW)
+    assert needs_search(store, token)
+    search = begin_search(store, token, "p/", NOW)
+    assert search is not None
+    search.run()
+    store.put(Change("p/later", b"3"), {}, NOW)
+    store.put(Change("p/0000", None), {}, NOW)
+    found = store.changes(token, "p/", token.clock, NOW, max_bytes=MANY, search=search)
+    assert found.keys == store.changes(token, "p/", token.clock, NOW, max_bytes=MANY).keys
+    assert (len(found.keys), found.keys["p/0000"], found.more) == (502, (), False)
+
+
+def test_a_search_is_of_no_use_if_changes_are_forgotten_meanwhile() -> None:
+    store = make(feed_bytes=200_000)
+    store.put(Change("gone", b"1"), {}, NOW)
+    follower = Follower("")
+    read(store, follower)
+    store.put(Change("gone", None), {}, NOW)
+
+    def forget() -> Instant:
+        for number in range(2000):
+            store.put(Change(f"k{number}", b"1"), {}, NOW)
+        return NOW
+
+    read(store, follower, meanwhile=forget)
+    assert not follower.is_snapshot or follower.copy == listing(store)
+    read_until_snapshot(store, follower, NOW, MANY)
+    assert follower.copy == listing(store)
+
+
 # -- tokens --------------------------------------------------------------------------------------------
 
 
@@ -248,11 +313,19 @@ class World:
         i = self.rng.randrange(3)
         store, now = self.stores[i], self.now(i)
         try:
-            read(store, follower, now, self.rng.choice([1, 1500, MANY]))
+            max_bytes = self.rng.choice([1, 1500, MANY])
+            read(store, follower, now, max_bytes, partial(self.meanwhile, i) if self.rng.random() < 0.4 else None)
         except DependenciesMissing:
             return
         if follower.is_snapshot:
             self.check(follower, store, exact=False)
+
+    def meanwhile(self, i: int) -> Instant:
+        """Let something happen between the search for a response and the response. Return the time at store ``i``."""
+        for _ in range(self.rng.randrange(4)):
+            self.wall_us += self.rng.randint(0, 20)
+            self.rng.choice((self.write, self.exchange))()
+        return self.now(i)
 
     def check(self, follower: Follower, store: CausalStore, *, exact: bool) -> None:
         """Compare the copy with a listing. Versions that expire may differ: replicas judge that by their own clocks."""
@@ -288,6 +361,9 @@ class World:
 
 
 @pytest.mark.parametrize("block", range(10))
-def test_a_copy_is_a_snapshot_whenever_no_more_follows(block: int) -> None:
+def test_a_copy_is_a_snapshot_whenever_no_more_follows(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the runs leave each further pass with more than two changes to the next response."""
+    if block % 2:
+        monkeypatch.setattr("store.feed.MAX_DIRECT", 2)
     for seed in range(block * 20, block * 20 + 20):
         World(seed).run(300)

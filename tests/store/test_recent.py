@@ -155,3 +155,28 @@ def test_what_is_remembered_is_right_and_within_the_limit(changes: list[tuple[st
             if touched is not None:
                 assert touched == {key for origin, counter, key in log if counter > known[origin]}
     assert recent.touched(counters, now) == set()
+
+
+@given(st.lists(st.tuples(st.sampled_from([A, B]), st.sampled_from("uvwxyz")), max_size=40), st.data())
+def test_copies_have_what_is_touched_and_counting_agrees(writes: list[tuple[str, str]], data: st.DataObject) -> None:
+    recent, counters = RecentChanges(PLENTY), {A: 0, B: 0}
+    for origin, key in writes:
+        counters[origin] += 1
+        recent.applied(origin, counters[origin], {}, key)
+    clock = {origin: data.draw(st.integers(0, counter)) for origin, counter in counters.items()}
+    copies = recent.copy_since(clock, 0)
+    assert copies is not None
+    wanted = {key for copy in copies for key, n in zip(copy.keys, copy.counters, strict=True) if n > copy.known}
+    assert wanted == recent.touched(clock, 0)
+    assert all(copy.counters == sorted(copy.counters) for copy in copies)
+    most = max((sum(n > copy.known for n in copy.counters) for copy in copies), default=0)
+    for count in range(8):
+        assert recent.touches_more(clock, 0, count) == (most > count)
+
+
+def test_forgotten_changes_are_not_copied() -> None:
+    recent = RecentChanges(3 * (ENTRY_BYTES + 1))
+    for counter in range(1, 8):
+        recent.applied(A, counter, {}, str(counter))
+    assert recent.copy_since({}, 0) is None
+    assert recent.copy_since({A: 7}, 0) == []

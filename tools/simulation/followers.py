@@ -13,12 +13,17 @@ from random import Random
 from replication.replica import Replica
 from store.clock import Clock, join
 from store.errors import DependenciesMissing
-from store.feed import Changes, FeedToken, adopt
+from store.feed import Changes, FeedToken, Search, adopt, begin_search
 from store.versions import Versions, state_etag
 from tools.simulation.world import Host, World
 
 PREFIXES = ("", "k", "k1", "t")
 PAUSE_S = 0.5
+SEARCHES = 0.3
+"""Share of the polls that search first, as the engine does after many changes. The response comes later, at most
+``SEARCH_S``: meanwhile the replica goes on."""
+
+SEARCH_S = 0.5
 MAX_READS = 1000
 """A follower that reads this often at a replica that does not change must have a complete copy."""
 
@@ -75,24 +80,72 @@ class Followers:
         if self._is_over:
             return
         hosts = [host for host in self._world.live() if _serving(host)]
+        pause_s = self._rng.expovariate(1 / PAUSE_S)
         if hosts:
-            host = self._rng.choice(hosts)
-            try:
-                self._read(follower, host, {}, self._rng.choice([1, 600, 1_000_000]))
-            except DependenciesMissing:
-                self._world.counts["feeds_deferred"] += 1
-        self._world.at(self._world.now_s + self._rng.expovariate(1 / PAUSE_S), self._poll, follower)
+            host, max_bytes = self._rng.choice(hosts), self._rng.choice([1, 600, 1_000_000])
+            if follower.token is not None and self._rng.random() < SEARCHES:
+                pause_s += self._search(follower, host, max_bytes)
+            else:
+                self._try_to_read(follower, host, max_bytes)
+        self._world.at(self._world.now_s + pause_s, self._poll, follower)
 
-    def _read(self, follower: Follower, host: Host, lost: Clock, max_bytes: int) -> None:
-        """Read once at ``host``. ``lost``: origin -> the first counter of the token's past that is lost."""
+    def _search(self, follower: Follower, host: Host, max_bytes: int) -> float:
+        """Search at ``host`` now, and read there later. Return how much later."""
+        replica = host.replica
+        assert replica is not None
+        assert follower.token is not None
+        now = self._world.now(host)
+        token = adopt(replica.store, follower.token, now)
+        search = None if token.since is None else begin_search(replica.store, token, follower.prefix, now)
+        if search is not None:
+            search.run()
+            self._world.counts["feed_searches"] += 1
+        later_s = self._rng.uniform(0, SEARCH_S)
+
+        def read_later() -> None:
+            if host.replica is replica and _serving(host) and not self._is_over:
+                self._try_to_read(follower, host, max_bytes, token, search)
+
+        self._world.at(self._world.now_s + later_s, read_later)
+        return later_s
+
+    def _try_to_read(
+        self,
+        follower: Follower,
+        host: Host,
+        max_bytes: int,
+        adopted: FeedToken | None = None,
+        search: Search | None = None,
+    ) -> None:
+        try:
+            self._read(follower, host, {}, max_bytes, adopted, search)
+        except DependenciesMissing:
+            self._world.counts["feeds_deferred"] += 1
+
+    def _read(
+        self,
+        follower: Follower,
+        host: Host,
+        lost: Clock,
+        max_bytes: int,
+        adopted: FeedToken | None = None,
+        search: Search | None = None,
+    ) -> None:
+        """Read once at ``host``.
+
+        ``lost``: origin -> the first counter of the token's past that is lost. ``adopted``, ``search``: the follower's
+        token, if this replica has adopted it before, and what a search for it has found.
+        """
         replica = host.replica
         assert replica is not None
         now = self._world.now(host)
-        token = None if follower.token is None else adopt(replica.store, follower.token, now)
+        token = adopted
+        if token is None and follower.token is not None:
+            token = adopt(replica.store, follower.token, now)
         past = {} if token is None else token.clock
         past = {origin: min(counter, lost.get(origin, counter + 1) - 1) for origin, counter in past.items()}
         past = {origin: counter for origin, counter in past.items() if counter}
-        found = replica.store.changes(token, follower.prefix, past, now, max_bytes=max_bytes)
+        found = replica.store.changes(token, follower.prefix, past, now, max_bytes=max_bytes, search=search)
         self._world.counts["feeds"] += 1
         self._world.counts["feed_resets"] += found.is_reset
         follower.take(found)

@@ -625,6 +625,20 @@ def tokens_without_their_clock() -> Iterator[None]:
         yield
 
 
+@mutant
+def forget_what_changes_during_a_search() -> Iterator[None]:
+    """A response that follows a search tells only what the search has found."""
+    keys_of = store.feed._keys_of
+
+    def found_only(data: CausalStore, state: Any, prefix: str) -> Any:
+        if state.search is None:
+            return keys_of(data, state, prefix)
+        return [key for key in state.search.keys if key > (state.position or "")]
+
+    with patch.object(store.feed, "_keys_of", found_only):
+        yield
+
+
 DIRECTED: dict[str, Mutant] = {}
 
 
