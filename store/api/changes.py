@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import closing
 from typing import Final
@@ -22,6 +23,9 @@ from store.errors import StoreError
 from store.feed import BadToken, decode_token, encode_token
 
 EVENT_STREAM: Final = "text/event-stream"
+
+ROOM_S: Final = 0.5
+"""How long a stream waits before it looks again for room for a large event."""
 
 
 class ChangesView(KvsView):
@@ -93,8 +97,10 @@ class _Feed:
         """Yield a large event when there is room for it. Return False if it was aborted in favour of others."""
         while True:
             try:
-                pieces = self._large_responses.send(body, self._address)
+                # A stream takes no place among the responses that wait for room: those are for requests.
+                pieces = self._large_responses.send(body, self._address, may_wait=False)
             except TooManyLargeResponses:
+                time.sleep(ROOM_S)
                 yield b":\n\n"  # Shows whether the client is still there.
                 continue
             with closing(pieces):

@@ -193,11 +193,12 @@ class LargeResponses:
         # Reentrant, because a stream that becomes garbage is closed at any point of any thread.
         self._changed = threading.Condition(threading.RLock())
         self._rooms: set[_Room] = set()
-        self._waiting = 0
         self._contested_s = -math.inf
         self.on_contest: Callable[[], None] = lambda: None
         self.bytes = 0
         """Bytes of the responses in progress, without aborted ones."""
+        self.waiting = 0
+        """Number of responses that wait for room."""
         self.rejected = 0
         """Number of responses for which there was no room."""
         self.aborted = 0
@@ -225,9 +226,9 @@ class LargeResponses:
         """Return a reservation for one response, without room at first. ``address``: of its client."""
         return Reservation(self, address)
 
-    def send(self, body: AnyBody, address: str = "") -> ResponseStream:
-        """Return the stream of one response. Raises ``TooManyLargeResponses`` after ``WAIT_S`` seconds."""
-        room = self.enter(len(body), WAIT_S, address)
+    def send(self, body: AnyBody, address: str = "", *, may_wait: bool = True) -> ResponseStream:
+        """Return the stream of one response. Raises ``TooManyLargeResponses``, after ``WAIT_S`` if ``may_wait``."""
+        room = self.enter(len(body), WAIT_S if may_wait else 0, address)
         return ResponseStream(self, room, _parts_of(body))
 
     def enter(self, size: int, wait_s: float, address: str = "") -> _Room:
@@ -239,14 +240,14 @@ class LargeResponses:
                 remaining_s = deadline_s - now_s
                 self._contested_s = now_s
                 self.on_contest()
-                if remaining_s <= 0 or self._waiting >= MAX_WAITING:
+                if remaining_s <= 0 or self.waiting >= MAX_WAITING:
                     self.rejected += 1
                     raise TooManyLargeResponses(size)
-                self._waiting += 1
+                self.waiting += 1
                 try:
                     self._changed.wait(remaining_s)
                 finally:
-                    self._waiting -= 1
+                    self.waiting -= 1
             room = _Room(size, address)
             self._rooms.add(room)
             self.bytes += size

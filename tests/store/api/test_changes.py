@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from store.api.changes import ROOM_S
 from store.api.event_stream import EventStream
 from store.causal import CausalStore
 from store.engine import Change, read_clocks
@@ -229,3 +230,32 @@ def test_a_large_change_takes_room_among_the_large_responses(api: Api) -> None:
     assert len(parse(first + b"".join(rest))[1]["changes"][0]["value"]) == 300_000
     stream.close()
     assert api.context.large_responses.bytes == 0
+
+
+def test_too_many_searches_are_answered_with_503(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    since = api.get("/changes").body["next"]
+    for number in range(4):
+        api.put(f"/kvs/{number}", number)
+    monkeypatch.setattr("store.feed.MAX_DIRECT", 3)
+    assert len(api.get(f"/changes?since={since}").body["changes"]) == 4
+    monkeypatch.setattr("store.searches.MAX_WAITING", 0)
+    response = api.get(f"/changes?since={since}")
+    assert (response.status, response.headers["Retry-After"]) == (503, "1")
+    assert response.body["error"] == "Too many requests search old changes; try again later"
+
+
+def test_a_large_change_waits_for_room_without_taking_a_place_and_shows_that_it_waits(api: Api) -> None:
+    """A stream that tried again at once would take a processor, and with others of its kind all of them."""
+    api.receive_update("a", json.dumps("x" * 300_000).encode())
+    stream = open_stream(api, "/changes")
+    next(stream)
+    full = api.context.large_responses.enter(1 << 30, 0)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, stream)
+        with pytest.raises(TimeoutError):
+            first.result(ROOM_S / 5)
+        assert api.context.large_responses.waiting == 0
+        assert first.result(20) == b":\n\n"
+    api.context.large_responses.leave(full)
+    assert next(stream).startswith(b"id: ")
+    stream.close()

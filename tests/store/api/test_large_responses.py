@@ -137,7 +137,7 @@ def test_few_responses_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
     held = stream_of(responses, 900)
     waiting = threading.Thread(target=lambda: stream_of(responses, 900).close())
     waiting.start()
-    wait_until(lambda: responses._waiting == 1)
+    wait_until(lambda: responses.waiting == 1)
     began_s = time.monotonic()
     with pytest.raises(TooManyLargeResponses):
         stream_of(responses, 900)
