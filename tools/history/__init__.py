@@ -21,8 +21,16 @@ Patterns, and the promises that they break (docs/contract.md, section 1, P1 to P
     CyclicCF         reads imply contradictory orders of conflicting writes (two or more of them in a cycle), so no
                      arbitration explains all reads ("causal convergence")
     DotReuse         two operations have the same update id
+    FeedGap          a response of the change feed does not continue the one before it
 
 A transaction or listing is one operation. All its reads are one snapshot, taken before its writes.
+
+Change feeds (docs/contract.md, section 2.9)
+    A record of a feed has each response that a follower received, in order. The checker keeps the copy that the
+    contract tells a client to keep. While ``more`` is true, a response is a read of the keys that it tells. When
+    ``more`` is false, it is a listing of the whole copy: every key with the prefix, the absent ones too. So the
+    patterns above say whether the copy is a causal snapshot with whole transactions, and, because the responses are
+    one session, whether it ever goes backwards. ``check_feeds`` compares the last copy with the final state.
 
 Assumptions, which keep the checker from reporting a legal history
     * A session carries the metadata of each response to its next request. A write with an unknown outcome returned no
@@ -56,6 +64,14 @@ File format
     ``null`` means "absent" in reads and "deleted" in writes. Record a DELETE that returned 404 as a get that read null.
     Rejected operations may be omitted. A client that starts without metadata is a new session.
 
+    A response of ``/changes`` has the kind "changes", the ``prefix``, and as ``reads`` its changes: the value, or null
+    for a key that was deleted. ``reset`` and ``more`` are those of the response; ``since`` and ``next`` are the tokens,
+    both or neither. A session may follow several prefixes. Its responses for one prefix are one feed: ``since`` is the
+    ``next`` of the response before, or "" if the follower begins again.
+
+        {"session":"eve","kind":"changes","prefix":"a","reads":[["album","a1"]],"reset":true,"next":"T1","since":""}
+        {"session":"eve","kind":"changes","prefix":"a","reads":[["album",null]],"next":"T2","since":"T1"}
+
         {"session":"ann","kind":"put","writes":[["photo","p1"]]}
         {"session":"ann","kind":"put","writes":[["album","a1"]]}
         {"session":"bob","kind":"list","reads":[["album","a1"],["photo",null]]}
@@ -64,6 +80,7 @@ File format
 """
 
 from tools.history.checker import check
+from tools.history.feeds import check_feeds
 from tools.history.final_state import FINAL_SESSION, Survivor, check_convergence, check_durability, check_survivors
 from tools.history.operations import HistoryError, Kind, Operation, Status, Value, describe, dump, load, with_ids
 from tools.history.report import Report, Violation
@@ -82,6 +99,7 @@ __all__ = [
     "check",
     "check_convergence",
     "check_durability",
+    "check_feeds",
     "check_survivors",
     "describe",
     "dump",

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 from tools.history.coverage import Coverage
 from tools.history.cycles import Conflicts, CycleFinder
+from tools.history.feeds import with_listings
 from tools.history.index import NONE, THIN_AIR, Index
 from tools.history.operations import Operation
 from tools.history.removals import Removals
@@ -52,6 +53,7 @@ def check(
     simulations.
     Raises ``HistoryError`` if two operations write the same value to a key, share an id, or follow an unknown id.
     """
+    operations, gaps = with_listings(operations)
     spare = min(8, sum(operation.status == "unknown" for operation in operations))
     uncovered: dict[str, list[int]] = {}
     while True:
@@ -64,6 +66,8 @@ def check(
             spare=spare,
             uncovered=uncovered,
         )
+        for number, reason in gaps:
+            checker.findings.feed_gap(number, reason)
         try:
             report = checker.run()
         except OutOfLanesError:

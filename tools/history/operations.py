@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 Value = str | int
-Kind = Literal["put", "delete", "get", "list", "txn"]
+Kind = Literal["put", "delete", "get", "list", "txn", "changes"]
 Status = Literal["ok", "unknown", "failed", "lost"]
 
 
@@ -44,6 +44,13 @@ class Operation(msgspec.Struct, omit_defaults=True, gc=False):
     replaces: tuple[tuple[str, str], ...] = ()
     # Id of the incarnation of the replica that served it.
     replica: str | None = None
+    # A response of the change feed (kind "changes"): the prefix, and what the response says. ``reads`` are its changes.
+    prefix: str | None = None
+    reset: bool = False
+    more: bool = False
+    # The token that the request sent, "" if none, and the token of the response.
+    since: str | None = None
+    next: str | None = None
     # Seconds by the recorder's clock. For people; the checker ignores them.
     invoked: float | None = None
     completed: float | None = None

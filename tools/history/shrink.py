@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from tools.history.checker import check
+from tools.history.feeds import with_listings
 from tools.history.operations import Operation, with_ids
 from tools.history.report import Report, Violation
 
@@ -33,11 +34,12 @@ def shrink(
     def recheck(part: Sequence[Operation], limit: int = 1_000) -> Report:
         return check(part, arbitration=arbitration, exact=exact, served_in_order=served_in_order, limit=limit)
 
-    history = with_ids(operations)
+    # Responses of feeds become reads first: then they can be left out one by one, and key by key.
+    history = with_ids(with_listings(operations)[0])
     best: list[Operation] = []
     candidates = recheck(history, limit=8).violations
     if not candidates:
-        return []
+        return _first_gap(operations)
     positions = _Positions(history)
     for violation in candidates:
         shrinker = _Shrinker(positions, violation, recheck, effort // len(candidates))
@@ -45,6 +47,17 @@ def shrink(
         if not best or len(part) < len(best):
             best = part
     return best
+
+
+def _first_gap(operations: Sequence[Operation]) -> list[Operation]:
+    """Return the responses of the first feed with a gap, up to the gap; an empty list if no feed has one."""
+    _, gaps = with_listings(operations)
+    if not gaps:
+        return []
+    number, _ = gaps[0]
+    history = with_ids(operations)
+    feed = history[number].session, history[number].prefix
+    return [each for each in history[: number + 1] if (each.session, each.prefix) == feed][-2:]
 
 
 class _Positions:

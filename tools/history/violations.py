@@ -63,6 +63,10 @@ class Findings:
         text = f"{self.describe(first)} and {self.describe(second)} are both update {self._operations[first].update}"
         self.add("DotReuse", text, [first, second])
 
+    def feed_gap(self, number: int, reason: str) -> None:
+        """Add a FeedGap: the response ``number`` of a change feed does not continue the one before it."""
+        self.add("FeedGap", f"{self.describe(number)} does not continue its feed: {reason}", [number])
+
     def stale(
         self, number: int, key: str, source: int, other: int, *, is_half: bool, is_causal: bool, by_replica: bool
     ) -> None:
