@@ -788,6 +788,7 @@ class Session:
                 next=body["next"],
                 lost=reply.lost,
             )
+            self._record_changes(prefix, since, found, reply)
             since = found.next
             if found.changes or found.more or found.reset or is_continued:
                 yield found
@@ -987,6 +988,18 @@ class Session:
         if expiring:
             operation["expiring"] = True
         self._emit(kind, operation)
+
+    def _record_changes(self, prefix: str, since: str, found: Changes, reply: _Reply) -> None:
+        """Record a response of the change feed. ``since``: the token of the request."""
+        operation: dict[str, Json] = {"replica": reply.replica, "invoked": reply.started_at, "completed": time.time()}
+        operation |= {"prefix": prefix, "since": since, "next": found.next}
+        operation |= {name: True for name in ("reset", "more") if getattr(found, name)}
+        if found.changes:
+            operation["reads"] = [
+                [each.key, None if each.deleted else _recordable(each.value)] for each in found.changes
+            ]
+            operation["versions"] = [None if each.etag is None else _winner_of(each.etag) for each in found.changes]
+        self._emit("changes", operation)
 
     def _record_unknown(self, started_at: float, writes: Sequence[tuple[str, Json]]) -> None:
         """Record a write whose outcome is unknown."""
@@ -1268,8 +1281,7 @@ def _dot_of(reply: _Reply) -> str | None:
     if reply.maybe_twice:  # It may be two updates.
         return None
     if reply.etag not in (None, "", ABSENT_ETAG):
-        # The tag of a key in conflict has a digest behind the winner's dot.
-        return reply.etag.strip('"').partition("+")[0]
+        return _winner_of(reply.etag)
     if reply.body.get("result") != "deleted":
         return None
     # The tag after a delete names no update. The metadata of a write ends with the update: it is the last one of the
@@ -1277,6 +1289,11 @@ def _dot_of(reply: _Reply) -> str | None:
     address, metadata = reply.replica.rpartition("/")[2], reply.metadata or {}
     own_id = max((id_ for id_ in metadata if id_.rpartition("@")[0] == address), default=None)
     return None if own_id is None else f"{own_id}:{metadata[own_id]}"
+
+
+def _winner_of(etag: str) -> str:
+    """Return the dot of the winner that an entity tag names. That of a key in conflict has a digest behind it."""
+    return etag.strip('"').partition("+")[0]
 
 
 def _write_result(reply: _Reply, *, created: bool = False, deleted: bool = False) -> Written:

@@ -723,6 +723,28 @@ def test_changes_follow_the_token_and_skip_responses_without_news(replicas: list
     ]
 
 
+def test_every_response_of_a_feed_is_recorded(replicas: list[FakeReplica], tmp_path: Path) -> None:
+    """In the format of tools/history, also the responses that are not yielded: a record has no gaps."""
+    a, path = replicas[0], tmp_path / "history.jsonl"
+    a.respond_with(
+        changes("p/a", token="1", reset=True, more=True),
+        changes("p/b", token="2", reset=True),
+        changes(token="3"),
+        changes(token="4", changes=[{"key": "p/a", "deleted": True}]),
+    )
+    with JsonLines(path) as recorder, session(a, recorder=recorder, name="eve") as s:
+        feed = s.changes("p/", wait_s=5)
+        for _ in range(3):
+            next(feed)
+    record = history.load(path.read_bytes())
+    assert [(each.id, each.kind, each.prefix) for each in record] == [(f"eve#{n}", "changes", "p/") for n in range(4)]
+    assert [(each.since, each.next) for each in record] == [("", "1"), ("1", "2"), ("2", "3"), ("3", "4")]
+    assert [(each.reset, each.more) for each in record] == [(True, True), (True, False), *[(False, False)] * 2]
+    assert [each.reads for each in record] == [(("p/a", 1),), (("p/b", 1),), (), (("p/a", None),)]
+    assert [each.versions for each in record] == [("a@1:1",), ("a@1:1",), (), (None,)]
+    assert {each.replica for each in record} == {a.url}
+
+
 def test_changes_go_on_at_the_next_replica(replicas: list[FakeReplica]) -> None:
     a, b, _ = replicas
     a.respond_with(changes("k", token="1", reset=True), close_connection, close_connection)
