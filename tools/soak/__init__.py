@@ -8,6 +8,10 @@ begin and end, several of them at a time. Then every fault ends. Within ``CONVER
 converged, and each replica must serve the session of each client. ``tools.history`` then checks the recorded history
 and the final state. Replicas keep running from round to round, with the clocks and logs that the faults left them.
 
+    Beside them, *followers* keep copies of prefixes by the change feed, by polls and by server-sent events, at one
+    replica after another (``followers.py``). The checks cover their records: at every moment a copy is a causal
+    snapshot, it never goes backwards, and at the end it equals the final state.
+
 Faults
     *Links*: partitions, cuts of one direction or of requests only, a ring, and packet loss. *Processes*: a replica is
     killed, paused, asked to stop, or removed from the view, and comes back. *Clocks*: steps of up to ten minutes.
@@ -61,7 +65,7 @@ What counts as success
     session that meets a 503 or a silent replica tries the next one. A failed call is excused if each of its attempts
     was excused or went to a replica that was not serving.
 
-    Requests of storms and to guests are in the history, but do not count here.
+    Requests of storms, of event streams and to guests are in the history, but do not count here.
 
     A run passes if no violation was found, all is flat, at least 99 % of the requests succeeded, and of the calls (both
     without excused ones), and if clients completed at least 100 operations per second in every period of ``WINDOW_S``.

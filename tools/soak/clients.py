@@ -82,9 +82,14 @@ def uncounted_session(
 
 
 class CountingSession(Session):
-    """A session that counts each of its requests, and records transactions with the id of their update."""
+    """A session that counts each of its requests, and records transactions with the id of their update.
 
-    def __init__(self, context: RoundContext, name: str) -> None:
+    ``record``: what records its operations; by default the recorder of the round.
+    """
+
+    def __init__(
+        self, context: RoundContext, name: str, record: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> None:
         super().__init__(
             context.replicas,
             timeout_s=CALL_TIMEOUT_S,
@@ -94,6 +99,7 @@ class CountingSession(Session):
             name=name,
         )
         self._context = context
+        self._record_operation = record or context.recorder
         self._counts = context.counts
         self._indexes = {url: i for i, url in enumerate(self.replicas)}
         self._last_metadata: Mapping[str, int] = {}
@@ -169,7 +175,7 @@ class CountingSession(Session):
             address = recorded["replica"].partition("://")[2]
             own = max((id_ for id_ in self._last_metadata if id_.rpartition("@")[0] == address), default="")
             recorded["update"] = f"{own}:{self._last_metadata[own]}" if own else None
-        self._context.recorder(recorded)
+        self._record_operation(recorded)
         if is_successful:
             self.last_successful_operation = recorded["id"]
             self._counts.acknowledge()

@@ -36,6 +36,8 @@ class Counts:
     """Entries of the longest causal metadata in a response to a client."""
     guest_operations: int = 0
     """Operations that guests served."""
+    feed: Counter[str] = field(default_factory=Counter)
+    """What followers of the change feed received: responses, and those of them that said reset or more."""
     storm_bytes: int = 0
     """Bytes of values that storms wrote, as far as replicas acknowledged them."""
 
@@ -44,6 +46,11 @@ class Counts:
         with self.lock:
             for replica, (first, last) in (body.get("lost") or {}).items():
                 self.reported_lost.append((replica, first, last, at_s))
+
+    def note_feed(self, *, reset: bool, more: bool) -> None:
+        """Count a response of the change feed."""
+        with self.lock:
+            self.feed.update({"responses": 1, "resets": int(reset), "incomplete": int(more)})
 
     def acknowledge(self) -> None:
         """Count an operation that succeeded."""

@@ -117,6 +117,7 @@ def report(results: Results) -> str:
         f"converged             at most {results.slowest_convergence_s:.1f} s after a heal",
         f"addresses             {results.strangers_removed} came and went",
         f"  guests              {len(results.guests)}, which served {counts.guest_operations} operations",
+        f"followers             received {_listed(sorted(counts.feed.items()))}",
         f"storms                {counts.storm_bytes / 1e6:.0f} MB written",
         *results.growth.lines(counts.longest_metadata),
         f"history               {checked[0]} operations, {checked[1]} reads and {checked[2]} conflicts checked",

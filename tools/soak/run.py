@@ -21,6 +21,7 @@ from tools.netns.quick import DOWN_AFTER_S, QUICK, SYNC_INTERVAL_S
 from tools.soak.clients import KEYS, Client, RoundContext
 from tools.soak.counts import Recorder
 from tools.soak.faults import FaultInjector
+from tools.soak.followers import new_followers
 from tools.soak.growth import MAX_REMOVED, METADATA_LIMIT_S, SETTLE_LIMIT_S, removed_in
 from tools.soak.losses import Losses
 from tools.soak.reachability import Reachability
@@ -60,6 +61,7 @@ class Round:
         self._load_over = threading.Event()
         self._context = self._new_context(client_count)
         self._clients = self._context.clients
+        self._followers = new_followers(self._context, results.round, rng)
 
     def run(self, seconds: float) -> None:
         """Apply load and faults for ``seconds``, end all faults, wait until the replicas converge, and check."""
@@ -67,7 +69,8 @@ class Round:
         injector = FaultInjector(
             self._cluster, results, self._reachability, self._context, random.Random(self._rng.random())
         )
-        jobs = [*(client.work for client in self._clients), injector.work, self._watch_clocks]
+        users = [*self._clients, *self._followers]
+        jobs = [*(user.work for user in users), injector.work, self._watch_clocks]
         threads = [threading.Thread(target=self._guarded, args=(job,)) for job in jobs]
         began_s = time.monotonic()
         for thread in threads:
@@ -87,8 +90,8 @@ class Round:
             statuses = [status(self._cluster, i) for i in self._replicas]
             results.growth.end_round(results.round, statuses, self._settled_metadata())
             delete_storm_keys(self._cluster, self._prefix)
-        for client in self._clients:
-            client.close()
+        for user in users:
+            user.close()
 
     def _new_context(self, client_count: int) -> RoundContext:
         clients: list[Client] = []
@@ -147,6 +150,8 @@ class Round:
         self._results.slowest_convergence_s = max(self._results.slowest_convergence_s, time.monotonic() - healed_s)
         for client in self._clients:
             client.check_served_everywhere(CONVERGE_LIMIT_S)
+        for follower in self._followers:
+            follower.finish(CONVERGE_LIMIT_S)
 
     def _has_converged(self) -> bool:
         try:
@@ -216,11 +221,12 @@ class Round:
 def check_records(
     operations: Sequence[history.Operation], states: Sequence[Mapping[str, Sequence[str]]]
 ) -> list[history.Report]:
-    """Check one round: what clients saw, whether writes are still there, and whether the replicas converged."""
+    """Check one round: what clients saw, whether writes and followers' copies are right, whether replicas converged."""
     by_name = {f"replica {i}": dict(state) for i, state in enumerate(states)}
     return [
         history.check(operations),
         history.check_durability(operations, states[0]),
+        history.check_feeds(operations, states[0]),
         history.check_convergence(by_name),
     ]
 

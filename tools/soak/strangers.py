@@ -61,8 +61,10 @@ class Strangers:
         address, process = self._cluster.start_guest(FIRST_PORT + number)
         timeline, i = self._timeline, self._timeline.replicas + number
         self._results.guests.append(f"http://{address}")
+        has_joined = False
         try:
-            if self._wait_ready(address, process):
+            has_joined = self._wait_ready(address, process)
+            if has_joined:
                 self._use(address, rng, number)
             if process.poll() is not None:
                 self._context.problem(f"guest {address} stopped by itself, exit code {process.returncode}")
@@ -83,7 +85,8 @@ class Strangers:
             process.wait(10)
             if process.stdin:
                 process.stdin.close()
-            if ending != "removed":
+            # A slow start may end after the removal, and a process that starts adds itself.
+            if ending != "removed" or not has_joined:
                 timeline.removals.setdefault(i, []).append(time.monotonic())
                 self.remove([address])
 
