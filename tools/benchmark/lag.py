@@ -11,7 +11,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -33,10 +33,13 @@ class Probe:
 
     ``lags_s``: one lag per probe and watching replica. The lag of a probe that was overwritten before a watcher saw it
     ends when the watcher sees a later one.
+    ``stream_lags_s``: the same for an event stream of the change feed at each of these replicas, if ``streams``.
     """
 
-    def __init__(self, addresses: Sequence[str]) -> None:
+    def __init__(self, addresses: Sequence[str], *, streams: bool = False) -> None:
         self._addresses = addresses
+        self._streams = streams
+        self.stream_lags_s: list[float] = []
         self._sent_s: list[float] = []
         self._stopping = threading.Event()
         self._failures: list[BaseException] = []
@@ -46,7 +49,10 @@ class Probe:
         """Probe for this time and return the lags, seconds. Raises ``BenchmarkError`` if a request fails."""
         writer = http.client.HTTPConnection(self._addresses[0], timeout=10)
         etag = self._put(writer)
-        watchers = [threading.Thread(target=self._watch, args=(address, etag)) for address in self._addresses[1:]]
+        others = self._addresses[1:]
+        watchers = [threading.Thread(target=self._guarded, args=(self._watch, address, etag)) for address in others]
+        if self._streams:
+            watchers += [threading.Thread(target=self._guarded, args=(self._follow, address)) for address in others]
         time.sleep(0.2)  # The first probe has reached all replicas by then; it is not counted.
         for watcher in watchers:
             watcher.start()
@@ -76,13 +82,14 @@ class Probe:
             raise BenchmarkError(f"the PUT of a probe returned {response.status}")
         return response.getheader("ETag") or ""
 
-    def _watch(self, address: str, etag: str) -> None:
+    def _guarded(self, job: Callable[..., None], *arguments: str) -> None:
         try:
-            self._watch_changes(http.client.HTTPConnection(address, timeout=30), etag)
+            job(*arguments)
         except BaseException as exc:  # noqa: BLE001  # ``run`` raises it in the caller's thread
             self._failures.append(exc)
 
-    def _watch_changes(self, connection: http.client.HTTPConnection, etag: str) -> None:
+    def _watch(self, address: str, etag: str) -> None:
+        connection = http.client.HTTPConnection(address, timeout=30)
         seen = 0
         while not self._stopping.is_set():
             connection.request("GET", f"{KEY}?wait=5", headers={"If-None-Match": etag})
@@ -94,11 +101,33 @@ class Probe:
             if response.status != 200:
                 raise BenchmarkError(f"a watching GET returned {response.status}")
             etag = response.getheader("ETag") or ""
-            number_seen = json.loads(body)["value"]
-            if not self._stopping.is_set():
-                self.lags_s += [now_s - self._sent_s[number] for number in range(seen + 1, number_seen + 1)]
-            seen = number_seen
+            seen = self._note(self.lags_s, now_s, seen, json.loads(body)["value"])
         connection.close()
+
+    def _follow(self, address: str) -> None:
+        connection = http.client.HTTPConnection(address, timeout=30)
+        path = f"/changes?prefix={KEY.removeprefix('/kvs/')}"
+        connection.request("GET", path, headers={"Accept": "text/event-stream"})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise BenchmarkError(f"a stream returned {response.status}")
+        seen = -1
+        while not self._stopping.is_set():
+            line = response.readline()
+            now_s = time.monotonic()
+            if line.startswith(b"data: "):
+                for change in json.loads(line[6:])["changes"]:
+                    # The first event has the state at the beginning: it says nothing about the lag.
+                    lags = self.stream_lags_s if seen >= 0 else []
+                    seen = self._note(lags, now_s, seen, change["value"])
+        response.close()
+        connection.close()
+
+    def _note(self, lags_s: list[float], now_s: float, seen: int, number: int) -> int:
+        """Add the lags of the probes after ``seen`` up to ``number``, which arrived now; return ``number``."""
+        if not self._stopping.is_set():
+            lags_s += [now_s - self._sent_s[each] for each in range(seen + 1, number + 1)]
+        return number
 
 
 def max_rate(context: Context, cluster: Causeway, operation: str) -> ClosedLoopResult:

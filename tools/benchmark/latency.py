@@ -56,6 +56,14 @@ def measure(context: Context) -> list[Figure]:
     return [*figures, *halves]
 
 
+def put_p50_ms(context: Context, cluster: Causeway, rate: float) -> float:
+    """Measure the p50 of the latency of ``rate`` PUTs per second. Raises ``BenchmarkError`` if one fails."""
+    done = context.bundled.run_paced(cluster.load("put"), rate, context.seconds, context.connections)
+    if done.errors:
+        raise BenchmarkError(f"{done.errors} of {len(done.due_s)} requests failed")
+    return float(percentile(done.latency_ms, 0.5))
+
+
 def _measure_round(
     context: Context, cluster: Causeway, operation: str, rate: float
 ) -> Iterator[tuple[str, list[float]]]:

@@ -26,6 +26,7 @@ HEADINGS: Final = {
     "txn": "Transactions",
     "acks": "Acknowledged writes",
     "waiting": "What waiting requests cost others",
+    "streams": "What event streams cost others",
     "ablation": "The cost of causality",
     "lag": "Replication lag",
     "latency": "Latency at half load",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from tools.benchmark import acks, costs, lag, latency, loads, recovery, simulated, throughput, waiting
+from tools.benchmark import acks, costs, lag, latency, loads, recovery, simulated, streams, throughput, waiting
 from tools.benchmark.figures import Figure
 from tools.benchmark.report import HEADINGS
 from tools.benchmark.systems import Context
@@ -15,6 +15,7 @@ PEERS: Final = ("etcd", "redis")
 
 _OTHERS: Final[Mapping[str, Callable[[Context], list[Figure]]]] = {
     "waiting": waiting.measure,
+    "streams": streams.measure,
     "ablation": throughput.causality,
     "lag": lag.measure,
     "latency": latency.measure,

@@ -19,8 +19,8 @@ from store.settings import RequestLimits, StoreSettings
 from tools.benchmark import loads
 from tools.benchmark.figures import Figure, at_most
 from tools.benchmark.lag import max_rate
-from tools.benchmark.processes import BenchmarkError
-from tools.benchmark.stats import percentile, ratios
+from tools.benchmark.latency import put_p50_ms
+from tools.benchmark.stats import ratios
 from tools.benchmark.systems import Causeway, Context, request_json, wait_until
 
 AT_MOST: Final = 1.5
@@ -46,9 +46,9 @@ def measure(context: Context) -> list[Figure]:
         try:
             for number in range(context.rounds):
                 context.progress(f"round {number + 1} of {context.rounds}: PUT beside {places} requests of each kind")
-                without.append(_p50(context, cluster, rate))
+                without.append(put_p50_ms(context, cluster, rate))
                 with all_waiting(cluster, places, wait_s):
-                    beside.append(_p50(context, cluster, rate))
+                    beside.append(put_p50_ms(context, cluster, rate))
         finally:
             os.kill(stopped, signal.SIGCONT)
     note = f"{places} watches, {places} deferred reads and {places} writes that wait for acks"
@@ -58,13 +58,6 @@ def measure(context: Context) -> list[Figure]:
         Figure("waiting", "p50 with all places taken, relative", "x", ratios(beside, without), target=at_most(AT_MOST)),
         Figure("waiting", "half load of PUT", "PUT/s", [rate]),
     ]
-
-
-def _p50(context: Context, cluster: Causeway, rate: float) -> float:
-    done = context.bundled.run_paced(cluster.load("put"), rate, context.seconds, context.connections)
-    if done.errors:
-        raise BenchmarkError(f"{done.errors} of {len(done.due_s)} requests failed")
-    return float(percentile(done.latency_ms, 0.5))
 
 
 @contextlib.contextmanager
