@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
+from urllib.parse import parse_qsl
 
 import pytest
 
+from store.feed import BadToken, decode_token
 from tests.support.ports import free_ports
 from tools.hostile.inputs import Input, Target, random_input
 from tools.hostile.run import SECRET, SECURED, TOKEN, attack
@@ -29,9 +31,25 @@ def test_the_inputs_are_of_every_kind() -> None:
         "changed message",
         "invented message",
         "snapshot request",
+        "feed",
+        "unread stream",
         "stall",
         "hang-up",
     }
+
+
+def test_some_forged_tokens_are_tokens() -> None:
+    """Otherwise a replica would reject them all at the first look."""
+    decoded = 0
+    for made in inputs(600, 2):
+        if made.kind == "feed":
+            query = dict(parse_qsl(made.content.split(b" ")[1].partition(b"?")[2].decode()))
+            try:
+                token = decode_token(query.get("since", ""), query.get("prefix", ""))
+            except BadToken:
+                continue
+            decoded += bool(token.clock)
+    assert decoded > 5
 
 
 @pytest.mark.processes

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -19,6 +22,7 @@ ROUTES: Final = (
     "/kvs",
     "/kvs/",
     "/kvs/h/a",
+    "/changes",
     "/view",
     "/replication/exchange",
     "/replication/snapshot",
@@ -56,6 +60,10 @@ OCTETS: Final = "application/octet-stream"
 NUMBERS: Final = (0, -1, 1, 2**31, 2**53 - 1, 2**53, 2**62 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 0.5, -0.0, 1e308)
 
 
+_key: Final = cache(derive_key)
+"""To derive a key is slow on purpose."""
+
+
 class Target(NamedTuple):
     """A replica: its address and id, and the ids of all replicas.
 
@@ -90,6 +98,8 @@ def random_input(rng: random.Random, target: Target) -> Input:
         wrong_request,
         changed_message,
         invented_message,
+        feed_request,
+        unread_stream,
         stall,
         hang_up,
     )
@@ -138,7 +148,7 @@ def wrong_request(rng: random.Random, target: Target) -> Input:
     if rng.random() < 0.3:
         path += quote(rng.choice(TEXTS))
     if rng.random() < 0.4:
-        names = ("limit", "wait", "prefix", "after", "values", "causal-metadata", "w", "ttl", "conflicts", "x" * 100)
+        names = ("limit", "wait", "prefix", "after", "since", "values", "causal-metadata", "w", "ttl", "conflicts")
         path += "?" + "&".join(f"{rng.choice(names)}={quote(_text(rng, target))}" for _ in range(rng.randrange(1, 4)))
     body = _body(rng, target) if rng.random() < 0.7 else b""
     headers = {"Host": rng.choice((target.address, target.address, target.address, "evil.example", "[::1", ""))}
@@ -148,7 +158,16 @@ def wrong_request(rng: random.Random, target: Target) -> Input:
         )
     if rng.random() < 0.2:
         headers["Accept"] = OCTETS + rng.choice(("", ";q=0.1, */*", f";q={rng.choice(TEXTS[9:])}", f", {'a/b,' * 500}"))
-    for name in ("If-Match", "If-None-Match", "X-Causal-Metadata", "Accept", "Authorization", "Cookie", "Origin"):
+    for name in (
+        "If-Match",
+        "If-None-Match",
+        "X-Causal-Metadata",
+        "Accept",
+        "Authorization",
+        "Cookie",
+        "Origin",
+        "Last-Event-ID",
+    ):
         if rng.random() < 0.15:
             headers[name] = _text(rng, target).replace("\r", "").replace("\n", "").replace("\0", "")
     return Input("request", _request(rng, target, rng.choice(METHODS), path, body, headers))
@@ -181,6 +200,23 @@ def invented_message(rng: random.Random, target: Target) -> Input:
         }
         return _message(rng, target, "snapshot request", _packed(fields), "/replication/snapshot")
     return _message(rng, target, "invented message", _packed(_exchange(rng, target)))
+
+
+def feed_request(rng: random.Random, target: Target) -> Input:
+    """Return a poll of the change feed with a token that no replica has made."""
+    prefix, since = _feed(rng, target)
+    path = f"/changes?prefix={quote(prefix)}&since={quote(since)}&wait={rng.choice(('0', '0.2', '-1', '1e9', 'x'))}"
+    return Input("feed", _request(rng, target, rng.choice(("GET", "GET", "HEAD")), path, b"", {"Host": target.address}))
+
+
+def unread_stream(rng: random.Random, target: Target) -> Input:
+    """Return a request for an event stream that nobody reads, with a token or without."""
+    prefix, since = _feed(rng, target)
+    headers = {"Host": target.address, "Accept": "text/event-stream"}
+    if rng.random() < 0.6:
+        headers["Last-Event-ID"] = since.replace("\r", "").replace("\n", "").replace("\0", "")
+    path = f"/changes?prefix={quote(prefix)}"
+    return Input("unread stream", _request(rng, target, "GET", path, b"", headers), stalls=True)
 
 
 def stall(rng: random.Random, target: Target) -> Input:
@@ -226,7 +262,7 @@ def _proof(rng: random.Random, target: Target, method: str, path: str, body: byt
     """Return a proof of the secret, mostly for the replica that it is sent to."""
     plain_path, _, query = path.partition("?")
     return sign_request(
-        derive_key(target.secret),
+        _key(target.secret),
         method,
         plain_path,
         query,
@@ -242,12 +278,44 @@ def _message(rng: random.Random, target: Target, kind: str, body: bytes, path: s
     return Input(kind, _request(rng, target, "POST", path, body, headers))
 
 
-def _packed(fields: Mapping[str, Any]) -> bytes:
+def _packed(fields: Mapping[str, Any] | Sequence[Any]) -> bytes:
     """Return ``fields`` as MessagePack; numbers that it cannot hold become its largest."""
     try:
         return msgspec.msgpack.encode(fields)
     except OverflowError:
         return msgspec.msgpack.encode(json.loads(json.dumps(fields).replace(str(2**64), str(2**64 - 1))))
+
+
+def _feed(rng: random.Random, target: Target) -> tuple[str, str]:
+    """Return a prefix, and a token of its feed: forged, damaged, or no token at all."""
+    prefix = rng.choice(("", "h/", "kept/", *TEXTS))[:500]
+    if rng.random() < 0.3:
+        return prefix, rng.choice((*TEXTS, "A" * 60_000, base64.urlsafe_b64encode(rng.randbytes(300)).decode()))
+    counts = (0, 1, 9, 2**53 - 1)
+    ids = [*target.replica_ids, *(_replica_id(rng, target) for _ in range(rng.choice((0, 1, 3))))]
+    if rng.random() < 0.1:
+        ids += [f"127.0.0.1:{n}@{n:016x}" for n in range(rng.choice((1000, 1100)))]
+    clock = {each: rng.choice(counts) for each in ids}
+    since = {each: rng.choice(counts) for each in clock if rng.random() < 0.5}
+    fields: list[Any] = [
+        rng.choice((prefix, prefix, "other")),
+        clock,
+        rng.choice((since, since, None)),
+        rng.choice((0, time.time_ns() // 1000, 2**62 - 1)),
+        rng.choice((*target.replica_ids, "", "x" * 400)),
+        rng.choice((0, 1, 2**62 - 1)),
+        rng.random() < 0.5,
+        rng.choice((None, "", "h/a", "\U0010ffff", "k" * rng.choice((1, 60_000, 70_000)))),
+        rng.choice((since, {}, None)),
+        rng.choice((0, 2**62 - 1)),
+    ]
+    if rng.random() < 0.3:
+        fields[rng.randrange(len(fields))] = rng.choice((*TEXTS, *NUMBERS, [], {"a": -1}))
+    packed = _packed(fields)
+    raw = zlib.compress(packed if rng.random() < 0.95 else packed + bytes(2_000_000), 1)
+    if rng.random() < 0.1:
+        raw = raw[: rng.randrange(len(raw))]
+    return prefix, base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def _exchange(rng: random.Random, target: Target) -> dict[str, Any]:
