@@ -187,7 +187,7 @@ TOP: Final = sorted(path.name for path in REPOSITORY.iterdir() if path.is_dir() 
 CODE: Final = re.compile(r"`([^`\n]+)`")
 PATH: Final = re.compile(rf"(?:{'|'.join(TOP)})/[\w./*-]*|[\w-]+\.(?:py|md|toml|yaml)|Makefile|Dockerfile")
 MODULE: Final = re.compile(r"\b(?:store|replication|kvsite|tools)(?:\.[a-z_]+)+")
-GENERATED: Final = {"import.py", "causeway.env"}
+GENERATED: Final = {"import.py", "follow.py", "causeway.env"}
 """Names in examples: files that the reader creates."""
 
 
