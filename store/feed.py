@@ -57,7 +57,11 @@ default. A request keeps its token while it waits."""
 _Entry = Annotated[int, msgspec.Meta(ge=0, lt=MAX_COUNTER)]
 _Id = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARACTERS)]
 _Key = Annotated[str, msgspec.Meta(max_length=65536)]
-_Clock = dict[_Id, _Entry]
+_Clock = dict[_Id, Annotated[int, msgspec.Meta(gt=0, lt=MAX_COUNTER)]]
+"""Without zeros: a forged token can name many replicas only by counters that its request has to wait for, and the
+places of such requests are limited."""
+
+_Earlier = dict[_Id, _Entry]
 _Time = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 
@@ -82,13 +86,13 @@ class FeedToken(msgspec.Struct, frozen=True, array_like=True):
 
     prefix: str
     clock: _Clock
-    since: _Clock | None
+    since: _Earlier | None
     expired_us: _Time
     replica: _Id
     joins: _Time
     is_reset: bool = False
     position: _Key | None = None
-    pass_clock: _Clock | None = None
+    pass_clock: _Earlier | None = None
     pass_expired_us: _Time = 0
 
 

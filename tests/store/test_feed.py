@@ -251,6 +251,12 @@ def test_a_token_cannot_name_more_replicas_than_there_can_be() -> None:
         adopt(store, too_many, NOW)
 
 
+def test_a_token_names_only_updates_that_exist() -> None:
+    """Otherwise it could name many replicas, and its request would be served and watch with all of them."""
+    with pytest.raises(BadToken):
+        decode_token(encode_token(msgspec.structs.replace(token(), clock={"a:1@1": 7, "b:1@1": 0})), "p/")
+
+
 @pytest.mark.parametrize("field", ["since", "pass_clock"])
 def test_the_clocks_of_a_token_name_the_same_replicas(field: str) -> None:
     forged = msgspec.structs.replace(token(), **{field: {"b:1@1": 1}})

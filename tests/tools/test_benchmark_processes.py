@@ -14,7 +14,7 @@ import pytest
 
 from kvsite.cluster import MANAGE
 from tests.support.waiting import wait_until
-from tools.benchmark import acks, costs, throughput, waiting
+from tools.benchmark import acks, costs, streams, throughput, waiting
 from tools.benchmark.drivers import Bundled, Wrk
 from tools.benchmark.lag import Probe
 from tools.benchmark.loads import OPERATIONS, Shape
@@ -76,6 +76,13 @@ def test_writes_beside_all_waiting_requests_are_measured() -> None:
     assert min(figures.values()) > 0
     ratio = figures["p50 of PUT at half load, all places taken"] / figures["p50 of PUT at half load, nothing waits"]
     assert figures["p50 with all places taken, relative"] == pytest.approx(ratio)
+
+
+def test_followers_and_writes_beside_event_streams_are_measured() -> None:
+    figures = {figure.name: figure.value for figure in streams.measure(context_at(PORT + 500))}
+    behind = figures.pop("lag of a follower above that of a watch")
+    assert min(figures.values()) > 0
+    assert behind == pytest.approx(figures["lag of a follower, p50"] - figures["lag beside the streams, p50"])
 
 
 def test_wrk_and_the_bundled_client_send_the_same_requests(cluster: Causeway) -> None:

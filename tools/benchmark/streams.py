@@ -1,7 +1,7 @@
 """What open event streams of the change feed cost: PUTs beside them, memory, and how soon a follower sees a write.
 
-All places for streams are taken at one replica, which also receives the load. Each stream follows a prefix of its own
-that does not change: it waits, as most streams do most of the time.
+All places for streams but one are taken at one replica, which also receives the load. Each stream follows a prefix of
+its own that does not change: it waits, as most streams do most of the time.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Final
 from store.settings import StoreSettings
 from tools.benchmark import loads
 from tools.benchmark.figures import Figure, at_most
-from tools.benchmark.lag import Probe, half_load, max_rate
+from tools.benchmark.lag import KEY, Probe, half_load, max_rate
 from tools.benchmark.latency import put_p50_ms
 from tools.benchmark.processes import BenchmarkError, resident_bytes
 from tools.benchmark.stats import percentile, ratios
-from tools.benchmark.systems import Causeway, Context, wait_until
+from tools.benchmark.systems import Causeway, Context, request_json, wait_until
 
-STREAMS, QUICK_STREAMS = StoreSettings().max_streams, 32
+STREAMS, QUICK_STREAMS = StoreSettings().max_streams - 1, 32
+"""One place is left for the follower that is measured."""
 
 AT_MOST: Final = 1.3
 """Target: the p50 of a PUT beside all streams, relative to the p50 without any."""
@@ -84,8 +85,7 @@ def streams(cluster: Causeway, count: int) -> Iterator[None]:
         _wait_until_open(cluster, count)
         yield
         _check_open(cluster, count)
-    # The replica notices that clients are gone when it sends the next heartbeats.
-    _wait_until_open(cluster, 0)
+    _end(cluster, count)
 
 
 def _wait_until_open(cluster: Causeway, count: int) -> None:
@@ -93,9 +93,21 @@ def _wait_until_open(cluster: Causeway, count: int) -> None:
     time.sleep(0.2)
 
 
+def _end(cluster: Causeway, count: int) -> None:
+    """Wait until no stream is open. The replica notices that clients are gone when it sends to them."""
+    keys = [KEY.removeprefix("/kvs/"), *(f"stream-{number:04}/key" for number in range(count))]
+
+    def none_is_open() -> bool:
+        request_json(cluster.address(0), "POST", "/kvs", {"writes": [{"key": key, "value": 0} for key in keys]})
+        return _open(cluster) == 0
+
+    wait_until("no event stream is open", none_is_open, every_s=0.2)
+
+
 def _check_open(cluster: Causeway, count: int) -> None:
-    if _open(cluster) != count:
-        raise BenchmarkError(f"{_open(cluster)} of {count} event streams are open at the end")
+    # One that has been closed meanwhile, the follower, may still count.
+    if _open(cluster) < count:
+        raise BenchmarkError(f"{_open(cluster):.0f} of {count} event streams are open at the end")
 
 
 def _open(cluster: Causeway) -> float:

@@ -295,7 +295,7 @@ def _feed(rng: random.Random, target: Target) -> tuple[str, str]:
     ids = [*target.replica_ids, *(_replica_id(rng, target) for _ in range(rng.choice((0, 1, 3))))]
     if rng.random() < 0.1:
         ids += [f"127.0.0.1:{n}@{n:016x}" for n in range(rng.choice((1000, 1100)))]
-    clock = {each: rng.choice(counts) for each in ids}
+    clock = {each: rng.choice(counts if rng.random() < 0.05 else counts[1:]) for each in ids}
     since = {each: rng.choice(counts) for each in clock if rng.random() < 0.5}
     fields: list[Any] = [
         rng.choice((prefix, prefix, "other")),

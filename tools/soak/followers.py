@@ -12,7 +12,6 @@ Pollers use the client (``Session.changes``); their requests count. Streamers re
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -142,7 +141,7 @@ Follower = Poller | Streamer
 
 def new_followers(context: RoundContext, round_number: int, rng: random.Random) -> list[Follower]:
     """Return the followers of a round."""
-    kinds = [*itertools.repeat(Poller, POLLERS), *itertools.repeat(Streamer, STREAMERS)]
+    kinds: list[type[Poller | Streamer]] = [*[Poller] * POLLERS, *[Streamer] * STREAMERS]
     prefixes = [PREFIXES[n % len(PREFIXES)] for count in (POLLERS, STREAMERS) for n in range(count)]
     return [
         kind(context, f"r{round_number}follower{n}", prefix, random.Random(rng.random()))
