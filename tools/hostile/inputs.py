@@ -298,14 +298,14 @@ def _feed(rng: random.Random, target: Target) -> tuple[str, str]:
     clock = {each: rng.choice(counts if rng.random() < 0.05 else counts[1:]) for each in ids}
     since = {each: rng.choice(counts) for each in clock if rng.random() < 0.5}
     fields: list[Any] = [
-        rng.choice((prefix, prefix, "other")),
+        rng.choice((prefix, prefix, prefix, prefix, "other")),
         clock,
         rng.choice((since, since, None)),
         rng.choice((0, time.time_ns() // 1000, 2**62 - 1)),
-        rng.choice((*target.replica_ids, "", "x" * 400)),
+        rng.choice((*target.replica_ids, *target.replica_ids, "", "x" * 400)),
         rng.choice((0, 1, 2**62 - 1)),
         rng.random() < 0.5,
-        rng.choice((None, "", "h/a", "\U0010ffff", "k" * rng.choice((1, 60_000, 70_000)))),
+        rng.choice((None, "", "h/a", "\U0010ffff", "k", "k" * rng.choice((60_000, 70_000)))),
         rng.choice((since, {}, None)),
         rng.choice((0, 2**62 - 1)),
     ]
