@@ -40,7 +40,7 @@ def test_no_violation_under_all_faults_at_once_and_99_percent_of_requests_succee
     assert results.guests, output
     assert results.strangers_removed > 10, output
     assert results.counts.storm_bytes > LOG_BYTES, output
-    assert results.counts.feed["responses"] > 100, output
+    assert results.counts.feed["responses"] > 50, output
     assert results.counts.feed["incomplete"] > 0, output
     assert sum(results.growth.snapshots.values()) > 0, output
     shares = success(results.counts)

@@ -22,7 +22,7 @@ from tools.event_stream import BROKEN, StreamFollower
 from tools.soak.clients import ATTEMPT_TIMEOUT_S, CountingSession, RoundContext
 from tools.soak.storm import shortened
 
-POLLERS, STREAMERS = 5, 3
+POLLERS, STREAMERS = 4, 2
 """How many followers a round has."""
 
 PREFIXES = ("", "0", "1", "2")
