@@ -19,6 +19,12 @@ COPY LICENSE manage.py ./
 COPY store store
 COPY replication replication
 COPY kvsite kvsite
+# In the repository, store/client is a link to it (docs/decisions/0038-a-wheel-for-servers-and-one-for-clients.md).
+COPY clients/python/src/causeway_client store/client
+# What a replica never reads: translations, Redoc, source maps, geography. It is a third of the packages.
+RUN rm -r store/client/django /venv/lib/python3*/site-packages/django/contrib/gis \
+        /venv/lib/python3*/site-packages/drf_spectacular_sidecar/static/drf_spectacular_sidecar/redoc \
+ && find /venv \( -name '*.po' -o -name '*.mo' -o -name '*.map' \) -delete
 # Compile here, because the running container cannot write files. The compiled files must be used without a comparison
 # with the sources: Python compares modification times, which not every copy keeps. Otherwise every start and every
 # health check would compile everything that it imports.

@@ -29,7 +29,8 @@ setup: .venv/.ready ## Create .venv from the locked requirements, or update it
 	@[ -x $(BIN)/python ] || "$(PYTHON)" -m venv .venv
 	@echo "Installing the locked requirements into .venv (once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	@$(BIN)/python -m pip uninstall --quiet --yes setuptools 2>/dev/null # Python 3.11 installs an old version, which nothing here needs
+	@# The Python client is used from where it lies. The path is relative to the directory of installed packages.
+	@echo ../../../../clients/python/src > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/causeway-client.pth"
 	@touch $@
 
 lock: ## Write requirements*.txt from pyproject.toml. Run it after a change of a dependency

@@ -1,4 +1,4 @@
-"""System check for ``manage.py check --deploy``: warns about what is not secured, as the replica's log does."""
+"""System check for ``causeway check --deploy``: warns about what is not secured, as the replica's log does."""
 
 from __future__ import annotations
 

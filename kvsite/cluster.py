@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from kvsite import cli
 from kvsite.healthcheck import answers_ready
 from replication.address import join_address, split_address
 from store.environment import DEFAULT_ADDRESS
@@ -29,7 +29,6 @@ from store.environment import DEFAULT_ADDRESS
 DEFAULT_REPLICAS = 3
 DEFAULT_HOST, DEFAULT_BASE_PORT = split_address(DEFAULT_ADDRESS)
 
-MANAGE = Path(__file__).resolve().parent.parent / "manage.py"
 POLL_S = 0.05
 
 
@@ -43,7 +42,7 @@ class LocalCluster:
     ``environment``: variables for all replicas. They also inherit the environment of this process, except for ``KV_*``,
     ``VIEW`` and ``SOCKET_ADDRESS``, so that the variables of a shell cannot change a test. ``log_dir``: where each
     replica's output is kept as ``replica-<port>.log``, across restarts; the default is a temporary directory that
-    ``stop`` removes. ``program``: the command to run instead of manage.py; it gets the same arguments.
+    ``stop`` removes. ``program``: the command to run instead of this program; it gets the same arguments.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class LocalCluster:
     ) -> None:
         self.addresses = [join_address(host, base_port + i) for i in range(replicas)]
         self._environment = dict(environment or {})
-        self._program = list(program or [sys.executable, str(MANAGE)])
+        self._program = list(program or cli.program())
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * replicas
         self._temporary = None if log_dir else tempfile.TemporaryDirectory(prefix="causeway-")
         self.log_dir = log_dir or Path(self._temporary.name if self._temporary else "")

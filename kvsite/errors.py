@@ -34,6 +34,11 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     return json_error(404, "Not found")
 
 
+def unknown_file(request: HttpRequest, path: str) -> HttpResponse:
+    """``/admin/static/…``: there is no such file."""
+    return json_error(404, "Not found")
+
+
 def server_error(request: HttpRequest) -> HttpResponse:
     """``handler500``: an unexpected exception, which Django has logged with its traceback."""
     return json_error(500, "Internal error")

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from kvsite.cli import is_checkout
 from kvsite.config import current
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -40,7 +41,7 @@ def _has_tools() -> bool:
     if spec is None or spec.origin is None:
         return False
     package = BASE_DIR / "tools"
-    return Path(spec.origin).resolve() == package / "__init__.py" and (package / "apps.py").is_file()
+    return Path(spec.origin).resolve() == package / "__init__.py" and is_checkout()
 
 
 INSTALLED_APPS = [
@@ -56,13 +57,15 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",  # assets of /docs/
     "replication.apps.ReplicationConfig",
     "store.apps.StoreConfig",
-    # Benchmark, demo, simulation and history checker: in a checkout, not in the image.
+    # Benchmark, demo, simulation and history checker: in a checkout, not in the image or the wheel.
     *(["tools.apps.ToolsConfig"] if _has_tools() else []),
 ]
 
-# All of it acts only on paths of the dashboard, see the modules. Requests of the API pass none (kvsite/fast_path.py).
+# All of it acts only on paths of the dashboard, see the modules. (WhiteNoise looks up each path in a
+# dict.) Requests of the API pass none (kvsite/fast_path.py).
 MIDDLEWARE = [
     "kvsite.dashboard.middleware.DashboardSecurity",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
     "kvsite.dashboard.throttle.LoginThrottle",
     "kvsite.dashboard.middleware.DashboardSession",
     "kvsite.dashboard.middleware.DashboardCsrf",
@@ -89,6 +92,9 @@ TEMPLATES = [
 # Below /admin/, because requests without a token are answered only there (contract 5). Only the dashboard uses them.
 STATIC_URL = "/admin/static/"
 STATICFILES_DIRS = [_DASHBOARD / "static"]
+WHITENOISE_USE_FINDERS = True  # serve files from where packages have them: nothing collects them
+WHITENOISE_ALLOW_ALL_ORIGINS = False
+WHITENOISE_MAX_AGE = 60  # seconds; file names do not change with their contents
 
 AUTHENTICATION_BACKENDS = ["kvsite.dashboard.auth.PasswordBackend"]
 SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"

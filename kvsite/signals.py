@@ -19,7 +19,7 @@ import threading
 _CANDIDATES = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 IGNORED_SIGNALS = frozenset(signum for signum in _CANDIDATES if signal.getsignal(signum) is signal.SIG_IGN)
-"""Those that were ignored when this module was loaded, which is the first thing that manage.py does."""
+"""Those that were ignored when this module was loaded, which is the first thing that the command line does."""
 
 STOP_SIGNALS = _CANDIDATES - IGNORED_SIGNALS
 

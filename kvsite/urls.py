@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from django.contrib.staticfiles.views import serve
 from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 
 from kvsite.dashboard.site import site
+from kvsite.errors import unknown_file
 from kvsite.schema import SchemaView, docs
 
 urlpatterns = [
@@ -15,8 +15,8 @@ urlpatterns = [
     path("schema/", SchemaView.as_view(), name="schema"),
     path("docs/", docs, name="docs"),
     path("", RedirectView.as_view(url="/admin/")),
-    # A few small files for the dashboard. They do not need a file server of their own.
-    re_path(r"^admin/static/(?P<path>.+)$", serve, {"insecure": True}),
+    # WhiteNoise serves the files that exist (MIDDLEWARE).
+    re_path(r"^admin/static/(?P<path>.+)$", unknown_file),
     path("admin/", site.urls),
 ]
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from tools.paths import REPOSITORY, say
 
 REQUIREMENTS = REPOSITORY / "requirements-dev.txt"
+CLIENT = REPOSITORY / "clients" / "python" / "src"
 ENVIRONMENTS = REPOSITORY / ".venv" / "matrix"
 SELECTED = "not browser and not netns" + ("" if sys.platform == "linux" else " and not linux")
 CLOSING_LINE = re.compile(r"=* ?(\d+ (?:passed|failed|error|deselected).* in [\d.]+s.*?) ?=*$")
@@ -69,6 +70,8 @@ def environment(version: str, python: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise MatrixError((done.stderr or done.stdout).strip())
+    (link,) = home.glob("lib/python*/site-packages")
+    (link / "causeway-client.pth").write_text(f"{CLIENT}\n", encoding="utf-8")
     marker.write_text(wanted, encoding="ascii")
     return inside
 

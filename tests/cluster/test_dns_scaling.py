@@ -19,10 +19,10 @@ import msgspec
 import pytest
 import requests
 
-from kvsite.cluster import MANAGE
+from causeway_client import ClientError, Delete, Put, Session, Uncertain
+from kvsite.cli import MANAGE
 from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import derive_key
-from store.client import ClientError, Delete, Put, Session, Uncertain
 from tests.support.waiting import assert_stays, wait_until
 from tools import history
 from tools.netns.cluster import PORT, NetnsCluster, run_checked

@@ -1,6 +1,6 @@
 """A rolling restart under load: each replica drains, stops, and starts again empty. No client sees an error.
 
-There are two kinds of clients. *Sessions* (store/client.py) try the next replica if one rejects them, and record what
+There are two kinds of clients. *Sessions* (causeway_client) try the next replica if one rejects them, and record what
 they see for the history checker. *Plain* clients use ``requests`` only. They send each request once to one replica
 after the other until one accepts it. From a stopping replica they may only see a refused connection or a 503, because
 these mean that nothing was applied. After a broken connection they would not know.
@@ -22,7 +22,7 @@ import pytest
 import requests
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
-from store.client import ClientError, Put, Session
+from causeway_client import ClientError, Put, Session
 from tests.support.waiting import wait_until
 from tools import history
 from tools.netns.client import has_converged, status

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import requests
 
-from kvsite.cluster import MANAGE, LocalCluster
+from kvsite.cli import MANAGE
+from kvsite.cluster import LocalCluster
 from tests.conftest import ClusterFactory
 from tests.support.waiting import assert_stays, wait_until
 

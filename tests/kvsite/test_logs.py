@@ -18,7 +18,8 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from kvsite.cluster import MANAGE, LocalCluster
+from kvsite.cli import MANAGE
+from kvsite.cluster import LocalCluster
 from kvsite.logs import (
     MAX_FAULT_BYTES,
     MAX_REQUEST_BYTES,

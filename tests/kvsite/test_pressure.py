@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import requests
 
-from kvsite.cluster import MANAGE, LocalCluster
+from kvsite.cli import MANAGE
+from kvsite.cluster import LocalCluster
 from tests.conftest import ClusterFactory
 from tests.support.ports import free_ports
 from tests.support.waiting import wait_until

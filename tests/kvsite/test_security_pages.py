@@ -14,7 +14,7 @@ import pytest
 from django.test import Client
 
 from kvsite.checks import check_secured
-from kvsite.cluster import MANAGE
+from kvsite.cli import MANAGE
 from kvsite.config import Config
 from kvsite.cors import Cors, normalize_origin
 from kvsite.dashboard.auth import EndedLogins

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import requests
 
-from kvsite.cluster import MANAGE, ClusterError, LocalCluster
+from kvsite.cli import MANAGE
+from kvsite.cluster import ClusterError, LocalCluster
 from tests.conftest import ClusterFactory
 from tests.support.ports import free_ports
 from tests.support.waiting import assert_stays, wait_until

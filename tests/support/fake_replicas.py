@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
             responder = responders.popleft() if len(responders) > 1 else responders[0]
         responder(self)
 
-    do_GET = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815
+    do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = handle_any  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Log nothing."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvsite.cluster import MANAGE
+from kvsite.cli import MANAGE
 from tests.support.waiting import wait_until
 from tools.benchmark import acks, costs, streams, throughput, waiting
 from tools.benchmark.drivers import Bundled, Wrk

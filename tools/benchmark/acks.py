@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from store.client import Session
+from causeway_client import Session
 from tools.benchmark import loads
 from tools.benchmark.drivers import ClosedLoopResult
 from tools.benchmark.figures import Figure, Target, at_least, at_most

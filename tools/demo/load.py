@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from store.client import ClientError, Delete, Put, Read, Result, Session
+from causeway_client import ClientError, Delete, Put, Read, Result, Session
 from tools.demo.characters import MARKER_PREFIX, Step, block_of, place, revision_at
 
 BURST = 3

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from store.client import (
+from causeway_client import (
     Attempt,
     ClientError,
     Delete,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from store.client import ClientError, Delete, Rejected, Session
+from causeway_client import ClientError, Delete, Rejected, Session
 from tools.netns.cluster import NetnsCluster
 from tools.soak.clients import RoundContext, uncounted_session
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 
 import requests
 
+from causeway_client import ClientError, Rejected
 from kvsite.healthcheck import answers_ready
 from replication.address import split_address
-from store.client import ClientError, Rejected
 from tools.netns.client import send
 from tools.netns.cluster import NetnsCluster
 from tools.netns.errors import NetnsError

@@ -13,7 +13,7 @@ import requests
 import urllib3
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from kvsite import signals
+from kvsite import cli, signals
 from kvsite.cluster import DEFAULT_BASE_PORT, DEFAULT_HOST, DEFAULT_REPLICAS, ClusterError, LocalCluster
 from kvsite.config import current
 from kvsite.server import StartError, bind
@@ -33,7 +33,7 @@ Causeway: {count} replicas, in memory, on this machine. Press Ctrl-C to stop the
   Write       curl -X PUT  {url}/kvs/greeting -H 'Content-Type: application/json' -d '{{"value": "hello"}}'
   Read        curl {last}/kvs/greeting
   Crash one   kill -9 {pid}
-  Restart it  {python} manage.py run_replica --address {crashed} --view {seed}
+  Restart it  {program} run_replica --address {crashed} --view {seed}
 """
 
 
@@ -86,7 +86,7 @@ class Command(BaseCommand):
                 pid=cluster.pid(last),
                 crashed=cluster.addresses[last],
                 seed=first,
-                python=os.path.relpath(sys.executable),
+                program=cli.shown_program(),
             )
         )
 

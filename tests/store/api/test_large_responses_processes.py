@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 import requests
 
-from kvsite.cluster import MANAGE, LocalCluster
+from causeway_client import Session
+from kvsite.cli import MANAGE
+from kvsite.cluster import LocalCluster
 from replication.address import split_address
 from store.api.large_responses import MAX_IN_PROGRESS
-from store.client import Session
 from tests.conftest import ClusterFactory
 from tests.support.full_replica import MIB, VALUE_BYTES, fill, peak_mib
 from tests.support.waiting import wait_until

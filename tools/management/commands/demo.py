@@ -19,8 +19,8 @@ from typing import Any
 import requests
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from causeway_client import ClientError
 from kvsite.cluster import ClusterError, LocalCluster
-from store.client import ClientError
 from tools.demo.characters import Step, steps
 from tools.demo.run import DemoError, DemoRun, audit_problems
 

@@ -1,4 +1,7 @@
-"""store/client.py against fake replicas: each test sets their responses and checks the requests that they receive."""
+"""Both sessions against fake replicas: each test sets their responses and checks the requests that they receive.
+
+Every test runs with ``Session`` and with ``AsyncSession``.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from store import client
-from store.client import (
+from causeway_client import (
+    Attempt,
     ClientError,
     Delete,
     DependenciesMissing,
@@ -28,6 +31,9 @@ from store.client import (
     Unavailable,
     Uncertain,
 )
+from causeway_client.history import advance
+from causeway_client.session import _never_sent
+from tests.support.blocking import SESSIONS
 from tests.support.fake_replicas import (
     FakeReplica,
     Handler,
@@ -72,15 +78,25 @@ def unused_address() -> str:
     return f"127.0.0.1:{free_ports()}"
 
 
-def session(*replicas: FakeReplica | str, **options: Any) -> Session:
-    addresses = [replica if isinstance(replica, str) else replica.url for replica in replicas]
-    return Session(addresses, **({"timeout_s": 2.0, "attempt_timeout_s": 0.5} | options))
+OpenSession = Callable[..., Session]
+
+
+@pytest.fixture(params=SESSIONS)
+def session(request: pytest.FixtureRequest) -> OpenSession:
+    """Return a function that opens a session with short timeouts."""
+
+    def open_session(*replicas: FakeReplica | str, **options: Any) -> Session:
+        addresses = [replica if isinstance(replica, str) else replica.url for replica in replicas]
+        opened: Session = SESSIONS[request.param](addresses, **({"timeout_s": 2.0, "attempt_timeout_s": 0.5} | options))
+        return opened
+
+    return open_session
 
 
 # ---- requests and results
 
 
-def test_requests_carry_the_metadata_of_earlier_responses(replicas: list[FakeReplica]) -> None:
+def test_requests_carry_the_metadata_of_earlier_responses(replicas: list[FakeReplica], session: OpenSession) -> None:
     a = replicas[0]
     a.respond_with(
         stored({"a@1": 1}), found("v", {"a@1": 1, "b@1": 4}), json_response(200, {"keys": [], "causal-metadata": {}})
@@ -93,7 +109,7 @@ def test_requests_carry_the_metadata_of_earlier_responses(replicas: list[FakeRep
     assert [seen.body["causal-metadata"] for seen in a.requests] == [{}, {"a@1": 1}, {"a@1": 1, "b@1": 4}]
 
 
-def test_absent_key_is_not_an_error_and_its_metadata_is_kept(replicas: list[FakeReplica]) -> None:
+def test_absent_key_is_not_an_error_and_its_metadata_is_kept(replicas: list[FakeReplica], session: OpenSession) -> None:
     a = replicas[0]
     a.respond_with(json_response(404, {"error": "Key does not exist", "causal-metadata": {"b@1": 2}}))
     with session(a) as s:
@@ -103,7 +119,7 @@ def test_absent_key_is_not_an_error_and_its_metadata_is_kept(replicas: list[Fake
         assert not s.delete("k").deleted
 
 
-def test_null_is_a_value(replicas: list[FakeReplica]) -> None:
+def test_null_is_a_value(replicas: list[FakeReplica], session: OpenSession) -> None:
     replicas[0].respond_with(found(None))
     with session(replicas[0]) as s:
         read = s.get("k")
@@ -114,7 +130,7 @@ def test_null_is_a_value(replicas: list[FakeReplica]) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\0", bytearray(b"ab"), memoryview(b"ab")])
-def test_bytes_are_sent_as_they_are(replicas: list[FakeReplica], content: Any) -> None:
+def test_bytes_are_sent_as_they_are(replicas: list[FakeReplica], content: Any, session: OpenSession) -> None:
     a = replicas[0]
     a.respond_with(stored({"ä@1": 1}))
     with session(a, metadata={"ä@1": 1}) as s:
@@ -128,7 +144,7 @@ def test_bytes_are_sent_as_they_are(replicas: list[FakeReplica], content: Any) -
     assert json.loads(request.headers["x-causal-metadata"]) == {"ä@1": 1}
 
 
-def test_bytes_are_decoded_wherever_they_are(replicas: list[FakeReplica]) -> None:
+def test_bytes_are_decoded_wherever_they_are(replicas: list[FakeReplica], session: OpenSession) -> None:
     a = replicas[0]
     tail: dict[str, Any] = {"causal-metadata": {}}
     sibling = {"value": "AA==", "encoding": "base64", "version": "a@1:1", "origin": "a@1", "timestamp": 5}
@@ -148,13 +164,13 @@ def test_bytes_are_decoded_wherever_they_are(replicas: list[FakeReplica]) -> Non
         assert next(s.changes()).changes[0].value == b"\xff"
 
 
-def test_a_transaction_cannot_write_bytes(replicas: list[FakeReplica]) -> None:
+def test_a_transaction_cannot_write_bytes(replicas: list[FakeReplica], session: OpenSession) -> None:
     with session(replicas[0]) as s, pytest.raises(TypeError, match=r"Session\.put"):
         s.transaction(writes=[Put("k", b"a")])
     assert replicas[0].requests == []
 
 
-def test_bytes_are_recorded(replicas: list[FakeReplica]) -> None:
+def test_bytes_are_recorded(replicas: list[FakeReplica], session: OpenSession) -> None:
     recorded: list[Any] = []
     replicas[0].respond_with(stored(), found("/w==", encoding="base64"))
     with session(replicas[0], recorder=recorded.append) as s:
@@ -163,7 +179,7 @@ def test_bytes_are_recorded(replicas: list[FakeReplica]) -> None:
     assert [each.get("writes") or each["reads"] for each in recorded] == [[["k", "base64:/w=="]]] * 2
 
 
-def test_siblings_are_returned_as_objects(replicas: list[FakeReplica]) -> None:
+def test_siblings_are_returned_as_objects(replicas: list[FakeReplica], session: OpenSession) -> None:
     sibling = {"value": 1, "version": "a@1:1", "origin": "a@1", "timestamp": 5}
     replicas[0].respond_with(found(1, siblings=[sibling, sibling | {"value": 2}], conflicts=2))
     with session(replicas[0]) as s:
@@ -176,7 +192,9 @@ def test_siblings_are_returned_as_objects(replicas: list[FakeReplica]) -> None:
 @pytest.mark.parametrize(
     "key", ["a/b", "..", ".", "../x", "a//b", "/", "%", "%2e", "ä☃\U0001f600", "a b?c#d", "\n", "+"]
 )
-def test_keys_are_encoded_so_that_they_arrive_unchanged(replicas: list[FakeReplica], key: str) -> None:
+def test_keys_are_encoded_so_that_they_arrive_unchanged(
+    replicas: list[FakeReplica], key: str, session: OpenSession
+) -> None:
     replicas[0].respond_with(found(1))
     with session(replicas[0]) as s:
         s.get(key)
@@ -199,14 +217,14 @@ def test_keys_are_encoded_so_that_they_arrive_unchanged(replicas: list[FakeRepli
     ],
 )
 def test_invalid_arguments_raise_before_sending(
-    replicas: list[FakeReplica], call: Callable[[Session], object], error: type[Exception]
+    replicas: list[FakeReplica], call: Callable[[Session], object], error: type[Exception], session: OpenSession
 ) -> None:
     with session(replicas[0]) as s, pytest.raises(error):
         call(s)
     assert replicas[0].requests == []
 
 
-def test_options_are_sent_as_the_contract_defines_them(replicas: list[FakeReplica]) -> None:
+def test_options_are_sent_as_the_contract_defines_them(replicas: list[FakeReplica], session: OpenSession) -> None:
     a = replicas[0]
     a.respond_with(json_response(200, {"result": "replaced", "acks": 2, "causal-metadata": {}}, ETag='"x:2"'))
     with session(a, token="secret") as s:
@@ -220,7 +238,7 @@ def test_options_are_sent_as_the_contract_defines_them(replicas: list[FakeReplic
     assert (written.acks, written.concern_met, written.etag, written.created) == (2, True, '"x:2"', False)
 
 
-def test_too_few_acks_are_reported_and_not_an_error(replicas: list[FakeReplica]) -> None:
+def test_too_few_acks_are_reported_and_not_an_error(replicas: list[FakeReplica], session: OpenSession) -> None:
     replicas[0].respond_with(json_response(202, {"result": "created", "acks": 1, "causal-metadata": {}}))
     with session(replicas[0]) as s:
         written = s.put("k", 1, w="all")
@@ -229,7 +247,7 @@ def test_too_few_acks_are_reported_and_not_an_error(replicas: list[FakeReplica])
     assert not written.concern_met
 
 
-def test_transaction(replicas: list[FakeReplica]) -> None:
+def test_transaction(replicas: list[FakeReplica], session: OpenSession) -> None:
     a = replicas[0]
     a.respond_with(json_response(200, {"values": {"r": 1}, "missing-keys": ["q"], "causal-metadata": {"a@1": 1}}))
     with session(a) as s:
@@ -242,7 +260,7 @@ def test_transaction(replicas: list[FakeReplica]) -> None:
     assert done.missing_keys == ("q",)
 
 
-def test_pages_follow_next(replicas: list[FakeReplica]) -> None:
+def test_pages_follow_next(replicas: list[FakeReplica], session: OpenSession) -> None:
     a = replicas[0]
     a.respond_with(
         json_response(200, {"keys": ["a", "b"], "items": {"a": 1, "b": 2}, "next": "b", "causal-metadata": {}}),
@@ -254,7 +272,7 @@ def test_pages_follow_next(replicas: list[FakeReplica]) -> None:
     assert a.requests[1].path == "/kvs?limit=2&prefix=p%2F&after=b&values=true"
 
 
-def test_pages_halve_the_limit_when_a_page_is_too_large(replicas: list[FakeReplica]) -> None:
+def test_pages_halve_the_limit_when_a_page_is_too_large(replicas: list[FakeReplica], session: OpenSession) -> None:
     a = replicas[0]
     too_large = json_response(413, {"error": "too large", "causal-metadata": {}})
     last = json_response(200, {"keys": ["b"], "next": None, "causal-metadata": {}})
@@ -269,14 +287,14 @@ def test_pages_halve_the_limit_when_a_page_is_too_large(replicas: list[FakeRepli
     ]
 
 
-def test_pages_give_up_when_one_key_is_too_large(replicas: list[FakeReplica]) -> None:
+def test_pages_give_up_when_one_key_is_too_large(replicas: list[FakeReplica], session: OpenSession) -> None:
     replicas[0].respond_with(json_response(413, {"error": "too large", "causal-metadata": {}}))
     with session(replicas[0]) as s, pytest.raises(Rejected):
         list(s.pages(limit=4))
     assert len(replicas[0].requests) == 3
 
 
-def test_watch_returns_the_change_or_none(replicas: list[FakeReplica]) -> None:
+def test_watch_returns_the_change_or_none(replicas: list[FakeReplica], session: OpenSession) -> None:
     a = replicas[0]
     a.respond_with(json_response(304, X_Causal_Metadata='{"b@1":3}'), found("new"))
     with session(a) as s:
@@ -289,7 +307,7 @@ def test_watch_returns_the_change_or_none(replicas: list[FakeReplica]) -> None:
     assert a.requests[0].path == "/kvs/k?wait=1"
 
 
-def test_requested_wait_extends_the_timeouts(replicas: list[FakeReplica]) -> None:
+def test_requested_wait_extends_the_timeouts(replicas: list[FakeReplica], session: OpenSession) -> None:
     def slow(handler: Handler) -> None:
         time.sleep(0.4)
         found("late")(handler)
@@ -306,7 +324,9 @@ def test_requested_wait_extends_the_timeouts(replicas: list[FakeReplica]) -> Non
     ("status", "error"),
     [(400, Rejected), (401, NotAllowed), (403, NotAllowed), (405, Rejected), (413, Rejected), (507, Rejected)],
 )
-def test_rejected_request_is_not_retried(replicas: list[FakeReplica], status: int, error: type[Rejected]) -> None:
+def test_rejected_request_is_not_retried(
+    replicas: list[FakeReplica], status: int, error: type[Rejected], session: OpenSession
+) -> None:
     a, b, _ = replicas
     a.respond_with(json_response(status, {"error": "no"}))
     with session(a, b) as s, pytest.raises(error) as caught:
@@ -318,7 +338,7 @@ def test_rejected_request_is_not_retried(replicas: list[FakeReplica], status: in
     assert b.requests == []
 
 
-def test_failed_precondition_has_the_current_etag(replicas: list[FakeReplica]) -> None:
+def test_failed_precondition_has_the_current_etag(replicas: list[FakeReplica], session: OpenSession) -> None:
     replicas[0].respond_with(
         json_response(412, {"error": "Precondition failed", "causal-metadata": {"b@1": 9}}, ETag='"b@1:9"')
     )
@@ -330,7 +350,7 @@ def test_failed_precondition_has_the_current_etag(replicas: list[FakeReplica]) -
     assert replicas[0].requests[0].headers["if-none-match"] == "*"
 
 
-def test_404_without_metadata_is_not_an_absent_key(replicas: list[FakeReplica]) -> None:
+def test_404_without_metadata_is_not_an_absent_key(replicas: list[FakeReplica], session: OpenSession) -> None:
     replicas[0].respond_with(json_response(404, {"error": "not here"}))
     with session(replicas[0]) as s, pytest.raises(Rejected):
         s.get("k")
@@ -346,7 +366,7 @@ def test_error_classes() -> None:
 # ---- failover
 
 
-def test_session_stays_at_one_replica(replicas: list[FakeReplica]) -> None:
+def test_session_stays_at_one_replica(replicas: list[FakeReplica], session: OpenSession) -> None:
     for replica in replicas:
         replica.respond_with(found(1))
     with session(*replicas) as s:
@@ -359,7 +379,9 @@ def test_session_stays_at_one_replica(replicas: list[FakeReplica]) -> None:
 
 
 @pytest.mark.parametrize("write", [False, True])
-def test_fails_over_from_an_unreachable_replica_and_stays(replicas: list[FakeReplica], write: bool) -> None:
+def test_fails_over_from_an_unreachable_replica_and_stays(
+    replicas: list[FakeReplica], write: bool, session: OpenSession
+) -> None:
     b = replicas[1]
     b.respond_with(stored() if write else found(1))
     with session(unused_address(), b) as s:
@@ -371,7 +393,7 @@ def test_fails_over_from_an_unreachable_replica_and_stays(replicas: list[FakeRep
 
 
 @pytest.mark.parametrize("write", [False, True])
-def test_fails_over_from_503_at_once(replicas: list[FakeReplica], write: bool) -> None:
+def test_fails_over_from_503_at_once(replicas: list[FakeReplica], write: bool, session: OpenSession) -> None:
     a, b, _ = replicas
     a.respond_with(unavailable("30"))
     b.respond_with(stored() if write else found(1))
@@ -382,7 +404,7 @@ def test_fails_over_from_503_at_once(replicas: list[FakeReplica], write: bool) -
     assert len(a.requests) == 1
 
 
-def test_failover_tries_the_replica_that_answered_last_first(replicas: list[FakeReplica]) -> None:
+def test_failover_tries_the_replica_that_answered_last_first(replicas: list[FakeReplica], session: OpenSession) -> None:
     a, b, c = replicas
     c.respond_with(stored({"c@1": 1}), found("v"))
     a.respond_with(unavailable(missing={"c@1": {"has": 0, "needs": 1}}))
@@ -394,7 +416,7 @@ def test_failover_tries_the_replica_that_answered_last_first(replicas: list[Fake
     assert [len(each.requests) for each in replicas] == [1, 0, 2], "b may lack what c has"
 
 
-def test_retry_after_is_respected(replicas: list[FakeReplica]) -> None:
+def test_retry_after_is_respected(replicas: list[FakeReplica], session: OpenSession) -> None:
     a = replicas[0]
     a.respond_with(unavailable("1"), found(1))
     started = time.monotonic()
@@ -404,7 +426,7 @@ def test_retry_after_is_respected(replicas: list[FakeReplica]) -> None:
     assert len(a.requests) == 2
 
 
-def test_retry_after_beyond_the_deadline_fails_at_once(replicas: list[FakeReplica]) -> None:
+def test_retry_after_beyond_the_deadline_fails_at_once(replicas: list[FakeReplica], session: OpenSession) -> None:
     a, b, _ = replicas
     a.respond_with(unavailable("30"))
     b.respond_with(unavailable(format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)))
@@ -416,14 +438,14 @@ def test_retry_after_beyond_the_deadline_fails_at_once(replicas: list[FakeReplic
     assert "Replica is catching up" in str(caught.value)
 
 
-def test_deadline_bounds_all_attempts(replicas: list[FakeReplica]) -> None:
+def test_deadline_bounds_all_attempts(replicas: list[FakeReplica], session: OpenSession) -> None:
     started = time.monotonic()
     with session(unused_address(), unused_address(), timeout_s=0.5) as s, pytest.raises(Unavailable):
         s.get("k")
     assert time.monotonic() - started < 1
 
 
-def test_missing_dependencies_are_reported(replicas: list[FakeReplica]) -> None:
+def test_missing_dependencies_are_reported(replicas: list[FakeReplica], session: OpenSession) -> None:
     replicas[0].respond_with(unavailable("9", missing={"b@1": [1, 2]}))
     with session(replicas[0], timeout_s=0.5) as s, pytest.raises(DependenciesMissing) as caught:
         s.get("k")
@@ -431,7 +453,9 @@ def test_missing_dependencies_are_reported(replicas: list[FakeReplica]) -> None:
 
 
 @pytest.mark.parametrize("responder", UNUSABLE_RESPONSES)
-def test_failed_read_is_retried_at_another_replica(replicas: list[FakeReplica], responder: Responder) -> None:
+def test_failed_read_is_retried_at_another_replica(
+    replicas: list[FakeReplica], responder: Responder, session: OpenSession
+) -> None:
     a, b, _ = replicas
     a.respond_with(responder)
     b.respond_with(found(1))
@@ -439,7 +463,7 @@ def test_failed_read_is_retried_at_another_replica(replicas: list[FakeReplica], 
         assert s.get("k").replica == b.url
 
 
-def test_all_attempts_send_the_same_metadata(replicas: list[FakeReplica]) -> None:
+def test_all_attempts_send_the_same_metadata(replicas: list[FakeReplica], session: OpenSession) -> None:
     a, b, _ = replicas
     a.respond_with(unavailable("9"))
     b.respond_with(stored({"a@1": 5, "b@1": 1}))
@@ -448,10 +472,10 @@ def test_all_attempts_send_the_same_metadata(replicas: list[FakeReplica]) -> Non
     assert a.requests[0].body == b.requests[0].body
 
 
-def test_each_attempt_is_reported(replicas: list[FakeReplica]) -> None:
+def test_each_attempt_is_reported(replicas: list[FakeReplica], session: OpenSession) -> None:
     b = replicas[0]
     b.respond_with(unavailable("0.01"), stored({"b@1": 1}))
-    attempts: list[client.Attempt] = []
+    attempts: list[Attempt] = []
     with session(unused_address(), b, on_attempt=attempts.append, attempt_timeout_s=2.0) as s:
         s.put("k", 1, wait_s=0.5)
     assert [attempt.status for attempt in attempts if attempt.replica == b.url] == [503, 201]
@@ -471,7 +495,7 @@ def test_each_attempt_is_reported(replicas: list[FakeReplica]) -> None:
 @pytest.mark.parametrize("responder", UNUSABLE_RESPONSES)
 @pytest.mark.parametrize("call", WRITES, ids=["put", "delete", "transaction"])
 def test_write_with_unknown_outcome_is_not_retried(
-    replicas: list[FakeReplica], responder: Responder, call: Call
+    replicas: list[FakeReplica], responder: Responder, call: Call, session: OpenSession
 ) -> None:
     a, b, _ = replicas
     a.respond_with(responder)
@@ -485,7 +509,7 @@ def test_write_with_unknown_outcome_is_not_retried(
     assert b.requests == []
 
 
-def test_transaction_without_writes_is_retried_like_a_read(replicas: list[FakeReplica]) -> None:
+def test_transaction_without_writes_is_retried_like_a_read(replicas: list[FakeReplica], session: OpenSession) -> None:
     a, b, _ = replicas
     a.respond_with(close_connection)
     b.respond_with(json_response(200, {"values": {"k": 1}, "missing-keys": [], "causal-metadata": {}}))
@@ -493,7 +517,7 @@ def test_transaction_without_writes_is_retried_like_a_read(replicas: list[FakeRe
         assert s.transaction(["k"]).values == {"k": 1}
 
 
-def test_retry_writes_tries_the_same_replica_first(replicas: list[FakeReplica]) -> None:
+def test_retry_writes_tries_the_same_replica_first(replicas: list[FakeReplica], session: OpenSession) -> None:
     a, b, _ = replicas
     a.respond_with(close_connection, stored(status=200))
     b.respond_with(stored())
@@ -506,7 +530,7 @@ def test_retry_writes_tries_the_same_replica_first(replicas: list[FakeReplica]) 
     assert b.requests == []
 
 
-def test_retry_writes_fails_over_after_a_second_failure(replicas: list[FakeReplica]) -> None:
+def test_retry_writes_fails_over_after_a_second_failure(replicas: list[FakeReplica], session: OpenSession) -> None:
     a, b, _ = replicas
     a.respond_with(close_connection)
     b.respond_with(stored())
@@ -518,7 +542,7 @@ def test_retry_writes_fails_over_after_a_second_failure(replicas: list[FakeRepli
     assert len(a.requests) == 2
 
 
-def test_retry_writes_without_success_raises_uncertain(replicas: list[FakeReplica]) -> None:
+def test_retry_writes_without_success_raises_uncertain(replicas: list[FakeReplica], session: OpenSession) -> None:
     a, b, _ = replicas
     a.respond_with(close_connection, unavailable("9"))
     b.respond_with(unavailable("9"))
@@ -526,7 +550,7 @@ def test_retry_writes_without_success_raises_uncertain(replicas: list[FakeReplic
         s.put("k", 1)
 
 
-def test_412_after_an_unknown_outcome_raises_uncertain(replicas: list[FakeReplica]) -> None:
+def test_412_after_an_unknown_outcome_raises_uncertain(replicas: list[FakeReplica], session: OpenSession) -> None:
     a = replicas[0]
     a.respond_with(
         close_connection, json_response(412, {"error": "Precondition failed", "causal-metadata": {}}, ETag='"a@1:2"')
@@ -538,7 +562,9 @@ def test_412_after_an_unknown_outcome_raises_uncertain(replicas: list[FakeReplic
 # ---- the history
 
 
-def test_response_metadata_replaces_the_metadata_of_the_request(replicas: list[FakeReplica]) -> None:
+def test_response_metadata_replaces_the_metadata_of_the_request(
+    replicas: list[FakeReplica], session: OpenSession
+) -> None:
     a = replicas[0]
     a.respond_with(found(1, {"a@2": 1}, lost={"a@1": [4, 5]}), found(1, {"a@2": 1}))
     with session(a, metadata={"a@1": 5}) as s:
@@ -560,10 +586,10 @@ def test_response_metadata_replaces_the_metadata_of_the_request(replicas: list[F
     ],
 )
 def test_metadata_of_concurrent_responses_is_merged(current: Any, sent: Any, returned: Any, merged: Any) -> None:
-    assert client._advance(current, sent, returned) == merged
+    assert advance(current, sent, returned) == merged
 
 
-def test_follow_and_fork(replicas: list[FakeReplica]) -> None:
+def test_follow_and_fork(replicas: list[FakeReplica], session: OpenSession) -> None:
     replicas[0].respond_with(found(1, {"a": 9}))
     with session(replicas[0], metadata={"a": 5, "b": 1}) as s:
         s.follow({"a": 2, "b": 3, "c": 1})
@@ -574,7 +600,7 @@ def test_follow_and_fork(replicas: list[FakeReplica]) -> None:
         assert s.metadata == {"a": 5, "b": 3, "c": 1}
 
 
-def test_threads_share_one_history(replicas: list[FakeReplica]) -> None:
+def test_threads_share_one_history(replicas: list[FakeReplica], session: OpenSession) -> None:
     """16 threads write. Each response adds one entry to the metadata. At the end the session has all entries."""
     counter, lock = 0, threading.Lock()
 
@@ -597,7 +623,9 @@ def test_threads_share_one_history(replicas: list[FakeReplica]) -> None:
         assert s.metadata == {f"r{n}": 1 for n in range(1, 161)}
 
 
-def test_the_dot_of_a_delete_and_of_a_conflict_are_recorded(replicas: list[FakeReplica], tmp_path: Path) -> None:
+def test_the_dot_of_a_delete_and_of_a_conflict_are_recorded(
+    replicas: list[FakeReplica], tmp_path: Path, session: OpenSession
+) -> None:
     """The tag after a delete names no update, and that of a key in conflict names several."""
     a = replicas[0]
     address = a.url.rpartition("/")[2]
@@ -616,7 +644,7 @@ def test_the_dot_of_a_delete_and_of_a_conflict_are_recorded(replicas: list[FakeR
     assert read.versions == ("b@1:2",)
 
 
-def test_recorded_operations_form_a_history(replicas: list[FakeReplica], tmp_path: Path) -> None:
+def test_recorded_operations_form_a_history(replicas: list[FakeReplica], tmp_path: Path, session: OpenSession) -> None:
     a = replicas[0]
     a.respond_with(
         json_response(201, {"result": "created", "causal-metadata": {}}, ETag='"a@1:1"'),
@@ -641,6 +669,7 @@ def test_recorded_operations_form_a_history(replicas: list[FakeReplica], tmp_pat
         assert s.last_operation == "ann#4"
         a.respond_with(found("v"))
         child.get("k")
+        child.close()
     operations = history.load(path.read_bytes())
     assert [(op.session, op.kind, op.status, op.id) for op in operations] == [
         ("ann", "put", "ok", "ann#0"),
@@ -688,8 +717,8 @@ def test_invalid_certificate_means_that_nothing_was_sent() -> None:
 
     inner = urllib3.exceptions.SSLError(ssl.SSLCertVerificationError("self-signed"))
     pool: Any = None
-    assert client._never_sent(requests.exceptions.SSLError(urllib3.exceptions.MaxRetryError(pool, "/", inner)))
-    assert not client._never_sent(requests.exceptions.ReadTimeout("x"))
+    assert _never_sent(requests.exceptions.SSLError(urllib3.exceptions.MaxRetryError(pool, "/", inner)))
+    assert not _never_sent(requests.exceptions.ReadTimeout("x"))
 
 
 # -- the change feed -------------------------------------------------------------------------------------------------
@@ -701,7 +730,9 @@ def changes(*keys: str, token: str, reset: bool = False, more: bool = False, **f
     return json_response(200, body | fields)
 
 
-def test_changes_follow_the_token_and_skip_responses_without_news(replicas: list[FakeReplica]) -> None:
+def test_changes_follow_the_token_and_skip_responses_without_news(
+    replicas: list[FakeReplica], session: OpenSession
+) -> None:
     a = replicas[0]
     a.respond_with(
         changes("p/a", token="1", reset=True, more=True),
@@ -723,7 +754,9 @@ def test_changes_follow_the_token_and_skip_responses_without_news(replicas: list
     ]
 
 
-def test_every_response_of_a_feed_is_recorded(replicas: list[FakeReplica], tmp_path: Path) -> None:
+def test_every_response_of_a_feed_is_recorded(
+    replicas: list[FakeReplica], tmp_path: Path, session: OpenSession
+) -> None:
     """In the format of tools/history, also the responses that are not yielded: a record has no gaps."""
     a, path = replicas[0], tmp_path / "history.jsonl"
     a.respond_with(
@@ -745,7 +778,7 @@ def test_every_response_of_a_feed_is_recorded(replicas: list[FakeReplica], tmp_p
     assert {each.replica for each in record} == {a.url}
 
 
-def test_changes_go_on_at_the_next_replica(replicas: list[FakeReplica]) -> None:
+def test_changes_go_on_at_the_next_replica(replicas: list[FakeReplica], session: OpenSession) -> None:
     a, b, _ = replicas
     a.respond_with(changes("k", token="1", reset=True), close_connection, close_connection)
     b.respond_with(
@@ -763,7 +796,7 @@ def test_changes_go_on_at_the_next_replica(replicas: list[FakeReplica]) -> None:
     assert b.requests[0].path == "/changes?since=1&wait=30"
 
 
-def test_delete_range_repeats_until_nothing_is_left(replicas: list[FakeReplica]) -> None:
+def test_delete_range_repeats_until_nothing_is_left(replicas: list[FakeReplica], session: OpenSession) -> None:
     a = replicas[0]
     a.respond_with(
         json_response(200, {"deleted": 1000, "more": True, "causal-metadata": {}}),

@@ -1,4 +1,4 @@
-"""store/client.py against real replicas: every call, crashes of replicas, and the recorded history."""
+"""Both sessions against real replicas: every call, crashes of replicas, and the recorded history."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from causeway_client import Delete, JsonLines, PreconditionFailed, Put, Rejected, Session, Unavailable
 from kvsite.cluster import LocalCluster
-from store.client import Delete, JsonLines, PreconditionFailed, Put, Rejected, Session, Unavailable
+from tests.support.blocking import SESSIONS
 from tests.support.ports import free_ports
 from tests.support.waiting import wait_until
 from tools import history
@@ -24,9 +25,9 @@ def cluster() -> Iterator[LocalCluster]:
         yield running
 
 
-@pytest.fixture
-def session(cluster: LocalCluster) -> Iterator[Session]:
-    with Session(cluster.addresses, timeout_s=20) as opened:
+@pytest.fixture(params=SESSIONS, scope="module")
+def session(cluster: LocalCluster, request: pytest.FixtureRequest) -> Iterator[Session]:
+    with SESSIONS[request.param](cluster.addresses, timeout_s=20) as opened:
         yield opened
 
 
