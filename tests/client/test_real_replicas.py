@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from causeway_client import Delete, JsonLines, PreconditionFailed, Put, Rejected, Session, Unavailable
+from causeway_client import Delete, JsonLines, PreconditionFailed, Put, Rejected, Session, Unavailable, Uncertain
 from kvsite.cluster import LocalCluster
 from tests.support.blocking import SESSIONS
 from tests.support.ports import free_ports
@@ -200,9 +202,34 @@ def test_unknown_dependencies_are_reported_lost_or_deferred(cluster: LocalCluste
         assert session.metadata.keys() & stranger.keys() == set()
 
 
+@pytest.mark.parametrize("kind", SESSIONS)
+def test_a_session_moves_on_from_a_replica_that_hangs(cluster: LocalCluster, kind: str) -> None:
+    """A paused process looks like a replica behind a partition: connections are accepted, and nothing is answered."""
+    with SESSIONS[kind](cluster.addresses, timeout_s=20, attempt_timeout_s=1.5) as session:
+        session.put("before", 1, w="all", w_timeout_s=10)
+        hanging = session.replica
+        pid = cluster.pid(session.replicas.index(hanging))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(Uncertain):
+                session.put("hang", 1)
+            assert session.get("before").value == 1
+            assert session.replica != hanging
+            began_s = time.monotonic()
+            for n in range(20):
+                session.put("hang", n)
+            assert session.get("hang").value == 19
+            assert time.monotonic() - began_s < 1.5, "the session does not ask the hanging replica again"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        cluster.wait_ready()
+        session.stick_to(hanging)
+        assert session.get("hang", wait_s=10).found
+
+
 @pytest.mark.slow
 def test_clients_notice_no_crash_of_replicas_in_turn(tmp_path: Path) -> None:
-    """The client raises no error, and its recorded history keeps all promises.
+    """Neither session raises an error when replicas crash or drain, and the recorded history keeps all promises.
 
     Each write waits for a second replica (w=2), because updates that only a killed process had would be lost. A write
     with an unknown outcome is sent again. That is safe, because each key has a single writer.
@@ -210,13 +237,14 @@ def test_clients_notice_no_crash_of_replicas_in_turn(tmp_path: Path) -> None:
     path, stop = tmp_path / "history.jsonl", threading.Event()
     failures: list[BaseException] = []
     counts = dict.fromkeys(range(6), 0)
+    kinds = [*SESSIONS.values()]
     with LocalCluster(3, free_ports(3)) as cluster, JsonLines(path) as recorder:
 
         def work(number: int) -> None:
             addresses = [*cluster.addresses[number % 3 :], *cluster.addresses[: number % 3]]
             options = {"retry_writes": True, "timeout_s": 30.0, "recorder": recorder, "name": f"s{number}"}
             try:
-                with Session(addresses, **options) as session:  # type: ignore[arg-type]
+                with kinds[number % 2](addresses, **options) as session:
                     while not stop.is_set():
                         counts[number] += 1
                         session.put(f"h/{number}", f"{number}-{counts[number]}", w=2, w_timeout_s=10)
@@ -234,9 +262,9 @@ def test_clients_notice_no_crash_of_replicas_in_turn(tmp_path: Path) -> None:
         threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
         for thread in threads:
             thread.start()
-        for victim in (1, 2, 0, 1):
+        for victim, end in ((1, cluster.kill), (2, cluster.terminate), (0, cluster.kill), (1, cluster.terminate)):
             wait_for_progress()
-            cluster.kill(victim)
+            end(victim)
             wait_for_progress()
             cluster.start_one(victim)
             cluster.wait_ready()
