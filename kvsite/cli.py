@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Final
@@ -30,7 +31,9 @@ def program() -> list[str]:
 
 def shown_program() -> str:
     """Return the command as people type it."""
-    return f"{os.path.relpath(sys.executable)} manage.py" if is_checkout() else "causeway"
+    if is_checkout():
+        return f"{os.path.relpath(sys.executable)} manage.py"
+    return "causeway" if shutil.which("causeway") else sys.argv[0]
 
 
 def main() -> int:
