@@ -79,8 +79,8 @@ settings: setup ## Write docs/settings.md from the declarations of the settings
 test: setup system lint ## Run all checks, then all tests (PYTEST_ARGS=… selects tests)
 	$(BIN)/python -m tools.netns $(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
-matrix: setup ## Run tests with each installed Python from 3.11 to 3.13 (MATRIX=3.13 selects one)
-	@exec $(BIN)/python -m tools.matrix $(MATRIX) -- $(PYTEST_ARGS)
+matrix: setup ## Run tests with each installed Python from 3.11 to 3.13 (MATRIX=3.13 selects one, DJANGO=6.0 another Django)
+	@exec $(BIN)/python -m tools.matrix $(if $(DJANGO),--django $(DJANGO)) $(MATRIX) -- $(PYTEST_ARGS)
 
 # A private mount namespace hides the mounts of containers from the machine, and removes them at the end.
 image: SYSTEM := podman:podman crun:crun debootstrap:debootstrap $(NETNS)

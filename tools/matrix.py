@@ -4,11 +4,14 @@ Each version gets its own environment, ``.venv/matrix/<version>``, from the lock
 the lock works for all versions. Tests that need a browser or network namespaces are left out: they depend on the
 Python version no more than other tests with real replicas, and ``make test`` runs them with one version.
 
-    python -m tools.matrix [VERSION …] [-- PYTEST_ARGUMENT …]
+    python -m tools.matrix [--django SERIES] [VERSION …] [-- PYTEST_ARGUMENT …]
+
+``--django``: install the latest release of this series of Django, such as 6.0, instead of the locked one.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 import shutil
@@ -18,7 +21,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.paths import REPOSITORY, say
+from tools.paths import REPOSITORY, first_line, say
 
 REQUIREMENTS = REPOSITORY / "requirements-dev.txt"
 CLIENT = REPOSITORY / "clients" / "python" / "src"
@@ -55,9 +58,9 @@ def find(version: str) -> Path | None:
     return None
 
 
-def environment(version: str, python: Path) -> Path:
+def environment(version: str, python: Path, django: str = "") -> Path:
     """Create or update the environment of ``version``; return the path of its Python. Raises ``MatrixError``."""
-    home = ENVIRONMENTS / version
+    home = ENVIRONMENTS / (f"{version}-django{django}" if django else version)
     inside, marker = home / "bin" / "python", home / ".ready"
     wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
     if marker.exists() and marker.read_text(encoding="ascii") == wanted:
@@ -66,6 +69,7 @@ def environment(version: str, python: Path) -> Path:
     for command in (
         [str(python), "-m", "venv", "--clear", str(home)],
         [str(inside), "-m", "pip", "install", *install],
+        *([[str(inside), "-m", "pip", "install", "--quiet", f"Django~={django}.0"]] if django else []),
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -76,14 +80,14 @@ def environment(version: str, python: Path) -> Path:
     return inside
 
 
-def run_version(version: str, arguments: list[str]) -> tuple[bool | None, str]:
+def run_version(version: str, arguments: list[str], django: str = "") -> tuple[bool | None, str]:
     """Run the tests with ``version``. Return whether they passed (None: not run), and a summary line."""
     python = find(version)
     if python is None:
         return None, "not installed on this machine, so not tested"
     say(f"Python {version}: {python}")
     try:
-        inside = environment(version, python)
+        inside = environment(version, python, django)
     except MatrixError as exc:
         say(str(exc))
         return False, "the locked requirements cannot be installed"
@@ -99,11 +103,15 @@ def run_version(version: str, arguments: list[str]) -> tuple[bool | None, str]:
 def main(arguments: list[str]) -> int:
     """Run the matrix, print a table, and return 0 if at least one version ran and none failed."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    versions, for_pytest = arguments[:split] or supported(), arguments[split + 1 :]
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
+    parser.add_argument("versions", nargs="*")
+    parser.add_argument("--django", default="")
+    options = parser.parse_args(arguments[:split])
+    versions, for_pytest = options.versions or supported(), arguments[split + 1 :]
     if unknown := sorted(set(versions) - set(supported())):
         say(f"pyproject.toml does not name Python {', '.join(unknown)}")
         return 2
-    results = {version: run_version(version, for_pytest) for version in versions}
+    results = {version: run_version(version, for_pytest, options.django) for version in versions}
     say("Python  result  tests")
     for version, (passed, summary) in results.items():
         say(f"{version:<8}{'-' if passed is None else 'passed' if passed else 'FAILED':<8}{summary}")

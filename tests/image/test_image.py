@@ -173,7 +173,14 @@ def test_a_value_put_at_one_replica_is_read_at_another(cluster: Cluster) -> None
 
 
 def test_pages_are_served_without_a_writable_file_system(cluster: Cluster) -> None:
-    for path in ("/admin/", "/docs/", "/schema/", "/metrics", "/replication/status", "/admin/static/admin/css/base.css"):
+    for path in (
+        "/admin/",
+        "/docs/",
+        "/schema/",
+        "/metrics",
+        "/replication/status",
+        "/admin/static/admin/css/base.css",
+    ):
         assert cluster.send(0, "GET", path).status_code == 200, path
     with pytest.raises(ImageError, match="Read-only file system"):
         cluster.run_inside(0, "touch", "/tmp/file")
