@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from store.client import ClientError, Session
+from causeway_client import ClientError, Session
 from tests.cluster.support import heal_and_converge
 from tests.support.waiting import wait_until
 from tools import history

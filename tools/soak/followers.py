@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from store.client import ClientError, Rejected
+from causeway_client import ClientError, Rejected
 from tools.event_stream import BROKEN, StreamFollower
 from tools.soak.clients import ATTEMPT_TIMEOUT_S, CountingSession, RoundContext
 from tools.soak.storm import shortened
