@@ -24,7 +24,7 @@ DASHBOARD: Final = "/admin/"
 
 EXPOSED: Final = "X-Causal-Metadata, ETag, X-Conflicts, X-Expires, X-Lost, Retry-After, X-Request-ID"
 _ALLOWED: Final = [
-    ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, DELETE"),
+    ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, PATCH, DELETE"),
     (
         "Access-Control-Allow-Headers",
         "Authorization, Content-Type, If-Match, If-None-Match, X-Causal-Metadata, X-Request-ID",

@@ -15,9 +15,18 @@ import msgspec
 
 from replication.replica import Replica
 from store.clock import Clock, Dot, Instant
+from store.siblings import shown
 from store.table import KeyRange
-from store.values import Base64Text, as_json, content_length, encoding_of, json_length
-from store.versions import Version
+from store.values import (
+    Base64Text,
+    as_json,
+    content_length,
+    encoding_of,
+    json_length,
+    merging_kind,
+    state_of,
+)
+from store.versions import Version, Versions
 
 MAX_VALUE_BYTES_LISTED = 400
 """Bytes of a stored value that a list of keys includes. The cut may fall within a UTF-8 character."""
@@ -27,6 +36,9 @@ MAX_VERSIONS_LISTED = 32
 
 MAX_VALUES_BYTES = 8 * 1024 * 1024
 """Bytes of all values in one explanation, unless the caller says otherwise. Further values are None."""
+
+MAX_PARTS_LISTED = 100
+"""Parts of a value that merges that are listed for each version."""
 
 MAX_PENDING_LISTED = 100
 """Pending updates of one key that are listed."""
@@ -39,6 +51,8 @@ def explain(replica: Replica, key: str, now: Instant, *, max_values_bytes: int =
     dot), its hybrid timestamp, its expiry, and for each member whether it has applied the version. Its ``value`` is
     JSON text, which has yet to be encoded if the kind is not JSON (``Base64Text``). It is None if the values up to this
     one take more than ``max_values_bytes``; the first one is always included.
+    A version of a value that merges has its ``parts`` (``_parts``), and ``merged`` is what all of them are together;
+    None if clients see several values, or a plain one.
     ``pending``: received updates of the key that wait for their causal past.
     ``deletes``: the delete clock. It covers every delete that was applied, so it is the past of every absent key.
     """
@@ -58,6 +72,7 @@ def explain(replica: Replica, key: str, now: Instant, *, max_values_bytes: int =
             for i, (version, up_to) in enumerate(zip(listed, values_bytes, strict=True))
         ],
         "version_count": len(versions),
+        "merged": _merged(tuple(versions)),
         "pending": list(_pending(replica, key, now)),
         "deletes": dict(store.delete_clock),
         "clock": dict(store.clock),
@@ -73,17 +88,61 @@ def list_keys(replica: Replica, prefix: str, after: str, limit: int, *, conflict
     table = replica.store.table
     keys = (table.conflicting_keys if conflicts else table.keys)(KeyRange(prefix, after))
     versions_by_key = ((key, table.get(key)) for key in islice(keys, limit))
-    return [
-        {
-            "key": key,
-            "versions": len(versions),
-            "dot": versions[0].dot,
-            "timestamp": versions[0].timestamp,
-            "value": versions[0].value[:MAX_VALUE_BYTES_LISTED],
-            "value_bytes": content_length(versions[0].value),
-        }
-        for key, versions in versions_by_key
-    ]
+    return [_listed(key, shown(versions)) for key, versions in versions_by_key]
+
+
+def _listed(key: str, values: Versions) -> dict[str, Any]:
+    """Return an entry of ``list_keys``. ``values``: what clients see of the key, the winner first.
+
+    ``value``: the beginning of the stored value; if it merges, of its JSON text.
+    """
+    winner = values[0]
+    stored = winner.value if merging_kind(winner.value) is None else bytes(as_json(winner.value))
+    return {
+        "key": key,
+        "versions": len(values),
+        "dot": winner.dot,
+        "timestamp": winner.timestamp,
+        "type": winner.kind,
+        "value": stored[:MAX_VALUE_BYTES_LISTED],
+        "value_bytes": content_length(stored),
+    }
+
+
+def _merged(versions: Versions) -> dict[str, Any] | None:
+    """Return the value that ``versions`` merge to; None if they are several values, or a plain one."""
+    values = shown(versions)
+    if len(values) != 1 or merging_kind(values[0].value) is None:
+        return None
+    return {"type": values[0].kind, "value": _text(values[0].value), "versions": len(versions)}
+
+
+def _parts(version: Version) -> dict[str, Any]:
+    """Return what a value that merges is made of, at most ``MAX_PARTS_LISTED`` parts; nothing of any other value.
+
+    Of a counter: the sum of the increments of each replica id, from its update ``first`` to ``last``. ``ended``: the
+    sum of processes that have ended. Of a set: each element, and the updates that added it. Of a map: each field, and
+    the updates that set it, of which the one with the highest timestamp is shown.
+    """
+    if merging_kind(version.value) is None:
+        return {}
+    state = state_of(version.value)
+    parts: Iterator[dict[str, Any]]
+    if state.kind == "counter":
+        parts = (
+            {"replica": name.origin, "first": name.birth, "last": entry.last, "net": entry.net, "ended": name.is_base}
+            for name, entry in sorted(state.entries.items())
+        )
+    elif state.kind == "set":
+        parts = ({"element": each, "added_by": sorted(map(list, item))} for each, item in state.items.items())
+    else:
+        parts = (
+            {"field": name, "set_by": list(dot), "timestamp": field.timestamp, "value": msgspec.Raw(field.value)}
+            for name, item in state.items.items()
+            for dot, field in item.items()
+            if field is not None
+        )
+    return {"parts": list(islice(parts, MAX_PARTS_LISTED))}
 
 
 def _known_clock(replica: Replica, address: str) -> Clock | None:
@@ -104,13 +163,15 @@ def _known_clock(replica: Replica, address: str) -> Clock | None:
 def _version(
     replica: Replica, version: Version, clocks: Mapping[str, Clock | None], now: Instant, *, has_value: bool
 ) -> dict[str, Any]:
+    is_plain = merging_kind(version.value) is None
     return {
         "dot": list(version.dot),
         "etag": version.etag,
         "value": _text(version.value) if has_value else None,
         "type": version.kind,
         **_encoding(version),
-        "value_bytes": content_length(version.value),
+        **_parts(version),
+        "value_bytes": content_length(version.value if is_plain else bytes(as_json(version.value))),
         "origin": version.origin,
         "past": version.past,
         "timestamp": version.timestamp,

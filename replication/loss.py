@@ -194,6 +194,17 @@ class LossDetector:
         reports = self._reports_since(token)
         return reports is not None and all(covers(self._store.clock, report.clock) for report in reports)
 
+    def is_settled(self, dot: Dot) -> bool:
+        """Return whether every member has applied ``dot``, and this replica all that they had when they said so.
+
+        Rule 2 holds for what they said: no removed replica is known to have more.
+        """
+        reports = self._reports_since(0)
+        origin, counter = dot
+        return reports is not None and all(
+            report.clock.get(origin, 0) >= counter and covers(self._store.clock, report.clock) for report in reports
+        )
+
     def _reports_since(self, token: int) -> list[Report] | None:
         """Return the reports of all members that rule 2 requires, None while one is missing."""
         membership, table = self._membership, self._membership.table

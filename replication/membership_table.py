@@ -253,6 +253,16 @@ class MembershipTable:
             return start_us_of(incarnation) < self.horizon
         return entry.belongs or incarnation <= entry.incarnation or start_us_of(incarnation) < entry.stamp
 
+    def has_ended_for_good(self, replica: str) -> bool:
+        """Return whether the incarnation ``replica`` has ended and can never return, not even by PUT /view.
+
+        Its address has another present incarnation, or was removed so long ago that the removal is forgotten.
+        """
+        if replica in self.present:  # The common case.
+            return False
+        entry = self.entries.get(address_of(replica))
+        return (entry is None or entry.belongs) and self.has_ended(replica)
+
     # -- parts -----------------------------------------------------------------------------------------
 
     def _stamp_above(self, address: str, stamp: int) -> int:

@@ -39,6 +39,7 @@ from replication.snapshots import SnapshotPauses, SnapshotPull
 from store.causal import CausalStore
 from store.clock import Clock, Instant, covers
 from store.snapshot import Snapshot
+from store.values import check_state
 
 CATCHING_UP = "Replica is catching up"
 NOT_IN_VIEW = "Replica is not in the view"
@@ -260,6 +261,13 @@ class Recovery:
         if not pull.fits(piece):
             self.stop_pull()
             raise BadMessage("the snapshot assumes updates that this replica does not have")
+        try:
+            for _, versions in piece.items:
+                for version in versions:
+                    check_state(version.value)
+        except ValueError as exc:
+            self.stop_pull()
+            raise BadMessage(f"the snapshot has {exc}") from None
         if self._membership.table.is_superseded(piece.sender) or not pull.stage(piece):
             # The peer has restarted, has too many receivers, or has given the transfer up: wait for its next offer. (A
             # late piece of a superseded sender would bring updates that may count as lost: see loss.py, rule 2.)

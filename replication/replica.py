@@ -116,6 +116,7 @@ class Replica:
         self.peers = Peers(table)
         self.recovery = Recovery(self.store, self.membership, self.peers, self.settings, now.mono_s)
         self.loss = LossDetector(self.store, self.membership, self.peers, self.event_log, now.mono_s)
+        self.store.has_ended, self.store.is_settled = table.has_ended_for_good, self.loss.is_settled
         self.acks = Acks(self.store, table, self.peers, self.settings)
         self._view = ViewChanges(
             self.store,

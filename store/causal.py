@@ -40,15 +40,26 @@ import msgspec
 
 from store.clock import Clock, Dot, HybridClock, Instant, covers, join_into, missing
 from store.delivery import PendingQueue, first_missing
-from store.errors import BadUpdate, DependenciesMissing, NotServing, OutOfMemory, PreconditionFailed
+from store.errors import (
+    BadUpdate,
+    DependenciesMissing,
+    KeyAbsent,
+    NotServing,
+    OutOfMemory,
+    PreconditionFailed,
+    WrongKind,
+)
 from store.feed import Changes, FeedToken, Search, read_changes
 from store.log import UpdateLog
 from store.markers import Marker, Markers
+from store.merging import Tips
+from store.patching import Absent, Issuer, OtherKind, patched
 from store.recent import RecentChanges
 from store.settings import StoreSettings
+from store.siblings import behind_winner, shown
 from store.snapshot import Snapshot, join_partial, join_tables
 from store.table import KeyRange, KeyTable, cost
-from store.values import BASE64, is_json, json_length
+from store.values import BASE64, check_state, is_json, json_length
 from store.versions import (
     ABSENT_ETAG,
     MAX_ETAG_BYTES,
@@ -233,6 +244,13 @@ class CausalStore:
         """The updates applied most recently, the newest last, for the dashboard."""
         self.observer: StoreObserver | None = None
         """Called for each change of the clock; the engine sets it while requests wait for one."""
+        self.has_ended: Callable[[str], bool] = _never
+        """Whether an origin issues no updates any more, for good. Replication sets it."""
+        self.is_settled: Callable[[Dot], bool] = _never
+        """Whether every member has applied an update, and this replica has applied what they had then. Replication sets
+        it."""
+        self._tips = Tips()
+        """Which updates of this replica were its latest PATCHes of their keys."""
         self._last_deps: dict[str, Clock] = {}
         """Origin -> dependencies of its last applied update, a clock that versions share. ``_share_deps`` uses it again
         if the origin's next update has equal dependencies. Entries of retired ids go when the present ids change."""
@@ -283,25 +301,29 @@ class CausalStore:
         """
         self.admit(past, now)
         versions = self.table.get(key)
-        returned = versions if all_siblings else versions[:1]
+        returned = versions if all_siblings else behind_winner(versions)
         return ReadResult(versions, self.response_metadata(past, returned))
 
     def put(self, change: Change, past: Clock, now: Instant) -> WriteResult:
-        """Write or delete one key.
+        """Write, patch or delete one key.
 
-        Raises ``PreconditionFailed``, ``OutOfMemory``, and what ``admit`` raises.
+        Raises ``PreconditionFailed``, ``OutOfMemory``, and what ``admit`` and ``_write`` raise.
         """
         # The same steps as in ``_issue_changes``, without its loops: nearly all writes concern one key.
         self.admit(past, now)
         current = self.table.get(change.key)
         if change.conditional:
             self._check_condition(change, current, past)
-        if change.value is None and not current:
+        if change.is_delete and not current:
             return WriteResult(existed=False, update=None, metadata=self.response_metadata(past, ()))
+        timestamp = self.hybrid_clock.stamp(now)
+        write = self._write(change, current, past, timestamp, now)
         if self.settings.max_memory_bytes:
-            self._check_memory({change.key: change}, {change.key: current})
+            self._check_memory((write,))
         deps = self.markers.simplify(self._join_pasts(past, current))
-        update = self._issue_update(deps, (_write(change, current, now),), now)
+        update = self._issue_update(deps, (write,), timestamp, now)
+        if change.patch is not None:
+            self._tips.set(change.key, update.counter)
         return WriteResult(bool(current), update, update.past)
 
     def list_keys(
@@ -332,7 +354,8 @@ class CausalStore:
         size = 0
         key_bytes_times = 1 + values + meta
         for key in (table.conflicting_keys if conflicts else table.keys)(wanted):
-            winner = table.get(key)[0]
+            versions = table.get(key)
+            winner = versions[0] if len(versions) == 1 else shown(versions)[0]
             size += key_bytes_times * encoded_key_bytes(key)
             size += encoded_value_bytes(key, winner.value) if values else 0
             size += MAX_ETAG_BYTES + META_BYTES if meta else 0
@@ -342,10 +365,11 @@ class CausalStore:
             winners[key] = winner
         keys = list(winners)
         items = {key: version.value for key, version in winners.items()} if values else {}
-        versions = {key: table.get(key) for key in keys} if meta else {}
-        metadata = self.response_metadata(past, winners.values())
+        versions_of = {key: table.get(key) for key in keys} if meta else {}
+        returned = [version for key in keys for version in behind_winner(table.get(key))]
+        metadata = self.response_metadata(past, returned)
         total = self._count(wanted, conflicts=conflicts) if count else None
-        return ListResult(keys, keys[-1] if more else None, items, metadata, versions, total)
+        return ListResult(keys, keys[-1] if more else None, items, metadata, versions_of, total)
 
     def _count(self, wanted: KeyRange, *, conflicts: bool) -> int:
         """Return the number of keys with the prefix and before the end of ``wanted``."""
@@ -384,7 +408,8 @@ class CausalStore:
         """
         self.admit(past, now)
         found = {key: versions for key in reads if (versions := self.table.get(key))}
-        winners = {key: versions[0] for key, versions in found.items()}
+        winners = {key: shown(versions)[0] for key, versions in found.items()}
+        returned = [version for versions in found.values() for version in behind_winner(versions)]
         if winners and before_write is not None:
             sizes = [
                 2 * encoded_key_bytes(key) + MAX_ETAG_BYTES + encoded_value_bytes(key, winner.value)
@@ -392,8 +417,8 @@ class CausalStore:
             ]
             before_write(sum(sizes))
         etags = {key: state_etag(versions) for key, versions in found.items()}
-        update = self._issue_changes(changes, past, winners.values(), now)
-        metadata = update.past if update else self.response_metadata(past, winners.values())
+        update = self._issue_changes(changes, past, returned, now)
+        metadata = update.past if update else self.response_metadata(past, returned)
         values = {key: version.value for key, version in winners.items()}
         return TransactionResult(values, [key for key in reads if key not in winners], update, metadata, etags)
 
@@ -441,18 +466,42 @@ class CausalStore:
             if change.conditional:
                 self._check_condition(change, current[change.key], past)
         # Deletes of absent keys change nothing and are left out.
-        effective = [change for key, change in last_changes.items() if change.value is not None or current[key]]
-        writes = [_write(change, current[change.key], now) for change in effective]
-        if not writes:
+        effective = [change for key, change in last_changes.items() if not change.is_delete or current[key]]
+        if not effective:
             return None
-        if self.settings.max_memory_bytes:
-            self._check_memory(last_changes, current)
+        timestamp = self.hybrid_clock.stamp(now)
+        writes = tuple([self._write(change, current[change.key], past, timestamp, now) for change in effective])
         replaced = [version for versions in current.values() for version in versions]
+        if self.settings.max_memory_bytes:
+            self._check_memory(writes)
         deps = self.markers.simplify(self._join_pasts(past, [*read, *replaced]))
-        return self._issue_update(deps, tuple(writes), now)
+        update = self._issue_update(deps, writes, timestamp, now)
+        for change in effective:
+            if change.patch is not None:
+                self._tips.set(change.key, update.counter)
+        return update
 
-    def _issue_update(self, deps: Clock, writes: tuple[Write, ...], now: Instant) -> Update:
-        """Take the next dot, and issue and apply an update with these writes.
+    def _write(self, change: Change, current: Versions, past: Clock, timestamp: int, now: Instant) -> Write:
+        """Return the write for ``change`` of a key that has the versions ``current``: it replaces all of them.
+
+        Raises ``KeyAbsent``, ``WrongKind``, ``BadPatch``, ``ValueTooLarge``.
+        """
+        if change.patch is None:
+            expires = None if change.ttl_us is None else now.wall_us + change.ttl_us
+            return Write(change.key, change.value, tuple([version.dot for version in current]), expires)
+        dot = (self.replica_id, self.clock.get(self.replica_id, 0) + 1)
+        tip = self._tips.get(change.key)
+        issuer = Issuer(dot, timestamp, now.wall_us, tip, self.has_ended, self.is_settled)
+        try:
+            return patched(change, change.patch, current, issuer)
+        except Absent:
+            raise KeyAbsent(change.key, self.response_metadata(past, ())) from None
+        except OtherKind as exc:
+            metadata = self.response_metadata(past, current)
+            raise WrongKind(str(exc), change.key, metadata, state_etag(current)) from None
+
+    def _issue_update(self, deps: Clock, writes: tuple[Write, ...], timestamp: int, now: Instant) -> Update:
+        """Take the next dot, and issue and apply an update with these writes and this hybrid time.
 
         ``deps``: the update's causal past. The caller must have the only reference to this clock: the entry of this
         replica is removed from it. Nothing here may fail, because a dot without an update is a gap for ever.
@@ -460,7 +509,7 @@ class CausalStore:
         own = self.replica_id
         # The own entry is implied: the past of update n of an origin contains the updates 1 to n-1 (store/versions.py).
         deps.pop(own, None)
-        update = Update(own, self.clock.get(own, 0) + 1, self.hybrid_clock.stamp(now), deps, writes)
+        update = Update(own, self.clock.get(own, 0) + 1, timestamp, deps, writes)
         self._apply(update, now)
         return update
 
@@ -470,23 +519,22 @@ class CausalStore:
         if not change.condition_holds(etag):
             raise PreconditionFailed(self.response_metadata(past, versions[:1]), etag)
 
-    def _check_memory(self, changes: Mapping[str, Change], current: Mapping[str, Versions]) -> None:
-        """Raise ``OutOfMemory`` if ``changes`` would grow the data beyond the limit.
+    def _check_memory(self, writes: Sequence[Write]) -> None:
+        """Raise ``OutOfMemory`` if ``writes`` would grow the data beyond the limit.
 
-        Changes that free memory always pass, so that clients of a full replica can delete. Each new value replaces
-        all current versions of its key.
+        Changes that free memory always pass, so that clients of a full replica can delete.
         """
         limit = self.settings.max_memory_bytes
         growth = sum(
-            0 if change.value is None else cost(key, (_EMPTY_VERSION,)) + len(change.value)
-            for key, change in changes.items()
-        ) - sum(cost(key, versions) for key, versions in current.items())
+            cost(write.key, (_EMPTY_VERSION,)) + len(write.value) for write in writes if write.value is not None
+        )
+        growth -= sum(cost(write.key, self.table.get(write.key)) for write in writes)
         if growth > 0 and self.table.bytes + growth > limit:
             raise OutOfMemory(f"The data would take more than {limit} bytes (KV_MAX_MEMORY)")
 
     def issue_marker(self, now: Instant) -> Update:
         """Issue an update without writes whose past is the whole clock (store/markers.py)."""
-        return self._issue_update(dict(self.clock), (), now)
+        return self._issue_update(dict(self.clock), (), self.hybrid_clock.stamp(now), now)
 
     # -- updates from other replicas -------------------------------------------------------------------
 
@@ -509,6 +557,11 @@ class CausalStore:
             raise BadUpdate(f"{update.dot} is mine and I never issued it")
         if update.origin in update.deps:
             raise BadUpdate(f"{update.dot} names its own origin among its dependencies")
+        for write in update.writes:
+            try:
+                check_state(write.value or b"")
+            except ValueError as exc:
+                raise BadUpdate(f"{update.dot} writes {exc}") from None
         if len(update.writes) > 1 and len({write.key for write in update.writes}) < len(update.writes):
             raise BadUpdate(f"{update.dot} writes a key twice")
 
@@ -640,10 +693,8 @@ def encoded_value_bytes(key: str, stored: bytes) -> int:
     return size if is_json(stored) else size + encoded_key_bytes(key) + _ENCODING_BYTES
 
 
-def _write(change: Change, current: Versions, now: Instant) -> Write:
-    """Return the write for ``change`` of a key that has the versions ``current``: it replaces all of them."""
-    expires = None if change.ttl_us is None else now.wall_us + change.ttl_us
-    return Write(change.key, change.value, tuple([version.dot for version in current]), expires)
+def _never(_: object) -> bool:
+    return False
 
 
 _EMPTY_VERSION = Version(b"", "-", 1, 0, {})

@@ -40,10 +40,12 @@ from store.clock import Clock, Dot, Instant, join
 from store.errors import DependenciesMissing
 from store.feed import Changes, FeedToken, adopt, begin_search, needs_search
 from store.hold_time import HoldTime
+from store.merging import Increment, MapChange, Operation, SetChange, element_of
 from store.searches import Searches
 from store.settings import StoreSettings
+from store.siblings import shown
 from store.table import KeyRange
-from store.versions import ABSENT_ETAG, Change, Update, Versions, state_etag
+from store.versions import ABSENT_ETAG, Change, Patch, Update, Versions, state_etag
 from store.waiting import AckWaiter, Places, Waiter, Waiters
 
 __all__ = [
@@ -53,17 +55,24 @@ __all__ = [
     "Changes",
     "Engine",
     "FeedToken",
+    "Increment",
     "KeyRange",
     "ListResult",
     "LoneReplica",
+    "MapChange",
+    "Operation",
+    "Patch",
     "RangeDeleted",
     "ReadResult",
     "Replication",
+    "SetChange",
     "TransactionResult",
     "Versions",
     "WriteConcern",
     "WriteResult",
+    "element_of",
     "read_clocks",
+    "shown",
     "state_etag",
 ]
 
@@ -336,14 +345,15 @@ class Engine:
         return self._serve(read, prefix, past, wait_s)
 
     def write(self, change: Change, past: Clock, wait_s: float | None = None) -> WriteResult:
-        """Write or delete one key if the change's conditions hold.
+        """Write, patch or delete one key if the change's conditions hold.
 
         ``WriteResult.deleted`` says whether a delete removed anything.
 
-        Raises NotServing, DependenciesMissing, PreconditionFailed, OutOfMemory.
+        Raises NotServing, DependenciesMissing, PreconditionFailed, OutOfMemory, and what a PATCH raises
+        (store/patching.py).
         """
         with self.lock:
-            self.counts["deletes" if change.value is None else "writes"] += 1
+            self.counts["deletes" if change.is_delete else "writes"] += 1
             wrote = self._serve(self._store.put, change, past, wait_s)
             if wrote.update is not None:
                 self.replication.update_issued(wrote.update)

@@ -4,6 +4,10 @@
     ├── NotServing            this replica does not serve clients: it joins, leaves, or was removed
     ├── DependenciesMissing   part of the request's causal past has not been applied here
     ├── PreconditionFailed    a condition (If-Match, If-None-Match) does not hold
+    ├── KeyAbsent             a PATCH that creates nothing names an absent key
+    ├── WrongKind             a PATCH names a key that holds something else
+    ├── BadPatch              a PATCH cannot be applied to what the key holds
+    ├── ValueTooLarge         a PATCH would make a value too large
     ├── ResponseTooLarge      a response would be longer than KV_MAX_RESPONSE_BYTES
     ├── TooManySearches       as many requests search among old changes of the feed as may
     ├── OutOfMemory           KV_MAX_MEMORY is reached; only writes that free memory succeed
@@ -53,6 +57,40 @@ class PreconditionFailed(StoreError):
         super().__init__("Precondition failed")
         self.metadata = dict(metadata)
         self.etag = etag
+
+
+class KeyAbsent(StoreError):
+    """A PATCH that creates nothing names an absent key.
+
+    ``key``: its name. ``metadata``: causal metadata of the response; it covers the delete of the key.
+    """
+
+    def __init__(self, key: str, metadata: Mapping[str, int]) -> None:
+        super().__init__("Key does not exist")
+        self.key = key
+        self.metadata = dict(metadata)
+
+
+class WrongKind(StoreError):
+    """A PATCH names a key that holds something else. The text says what it holds.
+
+    ``key``: its name. ``metadata``: causal metadata of the response; it covers what the key holds. ``etag``: its entity
+    tag.
+    """
+
+    def __init__(self, message: str, key: str, metadata: Mapping[str, int], etag: str) -> None:
+        super().__init__(message)
+        self.key = key
+        self.metadata = dict(metadata)
+        self.etag = etag
+
+
+class BadPatch(StoreError):
+    """A PATCH cannot be applied to what the key holds. The text says why."""
+
+
+class ValueTooLarge(StoreError):
+    """A PATCH would make a value longer, or give it more items, than allowed. The text says what is allowed."""
 
 
 class ResponseTooLarge(StoreError):

@@ -31,6 +31,7 @@ from msgspec import structs
 
 from store.clock import MAX_COUNTER, Clock, Instant, covers
 from store.recent import ChangesOf
+from store.siblings import behind_winner
 from store.table import KeyRange
 from store.values import json_length
 from store.versions import MAX_ETAG_BYTES, MAX_ID_CHARACTERS, Versions
@@ -258,8 +259,8 @@ def read_changes(
 
     def response(token_state: _Pass, *, more: bool) -> Changes:
         token = _token(store, prefix, token_state, is_reset=is_reset and more)
-        winners = [versions[0] for versions in told.values() if versions]
-        return Changes(told, is_reset, more, token, store.response_metadata(past, winners))
+        returned = [version for versions in told.values() for version in behind_winner(versions)]
+        return Changes(told, is_reset, more, token, store.response_metadata(past, returned))
 
     while True:
         if state.position is None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 from sortedcontainers import SortedList
 
+from store.siblings import is_conflict
 from store.versions import Version, Versions
 
 KEY_COST_BYTES = 290
@@ -110,7 +111,7 @@ class KeyTable:
         elif before:
             del self._table[key]
             self._keys.remove(key)
-        if len(versions) > 1:
+        if is_conflict(versions):
             self._conflicts.add(key)
         elif len(before) > 1:
             self._conflicts.discard(key)
@@ -166,7 +167,7 @@ class KeyTable:
         """Replace the whole content by ``table``, which has no empty tuples."""
         self._table = dict(table)
         self._keys = SortedList(self._table)
-        self._conflicts = {key for key, versions in self._table.items() if len(versions) > 1}
+        self._conflicts = {key for key, versions in self._table.items() if is_conflict(versions)}
         self._rebuild_deadlines()
         self.bytes = sum(cost(key, versions) for key, versions in self._table.items())
 

@@ -6,9 +6,10 @@ followed by its content. Tags are below 0x20, and no compact JSON text begins wi
 So a value carries its kind wherever it goes: through the log, through snapshots and joins, and through a replica that
 does not know the kind, which passes the bytes on as they are. JSON values, nearly all, take no byte more.
 
-The kinds: ``json``, and ``bytes``, whose content is the client's bytes. A kind with a tag that this version does not
-know is read as ``bytes``: a replica of a later version may have sent it. (An update of a peer may also have a value
-without a byte. It reads as JSON, like any value whose text only its sender can vouch for.)
+The kinds: ``json``; ``bytes``, whose content is the client's bytes; and the kinds that merge, whose content is a state
+(store/merging.py). A kind with a tag that this version does not know is read as ``bytes``: a replica of a later version
+may have sent it. (An update of a peer may also have a value without a byte. It reads as JSON, like any value whose text
+only its sender can vouch for.)
 """
 
 from __future__ import annotations
@@ -17,8 +18,14 @@ from binascii import b2a_base64
 from collections.abc import Iterator
 from typing import Final, Literal
 
-Kind = Literal["json", "bytes"]
+import msgspec
+
+from store.merging import MergingKind, State, decode, encode, value_of
+
+Kind = Literal["json", "bytes"] | MergingKind
 """The kind of a value, as responses name it (``type``)."""
+
+KINDS: Final[tuple[Kind, ...]] = ("json", "bytes", "counter", "set", "map")
 
 JSON_KIND: Final = "json"
 BYTES_KIND: Final = "bytes"
@@ -27,6 +34,14 @@ _FIRST_OF_JSON: Final = b"\x20"
 """Every tag is below it."""
 
 _BYTES_TAG: Final = b"\x01"
+
+_TAGS: Final[dict[MergingKind, bytes]] = {"counter": b"\x02", "set": b"\x03", "map": b"\x04"}
+_MERGING: Final[dict[bytes, MergingKind]] = {tag: kind for kind, tag in _TAGS.items()}
+
+_GROWTH: Final = 6
+"""Most bytes of JSON for one byte of a state: a control character is escaped with six."""
+
+_to_json: Final = msgspec.json.Encoder().encode
 
 BASE64: Final = "base64"
 """The ``encoding`` of a value that is not JSON where it stands in JSON."""
@@ -40,6 +55,30 @@ def store_bytes(content: bytes) -> bytes:
     return _BYTES_TAG + content
 
 
+def store_state(state: State) -> bytes:
+    """Return the stored form of a value that merges."""
+    return _TAGS[state.kind] + encode(state)
+
+
+def merging_kind(stored: bytes) -> MergingKind | None:
+    """Return the kind of a value that merges; None for any other value."""
+    return _MERGING.get(stored[:1])
+
+
+def state_of(stored: bytes) -> State:
+    """Return the state of a value that merges. Raises ValueError if it is none, or malformed."""
+    kind = merging_kind(stored)
+    if kind is None:
+        raise ValueError(f"{kind_of(stored)} values have no state")
+    return decode(kind, memoryview(stored)[1:])
+
+
+def check_state(stored: bytes) -> None:
+    """Raise ValueError if a value that a peer sent is of a kind that merges, and its state is malformed."""
+    if merging_kind(stored) is not None:
+        state_of(stored)
+
+
 def is_json(stored: bytes) -> bool:
     """Return whether the value is JSON, so that its stored form is its text. The test for the common case."""
     return stored[:1] >= _FIRST_OF_JSON or not stored
@@ -47,12 +86,12 @@ def is_json(stored: bytes) -> bool:
 
 def kind_of(stored: bytes) -> Kind:
     """Return the kind of a stored value."""
-    return JSON_KIND if is_json(stored) else BYTES_KIND
+    return JSON_KIND if is_json(stored) else _MERGING.get(stored[:1], BYTES_KIND)
 
 
 def encoding_of(stored: bytes) -> str | None:
     """Return how a stored value that is not JSON is encoded where it stands in JSON; None if it is JSON."""
-    return None if is_json(stored) else BASE64
+    return BASE64 if kind_of(stored) == BYTES_KIND else None
 
 
 def content_of(stored: bytes) -> bytes:
@@ -100,10 +139,17 @@ JsonText = bytes | Base64Text
 
 
 def as_json(stored: bytes) -> JsonText:
-    """Return a stored value as JSON text, without a copy: JSON as it is, other kinds in base64 (``encoding_of``)."""
-    return stored if is_json(stored) else Base64Text(stored)
+    """Return a stored value as JSON text: JSON as it is, bytes in base64 (``encoding_of``), both without a copy; of a
+    state, what clients see of it."""
+    if is_json(stored):
+        return stored
+    if merging_kind(stored) is not None:
+        return _to_json(value_of(state_of(stored)))
+    return Base64Text(stored)
 
 
 def json_length(stored: bytes) -> int:
-    """Return the length of ``as_json``."""
+    """Return the length of ``as_json``, without making it; of a state, an upper bound."""
+    if merging_kind(stored) is not None:
+        return _GROWTH * len(stored) + 32
     return len(as_json(stored))

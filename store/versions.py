@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
 from store.clock import MAX_COUNTER, Clock, Dot
+from store.merging import Operation
 from store.values import Kind, kind_of
 
 MAX_ID_CHARACTERS = 320
@@ -58,14 +59,26 @@ def state_etag(versions: Versions) -> str:
     return f'"{winner.name}+{digest}"'
 
 
+class Patch(NamedTuple):
+    """What a PATCH changes of the value of a key (store/patching.py).
+
+    ``operation``: None changes the deadline only. ``keeps_ttl``: the deadline stays; otherwise the change's ``ttl_us``
+    says what it is. ``max_bytes``: longest stored value.
+    """
+
+    operation: Operation | None
+    keeps_ttl: bool
+    max_bytes: int
+
+
 class Change(msgspec.Struct, frozen=True):
     """One write as a client requests it, before the replica issues an update for it.
 
-    ``value``: in its stored form (store/values.py); None to delete.
+    ``value``: in its stored form (store/values.py); None to delete, or if there is a ``patch``.
     ``ttl_us``: microseconds until the value expires; None: never.
     ``if_match``: the key must have one of these entity tags; ``*`` means any version, ``ABSENT_ETAG`` an absent key.
     None: no such condition.
-    ``if_none_match``: the key must be absent.
+    ``if_none_match``: the key must be absent. ``patch``: what a PATCH changes of the value; None: it is no PATCH.
     """
 
     key: str
@@ -73,6 +86,12 @@ class Change(msgspec.Struct, frozen=True):
     ttl_us: int | None = None
     if_match: tuple[str, ...] | None = None
     if_none_match: bool = False
+    patch: Patch | None = None
+
+    @property
+    def is_delete(self) -> bool:
+        """Whether the change deletes the key."""
+        return self.value is None and self.patch is None
 
     @property
     def conditional(self) -> bool:

@@ -8,11 +8,13 @@ from itertools import islice
 from typing import Any
 from urllib.parse import urlencode
 
+import msgspec
+
 from kvsite.dashboard.cards import QueueItem
 from kvsite.dashboard.formatting import iso, short_labels, size, span, update_name
 from replication.address import is_canonical
 from store.clock import address_of
-from store.values import Base64Text, JsonText, as_json, base64_length, kind_of
+from store.values import Base64Text, JsonText, as_json, base64_length
 
 PAGE_SIZE = 50
 """Keys per page."""
@@ -78,10 +80,18 @@ class PastEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a value that merges: ``name`` is a replica, an element or a field; ``text`` says what it has."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class VersionCard:
     """One version of a key: the winner or a sibling.
 
-    ``note``: says that the value was cut, or how it is encoded; empty if neither.
+    ``note``: says that the value was cut, or how it is encoded; empty if neither. ``parts``: of a value that merges.
     """
 
     written_by: str
@@ -92,6 +102,7 @@ class VersionCard:
     note: str
     written_at: str
     expires: str
+    parts: tuple[Part, ...]
     past: tuple[PastEntry, ...]
     members: tuple[MemberTag, ...]
 
@@ -100,6 +111,7 @@ class VersionCard:
 class KeyPage:
     """One key. ``count``: how many versions it has; ``versions`` may show fewer.
 
+    ``kind``, ``merged``: if the versions merge, the kind of the value, and the value; else empty.
     ``is_running``: whether a replica runs in this process.
     """
 
@@ -107,11 +119,17 @@ class KeyPage:
     pending: tuple[QueueItem, ...]
     count: int = 0
     is_running: bool = True
+    kind: str = ""
+    merged: str = ""
 
     @property
     def summary(self) -> str:
         """How many values the key has."""
         count, shown = self.count, len(self.versions)
+        if self.kind:
+            return (
+                f"A {self.kind}." if count == 1 else f"A {self.kind}. {count} concurrent versions merge to one value."
+            )
         if not count:
             return "This key does not exist on this replica."
         if count == 1:
@@ -142,9 +160,9 @@ def _search_parameters(prefix: str, *, conflicts: bool) -> dict[str, str]:
 
 
 def _key_row(entry: Mapping[str, Any], labels: Mapping[str, str]) -> KeyRow:
-    stored = entry["value"]
-    kind = kind_of(stored)
-    value, _ = _shortened(as_json(stored), MAX_VALUE_CHARS_IN_LIST, entry["value_bytes"])
+    stored, kind = entry["value"], entry["type"]
+    text = as_json(stored) if kind == "bytes" else stored
+    value, _ = _shortened(text, MAX_VALUE_CHARS_IN_LIST, entry["value_bytes"])
     return KeyRow(
         key=entry["key"],
         query=urlencode({"key": entry["key"]}),
@@ -166,11 +184,19 @@ def key_page(explanation: Mapping[str, Any] | None, members: Sequence[str]) -> K
     if explanation is None:
         return KeyPage((), (), is_running=False)
     labels = short_labels(members)
+    merged = explanation["merged"]
     return KeyPage(
         tuple(_version_card(version, labels, is_winner=i == 0) for i, version in enumerate(explanation["versions"])),
         tuple(_queue_item(update, labels) for update in explanation["pending"]),
         explanation["version_count"],
+        kind=merged["type"] if merged else "",
+        merged=_whole_or_start(merged["value"]) if merged else "",
     )
+
+
+def _whole_or_start(text: msgspec.Raw) -> str:
+    encoded = bytes(text)
+    return _shortened(encoded, MAX_VALUE_CHARS, len(encoded))[0]
 
 
 def _version_card(version: Mapping[str, Any], labels: Mapping[str, str], *, is_winner: bool) -> VersionCard:
@@ -194,12 +220,24 @@ def _version_card(version: Mapping[str, Any], labels: Mapping[str, str], *, is_w
         note=note,
         written_at=_date_and_time(version["timestamp"]),
         expires="" if expires_in_s is None else f"in {span(expires_in_s)}",
+        parts=tuple(_part(part, labels) for part in version.get("parts", ())),
         past=tuple(
             PastEntry(labels.get(address_of(id_), address_of(id_)), id_, n)
             for id_, n in sorted(version["past"].items())
         ),
         members=tuple(_member_tag(member) for member in version["members"] if is_canonical(member["address"])),
     )
+
+
+def _part(part: Mapping[str, Any], labels: Mapping[str, str]) -> Part:
+    if "net" in part:
+        name = "ended replicas" if part["ended"] else labels.get(address_of(part["replica"]), part["replica"])
+        return Part(name, f"{part['net']:+,}")
+    if "element" in part:
+        added_by = ", ".join(update_name((origin, counter), labels) for origin, counter in part["added_by"])
+        return Part(str(part["element"]), f"added by {added_by}")
+    value = _whole_or_start(part["value"])[:MAX_VALUE_CHARS_IN_LIST]
+    return Part(part["field"], f"{value}, set by {update_name(tuple(part['set_by']), labels)}")
 
 
 def _member_tag(member: Mapping[str, Any]) -> MemberTag:

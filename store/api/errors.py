@@ -21,14 +21,19 @@ from rest_framework.exceptions import APIException, MethodNotAllowed
 from store.api import rendering
 from store.api.large_responses import TooManyLargeResponses
 from store.api.response import ApiResponse
+from store.engine import ABSENT_ETAG
 from store.errors import (
+    BadPatch,
     DependenciesMissing,
+    KeyAbsent,
     NotServing,
     OutOfMemory,
     PreconditionFailed,
     ResponseTooLarge,
     StoreError,
     TooManySearches,
+    ValueTooLarge,
+    WrongKind,
 )
 
 if TYPE_CHECKING:
@@ -82,19 +87,26 @@ def _api_error(exc: Exception, view: ApiView) -> ApiError:
 
 
 def _store_error(exc: StoreError) -> ApiError:
-    if isinstance(exc, DependenciesMissing):
-        missing = {replica: {"has": has, "needs": needs} for replica, (has, needs) in exc.missing.items()}
-        return ApiError(503, _NOT_REACHED, {"missing": missing}, {"Retry-After": str(exc.retry_after_s)})
-    if isinstance(exc, NotServing):
-        return ApiError(503, exc.reason)
-    if isinstance(exc, PreconditionFailed):
-        headers = {"ETag": exc.etag}
-        return ApiError(412, "Precondition failed", headers=headers, metadata=exc.metadata)
-    if isinstance(exc, ResponseTooLarge):
-        return ApiError(413, str(exc))
-    if isinstance(exc, OutOfMemory):
-        return ApiError(507, "Out of memory: delete something, or ask for a higher KV_MAX_MEMORY")
-    return ApiError(500, "Internal server error")
+    error = ApiError(500, "Internal server error")
+    match exc:
+        case DependenciesMissing():
+            missing = {replica: {"has": has, "needs": needs} for replica, (has, needs) in exc.missing.items()}
+            error = ApiError(503, _NOT_REACHED, {"missing": missing}, {"Retry-After": str(exc.retry_after_s)})
+        case NotServing():
+            error = ApiError(503, exc.reason)
+        case PreconditionFailed():
+            error = ApiError(412, "Precondition failed", headers={"ETag": exc.etag}, metadata=exc.metadata)
+        case KeyAbsent():
+            error = ApiError(404, str(exc), {"key": exc.key}, {"ETag": ABSENT_ETAG}, exc.metadata)
+        case WrongKind():
+            error = ApiError(409, str(exc), {"key": exc.key}, {"ETag": exc.etag}, exc.metadata)
+        case BadPatch():
+            error = ApiError(400, str(exc))
+        case ResponseTooLarge() | ValueTooLarge():
+            error = ApiError(413, str(exc))
+        case OutOfMemory():
+            error = ApiError(507, "Out of memory: delete something, or ask for a higher KV_MAX_MEMORY")
+    return error
 
 
 _NOT_REACHED = "Causal dependencies not satisfied; try again later"

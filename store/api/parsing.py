@@ -18,13 +18,11 @@ from rest_framework.exceptions import ParseError, UnsupportedMediaType
 
 from store.api import query as queries
 from store.api.bodies import Bodies
-from store.api.conditions import combined
 from store.api.context import CONTEXT
 from store.api.errors import TooLarge
-from store.api.keys import check_key
 from store.api.rendering import JSON
 from store.api.request import ApiRequest
-from store.engine import Change, WriteConcern
+from store.engine import WriteConcern
 from store.settings import RequestLimits
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024 * 1024
@@ -88,13 +86,22 @@ class PutBody(WriteConcernBody):
     ttl: TtlSeconds | None = None
 
 
+PATCH_FIELDS: Final = ("increment", "add", "remove", "set", "unset")
+"""The fields of the operations of a PATCH (store/api/patches.py)."""
+
+
 class WriteBody(msgspec.Struct, rename="kebab", gc=False, forbid_unknown_fields=True):
-    """One write of a transaction: a value, or ``"delete": true``."""
+    """One write of a transaction: a value, ``"delete": true``, or what a PATCH takes."""
 
     key: str
     value: Any = UNSET
     delete: bool = False
-    ttl: TtlSeconds | None = None
+    increment: int | float | UnsetType = UNSET
+    add: list[str | int | float] | UnsetType = UNSET
+    remove: list[str | int | float] | UnsetType = UNSET
+    set: dict[str, Any] | UnsetType = UNSET
+    unset: list[str] | UnsetType = UNSET
+    ttl: TtlSeconds | UnsetType | None = UNSET
     if_match: str | None = None
     if_none_match: Literal["*", '"absent"', 'W/"absent"'] | None = None
 
@@ -342,37 +349,6 @@ def encode_value(value: Any, max_bytes: int) -> bytes:
     ):
         raise ParseError("Value has a number that is neither a 64-bit integer nor a finite double")
     return encoded
-
-
-def parse_transaction(body: TransactionBody, limits: RequestLimits) -> tuple[list[str], list[Change]]:
-    """Return the keys to read and the changes to write. Raises ``ParseError``, ``TooLarge``.
-
-    A key that is listed twice is read once. If a key is written twice, the engine uses the last write.
-    """
-    if body.reads is UNSET and body.writes is UNSET:
-        raise ParseError("A transaction needs reads or writes")
-    reads = [] if body.reads is UNSET else body.reads
-    writes = [] if body.writes is UNSET else body.writes
-    if len(reads) + len(writes) > limits.max_batch:
-        raise ParseError(f"A transaction has at most {limits.max_batch} keys")
-    keys = [check_key(key, limits.max_key_bytes) for key in dict.fromkeys(reads)]
-    return keys, [_change(write, limits) for write in writes]
-
-
-def _change(write: WriteBody, limits: RequestLimits) -> Change:
-    key = check_key(write.key, limits.max_key_bytes)
-    if write.delete == (write.value is not UNSET):
-        raise ParseError('A write has either a value or "delete": true')
-    if write.delete and write.ttl is not None:
-        raise ParseError("A delete takes no ttl")
-    value = None if write.delete else encode_value(write.value, limits.max_value_bytes)
-    write.value = UNSET  # The decoded value takes up to 30 times as much memory, also while the request waits.
-    match, none_match = _tags(write.if_match), _tags(write.if_none_match)
-    return Change(key, value, ttl_us(write.ttl), *combined(match, none_match))
-
-
-def _tags(tag: str | None) -> tuple[str, ...] | None:
-    return None if tag is None else (tag.removeprefix("W/"),)
 
 
 def ttl_us(ttl_s: float | None) -> int | None:

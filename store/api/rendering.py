@@ -16,8 +16,18 @@ import msgspec
 
 from store.api.large_responses import LARGE_BODY_BYTES, body_of
 from store.api.response import ApiResponse
-from store.engine import ABSENT_ETAG, Versions, state_etag
-from store.values import Base64Text, JsonText, as_json, content_length, content_of, encoding_of, is_json
+from store.engine import ABSENT_ETAG, Versions, shown, state_etag
+from store.values import (
+    BYTES_KIND,
+    Base64Text,
+    JsonText,
+    as_json,
+    content_length,
+    content_of,
+    encoding_of,
+    is_json,
+    merging_kind,
+)
 
 if TYPE_CHECKING:
     from store.engine import Acks, Changes, ListResult, RangeDeleted, ReadResult, TransactionResult, WriteResult
@@ -55,15 +65,16 @@ def found(result: ReadResult, *, siblings: bool = False, in_header: bool = True)
     """Render a GET of a key: the winner and the number of versions; with ``siblings``, every version."""
     if not result.versions:
         return absent(result, in_header=in_header)
-    winner, count = result.versions[0], len(result.versions)
+    versions = shown(result.versions)
+    winner = versions[0]
     etag, tail = winner.etag, NO_TAIL
-    if count > 1 or winner.expires is not None:
+    if len(result.versions) > 1 or winner.expires is not None:
         etag = result.etag
-        conflicts = {"conflicts": count} if count > 1 else {}
+        conflicts = {"conflicts": len(versions)} if len(versions) > 1 else {}
         tail = conflicts if winner.expires is None else {**conflicts, "expires": _unix_s(winner.expires)}
     if siblings or len(winner.value) > LARGE_BODY_BYTES or not is_json(winner.value):
         parts = (b'{"result":"found","value":', *_value(winner.value))
-        end = _siblings(result) if siblings else ()
+        end = _siblings(versions) if siblings else ()
         return _render_parts(200, parts, result, tail, etag, end, in_header=in_header)
     head = b'{"result":"found","value":' + winner.value
     return _render(200, head, result, tail, etag, in_header=in_header)
@@ -74,9 +85,10 @@ def found_bytes(result: ReadResult) -> ApiResponse | None:
 
     Headers take the place of the members of a JSON body. Raises ``MetadataTooLong``.
     """
-    if not result.versions or is_json(result.versions[0].value):
+    versions = shown(result.versions)
+    if not versions or versions[0].kind != BYTES_KIND:
         return None
-    winner, count = result.versions[0], len(result.versions)
+    winner, count = versions[0], len(versions)
     headers = {"X-Causal-Metadata": _header_text(_encode(result.metadata)), "ETag": result.etag}
     if count > 1:
         headers["X-Conflicts"] = str(count)
@@ -115,6 +127,12 @@ def written(result: WriteResult, acks: Acks | None, *, in_header: bool = True) -
     assert result.update is not None
     if acks is None:  # The common case.
         return _render(status, head, result, None, result.update.etag, in_header=in_header)
+    return _render_write(status, head, result, acks, in_header=in_header)
+
+
+def patched(result: WriteResult, acks: Acks | None, *, in_header: bool = True) -> ApiResponse:
+    """Render a PATCH."""
+    status, head = (200, b'{"result":"merged"') if result.existed else (201, b'{"result":"created"')
     return _render_write(status, head, result, acks, in_header=in_header)
 
 
@@ -162,8 +180,9 @@ def changes_parts(result: Changes, token: str) -> list[JsonText]:
     parts: list[JsonText] = [b'{"changes":[']
     for key, versions in result.keys.items():
         if versions:
-            parts += (b'{"key":' + _encode(key) + b',"value":', *_value(versions[0].value))
-            parts += (b"," + _change_facts(versions), b",")
+            values = shown(versions)
+            parts += (b'{"key":' + _encode(key) + b',"value":', *_encoded(values[0].value))
+            parts += (b"," + _change_facts(state_etag(versions), values), b",")
         else:
             parts += (b'{"key":' + _encode(key) + b',"deleted":true}', b",")
     if result.keys:
@@ -176,24 +195,26 @@ def changes_parts(result: Changes, token: str) -> list[JsonText]:
     return parts
 
 
-def _change_facts(versions: Versions) -> bytes:
-    """Return the members of a change behind its value, and the closing brace."""
-    facts: dict[str, Any] = {"etag": state_etag(versions), "type": versions[0].kind}
-    if len(versions) > 1:
-        facts["conflicts"] = len(versions)
-    if versions[0].expires is not None:
-        facts["expires"] = _unix_s(versions[0].expires)
+def _change_facts(etag: str, values: Versions) -> bytes:
+    """Return the members of a change behind its value, and the closing brace. ``values``: as ``shown`` returns."""
+    facts: dict[str, Any] = {"etag": etag, "type": values[0].kind}
+    if len(values) > 1:
+        facts["conflicts"] = len(values)
+    if values[0].expires is not None:
+        facts["expires"] = _unix_s(values[0].expires)
     return _encode(facts)[1:]
 
 
 def _meta(versions: Versions) -> dict[str, Any]:
     """Return what a listing tells about a key with these versions."""
-    winner = versions[0]
+    values = shown(versions)
+    winner = values[0]
+    has_state = merging_kind(winner.value) is not None
     return {
         "etag": state_etag(versions),
-        "conflicts": len(versions),
+        "conflicts": len(values),
         "expires": _unix_s(winner.expires),
-        "bytes": content_length(winner.value),
+        "bytes": len(as_json(winner.value)) if has_state else content_length(winner.value),
         "type": winner.kind,
     }
 
@@ -285,15 +306,22 @@ def _headers(length: int, metadata: bytes | None, etag: str | None) -> dict[str,
 
 
 def _value(stored: bytes) -> Sequence[JsonText]:
-    """Return the parts of a value inside an object; one that is not JSON has its ``encoding`` behind it."""
+    """Return the parts of a value inside an object, with its ``encoding`` or ``type`` behind it if it has one."""
+    parts = _encoded(stored)
+    kind = merging_kind(stored)
+    return parts if kind is None else (*parts, b',"type":' + _encode(kind))
+
+
+def _encoded(stored: bytes) -> Sequence[JsonText]:
+    """Return the parts of a value inside an object, with its ``encoding`` behind it if it has one."""
     encoding = encoding_of(stored)
-    return (stored,) if encoding is None else (as_json(stored), b',"encoding":' + _encode(encoding))
+    return (as_json(stored),) if encoding is None else (as_json(stored), b',"encoding":' + _encode(encoding))
 
 
-def _siblings(result: ReadResult) -> list[JsonText]:
+def _siblings(versions: Versions) -> list[JsonText]:
     """Return the parts of the member ``siblings``, with the comma before it."""
     parts: list[JsonText] = [b',"siblings":[']
-    for version in result.versions:
+    for version in versions:
         facts = {"version": version.name, "origin": version.origin, "timestamp": version.timestamp}
         parts += (b'{"value":', *_value(version.value), b"," + _encode(facts)[1:], b",")
     parts[-1] = b"]"

@@ -20,10 +20,12 @@ from store.api.errors import TooLarge
 from store.api.keys import key_from_path
 from store.api.large_responses import LargeBody, Reservation, ResponseStream, TooManyLargeResponses
 from store.api.negotiation import ORDINARY, Preference, preference, sends_bytes
+from store.api.patches import PATCH_BODY, patch_change
 from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, flag, positive_int, wait_s
 from store.api.response import ApiResponse
 from store.api.schema import operations as schema
 from store.api.schema.building import described
+from store.api.transactions import parse_transaction
 from store.engine import Acks, Change, KeyRange, ReadResult, TransactionResult, WriteResult
 from store.errors import ResponseTooLarge
 from store.values import json_length, store_bytes
@@ -78,7 +80,7 @@ class KvsView(ApiView):
 class KeyView(KvsView):
     """``/kvs/<key>``: one key (contract 2.1 to 2.3, 2.5)."""
 
-    operations = {"GET": "get", "HEAD": "get", "PUT": "put", "POST": "put", "DELETE": "delete"}
+    operations = {"GET": "get", "HEAD": "get", "PUT": "put", "POST": "put", "PATCH": "patch", "DELETE": "delete"}
 
     @described(schema.GET_KEY)
     def get(self, rest: str) -> ApiResponse:
@@ -176,6 +178,18 @@ class KeyView(KvsView):
         """Write the key, as PUT does."""
         return self.put(rest)
 
+    @described(schema.PATCH_KEY)
+    def patch(self, rest: str) -> ApiResponse:
+        """Change a value that merges, or the time to live."""
+        key = self.key(rest)
+        parsed = self.parse(PATCH_BODY)
+        required = conditions(self.request)
+        change = patch_change(
+            key, parsed.body, self.context.limits, required.if_match, if_none_match=required.if_none_match
+        )
+        wrote, acks = self.write(change, parsed)
+        return rendering.patched(wrote, acks, in_header=parsed.in_header)
+
     @described(schema.DELETE_KEY)
     def delete(self, rest: str) -> ApiResponse:
         """Delete the versions of the key that this replica has."""
@@ -241,7 +255,7 @@ class KeysView(KvsView):
     def post(self) -> ApiResponse:
         """Read keys, then write keys, as one transaction."""
         parsed = self.parse(parsing.TRANSACTION_BODY)
-        reads, writes = parsing.parse_transaction(parsed.body, self.context.limits)
+        reads, writes = parse_transaction(parsed.body, self.context.limits)
         if writes:
             require_write_access(self.request)
         with self.large_responses.reservation(self.request.environ.get("REMOTE_ADDR", "")) as reservation:

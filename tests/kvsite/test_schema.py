@@ -24,6 +24,7 @@ from kvsite.schema import document
 from kvsite.wsgi import load
 from replication.api.views import AddressBody
 from store.api.parsing import WriteBody
+from store.api.patches import PatchBody
 from store.settings import RequestLimits
 from tests.kvsite.schemathesis import hooks as _hooks
 from tests.support.api import Api, make_context, make_store
@@ -77,7 +78,7 @@ def test_the_document_contains_every_route_of_the_api(browser: Client) -> None:
 
 def test_every_operation_has_a_summary_and_examples() -> None:
     ids = [operation["operationId"] for _, _, operation in operations()]
-    assert len(set(ids)) == len(ids) == 16
+    assert len(set(ids)) == len(ids) == 17
     for method, path, operation in operations():
         where = f"{method} {path}"
         assert operation["summary"], where
@@ -159,8 +160,14 @@ def test_request_bodies_have_the_fields_that_the_replica_decodes() -> None:
     assert {*schemas["WriteConcernBody"]["properties"]} == write_concern
     assert {*schemas["TransactionBody"]["properties"]} == write_concern | {"reads", "writes"}
     assert schemas["PutBody"]["properties"]["ttl"]["anyOf"][0]["exclusiveMinimum"] == 0
-    in_transaction = {"key", "value", "delete", "ttl", "if-match", "if-none-match"}
-    kinds = [schemas["PutWrite"], schemas["DeleteWrite"]]
+    patch = {"increment", "add", "remove", "set", "unset", "ttl"}
+    in_transaction = {"key", "value", "delete", *patch, "if-match", "if-none-match"}
+    operations = ("Counter", "Set", "Map", "Ttl")
+    kinds = [schemas["PutWrite"], schemas["DeleteWrite"], *(schemas[f"{each}Write"] for each in operations)]
+    bodies = [schemas[f"{each}Patch"] for each in operations]
+    assert {name for body in bodies for name in body["properties"]} == write_concern | patch
+    assert write_concern | patch == {*PatchBody.__struct_encode_fields__}
+    assert not any(body["additionalProperties"] for body in bodies)
     assert (
         {name for kind in kinds for name in kind["properties"]}
         == in_transaction

@@ -6,13 +6,16 @@ import json
 from base64 import b64decode
 from typing import Any
 
+import pytest
+
 from kvsite.dashboard.keys_page import key_page
-from replication.explain import MAX_VERSIONS_LISTED, explain
+from replication.explain import MAX_VERSIONS_LISTED, explain, list_keys
 from replication.replica import Replica
 from store.api.rendering import json_response
 from store.clock import Instant
+from store.merging import Increment, MapChange, Operation, SetChange
 from store.values import store_bytes
-from store.versions import Change, Update, Write
+from store.versions import Change, Patch, Update, Write
 from tests.support.wire import NOW, Wire, address
 
 
@@ -144,3 +147,48 @@ def test_the_number_of_versions_listed_is_limited() -> None:
     assert len(explanation["versions"]) == MAX_VERSIONS_LISTED
     assert explanation["version_count"] == MAX_VERSIONS_LISTED + 3
     assert key_page(explanation, []).summary.endswith(f"The first {MAX_VERSIONS_LISTED} are shown.")
+
+
+def patch(replica: Replica, key: str, operation: Operation) -> None:
+    change = Change(key, None, patch=Patch(operation, keeps_ttl=True, max_bytes=10_000))
+    replica.store.put(change, {}, NOW)
+
+
+@pytest.mark.parametrize(
+    ("operation", "value", "part"),
+    [
+        (Increment(5), 5, {"net": 5, "ended": False}),
+        (SetChange(("red",)), ["red"], {"element": "red"}),
+        (MapChange((("name", b'"Ann"'),)), {"name": "Ann"}, {"field": "name", "value": "Ann"}),
+    ],
+)
+def test_a_value_that_merges_has_parts(operation: Operation, value: Any, part: dict[str, Any]) -> None:
+    wire = Wire()
+    [replica] = wire.cluster("r1")
+    patch(replica, "k", operation)
+    found = explained(replica, "k")
+    page = key_page(explain(replica, "k", NOW), [replica.address])
+    assert page.kind == found["merged"]["type"]
+    assert json.loads(page.merged) == value
+    assert len(page.versions[0].parts) == 1
+    [version] = found["versions"]
+    assert version["value"] == found["merged"]["value"] == value
+    assert version["value_bytes"] == len(json.dumps(value, separators=(",", ":")))
+    assert part.items() <= version["parts"][0].items()
+    [listed] = list_keys(replica, "", "", 10, conflicts=False)
+    assert json.loads(listed["value"]) == value
+    assert listed["type"] == version["type"] == found["merged"]["type"]
+
+
+def test_versions_that_merge_are_explained_one_by_one_and_together() -> None:
+    wire = Wire()
+    r1, r2 = wire.cluster("r1", "r2")
+    wire.cut("r1", "r2")
+    patch(r1, "k", Increment(5))
+    patch(r2, "k", Increment(7))
+    wire.heal()
+    wire.flow(1.5)
+    found = explained(r1, "k", wire.now("r1"))
+    assert sorted(version["value"] for version in found["versions"]) == [5, 7]
+    assert found["merged"] == {"type": "counter", "value": 12, "versions": 2}
+    assert list_keys(r1, "", "", 10, conflicts=True) == []

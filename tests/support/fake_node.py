@@ -70,4 +70,4 @@ class FakeNode:
         return {"address": self.address, "state": state, "drained": is_drained, "clock": {"a@1": 2}, "view": view}
 
     def explain(self, key: str) -> dict[str, Any]:
-        return {"key": key, "versions": [], "version_count": 0, "pending": []}
+        return {"key": key, "versions": [], "version_count": 0, "pending": [], "merged": None}

@@ -2,21 +2,26 @@
 
 Each client carries its metadata from response to request, and goes to another replica whenever it likes or is rejected.
 What it sees is recorded for the history checker (tools/history), and compared at once with the oracle, which knows
-every update. Every written value is unique. Keys that start with ``t`` are only written with a ttl; the others never
-expire.
+every update. Every written value is unique. Keys that start with ``t`` are only written with a ttl. Keys that start
+with ``m`` hold values that merge, and at times plain ones; the oracle checks them, and they are in no history. The
+others never expire.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+from msgspec import structs
 
 from replication.replica import Replica
 from store.causal import LostUpdates
 from store.clock import Clock, Dot, join
-from store.errors import DependenciesMissing, NotServing, PreconditionFailed
+from store.errors import DependenciesMissing, KeyAbsent, NotServing, PreconditionFailed, WrongKind
+from store.merging import Increment, MapChange, SetChange
+from store.merging import Operation as PatchOperation
 from store.table import KeyRange
-from store.versions import ABSENT_ETAG, Change, Update, Versions
+from store.versions import ABSENT_ETAG, Change, Patch, Update, Versions
 from tools.history import Kind, Operation
 from tools.simulation.oracle import Oracle
 from tools.simulation.world import Host, World
@@ -38,6 +43,7 @@ class Habits:
     another client has seen, or starts a new session.
     ``lose_response``: probability that a client does not get the response to a write that was applied.
     ``conditional``: share of puts, deletes and changes of a transaction with a precondition.
+    ``patch``: share of operations that concern keys with values that merge.
     ``concern``: share of puts that wait for acknowledgements. ``expiring``: share of puts and reads of keys with a ttl.
     """
 
@@ -53,6 +59,7 @@ class Habits:
     forget: float = 0.01
     lose_response: float = 0.01
     conditional: float = 0.15
+    patch: float = 0.12
     concern: float = 0.1
     expiring: float = 0.08
 
@@ -93,6 +100,7 @@ class Clients:
         self.lost: LostUpdates = {}
         self._keys = [f"k{number}" for number in range(habits.keys)]
         self._expiring_keys = ["t0", "t1"]
+        self._merging_keys = ["m0", "m1", "m2", "m3"]
         self._addresses = list(world.hosts)
         self._value = 0
         self.all = [Client(f"c{n}", world.rng.choice(self._addresses)) for n in range(count)]
@@ -131,6 +139,8 @@ class Clients:
 
     def _choose(self, client: Client) -> Action:
         rng, habits = self.world.rng, self.habits
+        if rng.random() < habits.patch:
+            return self._choose_merging(client)
         dice = rng.random()
         key = rng.choice(self._keys)
         if dice < habits.put:
@@ -163,14 +173,48 @@ class Clients:
         siblings = rng.random() < 0.1
         return lambda host, replica: self._get(client, host, replica, key, all_siblings=siblings)
 
+    def _choose_merging(self, client: Client) -> Action:
+        """Return an operation on keys with values that merge: mostly a PATCH, or several as one transaction."""
+        rng = self.world.rng
+        if rng.random() < 0.1:
+            keys = rng.sample(self._merging_keys, 2)
+            changes = [self._conditional(client, self._merging_change(key)) for key in keys]
+            return lambda host, replica: self._transact(client, host, replica, [], changes)
+        change = self._conditional(client, self._merging_change(rng.choice(self._merging_keys)))
+        return lambda host, replica: self._write(client, host, replica, "put", change, "")
+
+    def _merging_change(self, key: str) -> Change:
+        """Return a change of ``key``: nearly always of the kind that belongs to it."""
+        rng = self.world.rng
+        dice = rng.random()
+        if dice < 0.06:
+            return Change(key, None)
+        if dice < 0.08:
+            return Change(key, self._new_value())
+        kind = self._merging_keys.index(key) if rng.random() < 0.98 else rng.randrange(4)
+        operation: PatchOperation | None = None
+        if dice < 0.97:
+            names = rng.sample("abc", 2)
+            if kind in (0, 1):
+                operation = Increment(rng.randint(-3, 9))
+            elif kind == 2:
+                cut = rng.choice([0, 1, 1, 2])
+                operation = SetChange(tuple(names[:cut]), tuple(names[cut:]))
+            else:
+                cut = rng.choice([0, 1, 1, 2])
+                operation = MapChange(tuple((name, self._new_value()) for name in names[:cut]), tuple(names[cut:]))
+        keeps_ttl = rng.random() > 0.06 and operation is not None
+        ttl_us = None if keeps_ttl or rng.random() < 0.5 else rng.randint(200_000, 4_000_000)
+        return Change(key, None, ttl_us, patch=Patch(operation, keeps_ttl, 1_000_000))
+
     def _conditional(self, client: Client, change: Change) -> Change:
         """Return ``change``, at times with a precondition on what the client has read."""
         if change.key not in client.etags or self.world.rng.random() >= self.habits.conditional:
             return change
         etag = client.etags[change.key]
         if etag == ABSENT_ETAG:
-            return Change(change.key, change.value, if_none_match=True)
-        return Change(change.key, change.value, if_match=(etag,))
+            return structs.replace(change, if_none_match=True)
+        return structs.replace(change, if_match=(etag,))
 
     def _attempt(self, client: Client, action: Action, deadline_s: float, token: int | None) -> bool:
         """Make a request. Return True if the client got a response.
@@ -284,20 +328,41 @@ class Clients:
         self._record(client, replica, "list", listed.metadata, reads=reads)
 
     def _write(self, client: Client, host: Host, replica: Replica, kind: Kind, change: Change, concern: str) -> None:
+        replica.store.admit(client.past, self.world.now(host))  # expires versions, so that ``current`` is what is met
         current = replica.store.table.get(change.key)
         try:
             wrote = replica.store.put(change, client.past, self.world.now(host))
         except PreconditionFailed as failed:
             self._note_failed(client, replica, change, current, failed)
             return
+        except (KeyAbsent, WrongKind):
+            self._note_rejected(client, replica, [change])
+            return
+        if change.patch is not None and wrote.update is not None:
+            self._note_patched(change, wrote.update, current)
         if change.conditional:
             self.oracle.check_precondition(replica, change, current, was_made=True)
         if wrote.update is None:
-            self._record(client, replica, "get", wrote.metadata, reads={change.key: ()})
+            reads: dict[str, Versions] = {} if change.key in self._merging_keys else {change.key: ()}
+            self._record(client, replica, "get", wrote.metadata, reads=reads)
             return
         self._issued(client, host, replica, kind, wrote.metadata, wrote.update, {})
         if concern:
             self._wait_for_acks(host, replica, wrote.update.dot, concern)
+
+    def _note_rejected(self, client: Client, replica: Replica, changes: Sequence[Change]) -> None:
+        """Check that a PATCH was rejected for what the key holds, and not without reason."""
+        self.world.counts["patches_rejected"] += 1
+        table = replica.store.table
+        patches = [change for change in changes if change.patch is not None]
+        if all(self.oracle.may_patch(change, table.get(change.key)) for change in patches):
+            self.oracle.violations.append(f"Patch: {replica.id} rejected {patches}, which it had to make")
+
+    def _note_patched(self, change: Change, update: Update, current: Versions) -> None:
+        self.world.counts["patches"] += 1
+        if not self.oracle.may_patch(change, current):
+            self.oracle.violations.append(f"Patch: {change} was made on {current}")
+        self.oracle.patched(change, update, current)
 
     def _note_failed(
         self, client: Client, replica: Replica, change: Change, current: Versions, failed: PreconditionFailed
@@ -305,9 +370,11 @@ class Clients:
         self.world.counts["preconditions_failed"] += 1
         self.oracle.check_precondition(replica, change, current, was_made=False)
         self._note_etag(client, change.key, failed.etag, current)
-        self._record(client, replica, "get", dict(failed.metadata), reads={change.key: current[:1]})
+        reads = {} if change.key in self._merging_keys else {change.key: current[:1]}
+        self._record(client, replica, "get", dict(failed.metadata), reads=reads)
 
     def _transact(self, client: Client, host: Host, replica: Replica, reads: list[str], changes: list[Change]) -> None:
+        replica.store.admit(client.past, self.world.now(host))
         table = replica.store.table
         found = {key: table.get(key) for key in reads}
         returned = {key: versions[:1] for key, versions in found.items()}
@@ -321,6 +388,12 @@ class Clients:
                 self.oracle.violations.append(f"Precondition: {replica.id} rejected a transaction that it had to make")
             self._record(client, replica, "get", dict(failed.metadata), reads={})
             return
+        except (KeyAbsent, WrongKind):
+            self._note_rejected(client, replica, changes)
+            return
+        for change in changes:
+            if change.patch is not None and done.update is not None:
+                self._note_patched(change, done.update, current[change.key])
         for change in conditional:
             self.oracle.check_precondition(replica, change, current[change.key], was_made=True)
         for key, etag in done.etags.items():
@@ -394,11 +467,10 @@ class Clients:
         if update is not None:
             operation.status = "unknown" if status_unknown else "ok"
             operation.update = _name(update.dot)
-            operation.writes = tuple(
-                [(write.key, int(write.value) if write.value else None) for write in update.writes]
-            )
-            operation.expiring = any(write.expires is not None for write in update.writes)
-            operation.replaces = tuple([(w.key, _name(dot)) for w in update.writes for dot in w.replaces])
+            recorded = [write for write in update.writes if write.key not in self._merging_keys]
+            operation.writes = tuple([(write.key, int(write.value) if write.value else None) for write in recorded])
+            operation.expiring = any(write.expires is not None for write in recorded)
+            operation.replaces = tuple([(w.key, _name(dot)) for w in recorded for dot in w.replaces])
         self.history.append(operation)
         client.count += 1
         client.after = ()

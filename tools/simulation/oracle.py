@@ -8,11 +8,19 @@ versions that have expired by the replica's own wall clock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
 
 from replication.replica import Replica
 from store.causal import ListResult, LostUpdates
 from store.clock import Clock, Dot, covers, incarnation_of, start_us_of
+from store.merging import KINDS, Increment, MergingKind
+from store.siblings import behind_winner, shown
+from store.values import as_json, merging_kind, state_of
 from store.versions import Change, Update, Version, Versions
+from tools.simulation.merge_model import Model
+from tools.simulation.merge_model import join as join_models
 from tools.simulation.world import Host, World
 
 EXPIRY_SLACK_US = 1_000_000
@@ -31,10 +39,13 @@ class Oracle:
         self.violations: list[str] = []
         self._gone_above: dict[str, int] = {}
         self._last_expected: tuple[Clock, dict[str, list[Dot]]] | None = None
-        self._expires: dict[Dot, int] = {}
-        self._expired_at: dict[tuple[str, int], set[Dot]] = {}
+        self._expires: dict[tuple[str, Dot], int] = {}
+        self._expired_at: dict[tuple[str, int], set[tuple[str, Dot]]] = {}
         self._clocks_at_death: list[Clock] = []
         self._named: dict[str, frozenset[Dot]] = {}  # entity tag -> the dots of the versions that it was returned for
+        self._models: dict[tuple[str, Dot], Model] = {}  # (key, dot) of each PATCH -> what its version contains
+        self._renewals: dict[tuple[str, Dot], tuple[tuple[int, str], int | None]] = {}
+        """(Key, dot) of each PATCH -> when and by whom the deadline was last changed, and what it is."""
         world.at_crash = self._at_crash
         world.at_serving = self._at_serving
 
@@ -44,7 +55,38 @@ class Oracle:
             self.violations.append(f"DotReuse: {update.dot} was issued twice")
         for write in update.writes:
             if write.expires is not None:
-                self._expires[update.dot] = write.expires
+                self._expires[write.key, update.dot] = write.expires
+
+    def patched(self, change: Change, update: Update, current: Versions) -> None:
+        """Record a PATCH that made ``update`` of a key with the versions ``current``."""
+        assert change.patch is not None
+        [write] = [write for write in update.writes if write.key == change.key]
+        if write.value is not None and merging_kind(write.value) is None:
+            if [write.value] != [version.value for version in current]:
+                self.violations.append(f"Patch: {update.dot} changed the plain value of {change.key!r}")
+            return
+        models = [self._models[change.key, version.dot] for version in current]
+        model = join_models(models).applied(change.patch.operation, update.dot, update.timestamp)
+        self._models[change.key, update.dot] = model
+        renewals = [self._renewals[change.key, version.dot] for version in current]
+        renewal = max(renewals, default=((0, ""), None), key=lambda each: each[0])
+        if not change.patch.keeps_ttl:
+            renewal = ((update.timestamp, update.origin), write.expires)
+        elif write.expires != renewal[1]:
+            self.violations.append(f"Deadline: {update.dot} gives {change.key!r} {write.expires}, not {renewal[1]}")
+        self._renewals[change.key, update.dot] = renewal
+
+    def may_patch(self, change: Change, current: Versions) -> bool:
+        """Return whether a PATCH has to succeed for a key with the versions ``current``."""
+        assert change.patch is not None
+        operation = change.patch.operation
+        if not current:
+            return isinstance(operation, Increment) or (operation is not None and bool(operation[0]))
+        kinds = {merging_kind(version.value) for version in current}
+        if operation is None and len(current) == 1:
+            return True
+        wanted = kinds if operation is None else {KINDS[type(operation)]}
+        return kinds == wanted and len(kinds) == 1 and None not in kinds
 
     def _at_crash(self, host: Host) -> None:
         """Record which updates may be lost from now on: those that no other living process has applied."""
@@ -295,7 +337,28 @@ class Oracle:
             text
             for key in sorted({*expected, *table})
             for text in self._check_versions(host, key, table.get(key, ()), expected.get(key, []), expired_by_us)
-        ]
+        ] + [text for key, versions in table.items() for text in self._check_merged(host, key, versions)]
+
+    def _check_merged(self, host: Host, key: str, versions: Versions) -> list[str]:
+        """Return what is wrong with the value that ``versions`` of ``key`` at ``host`` merge to."""
+        kind = merging_kind(versions[0].value)
+        if kind is None:
+            return []
+        winner = shown(versions)[0]
+        found = msgspec.json.decode(bytes(as_json(winner.value)))
+        wanted = self._merged_value(key, kind, behind_winner(versions))
+        self.world.counts["bases_seen"] += kind == "counter" and any(
+            name.is_base for name in state_of(winner.value).entries
+        )
+        self.world.counts["merged_seen"] += len(versions) > 1
+        if found == wanted:
+            return []
+        assert host.replica is not None
+        dots = [version.dot for version in versions]
+        return [f"Merging: {host.replica.id} shows {found} for {key!r} with {dots}, not {wanted}"]
+
+    def _merged_value(self, key: str, kind: MergingKind, versions: Versions) -> Any:
+        return join_models([self._models[key, version.dot] for version in versions]).value(kind)
 
     def _check_versions(
         self, host: Host, key: str, versions: Iterable[Version], expected: list[Dot], expired_by_us: int
@@ -311,9 +374,10 @@ class Oracle:
         name, past_us = host.replica.id, self.world.latest_wall_us
         expired = self._expired_at.setdefault((host.address, host.boots), set())
         absent = [dot for dot in expected if dot not in dots]
-        wrong = [dot for dot in absent if self._expires.get(dot, past_us + 1) > past_us]
-        wrong += [dot for dot in dots if self._expires.get(dot, expired_by_us + 1) <= expired_by_us or dot in expired]
-        expired.update(absent)
+        expires = {dot: self._expires[key, dot] for dot in expected if (key, dot) in self._expires}
+        wrong = [dot for dot in absent if expires.get(dot, past_us + 1) > past_us]
+        wrong += [dot for dot in dots if expires.get(dot, expired_by_us + 1) <= expired_by_us or (key, dot) in expired]
+        expired.update((key, dot) for dot in absent)
         if wrong or dots != [dot for dot in expected if dot in dots]:
             return [f"Divergence: {name} holds {dots} of {key!r}, its clock says {expected}"]
         return []

@@ -6,11 +6,11 @@ limits in force. Everything else is written out, because responses are rendered 
 
 from __future__ import annotations
 
-from typing import Final, get_args
+from typing import Final
 
 import msgspec
 
-from store.api import parsing
+from store.api import parsing, patches
 from store.api.schema.building import (
     COMPONENTS,
     PAST,
@@ -22,8 +22,9 @@ from store.api.schema.building import (
     object_schema,
     ref,
 )
+from store.merging import MAX_INT, MIN_INT
 from store.settings import RequestLimits
-from store.values import BASE64, Kind
+from store.values import BASE64, KINDS
 
 
 def component_schemas(limits: RequestLimits) -> dict[str, Object]:
@@ -69,7 +70,7 @@ def _request_bodies(limits: RequestLimits) -> dict[str, Object]:
 
     They are as strict as the checks that follow the decoding: a request that they allow is accepted.
     """
-    structs = (parsing.PutBody, parsing.WriteConcernBody, parsing.TransactionBody)
+    structs = (parsing.PutBody, patches.PatchBody, parsing.WriteConcernBody, parsing.TransactionBody)
     schemas: dict[str, Object] = msgspec.json.schema_components(structs, ref_template=COMPONENTS)[1]
     for schema in schemas.values():
         schema["description"] = schema["description"].replace("``", "`")
@@ -96,10 +97,16 @@ def _request_bodies(limits: RequestLimits) -> dict[str, Object]:
     transaction["properties"]["writes"] |= {"maxItems": limits.max_batch}
     transaction["description"] += f" At most {limits.max_batch} keys, reads and writes together."
 
+    patch = schemas.pop("PatchBody")["properties"]
+    common = {name: patch[name] for name in ("causal-metadata", "w", "w-timeout")}
+    schemas["PatchBody"] = _patches(schemas, "Patch", patch, {}, common)
+
     write = schemas.pop("WriteBody")
     fields = write["properties"]
     of_delete = {name: fields[name] for name in ("if-match", "if-none-match")}
-    del fields["delete"]
+    patches_in_writes = _patches(schemas, "Write", patch, {"key": ref("Key")}, of_delete)
+    for name in ("delete", *parsing.PATCH_FIELDS):
+        del fields[name]
     schemas["PutWrite"] = {
         **write,
         "title": "PutWrite",
@@ -110,8 +117,45 @@ def _request_bodies(limits: RequestLimits) -> dict[str, Object]:
         **closed_object_schema({"key": ref("Key"), "delete": {"type": "boolean", "const": True}}, **of_delete),
         "description": "The delete of a key.",
     }
-    schemas["WriteBody"] = {"description": write["description"], "oneOf": [ref("PutWrite"), ref("DeleteWrite")]}
+    kinds = [ref("PutWrite"), ref("DeleteWrite"), *patches_in_writes["oneOf"]]
+    schemas["WriteBody"] = {"description": write["description"], "oneOf": kinds}
     return schemas
+
+
+def _patches(schemas: dict[str, Object], ending: str, fields: Object, required: Object, optional: Object) -> Object:
+    """Add a schema for each operation of a PATCH, whose names have ``ending``. Return the schema of any of them.
+
+    ``fields``: of all operations. ``required``, ``optional``: fields of every operation.
+    """
+    elements = {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "number"}]}}
+    names = {"type": "array", "items": {"type": "string"}}
+    values = {"type": "object", "additionalProperties": ref("Value")}
+    whole = {"type": "integer", "minimum": MIN_INT, "maximum": MAX_INT}
+    both = "No {} is in both."
+    others, optional = optional, {**optional, "ttl": fields["ttl"]}
+    kinds: dict[str, tuple[str, Object]] = {
+        "Counter": ("Adds to a counter.", closed_object_schema({**required, "increment": whole}, **optional)),
+        "Set": (
+            f"Adds elements to a set and removes elements from it. {both.format('element')}",
+            {**closed_object_schema(required, add=elements, remove=elements, **optional), **_one_of("add", "remove")},
+        ),
+        "Map": (
+            f"Sets fields of a map and unsets fields. {both.format('field')}",
+            {**closed_object_schema(required, set=values, unset=names, **optional), **_one_of("set", "unset")},
+        ),
+        "Ttl": (
+            "Renews or clears the time to live.",
+            closed_object_schema({**required, "ttl": optional["ttl"]}, **others),
+        ),
+    }
+    for kind, (description, schema) in kinds.items():
+        schemas[f"{kind}{ending}"] = {**schema, "title": f"{kind}{ending}", "description": description}
+    return {"oneOf": [ref(f"{kind}{ending}") for kind in kinds]}
+
+
+def _one_of(name: str, other: str) -> Object:
+    """Return the condition that an object has at least one of two fields; see ``transaction`` above."""
+    return {"if": {"not": {"required": [name]}}, "then": {"required": [other]}}
 
 
 _METADATA: Final = {"causal-metadata": ref("CausalMetadata")}
@@ -128,7 +172,7 @@ _ENCODINGS: Final[Object] = {
     }
 }
 _VALUES: Final[Object] = {"type": "object", "additionalProperties": ref("Value")}
-_KIND: Final[Object] = {"type": "string", "enum": list(get_args(Kind))}
+_KIND: Final[Object] = {"type": "string", "enum": list(KINDS)}
 
 _RESPONSES: Final[dict[str, Object]] = {
     "Sibling": object_schema(
@@ -139,6 +183,7 @@ _RESPONSES: Final[dict[str, Object]] = {
             "timestamp": {"type": "integer", "description": "Hybrid time in microseconds."},
         },
         **_ENCODING,
+        type=_KIND,
     ),
     "Change": object_schema(
         {"key": {"type": "string"}},
@@ -172,6 +217,7 @@ _RESPONSES: Final[dict[str, Object]] = {
         **object_schema(
             {"result": {"type": "string", "const": "found"}, "value": ref("Value"), **_METADATA},
             **_ENCODING,
+            type=_KIND,
             conflicts={"type": "integer", "minimum": 2},
             expires={"type": "number", "description": "When the value expires, Unix seconds."},
             siblings={"type": "array", "items": ref("Sibling")},
@@ -180,6 +226,7 @@ _RESPONSES: Final[dict[str, Object]] = {
         "description": "conflicts: the number of versions, if there are several.",
     },
     "Written": object_schema({"result": {"type": "string", "enum": ["created", "replaced"]}, **_METADATA}, **_ACKS),
+    "Patched": object_schema({"result": {"type": "string", "enum": ["created", "merged"]}, **_METADATA}, **_ACKS),
     "Deleted": object_schema({"result": {"type": "string", "const": "deleted"}, **_METADATA}, **_ACKS),
     "Listed": object_schema(
         {

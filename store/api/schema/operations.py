@@ -111,6 +111,12 @@ _FULL: Final = response(
     ref("Error"),
     {"Full": {"error": "Out of memory: delete something, or ask for a higher KV_MAX_MEMORY"}},
 )
+_OTHER_TYPE: Final = response(
+    "A PATCH is for another type than the key holds. The ETag and the metadata are those of what the key holds.",
+    ref("Error"),
+    {"Other type": {"error": "Key holds a set, not a counter", "key": "views", "causal-metadata": PAST}},
+    headers=_VERSION_HEADERS,
+)
 _MISMATCH: Final = response(
     "The precondition does not hold. The ETag and the metadata are those of the current version.",
     ref("Error"),
@@ -218,6 +224,41 @@ def _put(operation_id: str, summary: str) -> Object:
 
 PUT_KEY: Final = _put("putKey", "Write a key")
 POST_KEY: Final = _put("postKey", "Write a key (the same as PUT)")
+
+PATCH_EXAMPLES: Final = {
+    "count": {"increment": 1},
+    "add_to_a_set": {"add": ["red", 7], "remove": ["blue"], "causal-metadata": PAST},
+    "change_fields": {"set": {"name": "Ada", "age": 36}, "unset": ["draft"], "ttl": 3600},
+    "renew": {"ttl": 60},
+}
+
+PATCH_KEY: Final = kvs_operation(
+    "patchKey",
+    "Change a value that merges",
+    "Changes a counter, a set or a map, or the time to live of any value. Concurrent PATCHes of one key merge.",
+    {
+        "200": response(
+            "Changed.",
+            ref("Patched"),
+            {"Merged": {"result": "merged", "causal-metadata": NEXT}},
+            headers=_VERSION_HEADERS,
+        ),
+        "201": response(
+            "Created.",
+            ref("Patched"),
+            {"Created": {"result": "created", "causal-metadata": NEXT}},
+            headers=_VERSION_HEADERS,
+        ),
+        "202": _too_few_acks("Patched", {"result": "merged", "causal-metadata": NEXT, "acks": 1}),
+        "404": _ABSENT,
+        "409": _OTHER_TYPE,
+        "412": _MISMATCH,
+        "507": _FULL,
+    },
+    parameters=[KEY, IF_MATCH, IF_ABSENT],
+    body=request_body("PatchBody", required=True, **PATCH_EXAMPLES),
+    bad_input="increment has to be a 64-bit integer",
+)
 
 DELETE_KEY: Final = kvs_operation(
     "deleteKey",
@@ -380,6 +421,8 @@ TRANSACT: Final = kvs_operation(
         "202": _too_few_acks(
             "Transacted", {"values": {}, "missing-keys": [], "etags": {}, "causal-metadata": NEXT, "acks": 1}
         ),
+        "404": _ABSENT,
+        "409": _OTHER_TYPE,
         "412": _MISMATCH,
         "507": _FULL,
     },
@@ -391,6 +434,7 @@ TRANSACT: Final = kvs_operation(
             "writes": [{"key": "old", "delete": True}, {"key": "new", "value": 1, "ttl": 60, "if-none-match": "*"}],
             "w": "majority",
         },
+        count_and_collect={"writes": [{"key": "visits", "increment": 1}, {"key": "visitors", "add": ["ada"]}]},
     ),
     bad_input="A transaction needs reads or writes",
 )

@@ -69,7 +69,7 @@ class FakeMember(FakeNode):
 
     def keys(self, *_which: Any, **_more: Any) -> list[dict[str, Any]]:
         written = {"dot": (id_of(B), 1), "timestamp": NOW_US, "versions": 1}
-        return [{"key": "k", "value": b"1", "value_bytes": 1, **written}]
+        return [{"key": "k", "type": "json", "value": b"1", "value_bytes": 1, **written}]
 
     def status_of(self, address: str, query: str = "") -> dict[str, Any] | None:
         self.requests.append((address, query))

@@ -196,7 +196,15 @@ def test_key_pages_send_no_requests_to_peers(monkeypatch: pytest.MonkeyPatch, fa
 
 def test_the_key_list_has_pages() -> None:
     keys = [
-        {"key": f"k/{n}", "versions": 1, "dot": (id_of(A), n), "timestamp": NOW_US, "value": b"1", "value_bytes": 1}
+        {
+            "key": f"k/{n}",
+            "versions": 1,
+            "dot": (id_of(A), n),
+            "timestamp": NOW_US,
+            "type": "json",
+            "value": b"1",
+            "value_bytes": 1,
+        }
         for n in range(1, PAGE_SIZE + 2)
     ]
     page = key_list_page(keys, [A, B], prefix="k/", after="", conflicts=False)
@@ -220,10 +228,11 @@ def test_bytes_are_shown_in_base64(content: bytes, shown: str, note: str) -> Non
     stored = store_bytes(content)
     version = {"dot": [id_of(A), 1], "origin": id_of(A), "timestamp": NOW_US, "past": {}, "members": []}
     version |= {"value": as_json(stored), "value_bytes": len(content), "expires_in_s": None}
-    (card,) = key_page({"versions": [version], "version_count": 1, "pending": []}, [A]).versions
+    (card,) = key_page({"versions": [version], "version_count": 1, "pending": [], "merged": None}, [A]).versions
     assert (card.value, card.note) == (shown, note)
     listed = {"key": "k", "versions": 1, "dot": (id_of(A), 1), "timestamp": NOW_US}
-    keys = [listed | {"value": stored[:400], "value_bytes": len(content)}, listed | {"value": b"1", "value_bytes": 1}]
+    of_bytes = listed | {"type": "bytes", "value": stored[:400], "value_bytes": len(content)}
+    keys = [of_bytes, listed | {"type": "json", "value": b"1", "value_bytes": 1}]
     row, of_json = key_list_page(keys, [A], prefix="", after="", conflicts=False).rows
     assert (row.value, row.kind) == (shown if len(shown) <= 120 else f"{'/' * 120}…", "bytes")
     assert (of_json.value, of_json.kind) == ("1", "")

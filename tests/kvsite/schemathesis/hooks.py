@@ -19,7 +19,7 @@ import schemathesis
 from store.api.schema.parameters import IF_MATCH
 from store.settings import RequestLimits
 
-VALUE_FIELDS = ("value", "writes")
+VALUE_FIELDS = ("value", "writes", "increment", "add", "remove", "set")
 TOKEN = "since"
 NUMBERS = ("limit", "recent", "ttl", "w", "w-timeout", "wait")
 MAX_BATCH = RequestLimits().max_batch
@@ -39,13 +39,32 @@ def within_64_bits(value: Any) -> Any:
     return value
 
 
+def as_one_patch(write: Any) -> Any:
+    """Return a PATCH whose lists have nothing in common, and whose elements are signed 64-bit integers or doubles."""
+    if not isinstance(write, dict):
+        return write
+    write = dict(write)
+    for name in ("add", "remove"):
+        if isinstance(write.get(name), list):
+            write[name] = [min(each, 2**63 - 1) if isinstance(each, int) else each for each in write[name]]
+    for name, other in (("add", "remove"), ("set", "unset")):
+        if isinstance(write.get(name), list | dict) and isinstance(write.get(other), list):
+            write[other] = [each for each in write[other] if each not in write[name]]
+    return write
+
+
 def map_part(context: Any, part: Any) -> Any:
     """Return a generated body or query with numbers that values may have, and without a token."""
     if not isinstance(part, dict):
         return part
-    return {
-        name: within_64_bits(value) if name in VALUE_FIELDS else value for name, value in part.items() if name != TOKEN
-    }
+    kept = {name: value for name, value in part.items() if name != TOKEN}
+    kept = as_one_patch({name: within_64_bits(v) if name in VALUE_FIELDS else v for name, v in kept.items()})
+    writes = kept.get("writes")
+    if isinstance(writes, list):
+        # A key that is patched may be written only once.
+        by_key = {str(each.get("key")) if isinstance(each, dict) else n: each for n, each in enumerate(writes)}
+        kept["writes"] = [as_one_patch(write) for write in by_key.values()]
+    return kept
 
 
 for _name in ("map_body", "map_query"):

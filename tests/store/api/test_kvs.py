@@ -633,16 +633,16 @@ def test_one_failed_precondition_rejects_the_whole_transaction(api: Api) -> None
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [
-        ("/kvs/a", {"GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS"}),
+        ("/kvs/a", {"GET", "PUT", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS"}),
         ("/kvs", {"GET", "POST", "DELETE", "HEAD", "OPTIONS"}),
     ],
 )
 def test_options_and_405_list_the_allowed_methods(api: Api, path: str, allowed: set[str]) -> None:
     options = api.ask("OPTIONS", path)
     assert (options.status, options.body) == (204, None)
-    rejected = api.ask("PATCH", path, {"causal-metadata": {OWN_ID: 5}})
+    rejected = api.ask("PURGE", path, {"causal-metadata": {OWN_ID: 5}})
     assert rejected.status == 405
-    assert rejected.body == {"error": 'Method "PATCH" not allowed.', "causal-metadata": {OWN_ID: 5}}
+    assert rejected.body == {"error": 'Method "PURGE" not allowed.', "causal-metadata": {OWN_ID: 5}}
     for response in (options, rejected):
         assert set(response.headers["Allow"].split(", ")) == allowed
 
@@ -685,7 +685,7 @@ def test_an_unknown_field_is_rejected_with_the_fields_that_are_allowed(api: Api)
     nested = api.ask("POST", "/kvs", {"writes": [{"key": "a", "value": 1}, {"key": "b", "val": 1}]})
     assert nested.body["error"] == (
         "Body, at $.writes[1], has the unknown field `val`; "
-        "allowed are key, value, delete, ttl, if-match, if-none-match"
+        "allowed are key, value, delete, increment, add, remove, set, unset, ttl, if-match, if-none-match"
     )
     assert api.get("/kvs/a").status == 404
     long = api.ask("PUT", "/kvs/a", {"value": 1, "x`\n" * 10_000: 5})

@@ -678,7 +678,8 @@ def omit_retired_entries_from_markers() -> Iterator[None]:
     """The past of a marker lacks the entries of ended incarnations."""
 
     def issue_marker(self: CausalStore, now: Instant) -> Update:
-        return self._issue_update({id_: n for id_, n in self.clock.items() if id_ in self.present_ids}, (), now)
+        past = {id_: n for id_, n in self.clock.items() if id_ in self.present_ids}
+        return self._issue_update(past, (), self.hybrid_clock.stamp(now), now)
 
     with patch.object(CausalStore, "issue_marker", issue_marker):
         yield

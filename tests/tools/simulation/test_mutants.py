@@ -19,6 +19,7 @@ from tests.replication.protocol import (
     test_joining,
     test_loss,
     test_markers,
+    test_merging,
     test_refusals,
     test_removals,
     test_short_form,
@@ -26,6 +27,7 @@ from tests.replication.protocol import (
 )
 from tests.store import test_feed
 from tests.support.wire import Wire, address, write
+from tests.tools.simulation import mutants_merging  # noqa: F401  # adds its mutants
 from tests.tools.simulation.mutants import DIRECTED, MUTANTS
 
 DirectedTest = Callable[[Wire], None]
@@ -98,6 +100,13 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "declare_lost_from_old_reports": (test_loss.test_rule_2_reports_older_than_the_query_do_not_count),
     "declare_lost_under_another_table": (test_loss.test_rule_2_reports_under_another_membership_table_do_not_count),
     "count_reports_of_joining_members": test_loss.test_rule_2_a_member_that_joins_has_not_reported,
+    "fold_without_marks": test_merging.test_a_base_and_concurrent_increments_of_marked_entries_merge,
+    "fold_before_the_mark_is_settled": test_merging.test_no_base_is_made_while_a_member_may_lack_the_mark,
+    "take_the_latest_report_for_settled": test_merging.test_no_base_is_made_while_a_member_may_lack_the_mark,
+    "fold_removed_origins": test_merging.test_no_base_is_made_of_a_removed_replica_that_may_return,
+    "extend_entries_that_are_not_the_latest": (
+        test_merging.test_increments_that_two_others_keep_alive_after_a_delete_count_once
+    ),
     "declare_lost_what_a_member_has": an_update_that_a_member_reports_is_not_lost,
     "keep_pending_on_lost_updates": (test_loss.test_a_pending_update_that_waits_for_a_lost_one_is_dropped),
     "omit_random_bits_of_incarnations": (

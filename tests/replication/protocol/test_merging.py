@@ -1,0 +1,140 @@
+"""Counters among replicas: entries of ended processes, and deletes beside increments (store/merging.py)."""
+
+from __future__ import annotations
+
+from replication.replica import Replica
+from store.merging import Increment, State
+from store.siblings import joined
+from store.values import state_of
+from store.versions import Change, Patch
+from tests.support.wire import Wire, address, start_three
+
+
+def increment(wire: Wire, name: str, amount: int = 1) -> None:
+    change = Change("n", None, patch=Patch(Increment(amount), keeps_ttl=True, max_bytes=100_000))
+    wire[name].store.put(change, {}, wire.now(name))
+
+
+def state(replica: Replica) -> State:
+    return joined(replica.store.table.get("n"))
+
+
+def sums(wire: Wire) -> list[int]:
+    return [state(process.replica).total() for process in wire.processes.values()]
+
+
+def restart(wire: Wire, name: str) -> None:
+    others = [other for other in wire.processes if other != name]
+    wire.crash(name)
+    wire.start(name, *others)
+    wire.flow(1.5)
+    assert wire.state(name) == "serving"
+
+
+def start_with_a_mark(wire: Wire) -> None:
+    """Let r3 increment and restart, and r1 mark the entry of r3's first process. All replicas have it."""
+    start_three(wire)
+    increment(wire, "r3", 100)
+    wire.flow()
+    restart(wire, "r3")
+    increment(wire, "r1")
+    wire.flow(1.5)
+    assert [entry.fold for entry in state(wire["r1"]).entries.values()].count(None) == 1
+
+
+def test_the_entry_of_an_ended_process_becomes_a_base(wire: Wire) -> None:
+    start_with_a_mark(wire)
+    increment(wire, "r1")
+    wire.flow()
+    assert [name.is_base for name in state(wire["r2"]).entries] == [False, True]
+    assert sums(wire) == [102] * 3
+
+
+def test_a_base_and_concurrent_increments_of_marked_entries_merge(wire: Wire) -> None:
+    """r2 increments what r1 has marked, while r1 makes the base. r2 does not know yet that all have the mark."""
+    start_three(wire)
+    increment(wire, "r3", 100)
+    wire.flow()
+    restart(wire, "r3")
+    increment(wire, "r1")
+    wire.round_trip("r1", "r2")
+    wire.round_trip("r1", "r3")
+    increment(wire, "r1")
+    increment(wire, "r2")
+    assert any(name.is_base for name in state(wire["r1"]).entries)
+    assert any(entry.fold for entry in state(wire["r2"]).entries.values())
+    wire.flow(2.0)
+    assert any(name.is_base for name in state(wire["r3"]).entries)
+    assert sums(wire) == [103] * 3
+
+
+def test_no_base_is_made_while_a_member_may_lack_the_mark(wire: Wire) -> None:
+    """r2 has not received the mark, and increments the entry without it."""
+    start_three(wire)
+    increment(wire, "r3", 100)
+    wire.flow()
+    restart(wire, "r3")
+    wire.isolate("r2")
+    increment(wire, "r1")
+    wire.flow(0.5)
+    increment(wire, "r1")
+    increment(wire, "r2")
+    assert not any(name.is_base for name in state(wire["r1"]).entries)
+    wire.heal()
+    wire.flow(2.0)
+    assert sums(wire) == [103] * 3
+
+
+def test_no_base_is_made_of_a_removed_replica_that_may_return(wire: Wire) -> None:
+    """r3 is removed, increments at a client that still uses it, and is added again."""
+    start_three(wire)
+    increment(wire, "r3", 100)
+    wire.flow()
+    wire.isolate("r3")
+    wire["r1"].remove_replica_from_view(address("r3"), wire.now("r1"))
+    for _ in range(3):
+        increment(wire, "r1")
+        wire.flow(5.0)
+    increment(wire, "r3")
+    wire["r1"].add_replica_from_view(address("r3"), wire.now("r1"))
+    wire.heal()
+    wire.flow(5.0)
+    assert sums(wire) == [104] * 3
+
+
+def test_after_many_restarts_a_counter_has_an_entry_for_each_member_and_one_more(wire: Wire) -> None:
+    """Contract 2.10: the size does not grow with restarts or operations."""
+    start_three(wire)
+    for n in range(30):
+        name = f"r{n % 3 + 1}"
+        increment(wire, name)
+        wire.flow(0.5)
+        restart(wire, name)
+    for name in ("r1", "r2", "r3", "r1", "r2", "r3"):
+        increment(wire, name)
+        wire.flow(1.5)
+    assert sums(wire) == [36] * 3
+    assert len(state_of(wire["r1"].store.table.get("n")[0].value).entries) <= 4
+
+
+def test_increments_that_two_others_keep_alive_after_a_delete_count_once(wire: Wire) -> None:
+    """r2 keeps r1's first increment alive, r3 both; r1 has deleted them, and goes on from what r2 kept."""
+    start_three(wire)
+    increment(wire, "r1", 5)
+    wire.flow()
+    wire.cut("r1", "r2")
+    wire.cut("r2", "r3")
+    increment(wire, "r2", 1)
+    increment(wire, "r1", 10)
+    wire.flow()
+    wire.cut("r1", "r3")
+    increment(wire, "r3", 1)
+    wire["r1"].store.put(Change("n", None), {}, wire.now("r1"))
+    wire.heal()
+    wire.cut("r1", "r3")
+    wire.cut("r2", "r3")
+    wire.flow(1.5)
+    increment(wire, "r1", 100)
+    wire.heal()
+    wire.flow(2.0)
+    assert sums(wire) == [5 + 10 + 100 + 1 + 1] * 3
