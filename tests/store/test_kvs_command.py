@@ -63,6 +63,41 @@ def test_put_value_is_json_or_else_text(replica: FakeReplica, text: str, value: 
     assert replica.requests[0].body["value"] == value
 
 
+def patched(result: str = "merged") -> Any:
+    return json_response(201 if result == "created" else 200, {"result": result, "causal-metadata": {"a@1": 1}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "body"),
+    [
+        (["--increment", "-5"], {"increment": -5}),
+        (["--add", "a", "--add", "5", "--remove", '"6"'], {"add": ["a", 5], "remove": ["6"]}),
+        (["--set", "n=1", "--set", "t=x=y", "--unset", "old"], {"set": {"n": 1, "t": "x=y"}, "unset": ["old"]}),
+        (["--ttl", "60"], {"ttl": 60}),
+        (["--no-ttl"], {"ttl": None}),
+        (["--increment", "1", "--ttl", "5", "--w", "2"], {"increment": 1, "ttl": 5, "w": 2}),
+    ],
+)
+def test_patch_sends_one_operation(replica: FakeReplica, arguments: list[str], body: dict[str, Any]) -> None:
+    replica.respond_with(patched("created"), patched())
+    assert run("patch", "k", *arguments) == "created\n"
+    assert run("patch", "k", *arguments) == "merged\n"
+    assert body.items() <= replica.requests[0].body.items()
+
+
+def test_patch_fails_clearly(replica: FakeReplica) -> None:
+    replica.respond_with(
+        json_response(404, {"error": "Key does not exist", "causal-metadata": {}}),
+        json_response(409, {"error": "Key holds a set, not a counter", "causal-metadata": {}}),
+    )
+    assert fails("patch", "k", "--remove", "a").returncode == 1
+    other_type = fails("patch", "k", "--increment", "1")
+    assert (other_type.returncode, "holds a set" in str(other_type)) == (2, True)
+    for arguments in ((), ("--set", "f"), ("--increment", "1", "--add", "a")):
+        assert fails("patch", "k", *arguments).returncode == 2
+    assert len(replica.requests) == 2
+
+
 def test_put_writes_the_bytes_of_a_file(replica: FakeReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"\xff\n")

@@ -1,4 +1,4 @@
-"""``kvs get|put|delete|list|watch``: send requests to one replica. For people and shell scripts.
+"""``kvs get|put|patch|delete|list|watch``: send requests to one replica. For people and shell scripts.
 
 Exit codes: 0 success; 1 the key is absent; 2 the request was rejected or no replica answered, and nothing was changed;
 3 a write was sent and its outcome is unknown. Values are read and printed as JSON. A value that is not valid JSON is
@@ -19,7 +19,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from store.client import ChangedKey, ClientError, Json, Session, Uncertain
+from store.client import KEEP, ChangedKey, ClientError, Json, Patch, Session, Uncertain
 from store.management.connection import Connection, add_at_argument
 
 ABSENT, FAILED, UNKNOWN = 1, 2, 3
@@ -48,9 +48,11 @@ class Command(BaseCommand):
         value.add_argument("--bytes", metavar="FILE", help="write the bytes of this file; - reads standard input")
         put.add_argument("--ttl", type=float, metavar="SECONDS", help="let the value expire after this time")
         put.add_argument("--if-none-match", action="store_true", help="write only if the key is absent")
+        patch = actions.add_parser("patch", help="change a counter, a set or a map, or a time to live")
+        add_patch_arguments(patch)
         delete = actions.add_parser("delete", help="delete a key")
         delete.add_argument("key")
-        for writing in (put, delete):
+        for writing in (put, patch, delete):
             writing.add_argument("--if-match", metavar="ETAG", help="only if this is the current version")
             writing.add_argument("--w", metavar="N", help='wait for acks: a number, "majority" or "all"')
         listing = actions.add_parser("list", help="print keys in order, one per line")
@@ -62,7 +64,7 @@ class Command(BaseCommand):
         watch = actions.add_parser("watch", help="print the keys with a prefix, and then each change, until Ctrl-C")
         watch.add_argument("prefix", nargs="?", default="", help="only keys that start with this text (default: all)")
         watch.add_argument("--json", action="store_true", help="print each change as one line of JSON")
-        for action in (get, put, delete, listing, watch):
+        for action in (get, put, patch, delete, listing, watch):
             add_common_arguments(action)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -106,6 +108,24 @@ class Command(BaseCommand):
             wait_s=options["wait"],
         )
         self._print_result("created" if written.created else "replaced", written.acks, concern_met=written.concern_met)
+
+    def patch(self, session: Session, options: dict[str, Any]) -> None:
+        """Change a value that merges. Print whether it was created or merged."""
+        change = Patch(
+            options["key"],
+            increment=options["increment"],
+            add=[from_text(text) for text in options["add"]],
+            remove=[from_text(text) for text in options["remove"]],
+            fields=dict(field_of(text) for text in options["set"]),
+            unset=options["unset"],
+            ttl_s=None if options["no_ttl"] else KEEP if options["ttl"] is None else options["ttl"],
+            if_match=options["if_match"],
+            if_none_match=options["if_none_match"],
+        )
+        written = session.patch(change, w=write_concern(options["w"]), wait_s=options["wait"])
+        if written.absent:
+            raise CommandError("Key does not exist", returncode=ABSENT)
+        self._print_result("created" if written.created else "merged", written.acks, concern_met=written.concern_met)
 
     def delete(self, session: Session, options: dict[str, Any]) -> None:
         """Delete a key."""
@@ -174,6 +194,30 @@ class Command(BaseCommand):
             self.stderr.write(
                 "fewer acks than requested; the write is applied and replication continues", self.style.WARNING
             )
+
+
+def add_patch_arguments(parser: ArgumentParser) -> None:
+    """Add what ``patch`` changes. Elements and the values of fields are JSON, or else text."""
+    parser.add_argument("key")
+    parser.add_argument("--increment", type=int, metavar="N", help="add N to a counter")
+    parser.add_argument("--add", action="append", default=[], metavar="ELEMENT", help="add to a set (repeatable)")
+    parser.add_argument(
+        "--remove", action="append", default=[], metavar="ELEMENT", help="remove from a set (repeatable)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="set in a map (repeatable)")
+    parser.add_argument("--unset", action="append", default=[], metavar="FIELD", help="unset in a map (repeatable)")
+    ttl = parser.add_mutually_exclusive_group()
+    ttl.add_argument("--ttl", type=float, metavar="SECONDS", help="let the value expire after this time")
+    ttl.add_argument("--no-ttl", action="store_true", help="let the value never expire")
+    parser.add_argument("--if-none-match", action="store_true", help="write only if the key is absent")
+
+
+def field_of(text: str) -> tuple[str, Json]:
+    """Return the field and the value in ``FIELD=VALUE``. Raises ValueError."""
+    name, found, value = text.partition("=")
+    if not found:
+        raise ValueError(f"--set takes FIELD=VALUE, not {text!r}")
+    return name, from_text(value)
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
