@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test demo soak hostile lint fmt settings lock system clean image matrix audit
+.PHONY: help setup run test demo soak simulate hostile lint fmt settings lock system clean image matrix audit
 
 # The first Python on PATH that is new enough. Set PYTHON=… to choose another one.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
@@ -14,6 +14,8 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
 BIN := .venv/bin
 MINUTES ?= 10
 INPUTS ?= 2000
+RUNS ?= 20000
+SEED ?= 1
 # What network namespaces need, as program:package (see `system`).
 NETNS := ip:iproute2 iptables:iptables unshare:util-linux mount:mount
 
@@ -54,6 +56,9 @@ demo: setup ## Demonstrate the guarantees of the store on a temporary cluster
 soak: SYSTEM := $(NETNS)
 soak: setup system ## Run random faults against real replicas (MINUTES=10)
 	@exec $(BIN)/python -m tools.netns $(BIN)/python -m tools.soak --minutes $(MINUTES)
+
+simulate: setup ## Simulate clusters with faults (RUNS=20000 from SEED=1)
+	@exec $(BIN)/python manage.py simulate --seed $(SEED) --runs $(RUNS)
 
 hostile: setup ## Send hostile inputs to real replicas (INPUTS=2000 to each of two clusters)
 	@exec $(BIN)/python -m tools.hostile --inputs $(INPUTS)
