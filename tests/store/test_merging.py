@@ -228,17 +228,23 @@ def test_a_base_replaces_marked_entries_in_a_join() -> None:
     assert len(joined.entries) == 3
 
 
-def test_bases_become_one() -> None:
+def test_a_counter_does_not_grow_with_restarts_or_operations() -> None:
+    """Contract 2.10. Two members write; one of them restarts 500 times. 50,000 increments."""
     ended: set[str] = set()
     state = State("counter")
-    for n in range(30):
-        state = applied(state, Increment(1), (f"r:1@{n}", 1), 1, None)
-        state = folded(state, (f"r:1@{n}", 1), ended.__contains__, lambda: True)
-        state = applied(state, Increment(1), (f"r:1@{n}", 2), 1, 1)
-        state = folded(state, (f"r:1@{n}", 2), ended.__contains__, lambda: True)
+    counters = {"s:1@0": 0}
+    for n in range(500):
+        counters[f"r:1@{n}"] = 0
+        for operation in range(100):
+            origin = f"r:1@{n}" if operation % 2 else "s:1@0"
+            tip, counters[origin] = counters[origin], counters[origin] + 1
+            dot = (origin, counters[origin])
+            state = folded(state, dot, ended.__contains__, lambda: True)
+            state = applied(state, Increment(1), dot, 1, tip or None)
+        assert len(state.entries) <= 3
         ended.add(f"r:1@{n}")
-    assert state.total() == 60
-    assert len(state.entries) <= 4
+    assert state.total() == 50_000
+    assert len(encode(state)) < 100
 
 
 def test_entries_of_ended_origins_without_elements_leave_a_set() -> None:
