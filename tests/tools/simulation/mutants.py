@@ -52,12 +52,20 @@ from store.versions import ABSENT_ETAG, Change, Update, Version, Versions, Write
 Mutant = Callable[[], AbstractContextManager[None]]
 
 MUTANTS: dict[str, Mutant] = {}
+DIRECTED: dict[str, Mutant] = {}
 
 
 def mutant(function: Callable[[], Iterator[None]]) -> Mutant:
     """Add a mutant to ``MUTANTS``, under the name of the function."""
     made = contextmanager(function)
     MUTANTS[function.__name__] = made
+    return made
+
+
+def directed(function: Callable[[], Iterator[None]]) -> Mutant:
+    """Add a mutant to ``DIRECTED``, under the name of the function."""
+    made = contextmanager(function)
+    DIRECTED[function.__name__] = made
     return made
 
 
@@ -341,7 +349,7 @@ def record_no_removal_of_an_unknown_address() -> Iterator[None]:
         yield
 
 
-@mutant
+@directed
 def merge_no_horizon() -> Iterator[None]:
     """The horizon of a peer's table is ignored."""
     merge = MembershipTable.merge
@@ -349,7 +357,7 @@ def merge_no_horizon() -> Iterator[None]:
         yield
 
 
-@mutant
+@directed
 def revive_forgotten_entries() -> Iterator[None]:
     """An entry that only one of two tables has is kept, whatever the other one has forgotten."""
     joined = MembershipTable._joined
@@ -637,16 +645,6 @@ def forget_what_changes_during_a_search() -> Iterator[None]:
 
     with patch.object(store.feed, "_keys_of", found_only):
         yield
-
-
-DIRECTED: dict[str, Mutant] = {}
-
-
-def directed(function: Callable[[], Iterator[None]]) -> Mutant:
-    """Add a mutant to ``DIRECTED``, under the name of the function."""
-    made = contextmanager(function)
-    DIRECTED[function.__name__] = made
-    return made
 
 
 @directed

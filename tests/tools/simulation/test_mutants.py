@@ -198,6 +198,10 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "let_the_higher_incarnation_win_over_a_removal": (
         test_removals.test_a_process_unknown_to_those_who_removed_its_address_stays_out_and_hands_over_its_updates
     ),
+    "merge_no_horizon": without_wire(test_removals.test_a_joining_replica_takes_over_the_horizon),
+    "revive_forgotten_entries": without_wire(
+        test_membership_table.test_what_is_forgotten_here_is_not_brought_back_by_a_table_that_has_it
+    ),
     "stay_out_if_forgotten": without_wire(
         test_removals.test_a_live_replica_that_others_do_not_name_and_count_as_forgotten_returns_with_its_data
     ),

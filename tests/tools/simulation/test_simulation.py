@@ -25,10 +25,11 @@ for seed in range(40):
 DIRECTED_ONLY = {"omit_delete_clock"}
 
 CATCHING = {
-    "revive_forgotten_entries": (219,),
-    "merge_no_horizon": (128,),
-    "serve_if_as_many_peers_refuse": (96,),
+    "add_removed_sender_back": (59,),
     "follow_every_jump_of_the_wall_clock": (54,),
+    "ignore_joined_snapshots_in_the_feed": (62,),
+    "let_the_earlier_set_win": (44,),
+    "serve_if_as_many_peers_refuse": (96,),
 }
 """Mutant -> a seed that has caught it, to save time. If the seed does not catch it any more, all others are tried."""
 
