@@ -399,7 +399,8 @@ class _StoredItems(msgspec.Struct, array_like=True, gc=False):
 
 
 _Fold = tuple[_Index, _Counter]
-_StoredEntry = tuple[_Index, _Counter, _Counter, int, bool, _Fold | None]
+_Net = Annotated[int, msgspec.Meta(ge=MIN_INT, le=MAX_INT)]
+_StoredEntry = tuple[_Index, _Counter, _Counter, _Net, bool, _Fold | None]
 """Origin, birth, last, net, whether it is a base, and its mark."""
 
 

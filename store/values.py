@@ -144,7 +144,9 @@ def as_json(stored: bytes) -> JsonText:
     if is_json(stored):
         return stored
     if merging_kind(stored) is not None:
-        return _to_json(value_of(state_of(stored)))
+        value = value_of(state_of(stored))
+        # Concurrent increments may leave 64 bits together, and the encoder does not take such numbers.
+        return b"%d" % value if isinstance(value, int) else _to_json(value)
     return Base64Text(stored)
 
 

@@ -41,6 +41,17 @@ ROUTES: Final = (
     "/nothing",
 )
 METHODS: Final = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "X" * 300)
+STATES: Final = (
+    b"\x02",
+    b"\x02" + msgspec.msgpack.encode([["a"], [[0, 1, 1, 2**63, False, None]]]),
+    b"\x02" + msgspec.msgpack.encode([["a"], [[7, 1, 1, 1, False, None]]]),
+    b"\x03" + msgspec.msgpack.encode([["a"], [[0, 1, 1, 0, False, None]], [[0, 1, ["x", 1.5, {}]]]]),
+    b"\x04" + msgspec.msgpack.encode([["a"], [[0, 1, 1, 0, False, None]], [[0, 1, ["f"], 5, [b"not JSON"]]]]),
+    b"\x04" + msgspec.msgpack.encode([["a"], [[0, 1, 1, 0, False, None]], [[0, 1, ["f", "g"], 5, [b"1"]]]]),
+    b"\x02" + msgspec.msgpack.encode([["a"], [[0, 9, 3, 5, True, [0, 2]]], [], [[0, 2**40]], [2**61, 0]]),
+)
+"""Values of kinds that merge, most of them malformed (store/merging.py)."""
+
 TEXTS: Final = (
     "",
     "0bad",
@@ -365,7 +376,7 @@ def _exchange(rng: random.Random, target: Target) -> dict[str, Any]:
 
 def _update(rng: random.Random) -> list[Any]:
     origin = f"127.0.0.1:9@{_incarnation(rng):016x}"
-    value = rng.choice((b"1", b"not JSON", b"", b"1" * 100_000))
+    value = rng.choice((b"1", b"not JSON", b"", b"1" * 100_000, *STATES))
     counter, stamp_us = rng.choice((1, 1, 9, *NUMBERS)), rng.choice((1, time.time_ns() // 1000, *NUMBERS))
     return [origin, counter, stamp_us, {}, [["h/" + rng.choice(TEXTS), value]]]
 
@@ -400,10 +411,16 @@ def _body(rng: random.Random, target: Target) -> bytes:
     """Return a body: for a write or a transaction with one wrong field, or no JSON at all."""
     value: Any = rng.choice((1, None, "x", [], {"a": 1}, *NUMBERS, *TEXTS))
     fields: dict[str, Any] = {"value": value, "causal-metadata": {}}
+    if rng.random() < 0.2:
+        del fields["value"]
+        fields["increment"] = rng.choice((1, *NUMBERS))
     name = rng.choice(("value", "ttl", "w", "w-timeout", "causal-metadata", "reads", "writes", "socket-address", "x"))
+    name = rng.choice((name, name, "increment", "add", "remove", "set", "unset"))
     fields[name] = rng.choice(
         (
             value,
+            ["a", 1, value],
+            {"f": value},
             {_replica_id(rng, target): rng.choice(NUMBERS)},
             [{"key": "h/b", "value": 1}, {"key": rng.choice(TEXTS)}],
             ["h/a", rng.choice(TEXTS)],

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.api import LIMITS, Api, api, make_store
+from store.merging import Increment, State, applied
+from store.values import store_state
+from store.versions import Update, Write
+from tests.support.api import LIMITS, PEER_ID, Api, api, make_store
 
 __all__ = ["api"]
 
@@ -197,6 +200,17 @@ def test_sums_stay_within_64_bits(api: Api) -> None:
     response = patch(api, "/kvs/k", COUNTER)
     assert (response.status, "64-bit" in response.body["error"]) == (400, True)
     assert api.get("/kvs/k").body["value"] == INT64
+
+
+def test_concurrent_increments_may_leave_64_bits_together(api: Api) -> None:
+    """The sum is shown as it is; a PATCH that would leave it there is rejected."""
+    for n in range(3):
+        state = applied(State("counter"), Increment(INT64), (PEER_ID, n + 1), 1, None)
+        update = Update(PEER_ID, n + 1, 2**61 + n, {}, (Write("k", store_state(state)),))
+        api.store.receive([update], api.store_now())
+    assert api.get("/kvs/k").body["value"] == 3 * INT64
+    assert api.get("/kvs?values=true").body["items"] == {"k": 3 * INT64}
+    assert patch(api, "/kvs/k", COUNTER).status == 400
 
 
 def test_sizes_are_limited(api: Api) -> None:
