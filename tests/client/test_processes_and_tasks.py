@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from causeway_client import AsyncSession, Session, Uncertain
+from causeway_client import AsyncSession, Session, Uncertain, async_session
 from tests.support.blocking import SESSIONS
 from tests.support.fake_replicas import (
     FakeReplica,
@@ -109,6 +109,19 @@ def test_no_library_sends_a_write_again_when_an_idle_connection_breaks(
         with pytest.raises(Uncertain):
             getattr(session, method)(*arguments)
         assert len(replica.requests) == 2
+
+
+def test_an_aiohttp_that_cannot_be_kept_from_sending_again_is_refused(
+    replica: FakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_session, "RESENDS", "_renamed")
+
+    async def test(session: AsyncSession) -> None:
+        with pytest.raises(RuntimeError, match="would send writes twice"):
+            await session.put("k", 1)
+
+    in_tasks(replica, test)
+    assert replica.requests == []
 
 
 @pytest.mark.parametrize("kind", SESSIONS)

@@ -8,7 +8,7 @@ import ssl
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace, TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Final, Self, TypeVar, Unpack
 
 try:
     import aiohttp
@@ -34,6 +34,9 @@ from .operations import (
 from .results import AttemptHook, Changes, Json, Metadata, Page, Patch, Read, Recorder, Transacted, Write, Written
 
 T = TypeVar("T")
+
+RESENDS: Final = "_retry_connection"
+"""The private attribute of aiohttp's session that allows it to send a request again."""
 
 
 class AsyncSession:
@@ -411,6 +414,9 @@ class _Connections:
         loop = asyncio.get_running_loop()
         http = self._by_loop.get(loop)
         if http is None:
+            # aiohttp sends PUT and DELETE again if a connection that was idle breaks. Only the core may decide that.
+            if RESENDS not in aiohttp.ClientSession.ATTRS:
+                raise RuntimeError(f"aiohttp {aiohttp.__version__} would send writes twice; use another release of 3.x")
             trace = aiohttp.TraceConfig()
             trace.on_request_headers_sent.append(_note_sent)
             verify: bool | ssl.SSLContext = (
@@ -422,8 +428,7 @@ class _Connections:
                 timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None),
                 trace_configs=[trace],
             )
-            # aiohttp sends PUT and DELETE again if a connection that was idle breaks. The core decides that.
-            http._retry_connection = False
+            setattr(http, RESENDS, False)
             self._by_loop[loop] = http
         return http
 
