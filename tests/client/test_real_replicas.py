@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from causeway_client import Delete, JsonLines, PreconditionFailed, Put, Rejected, Session, Unavailable, Uncertain
+from causeway_client import (
+    Delete,
+    JsonLines,
+    Patch,
+    PreconditionFailed,
+    Put,
+    Rejected,
+    Session,
+    Unavailable,
+    Uncertain,
+    WrongType,
+)
 from kvsite.cluster import LocalCluster
 from tests.support.blocking import SESSIONS
 from tests.support.ports import free_ports
@@ -119,6 +130,71 @@ def test_watch(session: Session) -> None:
         timer.join()
     assert read is not None
     assert read.value == 2
+
+
+def test_values_that_merge(session: Session) -> None:
+    session.delete_range("m/")
+    assert session.increment("m/counter", 5).created
+    session.stick_to(session.replicas[1])
+    assert not session.increment("m/counter", -2).created
+    assert (session.get("m/counter").value, session.get("m/counter").type) == (3, "counter")
+    session.add("m/set", ["tea", 1], ttl_s=60)
+    session.remove("m/set", ["tea"])
+    assert session.get("m/set").value == [1]
+    assert session.remove("m/none", ["x"]).absent
+    session.update_fields("m/map", {"a": 1, "b": [None]})
+    session.update_fields("m/map", unset=["a"])
+    assert session.get("m/map").value == {"b": [None]}
+    with pytest.raises(WrongType):
+        session.increment("m/set")
+    session.transaction(["m/counter"], [Patch("m/counter", increment=10), Put("m/plain", 0)])
+    assert session.get("m/counter").value == 13
+
+
+def test_touch_renews_and_clears_a_ttl(session: Session) -> None:
+    session.put("touched", [1], ttl_s=60)
+    assert not session.touch("touched", 600).absent
+    expires = session.get("touched").expires
+    assert expires is not None
+    assert expires > time.time() + 500
+    session.touch("touched", None)
+    assert (session.get("touched").expires, session.get("touched").value) == (None, [1])
+    assert session.touch("never written", 5).absent
+
+
+def test_bytes_are_returned_unchanged(session: Session) -> None:
+    for content in (b"", bytes(range(256)) * 100):
+        session.put("bytes", content)
+        assert session.get("bytes").value == content
+    assert session.list(prefix="bytes", values=True).items == {"bytes": bytes(range(256)) * 100}
+
+
+def test_concurrent_updates_are_all_applied(session: Session) -> None:
+    """Ten updates by each of four clients at one replica: conditions fail, and the clients read again."""
+    session.put("sum", 0)
+
+    def add_ten(client: Session) -> None:
+        with client:
+            for _ in range(10):
+                client.update("sum", lambda read: sum(read.values) + 1)
+
+    threads = [threading.Thread(target=add_ten, args=(session.fork(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until(lambda: session.get("sum").value == 40)
+
+
+def test_update_resolves_a_conflict(cluster: LocalCluster, session: Session) -> None:
+    session.delete("conflict")
+    with Session(cluster.addresses[:1]) as one, Session(cluster.addresses[1:2]) as two:
+        while session.get("conflict", siblings=True).conflicts < 2:  # until neither has seen the other
+            one.put("conflict", ["one"])
+            two.put("conflict", ["two"])
+    session.update("conflict", lambda read: sorted(item for value in read.values for item in value))
+    read = session.get("conflict")
+    assert (read.value, read.conflicts) == (["one", "two"], 1)
 
 
 def test_ttl_expires(session: Session) -> None:
