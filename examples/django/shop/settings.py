@@ -19,7 +19,7 @@ CACHES = {
         "BACKEND": "causeway_client.django.cache.CausewayCache",
         "LOCATION": os.environ.get("CAUSEWAY_URL", "causeway://127.0.0.1:8090,127.0.0.1:8091,127.0.0.1:8092"),
         "KEY_PREFIX": "shop",
-        "OPTIONS": {"w": 2},  # no crash of a single replica loses a cart
+        "OPTIONS": {"w": int(os.environ.get("CAUSEWAY_W", "2"))},  # with 2, no crash of one replica loses a cart
     }
 }
 SESSION_ENGINE = "causeway_client.django.sessions"
