@@ -12,7 +12,7 @@ import store.patching
 import store.siblings
 from replication.loss import LossDetector
 from replication.membership_table import MembershipTable
-from store.merging import EntryName, MapChange, SetChange, State
+from store.merging import EntryName, State
 from store.patching import OtherKind
 from store.values import state_of
 from store.versions import Versions
@@ -183,14 +183,14 @@ def keep_no_time_to_live() -> Iterator[None]:
 
 
 @mutant
-def remember_no_removed_elements() -> Iterator[None]:
-    """What a PATCH removes comes back: its write is not in the state."""
-    applied = store.merging.applied
+def forget_what_was_removed_at_once() -> Iterator[None]:
+    """Of sets and maps, the entries without an element or field left are dropped before all members have applied it."""
+    folded = store.merging.folded
 
-    def forgetful(state: State, operation: Any, dot: Any, timestamp: int, tip: Any) -> State:
-        changed = applied(state, operation, dot, timestamp, tip)
-        takes_away = isinstance(operation, SetChange | MapChange) and not operation[0]
-        return State(state.kind, state.entries, changed.items, state.floors, state.renewed) if takes_away else changed
+    def at_once(state: State, mark: Any, has_ended: Any, is_settled: Any) -> State:
+        if state.kind == "counter":
+            return folded(state, mark, has_ended, is_settled)
+        return folded(state, mark, lambda origin: True, lambda: True)
 
-    with patch.object(store.patching, "applied", forgetful):
+    with patch.object(store.patching, "folded", at_once):
         yield
