@@ -29,7 +29,10 @@ CATCHING = {
     "follow_every_jump_of_the_wall_clock": (54,),
     "ignore_joined_snapshots_in_the_feed": (62,),
     "let_the_earlier_set_win": (44,),
-    "serve_if_as_many_peers_refuse": (96,),
+    "serve_if_as_many_peers_refuse": (481,),
+    "take_every_removal_for_an_old_one": (59,),
+    "take_parts_for_whole_clocks": (84,),
+    "use_positions_under_other_tables": (45,),
 }
 """Mutant -> a seed that has caught it, to save time. If the seed does not catch it any more, all others are tried."""
 
