@@ -197,12 +197,16 @@ class LossDetector:
     def is_settled(self, dot: Dot) -> bool:
         """Return whether every member has applied ``dot``, and this replica all that they had when they said so.
 
-        Rule 2 holds for what they said: no removed replica is known to have more.
+        Rule 2 holds for what they said: no removed replica is known to have more. Nor is an update of an origin that
+        has ended pending anywhere: it would be applied later.
         """
         reports = self._reports_since(0)
+        if reports is None or self.orphaned_pending():
+            return False
         origin, counter = dot
-        return reports is not None and all(
-            report.clock.get(origin, 0) >= counter and covers(self._store.clock, report.clock) for report in reports
+        return all(
+            report.clock.get(origin, 0) >= counter and not report.pending and covers(self._store.clock, report.clock)
+            for report in reports
         )
 
     def _reports_since(self, token: int) -> list[Report] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from replication.replica import Replica
 from store.merging import Increment, State
 from store.siblings import joined
@@ -83,6 +85,18 @@ def test_no_base_is_made_while_a_member_may_lack_the_mark(wire: Wire) -> None:
     wire.heal()
     wire.flow(2.0)
     assert sums(wire) == [103] * 3
+
+
+def test_nothing_is_settled_while_an_update_of_an_ended_process_is_pending(wire: Wire) -> None:
+    """r2 reports that it has one: an increment that is applied later, with the sum that would be in the base."""
+    start_with_a_mark(wire)
+    [version] = wire["r1"].store.table.get("n")
+    loss, peer = wire["r1"].loss, wire["r1"].peers.find(address("r2"))
+    assert peer is not None
+    assert peer.acked.report is not None
+    assert loss.is_settled(version.dot)
+    peer.acked.report = replace(peer.acked.report, pending={"r3:80@0000000000000001": 5})
+    assert not loss.is_settled(version.dot)
 
 
 def test_no_base_is_made_of_a_removed_replica_that_may_return(wire: Wire) -> None:
