@@ -82,7 +82,7 @@ settings: setup ## Write docs/settings.md from the declarations of the settings
 # Tests of partitions make network namespaces. tools.netns gives an ordinary user the right to do so. Two tests run at a
 # time, because most of them wait for replicas.
 test: setup system lint ## Run all checks, then all tests (PYTEST_ARGS=… selects tests)
-	$(BIN)/python -m tools.netns $(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m tools.netns $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 matrix: setup ## Run tests with each installed Python from 3.11 to 3.13 (MATRIX=3.13 selects one, DJANGO=6.0 another Django)
 	@exec $(BIN)/python -m tools.matrix $(if $(DJANGO),--django $(DJANGO)) $(MATRIX) -- $(PYTEST_ARGS)

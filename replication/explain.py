@@ -170,7 +170,7 @@ def _version(
         "value": _text(version.value) if has_value else None,
         "type": version.kind,
         **_encoding(version),
-        **_parts(version),
+        **(_parts(version) if has_value else {}),
         "value_bytes": content_length(version.value if is_plain else bytes(as_json(version.value))),
         "origin": version.origin,
         "past": version.past,

@@ -195,7 +195,8 @@ class LossDetector:
         return reports is not None and all(covers(self._store.clock, report.clock) for report in reports)
 
     def is_settled(self, dot: Dot) -> bool:
-        """Return whether every member has applied ``dot``, and this replica all that they had when they said so.
+        """Return whether every member has applied ``dot`` and every delete that was applied here, and this replica all
+        that they had when they said so. Then they hold the same versions of the key of ``dot``.
 
         Rule 2 holds for what they said: no removed replica is known to have more. Nor is an update of an origin that
         has ended pending anywhere: it would be applied later.
@@ -204,8 +205,12 @@ class LossDetector:
         if reports is None or self.orphaned_pending():
             return False
         origin, counter = dot
+        store = self._store
         return all(
-            report.clock.get(origin, 0) >= counter and not report.pending and covers(self._store.clock, report.clock)
+            report.clock.get(origin, 0) >= counter
+            and not report.pending
+            and covers(report.clock, store.delete_clock)
+            and covers(store.clock, report.clock)
             for report in reports
         )
 

@@ -47,13 +47,14 @@ from store.errors import (
     NotServing,
     OutOfMemory,
     PreconditionFailed,
+    ValueTooLarge,
     WrongKind,
 )
 from store.feed import Changes, FeedToken, Search, read_changes
 from store.log import UpdateLog
 from store.markers import Marker, Markers
 from store.merging import Tips
-from store.patching import Absent, Issuer, OtherKind, patched
+from store.patching import MAX_PATCHED_BYTES, Absent, Issuer, OtherKind, patched
 from store.recent import RecentChanges
 from store.settings import StoreSettings
 from store.siblings import behind_winner, shown
@@ -471,6 +472,9 @@ class CausalStore:
             return None
         timestamp = self.hybrid_clock.stamp(now)
         writes = tuple([self._write(change, current[change.key], past, timestamp, now) for change in effective])
+        patched_bytes = [len(w.value or b"") for w, c in zip(writes, effective, strict=True) if c.patch is not None]
+        if len(patched_bytes) > 1 and sum(patched_bytes) > MAX_PATCHED_BYTES:
+            raise ValueTooLarge(f"The values of so many keys are too long to PATCH: at most {MAX_PATCHED_BYTES} bytes")
         replaced = [version for versions in current.values() for version in versions]
         if self.settings.max_memory_bytes:
             self._check_memory(writes)

@@ -23,10 +23,10 @@ many, the next one takes their place: a join drops the entries of an origin belo
 ended origins are folded into one, in two steps. First a PATCH *marks* them: they get its dot as ``fold``. When every
 member has applied a version with the mark, and this replica has applied what they had then (``is_settled``), and holds
 no other version of the key, a PATCH replaces the marked entries by one *base*, named by the mark, with their sum. A
-join drops entries whose mark names a base that it contains. That is exact: all members have the marked version, so
-whatever they write has all of the marked entries, with the mark, or the base; and what this replica held before has
-been replaced in the past of the PATCH (the delete clock is part of every past). Entries of ended origins in sets and
-maps need no base. They are dropped in one step, once no dot of theirs is left.
+join drops entries whose mark names a base that it contains. That is exact: each member has applied the same updates of
+the key, deletes included, so it holds the marked version and no other. Whatever it writes afterwards has all of the
+marked entries, with the mark, or the base, or begins anew after a delete. Entries of ended origins in sets and maps
+need no base. They are dropped in one step, once no dot of theirs is left.
 
 Sources: Shapiro et al. 2011 (state-based counters and sets); Bieniusa et al. 2012 (observed-remove sets without
 tombstones); Almeida, Baquero 2019 (why counters need entries for each origin).
@@ -264,7 +264,11 @@ def applied(state: State, operation: Operation | None, dot: Dot, timestamp: int,
             items.pop(name, None)
         items |= {name: {dot: Field(timestamp, value)} for name, value in operation.set}
     changed = State(state.kind, entries, items, floors, state.renewed)
-    _check_limits(changed, grows=len(items) > len(state.items))
+    if isinstance(operation, Increment):
+        _check_sums(changed, own)
+    elif len(items) > max(len(state.items), MAX_ITEMS):
+        what = "elements" if state.kind == "set" else "fields"
+        raise TooManyItems(f"A {state.kind} has at most {MAX_ITEMS} {what}")
     return changed
 
 
@@ -274,7 +278,7 @@ def _extended(state: State, dot: Dot, tip: int | None) -> tuple[dict[EntryName, 
     own = {name: entry for name, entry in state.entries.items() if name.origin == origin and not name.is_base}
     entries, floors = dict(state.entries), state.floors
     for name, entry in own.items():
-        if entry.last == tip and entry.fold is None:
+        if entry.last == tip and entry.fold is None and len(own) <= MAX_OWN_ENTRIES:
             entries[name] = entry._replace(last=counter)
             return entries, floors, name
     born = EntryName(origin, counter)
@@ -287,15 +291,11 @@ def _extended(state: State, dot: Dot, tip: int | None) -> tuple[dict[EntryName, 
     return entries, floors, born
 
 
-def _check_limits(state: State, *, grows: bool) -> None:
-    if state.kind == "counter":
-        if not MIN_INT <= state.total() <= MAX_INT:
-            raise MergeError("The sum of the counter would not be a 64-bit integer")
-        if any(not MIN_INT <= entry.net <= MAX_INT for entry in state.entries.values()):
-            raise MergeError("The increments at this replica would not sum up to a 64-bit integer")
-    elif grows and len(state.items) > MAX_ITEMS:
-        what = "elements" if state.kind == "set" else "fields"
-        raise TooManyItems(f"A {state.kind} has at most {MAX_ITEMS} {what}")
+def _check_sums(state: State, own: EntryName) -> None:
+    if not MIN_INT <= state.total() <= MAX_INT:
+        raise MergeError("The sum of the counter would not be a 64-bit integer")
+    if not MIN_INT <= state.entries[own].net <= MAX_INT:
+        raise MergeError("The increments at this replica would not sum up to a 64-bit integer")
 
 
 # -- folding -----------------------------------------------------------------------------------------------------------
@@ -326,6 +326,8 @@ def _with_bases(state: State, is_settled: Callable[[], bool]) -> State:
     for entry in state.entries.values():
         if entry.fold is not None:
             sums[entry.fold] = sums.get(entry.fold, 0) + entry.net
+    if not all(MIN_INT <= net <= MAX_INT for net in sums.values()):
+        return state
     if not sums or not is_settled():
         return state
     entries = {name: entry for name, entry in state.entries.items() if entry.fold is None}

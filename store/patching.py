@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from store.clock import Dot
 from store.errors import BadPatch, ValueTooLarge
@@ -15,6 +15,10 @@ from store.versions import Change, Patch, Versions, Write
 
 NAMES = {"json": "plain value", "bytes": "raw value"}
 """Kind -> how errors call a value of it, if not by the kind."""
+
+
+MAX_PATCHED_BYTES: Final = 8 * 1024 * 1024
+"""Most bytes that the PATCHes of one transaction write together. Each writes its whole value, however short it is."""
 
 
 class Absent(Exception):
@@ -53,15 +57,17 @@ def patched(change: Change, patch: Patch, current: Versions, issuer: Issuer) -> 
     if not current:
         if wanted is None or not creates(patch.operation):
             raise Absent
-        state = State(wanted)
+        state, held_bytes = State(wanted), 0
     else:
         held = merging_kind(current[0].value)
-        if is_conflict(current) or held != (wanted or held):
+        is_mixed = is_conflict(current) and not _is_same_plain_value(current)
+        if is_mixed or held != (wanted or held):
             what = "whose time to live cannot change" if wanted is None else f"not a {wanted}"
             raise OtherKind(f"Key holds {_names(current)}, {what}")
         if held is None:  # A plain value gets another deadline, and stays what it is.
             return Write(change.key, current[0].value, replaces, expires)
         state = joined(behind_winner(current))
+        held_bytes = len(current[0].value) if len(current) == 1 else len(store_state(state))
         if patch.keeps_ttl:
             expires = latest_deadline(current)
     if not patch.keeps_ttl:
@@ -78,9 +84,14 @@ def patched(change: Change, patch: Patch, current: Versions, issuer: Issuer) -> 
     except MergeError as exc:
         raise BadPatch(str(exc)) from None
     value = store_state(state)
-    if len(value) > patch.max_bytes and len(value) > max((len(version.value) for version in current), default=0):
+    if len(value) > patch.max_bytes and len(value) > held_bytes:
         raise ValueTooLarge(f"Value is too large: at most {patch.max_bytes} bytes, with what merging needs")
     return Write(change.key, value, replaces, expires)
+
+
+def _is_same_plain_value(current: Versions) -> bool:
+    """Return whether a plain value has several versions only because its time to live was changed concurrently."""
+    return all(version.value == current[0].value for version in current) and merging_kind(current[0].value) is None
 
 
 def _names(current: Versions) -> str:

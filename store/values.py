@@ -38,6 +38,9 @@ _BYTES_TAG: Final = b"\x01"
 _TAGS: Final[dict[MergingKind, bytes]] = {"counter": b"\x02", "set": b"\x03", "map": b"\x04"}
 _MERGING: Final[dict[bytes, MergingKind]] = {tag: kind for kind, tag in _TAGS.items()}
 
+SMALL_STATE: Final = 512
+"""Below this many bytes it is not worth decoding a state to know its length as JSON."""
+
 _GROWTH: Final = 6
 """Most bytes of JSON for one byte of a state: a control character is escaped with six."""
 
@@ -151,7 +154,7 @@ def as_json(stored: bytes) -> JsonText:
 
 
 def json_length(stored: bytes) -> int:
-    """Return the length of ``as_json``, without making it; of a state, an upper bound."""
+    """Return the length of ``as_json``, without making it; of a small state, an upper bound."""
     if merging_kind(stored) is not None:
-        return _GROWTH * len(stored) + 32
+        return _GROWTH * len(stored) + 32 if len(stored) < SMALL_STATE else len(as_json(stored))
     return len(as_json(stored))

@@ -86,6 +86,19 @@ class PutBody(WriteConcernBody):
     ttl: TtlSeconds | None = None
 
 
+class PatchBody(WriteConcernBody):
+    """Body of PATCH of one key."""
+
+    increment: int | float | UnsetType = UNSET
+    add: list[str | int | float] | UnsetType = UNSET
+    remove: list[str | int | float] | UnsetType = UNSET
+    set: dict[str, Any] | UnsetType = UNSET
+    unset: list[str] | UnsetType = UNSET
+    ttl: TtlSeconds | UnsetType | None = UNSET
+
+
+AnyWithTtl = PutBody | PatchBody
+
 PATCH_FIELDS: Final = ("increment", "add", "remove", "set", "unset")
 """The fields of the operations of a PATCH (store/api/patches.py)."""
 
@@ -120,6 +133,7 @@ ANY_FIELDS: Final = msgspec.json.Decoder(AnyFields)
 BODY: Final = msgspec.json.Decoder(Body)
 DELETE_BODY: Final = msgspec.json.Decoder(WriteConcernBody)
 PUT_BODY: Final = msgspec.json.Decoder(PutBody)
+PATCH_BODY: Final = msgspec.json.Decoder(PatchBody)
 TRANSACTION_BODY: Final = msgspec.json.Decoder(TransactionBody)
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -162,7 +176,7 @@ def parse_without_body(request: ApiRequest, body: AnyBody, limits: RequestLimits
     return ParsedRequest(body, query, causal_past(request, body, query, limits.max_clock_entries), in_header=True)
 
 
-def add_options(body: PutBody, query: queries.Query) -> None:
+def add_options(body: AnyWithTtl, query: queries.Query) -> None:
     """Set the options of a write that ``body`` lacks to those in the query. Raises ``ParseError``.
 
     A body of raw bytes has no room for options, so they are in the query then.
@@ -173,7 +187,9 @@ def add_options(body: PutBody, query: queries.Query) -> None:
     text = query.get("w")
     text = f'"{text}"' if text in ("majority", "all") else text
     w = _option("w", text, _MEMBERS, 'a whole number above 0, "majority" or "all"')
-    body.ttl = ttl if body.ttl is None else body.ttl
+    # The null of a PATCH clears the time to live, and that of a PUT says nothing.
+    if ttl is not None and (body.ttl is UNSET or (body.ttl is None and isinstance(body, PutBody))):
+        body.ttl = ttl
     body.w_timeout = w_timeout if body.w_timeout is None else body.w_timeout
     body.w = w if body.w is None else body.w
 

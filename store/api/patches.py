@@ -5,11 +5,10 @@ from __future__ import annotations
 from sys import float_info
 from typing import Any, Final, Protocol
 
-import msgspec
 from msgspec import UNSET, UnsetType
 from rest_framework.exceptions import ParseError
 
-from store.api.parsing import PATCH_FIELDS, TtlSeconds, WriteConcernBody, encode_value, ttl_us
+from store.api.parsing import PATCH_FIELDS, encode_value, ttl_us
 from store.engine import Change, Increment, MapChange, Operation, Patch, SetChange, element_of
 from store.merging import MAX_INT, MIN_INT
 from store.settings import RequestLimits
@@ -32,20 +31,6 @@ class PatchFields(Protocol):
     set: dict[str, Any] | UnsetType
     unset: list[str] | UnsetType
     ttl: float | UnsetType | None
-
-
-class PatchBody(WriteConcernBody):
-    """Body of PATCH of one key."""
-
-    increment: int | float | UnsetType = UNSET
-    add: list[str | int | float] | UnsetType = UNSET
-    remove: list[str | int | float] | UnsetType = UNSET
-    set: dict[str, Any] | UnsetType = UNSET
-    unset: list[str] | UnsetType = UNSET
-    ttl: TtlSeconds | UnsetType | None = UNSET
-
-
-PATCH_BODY: Final = msgspec.json.Decoder(PatchBody)
 
 
 def patch_change(

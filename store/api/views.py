@@ -20,13 +20,13 @@ from store.api.errors import TooLarge
 from store.api.keys import key_from_path
 from store.api.large_responses import LargeBody, Reservation, ResponseStream, TooManyLargeResponses
 from store.api.negotiation import ORDINARY, Preference, preference, sends_bytes
-from store.api.patches import PATCH_BODY, patch_change
+from store.api.patches import patch_change
 from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS, flag, positive_int, wait_s
 from store.api.response import ApiResponse
 from store.api.schema import operations as schema
 from store.api.schema.building import described
 from store.api.transactions import parse_transaction
-from store.engine import Acks, Change, KeyRange, ReadResult, TransactionResult, WriteResult
+from store.engine import Acks, Change, KeyRange, ReadResult, TransactionResult, WriteResult, shown
 from store.errors import ResponseTooLarge
 from store.values import json_length, store_bytes
 
@@ -99,7 +99,7 @@ class KeyView(KvsView):
             # If-None-Match is ignored: an entity tag names the winner, and siblings can change under the same winner.
             result = engine.get(key, parsed.past, wait_s=timeout_s, all_siblings=True)
             limit = self.context.limits.max_response_bytes
-            if len(result.versions) > 1 and sum(json_length(version.value) for version in result.versions) > limit:
+            if len(result.versions) > 1 and sum(json_length(each.value) for each in shown(result.versions)) > limit:
                 raise ResponseTooLarge("The siblings of this key are too long", limit)
             return rendering.found(result, siblings=True, in_header=parsed.in_header)
         known = known_versions(self.request)
@@ -182,7 +182,9 @@ class KeyView(KvsView):
     def patch(self, rest: str) -> ApiResponse:
         """Change a value that merges, or the time to live."""
         key = self.key(rest)
-        parsed = self.parse(PATCH_BODY)
+        parsed = self.parse(parsing.PATCH_BODY)
+        if parsed.query:
+            parsing.add_options(parsed.body, parsed.query)
         required = conditions(self.request)
         change = patch_change(
             key, parsed.body, self.context.limits, required.if_match, if_none_match=required.if_none_match

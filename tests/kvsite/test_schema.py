@@ -23,8 +23,7 @@ from kvsite.cluster import LocalCluster
 from kvsite.schema import document
 from kvsite.wsgi import load
 from replication.api.views import AddressBody
-from store.api.parsing import WriteBody
-from store.api.patches import PatchBody
+from store.api.parsing import PatchBody, WriteBody
 from store.settings import RequestLimits
 from tests.kvsite.schemathesis import hooks as _hooks
 from tests.support.api import Api, make_context, make_store

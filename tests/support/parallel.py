@@ -1,7 +1,9 @@
-"""The pytest plugin for two workers at once (pytest-xdist): some tests run alone.
+"""The pytest plugin for two workers at once (pytest-xdist): some tests run alone, and the slowest files run first.
 
 A test with the mark ``alone`` measures something that other work on the machine would disturb. It starts when no other
 test runs, and no other test starts while it runs.
+
+A worker runs a whole file. If a slow file came last, the other worker would have nothing left to do meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ import pytest
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 """The name of this worker process; empty if one process runs all tests."""
+
+SECONDS_BY_MARK = {"slow": 15.0, "netns": 5.0, "browser": 4.0, "processes": 2.0}
+"""Estimated durations of tests with these marks. All others take next to none."""
 
 # Locks are taken on files that all workers have. Their contents do not matter.
 GATE, RUNNING = Path(__file__), Path(__file__).parent / "ports.py"
@@ -40,3 +45,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         with _locked(GATE, fcntl.LOCK_EX):
             stack.enter_context(_locked(RUNNING, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH))
         return (yield)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files first that take longest. Each worker collects all tests, and all in the same order."""
+    if not WORKER:
+        return
+    seconds: dict[Path, float] = {}
+    for item in items:
+        estimates = [of_mark for mark, of_mark in SECONDS_BY_MARK.items() if item.get_closest_marker(mark)]
+        seconds[item.path] = seconds.get(item.path, 0.0) + max(estimates, default=0.05)
+    items.sort(key=lambda item: (-seconds[item.path], item.path))

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from store.api import parsing, patches
+from store.api import parsing
 from store.api.schema.building import (
     COMPONENTS,
     PAST,
@@ -70,7 +70,7 @@ def _request_bodies(limits: RequestLimits) -> dict[str, Object]:
 
     They are as strict as the checks that follow the decoding: a request that they allow is accepted.
     """
-    structs = (parsing.PutBody, patches.PatchBody, parsing.WriteConcernBody, parsing.TransactionBody)
+    structs = (parsing.PutBody, parsing.PatchBody, parsing.WriteConcernBody, parsing.TransactionBody)
     schemas: dict[str, Object] = msgspec.json.schema_components(structs, ref_template=COMPONENTS)[1]
     for schema in schemas.values():
         schema["description"] = schema["description"].replace("``", "`")

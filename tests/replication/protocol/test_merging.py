@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
+import pytest
+
+from replication.messages import Exchange, decode, encode
 from replication.replica import Replica
-from store.merging import Increment, State
+from replication.settings import ReplicationSettings
+from store.merging import MAX_OWN_ENTRIES, Increment, Operation, SetChange, State
 from store.siblings import joined
 from store.values import state_of
 from store.versions import Change, Patch
 from tests.support.wire import Wire, address, start_three
 
 
-def increment(wire: Wire, name: str, amount: int = 1) -> None:
-    change = Change("n", None, patch=Patch(Increment(amount), keeps_ttl=True, max_bytes=100_000))
+def patch(wire: Wire, name: str, operation: Operation) -> None:
+    change = Change("n", None, patch=Patch(operation, keeps_ttl=True, max_bytes=100_000))
     wire[name].store.put(change, {}, wire.now(name))
+
+
+def increment(wire: Wire, name: str, amount: int = 1) -> None:
+    patch(wire, name, Increment(amount))
 
 
 def state(replica: Replica) -> State:
@@ -152,3 +161,102 @@ def test_increments_that_two_others_keep_alive_after_a_delete_count_once(wire: W
     wire.heal()
     wire.flow(2.0)
     assert sums(wire) == [5 + 10 + 100 + 1 + 1] * 3
+
+
+def cross(wire: Wire, one: Operation, other: Operation) -> None:
+    """r1 and r2 patch and then delete. Each receives the other's PATCH after its own delete, and not yet the delete."""
+    to_r2, to_r1 = wire.begin("r1", "r2"), wire.begin("r2", "r1")
+    patch(wire, "r1", one)
+    patch(wire, "r2", other)
+    from_r1, from_r2 = wire.answer("r1", to_r1.message), wire.answer("r2", to_r2.message)
+    for name in ("r1", "r2"):
+        wire[name].store.put(Change("n", None), {}, wire.now(name))
+    wire.complete("r2", to_r1, from_r1)
+    wire.complete("r1", to_r2, from_r2)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_deletes_that_cross_count_no_increment_twice(wire: Wire, restarts: bool) -> None:
+    wire.cluster("r1", "r2")
+    increment(wire, "r2", 100)
+    wire.flow(1.0)
+    if restarts:
+        restart(wire, "r2")
+    wire.flow(5.0)
+    cross(wire, Increment(1), Increment(2))
+    increment(wire, "r1", 10)
+    increment(wire, "r2", 20)
+    wire.flow(2.0)
+    assert sums(wire) == [100 + 1 + 2 + 10 + 20] * 2
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_deletes_that_cross_bring_no_removed_element_back(wire: Wire, restarts: bool) -> None:
+    wire.cluster("r1", "r2")
+    patch(wire, "r2", SetChange(("red",)))
+    wire.flow(1.0)
+    if restarts:
+        restart(wire, "r2")
+    wire.flow(5.0)
+    cross(wire, SetChange(("a",), ("red",)), SetChange(("blue",)))
+    patch(wire, "r2", SetChange(("green",)))
+    patch(wire, "r1", SetChange(("x",)))
+    wire.flow(2.0)
+    assert "red" not in state(wire["r1"]).items
+
+
+def test_an_increment_of_a_message_that_is_being_applied_counts_once(wire: Wire) -> None:
+    """r3 sends r2 two updates and dies. r1 marks and folds while r2 has applied the first of them."""
+    wire.settings = ReplicationSettings(pace_s=0.0, chunk_updates=1)
+    _, r2, _ = start_three(wire)
+    increment(wire, "r3", 100)
+    wire.flow(1.0)
+    wire.isolate("r3")
+    wire.issue("r3", "x", b"1")
+    increment(wire, "r3", 5)
+    message = decode(encode(wire.begin("r3", "r2").message), Exchange)
+    conversation = r2.receive(message, wire.now("r2"))
+    next(conversation)
+    wire.crash("r3")
+    wire.heal()
+    wire.start("r3", "r1", "r2")
+    wire.flow(1.5)
+    for _ in range(2):
+        increment(wire, "r1")
+        wire.flow(1.5)
+    with suppress(StopIteration):
+        while True:
+            conversation.send(wire.now("r2"))
+    wire.flow(3.0)
+    assert sums(wire) == [107] * 3
+
+
+def test_sums_that_leave_64_bits_for_a_part_only_freeze_nothing(wire: Wire) -> None:
+    """The increments of ended processes would sum up to more, but the counter itself is 0."""
+    start_three(wire)
+    for name in ("r1", "r2"):
+        increment(wire, "r3", 9 * 10**18)
+        wire.flow(1.0)
+        restart(wire, "r3")
+        increment(wire, name, -9 * 10**18)
+        wire.flow(2.0)
+    for name in ("r1", "r2", "r3"):
+        increment(wire, name)
+        wire.flow(2.0)
+    assert sums(wire) == [3] * 3
+
+
+@pytest.mark.parametrize("operation", [Increment(1), SetChange(("a",))])
+def test_deletes_beside_patches_leave_a_bounded_number_of_entries(wire: Wire, operation: Operation) -> None:
+    wire.cluster("r1", "r2")
+    for _ in range(3 * MAX_OWN_ENTRIES):
+        patch(wire, "r1", operation)
+        wire.flow(1.0)
+        to_r2, to_r1 = wire.begin("r1", "r2"), wire.begin("r2", "r1")
+        patch(wire, "r2", operation)
+        wire["r1"].store.put(Change("n", None), {}, wire.now("r1"))
+        patch(wire, "r1", operation)
+        wire.complete("r1", to_r2, wire.answer("r2", to_r2.message))
+        wire.complete("r2", to_r1, wire.answer("r1", to_r1.message))
+        wire.flow(1.5)
+    assert len(state(wire["r1"]).entries) <= 2 * (MAX_OWN_ENTRIES + 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from store.merging import Increment, State, applied
+from store.merging import Increment, SetChange, State, applied
 from store.values import store_state
 from store.versions import Update, Write
 from tests.support.api import LIMITS, PEER_ID, Api, api, make_store
@@ -294,3 +294,44 @@ def test_a_transaction_says_once_what_happens_to_a_key(api: Api, writes: list[An
 def test_raw_reads_of_values_that_merge_are_not_acceptable(api: Api) -> None:
     patch(api, "/kvs/k", COUNTER)
     assert api.get("/kvs/k", headers={"Accept": "application/octet-stream"}).status == 406
+
+
+def test_options_may_be_in_the_query(api: Api) -> None:
+    """As those of PUT: the body counts first, and a wrong option is rejected."""
+    assert patch(api, "/kvs/k?ttl=100&w=1", COUNTER).body["acks"] == 1
+    assert api.get("/kvs/k").body["expires"]
+    assert patch(api, "/kvs/k?ttl=5", {"ttl": None}).status == 200
+    assert "expires" not in api.get("/kvs/k").body
+    assert patch(api, "/kvs/k?w=zz", COUNTER).status == 400
+
+
+def test_equal_plain_siblings_are_renewed_together(api: Api) -> None:
+    """Two concurrent renewals of one plain value make them."""
+    api.put("/kvs/k", [1])
+    api.receive_update("k", b"[1]")
+    assert api.get("/kvs/k").body["conflicts"] == 2
+    assert patch(api, "/kvs/k", {"ttl": 50}).status == 200
+    found = api.get("/kvs/k").body
+    assert (found["value"], "conflicts" in found, "expires" in found) == ([1], False, True)
+
+
+def test_a_joined_value_above_the_limit_can_be_made_smaller(api: Api) -> None:
+    for n in range(2):
+        value = applied(State("set"), SetChange((f"{n}" * 9000,)), (PEER_ID, n + 1), 1, None)
+        update = Update(PEER_ID, n + 1, 2**61 + n, {}, (Write("k", store_state(value)),))
+        api.store.receive([update], api.store_now())
+    assert len(api.get("/kvs/k").body["value"]) == 2
+    assert patch(api, "/kvs/k", {"add": ["x"]}).status == 413
+    assert patch(api, "/kvs/k", {"remove": ["0" * 9000]}).status == 200
+
+
+def test_patches_of_a_transaction_are_bounded_together(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PATCH writes the whole value: a short request could make an update of any length."""
+    monkeypatch.setattr("store.causal.MAX_PATCHED_BYTES", 3000)
+    for name in ("a", "b"):
+        api.put(f"/kvs/{name}", "x" * 2000)
+    before = api.state()
+    response = api.ask("POST", "/kvs", {"writes": [{"key": "a", "ttl": 50}, {"key": "b", "ttl": 50}]})
+    assert response.status == 413
+    assert api.state()[:3] == before[:3]
+    assert patch(api, "/kvs/a", {"ttl": 50}).status == 200

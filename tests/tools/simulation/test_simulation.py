@@ -37,6 +37,7 @@ CATCHING = {
 """Mutant -> a seed that has caught it, to save time. If the seed does not catch it any more, all others are tried."""
 
 
+@pytest.mark.slow
 def test_1000_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
     counts: Counter[str] = Counter()
     faulty = 0
@@ -82,6 +83,7 @@ def test_1000_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFix
         assert counts[event] > 20, event
 
 
+@pytest.mark.slow
 def test_longer_runs_are_clean() -> None:
     bad = [
         f"seed {outcome.seed}: {violation}"
@@ -113,6 +115,7 @@ def test_the_same_seed_gives_the_same_history_whatever_the_hash_seed() -> None:
     assert histories("2") == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MUTANTS.keys() - DIRECTED_ONLY))
 def test_a_mutant_is_caught(name: str) -> None:
     seeds = [*CATCHING.get(name, ()), *range(MUTANT_RUNS)]
