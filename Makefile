@@ -81,8 +81,16 @@ settings: setup ## Write docs/settings.md from the declarations of the settings
 
 # Tests of partitions make network namespaces. tools.netns gives an ordinary user the right to do so. Two tests run at a
 # time, because most of them wait for replicas.
-test: setup system lint ## Run all checks, then all tests (PYTEST_ARGS=… selects tests)
+test: setup system lint .venv/.packages ## Run all checks, then all tests (PYTEST_ARGS=… selects tests)
 	$(BIN)/python -m tools.netns $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# What tests of the installation install. An ordinary user's network namespaces do not reach the package index.
+.venv/.packages: requirements.txt
+	@echo "Downloading packages for tests of the installation into .venv/packages (once)"
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --require-hashes -r requirements.txt --dest .venv/packages
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary Django \
+		"Django==$$($(BIN)/python -c 'import django; print(django.__version__)')" --dest .venv/packages
+	@touch $@
 
 matrix: setup ## Run tests with each installed Python from 3.11 to 3.13 (MATRIX=3.13 selects one, DJANGO=6.0 another Django)
 	@exec $(BIN)/python -m tools.matrix $(if $(DJANGO),--django $(DJANGO)) $(MATRIX) -- $(PYTEST_ARGS)

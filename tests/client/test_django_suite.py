@@ -22,6 +22,7 @@ from tools.paths import REPOSITORY
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
+PACKAGES = REPOSITORY / ".venv" / "packages"
 SOURCES = REPOSITORY / ".venv" / "django-source"
 
 NO_CULLING = {"test_cull", "test_zero_cull"}
@@ -48,15 +49,17 @@ def django_tests() -> Path:
     directory = SOURCES / f"django-{version}" / "tests"
     if not directory.exists():
         SOURCES.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--no-build-isolation", "--no-binary", "Django", f"Django=={version}", "--dest", str(SOURCES)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"Django's source distribution cannot be downloaded: {done.stderr}"
-        (archive,) = (path for path in SOURCES.glob(f"[dD]jango-{version}.tar.gz"))
+        archives = list(PACKAGES.glob(f"[dD]jango-{version}.tar.gz"))  # `make test` has downloaded it.
+        if not archives:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+            command += ["--no-build-isolation", "--no-binary", "Django", f"Django=={version}", "--dest", str(SOURCES)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"Django's source distribution cannot be downloaded: {done.stderr}"
+            archives = list(SOURCES.glob(f"[dD]jango-{version}.tar.gz"))
+        (archive,) = archives
         with tarfile.open(archive) as tar:
             members = [each for each in tar if each.name.partition("/")[2].startswith("tests/cache/")]
             tar.extractall(SOURCES, members, filter="data")
-        archive.unlink()
     return directory
 
 

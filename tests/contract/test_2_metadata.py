@@ -56,7 +56,7 @@ def test_2_an_error_repeats_the_requests_metadata(api: Client, key: str) -> None
     past = {"somebody": 7}
     for response, status in (
         (api.send(0, "PUT", key, {"causal-metadata": past}), 400),
-        (api.send(0, "PATCH", key, {"causal-metadata": past}), 405),
+        (api.send(0, "PURGE", key, {"causal-metadata": past}), 405),
         (api.get(0, key + "?wait=0", past), 503),
         (api.send(0, "PUT", key, b"{", headers={"X-Causal-Metadata": json.dumps(past)}), 400),
     ):

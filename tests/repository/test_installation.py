@@ -1,6 +1,6 @@
 """The built wheels, installed in an empty environment outside of the checkout: command, pages, session, client.
 
-One environment serves all tests. pip installs from the same sources as `make setup`.
+One environment serves all tests. pip installs what `make test` has downloaded, or else from where `make setup` does.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tools.paths import REPOSITORY
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 CLIENT = REPOSITORY / "clients" / "python"
+PACKAGES = REPOSITORY / ".venv" / "packages"
 
 BUILD = """
 import sys
@@ -132,6 +133,8 @@ def installed(built: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactor
 def pip(environment: Path, command: str, *arguments: str | Path) -> str:
     """Run the pip of the tests on another environment. It installs only wheels, so no downloaded code runs."""
     of_install = ["--quiet", "--only-binary", ":all:"] if command == "install" else []
+    if of_install and PACKAGES.is_dir():
+        of_install += ["--no-index", "--find-links", str(PACKAGES)]
     program = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(environment)]
     return run(*program, command, *of_install, *arguments, cwd=environment)
 

@@ -24,6 +24,7 @@ from store.log import ENTRY_OVERHEAD_BYTES
 from store.settings import StoreSettings
 from store.snapshot import Snapshot
 from store.table import KeyRange
+from store.values import merging_kind
 from store.versions import ABSENT_ETAG, Change, Update, Version, decode_update, encode_update, state_etag
 from tests.support.updates import logged_updates
 
@@ -91,6 +92,10 @@ def fingerprint(store: CausalStore) -> Any:
         store.log.count,
         store.clock_changes,
     )
+
+
+VALUES = st.binary(max_size=3).filter(lambda value: merging_kind(value) is None)
+"""Plain values. tests/store/test_merging.py has the others."""
 
 
 class Stores(RuleBasedStateMachine):
@@ -198,7 +203,7 @@ class Stores(RuleBasedStateMachine):
                 based_on = join(based_on, self.read(client, at, key, store.table.get(key)[:1]))
             self.record_result(client, at, listed.metadata, based_on)
 
-    changes = st.dictionaries(st.sampled_from(KEYS), st.one_of(st.none(), st.binary(max_size=3)), max_size=2)
+    changes = st.dictionaries(st.sampled_from(KEYS), st.one_of(st.none(), VALUES), max_size=2)
 
     @rule(
         client_index=st.integers(0, CLIENTS - 1),
@@ -224,7 +229,7 @@ class Stores(RuleBasedStateMachine):
         client_index=st.integers(0, CLIENTS - 1),
         at=st.integers(0, STORES - 1),
         key=st.sampled_from(KEYS),
-        value=st.one_of(st.none(), st.binary(max_size=3)),
+        value=st.one_of(st.none(), VALUES),
         condition=st.sampled_from(["", "", "", "matches", "winner", "other", "absent", "any"]),
     )
     def write(self, client_index: int, at: int, key: str, value: bytes | None, condition: str) -> None:

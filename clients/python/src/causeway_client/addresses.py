@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 SCHEMES: Final[Mapping[str, str]] = {"causeway": "http", "causeways": "https"}
 """Scheme of a cluster's URL -> scheme of its replicas."""
@@ -55,14 +55,17 @@ def parse_url(url: str) -> tuple[list[str], dict[str, Any]]:
     ``causeways://`` is for replicas that serve TLS. The options are those of ``OPTIONS``. Raises ``ValueError`` with a
     text that does not contain the token.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES or parts.path not in ("", "/") or parts.fragment:
+    # urlsplit rejects several hosts if one is in brackets: some versions of Python, for example of Debian 12.
+    scheme, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    netloc, _, path = rest.partition("/")
+    if scheme not in SCHEMES or path or "#" in url:
         raise ValueError("a cluster's URL is causeway://host:port,host:port?token=… (causeways:// for TLS)")
-    hosts = [host.strip() for host in parts.netloc.split(",")]
+    hosts = [host.strip() for host in netloc.split(",")]
     if any(not host or "@" in host for host in hosts):
         raise ValueError("a cluster's URL names each replica as host:port, and has its token as ?token=…")
     options: dict[str, Any] = {}
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+    for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in OPTIONS:
             raise ValueError(f"a cluster's URL has no option {name!r}; the options are {', '.join(OPTIONS)}")
         argument, parse = OPTIONS[name]
@@ -70,7 +73,7 @@ def parse_url(url: str) -> tuple[list[str], dict[str, Any]]:
             options[argument] = parse(text)
         except ValueError as exc:
             raise ValueError(f"option {name} of a cluster's URL: {exc}") from None
-    return [f"{SCHEMES[parts.scheme]}://{host}" for host in hosts], options
+    return [f"{SCHEMES[scheme]}://{host}" for host in hosts], options
 
 
 def key_path(key: str) -> str:
