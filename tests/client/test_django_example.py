@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -85,7 +84,7 @@ def test_users_see_their_own_carts_while_replicas_are_killed(tmp_path: Path) -> 
             while not over.is_set():
                 victim = kills % 3
                 cluster.kill(victim)
-                time.sleep(0.3)
+                over.wait(0.3)  # users meet the failure for a while
                 cluster.start_one(victim)
                 cluster.wait_ready()
                 kills += 1

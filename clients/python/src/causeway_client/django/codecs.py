@@ -4,8 +4,8 @@ JSON: other clients of the cluster can read the values, and nothing that they wr
 as lists, keys of dicts as strings, and what JSON cannot express raises ``TypeError`` or ``ValueError``. ``bytes`` are
 stored as they are.
 
-Pickle: every value that ``pickle`` takes. **Whoever can write to the cluster can then run code in this process.** Whole
-numbers are stored as numbers, so that they can be counters.
+Pickle: every value that ``pickle`` takes. **Every client that may write to the cluster can then run code in this
+process.** Whole numbers are stored as numbers, so that they can be counters.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class PickleCodec:
 
     def __init__(self) -> None:
         warnings.warn(
-            "a Causeway cache with the serializer pickle runs what it reads: whoever can write to the cluster can run "
-            "code in this process",
+            "a Causeway cache with the serializer pickle runs code that it reads: every client that may write to the "
+            "cluster can run code in this process",
             PickleWarning,
             stacklevel=2,
         )

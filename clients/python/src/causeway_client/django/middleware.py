@@ -96,7 +96,7 @@ class CausalMiddleware:
             return ""
 
     def _with_token(self, response: HttpResponseBase, histories: Histories, received: str) -> HttpResponseBase:
-        """Add the token of what the request has seen, unless the client has it already."""
+        """Add the token to the response, unless the client sent the same token."""
         seen = {id_: core.token() for id_, core in histories.items()}
         token = "~".join(id_ + text for id_, text in sorted(seen.items()) if text)
         if not token or token == received:
