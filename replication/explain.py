@@ -72,7 +72,7 @@ def explain(replica: Replica, key: str, now: Instant, *, max_values_bytes: int =
             for i, (version, up_to) in enumerate(zip(listed, values_bytes, strict=True))
         ],
         "version_count": len(versions),
-        "merged": _merged(tuple(versions)),
+        "merged": _merged(tuple(versions), max_values_bytes),
         "pending": list(_pending(replica, key, now)),
         "deletes": dict(store.delete_clock),
         "clock": dict(store.clock),
@@ -109,12 +109,16 @@ def _listed(key: str, values: Versions) -> dict[str, Any]:
     }
 
 
-def _merged(versions: Versions) -> dict[str, Any] | None:
-    """Return the value that ``versions`` merge to; None if they are several values, or a plain one."""
+def _merged(versions: Versions, max_bytes: int) -> dict[str, Any] | None:
+    """Return the value that ``versions`` merge to; None if they are several values, or a plain one.
+
+    ``value`` is None if it takes more than ``max_bytes``.
+    """
     values = shown(versions)
     if len(values) != 1 or merging_kind(values[0].value) is None:
         return None
-    return {"type": values[0].kind, "value": _text(values[0].value), "versions": len(versions)}
+    value = _text(values[0].value) if json_length(values[0].value) <= max_bytes else None
+    return {"type": values[0].kind, "value": value, "versions": len(versions)}
 
 
 def _parts(version: Version) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def key_page(explanation: Mapping[str, Any] | None, members: Sequence[str]) -> K
         tuple(_queue_item(update, labels) for update in explanation["pending"]),
         explanation["version_count"],
         kind=merged["type"] if merged else "",
-        merged=_whole_or_start(merged["value"]) if merged else "",
+        merged=_whole_or_start(merged["value"]) if merged and merged["value"] is not None else "",
     )
 
 

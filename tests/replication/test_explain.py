@@ -192,3 +192,6 @@ def test_versions_that_merge_are_explained_one_by_one_and_together() -> None:
     assert sorted(version["value"] for version in found["versions"]) == [5, 7]
     assert found["merged"] == {"type": "counter", "value": 12, "versions": 2}
     assert list_keys(r1, "", "", 10, conflicts=True) == []
+    limited = explain(r1, "k", wire.now("r1"), max_values_bytes=1)
+    assert limited["merged"] == {"type": "counter", "value": None, "versions": 2}
+    assert key_page(limited, [r1.address]).merged == ""
