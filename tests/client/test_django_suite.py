@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import django
 import pytest
 
 from kvsite.cluster import LocalCluster
+from tests.support.archives import extract
 from tests.support.ports import free_ports
 from tools.paths import REPOSITORY
 
@@ -57,9 +57,7 @@ def django_tests() -> Path:
             assert done.returncode == 0, f"Django's source distribution cannot be downloaded: {done.stderr}"
             archives = list(SOURCES.glob(f"[dD]jango-{version}.tar.gz"))
         (archive,) = archives
-        with tarfile.open(archive) as tar:
-            members = [each for each in tar if each.name.partition("/")[2].startswith("tests/cache/")]
-            tar.extractall(SOURCES, members, filter="data")
+        extract(archive, SOURCES, "tests/cache/")
     return directory
 
 

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import venv
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ import requests
 from playwright.sync_api import sync_playwright
 
 from tests.browser.conftest import ARGUMENTS
+from tests.support.archives import extract
 from tests.support.ports import free_ports
 from tests.support.waiting import wait_until
 from tools.paths import REPOSITORY
@@ -182,8 +182,7 @@ def test_the_metadata_has_ranges_and_the_lock_file_exact_versions() -> None:
 
 def test_the_source_distributions_build_the_same_wheels(built: Mapping[str, Path], tmp_path: Path) -> None:
     for name in ("", "client "):
-        with tarfile.open(built[f"{name}sdist"]) as tar:
-            tar.extractall(tmp_path, filter="data")
+        extract(built[f"{name}sdist"], tmp_path)
         directory = tmp_path / built[f"{name}sdist"].name.removesuffix(".tar.gz")
         out = tmp_path / f"{name}out"
         out.mkdir()
