@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -86,6 +87,26 @@ class LocalCluster:
     def pid(self, i: int) -> int:
         """Return the process id of replica ``i``. Raises ``ClusterError`` if it does not run."""
         return self._running(i).pid
+
+    def pause(self, i: int) -> None:
+        """Pause the process of replica ``i`` (SIGSTOP). Its connections stay open, and nothing is answered."""
+        pid = self.pid(i)
+        os.kill(pid, signal.SIGSTOP)
+        # The signal stops one thread after the other. Until then, a busy machine lets the process answer more requests.
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def resume(self, i: int) -> None:
+        """Resume replica ``i`` (SIGCONT). Nothing informs it of the pause."""
+        os.kill(self.pid(i), signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def while_paused(self, i: int) -> Iterator[None]:
+        """Pause replica ``i`` while the block runs. Other processes cannot tell that from a cut network."""
+        self.pause(i)
+        try:
+            yield
+        finally:
+            self.resume(i)
 
     def is_running(self, i: int) -> bool:
         """Return whether the process of replica ``i`` runs."""

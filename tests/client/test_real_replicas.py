@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -284,9 +282,7 @@ def test_a_session_moves_on_from_a_replica_that_hangs(cluster: LocalCluster, kin
     with SESSIONS[kind](cluster.addresses, timeout_s=20, attempt_timeout_s=1.5) as session:
         session.put("before", 1, w="all", w_timeout_s=10)
         hanging = session.replica
-        pid = cluster.pid(session.replicas.index(hanging))
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with cluster.while_paused(session.replicas.index(hanging)):
             with pytest.raises(Uncertain):
                 session.put("hang", 1)
             assert session.get("before").value == 1
@@ -296,8 +292,6 @@ def test_a_session_moves_on_from_a_replica_that_hangs(cluster: LocalCluster, kin
                 session.put("hang", n)
             assert session.get("hang").value == 19
             assert time.monotonic() - began_s < 1.5, "the session does not ask the hanging replica again"
-        finally:
-            os.kill(pid, signal.SIGCONT)
         cluster.wait_ready()
         session.stick_to(hanging)
         assert session.get("hang", wait_s=10).found

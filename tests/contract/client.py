@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,12 +41,8 @@ class Client:
     @contextmanager
     def cut_off(self, replica: int) -> Iterator[None]:
         """Stop a replica's process meanwhile. The other replicas cannot tell that from a cut network."""
-        pid = self.cluster.pid(replica)
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with self.cluster.while_paused(replica):
             yield
-        finally:
-            os.kill(pid, signal.SIGCONT)
 
 
 def _kebab(fields: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,6 @@ mixed load only the PUTs wait. Redis promises less: one replica has received the
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -181,12 +179,8 @@ def _memory(context: Context, cluster: Causeway) -> Figure:
     context.progress(f"memory of {count} writes that wait for acks")
     pid = cluster.pids()[0]
     before = resident_bytes(pid)
-    os.kill(cluster.pids()[2], signal.SIGSTOP)
-    try:
-        with _waiting_writes(cluster, count):
-            grown = resident_bytes(pid) - before
-    finally:
-        os.kill(cluster.pids()[2], signal.SIGCONT)
+    with cluster.processes.while_paused(2), _waiting_writes(cluster, count):
+        grown = resident_bytes(pid) - before
     return Figure("acks", "memory per write that waits for acks", "KiB", [grown / count / 1024])
 
 

@@ -6,11 +6,8 @@ Requests are due at a fixed rate, half of the maximum, and the latency of each c
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -75,7 +72,7 @@ def _measure_round(
     cluster.settle()
     with (
         context.bundled.start_paced(load, rate, 1.0 if context.quick else HANG_S, context.connections) as running,
-        hanging(cluster, 2),
+        cluster.processes.while_paused(2),
     ):
         yield HANGING, list(_require_success(running.result()).latency_ms)
     wait_until(
@@ -95,17 +92,6 @@ def _measure_round(
 
 def _join_window_s(context: Context) -> float:
     return 6.0 if context.quick else 8.0
-
-
-@contextmanager
-def hanging(cluster: Causeway, i: int) -> Iterator[None]:
-    """Stop replica ``i`` (SIGSTOP) while the block runs: the kernel accepts connections, and nothing responds."""
-    pid = cluster.processes.pid(i)
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def _require_success(result: PacedResult) -> PacedResult:

@@ -8,8 +8,6 @@ and writes that wait for acks of a replica that is stopped. That replica is stop
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
 from collections.abc import Iterator
 from typing import Final
@@ -41,16 +39,12 @@ def measure(context: Context) -> list[Figure]:
     beside: list[float] = []
     with Causeway(context, 3, 60) as cluster:
         rate = max_rate(context, cluster, "put").rate / 2
-        stopped = cluster.pids()[2]
-        os.kill(stopped, signal.SIGSTOP)
-        try:
+        with cluster.processes.while_paused(2):
             for number in range(context.rounds):
                 context.progress(f"round {number + 1} of {context.rounds}: PUT beside {places} requests of each kind")
                 without.append(put_p50_ms(context, cluster, rate))
                 with all_waiting(cluster, places, wait_s):
                     beside.append(put_p50_ms(context, cluster, rate))
-        finally:
-            os.kill(stopped, signal.SIGCONT)
     note = f"{places} watches, {places} deferred reads and {places} writes that wait for acks"
     return [
         Figure("waiting", "p50 of PUT at half load, nothing waits", "ms", without),

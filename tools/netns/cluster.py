@@ -325,13 +325,13 @@ class NetnsCluster(LocalCluster):
 
     def pause(self, i: int) -> None:
         """Pause the process of replica ``i`` (SIGSTOP). Its connections stay open."""
-        os.kill(self.pid(i), signal.SIGSTOP)
+        super().pause(i)
         self.paused.add(i)
 
     def resume(self, i: int) -> None:
         """Resume replica ``i`` (SIGCONT). Nothing informs it of the pause."""
         self.paused.discard(i)
-        os.kill(self.pid(i), signal.SIGCONT)
+        super().resume(i)
 
     def skew(self, i: int, offset_s: float) -> None:
         """Set the wall clock of replica ``i`` to ``offset_s`` ahead of the machine's. It takes effect at once."""
