@@ -156,6 +156,8 @@ def test_a_condition_that_fails_at_first_is_a_conflict() -> None:
         (Patch("k", add=["a", 1], remove=("b",)), {"add": ["a", 1], "remove": ["b"]}),
         (Patch("k", fields={"a": None}, unset=["b"], ttl_s=None), {"set": {"a": None}, "unset": ["b"], "ttl": None}),
         (Patch("k", ttl_s=9), {"ttl": 9}),
+        (Patch("k", add=[]), {"add": []}),
+        (Patch("k", fields={}), {"set": {}}),
     ],
 )
 def test_a_patch_is_sent_as_the_contract_defines_it(patch: Patch, body: dict[str, Any]) -> None:
@@ -170,6 +172,20 @@ def test_a_patch_has_one_kind_of_change() -> None:
     for patch in (Patch("k"), Patch("k", increment=1, add=["a"]), Patch("k", add=["a"], fields={"f": 1})):
         with pytest.raises(ValueError, match="PATCH"):
             patch.operation()
+
+
+def test_a_text_is_no_list_of_elements() -> None:
+    for patch in (Patch("k", add="abc"), Patch("k", remove="abc"), Patch("k", unset="abc")):
+        with pytest.raises(TypeError, match="not one text"):
+            patch.operation()
+
+
+@pytest.mark.parametrize("kind", ["counter", "set", "map"])
+def test_update_does_not_replace_a_value_that_merges(kind: str) -> None:
+    transport = Transport(answer(200, {"result": "found", "value": 1, "type": kind, "siblings": []}, etag='"a@1:1"'))
+    with pytest.raises(ValueError, match=f"holds a {kind}"):
+        transport.update(lambda read: 2)
+    assert len(transport.sent) == 1
 
 
 def test_options_of_a_patch_are_divided_between_the_change_and_the_call() -> None:

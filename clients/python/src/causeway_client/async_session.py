@@ -29,7 +29,6 @@ from .operations import (
     TouchOptions,
     change,
     concern,
-    elements_of,
 )
 from .results import AttemptHook, Changes, Json, Metadata, Page, Patch, Read, Recorder, Transacted, Write, Written
 
@@ -235,22 +234,22 @@ class AsyncSession:
 
     async def add(self, key: str, elements: Iterable[str | float], **options: Unpack[PatchOptions]) -> Written:
         """As ``Session.add``."""
-        return await self.patch(change(key, options, add=elements_of(elements)), **concern(options))
+        return await self.patch(change(key, options, add=elements), **concern(options))
 
     async def remove(self, key: str, elements: Iterable[str | float], **options: Unpack[PatchOptions]) -> Written:
         """As ``Session.remove``."""
-        return await self.patch(change(key, options, remove=elements_of(elements)), **concern(options))
+        return await self.patch(change(key, options, remove=elements), **concern(options))
 
     async def update_fields(
         self,
         key: str,
         fields: Mapping[str, Json] | None = None,
         *,
-        unset: Iterable[str] = (),
+        unset: Iterable[str] | None = None,
         **options: Unpack[PatchOptions],
     ) -> Written:
         """As ``Session.update_fields``."""
-        made = change(key, options, fields=fields or {}, unset=elements_of(unset))
+        made = change(key, options, fields=fields, unset=unset)
         return await self.patch(made, **concern(options))
 
     async def touch(self, key: str, ttl_s: float | None, **options: Unpack[TouchOptions]) -> Written:

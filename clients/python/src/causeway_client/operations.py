@@ -146,6 +146,8 @@ class Operations:
             value = yield Ask(function, read)
             if value is KEEP:
                 return None
+            if read.type in MERGING_TYPES:
+                raise ValueError(f"{key!r} holds a {read.type}, which a plain value would replace; use patch, or put")
             try:
                 written = yield from self.put(
                     key,
@@ -462,12 +464,7 @@ def concern(options: TouchOptions) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in _OF_CALL}
 
 
+MERGING_TYPES: Final = frozenset({"counter", "set", "map"})
+
 _OF_PATCH: Final = frozenset({"ttl_s", "if_match", "if_none_match"})
 _OF_CALL: Final = frozenset({"w", "w_timeout_s", "wait_s"})
-
-
-def elements_of(elements: Iterable[Any]) -> tuple[Any, ...]:
-    """Return elements as a tuple. Raises ``TypeError`` for a single text, which would be taken for its characters."""
-    if isinstance(elements, (str, bytes)):
-        raise TypeError("elements must be several, such as a list; not one text")
-    return tuple(elements)

@@ -201,26 +201,29 @@ class Patch:
     """A change of a value that merges, in a transaction.
 
     Exactly one kind of value: ``increment`` of a counter; ``add`` and ``remove`` of a set; ``fields`` and ``unset`` of
-    a map; or none of them, to change only the ttl. ``ttl_s``: ``KEEP`` leaves it, None clears it.
-    The other fields are as in ``Session.put``.
+    a map; or none of them, to change only the ttl. An empty list is given too: ``add=[]`` creates an empty set.
+    ``ttl_s``: ``KEEP`` leaves it, None clears it. The other fields are as in ``Session.put``.
     """
 
     key: str
     increment: int | None = None
-    add: Iterable[str | float] = ()
-    remove: Iterable[str | float] = ()
-    fields: Mapping[str, Json] = field(default_factory=dict)
-    unset: Iterable[str] = ()
+    add: Iterable[str | float] | None = None
+    remove: Iterable[str | float] | None = None
+    fields: Mapping[str, Json] | None = None
+    unset: Iterable[str] | None = None
     ttl_s: float | Keep | None = KEEP
     if_match: str | None = None
     if_none_match: bool = False
 
     def operation(self) -> dict[str, Json]:
-        """Return the operation as the API takes it. Raises ``ValueError`` unless it is one kind."""
-        listed = {"add": list(self.add), "remove": list(self.remove), "unset": list(self.unset)}
+        """Return the operation as the API takes it.
+
+        Raises ``ValueError`` unless it is one kind, and ``TypeError`` if a list is a single text.
+        """
+        listed = {"add": self.add, "remove": self.remove, "unset": self.unset}
         body: dict[str, Json] = {} if self.increment is None else {"increment": self.increment}
-        body |= {name: items for name, items in listed.items() if items}
-        body |= {"set": dict(self.fields)} if self.fields else {}
+        body |= {name: elements_of(items) for name, items in listed.items() if items is not None}
+        body |= {} if self.fields is None else {"set": dict(self.fields)}
         kinds = [{"increment"}, {"add", "remove"}, {"set", "unset"}]
         if sum(bool(kind & body.keys()) for kind in kinds) > 1:
             raise ValueError("a PATCH changes a counter, a set or a map, not several of them")
@@ -229,6 +232,13 @@ class Patch:
         if not body:
             raise ValueError("a PATCH must change something")
         return body
+
+
+def elements_of(elements: Iterable[Any]) -> list[Any]:
+    """Return elements as a list. Raises ``TypeError`` for a single text, which would be taken for its characters."""
+    if isinstance(elements, (str, bytes)):
+        raise TypeError("elements must be several, such as a list; not one text")
+    return list(elements)
 
 
 Write: TypeAlias = Put | Delete | Patch

@@ -30,7 +30,6 @@ from .operations import (
     TouchOptions,
     change,
     concern,
-    elements_of,
 )
 from .results import (
     AttemptHook,
@@ -295,6 +294,7 @@ class Session:
         If it has changed, read and call again, up to ``tries`` times; then ``PreconditionFailed``. ``function`` gets a
         ``Read``: ``values`` are all concurrent values, which the write replaces. It may be called several times. If it
         returns ``KEEP``, nothing is written, and the result is None. An exception of ``function`` ends the call.
+        Raises ``ValueError`` if the key holds a counter, a set or a map: writing would make it a plain value.
 
         The condition is judged at one replica. If another client writes at another replica at the same time, both
         values become siblings, and the next ``update`` sees both. The other arguments and the errors are as in ``put``;
@@ -320,21 +320,21 @@ class Session:
 
         ``options`` and errors are as in ``increment``.
         """
-        return self.patch(change(key, options, add=elements_of(elements)), **concern(options))
+        return self.patch(change(key, options, add=elements), **concern(options))
 
     def remove(self, key: str, elements: Iterable[str | float], **options: Unpack[PatchOptions]) -> Written:
         """Remove elements from a set. If the key is absent, nothing is written: ``absent``.
 
         ``options`` and errors are as in ``increment``.
         """
-        return self.patch(change(key, options, remove=elements_of(elements)), **concern(options))
+        return self.patch(change(key, options, remove=elements), **concern(options))
 
     def update_fields(
         self,
         key: str,
         fields: Mapping[str, Json] | None = None,
         *,
-        unset: Iterable[str] = (),
+        unset: Iterable[str] | None = None,
         **options: Unpack[PatchOptions],
     ) -> Written:
         """Set ``fields`` of a map and remove the fields ``unset``. A map that is absent starts empty.
@@ -343,7 +343,7 @@ class Session:
         absent and only ``unset`` is given, nothing is written: ``absent``. ``options`` and errors are as in
         ``increment``.
         """
-        made = change(key, options, fields=fields or {}, unset=elements_of(unset))
+        made = change(key, options, fields=fields, unset=unset)
         return self.patch(made, **concern(options))
 
     def touch(self, key: str, ttl_s: float | None, **options: Unpack[TouchOptions]) -> Written:
