@@ -10,7 +10,7 @@ others never expire.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from msgspec import structs
 
@@ -21,6 +21,7 @@ from store.errors import DependenciesMissing, KeyAbsent, NotServing, Preconditio
 from store.merging import Increment, MapChange, SetChange
 from store.merging import Operation as PatchOperation
 from store.table import KeyRange
+from store.values import merging_kind, state_of
 from store.versions import ABSENT_ETAG, Change, Patch, Update, Versions
 from tools.history import Kind, Operation
 from tools.simulation.oracle import Oracle
@@ -28,6 +29,12 @@ from tools.simulation.world import Host, World
 
 DEFER_S = 1.0
 """How long a request waits for its causal past, or a write for acknowledgements."""
+
+SLOW_PAUSE_S = 5.0
+"""The mean pause of each client in ``Clients.begin_slowly``."""
+
+CROSSINGS, CROSSING_S = 6, 0.3
+"""How many changes of the same key follow a fold at random replicas, and within which time."""
 
 Action = Callable[[Host, Replica], None]
 
@@ -102,6 +109,7 @@ class Clients:
         self._expiring_keys = ["t0", "t1"]
         self._merging_keys = ["m0", "m1", "m2", "m3"]
         self._addresses = list(world.hosts)
+        self._folded: tuple[str, Dot] | None = None  # the latest fold: key and dot of the PATCH that made it
         self._value = 0
         self.all = [Client(f"c{n}", world.rng.choice(self._addresses)) for n in range(count)]
 
@@ -109,6 +117,12 @@ class Clients:
         """Start every client, each at a random time."""
         for client in self.all:
             self.world.at(self.world.now_s + self.world.rng.random() * self.habits.pause_s, self._act, client)
+
+    def begin_slowly(self, budget: int) -> None:
+        """Let the clients make ``budget`` operations on values that merge, with enough time between them to fold."""
+        self.habits = replace(self.habits, patch=1.0, burst=1, pause_s=SLOW_PAUSE_S)
+        self.budget = budget
+        self.begin()
 
     # -- acting ----------------------------------------------------------------------------------------
 
@@ -342,6 +356,9 @@ class Clients:
             self._note_patched(change, wrote.update, current)
         if change.conditional:
             self.oracle.check_precondition(replica, change, current, was_made=True)
+        if self._folded is not None and change.key == self._folded[0] and change.patch is None and current:
+            origin, counter = self._folded[1]
+            self.world.counts["deletes_beside_folds"] += replica.store.clock.get(origin, 0) < counter
         if wrote.update is None:
             reads: dict[str, Versions] = {} if change.key in self._merging_keys else {change.key: ()}
             self._record(client, replica, "get", wrote.metadata, reads=reads)
@@ -363,6 +380,27 @@ class Clients:
         if not self.oracle.may_patch(change, current):
             self.oracle.violations.append(f"Patch: {change} was made on {current}")
         self.oracle.patched(change, update, current)
+        [value] = [write.value for write in update.writes if write.key == change.key]
+        if value is not None and _has_base(value) and not any(_has_base(version.value) for version in current):
+            self.world.counts["folds"] += 1
+            self._folded = change.key, update.dot
+            for _ in range(CROSSINGS):
+                self.world.at(self.world.now_s + self.world.rng.random() * CROSSING_S, self._cross, change.key)
+
+    def _cross(self, key: str) -> None:
+        """Let a client delete or change a key that was folded a moment ago at some replica: rare if left to chance."""
+        if self.budget <= 0:
+            return
+        client = self.world.rng.choice(self.all)
+        client.at = self.world.rng.choice(self._addresses)
+        change = Change(key, None) if self.world.rng.random() < 0.6 else self._merging_change(key)
+        kind: Kind = "delete" if change.patch is None else "put"
+        self._attempt(
+            client,
+            lambda host, replica: self._write(client, host, replica, kind, change, ""),
+            self.world.now_s + DEFER_S,
+            None,
+        )
 
     def _note_failed(
         self, client: Client, replica: Replica, change: Change, current: Versions, failed: PreconditionFailed
@@ -495,3 +533,8 @@ class Clients:
 
 def _name(dot: Dot) -> str:
     return f"{dot[0]}:{dot[1]}"
+
+
+def _has_base(value: bytes) -> bool:
+    """Return whether a stored value is a counter into which entries of ended processes were folded."""
+    return merging_kind(value) == "counter" and any(name.is_base for name in state_of(value).entries)

@@ -34,9 +34,8 @@ class Plan:
 
     ``membership``: whether replicas are removed and added too. ``stranger``: whether somebody who is no replica sends
     well-formed messages. ``churn``: whether addresses come and go at which no process runs. ``disaster``: whether all
-    processes are killed at once and only some hosts return.
-    well-formed messages. ``refusals``: whether live replicas refuse each other, for their secrets, for their
-    versions, or for their clocks, which show any time between 1970 and 2100.
+    processes are killed at once and only some hosts return. ``refusals``: whether live replicas refuse each other, for
+    their secrets, for their versions, or for their clocks, which show any time between 1970 and 2100.
     """
 
     replicas: int
@@ -82,6 +81,12 @@ class Faults:
             world.at(world.now_s + rng.random() * self._plan.duration_s, self._add_visitor, visitor)
         if self._plan.disaster:
             world.at(world.now_s + rng.random() * self._plan.duration_s, self._lose_everything)
+
+    def begin_slowly(self, duration_s: float) -> None:
+        """Schedule crashes and cuts with quiet times between them, in which counters fold."""
+        world, rng = self._world, self._world.rng
+        for kind in (self._crash, self._crash, self._crash, self._cut, self._cut, self._partition, self._pause):
+            world.at(world.now_s + rng.random() * duration_s, kind)
 
     def heal(self) -> None:
         """End every fault that is there, and set every clock right. From now on, no clock becomes wrong."""

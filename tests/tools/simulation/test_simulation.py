@@ -79,6 +79,8 @@ def test_1000_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFix
         "patches_rejected",
         "merged_seen",
         "bases_seen",
+        "folds",
+        "deletes_beside_folds",
     ):
         assert counts[event] > 20, event
 
