@@ -353,7 +353,7 @@ class Clients:
             self._note_rejected(client, replica, [change])
             return
         if change.patch is not None and wrote.update is not None:
-            self._note_patched(change, wrote.update, current)
+            self._note_patched(host, change, wrote.update, current)
         if change.conditional:
             self.oracle.check_precondition(replica, change, current, was_made=True)
         if self._folded is not None and change.key == self._folded[0] and change.patch is None and current:
@@ -375,7 +375,7 @@ class Clients:
         if all(self.oracle.may_patch(change, table.get(change.key)) for change in patches):
             self.oracle.violations.append(f"Patch: {replica.id} rejected {patches}, which it had to make")
 
-    def _note_patched(self, change: Change, update: Update, current: Versions) -> None:
+    def _note_patched(self, host: Host, change: Change, update: Update, current: Versions) -> None:
         self.world.counts["patches"] += 1
         if not self.oracle.may_patch(change, current):
             self.oracle.violations.append(f"Patch: {change} was made on {current}")
@@ -384,8 +384,17 @@ class Clients:
         if value is not None and _has_base(value) and not any(_has_base(version.value) for version in current):
             self.world.counts["folds"] += 1
             self._folded = change.key, update.dot
+            self._isolate(host)
             for _ in range(CROSSINGS):
                 self.world.at(self.world.now_s + self.world.rng.random() * CROSSING_S, self._cross, change.key)
+
+    def _isolate(self, host: Host) -> None:
+        """Cut a host off for a moment, mostly: otherwise, others have what it wrote before they can cross it."""
+        if self.world.rng.random() < 0.7:
+            others = [address for address in self._addresses if address != host.address]
+            cuts = [pair for other in others for pair in ((host.address, other), (other, host.address))]
+            self.world.cuts.update(cuts)
+            self.world.at(self.world.now_s + CROSSING_S, self.world.cuts.difference_update, cuts)
 
     def _cross(self, key: str) -> None:
         """Let a client delete or change a key that was folded a moment ago at some replica: rare if left to chance."""
@@ -393,7 +402,7 @@ class Clients:
             return
         client = self.world.rng.choice(self.all)
         client.at = self.world.rng.choice(self._addresses)
-        change = Change(key, None) if self.world.rng.random() < 0.6 else self._merging_change(key)
+        change = Change(key, None) if self.world.rng.random() < 0.3 else self._merging_change(key)
         kind: Kind = "delete" if change.patch is None else "put"
         self._attempt(
             client,
@@ -431,7 +440,7 @@ class Clients:
             return
         for change in changes:
             if change.patch is not None and done.update is not None:
-                self._note_patched(change, done.update, current[change.key])
+                self._note_patched(host, change, done.update, current[change.key])
         for change in conditional:
             self.oracle.check_precondition(replica, change, current[change.key], was_made=True)
         for key, etag in done.etags.items():
