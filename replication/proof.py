@@ -40,6 +40,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 HEADER: Final = "X-Causeway-Proof"
@@ -80,6 +81,7 @@ class ResponseSender(NamedTuple):
     time_us: int
 
 
+@lru_cache(maxsize=8)  # Deliberately slow, and a process has few secrets.
 def derive_key(secret: str) -> bytes:
     """Return the key for ``secret``, 32 bytes.
 

@@ -78,11 +78,11 @@ def test_2_7_at_most_512_writes_wait_for_acks(api: Client, key: str) -> None:
         longest = pool.submit(api.put, 0, f"{key}/longest", 1, w="all", w_timeout=50)
         wait_until(lambda: api.get(0, f"{key}/longest").status == 200)
         waiting: list[Future[Response]] = [
-            pool.submit(api.put, 0, f"{key}/{n}", n, w="all", w_timeout=20) for n in range(511)
+            pool.submit(api.put, 0, f"{key}/{n}", n, w="all", w_timeout=12) for n in range(511)
         ]
         wait_until(lambda: all(api.get(1, f"{key}/{n}").status == 200 for n in range(511)), timeout_s=30)
         assert not longest.done()
-        waiting.append(pool.submit(api.put, 0, key, 1, w="all", w_timeout=20))
+        waiting.append(pool.submit(api.put, 0, key, 1, w="all", w_timeout=12))
         early = longest.result(timeout=10)
         assert (early.status, early.body["acks"]) == (202, 2)
         assert early.took_s < 25

@@ -14,12 +14,12 @@ from tests.tools.simulation.mutants import MUTANTS
 from tools.paths import REPOSITORY
 from tools.simulation.campaign import attempt, campaign, shrink
 
-RUNS = 1000
+RUNS = 300
 MUTANT_RUNS = 2000
 OPERATIONS = 200
 PRINT_HISTORIES = """
 from tools.simulation.campaign import attempt, fingerprint
-for seed in range(40):
+for seed in range(15):
     print(seed, fingerprint(attempt(seed, 200)))
 """
 DIRECTED_ONLY = {"omit_delete_clock"}
@@ -38,7 +38,7 @@ CATCHING = {
 
 
 @pytest.mark.slow
-def test_1000_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
+def test_300_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
     counts: Counter[str] = Counter()
     faulty = 0
     bad = []
@@ -82,14 +82,14 @@ def test_1000_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFix
         "folds",
         "deletes_beside_folds",
     ):
-        assert counts[event] > 20, event
+        assert counts[event] > 5, event
 
 
 @pytest.mark.slow
 def test_longer_runs_are_clean() -> None:
     bad = [
         f"seed {outcome.seed}: {violation}"
-        for outcome in campaign(range(100_000, 100_030), 2000, processes=1)
+        for outcome in campaign(range(100_000, 100_015), 2000, processes=1)
         for violation in outcome.violations[:3]
     ]
     assert not bad, "\n".join(bad)
@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_history_whatever_the_hash_seed() -> None:
         return done.stdout
 
     first = histories("1")
-    assert len(set(first.splitlines())) == 40
+    assert len(set(first.splitlines())) == 15
     assert histories("2") == first
 
 
