@@ -16,10 +16,6 @@ MANAGE: Final = Path(__file__).resolve().parent.parent / "manage.py"
 """Exists in a checkout, and in no installed package."""
 
 
-WORKSHOP: Final = frozenset({"benchmark", "check_history", "demo", "simulate"})
-"""Commands of ``tools``, which an installed package does not have."""
-
-
 def is_checkout() -> bool:
     """Return whether this package runs from a checkout, and is not installed."""
     return MANAGE.is_file() and MANAGE.parent.name not in {"site-packages", "dist-packages"}
@@ -42,10 +38,6 @@ def shown_program() -> str:
 
 def main() -> int:
     """Run one command and return the exit code. An invalid environment variable is reported in one line."""
-    if not is_checkout() and WORKSHOP.intersection(sys.argv[1:2]):
-        name = sys.argv[1]
-        print(f"{name} measures or tests Causeway, and is only in the repository: manage.py {name}", file=sys.stderr)  # noqa: T201
-        return 2
     if sys.argv[1:2] == ["run_replica"]:
         # Keep signals pending until the server reads them. The first process of a container has no default action for
         # them, so a SIGTERM that arrives while Django is being loaded would be lost.

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kvsite.cli import is_checkout
 from kvsite.config import current
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -36,12 +35,12 @@ CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
 
 
 def _has_tools() -> bool:
-    """Return whether ``import tools`` finds this checkout's package, not another package of this common name."""
+    """Return whether ``import tools`` finds the package beside this one, not another package of this common name."""
     spec = find_spec("tools")
     if spec is None or spec.origin is None:
         return False
     package = BASE_DIR / "tools"
-    return Path(spec.origin).resolve() == package / "__init__.py" and is_checkout()
+    return Path(spec.origin).resolve() == package / "__init__.py"
 
 
 INSTALLED_APPS = [

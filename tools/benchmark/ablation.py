@@ -19,14 +19,13 @@ causality in place unnoticed.
 
 from __future__ import annotations
 
-import runpy
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 
-from tools.paths import MANAGE
+from kvsite import cli
 
 _NOTHING: dict[str, int] = {}
 
@@ -75,11 +74,9 @@ def remove_causality() -> None:
 
 
 def main() -> None:
-    """Run manage.py's command line in this process, without causality."""
-    sys.argv[0] = str(MANAGE)
-    sys.path.insert(0, str(MANAGE.parent))
+    """Run Causeway's command line in this process, without causality."""
     remove_causality()
-    runpy.run_path(str(MANAGE), run_name="__main__")
+    sys.exit(cli.main())
 
 
 if __name__ == "__main__":
