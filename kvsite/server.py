@@ -344,6 +344,11 @@ def announce(config: Config, max_connections: int = MAX_CONNECTIONS) -> None:
     others = [seed for seed in config.seeds if seed != config.address]
     contacts = [*others, *([f"all addresses of {config.view_dns}"] if config.view_dns else [])]
     logger.info("contacting %s", ", ".join(contacts) if contacts else "no other replica: VIEW names none")
+    if contacts and config.tls_cert and not config.tls_ca:
+        logger.warning(
+            "KV_TLS_CA is not set: certificates of other replicas are verified with this machine's authorities, so "
+            "replicas with certificates of an authority of your own cannot be reached"
+        )
     if max_connections < MAX_CONNECTIONS:
         logger.warning(
             "at most %d connections at once, because the limit of open files (`ulimit -n`) is %d; %d are enough for %d",

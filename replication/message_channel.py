@@ -200,7 +200,7 @@ class MessageChannel:
         while (end := received.find(b"\r\n\r\n")) < 0 and 0 < len(received) <= MAX_HEAD_BYTES:
             more = receive(sock, PIECE_BYTES, timeout_s, deadline_s)
             if not more:
-                raise requests.ConnectionError("the reply is incomplete: it ends in its head")
+                raise requests.ConnectionError(f"the reply is incomplete: it ends in its head: {received[:16]!r}")
             received += more
         head = parse_head(received[:end]) if 0 <= end <= MAX_HEAD_BYTES else None
         if head is None:

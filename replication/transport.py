@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from traceback import clear_frames
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import requests
@@ -21,6 +21,13 @@ from replication.peer_client import PeerClient, PeerClientSettings, Response
 
 MEDIA_TYPE = "application/msgpack"
 STATUS_PATH = "/replication/status"
+
+TLS_ADVICE: Final = "set KV_TLS_CERT, KV_TLS_KEY and KV_TLS_CA on every replica, or on none"
+TLS_ALERT: Final = r"\x15\x03"
+"""How a server that speaks TLS begins its reply to plain HTTP (RFC 8446, section 5.1), as errors quote it."""
+
+NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+"""What OpenSSL calls a reply that is no TLS; the name depends on its version."""
 
 
 class Transport:
@@ -79,9 +86,13 @@ def translate_errors(address: str) -> Iterator[None]:
         yield
     except requests.exceptions.SSLError as exc:
         _break_cycles(exc)
+        if any(reason in str(exc) for reason in NO_TLS):
+            raise NotTrusted(f"{address} serves no TLS, and this replica does: {TLS_ADVICE}") from exc
         raise NotTrusted(f"{address}: TLS failed, see KV_TLS_CA: {exc}") from exc
     except (requests.RequestException, ValueError, RecursionError) as exc:
         _break_cycles(exc)
+        if TLS_ALERT in str(exc):
+            raise NotTrusted(f"{address} serves TLS, and this replica does not: {TLS_ADVICE}") from exc
         raise Unreachable(f"{address}: {exc}") from exc
 
 

@@ -10,11 +10,12 @@ import msgspec
 import requests
 from django.core.management.base import CommandError
 
-from replication.address import parse_address
+from replication.address import parse_address, split_address
 from replication.errors import NotTrusted
 from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import derive_key
 from store.management.connection import Connection
+from store.management.tls_check import WRONG_CA, mismatch
 from store.secret_files import read_secret
 
 TIMEOUT_S: Final = 10.0
@@ -66,6 +67,7 @@ class Remote:
             token="" if secret else connection.token,  # Proof of the secret permits everything.
         )
         self._client = PeerClient(settings)
+        self._is_tls = connection.is_tls
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Send a request and return the JSON object of a successful response.
@@ -79,7 +81,7 @@ class Remote:
         except NotTrusted as exc:
             raise CommandError(str(exc)) from None
         except requests.RequestException as exc:
-            raise NoAnswer(f"{self.at} does not answer: {_reason(exc)}") from None
+            raise NoAnswer(f"{self.at} does not answer: {self._reason(exc)}") from None
         except (ValueError, RecursionError):
             raise NoAnswer(f"{self.at} answers, but is no replica of Causeway") from None
         if not isinstance(content, dict):
@@ -88,6 +90,15 @@ class Remote:
             error = printable(str(content.get("error", "no reason given")))
             raise ErrorResponse(f"{self.at} answers {response.status}: {error}", response.status)
         return content
+
+    def _reason(self, exc: requests.RequestException) -> str:
+        if isinstance(exc, requests.Timeout):
+            return f"no response within {TIMEOUT_S:.0f} s"
+        if advice := mismatch(*split_address(self.at), is_tls=self._is_tls):
+            return advice
+        if isinstance(exc, requests.exceptions.SSLError):
+            return WRONG_CA
+        return "cannot connect" if isinstance(exc, requests.ConnectionError) else str(exc)
 
     def status(self) -> dict[str, Any]:
         """Return the content of ``/replication/status``."""
@@ -98,11 +109,3 @@ def printable(text: str) -> str:
     """Return the beginning of a server's text, safe for a terminal: anybody may answer at an address."""
     text = text[:MAX_PRINTED]
     return text if text.isprintable() else ascii(text)
-
-
-def _reason(exc: requests.RequestException) -> str:
-    if isinstance(exc, requests.Timeout):
-        return f"no response within {TIMEOUT_S:.0f} s"
-    if isinstance(exc, requests.exceptions.SSLError):
-        return "TLS failed (KV_TLS_CA)"
-    return "cannot connect" if isinstance(exc, requests.ConnectionError) else str(exc)

@@ -16,11 +16,13 @@ from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from store.client import KEEP, ChangedKey, ClientError, Json, Patch, Session, Uncertain
+from store.client import KEEP, ChangedKey, ClientError, Json, Patch, Session, Unavailable, Uncertain
 from store.management.connection import Connection, add_at_argument
+from store.management.tls_check import WRONG_CA, mismatch
 
 ABSENT, FAILED, UNKNOWN = 1, 2, 3
 
@@ -74,7 +76,9 @@ class Command(BaseCommand):
             with open_session(options) as session:
                 action(session, options)
         except Uncertain as exc:
-            raise CommandError(str(exc), returncode=UNKNOWN) from exc
+            raise CommandError(f"{exc}{tls_advice(exc)}", returncode=UNKNOWN) from exc
+        except Unavailable as exc:
+            raise CommandError(f"{exc}{tls_advice(exc)}", returncode=FAILED) from exc
         except (ClientError, ValueError, OSError) as exc:
             raise CommandError(str(exc), returncode=FAILED) from exc
 
@@ -247,6 +251,18 @@ def open_session(options: dict[str, Any]) -> Iterator[Session]:
             # After an error too: a failed precondition has shown the current version to the session.
             if path is not None and session.metadata != metadata:
                 replace_file(path, as_json(session.metadata) + "\n")
+
+
+def tls_advice(exc: ClientError) -> str:
+    """Return what to add to an error if TLS is its cause; empty if it is not, or that is not known."""
+    url = urlsplit(exc.replica)
+    if not url.hostname or not url.port:
+        return ""
+    is_tls = url.scheme == "https"
+    advice = mismatch(url.hostname, url.port, is_tls=is_tls)
+    if not advice and is_tls and "SSLError" in str(exc):
+        advice = WRONG_CA
+    return f"; {advice}" if advice else ""
 
 
 def replace_file(path: Path, text: str) -> None:
