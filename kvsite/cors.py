@@ -64,7 +64,11 @@ class Cors:
         # A page that this replica serves may write to it. The scheme is ignored, because a proxy may add TLS.
         is_own_page = origin.partition("://")[2] == environ.get("HTTP_HOST", "").lower() != ""
         if origin not in self._origins and not is_own_page:
-            raise RequestDenied(403, "Rejected: a write by a web page of another origin; see KV_CORS_ORIGINS")
+            raise RequestDenied(
+                403,
+                "Rejected: a write by a web page of another origin; see KV_CORS_ORIGINS",
+                hint="Set KV_CORS_ORIGINS of the replica to the page's origin, or send no Origin header.",
+            )
 
 
 def normalize_origin(origin: str) -> str:

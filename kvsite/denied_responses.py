@@ -11,7 +11,7 @@ SignReply = Callable[[int, bytes], str]
 
 
 class RequestDenied(Exception):
-    """The request is rejected with ``status``, ``error`` and ``headers``.
+    """The request is rejected with ``status``, ``error``, ``hint`` (what to send) and ``headers``.
 
     ``sign``: signs the response; None if the sender has not proven the cluster secret. A request with a valid signature
     can still be denied, for example because its time is too far off. ``rejected``: the reason that a peer's program
@@ -25,7 +25,10 @@ class RequestDenied(Exception):
         headers: Iterable[tuple[str, str]] = (),
         sign: SignReply | None = None,
         rejected: RefusalKind = "secret",
+        *,
+        hint: str,
     ) -> None:
         super().__init__(error)
         self.status, self.error, self.headers, self.sign = status, error, headers, sign
         self.rejected = rejected
+        self.hint = hint

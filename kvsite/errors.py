@@ -6,14 +6,24 @@ render their own errors (store/api/errors.py).
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+from typing import Final
+
 import msgspec
 from django.http import HttpRequest, HttpResponse
 
+DESCRIBED: Final = "GET /schema/ describes every request that this replica accepts; /docs/ shows the same."
+MAX_COMPARED: Final = 64
+"""Characters of an unknown path that are compared with the paths that exist."""
 
-def json_error(status: int, message: str) -> HttpResponse:
-    """Return ``{"error": message}`` with ``status``."""
+PATHS: Final = ("/kvs/KEY", "/kvs", "/changes", "/view", "/healthz", "/readyz", "/replication/status", "/metrics")
+
+
+def json_error(status: int, message: str, hint: str = "") -> HttpResponse:
+    """Return ``{"error": message, "hint": hint}`` with ``status``; without a hint if it is empty."""
+    content = {"error": message, "hint": hint} if hint else {"error": message}
     body, headers = (
-        msgspec.json.encode({"error": message}),
+        msgspec.json.encode(content),
         {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
     )
     return HttpResponse(body, status=status, content_type="application/json", headers=headers)
@@ -21,22 +31,27 @@ def json_error(status: int, message: str) -> HttpResponse:
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """``handler400``: Django rejected the request."""
-    return json_error(400, "Bad request")
+    return json_error(400, "Bad request", DESCRIBED)
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
     """``handler403``."""
-    return json_error(403, "Forbidden")
+    return json_error(403, "Forbidden", DESCRIBED)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """``handler404``: no route matches the path."""
-    return json_error(404, "Not found")
+    path = request.path.casefold()[:MAX_COMPARED].rstrip("/")
+    key = path[1:].partition("/")[2]
+    candidates = {each.replace("KEY", key): each for each in PATHS if key or "KEY" not in each}
+    meant = get_close_matches(path, candidates, n=1)
+    question = f"Did you mean {candidates[meant[0]]}? " if meant else ""
+    return json_error(404, "Not found", f"{question}Paths are {', '.join(PATHS)}. {DESCRIBED}")
 
 
 def unknown_file(request: HttpRequest, path: str) -> HttpResponse:
     """``/admin/static/…``: there is no such file."""
-    return json_error(404, "Not found")
+    return json_error(404, "Not found", "The dashboard is at /admin/.")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:

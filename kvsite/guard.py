@@ -30,7 +30,8 @@ from kvsite.denied_responses import RequestDenied, SignReply
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER, SAFE_METHODS, ProofVerifier, derive_key, sign_response
 from replication.rate_limit import LogRateLimiter
-from store.api.access import READ_ONLY
+from store.api.access import NEEDS_WRITE, READ_ONLY
+from store.api.errors import TOO_LARGE
 from store.api_tokens import ApiToken
 
 Environ = dict[str, Any]
@@ -40,6 +41,15 @@ PUBLIC: Final = frozenset({"/healthz", "/readyz"})
 DASHBOARD: Final = "/admin/"
 TRANSACTIONS: Final = ("POST", "/kvs")
 """Only the body of a transaction shows whether it writes, so the view decides (store/api/access.py)."""
+
+AUTHORIZE: Final = (
+    "Send the header Authorization: Bearer TOKEN (curl -H does). TOKEN is the second part of name:token:write in "
+    "KV_API_TOKENS of the replica."
+)
+PROOF_HINT: Final = (
+    "Use the commands join_view and leave_view, with the cluster's KV_CLUSTER_SECRET in their environment. Only "
+    "replicas and commands prove the secret; a token does not."
+)
 
 CHALLENGE: Final = "WWW-Authenticate"
 BEARER: Final = 'Bearer realm="causeway"'
@@ -101,10 +111,10 @@ class Guard:
         """
         length = environ.get("CONTENT_LENGTH") or "0"
         if not length.isdigit() or int(length) > MAX_MESSAGE_BYTES:
-            raise RequestDenied(413, "Body is too large", sign=authorization.sign)
+            raise RequestDenied(413, "Body is too large", sign=authorization.sign, hint=TOO_LARGE)
         body = environ["wsgi.input"].read(int(length)) if int(length) else b""
         if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), authorization.digest):
-            raise RequestDenied(403, "Rejected: the proof is for another body")
+            raise RequestDenied(403, "Rejected: the proof is for another body", hint=PROOF_HINT)
         environ["wsgi.input"] = io.BytesIO(body)
 
     def _authorize(self, environ: Environ) -> Authorization:
@@ -114,19 +124,23 @@ class Guard:
         if path in PUBLIC or path.startswith(DASHBOARD):
             return WITHOUT_PROOF
         if self._verifier is not None and needs_proof(method, path):
-            raise RequestDenied(403, "Rejected: needs proof of KV_CLUSTER_SECRET")
+            raise RequestDenied(403, "Rejected: needs proof of KV_CLUSTER_SECRET", hint=PROOF_HINT)
         if self._tokens:
             self._authorize_token(environ, method, path)
             if self._is_without_peers and needs_proof(method, path) and method != "DELETE":
                 raise RequestDenied(
-                    403, "Rejected: with KV_API_TOKENS, a replica needs KV_CLUSTER_SECRET before it can have peers"
+                    403,
+                    "Rejected: with KV_API_TOKENS, a replica needs KV_CLUSTER_SECRET before it can have peers",
+                    hint="Start every replica of the cluster with the same KV_CLUSTER_SECRET.",
                 )
         return WITHOUT_PROOF
 
     def _authorize_peer(self, environ: Environ, header: str) -> Authorization:
         if self._verifier is None:
             raise RequestDenied(
-                403, "Rejected: this replica has no KV_CLUSTER_SECRET, so it does not belong to the sender's cluster"
+                403,
+                "Rejected: this replica has no KV_CLUSTER_SECRET, so it does not belong to the sender's cluster",
+                hint=f"Unset KV_CLUSTER_SECRET where the request comes from, or send no {HEADER}.",
             )
         now_us, verifier = self._now_us(), self._verifier
         method, path, query = environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", "")
@@ -144,19 +158,23 @@ class Guard:
                 f"Rejected: {check.rejection}",
                 sign=sign if has_secret else None,
                 rejected="message" if has_secret else "secret",
+                hint=PROOF_HINT,
             )
         return Authorization(sign, check.digest)
 
     def _authorize_token(self, environ: Environ, method: str, path: str) -> None:
         scheme, _, presented = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() != "bearer":
-            raise RequestDenied(401, "Needs an API token: Authorization: Bearer …", [(CHALLENGE, BEARER)])
+            raise RequestDenied(
+                401, "Needs an API token: Authorization: Bearer …", [(CHALLENGE, BEARER)], hint=AUTHORIZE
+            )
         token = self._find_token(presented.strip().encode("latin-1", "replace"))
         if token is None:
-            raise RequestDenied(401, "Unknown API token", [(CHALLENGE, f'{BEARER}, error="invalid_token"')])
+            challenge = f'{BEARER}, error="invalid_token"'
+            raise RequestDenied(401, "Unknown API token", [(CHALLENGE, challenge)], hint=AUTHORIZE)
         if token.access == "read" and method not in SAFE_METHODS:
             if (method, path) != TRANSACTIONS:
-                raise RequestDenied(403, f"Token {token.name!r} may only read")
+                raise RequestDenied(403, f"Token {token.name!r} may only read", hint=NEEDS_WRITE)
             environ[READ_ONLY] = token.name
 
     def _find_token(self, presented: bytes) -> ApiToken | None:

@@ -24,10 +24,12 @@ from store.api.query import parameters
 from store.api.rendering import JSON, bytes_response
 from store.api.response import ApiResponse
 from store.api.schema.components import component_schemas
+from store.api.usage import Usage
 from store.settings import RequestLimits
 
 Schema = dict[str, Any]
 YAML: Final = "application/yaml"
+USAGE: Final = Usage("GET /schema/ returns JSON, GET /schema/?format=yaml returns YAML. Neither needs a body.")
 
 DOCS_HEADERS: Final = {
     "Content-Security-Policy": (
@@ -75,6 +77,7 @@ class SchemaView(ApiView):
     """``/schema/``: JSON, or YAML if ``?format=yaml`` or ``Accept`` asks for it."""
 
     operations = {"GET": "schema", "HEAD": "schema"}
+    usage = {"GET": USAGE, "HEAD": USAGE}
 
     def get(self) -> ApiResponse:
         """Return the document."""

@@ -42,8 +42,10 @@ from replication.proof import HEADER
 from replication.refusals import RefusalKind
 from store.api.bodies import RECEIVED, RESERVED, SMALL_BYTES
 from store.api.context import CONTEXT
+from store.api.errors import TOO_LARGE
 from store.api.event_stream import EventStream
 from store.api.keys import RAW_PATH
+from store.api.usage import hint_of
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -57,6 +59,11 @@ PEER_PATHS = ("/replication/exchange", "/replication/snapshot")
 
 
 CLOSE: Final = ("Connection", "close")
+
+HOST_HINT: Final = (
+    "Use the replica's address as GET /view shows it, or its IP address. To use another name, add it to "
+    "KV_ALLOWED_HOSTS of every replica."
+)
 
 LARGE_REQUEST_BYTES: Final = 16 * 1024
 """From this size on, the server's buffer of a connection stays large after the request."""
@@ -151,6 +158,7 @@ class Edge:
             return self._serve_signed(environ, respond, authorization.sign)
         except RequestDenied as denied:
             details = self._details(environ, denied.rejected)
+            details |= {"hint": denied.hint} if denied.hint else {}
             return send_error(respond, denied.status, denied.error, denied.headers, denied.sign, details)
 
     def _details(self, environ: Environ, rejected: RefusalKind) -> dict[str, str]:
@@ -165,7 +173,8 @@ class Edge:
         chunks = self._serve(environ, lambda *args: started.extend(args))
         if isinstance(chunks, EventStream):
             chunks.close()
-            raise RequestDenied(406, "An event stream has no end, so it cannot be signed; poll with wait", sign=sign)
+            error = "An event stream has no end, so it cannot be signed; poll with wait"
+            raise RequestDenied(406, error, sign=sign, hint="Send Accept: application/json, and wait=30 in the query.")
         try:
             body = b"".join(chunks)
         finally:
@@ -179,11 +188,11 @@ class Edge:
         """Read the body of a request and replace ``wsgi.input`` by it. Raises ``RequestDenied``."""
         declared = environ.get("CONTENT_LENGTH") or "0"
         if not declared.isdecimal() or int(declared) > max_bytes:
-            raise RequestDenied(413, "Body is too large")
+            raise RequestDenied(413, "Body is too large", hint=TOO_LARGE)
         try:
             body = self._bodies.read(environ, max_bytes) if int(declared) else b""
         except APIException as exc:
-            raise RequestDenied(exc.status_code, str(exc.detail)) from None
+            raise RequestDenied(exc.status_code, str(exc.detail), hint=hint_of(exc)) from None
         environ["wsgi.input"] = io.BytesIO(body)
 
     def _serve(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -191,15 +200,18 @@ class Edge:
         if not self._hosts.allows(host):
             logger.warning("rejected %s %.200r: Host %.100r", environ["REQUEST_METHOD"], environ["PATH_INFO"], host)
             error = "Host header names no member of this cluster; see KV_ALLOWED_HOSTS"
-            return send_error(start_response, 400, error, details=self._details(environ, "name"))
+            details = {**self._details(environ, "name"), "hint": HOST_HINT}
+            return send_error(start_response, 400, error, details=details)
         if "HTTP_TRANSFER_ENCODING" in environ and not environ.get("wsgi.input_terminated"):
             # The development server does not know where a chunked body ends, and would wait forever.
-            return send_error(start_response, 411, "This server does not accept chunked bodies")
+            error, hint = "This server does not accept chunked bodies", "Send the body with a Content-Length."
+            return send_error(start_response, 411, error, details={"hint": hint})
         if environ["REQUEST_METHOD"] == "POST" and environ["PATH_INFO"].startswith(DASHBOARD):
             try:
                 self._read_ahead(environ, SMALL_BYTES)
             except RequestDenied as denied:
-                return send_error(start_response, denied.status, denied.error)
+                details = {"hint": denied.hint} if denied.hint else {}
+                return send_error(start_response, denied.status, denied.error, details=details)
         try:
             response = self._application(environ, start_response)
             return response if isinstance(response, list) else as_list(response)

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from replication.api import schema
 from replication.api.context import ReplicaContext
-from replication.api.views import ReplicaView
+from replication.api.views import OPERATING, ReplicaView
 from replication.exchange_metrics import ExchangeMetrics
 from store.api.rendering import bytes_response
 from store.api.request_metrics import RequestMetrics
@@ -71,6 +71,7 @@ class MetricsView(ReplicaView):
     """``/metrics`` (contract 4)."""
 
     operations = {"GET": "metrics", "HEAD": "metrics"}
+    usage = {"GET": OPERATING, "HEAD": OPERATING}
 
     @described(schema.METRICS)
     def get(self) -> ApiResponse:

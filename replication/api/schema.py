@@ -91,7 +91,10 @@ ACCESS_ERRORS: Final = {
 ADDRESS_ERRORS: Final = {
     "400": error("Invalid input; nothing has changed.", "socket-address: 'nonsense' is not of the form host:port"),
     "413": error("The body is too large.", f"Body is too large: at most {RequestLimits().max_body_bytes} bytes"),
-    "415": error("The body is not JSON.", 'Unsupported media type "text/plain" in request.'),
+    "415": error(
+        "The body is not JSON.",
+        'Unsupported media type "text/plain" in request; send the header Content-Type: application/json',
+    ),
 }
 
 

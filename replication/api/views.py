@@ -24,6 +24,7 @@ from store.api.large_responses import LargeResponses
 from store.api.rendering import bytes_response, error, json_response
 from store.api.response import ApiResponse
 from store.api.schema.building import described
+from store.api.usage import SEND_JSON, Usage, with_hint
 from store.values import Base64Text
 
 MSGPACK: Final = "application/msgpack"
@@ -35,6 +36,16 @@ class AddressBody(msgspec.Struct, rename="kebab", gc=False, forbid_unknown_field
 
     socket_address: str
 
+
+ADDRESS_EXAMPLE: Final = {"socket-address": "127.0.0.1:8093"}
+LIST_MEMBERS: Final = Usage("GET /view lists the live members. It needs no body.")
+OPERATING: Final = Usage("GET this path, without a body. GET /schema/ lists its parameters.")
+FOR_PEERS: Final = Usage("Only replicas send messages to this path. Clients use /kvs and /view.")
+EXPLAIN: Final = Usage("GET /replication/explain/KEY says why this replica returns what it returns for the key.")
+STATUS: Final = Usage(
+    "GET /replication/status needs no body. Parameters of the query: history=true, and recent, a whole number from 1 "
+    f"to {MAX_RECENT}."
+)
 
 _ADDRESS_BODY: Final = msgspec.json.Decoder(AddressBody)
 
@@ -67,6 +78,13 @@ class ViewView(ReplicaView):
     """``/view``: the live members, and changes of the membership (contract 3)."""
 
     operations = {"GET": "view", "HEAD": "view", "PUT": "view add", "DELETE": "view remove"}
+    usage = {
+        "GET": LIST_MEMBERS,
+        "HEAD": LIST_MEMBERS,
+        "PUT": Usage(f'{SEND_JSON} "socket-address", the address of the replica to add.', ADDRESS_EXAMPLE),
+        "DELETE": Usage(f'{SEND_JSON} "socket-address", the address of the replica to remove.', ADDRESS_EXAMPLE),
+        "POST": Usage("Add a replica with PUT, remove one with DELETE.", ADDRESS_EXAMPLE),
+    }
 
     @described(schema.GET_VIEW)
     def get(self) -> ApiResponse:
@@ -94,7 +112,7 @@ class ViewView(ReplicaView):
         is_held = self.context.node.holds_address(body.socket_address)
         address = body.socket_address if is_held else canonical_address(body)
         if not self.context.node.remove_member(address):
-            raise NotFound("View has no such replica")
+            raise with_hint(NotFound("View has no such replica"), LIST_MEMBERS.hint)
         return json_response(200, {"result": "deleted"})
 
     def address_body(self) -> AddressBody:
@@ -128,6 +146,7 @@ class PeerView(ReplicaView):
             details: dict[str, Any] = {"rejected": exc.kind, "state": self.context.node.state}
             if isinstance(exc, ClockTooFarOff):
                 details["ahead_s"] = round(exc.ahead_s, 3)
+            details["hint"] = FOR_PEERS.hint
             return error(400, str(exc), details=details, metadata=None, headers={})
 
 
@@ -136,6 +155,7 @@ class ExchangeView(PeerView):
     """``/replication/exchange``: one round trip between two replicas."""
 
     operations = {"POST": "exchange"}
+    usage = {"POST": FOR_PEERS}
 
     def post(self) -> ApiResponse:
         """Receive a peer's message and reply to it."""
@@ -147,6 +167,7 @@ class SnapshotView(PeerView):
     """``/replication/snapshot``: one piece of a snapshot, for a peer that the log no longer reaches."""
 
     operations = {"POST": "snapshot"}
+    usage = {"POST": FOR_PEERS}
 
     def post(self) -> ApiResponse:
         """Return the piece that a peer requests."""
@@ -157,6 +178,7 @@ class StatusView(ReplicaView):
     """``/replication/status``: the state of this replica and of its peers as it sees them (contract 4)."""
 
     operations = {"GET": "status", "HEAD": "status"}
+    usage = {"GET": STATUS, "HEAD": STATUS}
 
     @described(schema.STATUS)
     def get(self) -> ApiResponse:
@@ -174,6 +196,7 @@ class ExplainView(ReplicaView):
     """``/replication/explain/<key>``: why a key reads as it does at this replica (contract 4)."""
 
     operations = {"GET": "explain", "HEAD": "explain"}
+    usage = {"GET": EXPLAIN, "HEAD": EXPLAIN}
 
     @described(schema.EXPLAIN)
     def get(self, rest: str) -> ApiResponse:
@@ -195,6 +218,7 @@ class HealthView(ReplicaView):
     """``/healthz``: 200 while the process serves, whatever the state of the replica."""
 
     operations = {"GET": "health", "HEAD": "health"}
+    usage = {"GET": OPERATING, "HEAD": OPERATING}
 
     @described(schema.HEALTHZ)
     def get(self) -> ApiResponse:
@@ -208,6 +232,7 @@ class ReadyView(ReplicaView):
     """``/readyz``: 200 while the replica is ready for clients, else 503 with the reason."""
 
     operations = {"GET": "ready", "HEAD": "ready"}
+    usage = {"GET": OPERATING, "HEAD": OPERATING}
 
     @described(schema.READYZ)
     def get(self) -> ApiResponse:

@@ -11,6 +11,9 @@ from typing import Final
 from rest_framework.exceptions import PermissionDenied
 
 from store.api.request import ApiRequest
+from store.api.usage import with_hint
+
+NEEDS_WRITE: Final = "Send a token that may write: KV_API_TOKENS has it as name:token:write."
 
 READ_ONLY: Final = "causeway.read_only"
 """WSGI variable: name of the request's token if that token may only read. The guard sets it."""
@@ -20,4 +23,4 @@ def require_write_access(request: ApiRequest) -> None:
     """Raise ``PermissionDenied`` if the request's token may only read."""
     name = request.environ.get(READ_ONLY)
     if name is not None:
-        raise PermissionDenied(f"Token {name!r} may only read")
+        raise with_hint(PermissionDenied(f"Token {name!r} may only read"), NEEDS_WRITE)

@@ -25,6 +25,7 @@ from store.api.large_responses import LARGE_BODY_BYTES, LargeResponses, Response
 from store.api.rendering import JSON
 from store.api.request import ApiRequest
 from store.api.response import ApiResponse
+from store.api.usage import Usage
 
 
 class ApiView(APIView):
@@ -42,6 +43,9 @@ class ApiView(APIView):
 
     operations: Mapping[str, str] = {}
     """Method -> name of the operation in ``/metrics``."""
+
+    usage: Mapping[str, Usage] = {}
+    """Method -> how to send such a request, for error responses. It may name methods that no handler serves."""
 
     operation: str | None = None
     """Name of the operation for this request, if the method alone does not determine it."""

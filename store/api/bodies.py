@@ -28,6 +28,7 @@ from typing import Any, Final
 
 from rest_framework.exceptions import APIException, ParseError
 
+from store.api.usage import with_hint
 from store.settings import MAX_BODY_READS, MAX_BODY_WAITS
 
 Environ = dict[str, Any]
@@ -44,6 +45,10 @@ BUDGET_BYTES: Final = 64 * 1024 * 1024
 ROOM_WAIT_S: Final = 1.5
 """How long a request waits for room. Bodies that block it lose their connections within that time."""
 
+WHOLE_BODY: Final = (
+    "Send the whole body without long pauses: as many bytes as Content-Length says, or chunks up to the last, empty "
+    "one."
+)
 RECEIVED: Final = "causeway.received"
 """WSGI variable: when this process last received a part of the request (monotonic seconds)."""
 
@@ -204,4 +209,4 @@ class Bodies:
 
 
 def _cut_short(environ: Environ, error: str) -> APIException:
-    return BodyTimeout() if INTERRUPTED in environ else ParseError(error)
+    return with_hint(BodyTimeout() if INTERRUPTED in environ else ParseError(error), WHOLE_BODY)

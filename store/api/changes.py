@@ -17,6 +17,7 @@ from store.api.query import wait_s
 from store.api.response import ApiResponse
 from store.api.schema.building import described
 from store.api.schema.operations import CHANGES
+from store.api.usage import Usage, with_hint
 from store.api.views import METADATA_BYTES, KvsView
 from store.engine import Changes, FeedToken
 from store.errors import StoreError
@@ -28,10 +29,22 @@ ROOM_S: Final = 0.5
 """How long a stream waits before it looks again for room for a large event."""
 
 
+SEND_SINCE: Final = (
+    'Send as since the "next" of an earlier response for the same prefix, percent-encoded. Without since, the response '
+    "lists every key."
+)
+
+USAGE: Final = Usage(
+    'GET /changes?prefix=user/ lists the keys that begin with user/. Send "next" of the response as since to get what '
+    "has changed after it; wait=30 waits for a change."
+)
+
+
 class ChangesView(KvsView):
     """``/changes``."""
 
     operations = {"GET": "changes", "HEAD": "changes"}
+    usage = {"GET": USAGE, "HEAD": USAGE}
 
     @described(CHANGES)
     def get(self) -> ApiResponse:
@@ -51,7 +64,7 @@ class ChangesView(KvsView):
                 return self._stream(prefix, token, parsed.past)
             found = self.context.engine.changes(prefix, token, parsed.past, wait_s=timeout_s, max_bytes=max_bytes)
         except BadToken as exc:
-            raise ParseError(str(exc)) from None
+            raise with_hint(ParseError(str(exc)), SEND_SINCE) from None
         return rendering.changes(found, encode_token(found.token), in_header=parsed.in_header)
 
     def _stream(self, prefix: str, token: FeedToken | None, past: dict[str, int]) -> ApiResponse:

@@ -6,6 +6,8 @@ There are three kinds of exceptions:
     store errors     ``store.errors.StoreError``, facts about the replica's state    412, 503 or 507
     bugs             anything else                                                   500, logged with a traceback
 
+A 4xx says what to send (store/api/usage.py): ``hint`` and, if the request takes a body, ``example``.
+
 An error response of /kvs repeats the request's ``causal-metadata`` if it could be read. So a client that always keeps
 the metadata of the latest response does not lose its history when a request fails.
 """
@@ -14,13 +16,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rest_framework.exceptions import APIException, MethodNotAllowed
 
 from store.api import rendering
 from store.api.large_responses import TooManyLargeResponses
 from store.api.response import ApiResponse
+from store.api.usage import ELSEWHERE, hint_of
 from store.engine import ABSENT_ETAG
 from store.errors import (
     BadPatch,
@@ -42,6 +45,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+TOO_LARGE: Final = (
+    "Send or ask for less at a time, for example in several values or requests. The limits are settings of the replica."
+)
+CHANGED: Final = "Read the key again, decide again, and send the ETag that the key has now (it is in this response)."
+CREATES_NOTHING: Final = "remove, unset and ttl create no key. Create it with PUT, or with increment, add or set."
+OTHER_KIND: Final = "GET shows the type of what the key holds. PATCH it as that type, or replace it with PUT."
+
+
 class TooLarge(APIException):
     """The body, or a value in it, is larger than its limit."""
 
@@ -49,11 +60,16 @@ class TooLarge(APIException):
     default_detail = "Request is too large"
     default_code = "too_large"
 
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.add_note(TOO_LARGE)
+
 
 class ApiError(NamedTuple):
     """Content of an error response.
 
     ``details``: further members of the body. ``metadata``: None repeats the request's causal metadata.
+    ``hint``: what to send; empty: the hint in the usage of the request.
     """
 
     status: int
@@ -61,6 +77,7 @@ class ApiError(NamedTuple):
     details: Mapping[str, Any] = {}
     headers: Mapping[str, str] = {}
     metadata: Mapping[str, int] | None = None
+    hint: str = ""
 
 
 def response_for(exc: Exception, view: ApiView, *, repeat_metadata: bool = True) -> ApiResponse:
@@ -69,7 +86,21 @@ def response_for(exc: Exception, view: ApiView, *, repeat_metadata: bool = True)
     if error.status == 500:
         logger.error("Unexpected fault at %s %r", view.request.method, view.request.path, exc_info=exc)
     metadata = view.request_past() if error.metadata is None and repeat_metadata else error.metadata
-    return rendering.error(error.status, error.message, details=error.details, metadata=metadata, headers=error.headers)
+    details = {**error.details, **_lesson(error, view)} if 400 <= error.status < 500 else error.details
+    return rendering.error(error.status, error.message, details=details, metadata=metadata, headers=error.headers)
+
+
+_ABOUT_THE_REQUEST: Final = frozenset({400, 405, 415})
+"""Statuses of requests that are wrong by themselves, whatever the replica holds."""
+
+
+def _lesson(error: ApiError, view: ApiView) -> dict[str, Any]:
+    """Return the members of an error response that say what to send."""
+    usage = view.usage.get(view.request.method, ELSEWHERE)
+    lesson: dict[str, Any] = {"hint": error.hint or usage.hint}
+    if usage.example is not None and error.status in _ABOUT_THE_REQUEST:
+        lesson["example"] = usage.example
+    return lesson
 
 
 def _api_error(exc: Exception, view: ApiView) -> ApiError:
@@ -78,12 +109,18 @@ def _api_error(exc: Exception, view: ApiView) -> ApiError:
     if isinstance(exc, StoreError):
         return _store_error(exc)
     if isinstance(exc, MethodNotAllowed):
-        return ApiError(exc.status_code, str(exc.detail), headers={"Allow": view.allow})
+        return ApiError(exc.status_code, str(exc.detail), headers={"Allow": view.allow}, hint=_allowed(view))
     if isinstance(exc, APIException):
-        return ApiError(exc.status_code, str(exc.detail))
+        return ApiError(exc.status_code, str(exc.detail), hint=hint_of(exc))
     if isinstance(exc, TooManyLargeResponses):
         return ApiError(503, "Too many large responses are in progress; try again later", headers={"Retry-After": "1"})
     return ApiError(500, "Internal server error")
+
+
+def _allowed(view: ApiView) -> str:
+    """Return the hint for a method that no handler serves."""
+    usage = view.usage.get(view.request.method)
+    return f"{usage.hint if usage else 'Use another method.'} This path takes {view.allow}."
 
 
 def _store_error(exc: StoreError) -> ApiError:
@@ -95,15 +132,15 @@ def _store_error(exc: StoreError) -> ApiError:
         case NotServing():
             error = ApiError(503, exc.reason)
         case PreconditionFailed():
-            error = ApiError(412, "Precondition failed", headers={"ETag": exc.etag}, metadata=exc.metadata)
+            error = ApiError(412, "Precondition failed", {}, {"ETag": exc.etag}, exc.metadata, CHANGED)
         case KeyAbsent():
-            error = ApiError(404, str(exc), {"key": exc.key}, {"ETag": ABSENT_ETAG}, exc.metadata)
+            error = ApiError(404, str(exc), {"key": exc.key}, {"ETag": ABSENT_ETAG}, exc.metadata, CREATES_NOTHING)
         case WrongKind():
-            error = ApiError(409, str(exc), {"key": exc.key}, {"ETag": exc.etag}, exc.metadata)
+            error = ApiError(409, str(exc), {"key": exc.key}, {"ETag": exc.etag}, exc.metadata, OTHER_KIND)
         case BadPatch():
             error = ApiError(400, str(exc))
         case ResponseTooLarge() | ValueTooLarge():
-            error = ApiError(413, str(exc))
+            error = ApiError(413, str(exc), hint=TOO_LARGE)
         case OutOfMemory():
             error = ApiError(507, "Out of memory: delete something, or ask for a higher KV_MAX_MEMORY")
     return error

@@ -12,6 +12,7 @@ from typing import Final
 from rest_framework.exceptions import ParseError
 
 from store.api.request import ApiRequest
+from store.api.usage import with_hint
 
 RAW_PATH: Final = "causeway.raw_path"
 """WSGI variable: PATH_INFO as the server passed it. The edge sets it.
@@ -19,6 +20,11 @@ RAW_PATH: Final = "causeway.raw_path"
 Django overwrites PATH_INFO with its own decoding, in which the invalid byte FF (``%FF`` in the URL) and the text "%FF"
 (``%25FF`` in the URL) look the same.
 """
+
+EMPTY_HINT: Final = (
+    "Name a key: in the path, /kvs/KEY; in a transaction, a text of at least one character. GET /kvs lists keys."
+)
+ENCODING_HINT: Final = "Encode the key in UTF-8, then percent-encode it: ä is %C3%A4."
 
 _REPERCENTED: Final = re.compile(r"%[89A-F][0-9A-F]")
 """What Django writes in place of a byte that is not UTF-8."""
@@ -37,10 +43,12 @@ def key_from_path(request: ApiRequest, rest: str, max_bytes: int) -> str:
 def check_key(key: str, max_bytes: int) -> str:
     """Return ``key``. Raises ``ParseError`` if it is empty or longer than ``max_bytes`` in UTF-8."""
     if not key:
-        raise ParseError("Key is empty")
+        raise with_hint(ParseError("Key is empty"), EMPTY_HINT)
     # A character takes one to four bytes. Encode the key only if its length in characters does not decide.
     if len(key) > max_bytes or (len(key) * 4 > max_bytes and len(key.encode()) > max_bytes):
-        raise ParseError("Key is too long")
+        raise with_hint(
+            ParseError("Key is too long"), f"A key has at most {max_bytes} bytes in UTF-8 (KV_MAX_KEY_BYTES)."
+        )
     return key
 
 
@@ -50,11 +58,11 @@ def _exact_rest(request: ApiRequest, rest: str) -> str:
         # The request did not pass the edge. An invalid byte and its percent-encoded text cannot be told apart here,
         # so reject both.
         if _REPERCENTED.search(rest):
-            raise ParseError("Key is not valid UTF-8")
+            raise with_hint(ParseError("Key is not valid UTF-8"), ENCODING_HINT)
         return rest
     try:
         path: str = raw.encode("latin-1").decode()
     except UnicodeError:
-        raise ParseError("Key is not valid UTF-8") from None
+        raise with_hint(ParseError("Key is not valid UTF-8"), ENCODING_HINT) from None
     # The prefix before ``rest`` is ASCII, so it has the same length in both decodings.
     return path[len(request.path) - len(rest) :]

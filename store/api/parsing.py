@@ -17,20 +17,24 @@ from msgspec import UNSET, UnsetType
 from rest_framework.exceptions import ParseError, UnsupportedMediaType
 
 from store.api import query as queries
+from store.api import wording
 from store.api.bodies import Bodies
 from store.api.context import CONTEXT
 from store.api.errors import TooLarge
 from store.api.rendering import JSON
 from store.api.request import ApiRequest
+from store.api.usage import with_hint
 from store.engine import WriteConcern
 from store.settings import RequestLimits
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024 * 1024
 """Longest rejected body that is still read, see ``_discard``."""
 
-MAX_QUOTED: Final = 100
-"""Most characters of a client's text in an error."""
-
+MALFORMED_PAST: Final = "causal-metadata has to be a JSON object of whole numbers from 0 to 2^53 - 1"
+PAST_HINT: Final = (
+    "Send the causal-metadata of the latest response unchanged. A request with {}, or without causal-metadata, has no "
+    "history."
+)
 MAX_NESTING: Final = 100
 """How deep arrays and objects in a body may nest, the body itself not counted (contract 2.1)."""
 
@@ -228,7 +232,10 @@ def read_body(request: ApiRequest, max_bytes: int, media_type: str = JSON) -> by
     bodies: Bodies = environ[CONTEXT].bodies
     if environ.get("CONTENT_TYPE") != media_type and request.media_type not in (media_type, ""):
         _discard(bodies, environ, length)
-        raise UnsupportedMediaType(request.media_type)
+        declared = wording.quoted(request.media_type)
+        raise UnsupportedMediaType(
+            declared, f'Unsupported media type "{declared}" in request; send the header Content-Type: {media_type}'
+        )
     if length > max_bytes:
         _discard(bodies, environ, length)
         raise TooLarge(f"Body is too large: at most {max_bytes} bytes")
@@ -258,9 +265,9 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     except msgspec.ValidationError as exc:
         if found := _UNKNOWN_FIELD.fullmatch(str(exc)):
             raise _unknown_field(body, found["name"], found["path"], decoder.type) from None
-        raise ParseError(f"Body is not as expected: {exc}") from None
+        raise ParseError(wording.invalid(str(exc))) from None
     except msgspec.DecodeError as exc:
-        raise ParseError(f"Body is not valid JSON: {exc}") from None
+        raise ParseError(wording.malformed(str(exc))) from None
     except UnicodeDecodeError:
         raise ParseError("Body is not valid UTF-8") from None
 
@@ -272,11 +279,15 @@ _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])  # checks the synt
 
 
 class UnknownField(ParseError):
-    """A body has a field that the request does not take. ``present``: all fields of the body."""
+    """A body has a field that the request does not take.
 
-    def __init__(self, message: str, present: Collection[str]) -> None:
+    ``present``: all fields of the body. ``meant``: what the client may have meant by the unknown field.
+    """
+
+    def __init__(self, message: str, present: Collection[str], meant: str | None) -> None:
         super().__init__(message)
         self.present = present
+        self.meant = meant
 
 
 def _unknown_field(body: bytes, name: str, path: str | None, struct: type[msgspec.Struct]) -> ParseError:
@@ -284,12 +295,12 @@ def _unknown_field(body: bytes, name: str, path: str | None, struct: type[msgspe
     try:
         present = _FIELDS.decode(body)
     except msgspec.DecodeError as exc:
-        return ParseError(f"Body is not valid JSON: {exc}")  # after the unknown field
+        return ParseError(wording.malformed(str(exc)))  # after the unknown field
     # Only the writes of a transaction are objects with fields inside of a body.
     allowed = (struct if path is None else WriteBody).__struct_encode_fields__
-    quoted = name if len(name) <= MAX_QUOTED else f"{name[:MAX_QUOTED]}…"
-    where = "Body" if path is None else f"Body, at {path},"
-    return UnknownField(f"{where} has the unknown field `{quoted}`; allowed are {', '.join(allowed)}", present.keys())
+    where = "Body" if path is None else f"`{path.removeprefix('$.')}`"
+    error = wording.unknown_field(where, name, allowed)
+    return UnknownField(error, present.keys(), wording.nearest(name, allowed))
 
 
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
@@ -325,7 +336,7 @@ def causal_past(request: ApiRequest, body: AnyFields, query: queries.Query, max_
     if not past:
         return {}
     if len(past) > max_entries:
-        raise ParseError(f"causal-metadata has more than {max_entries} entries")
+        raise with_hint(ParseError(f"causal-metadata has more than {max_entries} entries"), PAST_HINT)
     for counter in past.values():
         if not counter or isinstance(counter, float):
             return {replica: int(counter) for replica, counter in past.items() if counter}
@@ -363,7 +374,7 @@ def encode_value(value: Any, max_bytes: int) -> bytes:
         and _may_exceed_64_bits(encoded)
         and not _all_within_64_bits(value)
     ):
-        raise ParseError("Value has a number that is neither a 64-bit integer nor a finite double")
+        raise ParseError(f"Value {wording.BAD_NUMBER}")
     return encoded
 
 
@@ -380,8 +391,8 @@ def _past_outside_body(request: ApiRequest, query: Mapping[str, str]) -> Past:
     try:
         # WSGI decodes headers as Latin-1; clients send UTF-8.
         return _PAST.decode(text if header is None else header.encode("latin-1"))
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
-        raise ParseError(f"causal-metadata is malformed: {exc}") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise with_hint(ParseError(MALFORMED_PAST), PAST_HINT) from None
 
 
 _DIGITS_BEYOND_64_BITS: Final = 19

@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 from rest_framework.exceptions import ParseError
 
 from store.api.parsing import PATCH_FIELDS, encode_value, ttl_us
+from store.api.wording import BAD_NUMBER
 from store.engine import Change, Increment, MapChange, Operation, Patch, SetChange, element_of
 from store.merging import MAX_INT, MIN_INT
 from store.settings import RequestLimits
@@ -85,9 +86,9 @@ def _elements(listed: list[str | int | float] | UnsetType, name: str) -> tuple[s
         return ()
     for each in listed:
         if isinstance(each, int) and not MIN_INT <= each <= MAX_INT:
-            raise ParseError(f"{name} has a number that is neither a 64-bit integer nor a finite double")
+            raise ParseError(f"{name} {BAD_NUMBER}")
         if isinstance(each, float) and not -MAX_FLOAT <= each <= MAX_FLOAT:
-            raise ParseError(f"{name} has a number that is neither a 64-bit integer nor a finite double")
+            raise ParseError(f"{name} {BAD_NUMBER}")
     return tuple(dict.fromkeys(element_of(each) for each in listed))
 
 

@@ -37,6 +37,7 @@ MAX_METADATA_HEADER_BYTES: Final = 4096
 
 JSON: Final = "application/json"
 OCTETS: Final = "application/octet-stream"
+ACCEPT_HINT: Final = f"Send the header Accept: {JSON}, or add {JSON} to it."
 NO_HEADERS: Final[Mapping[str, str]] = {}
 NO_TAIL: Final[Mapping[str, Any]] = {}
 
@@ -112,7 +113,7 @@ def not_modified(result: ReadResult) -> ApiResponse:
 
 def not_acceptable(result: ReadResult, message: str) -> ApiResponse:
     """Render that a key cannot be returned as bytes. The metadata covers the winner: the client learns of it."""
-    details = {"lost": result.lost} if result.lost else None
+    details = {"hint": ACCEPT_HINT, **({"lost": result.lost} if result.lost else {})}
     return error(406, message, details=details, metadata=result.metadata, headers={"ETag": result.etag})
 
 

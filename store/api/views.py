@@ -26,6 +26,7 @@ from store.api.response import ApiResponse
 from store.api.schema import operations as schema
 from store.api.schema.building import described
 from store.api.transactions import parse_transaction
+from store.api.usage import SEND_JSON, Usage, with_hint
 from store.engine import Acks, Change, KeyRange, ReadResult, TransactionResult, WriteResult, shown
 from store.errors import ResponseTooLarge
 from store.values import json_length, store_bytes
@@ -36,6 +37,18 @@ ASK_FOR_JSON: Final = "ask with Accept: application/json"
 
 METADATA_BYTES: Final = 64 * 1024
 """Part of ``KV_MAX_RESPONSE_BYTES`` that a page leaves for its metadata; at most a quarter of a small limit."""
+
+READ_KEY: Final = Usage(
+    "GET /kvs/KEY needs no body. Parameters of the query: siblings=true, and wait, a number of seconds from 0 to 60."
+)
+WRITE_KEY: Final = Usage(
+    f'{SEND_JSON} "value", which may be any JSON. To store the body as it is, send Content-Type: {rendering.OCTETS}.',
+    {"value": "pizza"},
+)
+LIST_KEYS: Final = Usage(
+    "GET /kvs?prefix=user/&limit=100&values=true lists keys. Parameters of the query: prefix, after, end, limit, "
+    "reverse, values, meta, count, conflicts, wait."
+)
 
 AnyBody = TypeVar("AnyBody", bound=parsing.Body)
 AnyWrite = TypeVar("AnyWrite", bound=parsing.WriteConcernBody)
@@ -81,6 +94,19 @@ class KeyView(KvsView):
     """``/kvs/<key>``: one key (contract 2.1 to 2.3, 2.5)."""
 
     operations = {"GET": "get", "HEAD": "get", "PUT": "put", "POST": "put", "PATCH": "patch", "DELETE": "delete"}
+    usage = {
+        "GET": READ_KEY,
+        "HEAD": READ_KEY,
+        "PUT": WRITE_KEY,
+        "POST": WRITE_KEY,
+        "PATCH": Usage(
+            f'{SEND_JSON} one operation: "increment", or "add" and "remove", or "set" and "unset", or "ttl".',
+            {"increment": 1},
+        ),
+        "DELETE": Usage(
+            "DELETE /kvs/KEY needs no body. An object may have causal-metadata, w and w-timeout.", {"w": 1}
+        ),
+    }
 
     @described(schema.GET_KEY)
     def get(self, rest: str) -> ApiResponse:
@@ -95,7 +121,7 @@ class KeyView(KvsView):
         timeout_s = wait_s(query)
         if flag(query, "siblings"):
             if accepts is Preference.BYTES:
-                raise NotAcceptable(f"siblings=true returns JSON; {ASK_FOR_JSON}")
+                raise with_hint(NotAcceptable(f"siblings=true returns JSON; {ASK_FOR_JSON}"), rendering.ACCEPT_HINT)
             # If-None-Match is ignored: an entity tag names the winner, and siblings can change under the same winner.
             result = engine.get(key, parsed.past, wait_s=timeout_s, all_siblings=True)
             limit = self.context.limits.max_response_bytes
@@ -142,7 +168,8 @@ class KeyView(KvsView):
         except parsing.UnknownField as exc:
             if "value" in exc.present:
                 raise
-            raise ParseError(NO_VALUE) from None
+            meant = f'Did you mean "{exc.meant}"? ' if exc.meant else ""
+            raise with_hint(ParseError(NO_VALUE), f"{meant}{WRITE_KEY.hint}") from None
         body = parsed.body
         if body.value is UNSET:
             raise ParseError(NO_VALUE)
@@ -215,6 +242,17 @@ class KeysView(KvsView):
     """``/kvs``: listings and transactions (contract 2.4)."""
 
     operations = {"GET": "list", "HEAD": "list", "POST": "transaction", "DELETE": "delete_range"}
+    usage = {
+        "GET": LIST_KEYS,
+        "HEAD": LIST_KEYS,
+        "POST": Usage(
+            f'{SEND_JSON} "reads", an array of keys, or "writes", an array of objects, or both.',
+            {"reads": ["dinner"], "writes": [{"key": "drinks", "value": ["tea"]}, {"key": "old", "delete": True}]},
+        ),
+        "DELETE": Usage("DELETE /kvs?prefix=user/ deletes the keys that begin with user/. It needs no body."),
+        "PUT": Usage("Name the key in the path: PUT /kvs/KEY.", WRITE_KEY.example),
+        "PATCH": Usage("Name the key in the path: PATCH /kvs/KEY.", {"increment": 1}),
+    }
 
     @described(schema.LIST_KEYS)
     def get(self) -> ApiResponse:

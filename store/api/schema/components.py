@@ -263,7 +263,12 @@ _RESPONSES: Final[dict[str, Object]] = {
         **_ENCODINGS,
         **_ACKS,
     ),
-    "Error": object_schema({"error": {"type": "string", "minLength": 1}}, **_METADATA),
+    "Error": object_schema(
+        {"error": {"type": "string", "minLength": 1}},
+        hint={"type": "string", "description": "What to send instead, for people. Its text may change."},
+        example={"type": "object", "description": "A body that a request of this method and path may have."},
+        **_METADATA,
+    ),
     "Unavailable": object_schema(
         {"error": {"type": "string"}},
         missing={

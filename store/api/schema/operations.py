@@ -57,7 +57,13 @@ def error_responses(bad_input: str) -> Object:
         "415": response(
             "The body is of a type that the operation does not take.",
             ref("Error"),
-            {"Form": {"error": 'Unsupported media type "text/plain" in request.'}},
+            {
+                "Text": {
+                    "error": 'Unsupported media type "text/plain" in request; send the header Content-Type: '
+                    "application/json",
+                    "hint": "Send the header Content-Type: application/json (curl --json does) and an object …",
+                }
+            },
         ),
         "503": response(
             "The client's causal past has not arrived in time, too many large bodies or responses exist, or the "

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from store.api.views import WRITE_KEY
 from store.engine import Engine
 from tests.support.api import LIMITS, OWN_ID, PEER_ID, Api, Response, api, make_store
 from tests.support.waiting import wait_until
@@ -312,7 +313,8 @@ def test_a_write_of_a_transaction_may_name_the_tag_of_an_absent_key(api: Api) ->
 def test_if_match_replaces_only_that_version(api: Api) -> None:
     api.put("/kvs/a", 1)
     rejected = api.put("/kvs/a", 2, headers={"If-Match": '"other:1"'})
-    assert (rejected.status, rejected.body) == (412, {"error": "Precondition failed", "causal-metadata": {OWN_ID: 1}})
+    assert (rejected.status, rejected.body["error"]) == (412, "Precondition failed")
+    assert rejected.metadata == {OWN_ID: 1}
     assert rejected.headers["ETag"] == OWN_ETAG
     assert api.delete("/kvs/a", headers={"If-Match": '"other:1"'}).status == 412
     assert api.put("/kvs/a", 2, headers={"If-Match": f'"x", {OWN_ETAG}'}).status == 200
@@ -642,7 +644,7 @@ def test_options_and_405_list_the_allowed_methods(api: Api, path: str, allowed: 
     assert (options.status, options.body) == (204, None)
     rejected = api.ask("PURGE", path, {"causal-metadata": {OWN_ID: 5}})
     assert rejected.status == 405
-    assert rejected.body == {"error": 'Method "PURGE" not allowed.', "causal-metadata": {OWN_ID: 5}}
+    assert (rejected.body["error"], rejected.metadata) == ('Method "PURGE" not allowed.', {OWN_ID: 5})
     for response in (options, rejected):
         assert set(response.headers["Allow"].split(", ")) == allowed
 
@@ -679,12 +681,15 @@ def test_an_unknown_field_is_rejected_with_the_fields_that_are_allowed(api: Api)
     rejected = api.ask("PUT", "/kvs/a", {"value": 1, "TTL": 5, **past})
     assert rejected.status == 400
     assert rejected.body == {
-        "error": "Body has the unknown field `TTL`; allowed are causal-metadata, w, w-timeout, value, ttl",
+        "error": "Body has the unknown field `TTL` (did you mean `ttl`?); allowed are causal-metadata, w, w-timeout, "
+        "value, ttl",
+        "hint": WRITE_KEY.hint,
+        "example": {"value": "pizza"},
         "causal-metadata": {},
     }
     nested = api.ask("POST", "/kvs", {"writes": [{"key": "a", "value": 1}, {"key": "b", "val": 1}]})
     assert nested.body["error"] == (
-        "Body, at $.writes[1], has the unknown field `val`; "
+        "`writes[1]` has the unknown field `val` (did you mean `value`?); "
         "allowed are key, value, delete, increment, add, remove, set, unset, ttl, if-match, if-none-match"
     )
     assert api.get("/kvs/a").status == 404

@@ -143,7 +143,7 @@ def test_options_are_in_the_query(api: Api) -> None:
             (f"w-timeout={bad}", "w-timeout has to be a number of seconds from 0 to 60")
             for bad in ("-1", "61", "x", "%FF")
         ],
-        ("causal-metadata=x", "causal-metadata is malformed"),
+        ("causal-metadata=x", "causal-metadata has to be"),
         ("wait=x", "wait has to be"),
     ],
 )
@@ -287,7 +287,8 @@ def test_other_requests_take_no_bytes(api: Api, method: str, path: str) -> None:
     api.put("/kvs/k", 1)
     before = api.state()
     response = api.ask(method, path, raw=b'{"reads": ["k"]}', content_type=OCTETS)
-    assert (response.status, response.body["error"]) == (415, f'Unsupported media type "{OCTETS}" in request.')
+    assert response.status == 415
+    assert response.body["error"].startswith(f'Unsupported media type "{OCTETS}" in request; send the header')
     assert api.state() == before
 
 

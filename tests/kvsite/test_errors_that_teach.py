@@ -1,0 +1,307 @@
+"""Every error that a client can cause says what to send (contract P7): each kind, of each route and method.
+
+The table is made from the routes and from the structs of the bodies, so a new route or field is in it.
+tests/store/api/test_bad_input.py applies the same check to each of its inputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+from kvsite.config import Config
+from kvsite.fast_path import API_ROUTES, FastPath
+from kvsite.guard import Guard
+from kvsite.schema import SchemaView
+from kvsite.wsgi import Edge
+from replication.api.views import AddressBody, PeerView
+from store.api import parsing, wording
+from store.api.base import ApiView
+from store.api.routing import Route
+from store.api_tokens import ApiToken
+from tests.store.api.test_bad_input import Served, served
+from tests.support.api import LIMITS, Api, Response, _django, api
+from tests.support.lessons import assert_teaches
+
+__all__ = ["api", "served"]  # fixtures
+
+METHODS = ("GET", "PUT", "POST", "PATCH", "DELETE")
+ROUTES = [*API_ROUTES, Route("schema/", SchemaView, name="schema")]
+OPERATIONS = [(method, route) for route in ROUTES for method in METHODS]
+
+BODIES: dict[tuple[str, str], type[msgspec.Struct]] = {
+    ("GET", "kvs/"): parsing.Body,
+    ("PUT", "kvs/"): parsing.PutBody,
+    ("POST", "kvs/"): parsing.PutBody,
+    ("PATCH", "kvs/"): parsing.PatchBody,
+    ("DELETE", "kvs/"): parsing.WriteConcernBody,
+    ("GET", "kvs"): parsing.Body,
+    ("POST", "kvs"): parsing.TransactionBody,
+    ("DELETE", "kvs"): parsing.WriteConcernBody,
+    ("GET", "changes"): parsing.Body,
+    ("PUT", "view"): AddressBody,
+    ("DELETE", "view"): AddressBody,
+}
+"""The body of each method and route that reads JSON."""
+
+VALID: dict[type[msgspec.Struct], bytes] = {
+    parsing.PutBody: b'{"value": 1}',
+    parsing.PatchBody: b'{"increment": 1}',
+    parsing.TransactionBody: b'{"reads": ["here"]}',
+}
+"""Bodies that lack nothing."""
+
+
+def path_of(route: Route) -> str:
+    return f"/{route.path}here" if route.takes_rest else f"/{route.path}"
+
+
+def serves(route: Route, method: str) -> bool:
+    return method in route.view._handlers
+
+
+def name_of(operation: tuple[str, Route]) -> str:
+    return f"{operation[0]} {path_of(operation[1])}"
+
+
+class Fault(NamedTuple):
+    """One kind of mistake. ``field``: the field that the error has to name."""
+
+    name: str
+    status: int
+    raw: bytes | None = None
+    content_type: str = "application/json"
+    headers: dict[str, str] | None = None
+    query: str = ""
+    field: str = ""
+
+
+def wrong_value(field: str) -> Any:
+    """Return a value that is wrong for any field but ``value``."""
+    return 1 if field in {"add", "remove", "unset", "reads", "writes"} else [[]]
+
+
+def faults_of_fields(struct: type[msgspec.Struct]) -> Iterator[Fault]:
+    for field in struct.__struct_encode_fields__:
+        if field != "value":
+            body = {"value": 1, field: wrong_value(field)} if struct is parsing.PutBody else {field: wrong_value(field)}
+            yield Fault(f"wrong type of {field}", 400, json.dumps(body).encode(), field=field)
+        misspelt = {"value": 1, field.upper() + "S": 1}
+        yield Fault(f"misspelt {field}", 400, json.dumps(misspelt).encode())
+    if struct is parsing.TransactionBody:
+        for field in parsing.WriteBody.__struct_encode_fields__:
+            if field != "value":
+                body = {"writes": [{"key": "k", "value": 1, field: wrong_value(field)}]}
+                yield Fault(f"wrong type of {field} in a write", 400, json.dumps(body).encode(), field=field)
+        yield Fault("write without a key", 400, b'{"writes": [{"value": 1}]}', field="key")
+
+
+def faults(method: str, route: Route) -> Iterator[Fault]:
+    """Yield every kind of mistake that a request of this method and route can have."""
+    if not serves(route, method):
+        yield Fault("method", 405, b"{}")
+        return
+    yield Fault("host", 400, headers={"Host": "evil.example"})
+    struct = BODIES.get((method, route.path))
+    if struct is not None or issubclass(route.view, PeerView):
+        media_type = "application/msgpack" if struct is None else "application/json"
+        yield Fault("form", 415, b"value=1", "application/x-www-form-urlencoded")
+        yield Fault("text", 415, b'{"value": 1}', "text/plain")
+        yield Fault("other media type, long", 415, b"1", "x/" + "y" * 5000)
+        for text in (b"{", b"'", b"[1]", b'"a"', b"null", b'{"x": "\xff"}', b'{"zzz": 1}', b"[" * 200):
+            yield Fault(f"body {text[:12]!r}", 400, text, media_type)
+        yield (
+            Fault("body too large", 413, b" " * (LIMITS.max_body_bytes + 1), media_type)
+            if struct
+            else Fault("no message", 400, b"", media_type)
+        )
+    if struct is not None:
+        yield from faults_of_fields(struct)
+    if struct is not None and route.path != "view":
+        yield Fault("metadata in the header", 400, headers={"X-Causal-Metadata": "[]"}, field="causal-metadata")
+        yield Fault("metadata in the query", 400, query="causal-metadata=x", field="causal-metadata")
+        yield Fault("wait", 400, VALID.get(struct, b"{}"), query="wait=x&prefix=a", field="wait")
+    if route.takes_rest:
+        yield Fault("key no UTF-8", 400, query="\xff")
+        yield Fault("key too long", 400, query="long")
+
+
+def ask(api: Api, method: str, route: Route, fault: Fault) -> Response:
+    path = path_of(route)
+    if fault.name == "key no UTF-8":
+        path, query = f"{path}%FF", ""
+    elif fault.name == "key too long":
+        path, query = path + "x" * LIMITS.max_key_bytes, ""
+    else:
+        query = f"?{fault.query}" if fault.query else ""
+    return api.ask(method, path + query, raw=fault.raw, content_type=fault.content_type, headers=fault.headers)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=name_of)
+def test_each_kind_of_error_says_what_to_send(served: Served, operation: tuple[str, Route]) -> None:
+    method, route = operation
+    served.api.put("/kvs/here", "before")
+    before = served.state()
+    kinds = 0
+    for fault in faults(method, route):
+        response = ask(served.api, method, route, fault)
+        assert response.status == fault.status, (fault, response)
+        assert_teaches(response)
+        assert fault.field in response.body["error"] + response.body["hint"], (fault, response)
+        usage = route.view.usage.get(method)
+        if fault.status in (405, 415) and usage is not None and usage.example is not None:
+            assert response.body["example"] == usage.example
+        if fault.status == 415:
+            assert "Content-Type: application/" in response.body["error"]
+        if fault.status == 405:
+            assert response.headers["Allow"] in response.body["hint"]
+        kinds += 1
+    assert kinds > 0
+    assert served.state() == before
+
+
+def test_every_served_method_says_how_it_is_used() -> None:
+    views: list[type[ApiView]] = [route.view for route in ROUTES]
+    lacking = [(view.__name__, method) for view in views for method in view._handlers if method not in view.usage]
+    assert [each for each in lacking if each[1] != "OPTIONS"] == []
+
+
+def test_the_bodies_of_the_table_are_those_that_the_routes_read() -> None:
+    """A route that takes a body has an example, or needs none; both kinds are in the table."""
+    examples = {
+        (method, route.path)
+        for method, route in OPERATIONS
+        if serves(route, method) and route.view.usage[method].example is not None
+    }
+    assert len(examples) == 7
+    assert examples < BODIES.keys()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=name_of)
+def test_each_example_works_as_it_stands(served: Served, operation: tuple[str, Route]) -> None:
+    method, route = operation
+    if not serves(route, method) or (example := route.view.usage[method].example) is None:
+        return
+    path = "/kvs/new" if method == "PATCH" else path_of(route)
+    if method == "DELETE":
+        served.api.put("/kvs/here", 1)
+        served.api.ask("PUT", "/view", example)
+    response = served.api.ask(method, path, example)
+    assert response.status in (200, 201), response
+
+
+def test_every_field_of_every_body_has_a_description() -> None:
+    structs: list[type[msgspec.Struct]] = [*BODIES.values(), parsing.WriteBody]
+    fields = {field for struct in structs for field in struct.__struct_encode_fields__}
+    assert fields - wording.EXPECTED.keys() == {"value"}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("TTL", "ttl"), ("Value", "value"), ("val", "value"), ("values", "value"), ("w_timeout", "w-timeout"),
+        ("wTimeout", "w-timeout"), ("causalMetadata", "causal-metadata"), ("causal_metadata", "causal-metadata"),
+        ("metadata", "causal-metadata"), ("x", None), ("", None), ("data", None), ("ttl" * 50_000, None),
+    ],
+)  # fmt: skip
+def test_the_nearest_field_is_named(name: str, meant: str | None) -> None:
+    assert wording.nearest(name, parsing.PutBody.__struct_encode_fields__) == meant
+
+
+def test_a_put_without_a_value_names_what_was_meant(api: Api) -> None:
+    response = api.ask("PUT", "/kvs/k", {"Value": 1})
+    assert response.body["error"] == "PUT request does not specify a value"
+    assert response.body["hint"].startswith('Did you mean "value"? Send the header Content-Type: application/json')
+    assert response.body["example"] == {"value": "pizza"}
+
+
+FIXED = [
+    ("PUT", "/kvs/k", b"{}", "PUT request does not specify a value"),
+    ("PUT", "/kvs/" + "x" * 600, b'{"value": 1}', "Key is too long"),
+    ("PATCH", "/kvs/k", b'{"remove": ["a"]}', "Key does not exist"),
+    ("DELETE", "/view", b'{"socket-address": "127.0.0.1:1"}', "View has no such replica"),
+    ("PATCH", "/kvs/here", b'{"increment": 1}', "Key holds a plain value, not a counter"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "raw", "error"), FIXED)
+def test_texts_of_the_contract_stay_and_the_hint_is_beside_them(
+    api: Api, method: str, path: str, raw: bytes, error: str
+) -> None:
+    api.put("/kvs/here", 1)
+    response = api.ask(method, path, raw=raw)
+    assert response.body["error"] == error
+    assert_teaches(response)
+
+
+def test_an_absent_key_is_an_answer_and_has_no_hint(api: Api) -> None:
+    for method in ("GET", "DELETE"):
+        assert api.ask(method, "/kvs/k").body == {"error": "Key does not exist", "causal-metadata": {}}
+
+
+def test_conditions_that_do_not_hold_say_how_to_go_on(api: Api) -> None:
+    api.put("/kvs/here", 1)
+    for headers in ({"If-None-Match": "*"}, {"If-Match": '"other"'}):
+        response = api.ask("PUT", "/kvs/here", {"value": 1}, headers=headers)
+        assert response.status == 412
+        assert_teaches(response)
+        assert "example" not in response.body
+
+
+def test_a_get_that_cannot_be_bytes_says_what_to_accept(api: Api) -> None:
+    api.put("/kvs/here", 1)
+    for path in ("/kvs/here", "/kvs/here?siblings=true"):
+        response = api.ask("GET", path, headers={"Accept": "application/octet-stream"})
+        assert response.status == 406
+        assert "Accept: application/json" in response.body["hint"]
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [("/KVS/k", "/kvs/KEY"), ("/kv/k", "/kvs/KEY"), ("/view/", "/view"), ("/views", "/view"), ("/status", ""),
+     ("/replication", "/replication/status"), ("/metrics/", "/metrics"), ("/" + "x" * 9000, "")],
+)  # fmt: skip
+def test_an_unknown_path_lists_the_paths(api: Api, path: str, meant: str) -> None:
+    response = api.ask("GET", path)
+    assert response.status == 404
+    assert_teaches(response)
+    assert "/kvs/KEY" in response.body["hint"]
+    if meant:
+        assert response.body["hint"].startswith(f"Did you mean {meant}? ")
+
+
+# -- the edge ----------------------------------------------------------------------------------------------------------
+
+TOKENS = (ApiToken("app", "token-that-writes", "write"), ApiToken("look", "token-that-reads", "read"))
+SECURED = Config(cluster_secret="a secret of this cluster", api_tokens=TOKENS)
+WITH_TOKENS = Config(api_tokens=TOKENS)
+READ = {"Authorization": "Bearer token-that-reads"}
+
+DENIED: list[tuple[str, Config, str, str, dict[str, str], int, str]] = [
+    ("no token", SECURED, "GET", "/kvs/k", {}, 401, "Authorization: Bearer"),
+    ("unknown token", SECURED, "GET", "/kvs/k", {"Authorization": "Bearer x"}, 401, "Authorization: Bearer"),
+    ("read token", SECURED, "PUT", "/kvs/k", READ, 403, "may write"),
+    ("read token in a transaction", SECURED, "POST", "/kvs", READ, 403, "may write"),
+    ("no proof", SECURED, "PUT", "/view", READ, 403, "join_view"),
+    ("bad proof", SECURED, "PUT", "/view", {"X-Causeway-Proof": "1 x"}, 403, "join_view"),
+    ("proof without a secret", WITH_TOKENS, "PUT", "/view", {"X-Causeway-Proof": "1 x"}, 403, "Unset"),
+    ("view without a secret", WITH_TOKENS, "PUT", "/view", {"Authorization": "Bearer token-that-writes"}, 403, "Start"),
+    ("other origin", Config(), "PUT", "/kvs/k", {"Origin": "http://evil.example"}, 403, "KV_CORS_ORIGINS"),
+    ("other host", Config(), "GET", "/kvs/k", {"Host": "evil.example"}, 400, "KV_ALLOWED_HOSTS"),
+]
+
+
+@pytest.mark.parametrize("case", DENIED, ids=lambda case: case[0])
+def test_each_denial_says_what_to_send(api: Api, case: tuple[str, Config, str, str, dict[str, str], int, str]) -> None:
+    _, config, method, path, headers, status, hint = case
+    api.use(config=config)
+    api._application = Edge(FastPath(_django()), api.context, Guard.for_config(config, api.context.node.id))
+    body = {"writes": [{"key": "k", "value": 1}]}
+    response = api.ask(method, path, body, headers=headers)
+    assert response.status == status, response
+    assert_teaches(response)
+    assert hint in response.body["hint"]
