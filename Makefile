@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test demo soak simulate hostile lint fmt settings lock system clean image matrix audit
+.PHONY: help setup run test demo soak simulate hostile lint fmt settings docs lock system clean image matrix audit
 
 # The first Python on PATH that is new enough. Set PYTHON=… to choose another one.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
@@ -40,6 +40,8 @@ lock: ## Write requirements*.txt from pyproject.toml. Run it after a change of a
 	@.venv/lock/bin/pip-compile $(PIP_COMPILE) --output-file requirements.txt pyproject.toml
 	@.venv/lock/bin/pip-compile $(PIP_COMPILE) --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
 	@sed -i '1i # Written by `make lock` from pyproject.toml: change it there.' requirements.txt requirements-dev.txt
+	@.venv/lock/bin/pip-compile $(PIP_COMPILE) --output-file requirements-docs.txt requirements-docs.in
+	@sed -i '1i # Written by `make lock` from requirements-docs.in: change it there.' requirements-docs.txt
 
 # The options keep package indexes and paths of this machine out of the files.
 PIP_COMPILE := --quiet --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate \
@@ -79,6 +81,16 @@ fmt: setup ## Format the code, and fix what can be fixed automatically
 settings: setup ## Write docs/settings.md from the declarations of the settings
 	$(BIN)/python -m tools.settings_page
 
+docs: .venv/docs/.ready ## Build the documentation as a site with search: build/docs/site/index.html
+	@.venv/docs/bin/python -m tools.docs_site
+
+# An environment of its own: nothing else needs these packages.
+.venv/docs/.ready: requirements-docs.txt
+	@[ -n "$(PYTHON)" ] || { echo "Causeway needs Python 3.11 or newer with venv: sudo apt-get install python3-venv" >&2; exit 1; }
+	@[ -x .venv/docs/bin/python ] || "$(PYTHON)" -m venv .venv/docs
+	@.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.txt
+	@touch $@
+
 # Tests of partitions make network namespaces. tools.netns gives an ordinary user the right to do so. Two tests run at a
 # time, because most of them wait for replicas.
 test: setup system lint .venv/.packages ## Run all checks, then all tests (PYTEST_ARGS=… selects tests)
@@ -104,7 +116,7 @@ image: setup system ## Build the container image and test three replicas of it (
 audit: setup ## Look up known vulnerabilities of the locked packages. Needs the package index
 	@[ -x .venv/audit/bin/pip-audit ] || { $(BIN)/python -m venv .venv/audit && .venv/audit/bin/pip install --quiet pip-audit==2.10.1; }
 	.venv/audit/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off \
-		--requirement requirements.txt --requirement requirements-dev.txt
+		--requirement requirements.txt --requirement requirements-dev.txt --requirement requirements-docs.txt
 
 # Programs that a target needs, as program:package. Tests use a browser for the dashboard, network namespaces for
 # partitions, openssl for certificates, and wrk for the benchmark.

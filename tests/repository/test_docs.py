@@ -23,16 +23,11 @@ from replication.replica import Replica
 from replication.status import replica_status
 from store.clock import Instant
 from store.settings import RequestLimits
+from tools import docs_site
 from tools.paths import REPOSITORY
 
-PAGES = sorted(
-    path
-    for path in REPOSITORY.rglob("*.md")
-    if not any(
-        part.startswith(".") or part in ("vendor", "node_modules") for part in path.relative_to(REPOSITORY).parts
-    )
-)
-NAMES = [path.relative_to(REPOSITORY).as_posix() for path in PAGES]
+NAMES = docs_site.pages()
+PAGES = [REPOSITORY / name for name in NAMES]
 EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=NAMES)
 
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
@@ -186,7 +181,12 @@ def test_the_readme_links_to_every_page() -> None:
 
 # -- paths and names in code spans -----------------------------------------------------------------------------------
 
-TOP: Final = sorted(path.name for path in REPOSITORY.iterdir() if path.is_dir() and not path.name.startswith("."))
+GENERATED_DIRECTORIES: Final = frozenset({"build", "dist"})
+TOP: Final = sorted(
+    path.name
+    for path in REPOSITORY.iterdir()
+    if path.is_dir() and not path.name.startswith(".") and path.name not in GENERATED_DIRECTORIES
+)
 CODE: Final = re.compile(r"`([^`\n]+)`")
 PATH: Final = re.compile(rf"(?:{'|'.join(TOP)})/[\w./*-]*|[\w-]+\.(?:py|md|toml|yaml)|Makefile|Dockerfile")
 MODULE: Final = re.compile(r"\b(?:store|replication|kvsite|tools)(?:\.[a-z_]+)+")
