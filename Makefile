@@ -81,7 +81,7 @@ fmt: setup ## Format the code, and fix what can be fixed automatically
 settings: setup ## Write docs/settings.md from the declarations of the settings
 	$(BIN)/python -m tools.settings_page
 
-docs: .venv/docs/.ready ## Build the documentation as a site with search: build/docs/site/index.html
+docs: .venv/docs/.ready ## Build the documentation as a site with search, and llms.txt: build/docs/site
 	@.venv/docs/bin/python -m tools.docs_site
 
 # An environment of its own: nothing else needs these packages.

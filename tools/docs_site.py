@@ -2,7 +2,7 @@
 
 The pages of the repository are written for readers of the repository: they link to each other, to modules and to
 directories. This module copies them into ``build/docs/source`` in the same layout, so that the links hold in a site
-too. zensical.toml names them in its navigation, and zensical renders them, with a search that needs no server.
+too. zensical.toml names them in its navigation, and zensical renders them, with a search that runs in the browser.
 
 ``llms.txt`` (llmstxt.org) lists the pages, which are beside the rendered ones as Markdown, for programs that read text.
 
@@ -98,6 +98,7 @@ class Source:
         return "".join([*parts, self._replaced(page, text[end:])])
 
     def _replaced(self, page: str, text: str) -> str:
+        text = text.replace("<details>", '<details markdown="1">')  # GitHub reads Markdown in it anyway.
         return _TARGET.sub(lambda found: found["before"] + self._link(page, found["link"]), text)
 
     def _link(self, page: str, link: str) -> str:
@@ -152,6 +153,14 @@ def summary(text: str) -> str:
     return re.split(r"(?<=\.)\s", plain, maxsplit=1)[0].rstrip(":.") + "."
 
 
+def foreign_resources(site: Path) -> Iterator[str]:
+    """Yield the addresses of other hosts from which pages of the site load scripts, styles, fonts or images."""
+    for page in site.rglob("*.html"):
+        text = page.read_text("utf-8")
+        yield from re.findall(r"<(?:script|img|iframe|source)\b[^>]*?\ssrc(?:set)?=\"?((?:https?:)?//[^\"\s>]+)", text)
+        yield from re.findall(r"<link\b[^>]*?\shref=\"?((?:https?:)?//[^\"\s>]+)", text)
+
+
 def main() -> int:
     """Build the site and return the exit code."""
     project = configuration()
@@ -164,7 +173,10 @@ def main() -> int:
     for entry in navigation():
         shutil.copyfile(source / entry.path, site / entry.path)
     (site / "llms.txt").write_text(llms_txt(source), "utf-8")
-    say(f"The documentation is in {site.relative_to(REPOSITORY)}/index.html")
+    if foreign := sorted(set(foreign_resources(site))):
+        say(f"The site must load nothing from other hosts: {', '.join(foreign)}")
+        return 1
+    say(f"The documentation is in {project['site_dir']}: python3 -m http.server --directory {project['site_dir']}")
     return 0
 
 

@@ -85,6 +85,14 @@ def test_the_site_loads_nothing_from_other_hosts() -> None:
     assert "://" not in text
 
 
+def test_what_a_page_loads_from_other_hosts_is_found(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(
+        '<a href="https://one.example">x</a> <script src="https://two.example/a.js"></script> <img src="a.png">'
+        '<link rel="stylesheet" href="//three.example/a.css"> <link href="assets/b.css">'
+    )
+    assert sorted(docs_site.foreign_resources(tmp_path)) == ["//three.example/a.css", "https://two.example/a.js"]
+
+
 def test_what_builds_the_site_is_locked_and_in_no_other_environment() -> None:
     locked = (REPOSITORY / "requirements-docs.txt").read_text("utf-8")
     wanted = (REPOSITORY / "requirements-docs.in").read_text("utf-8").strip()
