@@ -18,6 +18,8 @@ MAX_COMPARED: Final = 64
 
 PATHS: Final = ("/kvs/KEY", "/kvs", "/changes", "/view", "/healthz", "/readyz", "/replication/status", "/metrics")
 
+_BY_FIRST_NAME: Final = {path.split("/")[1]: path for path in (*PATHS, "/schema/", "/docs/", "/admin/")}
+
 
 def json_error(status: int, message: str, hint: str = "") -> HttpResponse:
     """Return ``{"error": message, "hint": hint}`` with ``status``; without a hint if it is empty."""
@@ -41,11 +43,10 @@ def permission_denied(request: HttpRequest, exception: Exception) -> HttpRespons
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """``handler404``: no route matches the path."""
-    path = request.path.casefold()[:MAX_COMPARED].rstrip("/")
-    key = path[1:].partition("/")[2]
-    candidates = {each.replace("KEY", key): each for each in PATHS if key or "KEY" not in each}
-    meant = get_close_matches(path, candidates, n=1)
-    question = f"Did you mean {candidates[meant[0]]}? " if meant else ""
+    first, _, rest = request.path.casefold()[1 : MAX_COMPARED + 1].partition("/")
+    close = get_close_matches(first, _BY_FIRST_NAME, n=1)
+    meant = _BY_FIRST_NAME[close[0]] if close else ""
+    question = f"Did you mean {'/kvs/KEY' if meant == '/kvs' and rest else meant}? " if meant else ""
     return json_error(404, "Not found", f"{question}Paths are {', '.join(PATHS)}. {DESCRIBED}")
 
 

@@ -263,7 +263,8 @@ def test_a_get_that_cannot_be_bytes_says_what_to_accept(api: Api) -> None:
 @pytest.mark.parametrize(
     ("path", "meant"),
     [("/KVS/k", "/kvs/KEY"), ("/kv/k", "/kvs/KEY"), ("/view/", "/view"), ("/views", "/view"), ("/status", ""),
-     ("/replication", "/replication/status"), ("/metrics/", "/metrics"), ("/" + "x" * 9000, "")],
+     ("/replication", "/replication/status"), ("/metrics/", "/metrics"), ("/" + "x" * 9000, ""),
+     ("/admin/none", "/admin/"), ("/kv", "/kvs")],
 )  # fmt: skip
 def test_an_unknown_path_lists_the_paths(api: Api, path: str, meant: str) -> None:
     response = api.ask("GET", path)
