@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvsite.config import current
+from store.version import VERSION
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 _DASHBOARD = BASE_DIR / "kvsite" / "dashboard"
@@ -132,7 +133,7 @@ REST_FRAMEWORK: dict[str, Any] = {
 SPECTACULAR_SETTINGS: dict[str, Any] = {
     "TITLE": "Causeway",
     "DESCRIPTION": "A replicated, causally consistent, in-memory key-value store.",
-    "VERSION": "0.1.0",
+    "VERSION": VERSION,
     "OAS_VERSION": "3.1.1",
     "PREPROCESSING_HOOKS": ["kvsite.schema.name_keys"],
     "DISABLE_ERRORS_AND_WARNINGS": True,  # its guesses are not used, see store/api/schema/

@@ -93,6 +93,7 @@ class MessageComposer:
             membership_digest=table.digest,
             membership=dict(table.entries) if send_table else None,
             horizon=table.horizon if send_table else 0,
+            met=self._membership.met.most if send_table or acked.is_joining else 0,
             clock=clock,
             changes=changes,
             seen=acked.present_revision,

@@ -59,6 +59,8 @@ class Discovery:
         self.address = address
         self.addresses: frozenset[str] = frozenset()
         """Result of the last successful lookup; empty before it. Replaced as a whole, so any thread may read it."""
+        self.failure = ""
+        """Why the last lookup failed; empty if it did not, or there was none yet."""
         self._host, self._port = split_address(address)
         self._interval_s = interval_s
         self._lookup = lookup
@@ -90,9 +92,10 @@ class Discovery:
         try:
             addresses = self._lookup(self._host, self._port)
         except LookupFailed as exc:
+            self.failure = str(exc)
             self._log_change(logging.WARNING, f"KV_VIEW_DNS: {self._host} does not resolve: {exc}")
             return
-        self.addresses = addresses
+        self.addresses, self.failure = addresses, ""
         self._log_change(logging.INFO, f"KV_VIEW_DNS: {self._host} resolves to {', '.join(sorted(addresses))}")
         if not self._stopped.is_set():
             on_addresses(addresses)

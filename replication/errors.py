@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from replication.refusals import Refusal, RefusalKind
+from replication.unreached import FailureKind
 
 
 class ReplicationError(Exception):
@@ -65,12 +66,13 @@ class TableFull(BadMessage):
 class Unreachable(ReplicationError):
     """An exchange with a peer failed: it did not answer in time, or not as a replica does.
 
-    ``refusal``: set if what answered is a replica that refuses this one.
+    ``refusal``: set if what answered is a replica that refuses this one. ``failure``: otherwise, why.
     """
 
-    def __init__(self, text: str, refusal: Refusal | None = None) -> None:
+    def __init__(self, text: str, refusal: Refusal | None = None, failure: FailureKind = "silent") -> None:
         super().__init__(text)
         self.refusal = refusal
+        self.failure = failure
 
 
 class MessageRejected(Unreachable):
@@ -92,6 +94,11 @@ def refusal_of(exc: Exception) -> Refusal | None:
     if isinstance(exc, IncompatibleProtocol | TableFull):
         return Refusal(exc.kind)
     return exc.refusal if isinstance(exc, Unreachable) else None
+
+
+def failure_of(exc: Exception) -> FailureKind:
+    """Return why an exchange failed. Whoever sends bytes that are no message is no replica."""
+    return exc.failure if isinstance(exc, Unreachable) else "stranger"
 
 
 def refusal_stated(exc: BadMessage, *, is_serving: bool) -> Refusal:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from replication.errors import Unreachable
@@ -19,6 +19,7 @@ from replication.peer_thread import ExchangeContext, PeerThreads
 from replication.replica import Replica
 from replication.status import CounterSamples, missing_updates, recent_updates, replica_status
 from replication.transport import Transport
+from replication.unreached import Unreached
 from store.engine import Engine, read_clocks
 
 logger = logging.getLogger("causeway.replication")
@@ -27,16 +28,25 @@ logger = logging.getLogger("causeway.replication")
 class NodeInspector:
     """Reads one node, and fetches the status of its peers. Thread-safe.
 
+    ``unreached``: returns the addresses that were never reached; called under the lock.
     ``is_open``: whether the replica accepts requests without credentials; the status says so.
     """
 
     def __init__(
-        self, replica: Replica, engine: Engine, context: ExchangeContext, threads: PeerThreads, *, is_open: bool
+        self,
+        replica: Replica,
+        engine: Engine,
+        context: ExchangeContext,
+        threads: PeerThreads,
+        unreached: Callable[[float], list[Unreached]],
+        *,
+        is_open: bool,
     ) -> None:
         self._replica = replica
         self._engine = engine
         self._context = context
         self._threads = threads
+        self._unreached = unreached
         self._is_open = is_open
         self._lock = context.lock
         self._samples = CounterSamples()
@@ -60,7 +70,8 @@ class NodeInspector:
         """
         counters = self._counters()
         with self._lock:
-            status = replica_status(self._replica, counters, read_clocks())
+            now = read_clocks()
+            status = replica_status(self._replica, counters, now, self._unreached(now.mono_s))
             if recent:
                 status["recent"] = recent_updates(self._replica, recent)
         if history:

@@ -1,10 +1,12 @@
 """Membership: who belongs to the cluster, who is reachable, and which addresses to ask first.
 
-The class joins four kinds of state, each with rules of its own:
+The class joins several kinds of state, each with rules of its own:
 
 * ``table`` says who belongs. It is replicated (membership_table.py).
 * ``liveness`` says who is reachable. It is observed (liveness.py).
-* ``seeds`` are addresses to ask until they have answered once (seeds.py).
+* ``seeds`` are addresses to ask until they have answered once (seeds.py). ``unreached`` says why they have not
+  (unreached.py).
+* ``met`` says how many members have met (met.py).
 * ``duplicate_check`` says whether another process may use this replica's address (duplicates.py).
 
 On top of them stand the rules that need more than one: the view that users see (belongs *and* reachable), and addresses
@@ -19,8 +21,10 @@ from replication.duplicates import DuplicateCheck
 from replication.liveness import Liveness
 from replication.membership_table import Change, MembershipTable
 from replication.messages import Exchange, LastHeard, MembershipEntry
+from replication.met import MetMembers
 from replication.seeds import Seeds
 from replication.settings import ReplicationSettings
+from replication.unreached import UnreachedSeeds
 from store.clock import address_of
 
 
@@ -39,6 +43,8 @@ class Membership:
         self.table = MembershipTable(address, settings.max_members, settings.kept_removed)
         self.liveness = Liveness(settings)
         self.seeds = seeds or Seeds(address, (), discovers=False, now_s=started_s)
+        self.unreached = UnreachedSeeds(settings.silent_after_s)
+        self.met = MetMembers(settings.expected_members)
         self.duplicate_check = DuplicateCheck(address, settings, started_s)
         self.aliases: dict[str, str] = {}
         self.undiscovered = False
@@ -147,7 +153,7 @@ class Membership:
         Members may have forgotten its removal, and it may have forgotten that of those who are members by now. Then it
         has no other way to hand over its updates.
         """
-        if self.table.belongs(self.address) or any(self.state(at, now_s) != "down" for at in self.table.others):
+        if self.table.belongs(self.address) or self.reaches_others(now_s):
             return frozenset()
         return self.seeds.named()
 
@@ -222,6 +228,10 @@ class Membership:
             return "down"
         return "suspect" if age_s >= self._settings.suspect_after_s else "alive"
 
+    def reaches_others(self, now_s: float) -> bool:
+        """Return whether any other member is reachable."""
+        return any(self.state(address, now_s) != "down" for address in self.table.others)
+
     def live(self, now_s: float) -> list[str]:
         """Return the view that users see: the addresses that belong and are reachable, sorted."""
         return [address for address in self.table.members if self.state(address, now_s) != "down"]
@@ -234,6 +244,7 @@ class Membership:
         A new replica may answer at such an address later, so its alias is forgotten.
         """
         vanished = self.seeds.update(addresses, now_s)
+        self.unreached.follow(self.seeds.unanswered)
         for address in vanished:
             self.aliases.pop(address, None)
         self.update_discovery(now_s)
@@ -242,6 +253,7 @@ class Membership:
     def answered(self, address: str, sender: str, now_s: float) -> None:
         """Note that ``sender`` has answered at ``address``: it is not a seed to ask any more."""
         self.seeds.mark_answered(address, is_own=address_of(sender) == self.address)
+        self.unreached.follow(self.seeds.unanswered)
         self.update_discovery(now_s)
 
     def update_discovery(self, now_s: float) -> None:
@@ -258,6 +270,18 @@ class Membership:
             address for address in self.seeds.unanswered if table.belongs(address) or address not in table.entries
         )
         return not self.undiscovered and not any(unknown)
+
+    def missed_seeds(self) -> list[tuple[str, float]]:
+        """Return the addresses of ``VIEW`` that have never answered, each with the time since which it is asked.
+
+        An address that was removed is not missed.
+        """
+        seeds, table = self.seeds, self.table
+        return [
+            (address, since_s)
+            for address, since_s in seeds.unanswered.items()
+            if address in seeds.fixed and (table.belongs(address) or address not in table.entries)
+        ]
 
     def _forget_obsolete(self) -> None:
         table = self.table

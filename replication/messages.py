@@ -124,6 +124,7 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     hybrid time, microseconds. ``wall``: in a reply, at most twice per sync interval, its wall clock in microseconds; 0:
     not stated. ``clock``, ``retired_digest``, ``retired``: its clock (see the module).
     ``membership_digest``, ``membership``, ``horizon``: of its membership table; the horizon is sent with the table.
+    ``met``: how many members have met (met.py); 0: not stated.
     ``heard``: its last contact with other replicas.
     ``orphaned_pending``: the lowest counter in its pending queue for each origin that is no present incarnation.
     ``changes``, ``seen``, ``unheard``, ``contacts``: the short form (short_form.py). ``changes``: of its clock.
@@ -158,6 +159,7 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     unheard: list[Position] = []
     contacts: dict[Position, LastHeard] = {}
     wall: Timestamp = 0
+    met: Natural = 0
 
     @property
     def has_present_entries(self) -> bool:

@@ -25,6 +25,7 @@ from replication.peer_client import Endpoints, PeerClientSettings
 from replication.peer_thread import Endpoint, ExchangeContext, PeerThreads
 from replication.rate_limit import LogRateLimiter
 from replication.replica import Replica
+from replication.unreached import LOOKUP_FAILS, LOOKUP_IN_VAIN, Unreached
 from store.engine import Engine, read_clocks
 
 logger = logging.getLogger("causeway.replication")
@@ -37,6 +38,14 @@ TICK_S = 0.1
 
 NOT_READY = "not ready"
 """The kind of the log lines about this replica's readiness."""
+
+WAITED_FOR_S = 3.0
+"""A replica that waits for longer than this for other members says so in the log."""
+
+NEVER_REACHED = "never reached "
+"""The begin of the kind of the log lines about one address of ``VIEW``."""
+
+ALONE = 'This replica has met no other one, so it is alone: "majority" and "all" count only itself'
 
 DRAIN_CHECK_S = 0.02
 """While the node drains, it checks at this interval whether a member has everything."""
@@ -81,7 +90,11 @@ class Node:
         self._threads = PeerThreads(self._context)
         self._ticker = threading.Thread(target=self._tick_for_ever, name="tick", daemon=True)
         self._events_logged = 0
-        self.inspector = NodeInspector(replica, engine, self._context, self._threads, is_open=is_open)
+        self._unreached: set[str] = set()
+        """The addresses that the last ``_warn_of_unreached`` found."""
+        self.inspector = NodeInspector(
+            replica, engine, self._context, self._threads, self._unreached_at, is_open=is_open
+        )
         engine.replication = self
 
     # -- life ------------------------------------------------------------------------------------------
@@ -112,6 +125,13 @@ class Node:
         self._stopping = True
         self._threads.stop(deadline_s)
         return unreplicated
+
+    def keys_that_end(self) -> int:
+        """Return how many keys end with this process, because it reaches no other member; 0 if it reaches one."""
+        with self._lock:
+            now = read_clocks()
+            is_last = not self.replica.membership.reaches_others(now.mono_s)
+            return len(self.replica.store.table) if is_last else 0
 
     def _unreplicated(self) -> int:
         with self._lock:
@@ -262,14 +282,46 @@ class Node:
             self.engine.wake_for_losses()
         self._follow_replica()
         self._warn_if_refused()
+        self._warn_of_unreached()
         self.inspector.sample()
 
     def _warn_if_refused(self) -> None:
-        """Log why live peers keep this replica from being ready, when it begins and every ``WARNED_EVERY_S``."""
-        if self.replica.recovery.refused_reason:
+        """Log why others keep this replica from being ready, when it begins and every ``WARNED_EVERY_S``."""
+        recovery = self.replica.recovery
+        # Replicas that start together take a moment to meet.
+        waits = recovery.waiting_reason and time.monotonic() - self.replica.started_s > WAITED_FOR_S
+        if recovery.refused_reason or waits:
             self._context.warn(NOT_READY, f"not ready: {self.not_ready_reason}")
         else:
             self._context.warnings.reset(NOT_READY)
+
+    def _warn_of_unreached(self) -> None:
+        """Log each address of ``VIEW`` that was never reached, when that is clear and every ``WARNED_EVERY_S``."""
+        with self._lock:
+            unreached = self._unreached_at(read_clocks().mono_s)
+            is_alone = not self.replica.membership.table.others
+        for address in self._unreached - {each.address for each in unreached}:
+            self._context.warnings.reset(f"{NEVER_REACHED}{address}")
+            logger.info("%s is not missed any more: it has answered, or was removed", address)
+        self._unreached = {each.address for each in unreached}
+        alone = f". {ALONE}" if is_alone else ""
+        for each in unreached:
+            source = "KV_VIEW_DNS" if self._discovery and each.address == self._discovery.address else "VIEW"
+            text = f"{each.address} in {source} was never reached: {each.text}{alone}"
+            self._context.warn(f"{NEVER_REACHED}{each.address}", text)
+
+    def _unreached_at(self, now_s: float) -> list[Unreached]:
+        """Return the addresses of ``VIEW``, and the name in ``KV_VIEW_DNS``, that were never reached."""
+        unreached, seeds = self.replica.recovery.unreached(now_s), self.replica.membership.seeds
+        discovery = self._discovery
+        since_s = self.replica.started_s
+        if discovery is None or seeds.has_met_others or now_s - since_s < self.replica.settings.silent_after_s:
+            return unreached
+        if not discovery.addresses and discovery.failure:
+            unreached.append(Unreached(discovery.address, "name", LOOKUP_FAILS.format(discovery.failure), since_s))
+        elif seeds.has_discovered_others:
+            unreached.append(Unreached(discovery.address, "silent", LOOKUP_IN_VAIN, since_s))
+        return unreached
 
     def _follow_replica(self) -> None:
         """Run one thread per target of the replica, and log its new events."""

@@ -256,6 +256,7 @@ class PeerClient:
             raise NotTrusted(
                 f"{address} does not prove that it has our KV_CLUSTER_SECRET; it answers {response.summary()}",
                 refusal_without_proof(response.status, response.body),
+                "stranger",
             )
         if session.receiver == ANY_RECEIVER:
             session = Session()  # The greeting's time was by our own clock, which may be ahead of the peer's.

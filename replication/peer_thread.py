@@ -20,6 +20,7 @@ from replication.errors import (
     NotTrusted,
     ReplicationError,
     Unreachable,
+    failure_of,
     refusal_of,
 )
 from replication.exchange_metrics import ExchangeMetrics
@@ -194,7 +195,7 @@ class PeerThread:
             context.counts["exchange_failures"] += 1
             context.counts["messages_refused"] += isinstance(exc, BadMessage)
             refusal = None if has_another_name else refusal_of(exc)
-            context.replica.failed(outgoing.to, outgoing.serial, read_clocks(), refusal)
+            context.replica.failed(outgoing.to, outgoing.serial, read_clocks(), refusal, failure_of(exc))
         if is_rejected:
             if not has_another_name:
                 context.warn(outgoing.to, f"no exchange: {exc}")

@@ -12,8 +12,8 @@ arrive through the others.)
 
 Replicas that start at the same time answer each other too, with empty clocks, so none of them waits for ever.
 
-While live peers refuse it, it does not serve either (refusals.py). When they accept it, it asks everybody anew, so that
-they have their full time to answer.
+While live peers refuse it (refusals.py), or too few members have met (met.py), it does not serve either. When that is
+over, it asks everybody anew, so that they have their full time to answer.
 
 **The gate.** ``store.not_serving_reason`` says why clients are not served: the replica is removed, or it is joining.
 
@@ -36,6 +36,7 @@ from replication.progress import PeerProgress, Peers, PeerState, SnapshotOffer
 from replication.refusals import Refusals
 from replication.settings import ReplicationSettings
 from replication.snapshots import SnapshotPauses, SnapshotPull
+from replication.unreached import Unreached
 from store.causal import CausalStore
 from store.clock import Clock, Instant, covers
 from store.snapshot import Snapshot
@@ -130,6 +131,7 @@ class Recovery:
         self.refusals = Refusals(settings.silent_after_s)
         self.refused_reason = ""
         self.stuck_ahead_s = 0.0
+        self._waited_for_members = False
         self._store = store
         self._membership = membership
         self._peers = peers
@@ -179,7 +181,12 @@ class Recovery:
             return reason
         if self.refused_reason and self.stuck_ahead_s:
             return f"{self.refused_reason}. {STUCK.format(ahead_s=self.stuck_ahead_s)}"
-        return self.refused_reason or reason or ""
+        return self.refused_reason or self.waiting_reason or reason or ""
+
+    @property
+    def waiting_reason(self) -> str:
+        """Which members this replica has to meet before it serves; empty if it has met enough."""
+        return self._membership.met.reason if self.joining is not None else ""
 
     def update_refusals(self, now_s: float) -> None:
         """Recompute ``refused_reason``; called after each outcome of a request, and as time passes."""
@@ -195,12 +202,20 @@ class Recovery:
             # Some peers may not have accepted this replica yet, and none of them has had time to tell its clock.
             self.joining.ask_anew(now_s)
 
+    def unreached(self, now_s: float) -> list[Unreached]:
+        """Return the addresses of ``VIEW`` at which no replica has ever answered this one, and why (unreached.py)."""
+        standings = self.refusals.live(now_s)
+        refusals = {address: standing.refusal for address, standing in standings.items() if standing.refusal}
+        return self._membership.unreached.all(self._membership.missed_seeds(), refusals, now_s)
+
     def finish_joining(self, now: Instant) -> bool:
         """End the joining if the replica has caught up; return whether it just has."""
         joining, membership = self.joining, self._membership
         if joining is None:
             return False
         self.update_refusals(now.mono_s)
+        if self._waits_for_members(joining, now.mono_s):
+            return False
         may_accept_yet = now.mono_s - joining.asked_anew_s < membership.silent_after_s
         if self.refused_reason or (may_accept_yet and self.refusals.live(now.mono_s)):
             return False
@@ -213,6 +228,15 @@ class Recovery:
         self.joining = None
         self.update_gate(now)
         return True
+
+    def _waits_for_members(self, joining: Joining, now_s: float) -> bool:
+        """Return whether too few members have met. When enough have, ask everybody anew."""
+        waits = bool(self.waiting_reason)
+        if self._waited_for_members and not waits:
+            # The time to answer of those that were asked in vain is over. Now they may be reachable.
+            joining.ask_anew(now_s)
+        self._waited_for_members = waits
+        return waits
 
     # -- pulling a snapshot ----------------------------------------------------------------------------
 

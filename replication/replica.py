@@ -31,9 +31,10 @@ is rejected as a whole (time_limits.py). Any other message counts only if its se
 address in our membership table. Otherwise it is answered with our table, from which its sender learns why; a sender
 that is alive then sends its own table.
 
-Other rules have modules of their own: who belongs (membership_table.py), who is reachable (liveness.py), what if two
-processes use one address (duplicates.py), what follows from a change (view_changes.py), when a replica may serve
-(recovery.py), what is lost (loss.py), when to send (progress.py, pacing.py), what may be forgotten (compaction.py).
+Other rules have modules of their own: who belongs (membership_table.py), who is reachable (liveness.py), who was never
+reached (unreached.py), how many have met (met.py), what if two processes use one address (duplicates.py), what follows
+from a change (view_changes.py), when a replica may serve (recovery.py), what is lost (loss.py), when to send
+(progress.py, pacing.py), what may be forgotten (compaction.py).
 
 Sources: anti-entropy and session guarantees as in Bayou, Petersen et al., SOSP 1997; delivery by vector clocks. The
 form, a state machine behind one door, follows etcd's raft and h11.
@@ -63,6 +64,7 @@ from replication.settings import ReplicationSettings
 from replication.short_form import ShortForm
 from replication.snapshots import SnapshotSender
 from replication.time_limits import check_times
+from replication.unreached import FailureKind
 from replication.view_changes import RandomBits, ViewChanges, new_incarnation
 from store.causal import CausalStore
 from store.clock import Instant, address_of, replica_id, start_us_of
@@ -337,16 +339,20 @@ class Replica:
             )
         self.recovery.note_answer(asked.address, sender, reply.sender, clock)
 
-    def failed(self, address: str, serial: int, now: Instant, refusal: Refusal | None = None) -> None:
+    def failed(
+        self, address: str, serial: int, now: Instant, refusal: Refusal | None = None, failure: FailureKind = "silent"
+    ) -> None:
         """Note that request ``serial`` to ``address`` brought no reply. The peer may have received it all the same.
 
-        ``refusal``: set if a live replica there refuses this one, or is refused by it.
+        ``refusal``: set if a live replica there refuses this one, or is refused by it. ``failure``: otherwise, why.
         """
         peer = self.peers.find(address)
         if peer is None or peer.in_flight != serial:
             return
         self.recovery.stop_pull(address)
         peer.fail(self.id, now.mono_s)
+        if address in self.membership.seeds.unanswered:
+            self.membership.unreached.note_failure(address, failure)
         self.acks.expect_from_others(peer)
         if refusal is not None and address != self.address:
             self._note_refusal(address, refusal, now)
@@ -396,6 +402,7 @@ class Replica:
             self._view.merge(message.membership, message.horizon, now)
         elif message.membership_digest == table.digest:
             self._view.note_equal_table()
+        self.membership.met.observe(message.met)
         if table.is_superseded(message.sender):
             return None
         if not message.accepted:

@@ -40,8 +40,10 @@ class Seeds:
         """The result of the last lookup, without ``own`` and without ``fixed``."""
         self._own_aliases: set[str] = set()
         """Those of ``_discovered`` at which this replica itself answered."""
-        self._has_met_others = False
+        self.has_met_others = False
         """Whether another replica has ever answered at a discovered address."""
+        self.has_discovered_others = False
+        """Whether a lookup has ever found an address that is not known to be this replica's own."""
         self._alone_since_s: float | None = None
         """Since when every lookup has found only this replica; None before the first lookup or if others are found."""
 
@@ -60,6 +62,7 @@ class Seeds:
         self._own_aliases &= discovered
         if discovered - self._own_aliases:
             self._alone_since_s = None
+            self.has_discovered_others = True
         elif self._alone_since_s is None:
             self._alone_since_s = now_s
         return disappeared
@@ -69,7 +72,7 @@ class Seeds:
         if is_own:
             self._own_aliases.add(address)
         elif address in self._discovered:
-            self._has_met_others = True
+            self.has_met_others = True
         self.remove(address)
 
     def is_undiscovered(self, now_s: float, alone_after_s: float) -> bool:
@@ -78,7 +81,7 @@ class Seeds:
         False as soon as a lookup has found an address that is not this replica's own, or once lookups have found nobody
         else for ``alone_after_s`` seconds.
         """
-        if not self._discovers or self._has_met_others or self._discovered - self._own_aliases:
+        if not self._discovers or self.has_met_others or self._discovered - self._own_aliases:
             return False
         return self._alone_since_s is None or now_s - self._alone_since_s < alone_after_s
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from store.environment import Section, seconds, setting
+from store.environment import Section, seconds, setting, whole_number
 
 PEER_RESPONSES_BYTES: Final = 32 * 1024 * 1024
 """Bytes of all large responses to peers in progress. One is about 256 KiB, or a single update."""
@@ -27,6 +27,17 @@ MAX_OPERATOR_RESPONSES: Final = 16
 @dataclass(frozen=True, slots=True)
 class ReplicationSettings:
     """How replicas exchange updates, and when they consider each other down."""
+
+    expected_members: int = setting(
+        1,
+        "KV_EXPECT",
+        whole_number(1, 1024, "members"),
+        Section.ADDRESSES,
+        "The replica does not become ready before this many members, itself included, have met once. Set it to the "
+        "size of the cluster, the same on every replica, so that a replica with a wrong `VIEW` does not serve alone. A "
+        "replica that restarts needs only one live member that remembers the others. See "
+        "[a replica that is alone](operations.md#a-replica-that-is-alone).",
+    )
 
     down_after_s: float = setting(
         3.0,

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import resource
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from replication.refusals import describe_one
 from replication.replica import Replica
+from replication.unreached import Unreached
 from store.causal import MAX_RECENT_UPDATES
 from store.clock import Instant, count_missing, incarnation_of
+from store.version import VERSION
 
 MAX_RECENT = MAX_RECENT_UPDATES
 """Upper bound of the query parameter ``recent``: the number of applied updates that a replica remembers."""
@@ -38,14 +40,17 @@ MAX_CLOCK_ENTRIES_LISTED = 50_000
 """Entries of all members' clocks that the status lists. The clocks of further members are empty."""
 
 
-def replica_status(replica: Replica, counters: Mapping[str, int], now: Instant) -> dict[str, Any]:
+def replica_status(
+    replica: Replica, counters: Mapping[str, int], now: Instant, unreached: Iterable[Unreached] = ()
+) -> dict[str, Any]:
     """Return the status as JSON-able data. The caller holds the lock.
 
-    ``counters``: the totals of the engine and the node, by name.
+    ``counters``: the totals of the engine and the node, by name. ``unreached``: the addresses that were never reached.
     """
     store = replica.store
     return {
         "replica_id": replica.id,
+        "version": VERSION,
         "address": replica.address,
         "incarnation": f"{incarnation_of(replica.id):016x}",
         "uptime_s": round(now.mono_s - replica.started_s, 3),
@@ -53,6 +58,9 @@ def replica_status(replica: Replica, counters: Mapping[str, int], now: Instant) 
         "ready": not replica.recovery.not_ready_reason,
         "not_ready_reason": replica.recovery.not_ready_reason,
         "refusals": _refusals(replica, now),
+        "never_reached": _never_reached(unreached, now),
+        "expected_members": replica.membership.met.expected,
+        "met_members": replica.membership.met.most,
         "clock": dict(store.clock),
         "view": _view(replica, now),
         "pending": _pending(replica, now),
@@ -100,6 +108,18 @@ def _refusals(replica: Replica, now: Instant) -> list[dict[str, Any]]:
         }
         for address, standing in replica.recovery.refusals.live(now.mono_s).items()
         if standing.refusal is not None
+    ]
+
+
+def _never_reached(unreached: Iterable[Unreached], now: Instant) -> list[dict[str, Any]]:
+    return [
+        {
+            "address": each.address,
+            "kind": each.kind,
+            "text": each.text,
+            "since_s": round(now.mono_s - each.since_s, 3),
+        }
+        for each in unreached
     ]
 
 

@@ -16,6 +16,7 @@ import requests
 
 from replication.bounded_replies import ReplyLimit
 from replication.errors import MessageRejected, NotTrusted, Unreachable
+from replication.failures import failure_in
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
 from replication.peer_client import PeerClient, PeerClientSettings, Response
 
@@ -70,10 +71,10 @@ def _successful_body(address: str, response: Response) -> bytes:
     if response.status == requests.codes.ok:
         return response.body
     if response.status in {requests.codes.unauthorized, requests.codes.forbidden}:
-        raise NotTrusted(f"{address} rejects this replica: {response.summary()}", response.refusal)
+        raise NotTrusted(f"{address} rejects this replica: {response.summary()}", response.refusal, "stranger")
     if response.status == requests.codes.bad_request:
-        raise MessageRejected(f"{address} rejects our message: {response.summary()}", response.refusal)
-    raise Unreachable(f"{address} answers {response.summary()}")
+        raise MessageRejected(f"{address} rejects our message: {response.summary()}", response.refusal, "stranger")
+    raise Unreachable(f"{address} answers {response.summary()}", failure="stranger")
 
 
 @contextmanager
@@ -87,13 +88,14 @@ def translate_errors(address: str) -> Iterator[None]:
     except requests.exceptions.SSLError as exc:
         _break_cycles(exc)
         if any(reason in str(exc) for reason in NO_TLS):
-            raise NotTrusted(f"{address} serves no TLS, and this replica does: {TLS_ADVICE}") from exc
-        raise NotTrusted(f"{address}: TLS failed, see KV_TLS_CA: {exc}") from exc
+            raise NotTrusted(f"{address} serves no TLS, and this replica does: {TLS_ADVICE}", failure="tls") from exc
+        raise NotTrusted(f"{address}: TLS failed, see KV_TLS_CA: {exc}", failure="tls") from exc
     except (requests.RequestException, ValueError, RecursionError) as exc:
+        failure = failure_in(exc)  # before the frames are cleared, and with them what the causes refer to
         _break_cycles(exc)
         if TLS_ALERT in str(exc):
-            raise NotTrusted(f"{address} serves TLS, and this replica does not: {TLS_ADVICE}") from exc
-        raise Unreachable(f"{address}: {exc}") from exc
+            raise NotTrusted(f"{address} serves TLS, and this replica does not: {TLS_ADVICE}", failure="tls") from exc
+        raise Unreachable(f"{address}: {exc}", failure=failure) from exc
 
 
 def _break_cycles(exc: BaseException | None) -> None:

@@ -141,6 +141,7 @@ class ViewChanges:
         """Bring everything that depends on the membership table in line with it."""
         table = self._membership.table
         self._follow_own_entry(now)
+        self._membership.met.observe(len(table.present))
         self._store.set_present_ids(table.present)
         self._loss.update_possible_holders(now)
         if self._recovery.update_gate(now):

@@ -101,6 +101,15 @@ class StatedRefusal:
 
 
 @dataclass(frozen=True, slots=True)
+class UnreachedAddress:
+    """An address of ``VIEW`` at which no replica has ever answered the one whose status this is. ``text``: why."""
+
+    address: str
+    text: str = ""
+    since_s: Number = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class LogSize:
     """The size of the log: updates that a replica keeps for members that do not have them yet."""
 
@@ -114,6 +123,7 @@ class Status:
 
     replica_id: str
     address: str
+    version: str = ""
     incarnation: str = ""
     uptime_s: Number = 0.0
     state: str = "unknown"
@@ -131,6 +141,9 @@ class Status:
     open: bool = False
     not_ready_reason: str = ""
     refusals: list[StatedRefusal] = field(default_factory=list)
+    never_reached: list[UnreachedAddress] = field(default_factory=list)
+    expected_members: Count = 1
+    met_members: Count = 1
     events: list[Event] = field(default_factory=list)
     log: LogSize = field(default_factory=LogSize)
     data_bytes: Count = 0

@@ -18,6 +18,9 @@ STUCK_S = 10.0
 MAX_REFUSED = 3
 """Replicas for which a finding says who refuses them. The others are counted."""
 
+MAX_MISSED = 5
+"""Addresses that were never reached and that a finding says why. The others are counted."""
+
 MAX_LEAD_S = 1.0
 """If the hybrid clock is further ahead of the wall clock than this, the clock of some member is or was wrong."""
 
@@ -34,13 +37,16 @@ NOT_SERVING = {
 }
 """States of a replica that does not serve (``ObservedReplica.state``): level, text for one, text for several."""
 
-LEVELS = ("good", "busy", "bad")
-"""Health levels, best first."""
+LEVELS = ("good", "busy", "warn", "bad")
+"""Health levels, best first. ``warn``: it may be meant so; only the operator knows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One observation. ``level``: ``note`` (no problem), ``busy`` (should pass by itself) or ``bad`` (a problem)."""
+    """One observation. ``level``: ``note`` (no problem), or one of ``LEVELS``.
+
+    ``busy`` should pass by itself, ``warn`` may be a mistake, ``bad`` is a problem.
+    """
 
     level: str
     text: str
@@ -65,6 +71,7 @@ def assess(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) ->
     findings = (
         *_not_serving(cluster),
         *_refusals(cluster),
+        *_never_reached(cluster),
         *_view_differences(cluster),
         *_lagging(cluster, highest, lag_s),
         *_pending(cluster),
@@ -112,6 +119,19 @@ def _refusals(cluster: ClusterState) -> Iterator[Finding]:
             yield Finding("bad", f"{address} and {first.address}{more} refuse each other: {first.text}.")
     if len(refused) > MAX_REFUSED:
         yield Finding("bad", f"{counted(len(refused) - MAX_REFUSED, 'more replica')} refused by others.")
+
+
+def _never_reached(cluster: ClusterState) -> Iterator[Finding]:
+    """Report addresses of ``VIEW`` that were never reached, and replicas that wait for members to meet."""
+    statuses = [replica.status for replica in cluster.replicas if replica.is_reachable and replica.status]
+    missed = [(status.address, each) for status in statuses for each in status.never_reached]
+    for address, each in missed[:MAX_MISSED]:
+        yield Finding("warn", f"{address} has never reached {each.address}, which it was told to contact: {each.text}.")
+    if len(missed) > MAX_MISSED:
+        yield Finding("warn", f"{len(missed) - MAX_MISSED:,} more of these were never reached.")
+    for status in statuses:
+        if status.state == "joining" and status.met_members < status.expected_members and not status.refusals:
+            yield Finding("warn", f"{status.address} is not ready. {status.not_ready_reason}.")
 
 
 def _view_differences(cluster: ClusterState) -> Iterator[Finding]:

@@ -204,7 +204,14 @@ def _members(status: Mapping[str, Any]) -> Iterator[Metric]:
     )
     for refusal in status["refusals"]:
         refuses.add_metric([refusal["address"], refusal["kind"]], 1)
-    yield from (state, contact, lacks, refuses)
+    never_reached = GaugeMetricFamily(
+        "causeway_peer_never_reached",
+        "1 for each address in VIEW at which no replica has ever answered this one.",
+        labels=["peer", "reason"],
+    )
+    for unreached in status["never_reached"]:
+        never_reached.add_metric([unreached["address"], unreached["kind"]], 1)
+    yield from (state, contact, lacks, refuses, never_reached)
 
 
 def _exchanges(status: Mapping[str, Any], exchange_metrics: ExchangeMetrics) -> Iterator[Metric]:

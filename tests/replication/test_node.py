@@ -1,17 +1,22 @@
-"""Peer threads: which of them a write wakes, and how the node measures their wakeup delay."""
+"""The node: which peer threads a write wakes, how their wakeup delay is measured, and what it warns of."""
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import pytest
 
-from replication.node import Node
+from replication.discovery import Discovery, LookupFailed
+from replication.node import ALONE, Node
 from replication.peer_client import PeerClientSettings
 from replication.peer_thread import AWAKE, PeerThread
 from replication.replica import Replica
+from replication.settings import ReplicationSettings
+from store.clock import Instant
 from store.engine import Change, Engine, WriteConcern, read_clocks
 
 OWN, PEER = "127.0.0.1:1", "127.0.0.1:2"
@@ -148,3 +153,107 @@ def test_the_wakeup_delay_counts_threads_that_wake_by_themselves(
         peer_thread.turn()
     measured_s = node.replica.pacing.wakeup_delay_s(read_clocks().mono_s)
     assert delay_s <= measured_s <= 10 * delay_s
+
+
+# -- warnings ----------------------------------------------------------------------------------------------------------
+
+
+def node_with_seed(expected_members: int = 1) -> Node:
+    """Return a node that has asked ``PEER``, of its VIEW, for ten seconds in vain."""
+    now = read_clocks()
+    started = Instant(now.mono_s - 10, now.wall_us - 10_000_000)
+    settings = ReplicationSettings(expected_members=expected_members)
+    replica = Replica(OWN, [PEER], now=started, rng=Random(1), settings=settings)
+    outgoing = replica.begin(PEER, started)
+    assert outgoing is not None
+    replica.failed(PEER, outgoing.serial, started, failure="closed")
+    return Node(replica, Engine(replica.store), PeerClientSettings(), on_fatal=lambda reason: None)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_an_address_that_was_never_reached_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    node = node_with_seed()
+    with caplog.at_level(logging.INFO):
+        node._warn_of_unreached()
+        node._warn_of_unreached()
+    assert warnings_of(caplog) == [f"{PEER} in VIEW was never reached: nobody listens there. {ALONE}"]
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        node.remove_member(PEER)
+        node._warn_of_unreached()
+    assert f"{PEER} is not missed any more: it has answered, or was removed" in caplog.messages
+
+
+def test_the_warning_stands_in_the_status_and_repeats_in_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = node_with_seed()
+    monkeypatch.setattr(node._context.warnings, "allow", lambda kind, now_s: True)
+    for _ in range(2):
+        node._warn_of_unreached()
+        [stated] = node.inspector.status()["never_reached"]
+        assert (stated["address"], stated["kind"], stated["text"]) == (PEER, "closed", "nobody listens there")
+        assert stated["since_s"] >= 10
+    assert len(warnings_of(caplog)) == 2
+
+
+def test_a_replica_that_waits_for_members_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    node = node_with_seed(expected_members=3)
+    node.replica.tick(read_clocks())
+    assert node.not_ready_reason == "KV_EXPECT asks for 3 members, and this replica has met no other"
+    node._warn_if_refused()
+    assert warnings_of(caplog) == [f"not ready: {node.not_ready_reason}"]
+    status = node.inspector.status()
+    assert (status["state"], status["expected_members"], status["met_members"]) == ("joining", 3, 1)
+
+
+def test_keys_end_with_a_replica_that_reaches_no_other_member(node: Node) -> None:
+    for key in ("x", "y"):
+        node.engine.write(Change(key, b"1"), {})
+    assert node.keys_that_end() == 0, "the other member was added just now"
+    node.remove_member(PEER)
+    assert node.keys_that_end() == 2
+    alone = node_with_seed()
+    assert alone.keys_that_end() == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "kind", "text"),
+    [(None, "name", "never resolved: no such name"), (["10.0.0.9:1"], "silent", "no replica has ever answered")],
+)
+def test_a_name_that_leads_nowhere_is_reported_like_an_address(
+    caplog: pytest.LogCaptureFixture, found: list[str] | None, kind: str, text: str
+) -> None:
+    def lookup(name: str, port: int) -> frozenset[str]:
+        if found is None:
+            raise LookupFailed("no such name")
+        return frozenset(found)
+
+    node = node_that_looks_up(lookup)
+    node._discovery.look_up(node.discovered)  # type: ignore[union-attr]
+    [stated] = node.inspector.status()["never_reached"]
+    assert (stated["address"], stated["kind"]) == ("kv.example:1", kind)
+    assert text in stated["text"]
+    node._warn_of_unreached()
+    assert "kv.example:1 in KV_VIEW_DNS was never reached" in caplog.text
+
+
+def test_a_name_that_leads_only_to_the_replica_itself_is_no_reason_to_warn() -> None:
+    """It may be the first one of its cluster."""
+    node = node_that_looks_up(lambda name, port: frozenset([OWN]))
+    node._discovery.look_up(node.discovered)  # type: ignore[union-attr]
+    assert node.inspector.status()["never_reached"] == []
+
+
+def node_that_looks_up(lookup: Callable[[str, int], frozenset[str]]) -> Node:
+    """Return a node that was started ten seconds ago and looks up ``kv.example``. It has no threads."""
+    now = read_clocks()
+    started = Instant(now.mono_s - 10, now.wall_us - 10_000_000)
+    replica = Replica(OWN, [], now=started, rng=Random(1), discovers=True)
+    discovery = Discovery("kv.example:1", 1.0, lookup=lookup)
+    node = Node(replica, Engine(replica.store), PeerClientSettings(), on_fatal=lambda reason: None, discovery=discovery)
+    node._threads.follow = lambda targets: None  # type: ignore[method-assign]
+    return node

@@ -35,7 +35,8 @@ class Plan:
     ``membership``: whether replicas are removed and added too. ``stranger``: whether somebody who is no replica sends
     well-formed messages. ``churn``: whether addresses come and go at which no process runs. ``disaster``: whether all
     processes are killed at once and only some hosts return. ``refusals``: whether live replicas refuse each other, for
-    their secrets, for their versions, or for their clocks, which show any time between 1970 and 2100.
+    their secrets, for their versions, or for their clocks, which show any time between 1970 and 2100. ``expects``:
+    whether replicas wait until all of them have met, and one starts late.
     """
 
     replicas: int
@@ -46,6 +47,7 @@ class Plan:
     churn: bool = False
     disaster: bool = False
     refusals: bool = False
+    expects: bool = False
 
 
 class Faults:

@@ -104,8 +104,14 @@ class Oracle:
                 del self.world.removed[address]
 
     def _at_serving(self, host: Host) -> None:
-        """Check that live replicas that refuse ``host`` do not outweigh those that accept it (contract P6)."""
+        """Check that enough members have met, and that those that refuse ``host`` do not outweigh those that accept it.
+
+        Contract P6.
+        """
         replica = host.replica
+        known, expected = host.known[host.boots], self.world.settings.expected_members
+        if len(known) < expected:
+            self.violations.append(f"Unmet: {host.address} serves, and has heard of {sorted(known)}, not {expected}")
         if replica is None or self.world.discovers:
             return
         asked = {*replica.membership.seeds.unanswered, *replica.membership.table.others}

@@ -15,7 +15,7 @@ from tools.simulation.clients import Clients, Habits
 from tools.simulation.faults import Faults, Plan
 from tools.simulation.followers import Followers
 from tools.simulation.oracle import Oracle
-from tools.simulation.world import SETTLE_S, TICK_S, Conditions, World
+from tools.simulation.world import SETTLE_S, TICK_S, Conditions, Host, World
 
 LONG_RUN = 1000
 """A run with at least this many operations is a long run: see ``draw``."""
@@ -31,6 +31,9 @@ CLIENTS = 6
 FOLLOWERS = 3
 SLOW_OPERATIONS, SLOW_S = 60, 30.0
 """How many operations follow at a slow pace in some runs, and within which time."""
+
+LATE_S = 4.0
+"""How much later than the others one replica starts if all have to meet. Without it, the others would serve before."""
 
 
 @dataclass(slots=True)
@@ -85,10 +88,15 @@ def _draw_all(
     # Whether a removal covers a process depends on the clocks of both hosts. Strangers make replicas take incarnations
     # an hour ahead, which a removal covers only after that hour.
     plan = replace(plan, disaster=seed % 6 == 1 and not plan.refusals and not plan.stranger)
+    # A replica that is removed before all have met keeps the others waiting, as it should.
+    others = plan.membership or plan.churn or plan.disaster or plan.stranger or plan.refusals
+    plan = replace(plan, expects=seed % 9 == 4 and not others)
     if plan.churn:
         settings = replace(settings, kept_removed=2 + seed % 3, forget_after_s=0.5)
     large = next((number for divisor, rest, number in LARGE_WORLDS if seed % divisor == rest), None)
     plan = replace(plan, replicas=replicas or large or plan.replicas)
+    if plan.expects:
+        settings = replace(settings, expected_members=plan.replicas)
     store_settings = replace(store_settings, max_feed_bytes=(3_000, 20_000, 1_000_000)[seed % 3])
     return plan, habits, settings, store_settings, conditions
 
@@ -115,7 +123,8 @@ def simulate(seed: int, operations: int = 200, replicas: int | None = None) -> O
     followers = Followers(world, seed, FOLLOWERS)
     for host in world.hosts.values():
         host.skew_us = round(rng.uniform(-2e6, 2e6))
-        world.at(world.now_s + rng.random() * 0.2, world.start, host.address)
+        late_s = LATE_S if plan.expects and host.address == addresses[-1] else 0.0
+        world.at(world.now_s + rng.random() * 0.2 + late_s, _start, world, host)
     world.run_until(world.now_s + rng.choice([0.3, 3.0]))
     faults = Faults(world, plan)
     clients.begin()
@@ -173,6 +182,13 @@ def _fold(world: World, faults: Faults, clients: Clients) -> None:
     clients.budget = 0
     for host in world.hosts.values():
         faults.restart(host)
+
+
+def _start(world: World, host: Host) -> None:
+    """Start a process at ``host``, unless a fault has started one already."""
+    if host.replica is None:
+        world.start(host.address)
+        world.counts["expecting"] += world.settings.expected_members > 1
 
 
 def _watch(world: World) -> None:

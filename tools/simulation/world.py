@@ -86,6 +86,7 @@ class Host:
 
     ``camp``: why others refuse it, and it them, and the name of its camp; None while it is in no camp.
     ``outcomes``: what its process was told: address -> the outcome of the last request there.
+    ``known``: number of a process here -> the addresses that it can have heard of, its own included.
     ``was_serving``: whether its process has been seen to serve. ``was_trusted``: whether its wall clock was right when
     a replica accepted a message of this process.
 
@@ -107,6 +108,7 @@ class Host:
     completing: set[int] = field(default_factory=set)
     camp: tuple[RefusalKind, str] | None = None
     outcomes: dict[str, RequestOutcome] = field(default_factory=dict)
+    known: dict[int, set[str]] = field(default_factory=dict)
     was_serving: bool = False
     was_trusted: bool = False
 
@@ -168,6 +170,7 @@ class World(Scheduler):
         assert host.replica is None
         host.boots += 1
         host.outcomes = {}
+        host.known[host.boots] = {address}
         host.was_serving = host.was_trusted = False
         self.removed.pop(address, None)
         if self.discovers:
@@ -309,10 +312,13 @@ class World(Scheduler):
             self._refuse(receiver, host, boot, to, serial, Refusal(kind, is_serving))
             return
 
+        receiver.known[receiver.boots] |= host.known[boot]
+
         def answer(reply: Exchange | SnapshotPiece) -> None:
             if isinstance(message, Exchange) and isinstance(reply, Exchange):
                 self.counts["updates_sent"] += len(message.updates) + len(reply.updates)
             if self._is_delivered(receiver.address, host.address):
+                host.known[boot] |= receiver.known[receiver.boots]
                 self.at(self.now_s + self._delay(), self._reply, host, boot, to, serial, reply)
 
         def reject(exc: BadMessage) -> None:

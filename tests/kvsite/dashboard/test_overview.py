@@ -80,6 +80,26 @@ def test_only_some_refused_replicas_are_described() -> None:
     assert texts(page_of(cluster))[-1] == "5 more replicas refused by others."
 
 
+def test_an_address_that_was_never_reached_is_amber_and_named_with_the_reason() -> None:
+    cluster = cluster_of(1)
+    missed = {"address": "10.0.0.9:8090", "kind": "closed", "text": "nobody listens there", "since_s": 60.0}
+    cluster[A]["status"].update(never_reached=[missed])
+    page = page_of(cluster)
+    assert page.health.level == "warn"
+    assert texts(page) == [f"{A} has never reached 10.0.0.9:8090, which it was told to contact: nobody listens there."]
+    cluster[A]["status"].update(never_reached=[missed] * 8)
+    assert texts(page_of(cluster))[-1] == "3 more of these were never reached."
+
+
+def test_a_replica_that_waits_for_members_says_so() -> None:
+    cluster = cluster_of(1)
+    waiting = {"state": "joining", "expected_members": 3, "met_members": 1, "not_ready_reason": "KV_EXPECT asks for 3"}
+    cluster[A]["status"].update(waiting)
+    page = page_of(cluster)
+    assert page.health.level == "warn"
+    assert f"{A} is not ready. KV_EXPECT asks for 3." in texts(page)
+
+
 def test_updates_in_flight_are_no_problem_but_old_missing_updates_are() -> None:
     cluster = cluster_of(3)
     cluster[A]["status"]["clock"][id_of(A)] = 150

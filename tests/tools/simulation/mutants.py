@@ -29,6 +29,7 @@ from replication.loss import LossDetector, reports_since, unrecoverable
 from replication.membership import Membership
 from replication.membership_table import MembershipTable
 from replication.messages import ClockChanges, Exchange, MembershipEntry, digest_of
+from replication.met import MetMembers
 from replication.progress import Acknowledged, PeerProgress, Peers, PeerState, Report
 from replication.recovery import Joining, Recovery
 from replication.refusals import Refusals, describe
@@ -517,6 +518,47 @@ def use_positions_under_other_tables() -> Iterator[None]:
 def serve_while_peers_refuse() -> Iterator[None]:
     """A joining replica serves although live replicas refuse it."""
     with patch.object(Refusals, "joining_reason", lambda self, now_s: ""):
+        yield
+
+
+@mutant
+def serve_before_enough_have_met() -> Iterator[None]:
+    """A joining replica does not wait until as many members have met as are expected."""
+    with patch.object(MetMembers, "reason", ""):
+        yield
+
+
+@directed
+def forget_how_many_have_met() -> Iterator[None]:
+    """A replica counts only the members that its own membership table has had."""
+    receive = Replica._accept
+
+    def accept(self: Replica, message: Exchange, now: Instant, *, is_reply: bool = False) -> PeerProgress | None:
+        return receive(self, replace(message, met=0), now, is_reply=is_reply)
+
+    with patch.object(Replica, "_accept", accept):
+        yield
+
+
+@directed
+def ask_nobody_anew_when_enough_have_met() -> Iterator[None]:
+    """The time in which a peer has to answer runs while the replica waits for members to meet."""
+
+    def waits(self: Recovery, joining: Joining, now_s: float) -> bool:
+        return bool(self.waiting_reason)
+
+    with patch.object(Recovery, "_waits_for_members", waits):
+        yield
+
+
+@directed
+def miss_removed_seeds() -> Iterator[None]:
+    """An address of VIEW that was removed from the view is still missed."""
+
+    def missed(self: Membership) -> list[tuple[str, float]]:
+        return [(at, since_s) for at, since_s in self.seeds.unanswered.items() if at in self.seeds.fixed]
+
+    with patch.object(Membership, "missed_seeds", missed):
         yield
 
 

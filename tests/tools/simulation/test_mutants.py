@@ -20,10 +20,12 @@ from tests.replication.protocol import (
     test_loss,
     test_markers,
     test_merging,
+    test_met,
     test_refusals,
     test_removals,
     test_short_form,
     test_snapshots,
+    test_unreached,
 )
 from tests.store import test_feed
 from tests.support.wire import Wire, address, write
@@ -250,6 +252,10 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "keep_entries_with_wrong_times": with_rejections(
         test_refusals.test_wrong_times_of_others_in_the_table_are_taken_back_too
     ),
+    "serve_before_enough_have_met": test_met.test_no_replica_serves_before_as_many_have_met_as_are_expected,
+    "forget_how_many_have_met": test_met.test_a_member_restarts_in_a_cluster_that_has_become_smaller,
+    "ask_nobody_anew_when_enough_have_met": test_met.test_when_enough_have_met_every_peer_has_time_to_answer,
+    "miss_removed_seeds": test_unreached.test_an_address_that_was_removed_from_the_view_is_not_missed,
     "omit_delete_clock": a_client_that_read_an_absence_never_reads_the_deleted_version,
 }
 

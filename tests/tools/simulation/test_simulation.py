@@ -71,6 +71,7 @@ def test_300_runs_with_faults_of_every_kind_are_clean(capsys: pytest.CaptureFixt
         "visitors",
         "wrong_clocks",
         "camps",
+        "expecting",
         "refused_secret",
         "refused_protocol",
         "refused_full",
