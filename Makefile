@@ -24,15 +24,21 @@ help: ## List the targets
 
 # --- Installation -----------------------------------------------------------------------------------------------------
 
-setup: .venv/.ready ## Create .venv from the locked requirements, or update it
+setup: .venv/.ready ## Create .venv with everything to work on Causeway, or update it
 
-.venv/.ready: requirements.txt requirements-dev.txt
+# What a replica needs, for `make run`. requirements-dev.txt contains the same versions.
+.venv/.runs: requirements.txt
 	@[ -n "$(PYTHON)" ] || { echo "Causeway needs Python 3.11 or newer with venv: sudo apt-get install python3-venv" >&2; exit 1; }
 	@[ -x $(BIN)/python ] || "$(PYTHON)" -m venv .venv
 	@echo "Installing the locked requirements into .venv (once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@# The Python client is used from where it lies. The path is relative to the directory of installed packages.
 	@echo ../../../../clients/python/src > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/causeway-client.pth"
+	@touch $@
+
+.venv/.ready: .venv/.runs requirements-dev.txt
+	@echo "Installing the development tools into .venv (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
 lock: ## Write requirements*.txt from pyproject.toml. Run it after a change of a dependency
@@ -49,11 +55,11 @@ PIP_COMPILE := --quiet --generate-hashes --strip-extras --allow-unsafe --no-head
 
 # --- Use --------------------------------------------------------------------------------------------------------------
 
-run: setup ## Start a cluster on 127.0.0.1:8090 and the following ports (REPLICAS=3, BASE_PORT=8090)
+run: .venv/.runs ## Start a cluster on 127.0.0.1:8090 and the following ports (REPLICAS=3, BASE_PORT=8090)
 	@exec $(BIN)/python manage.py run_cluster $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(BASE_PORT),--base-port $(BASE_PORT))
 
-demo: setup ## Demonstrate the guarantees of the store on a temporary cluster
-	@exec $(BIN)/python manage.py demo
+demo: .venv/.runs ## Demonstrate the guarantees of the store on a temporary cluster (BASE_PORT=8190)
+	@exec $(BIN)/python manage.py demo $(if $(BASE_PORT),--base-port $(BASE_PORT))
 
 soak: SYSTEM := $(NETNS)
 soak: setup system ## Run random faults against real replicas (MINUTES=10)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from kvsite import signals  # first: it notes which signals are ignored at the start
+from store.version import VERSION
 
 SETTINGS: Final = "kvsite.settings"
 
@@ -38,14 +39,16 @@ def shown_program() -> str:
 
 def main() -> int:
     """Run one command and return the exit code. An invalid environment variable is reported in one line."""
+    if sys.argv[1:] in (["--version"], ["version"]):
+        print(f"Causeway {VERSION}")  # noqa: T201
+        return 0
     if sys.argv[1:2] == ["run_replica"]:
         # Keep signals pending until the server reads them. The first process of a container has no default action for
         # them, so a SIGTERM that arrives while Django is being loaded would be lost.
         signals.block()
     # The shell of somebody who works on a Django project may name that project's settings.
     os.environ["DJANGO_SETTINGS_MODULE"] = SETTINGS
-    from django.core.management import execute_from_command_line  # noqa: PLC0415  # after the variable
-
+    from kvsite.command_line import CommandLine  # noqa: PLC0415  # after the variable
     from kvsite.config import ConfigError, current  # noqa: PLC0415
 
     try:
@@ -53,5 +56,5 @@ def main() -> int:
     except ConfigError as exc:
         print(exc, file=sys.stderr)  # noqa: T201
         return 2
-    execute_from_command_line(sys.argv)
+    CommandLine(sys.argv).execute()
     return 0

@@ -234,3 +234,11 @@ class LocalCluster:
 
     def _log_end(self, i: int, lines: int = 30) -> str:
         return "\n".join(self.log(i).splitlines()[-lines:])
+
+
+def other_ports(base_port: int, replicas: int, command: str = "run_cluster", target: str = "run") -> str:
+    """Return what to type if ports are taken: the same command with other ports, which are probably free."""
+    other = base_port + 1000 if base_port + 1000 + replicas <= 65536 else DEFAULT_BASE_PORT
+    typed = f"{cli.shown_program()} {command} --base-port {other}"
+    make = f"make {target} BASE_PORT={other}, or " if cli.is_checkout() else ""
+    return f"Perhaps a cluster is running already. Other ports: {make}{typed}"

@@ -15,7 +15,8 @@ SIGTERM, SIGINT and SIGHUP stop a replica within ``STOP_TIMEOUT_S``, in these st
 1. The node closes the gate and removes this replica from the view. Clients get 503, waiting requests are woken, and
    this replica issues no more updates.
 2. The node sends its updates to peers until one other member has acknowledged all of them, for at most
-   ``HAND_OVER_S``. HTTP is still served, because a member that needs a snapshot pulls it from this replica.
+   ``HAND_OVER_S``. HTTP is still served, because a member that needs a snapshot pulls it from this replica. If no
+   other member is reachable, standard error and the log say how many keys end with this replica.
 3. New connections are refused. Each open connection is closed after its next response, which says so
    (``Connection: close``). If a connection ends in another way, its client does not know whether its write was applied.
 4. Requests in progress get a short time to end. Then the process exits: with 1 if step 2 did not complete, so that
@@ -215,6 +216,7 @@ class DescriptorWatch:
 
 def bind(host: str, port: int) -> socket.socket:
     """Return a socket bound to ``host`` and ``port``. Raises ``StartError`` if that is not possible."""
+    bound = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -228,6 +230,8 @@ def bind(host: str, port: int) -> socket.socket:
             bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         bound.bind(address)
     except OSError as exc:
+        if bound is not None:
+            bound.close()
         raise StartError(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from exc
     bound.setblocking(False)
     return bound
@@ -276,6 +280,7 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
     if until_stdin_closes:
         threading.Thread(target=_stop_when_stdin_closes, args=(stop_request,), name="stdin", daemon=True).start()
     problems: list[str] = []
+    notes: list[str] = []
 
     def stop_because(reason: str) -> None:
         problems.append(reason)
@@ -287,6 +292,10 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
         if unacknowledged:
             updates = "1 update" if unacknowledged == 1 else f"{unacknowledged} updates"
             problems.append(f"{updates} may be lost: no other member acknowledged all within {HAND_OVER_S:g} s")
+        if keys := context.node.keys_that_end():
+            end = "1 key ends" if keys == 1 else f"{keys:,} keys end"
+            notes.append(f"{end} with this replica: it reaches no other member, and data is in memory only")
+            logger.warning("%s", notes[-1])
         edge.close_connections()
 
     raise_file_limit(MAX_CONNECTIONS + RESERVED_FILES)
@@ -299,8 +308,8 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
     server.on_startup(lambda: monitor_connections(context, max_connections))
     server.on_startup(context.node.start)
     server.serve(target_loader=lambda: edge, wrap_loader=False)
-    for problem in dict.fromkeys(problems):
-        write_line(problem)  # For the caller, whatever the log settings.
+    for text in dict.fromkeys([*problems, *notes]):
+        write_line(text)  # For the caller, whatever the log settings.
     code = 1 if problems or server.interrupt_children else 0
     logger.info("stopped")
     if server.stuck:

@@ -25,9 +25,13 @@ STOP_SIGNALS = _CANDIDATES - IGNORED_SIGNALS
 
 
 class StopRequest:
-    """Records the arrival of one of ``STOP_SIGNALS``, which must be blocked in every thread before."""
+    """Records the arrival of ``STOP_SIGNALS``, which must be blocked in every thread before.
+
+    ``signum``: the signal that arrived last, None if there was none.
+    """
 
     def __init__(self) -> None:
+        self.signum: int | None = None
         self._arrived = threading.Event()
         threading.Thread(target=self._wait_for_signal, name="signals", daemon=True).start()
 
@@ -39,9 +43,13 @@ class StopRequest:
         """Request the stop from within this process."""
         self._arrived.set()
 
+    def withdraw(self) -> None:
+        """Forget the request: from now on, ``wait`` waits for another one."""
+        self._arrived.clear()
+
     def _wait_for_signal(self) -> None:
-        if STOP_SIGNALS:
-            signal.sigwait(STOP_SIGNALS)
+        while STOP_SIGNALS:
+            self.signum = signal.sigwait(STOP_SIGNALS)
             self._arrived.set()
 
 

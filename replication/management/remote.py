@@ -14,12 +14,25 @@ from replication.address import parse_address, split_address
 from replication.errors import NotTrusted
 from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import derive_key
-from store.management.connection import Connection
+from store.management.base import CREDENTIALS, USAGE_ERROR
+from store.management.connection import Connection, why_not_reachable
 from store.management.tls_check import WRONG_CA, mismatch
 from store.secret_files import read_secret
 
 TIMEOUT_S: Final = 10.0
-"""How long a command waits for one response; a healthy replica needs milliseconds."""
+"""How long a command waits for one response by default; a healthy replica needs milliseconds."""
+
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    **CREDENTIALS,
+    "KV_CLUSTER_SECRET": "secret of the cluster (or KV_CLUSTER_SECRET_FILE): view changes need proof of it",
+}
+"""The variables of the commands that use ``Remote``."""
+
+EXIT_CODES: Final[Mapping[int, str]] = {
+    0: "success",
+    1: "no replica answers, or it rejects the request",
+    USAGE_ERROR: "wrong arguments or settings",
+}
 
 MAX_PRINTED: Final = 300
 """Characters of a server's text that a command prints at most."""
@@ -49,18 +62,22 @@ class Remote:
     """A client for one replica. It takes credentials and TLS from the environment, as replicas do (contract 5).
 
     ``at``: the replica's address; None means ``SOCKET_ADDRESS``. With ``KV_CLUSTER_SECRET`` set, requests and responses
-    carry proof of the secret.
+    carry proof of the secret. ``timeout_s``: how long to wait for one response.
     """
 
-    def __init__(self, at: str | None, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, at: str | None, environ: Mapping[str, str] = os.environ, *, timeout_s: float = TIMEOUT_S
+    ) -> None:
         try:
             connection = Connection.from_environ(environ, at)
             secret = read_secret(environ, "KV_CLUSTER_SECRET")[1] or ""
         except ValueError as exc:
             raise CommandError(str(exc)) from None
         self.at = address_argument(connection.address)
+        self._timeout_s = timeout_s
+        self._is_reachable = False
         settings = PeerClientSettings(
-            timeout_s=TIMEOUT_S,
+            timeout_s=timeout_s,
             scheme="https" if connection.is_tls else "http",
             verify=connection.verify,
             key=derive_key(secret) if secret else b"",
@@ -75,6 +92,9 @@ class Remote:
         Raises ``NoAnswer``, and ``ErrorResponse`` for an error response.
         """
         sent = b"" if body is None else msgspec.json.encode(body)
+        if not self._is_reachable and (reason := why_not_reachable(self.at, self._timeout_s)):
+            raise NoAnswer(f"{self.at} does not answer: {reason}")
+        self._is_reachable = True
         try:
             response = self._client.request(method, self.at, path, sent, "application/json" if sent else "")
             content = msgspec.json.decode(response.body)
@@ -93,12 +113,12 @@ class Remote:
 
     def _reason(self, exc: requests.RequestException) -> str:
         if isinstance(exc, requests.Timeout):
-            return f"no response within {TIMEOUT_S:.0f} s"
+            return f"no response within {self._timeout_s:g} s"
         if advice := mismatch(*split_address(self.at), is_tls=self._is_tls):
             return advice
         if isinstance(exc, requests.exceptions.SSLError):
             return WRONG_CA
-        return "cannot connect" if isinstance(exc, requests.ConnectionError) else str(exc)
+        return "the connection broke" if isinstance(exc, requests.ConnectionError) else str(exc)
 
     def status(self) -> dict[str, Any]:
         """Return the content of ``/replication/status``."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit
 
 from store.api_tokens import first_write_token, parse_api_tokens, parse_token
 from store.environment import DEFAULT_ADDRESS, Parser, Section, Setting
@@ -23,6 +26,10 @@ CLIENT_SETTINGS = (
     ),
 )
 """Variables that only commands read. A replica accepts them in its environment and ignores them."""
+
+
+CONNECT_WITHIN_S: Final = 1.5
+"""A command gives up if it has no connection after this time: a person should not wait for an address that is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,32 @@ class Connection:
             verify=environ.get("KV_TLS_CA") or True,
             token=_token(environ),
         )
+
+
+def why_not_reachable(address: str, timeout_s: float = CONNECT_WITHIN_S) -> str:
+    """Return why no connection to ``address`` (host:port or a URL) is possible, as a clause; empty if one is.
+
+    An address that has another form is left to whoever uses it.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if host is None or port is None:
+        return ""
+    within_s = min(timeout_s, CONNECT_WITHIN_S)
+    try:
+        socket.create_connection((host, port), timeout=within_s).close()
+    except (OSError, UnicodeError) as exc:
+        if isinstance(exc, ConnectionRefusedError):
+            return "nobody listens there"
+        if isinstance(exc, TimeoutError):
+            return f"no connection within {within_s:g} s"
+        if isinstance(exc, socket.gaierror | UnicodeError):
+            return f"the name {host!r} does not resolve"
+        return exc.strerror or str(exc)
+    return ""
 
 
 def add_at_argument(parser: ArgumentParser) -> None:

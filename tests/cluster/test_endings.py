@@ -24,6 +24,7 @@ def test_sigterm_sends_the_last_writes_to_a_peer_and_exits_0(trio: NetnsCluster)
     began_s = time.monotonic()
     assert trio.terminate(2) == 0
     assert time.monotonic() - began_s < 10
+    assert "with this replica" not in trio.log(2)
     for n in range(20):
         for i in (0, 1):
             assert get(trio, i, f"drain/{n}", past).value == n
@@ -77,6 +78,7 @@ def test_a_replica_whose_peers_are_all_removed_exits_0(trio: NetnsCluster) -> No
         trio.kill(other)
     put(trio, 0, "drain/last", 2)
     assert trio.terminate(0) == 0
+    assert "keys end with this replica: it reaches no other member, and data is in memory only" in trio.log(0)
 
 
 # -- pauses ------------------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_a_failed_start_prints_its_reason_in_one_line(flags: list[str], environm
 def test_a_second_replica_on_the_same_port_does_not_start(lone: LocalCluster) -> None:
     ended = run_until_exit("--address", lone.addresses[0])
     assert ended.returncode == 2
-    assert ended.stderr == f"CommandError: cannot listen on 127.0.0.1 port {port_of(lone)}: Address already in use\n"
+    assert ended.stderr == f"cannot listen on 127.0.0.1 port {port_of(lone)}: Address already in use\n"
     assert requests.get(f"{lone.url(0)}/readyz", timeout=5).status_code == 200
 
 
@@ -254,6 +254,7 @@ def test_one_line_says_how_many_updates_are_lost_without_a_reachable_member(clus
     assert made.terminate(0) == 1
     assert time.monotonic() - began < 10
     assert "1 update may be lost: no other member acknowledged all within 7 s" in made.log(0)
+    assert "1 key ends with this replica: it reaches no other member" in made.log(0)
 
 
 # -- serving -----------------------------------------------------------------------------------------------------------

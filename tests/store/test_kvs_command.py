@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,9 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
+from kvsite.cli import MANAGE
 from store.client import ChangedKey, Changes, Session
+from store.management.commands.kvs import Command
 from store.management.connection import Connection
 from tests.support.fake_replicas import (
     FakeReplica,
@@ -19,9 +24,12 @@ from tests.support.fake_replicas import (
     fake_replicas,
     found,
     json_response,
+    no_response,
     stored,
     unavailable,
 )
+from tests.support.ports import free_ports
+from tools.paths import REPOSITORY
 
 
 @pytest.fixture
@@ -54,13 +62,133 @@ def fails(*arguments: str) -> CommandError:
         ('"5"', "5"),
         ("null", None),
         ("NaN", "NaN"),
-        ("[", "["),
+        ("1.2.3", "1.2.3"),
+        ("it is {here}", "it is {here}"),
     ],
 )
 def test_put_value_is_json_or_else_text(replica: FakeReplica, text: str, value: Any) -> None:
     replica.respond_with(stored())
     assert run("put", "k", text) == "created\n"
     assert replica.requests[0].body["value"] == value
+
+
+@pytest.mark.parametrize("text", ["[", '{"a":', '"open', ' {"a": 1,}', "[NaN]", "[" * 100_000])
+def test_broken_json_is_an_error_and_nothing_is_sent(replica: FakeReplica, text: str) -> None:
+    error = fails("put", "k", text)
+    assert error.returncode == 2
+    assert "begins like JSON, but is not" in str(error)
+    assert len(str(error)) < 300
+    assert fails("patch", "k", "--add", text).returncode == 2
+    assert fails("patch", "k", "--set", f"f={text}").returncode == 2
+    assert replica.requests == []
+    replica.respond_with(stored())
+    run("put", "k", text, "--text")
+    assert replica.requests[0].body["value"] == text
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [("hello\n", "hello"), ("hello\r\n", "hello"), ("a\nb\n\n", "a\nb\n"), ("\n", ""), ("5\n", 5), ("", "")],
+)
+def test_the_last_line_break_of_standard_input_is_not_stored(
+    replica: FakeReplica, monkeypatch: pytest.MonkeyPatch, given: str, value: Any
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(given))
+    replica.respond_with(stored())
+    run("put", "k", "-")
+    assert replica.requests[0].body["value"] == value
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list", "--limit", "-1"),
+        ("list", "--limit", "0"),
+        ("list", "--limit", "many"),
+        ("get", "k", "--timeout", "0"),
+        ("get", "k", "--timeout", "nan"),
+        ("get", "k", "--wait", "-1"),
+        ("put", "k", "v", "--ttl", "0"),
+        ("patch", "k", "--ttl", "-5"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_errors(replica: FakeReplica, arguments: tuple[str, ...]) -> None:
+    with pytest.raises(CommandError, match="must be a"):
+        run(*arguments)
+    assert replica.requests == []
+
+
+def test_json_for_programs(replica: FakeReplica) -> None:
+    replica.respond_with(found({"a": 1}, conflicts=1, type="json"))
+    read = json.loads(run("get", "k", "--json"))
+    assert read == {
+        "key": "k",
+        "value": {"a": 1},
+        "type": "json",
+        "etag": '"a@1:1"',
+        "conflicts": 1,
+        "expires": None,
+    }
+    sibling = {"value": 1, "version": "a@1:1", "origin": "a@1", "timestamp": 5}
+    replica.respond_with(found(1, conflicts=2, siblings=[sibling]))
+    assert json.loads(run("get", "k", "--json", "--siblings"))["siblings"] == [{"value": 1, "version": "a@1:1"}]
+    replica.respond_with(json_response(202, {"result": "created", "acks": 1, "causal-metadata": {}}))
+    written = json.loads(run("put", "k", "v", "--w", "2", "--json").splitlines()[0])
+    assert written == {"key": "k", "result": "created", "acks": 1, "concern_met": False}
+    replica.respond_with(patched())
+    assert json.loads(run("patch", "k", "--increment", "1", "--json"))["result"] == "merged"
+    replica.respond_with(json_response(200, {"result": "deleted", "causal-metadata": {}}))
+    assert json.loads(run("delete", "k", "--json"))["result"] == "deleted"
+    page = {"keys": ["a", "b"], "items": {"a": 1, "b": "/w=="}, "encodings": {"b": "base64"}, "next": None}
+    replica.respond_with(json_response(200, page | {"causal-metadata": {}}))
+    assert [json.loads(line) for line in run("list", "--json", "--values").splitlines()] == [
+        {"key": "a", "value": 1},
+        {"key": "b", "value": "/w==", "encoding": "base64"},
+    ]
+    assert [json.loads(line) for line in run("list", "--json").splitlines()] == [{"key": "a"}, {"key": "b"}]
+
+
+def test_nobody_listening_is_said_at_once() -> None:
+    began_s = time.monotonic()
+    at = f"127.0.0.1:{free_ports(1)}"
+    for arguments in (("get", "k"), ("list",), ("put", "k", "v"), ("watch",)):
+        error = fails(*arguments, "--at", at)
+        assert (str(error), error.returncode) == (
+            f"{at} does not answer: nobody listens there (--at names another replica)",
+            2,
+        )
+    assert time.monotonic() - began_s < 2
+
+
+def test_a_replica_that_does_not_answer_costs_the_timeout_only(replica: FakeReplica) -> None:
+    replica.respond_with(no_response(2))
+    began_s = time.monotonic()
+    assert fails("get", "k", "--timeout", "0.2").returncode == 2
+    assert time.monotonic() - began_s < 1.5
+
+
+def test_help_names_exit_codes_and_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["get", "--help"], ["put", "--help"]):
+        with pytest.raises(SystemExit):
+            Command().run_from_argv(["manage.py", "kvs", *arguments])
+        shown = capsys.readouterr().out
+        for text in ("exit codes:", "  1  the key is absent", "  3  a write was sent", "KV_TOKEN", "KV_TLS_CA"):
+            assert text in shown, arguments
+        assert "--pythonpath" not in shown
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(replica: FakeReplica) -> None:
+    """As `kvs list | head -1`."""
+    page = {"keys": [f"{n:0100}" for n in range(1000)], "next": "x", "causal-metadata": {}}
+    replica.respond_with(json_response(200, page))
+    command = [sys.executable, str(MANAGE), "kvs", "list", "--at", f"127.0.0.1:{replica.port}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"0" * 100 + b"\n"
+        process.stdout.close()
+        assert process.wait(20) == 0
+        assert process.stderr.read() == b""
 
 
 def patched(result: str = "merged") -> Any:
@@ -209,7 +337,9 @@ def test_metadata_file_is_read_and_written(replica: FakeReplica, tmp_path: Path)
     assert [seen.body["causal-metadata"] for seen in replica.requests] == [{}, {"a@1": 3}]
     assert list(tmp_path.iterdir()) == [path]
     path.write_text("no json")
-    assert fails("get", "k", "--metadata", str(path)).returncode == 2
+    error = fails("get", "k", "--metadata", str(path))
+    assert error.returncode == 2
+    assert str(path) in str(error)
 
 
 def test_at_overrides_the_environment(replica: FakeReplica) -> None:

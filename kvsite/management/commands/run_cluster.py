@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import requests
 import urllib3
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from kvsite import cli, signals
-from kvsite.cluster import DEFAULT_BASE_PORT, DEFAULT_HOST, DEFAULT_REPLICAS, ClusterError, LocalCluster
+from kvsite.cluster import (
+    DEFAULT_BASE_PORT,
+    DEFAULT_HOST,
+    DEFAULT_REPLICAS,
+    ClusterError,
+    LocalCluster,
+    other_ports,
+)
 from kvsite.config import current
 from kvsite.server import StartError, bind
 from kvsite.signals import StopRequest
+from store.management.base import CausewayCommand
 
 MAX_REPLICAS = 64
 REFRESH_S = 1.0
+
+CONFIRM_S: Final = 10.0
+"""A second Ctrl-C within this time stops the cluster although keys are lost with it."""
+
+HEAD: Final = ("REPLICA", "STATE", "ALIVE", "KEYS", "PENDING", "READS/S", "WRITES/S")
 PER_REPLICA = frozenset({"KV_BIND"})
 """Variables that cannot have the same value for all replicas of one machine."""
 
@@ -37,11 +52,12 @@ Causeway: {count} replicas, in memory, on this machine. Press Ctrl-C to stop the
 """
 
 
-class Command(BaseCommand):
+class Command(CausewayCommand):
     """Run a local cluster until Ctrl-C and print its state: a live table in a terminal, otherwise a line per change."""
 
     help = "Run a cluster of replicas on 127.0.0.1 and print its state until Ctrl-C."
-    requires_system_checks = []
+    exit_codes = {0: "stopped", 1: "a port is in use, or a replica did not start", 2: "wrong arguments or settings"}
+    environment = {"KV_*": "settings of all replicas (docs/settings.md)"}
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the flags."""
@@ -69,11 +85,14 @@ class Command(BaseCommand):
         try:
             for port in range(base_port, base_port + replicas):
                 bind(DEFAULT_HOST, port).close()
+        except StartError as exc:
+            raise CommandError(f"{exc}. {other_ports(base_port, replicas)}") from exc
+        try:
             with LocalCluster(replicas, base_port, environment=environment) as cluster:
                 self._welcome(cluster)
                 StatusPrinter(cluster, self.stdout, is_live=sys.stdout.isatty()).run()
                 self.stdout.write("Stopping. The data was in memory and is lost.")
-        except (StartError, ClusterError) as exc:
+        except ClusterError as exc:
             raise CommandError(str(exc)) from exc
 
     def _welcome(self, cluster: LocalCluster) -> None:
@@ -91,6 +110,13 @@ class Command(BaseCommand):
         )
 
 
+class Row(NamedTuple):
+    """What is shown of one replica. ``keys``: how many it has, 0 if it does not answer."""
+
+    cells: tuple[str, ...]
+    keys: int = 0
+
+
 class StatusPrinter:
     """Prints the state of the replicas every ``REFRESH_S`` seconds.
 
@@ -103,6 +129,7 @@ class StatusPrinter:
         self._is_live = is_live
         self._printed: dict[int, str] = {}
         self._drawn_lines = 0
+        self._asked_s = float("-inf")
         tokens = current().api_tokens
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # see _row
         self._headers = {"Authorization": f"Bearer {tokens[0].token}"} if tokens else {}
@@ -115,11 +142,25 @@ class StatusPrinter:
             while True:
                 began = time.monotonic()
                 rows = list(pool.map(self._row, range(count)))
-                self._draw_table(rows) if self._is_live else self._print_changes(rows)
+                self._draw_table([row.cells for row in rows]) if self._is_live else self._print_changes(rows)
                 if stop.wait(max(0.0, began + REFRESH_S - time.monotonic())):
-                    return
+                    if self._may_stop(stop.signum, max(row.keys for row in rows)):
+                        return
+                    stop.withdraw()
 
-    def _row(self, i: int) -> tuple[str, ...]:
+    def _may_stop(self, signum: int | None, keys: int) -> bool:
+        """Return whether to stop now. On a terminal, the first Ctrl-C only says that keys would be lost."""
+        now_s = time.monotonic()
+        is_confirmed = now_s - self._asked_s < CONFIRM_S
+        if signum != signal.SIGINT or not self._is_live or not keys or is_confirmed:
+            return True
+        self._asked_s = now_s
+        lost = "1 key is" if keys == 1 else f"{keys:,} keys are"
+        self._out.write(f"\r\x1b[2K{lost} in memory only. Press Ctrl-C again within {CONFIRM_S:.0f} s to lose them.")
+        self._drawn_lines = 0  # Draw the table anew, below this line.
+        return False
+
+    def _row(self, i: int) -> Row:
         """Return the cells of the table for replica ``i``: its state first, then numbers."""
         try:
             # The certificate is not verified: the request goes to a child of this process.
@@ -132,7 +173,7 @@ class StatusPrinter:
             status: Status = response.json()
             alive = sum(member["state"] == "alive" for member in status["view"])
             rates = status["throughput"]
-            return (
+            cells = (
                 status["state"],
                 f"{alive} of {len(status['view'])}",
                 str(status["keys"]),
@@ -140,24 +181,45 @@ class StatusPrinter:
                 f"{rates['reads_per_s']:.0f}",
                 f"{rates['writes_per_s']:.0f}",
             )
+            return Row(cells, int(status["keys"]))
         except (requests.RequestException, KeyError, ValueError):
             # The request comes before this check, because a replica that was restarted by hand is not a child.
-            return ("no answer" if self._cluster.is_running(i) else "ended", "", "", "", "", "")
+            return Row(("no answer" if self._cluster.is_running(i) else "ended", "", "", "", "", ""))
 
-    def _draw_table(self, rows: list[tuple[str, ...]]) -> None:
-        head = ("REPLICA", "STATE", "ALIVE", "KEYS", "PENDING", "READS/S", "WRITES/S")
-        table = [head, *((address, *row) for address, row in zip(self._cluster.addresses, rows, strict=True))]
-        widths = [max(len(row[column]) for row in table) + 3 for column in range(len(head))]
+    def _draw_table(self, rows: Sequence[tuple[str, ...]]) -> None:
+        table = [HEAD, *((address, *row) for address, row in zip(self._cluster.addresses, rows, strict=True))]
+        size = shutil.get_terminal_size()
+        lines = table_lines(table, size.columns, size.lines)
         cursor_up = f"\x1b[{self._drawn_lines}A" if self._drawn_lines else ""
-        lines = ["".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
-        self._out.write(cursor_up + "".join(f"\x1b[2K{line}\n" for line in lines), ending="")
+        self._out.write("\r" + cursor_up + "".join(f"\x1b[2K{line}\n" for line in lines), ending="")
         self._out.flush()
         self._drawn_lines = len(lines)
 
-    def _print_changes(self, rows: list[tuple[str, ...]]) -> None:
-        for i, (state, alive, *_) in enumerate(rows):
+    def _print_changes(self, rows: Sequence[Row]) -> None:
+        for i, ((state, alive, *_), _) in enumerate(rows):
             text = f"{self._cluster.addresses[i]} {state}" + (f", alive {alive}" if alive else "")
             if self._printed.get(i) != text:
                 self._printed[i] = text
                 self._out.write(text)
         self._out.flush()
+
+
+def table_lines(table: Sequence[Sequence[str]], columns: int, lines: int) -> list[str]:
+    """Return the lines of a table that fit a terminal: with narrower gaps, or without the last columns.
+
+    A line that is too long would be wrapped, and the table could not be redrawn in place; neither could more lines than
+    the terminal has.
+    """
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    shown = len(widths)
+    while shown > 1 and sum(widths[:shown]) + shown - 1 >= columns:
+        shown -= 1
+    gap = max(1, min(3, (columns - 1 - sum(widths[:shown])) // max(1, shown - 1)))
+    text = [
+        (" " * gap).join(f"{cell:<{width}}" for cell, width in zip(row[:shown], widths[:shown], strict=True)).rstrip()
+        for row in table
+    ]
+    room = max(2, lines - 1)
+    if len(text) > room:
+        text = [*text[: room - 1], f"and {len(text) - room + 1} more"]
+    return [line[: max(1, columns - 1)] for line in text]

@@ -6,20 +6,29 @@ import os
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from kvsite.config import Config, ConfigError
 from kvsite.server import StartError, run
+from store.management.base import CausewayCommand
 
 FLAGS = {"address": "SOCKET_ADDRESS", "view": "VIEW", "bind": "KV_BIND"}
 """Flag -> the environment variable that it overrides."""
 
 
-class Command(BaseCommand):
+class Command(CausewayCommand):
     """Run one replica until SIGTERM or Ctrl-C. Environment variables (docs/settings.md) and flags configure it."""
 
     help = "Run one replica. Environment variables configure it (docs/settings.md); these flags override them."
-    requires_system_checks = []
+    exit_codes = {
+        0: "stopped, and no update is known to be lost",
+        1: "stopped because of a problem, or updates may be lost; standard error says which",
+        2: "cannot start: a setting is wrong, or the port is in use",
+    }
+    environment = {
+        **{variable: f"as --{flag}" for flag, variable in FLAGS.items()},
+        "KV_*": "all other settings (docs/settings.md)",
+    }
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the flags."""

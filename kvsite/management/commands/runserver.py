@@ -47,4 +47,7 @@ class Command(runserver.Command):
             raise CommandError(str(exc), returncode=2) from None
         self._context = build(dataclasses.replace(current(), address=address, bind="", seeds=()), logger.error)
         self._context.node.start()
+        self.stdout.write(
+            "This is one replica for development, without peers. Each reload loses its data. A cluster: run_cluster"
+        )
         super().inner_run(*args, **options)

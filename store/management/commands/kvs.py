@@ -1,8 +1,9 @@
 """``kvs get|put|patch|delete|list|watch``: send requests to one replica. For people and shell scripts.
 
 Exit codes: 0 success; 1 the key is absent; 2 the request was rejected or no replica answered, and nothing was changed;
-3 a write was sent and its outcome is unknown. Values are read and printed as JSON. A value that is not valid JSON is
-taken as text. Bytes are written from a file, and printed as base64 in quotes, or as they are with ``get --raw``.
+3 a write was sent and its outcome is unknown. Values are read and printed as JSON. A value that does not look like JSON
+is taken as text; one that begins like JSON and is broken is an error. Bytes are written from a file, and printed as
+base64 in quotes, or as they are with ``get --raw``.
 """
 
 from __future__ import annotations
@@ -13,60 +14,101 @@ import os
 import sys
 from argparse import ArgumentParser
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
-from store.client import KEEP, ChangedKey, ClientError, Json, Patch, Session, Unavailable, Uncertain
-from store.management.connection import Connection, add_at_argument
+from store.client import KEEP, ChangedKey, ClientError, Json, Patch, Read, Session, Unavailable, Uncertain, Written
+from store.management.base import (
+    CREDENTIALS,
+    CausewayCommand,
+    add_json_argument,
+    add_timeout_argument,
+    seconds_above,
+    seconds_from,
+    whole_number_from,
+)
+from store.management.connection import Connection, add_at_argument, why_not_reachable
 from store.management.tls_check import WRONG_CA, mismatch
 
 ABSENT, FAILED, UNKNOWN = 1, 2, 3
 
+JSON_BEGINS: Final = ("{", "[", '"')
+"""What a value begins with that is meant as JSON, even if it is broken."""
 
-class Command(BaseCommand):
+MAX_QUOTED: Final = 40
+"""Characters of a value that an error quotes."""
+
+TIMEOUT_S: Final = 10.0
+"""How long a command waits for its answer by default."""
+
+
+class Command(CausewayCommand):
     """The ``kvs`` command. Each action is the method with its name."""
 
-    help = "Read, write, delete or list keys at one replica."
-    requires_system_checks = ()
+    help = "Read, write, delete or list keys at one replica. 'kvs ACTION --help' says more about one action."
+    exit_codes = {
+        0: "success",
+        ABSENT: "the key is absent",
+        FAILED: "rejected, wrong arguments, or no replica answers: nothing was changed",
+        UNKNOWN: "a write was sent and its outcome is unknown",
+    }
+    environment: Mapping[str, str] = CREDENTIALS
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the actions and their options."""
         actions = parser.add_subparsers(dest="action", required=True)
-        get = actions.add_parser("get", help="print a value as JSON")
+
+        def add_action(name: str, text: str) -> ArgumentParser:
+            return actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", **common)
+
+        common = self.help_options()
+        get = add_action("get", "print a value as JSON")
         get.add_argument("key")
         get.add_argument("--raw", action="store_true", help="print a string without quotes, and bytes as they are")
         get.add_argument("--siblings", action="store_true", help="print all concurrent values, the winner first")
         get.add_argument("--etag", action="store_true", help="print the ETag of the version, not the value")
-        put = actions.add_parser("put", help="write a value")
+        put = add_action("put", "write a value")
         put.add_argument("key")
         value = put.add_mutually_exclusive_group(required=True)
         value.add_argument(
-            "value", nargs="?", help="JSON; text that is not valid JSON is a string; - reads standard input"
+            "value",
+            nargs="?",
+            help="JSON, or text that does not begin like JSON; - reads standard input, without its last line break",
         )
         value.add_argument("--bytes", metavar="FILE", help="write the bytes of this file; - reads standard input")
-        put.add_argument("--ttl", type=float, metavar="SECONDS", help="let the value expire after this time")
+        put.add_argument("--text", action="store_true", help="write the value as a string, even if it is JSON")
+        put.add_argument("--ttl", type=seconds_above(0), metavar="SECONDS", help="let the value expire after this time")
         put.add_argument("--if-none-match", action="store_true", help="write only if the key is absent")
-        patch = actions.add_parser("patch", help="change a counter, a set or a map, or a time to live")
+        patch = add_action("patch", "change a counter, a set or a map, or a time to live")
         add_patch_arguments(patch)
-        delete = actions.add_parser("delete", help="delete a key")
+        delete = add_action("delete", "delete a key")
         delete.add_argument("key")
         for writing in (put, patch, delete):
             writing.add_argument("--if-match", metavar="ETAG", help="only if this is the current version")
             writing.add_argument("--w", metavar="N", help='wait for acks: a number, "majority" or "all"')
-        listing = actions.add_parser("list", help="print keys in order, one per line")
+        listing = add_action("list", "print keys in order, one per line")
         listing.add_argument("--prefix", default="", help="only keys that start with this text")
         listing.add_argument("--after", default="", metavar="KEY", help="only keys after this one")
-        listing.add_argument("--limit", type=int, metavar="N", help="print at most N keys (default: all)")
+        listing.add_argument(
+            "--limit", type=whole_number_from(1), metavar="N", help="print at most N keys (default: all)"
+        )
         listing.add_argument("--values", action="store_true", help="print each key, a tab, and its value as JSON")
         listing.add_argument("--conflicts", action="store_true", help="only keys with concurrent values")
-        watch = actions.add_parser("watch", help="print the keys with a prefix, and then each change, until Ctrl-C")
+        watch = add_action("watch", "print the keys with a prefix, and then each change, until Ctrl-C")
         watch.add_argument("prefix", nargs="?", default="", help="only keys that start with this text (default: all)")
-        watch.add_argument("--json", action="store_true", help="print each change as one line of JSON")
-        for action in (get, put, patch, delete, listing, watch):
+        for action, printed in (
+            (get, "the value and what is known of it"),
+            (put, "the result"),
+            (patch, "the result"),
+            (delete, "the result"),
+            (listing, "each key, on one line,"),
+            (watch, "each change, on one line,"),
+        ):
+            add_json_argument(action, printed)
             add_common_arguments(action)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -75,6 +117,8 @@ class Command(BaseCommand):
         try:
             with open_session(options) as session:
                 action(session, options)
+        except BrokenPipeError:
+            raise
         except Uncertain as exc:
             raise CommandError(f"{exc}{tls_advice(exc)}", returncode=UNKNOWN) from exc
         except Unavailable as exc:
@@ -87,6 +131,9 @@ class Command(BaseCommand):
         read = session.get(options["key"], siblings=options["siblings"], wait_s=options["wait"])
         if not read.found:
             raise CommandError("Key does not exist", returncode=ABSENT)
+        if options["json"]:
+            self.stdout.write(as_json(read_as_json(options["key"], read)))
+            return
         if options["etag"]:
             self.stdout.write(read.etag or "")
             return
@@ -111,7 +158,7 @@ class Command(BaseCommand):
             w=write_concern(options["w"]),
             wait_s=options["wait"],
         )
-        self._print_result("created" if written.created else "replaced", written.acks, concern_met=written.concern_met)
+        self._print_result("created" if written.created else "replaced", written, options)
 
     def patch(self, session: Session, options: dict[str, Any]) -> None:
         """Change a value that merges. Print whether it was created or merged."""
@@ -129,7 +176,7 @@ class Command(BaseCommand):
         written = session.patch(change, w=write_concern(options["w"]), wait_s=options["wait"])
         if written.absent:
             raise CommandError("Key does not exist", returncode=ABSENT)
-        self._print_result("created" if written.created else "merged", written.acks, concern_met=written.concern_met)
+        self._print_result("created" if written.created else "merged", written, options)
 
     def delete(self, session: Session, options: dict[str, Any]) -> None:
         """Delete a key."""
@@ -138,7 +185,7 @@ class Command(BaseCommand):
         )
         if not written.deleted:
             raise CommandError("Key does not exist", returncode=ABSENT)
-        self._print_result("deleted", written.acks, concern_met=written.concern_met)
+        self._print_result("deleted", written, options)
 
     def list(self, session: Session, options: dict[str, Any]) -> None:
         """Print keys, page by page."""
@@ -154,7 +201,11 @@ class Command(BaseCommand):
                 wait_s=options["wait"],
             )
             for key in page.keys:
-                self.stdout.write(as_line(key) + (f"\t{as_json(page.items[key])}" if options["values"] else ""))
+                if options["json"]:
+                    value = value_as_json(page.items[key]) if options["values"] else {}
+                    self.stdout.write(as_json({"key": key} | value))
+                else:
+                    self.stdout.write(as_line(key) + (f"\t{as_json(page.items[key])}" if options["values"] else ""))
             left -= len(page.keys)
             after = page.next
 
@@ -183,18 +234,23 @@ class Command(BaseCommand):
 
     def _print_change(self, change: ChangedKey, options: dict[str, Any]) -> None:
         if options["json"]:
-            fields = {"deleted": True} if change.deleted else {"value": change.value, "etag": change.etag}
-            encoding = {"encoding": "base64"} if isinstance(change.value, bytes) else {}
-            self.stdout.write(as_json({"key": change.key} | fields | encoding))
+            fields = {"deleted": True} if change.deleted else {**value_as_json(change.value), "etag": change.etag}
+            self.stdout.write(as_json({"key": change.key} | fields))
         elif change.deleted:
             self.stdout.write(self.style.ERROR(f"{as_line(change.key)}\tdeleted"))
         else:
             note = f"\t({change.conflicts} concurrent values)" if change.conflicts > 1 else ""
             self.stdout.write(f"{self.style.SUCCESS(as_line(change.key))}\t{as_json(change.value)}{note}")
 
-    def _print_result(self, result: str, acks: int | None, *, concern_met: bool) -> None:
-        self.stdout.write(result if acks is None else f"{result} acks={acks}")
-        if not concern_met:
+    def _print_result(self, result: str, written: Written, options: dict[str, Any]) -> None:
+        acks = written.acks
+        if options["json"]:
+            etag = {} if written.etag is None else {"etag": written.etag}
+            known = {} if acks is None else {"acks": acks, "concern_met": written.concern_met}
+            self.stdout.write(as_json({"key": options["key"], "result": result} | etag | known))
+        else:
+            self.stdout.write(result if acks is None else f"{result} acks={acks}")
+        if not written.concern_met:
             self.stderr.write(
                 "fewer acks than requested; the write is applied and replication continues", self.style.WARNING
             )
@@ -211,7 +267,7 @@ def add_patch_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="set in a map (repeatable)")
     parser.add_argument("--unset", action="append", default=[], metavar="FIELD", help="unset in a map (repeatable)")
     ttl = parser.add_mutually_exclusive_group()
-    ttl.add_argument("--ttl", type=float, metavar="SECONDS", help="let the value expire after this time")
+    ttl.add_argument("--ttl", type=seconds_above(0), metavar="SECONDS", help="let the value expire after this time")
     ttl.add_argument("--no-ttl", action="store_true", help="let the value never expire")
     parser.add_argument("--if-none-match", action="store_true", help="write only if the key is absent")
 
@@ -227,11 +283,15 @@ def field_of(text: str) -> tuple[str, Json]:
 def add_common_arguments(parser: ArgumentParser) -> None:
     """Add the options that every action has."""
     add_at_argument(parser)
+    add_timeout_argument(parser, TIMEOUT_S)
     parser.add_argument(
         "--metadata", type=Path, metavar="FILE", help="read the causal metadata from this file and write it back"
     )
     parser.add_argument(
-        "--wait", type=float, metavar="SECONDS", help="how long the replica may wait for the causal past (at most 60)"
+        "--wait",
+        type=seconds_from(0),
+        metavar="SECONDS",
+        help="how long the replica may wait for the causal past (at most 60)",
     )
 
 
@@ -239,12 +299,22 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 def open_session(options: dict[str, Any]) -> Iterator[Session]:
     """Open a session with the address and credentials of the environment, and read and write the metadata file."""
     path: Path | None = options["metadata"]
-    metadata = json.loads(path.read_text("utf-8")) if path is not None and path.exists() else {}
+    metadata = read_metadata(path) if path is not None and path.exists() else {}
     connection = Connection.from_environ(at=options["at"])
-    address = connection.address
+    address, timeout_s = connection.address, options["timeout"]
+    # A session would try again until its time is over: that is right for a program, and too long for a person.
+    if reason := why_not_reachable(address, timeout_s):
+        raise CommandError(f"{address} does not answer: {reason} (--at names another replica)", returncode=FAILED)
     if "://" not in address and connection.is_tls:
         address = f"https://{address}"
-    with Session([address], token=connection.token or None, metadata=metadata, verify=connection.verify) as session:
+    with Session(
+        [address],
+        token=connection.token or None,
+        metadata=metadata,
+        verify=connection.verify,
+        timeout_s=timeout_s,
+        attempt_timeout_s=timeout_s,
+    ) as session:
         try:
             yield session
         finally:
@@ -265,6 +335,14 @@ def tls_advice(exc: ClientError) -> str:
     return f"; {advice}" if advice else ""
 
 
+def read_metadata(path: Path) -> Any:
+    """Return the causal metadata in a file. Raises ValueError, which names the file."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as exc:
+        raise ValueError(f"--metadata: {path} is no causal metadata: {exc}") from None
+
+
 def replace_file(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically: a reader gets the old or the new content."""
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
@@ -276,19 +354,52 @@ def value_of(options: dict[str, Any]) -> Json:
     """Return the value that ``put`` writes. Raises OSError if its file cannot be read."""
     if options["bytes"] is not None:
         return sys.stdin.buffer.read() if options["bytes"] == "-" else Path(options["bytes"]).read_bytes()
-    return from_text(sys.stdin.read() if options["value"] == "-" else options["value"])
+    text = options["value"]
+    if text == "-":
+        # `echo` and editors end a text with a line break that is not part of it.
+        text = sys.stdin.read().removesuffix("\n").removesuffix("\r")
+    return text if options["text"] else from_text(text)
 
 
 def from_text(text: str) -> Json:
-    """Return ``text`` decoded as JSON, or ``text`` itself if it is not valid JSON. ``NaN`` is not valid JSON."""
+    """Return ``text`` decoded as JSON, or ``text`` itself if it is not valid JSON. ``NaN`` is not valid JSON.
+
+    Raises ValueError if it begins like an array, an object or a string of JSON: then JSON was meant.
+    """
 
     def reject(constant: str) -> None:
-        raise ValueError(constant)
+        raise ValueError(f"{constant} is not JSON")
 
     try:
         return json.loads(text, parse_constant=reject)
-    except (ValueError, RecursionError):
-        return text
+    except (ValueError, RecursionError) as exc:
+        if not text.lstrip().startswith(JSON_BEGINS):
+            return text
+        raise ValueError(f"{shortened(text)} begins like JSON, but is not: {exc} (put --text takes any text)") from None
+
+
+def shortened(text: str) -> str:
+    """Return the beginning of ``text``, for an error."""
+    return repr(text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…")
+
+
+def read_as_json(key: str, read: Read) -> dict[str, Json]:
+    """Return what ``get --json`` prints."""
+    siblings = [value_as_json(each.value) | {"version": each.version} for each in read.siblings]
+    return {
+        "key": key,
+        **value_as_json(read.value),
+        "type": read.type,
+        "etag": read.etag,
+        "conflicts": read.conflicts,
+        "expires": read.expires,
+        **({"siblings": siblings} if siblings else {}),
+    }
+
+
+def value_as_json(value: Json) -> dict[str, Json]:
+    """Return the fields of a value for ``--json``, as in the API."""
+    return {"value": value, "encoding": "base64"} if isinstance(value, bytes) else {"value": value}
 
 
 def as_json(value: Json) -> str:

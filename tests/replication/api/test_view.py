@@ -5,11 +5,12 @@ The node is a fake that records calls; its decisions have tests of their own.
 
 from __future__ import annotations
 
+import json
 from io import StringIO
 from typing import Any
 
 import pytest
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError, call_command, load_command_class
 
 from kvsite.wsgi import load
 from replication.address import join_address, parse_address, split_address
@@ -17,6 +18,7 @@ from replication.management.commands import leave_view
 from tests.support.api import LIMITS, Api, api
 from tests.support.fake_node import FakeNode
 from tests.support.http import Serve, serve
+from tests.support.ports import free_ports
 
 __all__ = ["api", "serve"]  # fixtures
 
@@ -220,9 +222,79 @@ def run(*arguments: str) -> tuple[str, str]:
 
 
 def test_join_and_show(at: str, node: FakeNode) -> None:
-    assert run("join_view", "A:1", "--at", at) == ("a:1 added\n", "")
-    assert run("join_view", "a:1", "--at", at) == ("a:1 already present\n", "")
-    assert run("show_view", "--at", at) == (f"{node.address}\na:1\n", "")
+    assert run("join_view", f"LOCALHOST:{at.rpartition(':')[2]}", "--at", at)[0].endswith(" added\n")
+    member = node.addresses[1]
+    assert run("join_view", member, "--at", at) == (f"{member} already present\n", "")
+    assert run("show_view", "--at", at) == (f"{node.address}\n{member}\n", "")
+    assert json.loads(run("show_view", "--at", at, "--json")[0]) == {"view": node.addresses}
+
+
+def test_joining_an_address_where_nobody_listens_is_done_and_said(at: str, node: FakeNode) -> None:
+    member = f"127.0.0.1:{free_ports(1)}"
+    out, err = run("join_view", member, "--at", at)
+    assert out == f"{member} added\n"
+    assert err.startswith(f"{member} cannot be reached from here: nobody listens there. It is a member all the same")
+    out, err = run("join_view", member, "--at", at, "--json")
+    assert json.loads(out) == {"address": member, "result": "already present", "reachable": False}
+
+
+class Terminal(StringIO):
+    """Standard input of a person who types ``text``."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("answer", ["\n", "n\n", "", "maybe\n"])
+def test_leave_without_an_address_asks_on_a_terminal(
+    at: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    with pytest.raises(CommandError, match="nothing was changed"):
+        run("leave_view", "--at", at)
+    assert node.addresses == [node.address]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer", "asks"),
+    [([], "y\n", True), ([], "YES\n", True), (["--yes"], "", False), (["127.0.0.1:21500"], "", False)],
+)
+def test_leave_goes_on_after_yes_and_asks_nobody_who_was_clear(
+    at: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch, arguments: list[str], answer: str, *, asks: bool
+) -> None:
+    monkeypatch.setattr(leave_view, "POLL_S", 0.001)
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    out, err = run("leave_view", *arguments, "--at", at)
+    assert out == f"{node.address} left\n"
+    assert (f"Remove {node.address}" in err) is asks
+    assert node.addresses == []
+
+
+def test_leave_for_programs(at: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leave_view, "POLL_S", 0.001)
+    node.addresses.append("127.0.0.1:1")
+    out, _ = run("leave_view", "--at", at, "--json")
+    assert json.loads(out) == {"address": node.address, "result": "left", "drained": True}
+
+
+def test_a_host_that_drops_packets_is_given_up_within_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the default timeout, which is longer. Only the connection is simulated."""
+
+    def connect(address: tuple[str, int], timeout: float) -> Any:
+        assert timeout < 2
+        raise TimeoutError
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    with pytest.raises(CommandError, match=r"10\.0\.0\.1:1 does not answer: no connection within 1\.5 s"):
+        run("show_view", "--at", "10.0.0.1:1")
+
+
+@pytest.mark.parametrize("name", ["show_view", "join_view", "leave_view"])
+def test_help_names_exit_codes_and_variables(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    load_command_class("replication", name).print_help("manage.py", name)
+    shown = capsys.readouterr().out
+    for text in ("exit codes:", "--timeout", "--json", "KV_TOKEN", "KV_TLS_CA", "KV_CLUSTER_SECRET"):
+        assert text in shown
 
 
 def test_socket_address_is_the_default_of_at(at: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +341,7 @@ def test_errors_are_printed_and_end_the_command(at: str, serve: Serve, node: Fak
     for arguments, message in [
         (("join_view", "nonsense", "--at", at), "'nonsense' is not of the form host:port"),
         (("show_view", "--at", "nonsense"), "'nonsense' is not of the form host:port"),
-        (("show_view", "--at", "127.0.0.1:1"), "127.0.0.1:1 does not answer: cannot connect"),
+        (("show_view", "--at", "127.0.0.1:1"), "127.0.0.1:1 does not answer: nobody listens there"),
         (("show_view", "--at", serve(no_replica)), "answers, but is no replica"),
         (
             ("leave_view", "a:1", "--at", at),

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from kvsite.cluster import ClusterError
+from store.management.base import CausewayCommand
 from tools.benchmark import report
 from tools.benchmark.drivers import Bundled, choose
 from tools.benchmark.figures import Figure, text_table
@@ -33,11 +34,10 @@ PROGRAMS = {
 """Peer -> its programs, each with its Debian package."""
 
 
-class Command(BaseCommand):
+class Command(CausewayCommand):
     """Measures, prints a table, and writes files on request."""
 
     help = "Measure speed, replication lag, memory and growth on clusters that it starts; see docs/benchmarks."
-    requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the arguments."""

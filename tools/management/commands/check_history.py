@@ -5,17 +5,16 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from store.management.base import CausewayCommand
 from tools import history
 
 
-class Command(BaseCommand):
+class Command(CausewayCommand):
     """Exit code 0: no violation. Exit code 1: a violation, or a file that cannot be read or checked."""
 
     help = "Check a recorded history for causal consistency; print violations and a small counterexample."
-    # The command reads one file; it needs no valid configuration of a replica.
-    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the arguments."""

@@ -17,21 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from causeway_client import ClientError
-from kvsite.cluster import ClusterError, LocalCluster
+from kvsite.cluster import DEFAULT_HOST, ClusterError, LocalCluster, other_ports
+from kvsite.server import StartError, bind
+from store.management.base import CausewayCommand
 from tools.demo.characters import Step, steps
 from tools.demo.run import DemoError, DemoRun, audit_problems
 
 BASE_PORT = 8190
+REPLICAS = 3
 
 
-class Command(BaseCommand):
+class Command(CausewayCommand):
     """Starts a cluster, runs the load, and prints the results."""
 
     help = "Load the Unicode character database into three replicas, kill one half-way, and check every key."
-    requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the arguments."""
@@ -50,8 +52,14 @@ class Command(BaseCommand):
         self.stdout.write(
             f"Unicode {unicodedata.unidata_version}: {keys:,} named characters, to be written in {len(plan):,} requests"
         )
+        base_port = options["base_port"]
         try:
-            with LocalCluster(3, options["base_port"], log_dir=options["log_dir"]) as cluster:
+            for port in range(base_port, base_port + REPLICAS):
+                bind(DEFAULT_HOST, port).close()
+        except StartError as exc:
+            raise CommandError(f"{exc}. {other_ports(base_port, REPLICAS, 'demo', 'demo')}") from exc
+        try:
+            with LocalCluster(REPLICAS, base_port, log_dir=options["log_dir"]) as cluster:
                 self._run(cluster, plan, keys, options)
         except (ClusterError, ClientError, DemoError, requests.RequestException) as exc:
             raise CommandError(str(exc)) from exc

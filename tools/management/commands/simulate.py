@@ -8,8 +8,9 @@ from argparse import ArgumentParser
 from collections import Counter
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from store.management.base import CausewayCommand
 from tools import history
 from tools.simulation.campaign import attempt, campaign, fingerprint, shrink
 from tools.simulation.run import Outcome
@@ -17,11 +18,10 @@ from tools.simulation.run import Outcome
 BATCH = 200
 
 
-class Command(BaseCommand):
+class Command(CausewayCommand):
     """Run one seed or many, or shrink one that fails."""
 
     help = "Simulate replicas under faults of every kind, from seeds; exit 1 if a promise is broken."
-    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the flags."""
