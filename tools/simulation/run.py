@@ -90,7 +90,7 @@ def _draw_all(
     plan = replace(plan, disaster=seed % 6 == 1 and not plan.refusals and not plan.stranger)
     # A replica that is removed before all have met keeps the others waiting, as it should.
     others = plan.membership or plan.churn or plan.disaster or plan.stranger or plan.refusals
-    plan = replace(plan, expects=seed % 9 == 4 and not others)
+    plan = replace(plan, expects=seed % 3 == 1 and not others)
     if plan.churn:
         settings = replace(settings, kept_removed=2 + seed % 3, forget_after_s=0.5)
     large = next((number for divisor, rest, number in LARGE_WORLDS if seed % divisor == rest), None)
@@ -126,6 +126,8 @@ def simulate(seed: int, operations: int = 200, replicas: int | None = None) -> O
         late_s = LATE_S if plan.expects and host.address == addresses[-1] else 0.0
         world.at(world.now_s + rng.random() * 0.2 + late_s, _start, world, host)
     world.run_until(world.now_s + rng.choice([0.3, 3.0]))
+    if plan.expects and seed % 4 == 2:  # In the others, most clients and faults come before the replicas have met.
+        world.run_until(world.now_s + LATE_S)
     faults = Faults(world, plan)
     clients.begin()
     followers.begin()

@@ -121,18 +121,23 @@ def test_after_all_have_stopped_they_have_to_meet_again(wire: Wire) -> None:
 
 
 def test_when_enough_have_met_every_peer_has_time_to_answer(wire: Wire) -> None:
-    """r3 has data and waits for nobody. r1 and r2 ask it in vain, until it is reachable. r1 hears of it from r2."""
+    """r3 has data, waits for nobody and is unknown to the others. r1 found it by a lookup, and asks it in vain."""
+    for name in ("r2", "r3"):
+        wire.aliases[f"{name}-ip:80"] = name
     wire.start("r3")
     wire.flow(4.0)
     update = wire.issue("r3", "x", b"1")
     expect(wire, 3)
-    wire.start("r1", "r2", "r3")
-    wire.start("r2", "r1", "r3")
+    wire.start("r1", discovers=True)
+    wire.start("r2", "r1")
     wire.isolate("r3")
+    wire["r1"].discovered(["r2-ip:80", "r3-ip:80"], wire.now("r1"))
     wire.flow(60.0)
-    wire.heal()
-    wire.cut("r1", "r3")
-    wire.exchange("r2", "r3")
+    assert reason(wire, "r1").startswith("KV_EXPECT")
+    wire.start("r4", "r2")
+    wire.exchange("r4", "r2")
+    wire.exchange("r2", "r1")
+    wire.exchange("r1", "r4")
     wire.exchange("r1", "r2")
     assert reason(wire, "r1") == "Replica is catching up"
     wire.heal()
