@@ -289,7 +289,8 @@ class Node:
         """Log why others keep this replica from being ready, when it begins and every ``WARNED_EVERY_S``."""
         recovery = self.replica.recovery
         # Replicas that start together take a moment to meet.
-        waits = recovery.waiting_reason and time.monotonic() - self.replica.started_s > WAITED_FOR_S
+        waited_s = time.monotonic() - self.replica.membership.seeds.since_s
+        waits = recovery.waiting_reason and waited_s > WAITED_FOR_S
         if recovery.refused_reason or waits:
             self._context.warn(NOT_READY, f"not ready: {self.not_ready_reason}")
         else:
@@ -314,7 +315,7 @@ class Node:
         """Return the addresses of ``VIEW``, and the name in ``KV_VIEW_DNS``, that were never reached."""
         unreached, seeds = self.replica.recovery.unreached(now_s), self.replica.membership.seeds
         discovery = self._discovery
-        since_s = self.replica.started_s
+        since_s = seeds.since_s
         if discovery is None or seeds.has_met_others or now_s - since_s < self.replica.settings.silent_after_s:
             return unreached
         if not discovery.addresses and discovery.failure:

@@ -522,6 +522,7 @@ class Replica:
     def begin_exchanging(self, now: Instant) -> None:
         """Count the silence of peers from now on: a server may take seconds from its start to its first exchange."""
         self.recovery.restart_silence(now.mono_s)
+        self.membership.seeds.restart(now.mono_s)
 
     def tick(self, now: Instant) -> None:
         """Do what is due. Call it often, several times a sync interval; it costs little if nothing is due."""

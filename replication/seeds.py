@@ -30,6 +30,8 @@ class Seeds:
     """
 
     def __init__(self, own: str, fixed: Iterable[str], *, discovers: bool, now_s: float) -> None:
+        self.since_s = now_s
+        """Since when this replica contacts seeds at all."""
         self.unanswered: dict[str, float] = {seed: now_s for seed in fixed if seed != own}
         """Seeds that have not answered: address -> when this replica began to contact it. Never contains ``own``."""
         self.fixed = frozenset(self.unanswered)
@@ -46,6 +48,11 @@ class Seeds:
         """Whether a lookup has ever found an address that is not known to be this replica's own."""
         self._alone_since_s: float | None = None
         """Since when every lookup has found only this replica; None before the first lookup or if others are found."""
+
+    def restart(self, now_s: float) -> None:
+        """Count from now on how long the present seeds have been contacted; see ``Replica.begin_exchanging``."""
+        self.since_s = now_s
+        self.unanswered = dict.fromkeys(self.unanswered, now_s)
 
     def update(self, addresses: Iterable[str], now_s: float) -> list[str]:
         """Replace the discovered seeds by the result of a lookup.

@@ -171,11 +171,11 @@ class StatusPrinter:
                 verify=False,  # noqa: S501
             )
             status: Status = response.json()
-            alive = sum(member["state"] == "alive" for member in status["view"])
+            states = [member["state"] for member in status["view"] if member["state"] != "left"]
             rates = status["throughput"]
             cells = (
                 status["state"],
-                f"{alive} of {len(status['view'])}",
+                f"{states.count('alive')} of {len(states)}",
                 str(status["keys"]),
                 str(status["pending_count"]),
                 f"{rates['reads_per_s']:.0f}",

@@ -30,6 +30,16 @@ def test_an_address_that_nobody_answers_at_is_reported_after_the_silence_limit(w
     assert unreached(wire, "r1") == []
 
 
+def test_the_time_that_a_server_takes_to_start_does_not_count(wire: Wire) -> None:
+    replica = wire.start("r1", "r2")
+    wire.tick(60.0)
+    replica.begin_exchanging(wire.now("r1"))
+    wire.flow(wire.settings.silent_after_s - 0.2)
+    assert unreached(wire, "r1") == []
+    wire.flow(0.4)
+    assert [each[0] for each in unreached(wire, "r1")] == [address("r2")]
+
+
 def test_a_member_that_has_answered_once_and_is_down_is_not_reported(wire: Wire) -> None:
     start_three(wire)
     wire.crash("r3")
