@@ -83,7 +83,10 @@ class CommandLine(ManagementUtility):
 
 
 def _first_sentence(app: object, name: str) -> str:
-    command = load_command_class(app, name) if isinstance(app, str) else app
+    try:
+        command = load_command_class(app, name) if isinstance(app, str) else app
+    except ImportError as exc:  # A tool may need a package that is not installed. The list is of use all the same.
+        return f"(not available: {exc})"
     return str(getattr(command, "help", "")).partition(". ")[0].rstrip(".")
 
 

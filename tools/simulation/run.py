@@ -121,13 +121,7 @@ def simulate(seed: int, operations: int = 200, replicas: int | None = None) -> O
     oracle = Oracle(world)
     clients = Clients(world, oracle, CLIENTS, habits, operations)
     followers = Followers(world, seed, FOLLOWERS)
-    for host in world.hosts.values():
-        host.skew_us = round(rng.uniform(-2e6, 2e6))
-        late_s = LATE_S if plan.expects and host.address == addresses[-1] else 0.0
-        world.at(world.now_s + rng.random() * 0.2 + late_s, _start, world, host)
-    world.run_until(world.now_s + rng.choice([0.3, 3.0]))
-    if plan.expects and seed % 4 == 2:  # In the others, most clients and faults come before the replicas have met.
-        world.run_until(world.now_s + LATE_S)
+    _start_all(world, plan, seed)
     faults = Faults(world, plan)
     clients.begin()
     followers.begin()
@@ -184,6 +178,18 @@ def _fold(world: World, faults: Faults, clients: Clients) -> None:
     clients.budget = 0
     for host in world.hosts.values():
         faults.restart(host)
+
+
+def _start_all(world: World, plan: Plan, seed: int) -> None:
+    """Start a process at every host, and let them run for a while."""
+    rng, last = world.rng, [*world.hosts][-1]
+    for host in world.hosts.values():
+        host.skew_us = round(rng.uniform(-2e6, 2e6))
+        late_s = LATE_S if plan.expects and host.address == last else 0.0
+        world.at(world.now_s + rng.random() * 0.2 + late_s, _start, world, host)
+    world.run_until(world.now_s + rng.choice([0.3, 3.0]))
+    if plan.expects and seed % 4 == 2:  # In the others, most clients and faults come before the replicas have met.
+        world.run_until(world.now_s + LATE_S)
 
 
 def _start(world: World, host: Host) -> None:

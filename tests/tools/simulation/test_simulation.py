@@ -29,6 +29,7 @@ CATCHING = {
     "follow_every_jump_of_the_wall_clock": (54,),
     "ignore_joined_snapshots_in_the_feed": (62,),
     "let_the_earlier_set_win": (44,),
+    "serve_before_enough_have_met": (10,),
     "serve_if_as_many_peers_refuse": (481,),
     "take_every_removal_for_an_old_one": (59,),
     "take_parts_for_whole_clocks": (84,),
