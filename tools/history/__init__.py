@@ -76,6 +76,8 @@ File format
         {"session":"ann","kind":"put","writes":[["album","a1"]]}
         {"session":"bob","kind":"list","reads":[["album","a1"],["photo",null]]}
 
+    plume.py reads and writes the text format of other checkers.
+
     This history is a WriteCOInitRead: Bob's listing contains the album but not the photo, which Ann wrote before it.
 """
 
@@ -83,6 +85,7 @@ from tools.history.checker import check
 from tools.history.feeds import check_feeds
 from tools.history.final_state import FINAL_SESSION, Survivor, check_convergence, check_durability, check_survivors
 from tools.history.operations import HistoryError, Kind, Operation, Status, Value, describe, dump, load, with_ids
+from tools.history.plume import dump_plume, load_plume
 from tools.history.report import Report, Violation
 from tools.history.shrink import shrink
 
@@ -103,7 +106,9 @@ __all__ = [
     "check_survivors",
     "describe",
     "dump",
+    "dump_plume",
     "load",
+    "load_plume",
     "shrink",
     "with_ids",
 ]

@@ -38,6 +38,16 @@ class Command(CausewayCommand):
             action="store_true",
             help="operations of one replica appear in the order in which it served them: check that order too",
         )
+        parser.add_argument(
+            "--plume",
+            action="store_true",
+            help="the file has the text format of Plume: r(key,value,session,transaction) or w(…) in each line",
+        )
+        parser.add_argument(
+            "--write-plume",
+            metavar="FILE",
+            help="write the history in Plume's text format too, so that other checkers can judge it",
+        )
         parser.add_argument("--limit", type=int, default=20, help="report at most this many violations (default: 20)")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -48,13 +58,16 @@ class Command(CausewayCommand):
             "served_in_order": options["served_in_order"],
         }
         try:
-            operations = history.load(_read(options["file"]))
+            content = _read(options["file"])
+            operations = history.load_plume(content.decode()) if options["plume"] else history.load(content)
+            if options["write_plume"]:
+                Path(options["write_plume"]).write_text(history.dump_plume(operations), "ascii")
             report = history.check(operations, limit=max(1, options["limit"]), **flags)
             if report.ok:
                 self.stdout.write(str(report))
                 return
             example = history.shrink(operations, **flags)
-        except (OSError, history.HistoryError) as exc:
+        except (OSError, UnicodeDecodeError, history.HistoryError) as exc:
             raise CommandError(str(exc)) from exc
         self.stdout.write(str(report))
         if report.truncated:
