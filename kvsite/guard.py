@@ -5,7 +5,8 @@ first rule that applies decides:
 
 1. A valid proof (``X-Causeway-Proof``) of a replica or a command allows everything. An invalid proof gets 403 on every
    path.
-2. Everyone may use ``/healthz``, ``/readyz`` and the dashboard (which has its own login).
+2. Everyone may use ``/healthz``, ``/readyz`` and the dashboard (which has its own login). A browser may read the pages
+   ``/`` and ``/docs/`` as it reads the dashboard: the view checks the login (kvsite/docs_page.py).
 3. If a cluster secret is set, changes of the view and all messages between replicas need a proof: 403 without.
 4. If tokens are set, everything else needs a token: 401 without, 403 for a write with a token that may only read.
    Without a cluster secret, nobody may add a peer or act as one: 403, because tokens are never sent to a peer.
@@ -27,6 +28,7 @@ from typing import Any, Final, NamedTuple
 
 from kvsite.config import Config
 from kvsite.denied_responses import RequestDenied, SignReply
+from kvsite.errors import accepts_html
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER, SAFE_METHODS, ProofVerifier, derive_key, sign_response
 from replication.rate_limit import LogRateLimiter
@@ -39,6 +41,12 @@ Environ = dict[str, Any]
 PROOF: Final = "HTTP_" + HEADER.upper().replace("-", "_")
 PUBLIC: Final = frozenset({"/healthz", "/readyz"})
 DASHBOARD: Final = "/admin/"
+PAGES: Final = frozenset({"/", "/admin", "/docs", "/docs/"})
+"""Pages outside of the dashboard that its login opens. ``/``, ``/admin`` and ``/docs`` only redirect."""
+
+LOGIN_DECIDES: Final = "causeway.login_decides"
+"""WSGI variable: set if the guard has seen no token, so that the login of the dashboard decides about a page."""
+
 TRANSACTIONS: Final = ("POST", "/kvs")
 """Only the body of a transaction shows whether it writes, so the view decides (store/api/access.py)."""
 
@@ -126,6 +134,9 @@ class Guard:
         if self._verifier is not None and needs_proof(method, path):
             raise RequestDenied(403, "Rejected: needs proof of KV_CLUSTER_SECRET", hint=PROOF_HINT)
         if self._tokens:
+            if path in PAGES and is_browser(environ):
+                environ[LOGIN_DECIDES] = True
+                return WITHOUT_PROOF
             self._authorize_token(environ, method, path)
             if self._is_without_peers and needs_proof(method, path) and method != "DELETE":
                 raise RequestDenied(
@@ -188,6 +199,13 @@ class Guard:
             logger.warning(
                 "rejected %s %.200r from %s: %s", environ["REQUEST_METHOD"], environ["PATH_INFO"], source, denied
             )
+
+
+def is_browser(environ: Environ) -> bool:
+    """Return whether a browser reads a page: the request has no token and accepts HTML, or has a cookie of a login."""
+    if environ["REQUEST_METHOD"] not in SAFE_METHODS or "HTTP_AUTHORIZATION" in environ:
+        return False
+    return accepts_html(environ) or "sessionid=" in environ.get("HTTP_COOKIE", "")
 
 
 def needs_proof(method: str, path: str) -> bool:

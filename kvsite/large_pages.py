@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+import msgspec
 from django.http import FileResponse, HttpResponse
 
+from kvsite.errors import ERROR_PAGE_HEADERS, error_page, wants_page
 from replication.api.context import ReplicaContext
 from store.api.context import CONTEXT
 from store.api.large_responses import LARGE_BODY_BYTES, ResponseStream, TooManyLargeResponses
@@ -19,7 +21,7 @@ Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 
-REJECTION: Final = b'{"error":"Too many large responses are in progress; try again later"}'
+REJECTION: Final = "Too many large responses are in progress; try again later"
 
 
 def with_bounds(application: Application) -> Application:
@@ -37,16 +39,19 @@ def with_bounds(application: Application) -> Application:
         try:
             return _stream(response, context, lambda length: start_response(status, _with_length(headers, length)))
         except TooManyLargeResponses:
+            is_page = wants_page(environ)
+            rejection = error_page(503, REJECTION) if is_page else msgspec.json.encode({"error": REJECTION})
+            page_headers = ERROR_PAGE_HEADERS if is_page else {"Cache-Control": "no-store"}
             start_response(
                 "503 Service Unavailable",
                 [
-                    ("Content-Type", "application/json"),
-                    ("Content-Length", str(len(REJECTION))),
+                    ("Content-Type", "text/html; charset=utf-8" if is_page else "application/json"),
+                    ("Content-Length", str(len(rejection))),
                     ("Retry-After", "1"),
-                    ("Cache-Control", "no-store"),
+                    *page_headers.items(),
                 ],
             )
-            return [REJECTION]
+            return [rejection]
         finally:
             response.close()
 

@@ -1,7 +1,7 @@
-"""``/schema/``: the API as OpenAPI 3.1, in JSON or YAML. ``/docs/``: the same in a browser.
+"""``/schema/``: the API as OpenAPI 3.1, in JSON or YAML. ``/docs/`` shows it in a browser (kvsite/docs_page.py).
 
 drf-spectacular finds the operations by their routes. Their descriptions are beside the views (store/api/schema/,
-replication/api/schema.py). The page loads its scripts from this replica, so it works without Internet access.
+replication/api/schema.py).
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ import functools
 from typing import Any, Final
 
 import msgspec
-from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
-from django.views.decorators.http import require_safe
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.renderers import OpenApiYamlRenderer
 from drf_spectacular.utils import extend_schema
@@ -30,17 +27,6 @@ from store.settings import RequestLimits
 Schema = dict[str, Any]
 YAML: Final = "application/yaml"
 USAGE: Final = Usage("GET /schema/ returns JSON, GET /schema/?format=yaml returns YAML. Neither needs a body.")
-
-DOCS_HEADERS: Final = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-        "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-}
-"""Resources of this replica only. Swagger UI sets styles inline; scripts cannot be inline."""
 
 
 @functools.cache
@@ -89,9 +75,3 @@ class SchemaView(ApiView):
         if wanted == "yaml" or accepts_yaml:
             return bytes_response(200, as_yaml(limits), YAML)
         return bytes_response(200, as_json(limits), JSON)
-
-
-@require_safe
-def docs(request: HttpRequest) -> HttpResponse:
-    """``/docs/``: Swagger UI for ``/schema/``."""
-    return TemplateResponse(request, "docs.html", headers=DOCS_HEADERS)

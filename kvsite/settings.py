@@ -65,7 +65,7 @@ INSTALLED_APPS = [
 # dict.) Requests of the API pass none (kvsite/fast_path.py).
 MIDDLEWARE = [
     "kvsite.dashboard.middleware.DashboardSecurity",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "kvsite.dashboard.static_files.StaticFiles",
     "kvsite.dashboard.throttle.LoginThrottle",
     "kvsite.dashboard.middleware.DashboardSession",
     "kvsite.dashboard.middleware.DashboardCsrf",
@@ -94,7 +94,8 @@ STATIC_URL = "/admin/static/"
 STATICFILES_DIRS = [_DASHBOARD / "static"]
 WHITENOISE_USE_FINDERS = True  # serve files from where packages have them: nothing collects them
 WHITENOISE_ALLOW_ALL_ORIGINS = False
-WHITENOISE_MAX_AGE = 60  # seconds; file names do not change with their contents
+WHITENOISE_MAX_AGE = 60  # seconds, for a URL without a version
+STORAGES = {"staticfiles": {"BACKEND": "kvsite.dashboard.static_files.VersionedStorage"}}
 
 AUTHENTICATION_BACKENDS = ["kvsite.dashboard.auth.PasswordBackend"]
 SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
@@ -115,6 +116,7 @@ SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin" if _CONFIG.scheme == "https" e
 SILENCED_SYSTEM_CHECKS = ["security.W001", "security.W002", "security.W003"]
 SESSION_COOKIE_HTTPONLY = True
 CSRF_COOKIE_SAMESITE = "Strict"
+CSRF_FAILURE_VIEW = "kvsite.errors.csrf_failure"
 
 # Each reader of a body has its own limit: the API (KV_MAX_BODY_BYTES), the exchange between replicas, and the login
 # form (kvsite.dashboard.middleware). Django's single limit would be wrong for two of them.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from django.urls import include, path, re_path
-from django.views.generic import RedirectView
 
 from kvsite.dashboard.site import site
+from kvsite.docs_page import docs, to_dashboard, to_docs
 from kvsite.errors import unknown_file
-from kvsite.schema import SchemaView, docs
+from kvsite.schema import SchemaView
 
 urlpatterns = [
     path("", include("store.api.urls")),
     path("", include("replication.api.urls")),
     path("schema/", SchemaView.as_view(), name="schema"),
     path("docs/", docs, name="docs"),
-    path("", RedirectView.as_view(url="/admin/")),
+    path("docs", to_docs),
+    path("", to_dashboard),
+    path("admin", to_dashboard),
     # WhiteNoise serves the files that exist (MIDDLEWARE).
     re_path(r"^admin/static/(?P<path>.+)$", unknown_file),
     path("admin/", site.urls),

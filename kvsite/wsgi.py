@@ -34,6 +34,7 @@ from kvsite import slow_requests
 from kvsite.context import ServerContext
 from kvsite.cors import ORIGIN, Cors
 from kvsite.denied_responses import RequestDenied, SignReply
+from kvsite.errors import ERROR_PAGE_HEADERS, error_page, wants_page
 from kvsite.guard import DASHBOARD, PROOF, Guard
 from kvsite.hosts import HostCheck
 from kvsite.logs import RequestIds
@@ -201,7 +202,7 @@ class Edge:
             logger.warning("rejected %s %.200r: Host %.100r", environ["REQUEST_METHOD"], environ["PATH_INFO"], host)
             error = "Host header names no member of this cluster; see KV_ALLOWED_HOSTS"
             details = {**self._details(environ, "name"), "hint": HOST_HINT}
-            return send_error(start_response, 400, error, details=details)
+            return self._send_error(environ, start_response, 400, error, details)
         if "HTTP_TRANSFER_ENCODING" in environ and not environ.get("wsgi.input_terminated"):
             # The development server does not know where a chunked body ends, and would wait forever.
             error, hint = "This server does not accept chunked bodies", "Send the body with a Content-Length."
@@ -211,14 +212,22 @@ class Edge:
                 self._read_ahead(environ, SMALL_BYTES)
             except RequestDenied as denied:
                 details = {"hint": denied.hint} if denied.hint else {}
-                return send_error(start_response, denied.status, denied.error, details=details)
+                return self._send_error(environ, start_response, denied.status, denied.error, details)
         try:
             response = self._application(environ, start_response)
             return response if isinstance(response, list) else as_list(response)
         except Exception:
             # Django handles exceptions of views. This is for exceptions outside of views, for example in middleware.
             logger.exception("exception outside of a view: %s %r", environ["REQUEST_METHOD"], environ["PATH_INFO"])
-            return send_error(start_response, 500, "Internal error")
+            return self._send_error(environ, start_response, 500, "Internal error", {})
+
+    def _send_error(
+        self, environ: Environ, start_response: StartResponse, status: int, error: str, details: Mapping[str, str]
+    ) -> list[bytes]:
+        """Send an error: a page for a browser on a page's path, or else JSON."""
+        if wants_page(environ):
+            return send_error_page(start_response, status, error, details.get("hint", ""))
+        return send_error(start_response, status, error, details=details)
 
 
 def as_list(response: Iterable[bytes]) -> Iterable[bytes]:
@@ -248,6 +257,15 @@ def send_error(
     body_headers += [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
     proof = [] if sign is None else [(HEADER, sign(status, body))]
     start_response(f"{status} {HTTPStatus(status).phrase}", [*body_headers, *headers, *proof])
+    return [body]
+
+
+def send_error_page(start_response: StartResponse, status: int, error: str, hint: str) -> list[bytes]:
+    """Send the error as a page for a browser."""
+    body = error_page(status, error, hint)
+    about_body = [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body)))]
+    phrase = HTTPStatus(status).phrase
+    start_response(f"{status} {phrase}", [*about_body, *ERROR_PAGE_HEADERS.items()])
     return [body]
 
 

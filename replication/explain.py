@@ -7,9 +7,9 @@ keys. Both work in every state of the replica and wait for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, islice
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -79,16 +79,59 @@ def explain(replica: Replica, key: str, now: Instant, *, max_values_bytes: int =
     }
 
 
-def list_keys(replica: Replica, prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]]:
+def list_keys(
+    replica: Replica, prefix: str, after: str, limit: int, *, conflicts: bool, before: str = ""
+) -> list[dict[str, Any]]:
     """Return up to ``limit`` keys that start with ``prefix`` and sort after ``after``, each with its winning version.
 
+    ``before``: if it is not empty, return the last ones that sort before it instead, in the same order.
     The caller holds the lock. The list shows the replica's own state, whether or not it serves clients: there is no
     client here whose causal past would have to be satisfied. ``conflicts``: list only keys with several versions.
     """
     table = replica.store.table
-    keys = (table.conflicting_keys if conflicts else table.keys)(KeyRange(prefix, after))
-    versions_by_key = ((key, table.get(key)) for key in islice(keys, limit))
-    return [_listed(key, shown(versions)) for key, versions in versions_by_key]
+    wanted = KeyRange(prefix, before or after, reverse=bool(before))
+    keys = list(islice((table.conflicting_keys if conflicts else table.keys)(wanted), limit))
+    return listed_keys(replica, reversed(keys) if before else keys)
+
+
+def listed_keys(replica: Replica, keys: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the entries of ``keys`` in a list, without those that are absent. The caller holds the lock."""
+    table = replica.store.table
+    versions_by_key = ((key, table.get(key)) for key in keys)
+    return [_listed(key, shown(versions)) for key, versions in versions_by_key if versions]
+
+
+def count_keys(replica: Replica, prefix: str, *, conflicts: bool) -> int:
+    """Return how many keys start with ``prefix``. ``conflicts``: only those with several versions."""
+    table = replica.store.table
+    if conflicts:
+        return sum(1 for _ in table.conflicting_keys(KeyRange(prefix)))
+    return table.count(KeyRange(prefix))
+
+
+KeyOrder = Literal["largest", "oldest", "newest"]
+"""By the stored bytes of all versions, or by the time of the winner's write."""
+
+
+def rank_keys(
+    replica: Replica, prefix: str, after: str, limit: int, order: KeyOrder, *, conflicts: bool
+) -> tuple[list[tuple[int, str]], str]:
+    """Return (rank, key) of the keys among the next ``limit`` ones, and the last key; empty: there are no more.
+
+    The highest rank comes first in ``order``. The caller holds the lock, so ``limit`` must be small.
+    """
+    table = replica.store.table
+    keys = list(islice(table.keys(KeyRange(prefix, after)), limit))
+    pairs = ((key, table.get(key)) for key in keys)
+    ranks = [(_rank(versions, order), key) for key, versions in pairs if not conflicts or len(versions) > 1]
+    return ranks, keys[-1] if len(keys) == limit else ""
+
+
+def _rank(versions: Versions, order: KeyOrder) -> int:
+    if order == "largest":
+        return sum(len(version.value) for version in versions)
+    timestamp = versions[0].timestamp
+    return timestamp if order == "newest" else -timestamp
 
 
 def _listed(key: str, values: Versions) -> dict[str, Any]:

@@ -7,20 +7,37 @@ metrics of addresses that are no longer in the membership table.) Everything des
 
 from __future__ import annotations
 
+import heapq
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from replication.errors import Unreachable
 from replication.exchange_metrics import ExchangeMetrics
-from replication.explain import MAX_VALUES_BYTES, explain, list_keys
+from replication.explain import (
+    MAX_VALUES_BYTES,
+    KeyOrder,
+    count_keys,
+    explain,
+    list_keys,
+    listed_keys,
+    rank_keys,
+)
+from replication.history import CounterSamples, Window
 from replication.peer_thread import ExchangeContext, PeerThreads
 from replication.replica import Replica
-from replication.status import CounterSamples, missing_updates, recent_updates, replica_status
+from replication.status import missing_updates, recent_updates, replica_status
 from replication.transport import Transport
 from replication.unreached import Unreached
 from store.engine import Engine, read_clocks
+
+MAX_RANKED: Final = 100_000
+"""Keys that one list by size or age looks at."""
+
+RANKED_AT_ONCE: Final = 500
+"""Keys that it looks at before it releases the lock."""
 
 logger = logging.getLogger("causeway.replication")
 
@@ -50,6 +67,7 @@ class NodeInspector:
         self._is_open = is_open
         self._lock = context.lock
         self._samples = CounterSamples()
+        self._ranking = threading.Lock()
 
     def sample(self) -> None:
         """Record the counters for the history, once a second. The node calls it several times a second."""
@@ -62,11 +80,11 @@ class NodeInspector:
         with self._lock:
             return {**self._counters(), "missing": missing_updates(self._replica)}
 
-    def status(self, *, history: bool = False, recent: int = 0) -> dict[str, Any]:
+    def status(self, *, history: Window | None = None, recent: int = 0) -> dict[str, Any]:
         """Return the content of ``/replication/status`` (replication/status.py).
 
-        ``history``: include the last ten minutes, one sample per second. ``recent``: include this many of the updates
-        that were applied last.
+        ``history``: include the points of this window. ``recent``: include this many of the updates that were applied
+        last.
         """
         counters = self._counters()
         with self._lock:
@@ -75,7 +93,7 @@ class NodeInspector:
             if recent:
                 status["recent"] = recent_updates(self._replica, recent)
         if history:
-            status["history"] = self._samples.history(time.monotonic())
+            status["history"] = self._samples.history(time.monotonic(), history)
         status["throughput"].update(self._samples.per_second())
         status["open"] = self._is_open
         return status
@@ -90,10 +108,35 @@ class NodeInspector:
         with self._lock:
             return explain(self._replica, key, read_clocks(), max_values_bytes=max_values_bytes)
 
-    def keys(self, prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]]:
+    def keys(self, prefix: str, after: str, limit: int, *, conflicts: bool, before: str = "") -> list[dict[str, Any]]:
         """Return up to ``limit`` keys for the dashboard (replication/explain.py)."""
         with self._lock:
-            return list_keys(self._replica, prefix, after, limit, conflicts=conflicts)
+            return list_keys(self._replica, prefix, after, limit, conflicts=conflicts, before=before)
+
+    def count_keys(self, prefix: str, *, conflicts: bool) -> int:
+        """Return how many keys start with ``prefix``."""
+        with self._lock:
+            return count_keys(self._replica, prefix, conflicts=conflicts)
+
+    def ranked_keys(
+        self, prefix: str, order: KeyOrder, limit: int, *, conflicts: bool
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """Return the first ``limit`` keys in ``order``, and whether all keys were looked at: at most ``MAX_RANKED``.
+
+        One search runs at a time. It releases the lock after every ``RANKED_AT_ONCE`` keys, so it delays no request.
+        """
+        with self._ranking:
+            best: list[tuple[int, str]] = []
+            after, is_whole = "", False
+            for _ in range(MAX_RANKED // RANKED_AT_ONCE):
+                with self._lock:
+                    ranks, after = rank_keys(self._replica, prefix, after, RANKED_AT_ONCE, order, conflicts=conflicts)
+                best = heapq.nlargest(limit, [*best, *ranks])
+                if not after:
+                    is_whole = True
+                    break
+            with self._lock:
+                return listed_keys(self._replica, [key for _, key in best]), is_whole
 
     def status_of(self, address: str, query: str = "") -> Mapping[str, Any] | None:
         """Fetch the status of the replica at ``address``; return None if it does not answer."""

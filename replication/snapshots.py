@@ -90,6 +90,11 @@ class SnapshotSender:
         self._transfers[name] = transfer
         return self._next_piece(transfer)
 
+    @property
+    def receivers(self) -> list[str]:
+        """The replica ids that a snapshot is being sent to."""
+        return [transfer.receiver for transfer in self._transfers.values() if not transfer.is_complete]
+
     def has_room(self, receiver: str) -> bool:
         """Return whether one more receiver may start now; a complete transfer takes no room."""
         running = sum(t.receiver != receiver and not t.is_complete for t in self._transfers.values())

@@ -8,12 +8,11 @@ if at least one other member has acknowledged all updates of this replica, or if
 from __future__ import annotations
 
 import resource
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from replication.history import COUNTERS
 from replication.refusals import describe_one
 from replication.replica import Replica
 from replication.unreached import Unreached
@@ -67,34 +66,24 @@ def replica_status(
         "pending_count": len(store.pending),
         "deferred_requests": counters["deferred_now"],
         "watchers": counters["watchers"],
+        "ack_waits": counters["ack_waits"],
+        "streams": counters["streams"],
         "keys": counters["keys"],
         "conflicts": counters["conflicts"],
         "log": {"updates": counters["log_updates"], "bytes": counters["log_bytes"]},
-        "snapshots": {"taken": replica.recovery.taken, "given": replica.snapshots.given},
+        "snapshots": {
+            "taken": replica.recovery.taken,
+            "given": replica.snapshots.given,
+            "taking_from": pull.address if (pull := replica.recovery.pull) is not None else None,
+            "giving_to": replica.snapshots.receivers,
+        },
         "data_bytes": counters["bytes"],
         "memory_bytes": resident_bytes(),
         "clock_lead_s": round(store.hybrid_clock.lead_us / 1e6, 6),
         "drained": replica.acks.unreplicated() == 0,
-        "throughput": {name: counters[name] for name in _COUNTERS},
+        "throughput": {name: counters[name] for name in COUNTERS},
         "events": [event._asdict() for event in list(replica.event_log.events)[-MAX_EVENTS_LISTED:]],
     }
-
-
-# ``refused`` and ``messages_refused`` count rejections: these names are public (see replication/api/metrics.py).
-_COUNTERS = (
-    "reads",
-    "writes",
-    "deletes",
-    "transactions",
-    "lists",
-    "applied",
-    "deferred",
-    "refused",
-    "exchanges",
-    "exchanges_answered",
-    "exchange_failures",
-    "messages_refused",
-)
 
 
 def _refusals(replica: Replica, now: Instant) -> list[dict[str, Any]]:
@@ -211,42 +200,3 @@ def missing_updates(replica: Replica) -> int:
             if counter > max(clock.get(id_, 0), highest.get(id_, 0)):
                 highest[id_] = counter
     return count_missing(clock, highest)
-
-
-_HISTORY_RATES = ("reads", "writes", "deletes", "transactions", "lists", "applied")
-_HISTORY_GAUGES = ("pending", "missing")
-
-
-class CounterSamples:
-    """Samples of the counters, one per second, for rates and for the charts of the last ten minutes.
-
-    ``samples``: (monotonic seconds, counters), oldest first. ``keep``: how many samples are kept.
-    """
-
-    def __init__(self, keep: int = 600) -> None:
-        self.samples: deque[tuple[float, dict[str, int]]] = deque(maxlen=keep)
-
-    def sample(self, now_s: float, read: Callable[[], dict[str, int]]) -> None:
-        """Add a sample if the last one is at least a second old. ``read`` returns the counters."""
-        if not self.samples or now_s - self.samples[-1][0] >= 1.0:
-            self.samples.append((now_s, read()))
-
-    def per_second(self) -> dict[str, float]:
-        """Return the rates between the last two samples, named after the counters with the suffix ``_per_s``."""
-        if len(self.samples) < 2:
-            return {f"{name}_per_s": 0.0 for name in _COUNTERS}
-        (then_s, then), (now_s, now) = self.samples[-2], self.samples[-1]
-        return {f"{name}_per_s": round((now[name] - then[name]) / (now_s - then_s), 1) for name in _COUNTERS}
-
-    def history(self, now_s: float) -> list[dict[str, float]]:
-        """Return one point per interval between samples, oldest first.
-
-        A point holds its age in seconds, the rates since the previous sample, and the gauges at its end.
-        """
-        points = []
-        for (then_s, then), (at_s, now) in pairwise(list(self.samples)):
-            interval_s = at_s - then_s
-            rates = {name: round((now[name] - then[name]) / interval_s, 1) for name in _HISTORY_RATES}
-            gauges = {name: float(now[name]) for name in _HISTORY_GAUGES}
-            points.append({"age_s": round(now_s - at_s, 1), **rates, **gauges})
-        return points

@@ -634,6 +634,7 @@ class Engine:
                 "deferred_now": len(self.waiters.deferred),
                 "watchers": len(self.waiters.watching),
                 "ack_waits": len(self.waiters.ack_waits),
+                "streams": len(self.waiters.streaming),
                 **self.counts,
             }
 

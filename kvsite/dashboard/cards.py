@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvsite.dashboard.cluster_state import ClusterState, ObservedReplica, PendingUpdate, Status
-from kvsite.dashboard.formatting import ago, listed, rate, short_labels, size, span, update_name
+from kvsite.dashboard.formatting import ago, listed, rate, short_labels, size, span, update_name, update_query
+from kvsite.dashboard.tables import stale_age
 from store.clock import Clock, count_missing
 
 MAX_QUEUE_ITEMS = 6
 """Pending updates that the overview lists of one replica. The others are counted."""
+
+OLDER_S = 10.0
+"""If figures are older than the last sign of life by more than this, the card says so."""
 
 MAX_KEY_CHARS = 40
 """Characters shown of a key."""
@@ -53,12 +57,17 @@ class ReplicaCard:
 
 @dataclass(frozen=True, slots=True)
 class QueueItem:
-    """One pending update in words. ``effect``: the keys that it writes, or on the page of a key, what it does to it."""
+    """One pending update in words. ``effect``: the keys that it writes, or on the page of a key, what it does to it.
+
+    ``update_query``, ``waits_for_query``: query strings of the pages of the two updates.
+    """
 
     update: str
     effect: str
     waits_for: str
     duration: str
+    update_query: str
+    waits_for_query: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +105,12 @@ def _stale_reason(replica: ObservedReplica) -> str:
     if replica.is_reachable:
         return ""
     if replica.status is None:
-        return "It has not responded to any status request yet."
-    return f"Last known state, {span(replica.age_s)} old"
+        text = "It has not responded to any status request yet"
+        return text if replica.silent_for_s is None else f"{text}. No sign of life for {span(replica.silent_for_s)}"
+    text = f"Last known state. No sign of life for {span(replica.silent_for_s)}"
+    # A replica that no page has asked for long may have exchanged updates after its last status.
+    is_older = (replica.age_s or 0.0) > (replica.silent_for_s or 0.0) + OLDER_S
+    return f"{text}; these figures are {span(replica.age_s)} old" if is_older else text
 
 
 def _status_facts(status: Status | None) -> tuple[Fact, ...]:
@@ -120,7 +133,9 @@ def _status_facts(status: Status | None) -> tuple[Fact, ...]:
 
 def _observed_facts(replica: ObservedReplica, highest: Clock) -> tuple[Fact, ...]:
     status, clock = replica.status, replica.clock
-    contact = "this replica" if replica.is_local else ago(replica.member.last_contact_s if replica.member else None)
+    # A card that is not current has the time of the last contact as its heading.
+    exchanged = ago(replica.member.last_contact_s if replica.member else None)
+    contact = "this replica" if replica.is_local else exchanged if replica.is_reachable else ""
     incarnation = (replica.replica_id or "").rpartition("@")[2]
     lag = 0 if clock is None else count_missing(clock, highest)
     lag_text = "unknown" if clock is None else f"{lag:,}"
@@ -128,7 +143,9 @@ def _observed_facts(replica: ObservedReplica, highest: Clock) -> tuple[Fact, ...
     if status:
         facts.append(Fact("Memory", size(status.memory_bytes), "resident memory of the process"))
         facts.append(Fact("Uptime", span(status.uptime_s)))
-    facts.append(Fact("Last contact", contact, is_wide=True))
+        facts.append(Fact("Version", status.version or "unknown"))
+    if contact:
+        facts.append(Fact("Last contact", contact, is_wide=True))
     facts.append(Fact("Incarnation", incarnation or "unknown", is_wide=True))
     return tuple(facts)
 
@@ -148,7 +165,7 @@ def pending_queue(
         count=status.pending_count,
         items=tuple(_queue_item(pending, labels) for pending in status.pending[:limit]),
         more=max(0, status.pending_count - min(len(status.pending), limit)),
-        stale_age="" if replica.is_reachable else f"{span(replica.age_s)} old",
+        stale_age=stale_age(replica),
     )
 
 
@@ -159,4 +176,6 @@ def _queue_item(pending: PendingUpdate, labels: dict[str, str]) -> QueueItem:
         effect=listed(keys) or "no keys",
         waits_for=update_name(pending.waits_for, labels),
         duration=span(pending.since_s),
+        update_query=update_query(pending.dot),
+        waits_for_query=update_query(pending.waits_for),
     )

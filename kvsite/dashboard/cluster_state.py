@@ -118,6 +118,16 @@ class LogSize:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotCounts:
+    """Snapshots. ``taking_from``: the address that one is being pulled from; ``giving_to``: ids that pull one."""
+
+    taken: Count = 0
+    given: Count = 0
+    taking_from: str | None = None
+    giving_to: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The fields of ``/replication/status`` that the pages use. A number that is absent counts as 0."""
 
@@ -125,6 +135,7 @@ class Status:
     address: str
     version: str = ""
     incarnation: str = ""
+    version: str = ""
     uptime_s: Number = 0.0
     state: str = "unknown"
     clock: CheckedClock = field(default_factory=dict)
@@ -133,6 +144,8 @@ class Status:
     pending_count: Count = 0
     deferred_requests: Count = 0
     watchers: Count = 0
+    ack_waits: Count = 0
+    streams: Count = 0
     keys: Count = 0
     conflicts: Count = 0
     clock_lead_s: Number = 0.0
@@ -146,6 +159,7 @@ class Status:
     met_members: Count = 1
     events: list[Event] = field(default_factory=list)
     log: LogSize = field(default_factory=LogSize)
+    snapshots: SnapshotCounts = field(default_factory=SnapshotCounts)
     data_bytes: Count = 0
     history: list[HistoryPoint] = field(default_factory=list)
     recent: list[AppliedUpdate] = field(default_factory=list)
@@ -234,6 +248,15 @@ class ClusterState:
     def is_open(self) -> bool:
         """Whether the local replica accepts requests without any credentials."""
         return any(replica.is_local and replica.status and replica.status.open for replica in self.replicas)
+
+    @property
+    def open_replicas(self) -> tuple[str, ...]:
+        """Addresses of the other replicas that say that they accept requests without any credentials."""
+        return tuple(
+            replica.address
+            for replica in self.replicas
+            if replica.is_reachable and not replica.is_local and replica.status and replica.status.open
+        )
 
 
 def parse_cluster(fetched: Mapping[str, Mapping[str, Any]], local_address: str, wall_us: int) -> ClusterState:

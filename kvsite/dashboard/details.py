@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from kvsite.dashboard.charts import HISTORIES
 from kvsite.dashboard.cluster_state import ClusterState, ObservedReplica, parse_cluster
+from kvsite.dashboard.keys_page import PAGE_SIZE, FoundKeys, KeySearch
 from kvsite.dashboard.polling import FRESH_S, poll_cluster
 from kvsite.dashboard.status_fetcher import member_addresses, status_fetcher
 from replication.node import Node
+from store.clock import Dot
 
 RECENT_UPDATES = 60
 """Recent updates requested from each replica for the space-time diagram.
@@ -46,23 +49,55 @@ class FetchCache:
             return result
 
 
-def _fetch_history(node: Node | None, address: str) -> Any:
+class KeyMemory:
+    """Remembers the first keys of the updates that are shown, after the logs of the replicas have dropped them.
+
+    It keeps no key of an update that no status reports any more. Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[Dot, str] = {}
+
+    def learn(self, cluster: ClusterState) -> Mapping[Dot, str]:
+        """Add the keys in ``cluster``, whose statuses include recent updates. Return all keys of these updates."""
+        keys: dict[Dot, str] = {}
+        known = self._keys
+        for replica in cluster.replicas:
+            if replica.status:
+                reported = [(each.dot, each.key) for each in replica.status.recent]
+                reported += [(each.dot, each.keys[0] if each.keys else None) for each in replica.status.pending]
+                for dot, key in reported:
+                    found = key if key is not None else known.get(dot)
+                    if found is not None:
+                        keys[dot] = found
+        self._keys = keys
+        return keys
+
+
+def _fetch_history(node: Node | None, key: str) -> Any:
+    """Fetch the status with the history of a replica. ``key``: the name of the window, a space, its address."""
     if node is None:
         return None
-    return status_fetcher.fetch(node, [address], history=True).get(address)
+    window, _, address = key.partition(" ")
+    return status_fetcher.fetch(node, [address], history=HISTORIES[window]).get(address)
 
 
-def _fetch_recent(node: Node | None, _key: str) -> ClusterState:
-    return poll_cluster(node, recent=RECENT_UPDATES)
+def _fetch_recent(node: Node | None, _key: str) -> tuple[ClusterState, Mapping[Dot, str]]:
+    cluster = poll_cluster(node, recent=RECENT_UPDATES)
+    return cluster, _key_memory.learn(cluster)
 
 
+_key_memory = KeyMemory()
 _history_cache = FetchCache(_fetch_history)
 _recent_cache = FetchCache(_fetch_recent)
 
 
-def with_history(node: Node | None, replica: ObservedReplica, cluster: ClusterState) -> ObservedReplica:
-    """Return ``replica`` (of ``cluster``) with a new status that includes its history, or unchanged if that fails."""
-    status = _history_cache.get(node, replica.address) if replica.is_reachable else None
+def with_history(node: Node | None, replica: ObservedReplica, cluster: ClusterState, window: str) -> ObservedReplica:
+    """Return ``replica`` (of ``cluster``) with a new status that includes its history, or unchanged if that fails.
+
+    ``window``: a name in ``HISTORIES``.
+    """
+    status = _history_cache.get(node, f"{window} {replica.address}") if replica.is_reachable else None
     if status is None:
         return replica
     result = {"status": status, "age_s": 0.0, "reachable": True}
@@ -70,10 +105,10 @@ def with_history(node: Node | None, replica: ObservedReplica, cluster: ClusterSt
     return replace(observed, member=replica.member)
 
 
-def cluster_with_recent_updates(node: Node | None) -> ClusterState:
-    """Return the cluster state in which each status includes its recent updates."""
-    cluster: ClusterState = _recent_cache.get(node, "")
-    return cluster
+def cluster_with_recent_updates(node: Node | None) -> tuple[ClusterState, Mapping[Dot, str]]:
+    """Return the cluster state in which each status includes its recent updates, and the first keys of these."""
+    found: tuple[ClusterState, Mapping[Dot, str]] = _recent_cache.get(node, "")
+    return found
 
 
 def known_members(node: Node | None) -> list[str]:
@@ -81,9 +116,20 @@ def known_members(node: Node | None) -> list[str]:
     return [] if node is None else member_addresses(node)
 
 
-def keys(node: Node | None, prefix: str, after: str, limit: int, *, conflicts: bool) -> list[dict[str, Any]] | None:
-    """Return keys of the local replica; None if no replica runs in this process."""
-    return None if node is None else node.inspector.keys(prefix, after, limit, conflicts=conflicts)
+def keys(node: Node | None, search: KeySearch) -> FoundKeys | None:
+    """Return keys of the local replica; None if no replica runs in this process.
+
+    One key more than a page has tells whether there is another page.
+    """
+    if node is None:
+        return None
+    inspector, conflicts = node.inspector, search.conflicts
+    total = inspector.count_keys(search.prefix, conflicts=conflicts)
+    if search.order == "name":
+        found = inspector.keys(search.prefix, search.after, PAGE_SIZE + 1, conflicts=conflicts, before=search.before)
+        return FoundKeys(found, total)
+    ranked, is_whole = inspector.ranked_keys(search.prefix, search.order, PAGE_SIZE, conflicts=conflicts)
+    return FoundKeys(ranked, total, is_whole=is_whole)
 
 
 def explanation(node: Node | None, key: str) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from urllib.parse import urlencode
 
 from store.clock import Dot, address_of
 
@@ -49,6 +50,11 @@ def time_of_day(wall_us: int) -> str:
     return f"{_moment(wall_us):%H:%M:%S}"
 
 
+def time_of_day_ms(wall_us: int) -> str:
+    """Return the time of day of a timestamp with milliseconds, in UTC."""
+    return iso(wall_us)[11:23]
+
+
 def _moment(wall_us: int) -> datetime:
     """Return a timestamp as a date; the last one there is for all later ones: a ttl may be that long."""
     return datetime.fromtimestamp(min(wall_us, LAST_US) / 1e6, UTC)
@@ -82,6 +88,11 @@ def update_name(dot: Dot, labels: Mapping[str, str]) -> str:
     """Return the name of an update: the short label of its origin and its counter, as in ``10.0.0.1 #42``."""
     address = address_of(dot[0])
     return f"{labels.get(address, address)} #{dot[1]:,}"
+
+
+def update_query(dot: Dot) -> str:
+    """Return the query string of the page of an update."""
+    return urlencode({"update": f"{dot[0]}:{dot[1]}"})
 
 
 def short_labels(addresses: Iterable[str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvsite.dashboard.cluster_state import ClusterState, ObservedReplica
@@ -21,8 +21,30 @@ MAX_REFUSED = 3
 MAX_MISSED = 5
 """Addresses that were never reached and that a finding says why. The others are counted."""
 
+MAX_DESCRIBED = 3
+"""Replicas for which a finding says what they lack. The others are counted."""
+
 MAX_LEAD_S = 1.0
 """If the hybrid clock is further ahead of the wall clock than this, the clock of some member is or was wrong."""
+
+PERHAPS_ENDED = ("down", "suspect", "unknown")
+"""States of a replica of which nothing is heard: it has ended, or the network to it is cut."""
+
+DOWN_ADVICE = (
+    "If the process has ended, start it again at the same address. It fetches the data from the others.",
+    "If the process runs, repair the network between it and the others. Nothing is lost.",
+    "Only if it never comes back: remove it from the view (leave_view).",
+)
+ALONE_ADVICE = (
+    "Do not stop or restart {address} before another replica is serving: this may be the only copy of the data.",
+    "Do not remove the others from the view while they may still run. They may have updates that {address} lacks.",
+    "Look at the other processes. If they run, the network is cut: repair it, and nothing is lost.",
+    "If they have ended, start them again at the same addresses with VIEW={address}. They fetch the data from it.",
+)
+LAG_ADVICE = (
+    "It goes on serving. Clients that need a missing update wait for it there, or get 503 and can use another replica.",
+    "Look for a network that is cut or slow, and for a replica that is overloaded.",
+)
 
 NOT_SERVING = {
     "down": ("bad", "is down", "are down"),
@@ -46,10 +68,15 @@ class Finding:
     """One observation. ``level``: ``note`` (no problem), or one of ``LEVELS``.
 
     ``busy`` should pass by itself, ``warn`` may be a mistake, ``bad`` is a problem.
+    ``headline``: the fault in a few words, without numbers that change; empty for notes.
+    ``advice``: what to do, and what not. ``shows_conflicts``: a list of the keys in conflict explains it.
     """
 
     level: str
     text: str
+    headline: str = ""
+    advice: tuple[str, ...] = ()
+    shows_conflicts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +95,11 @@ def assess(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) ->
     """Return the health of ``cluster``. ``highest``: see ``highest_known``; ``lag_s``: see ``LagTracker.lag_s``."""
     if not cluster.replicas:
         return ClusterHealth("busy", "No replica runs in this process", ())
+    alone = tuple(_alone(cluster))
     findings = (
-        *_not_serving(cluster),
+        *alone,
+        *_not_serving(cluster, is_alone=bool(alone)),
+        *_behind_while_away(cluster, highest),
         *_refusals(cluster),
         *_never_reached(cluster),
         *_view_differences(cluster),
@@ -79,28 +109,61 @@ def assess(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) ->
     )
     levels = {finding.level for finding in findings}
     level = next((level for level in reversed(LEVELS) if level in levels), "good")
-    return ClusterHealth(level, _headline(cluster, lag_s), findings)
+    # The worst first. Among those of one level, what is the case comes before what follows from it.
+    findings = tuple(sorted(findings, key=lambda finding: -(["note", *LEVELS].index(finding.level))))
+    return ClusterHealth(level, _headline(cluster, findings, level), findings)
 
 
-def _headline(cluster: ClusterState, lag_s: Mapping[str, float]) -> str:
+def _headline(cluster: ClusterState, findings: Sequence[Finding], level: str) -> str:
+    """Return the worst fault and how many replicas are alive; if there is no fault, that there is none."""
     active = [replica for replica in cluster.replicas if replica.is_active]
-    parts = [f"{len(active)} of {counted(len(cluster.replicas), 'replica')} alive"]
-    if any(replica.state == "joining" for replica in active):
-        parts.append("catching up")
-    elif any(lag_s.get(replica.address, 0) >= IN_SYNC_S for replica in active):
-        parts.append("not in sync")
-    elif len(active) > 1:
-        parts.append("in sync")
-    has_pending = any(replica.status and replica.status.pending_count for replica in active)
-    parts.append("updates pending" if has_pending else "no updates pending")
+    alive = f"{len(active)} of {counted(len(cluster.replicas), 'replica')} alive"
+    faults = list(dict.fromkeys(each.headline for each in findings if each.level == level and each.headline))
+    if level != "good" and faults:
+        more = f", {counted(len(faults) - 1, 'more problem')}" if len(faults) > 1 else ""
+        return f"{faults[0]}{more}, {alive}"
+    parts = [alive, *(["in sync"] if len(active) > 1 else []), "no updates pending"]
     return ", ".join(parts)
 
 
-def _not_serving(cluster: ClusterState) -> Iterator[Finding]:
+def _alone(cluster: ClusterState) -> Iterator[Finding]:
+    """Report that one replica is left, and what would destroy its data."""
+    active = [replica for replica in cluster.replicas if replica.is_active]
+    if len(active) != 1:
+        return
+    address = active[0].address
+    others = [replica for replica in cluster.replicas if replica is not active[0]]
+    if not others:
+        yield Finding(
+            "note", f"This is the only replica, and the data ends with it. Start another one with VIEW={address}."
+        )
+    elif all(replica.state in PERHAPS_ENDED for replica in others):
+        advice = tuple(sentence.format(address=address) for sentence in ALONE_ADVICE)
+        text = f"{address} hears from no other replica: they have ended, or the network to them is cut."
+        yield Finding("bad", text, f"Only {address} responds", advice)
+
+
+def _not_serving(cluster: ClusterState, *, is_alone: bool) -> Iterator[Finding]:
     for state, (level, one, several) in NOT_SERVING.items():
         addresses = [replica.address for replica in cluster.replicas if replica.state == state]
         if addresses:
-            yield Finding(level, f"{listed(addresses)} {one if len(addresses) == 1 else several}.")
+            text = f"{listed(addresses)} {one if len(addresses) == 1 else several}"
+            advice = DOWN_ADVICE if state == "down" and not is_alone else ()
+            is_said = is_alone and state in PERHAPS_ENDED
+            yield Finding(level, f"{text}.", "" if is_said else text, advice)
+
+
+def _behind_while_away(cluster: ClusterState, highest: Clock) -> Iterator[Finding]:
+    """Report the updates that silent replicas lack: the cluster is not in sync without them."""
+    away = [
+        (replica.address, missing)
+        for replica in cluster.replicas
+        if replica.state in PERHAPS_ENDED and replica.clock and (missing := _missing(replica, highest))
+    ]
+    for address, missing in sorted(away, key=lambda pair: -pair[1])[:MAX_DESCRIBED]:
+        yield Finding("bad", f"{address} is missing {counted(missing, 'update')}, as far as is known.")
+    if len(away) > MAX_DESCRIBED:
+        yield Finding("bad", f"{counted(len(away) - MAX_DESCRIBED, 'more replica')} without contact lack updates.")
 
 
 def _refusals(cluster: ClusterState) -> Iterator[Finding]:
@@ -112,11 +175,12 @@ def _refusals(cluster: ClusterState) -> Iterator[Finding]:
     ]
     for address, status in refused[:MAX_REFUSED]:
         if status.not_ready_reason:
-            yield Finding("bad", f"{address} is not ready. {status.not_ready_reason}.")
+            yield Finding("bad", f"{address} is not ready. {status.not_ready_reason}.", f"{address} is not ready")
         else:
             first = status.refusals[0]
             more = f", and {len(status.refusals) - 1} more" if len(status.refusals) > 1 else ""
-            yield Finding("bad", f"{address} and {first.address}{more} refuse each other: {first.text}.")
+            who = f"{address} and {first.address}{more} refuse each other"
+            yield Finding("bad", f"{who}: {first.text}.", who)
     if len(refused) > MAX_REFUSED:
         yield Finding("bad", f"{counted(len(refused) - MAX_REFUSED, 'more replica')} refused by others.")
 
@@ -126,12 +190,14 @@ def _never_reached(cluster: ClusterState) -> Iterator[Finding]:
     statuses = [replica.status for replica in cluster.replicas if replica.is_reachable and replica.status]
     missed = [(status.address, each) for status in statuses for each in status.never_reached]
     for address, each in missed[:MAX_MISSED]:
-        yield Finding("warn", f"{address} has never reached {each.address}, which it was told to contact: {each.text}.")
+        fault = f"{address} has never reached {each.address}"
+        yield Finding("warn", f"{fault}, which it was told to contact: {each.text}.", fault)
     if len(missed) > MAX_MISSED:
         yield Finding("warn", f"{len(missed) - MAX_MISSED:,} more of these were never reached.")
     for status in statuses:
         if status.state == "joining" and status.met_members < status.expected_members and not status.refusals:
-            yield Finding("warn", f"{status.address} is not ready. {status.not_ready_reason}.")
+            fault = f"{status.address} is not ready"
+            yield Finding("warn", f"{fault}. {status.not_ready_reason}.", fault)
 
 
 def _view_differences(cluster: ClusterState) -> Iterator[Finding]:
@@ -148,7 +214,8 @@ def _view_differences(cluster: ClusterState) -> Iterator[Finding]:
         if member.address in reachable and member.state in ("down", "left")
     ]
     if cuts:
-        yield Finding("bad", f"Views differ: {listed(cuts)}.")
+        advice = ("The network between them is cut, or passes messages in one direction only: repair it.",)
+        yield Finding("bad", f"Views differ: {listed(cuts)}.", cuts[0], advice)
 
 
 def _lagging(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) -> Iterator[Finding]:
@@ -158,7 +225,12 @@ def _lagging(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) 
     for replica in late[:3]:
         level = "bad" if lag_s[replica.address] >= STUCK_S else "busy"
         missing = counted(_missing(replica, highest), "update")
-        yield Finding(level, f"{replica.address} is missing {missing}, some for {span(lag_s[replica.address])}.")
+        yield Finding(
+            level,
+            f"{replica.address} is missing {missing}, some for {span(lag_s[replica.address])}.",
+            f"{replica.address} is behind",
+            LAG_ADVICE if level == "bad" else (),
+        )
     if len(late) > 3:
         longest_s = max(lag_s[replica.address] for replica in late)
         verb = "is" if len(late) == 4 else "are"
@@ -168,7 +240,11 @@ def _lagging(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) 
     unreachable = count_missing(_joined_clock(active), highest)
     if late and unreachable:
         verb = "is" if unreachable == 1 else "are"
-        yield Finding("bad", f"{counted(unreachable, 'update')} {verb} not available on any reachable replica.")
+        yield Finding(
+            "bad",
+            f"{counted(unreachable, 'update')} {verb} not available on any reachable replica.",
+            "updates are not available on any reachable replica",
+        )
 
 
 def _joined_clock(replicas: Iterable[ObservedReplica]) -> Clock:
@@ -190,7 +266,11 @@ def _pending(cluster: ClusterState) -> Iterator[Finding]:
             count = counted(status.pending_count, "update")
             verb = "is" if status.pending_count == 1 else "are"
             level = "bad" if oldest_s >= STUCK_S else "busy"
-            yield Finding(level, f"{count} {verb} pending at {replica.address}, the oldest for {span(oldest_s)}.")
+            yield Finding(
+                level,
+                f"{count} {verb} pending at {replica.address}, the oldest for {span(oldest_s)}.",
+                f"updates are pending at {replica.address}",
+            )
 
 
 def _notes(cluster: ClusterState) -> Iterator[Finding]:
@@ -198,7 +278,7 @@ def _notes(cluster: ClusterState) -> Iterator[Finding]:
     conflicts = max((status.conflicts for status in statuses), default=0)
     if conflicts:
         verb = "has" if conflicts == 1 else "have"
-        yield Finding("note", f"{counted(conflicts, 'key')} {verb} concurrent values.")
+        yield Finding("note", f"{counted(conflicts, 'key')} {verb} concurrent values.", shows_conflicts=True)
     lead_s = max((status.clock_lead_s for status in statuses), default=0.0)
     if lead_s > MAX_LEAD_S:
         yield Finding(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
 import msgspec
 
 from kvsite.dashboard.cards import QueueItem
-from kvsite.dashboard.formatting import iso, short_labels, size, span, update_name
+from kvsite.dashboard.formatting import counted, iso, short_labels, size, span, update_name, update_query
 from replication.address import is_canonical
 from store.clock import address_of
 from store.values import Base64Text, JsonText, as_json, base64_length
@@ -20,7 +21,10 @@ PAGE_SIZE = 50
 """Keys per page."""
 
 MAX_VALUE_CHARS_IN_LIST, MAX_VALUE_CHARS = 120, 4000
-"""Characters shown of a value. The API returns the whole value."""
+"""Characters shown of a value. A link leads to the whole value."""
+
+MAX_LINE_CHARS = 60
+"""A JSON value that is longer is shown indented, over several lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +44,88 @@ class KeyRow:
     written_at: str
 
 
-@dataclass(frozen=True, slots=True)
-class KeyListPage:
-    """The search and its result. ``next_query``: query string of the next page; empty on the last page.
+Order = Literal["name", "largest", "oldest", "newest"]
 
-    ``is_running``: whether a replica runs in this process.
+ORDERS: Final[Mapping[Order, str]] = {
+    "name": "by name",
+    "largest": "largest first",
+    "oldest": "oldest first",
+    "newest": "newest first",
+}
+"""Order of the list -> its name on the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeySearch:
+    """What to list: keys with ``prefix`` behind ``after``, or the last ones before ``before``, in ``order``.
+
+    Only a list by name has pages.
     """
 
-    prefix: str
-    conflicts: bool
-    after: str
+    prefix: str = ""
+    after: str = ""
+    before: str = ""
+    conflicts: bool = False
+    order: Order = "name"
+
+    def query(self, **more: str) -> str:
+        """Return the query string of the first page of this search, or with ``more``, of another page."""
+        parameters = {
+            "prefix": self.prefix,
+            "conflicts": "true" if self.conflicts else "",
+            "order": "" if self.order == "name" else self.order,
+            **more,
+        }
+        return urlencode({name: text for name, text in parameters.items() if text})
+
+
+def key_search(parameters: Mapping[str, str]) -> KeySearch:
+    """Return the search in the query string of a request. Unknown values count as absent."""
+    order = parameters.get("order", "")
+    return KeySearch(
+        prefix=parameters.get("prefix", ""),
+        after=parameters.get("after", ""),
+        before=parameters.get("before", ""),
+        conflicts=parameters.get("conflicts") == "true",
+        order=order if order in ORDERS else "name",  # type: ignore[arg-type]  # mypy does not narrow to the literals
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FoundKeys:
+    """The result of a search. ``keys``: entries of ``list_keys``; by name, up to ``PAGE_SIZE + 1``.
+
+    ``total``: how many keys the search has in all. ``is_whole``: whether all of them were looked at to rank them.
+    """
+
+    keys: Sequence[Mapping[str, Any]]
+    total: int
+    is_whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class KeyListPage:
+    """The search and its result. ``next_query``, ``previous_query``: query strings; empty if there is no such page.
+
+    ``summary``: how many keys there are. ``is_running``: whether a replica runs in this process.
+    """
+
+    search: KeySearch
     rows: tuple[KeyRow, ...]
-    next_query: str
+    next_query: str = ""
+    previous_query: str = ""
+    summary: str = ""
     is_running: bool = True
 
     @property
     def first_query(self) -> str:
         """The query string of the first page."""
-        return urlencode(_search_parameters(self.prefix, conflicts=self.conflicts))
+        return self.search.query()
+
+    @property
+    def orders(self) -> list[tuple[str, str, bool]]:
+        """Each order: its value, its name, and whether it is this one."""
+        return [(order, name, order == self.search.order) for order, name in ORDERS.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +159,13 @@ class Part:
 class VersionCard:
     """One version of a key: the winner or a sibling.
 
+    ``update_query``, ``raw_query``: query strings of the page of its update, and of the value as it is stored.
     ``note``: says that the value was cut, or how it is encoded; empty if neither. ``parts``: of a value that merges.
     """
 
     written_by: str
+    update_query: str
+    raw_query: str
     origin: str
     counter: int
     is_winner: bool
@@ -138,25 +209,38 @@ class KeyPage:
         return f"{count} concurrent values. A read returns the first one, the winner.{rest}"
 
 
-def key_list_page(
-    keys: Sequence[Mapping[str, Any]] | None, members: Sequence[str], *, prefix: str, after: str, conflicts: bool
-) -> KeyListPage:
+def key_list_page(found: FoundKeys | None, members: Sequence[str], search: KeySearch) -> KeyListPage:
     """Return a page of the list.
 
-    ``keys``: up to ``PAGE_SIZE + 1`` keys (``NodeInspector.keys``); None if no replica runs in this process.
-    ``members``: addresses, from which the short labels are made.
+    ``found``: None if no replica runs in this process. ``members``: addresses, from which the short labels are made.
     """
+    if found is None:
+        return KeyListPage(search, (), is_running=False)
     labels = short_labels(members)
-    rows = tuple(_key_row(each, labels) for each in (keys or ())[:PAGE_SIZE])
-    next_query = ""
-    if keys and len(keys) > PAGE_SIZE:
-        parameters = _search_parameters(prefix, conflicts=conflicts)
-        next_query = urlencode({**parameters, "after": keys[PAGE_SIZE - 1]["key"]})
-    return KeyListPage(prefix, conflicts, after, rows, next_query, is_running=keys is not None)
+    has_more = len(found.keys) > PAGE_SIZE
+    # Going backwards, the key too many is the first one.
+    shown = found.keys[-PAGE_SIZE:] if search.before else found.keys[:PAGE_SIZE]
+    has_previous = has_more if search.before else bool(search.after)
+    has_next = bool(search.before) or has_more
+    return KeyListPage(
+        search,
+        tuple(_key_row(each, labels) for each in shown),
+        next_query=search.query(after=shown[-1]["key"]) if has_next and shown else "",
+        previous_query=search.query(before=shown[0]["key"]) if has_previous and shown else "",
+        summary=_summary(found, search),
+    )
 
 
-def _search_parameters(prefix: str, *, conflicts: bool) -> dict[str, str]:
-    return {**({"prefix": prefix} if prefix else {}), **({"conflicts": "true"} if conflicts else {})}
+def _summary(found: FoundKeys, search: KeySearch) -> str:
+    total = counted(found.total, "key")
+    which = f"{total} in conflict" if search.conflicts else total
+    if search.prefix:
+        which += " with this prefix"
+    if search.order == "name" or found.total <= len(found.keys):
+        return f"{which}."
+    kind = ORDERS[search.order].partition(" ")[0]
+    looked_at = "" if found.is_whole else " Only the first 100,000 keys by name were looked at."
+    return f"{which}. The {counted(len(found.keys), f'{kind} key')} are shown.{looked_at}"
 
 
 def _key_row(entry: Mapping[str, Any], labels: Mapping[str, str]) -> KeyRow:
@@ -186,7 +270,10 @@ def key_page(explanation: Mapping[str, Any] | None, members: Sequence[str]) -> K
     labels = short_labels(members)
     merged = explanation["merged"]
     return KeyPage(
-        tuple(_version_card(version, labels, is_winner=i == 0) for i, version in enumerate(explanation["versions"])),
+        tuple(
+            _version_card(explanation["key"], version, labels, is_winner=i == 0)
+            for i, version in enumerate(explanation["versions"])
+        ),
         tuple(_queue_item(update, labels) for update in explanation["pending"]),
         explanation["version_count"],
         kind=merged["type"] if merged else "",
@@ -196,10 +283,32 @@ def key_page(explanation: Mapping[str, Any] | None, members: Sequence[str]) -> K
 
 def _whole_or_start(text: msgspec.Raw) -> str:
     encoded = bytes(text)
-    return _shortened(encoded, MAX_VALUE_CHARS, len(encoded))[0]
+    value, note = _shortened(encoded, MAX_VALUE_CHARS, len(encoded))
+    return value if note else _indented(value)
 
 
-def _version_card(version: Mapping[str, Any], labels: Mapping[str, str], *, is_winner: bool) -> VersionCard:
+def _indented(value: str) -> str:
+    """Return a JSON text over several lines, unless it fits into one."""
+    if len(value) <= MAX_LINE_CHARS:
+        return value
+    return msgspec.json.format(value, indent=2)
+
+
+def raw_value(explanation: Mapping[str, Any], version: str) -> tuple[bytes, bool] | None:
+    """Return the whole value of one version of a key, and whether it is JSON; None if it is not available.
+
+    ``version``: its dot as text. Values that are too long together are not available here; the API returns them.
+    """
+    for each in explanation["versions"]:
+        origin, counter = each["dot"]
+        if f"{origin}:{counter}" == version and (text := each["value"]) is not None:
+            if isinstance(text, Base64Text):
+                return base64.b64decode(b"".join(text).strip(b'"')), False
+            return bytes(text), True
+    return None
+
+
+def _version_card(key: str, version: Mapping[str, Any], labels: Mapping[str, str], *, is_winner: bool) -> VersionCard:
     text = version["value"]
     if text is None:
         value, note = (
@@ -209,10 +318,13 @@ def _version_card(version: Mapping[str, Any], labels: Mapping[str, str], *, is_w
     else:
         text = text if isinstance(text, Base64Text) else bytes(text)
         value, note = _shortened(text, MAX_VALUE_CHARS, version["value_bytes"])
+        value = _indented(value) if not note else value
     origin, counter = version["dot"]
     expires_in_s = version["expires_in_s"]
     return VersionCard(
         written_by=update_name((origin, counter), labels),
+        update_query=update_query((origin, counter)),
+        raw_query=urlencode({"key": key, "version": f"{origin}:{counter}"}),
         origin=origin,
         counter=counter,
         is_winner=is_winner,
@@ -236,7 +348,7 @@ def _part(part: Mapping[str, Any], labels: Mapping[str, str]) -> Part:
     if "element" in part:
         added_by = ", ".join(update_name((origin, counter), labels) for origin, counter in part["added_by"])
         return Part(str(part["element"]), f"added by {added_by}")
-    value = _whole_or_start(part["value"])[:MAX_VALUE_CHARS_IN_LIST]
+    value = bytes(part["value"])[: 4 * MAX_VALUE_CHARS_IN_LIST].decode("utf-8", "ignore")[:MAX_VALUE_CHARS_IN_LIST]
     return Part(part["field"], f"{value}, set by {update_name(tuple(part['set_by']), labels)}")
 
 
@@ -251,6 +363,8 @@ def _queue_item(update: Mapping[str, Any], labels: Mapping[str, str]) -> QueueIt
         effect="deletes it" if update["deletes"] else "writes it",
         waits_for=update_name(tuple(update["waits_for"]), labels),
         duration=span(update["since_s"]),
+        update_query=update_query(tuple(update["dot"])),
+        waits_for_query=update_query(tuple(update["waits_for"])),
     )
 
 

@@ -19,7 +19,8 @@ from django.middleware.security import SecurityMiddleware
 from django.utils.deprecation import MiddlewareMixin
 
 from kvsite.dashboard.auth import close_ended_session
-from kvsite.errors import json_error
+from kvsite.errors import error_response
+from kvsite.guard import PAGES
 
 PREFIX = "/admin/"
 
@@ -44,13 +45,23 @@ class OnlyDashboard(MiddlewareMixin):
         return self.get_response(request)
 
 
+class DashboardAndPages(OnlyDashboard):
+    """Like ``OnlyDashboard``, for the other pages that the login opens too (kvsite/docs_page.py)."""
+
+    def __call__(self, request: HttpRequest) -> Any:
+        """Run the middleware if the path belongs to the dashboard or is one of these pages."""
+        if request.path_info in PAGES:
+            return super(OnlyDashboard, self).__call__(request)
+        return super().__call__(request)
+
+
 class DashboardSecurity(OnlyDashboard, SecurityMiddleware):
     """Limits body sizes and sets security headers: no content sniffing, no referrer, a Content-Security-Policy."""
 
     def process_request(self, request: HttpRequest) -> Any:
         """Reject a request with a body that is too large, before the body is read."""
         if int(request.META.get("CONTENT_LENGTH") or 0) > MAX_FORM_BYTES:
-            return json_error(413, "Form is too large")
+            return error_response(request, 413, "Form is too large")
         return super().process_request(request)
 
     def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
@@ -63,7 +74,7 @@ class DashboardFrames(OnlyDashboard, XFrameOptionsMiddleware):
     """Prevents other sites from showing the pages in a frame."""
 
 
-class DashboardSession(OnlyDashboard, SessionMiddleware):
+class DashboardSession(DashboardAndPages, SessionMiddleware):
     """Sessions, stored in signed cookies."""
 
 
@@ -79,7 +90,7 @@ class DashboardCsrf(OnlyDashboard, CsrfViewMiddleware):
         return super().process_view(request, callback, callback_args, callback_kwargs)
 
 
-class DashboardUser(OnlyDashboard, AuthenticationMiddleware):
+class DashboardUser(DashboardAndPages, AuthenticationMiddleware):
     """Sets ``request.user`` from the session, unless its login has ended."""
 
     def process_request(self, request: HttpRequest) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvsite.dashboard.cards import PendingQueue, ReplicaCard, pending_queues, replica_card
@@ -15,10 +15,17 @@ from kvsite.dashboard.timeline import Timeline, timeline
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Everything that the front page shows. ``is_open``: the store accepts requests without any credentials."""
+    """Everything that the front page shows.
+
+    ``is_open``: the local replica accepts requests without any credentials.
+    ``open_settings``: a sentence for each part of the local replica that is open. ``open_replicas``: other replicas
+    that accept requests without any credentials.
+    """
 
     as_of: AsOf
     is_open: bool
+    open_settings: tuple[str, ...]
+    open_replicas: tuple[str, ...]
     health: ClusterHealth
     cards: tuple[ReplicaCard, ...]
     clocks: ClockMatrix
@@ -32,12 +39,17 @@ class Overview:
         return len(self.clocks.columns) > 5
 
 
-def overview(cluster: ClusterState, lag_s: Mapping[str, float]) -> Overview:
-    """Return the front page of ``cluster``. ``lag_s``: see ``LagTracker.lag_s``."""
+def overview(cluster: ClusterState, lag_s: Mapping[str, float], open_settings: Sequence[str] = ()) -> Overview:
+    """Return the front page of ``cluster``.
+
+    ``lag_s``: see ``LagTracker.lag_s``. ``open_settings``: see ``Config.security_warnings``.
+    """
     highest = highest_known(cluster)
     return Overview(
         as_of=cluster.as_of,
         is_open=cluster.is_open,
+        open_settings=tuple(open_settings),
+        open_replicas=cluster.open_replicas,
         health=assess(cluster, highest, lag_s),
         cards=tuple(replica_card(replica, highest) for replica in cluster.replicas),
         clocks=clock_matrix(cluster, highest),

@@ -15,6 +15,7 @@ from functools import cached_property
 
 from django.template.loader import render_to_string
 
+from kvsite.config import current
 from kvsite.dashboard.cluster_state import ClusterState, parse_cluster
 from kvsite.dashboard.lag import LagTracker
 from kvsite.dashboard.overview import Overview, overview
@@ -43,7 +44,7 @@ class Poll:
     @cached_property
     def overview(self) -> Overview:
         """The data of the front page."""
-        return overview(self.cluster, self.lag_s)
+        return overview(self.cluster, self.lag_s, current().security_warnings)
 
     @cached_property
     def overview_html(self) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kvsite.dashboard.cluster_state import AppliedUpdate, AsOf, ClusterState, ObservedReplica, PendingUpdate
-from kvsite.dashboard.formatting import iso, short_labels, span, update_name
+from kvsite.dashboard.formatting import short_labels, span, time_of_day_ms, update_name, update_query
 from store.clock import Dot, address_of
 
 MAX_MARKS = 110
@@ -26,7 +26,8 @@ MAX_PENDING = 6
 """Pending updates drawn per replica. If there are more, a note on the lane shows their total number."""
 
 # Sizes in pixels.
-LANE_HEIGHT, TOP = 68, 40
+LANE_HEIGHT, TOP, AXIS_HEIGHT = 68, 40, 12
+TICK_DISTANCE = 120
 LEFT, RIGHT = 24, 110
 MIN_STEP, FULL_WIDTH = 30, 1172
 ARROW_HEAD = 7
@@ -34,16 +35,23 @@ ARROW_HEAD = 7
 HUES = 8
 """Number of colours (dashboard.css)."""
 
+Positions = dict[tuple[Dot, str], tuple[float, float]]
+"""(dot, address) -> where the diagram shows that the replica at this address applied the update."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A point on a lane. ``kind``: ``issued``, ``applied`` or ``pending``; ``title``: its tooltip."""
+    """A point on a lane. ``kind``: ``issued``, ``applied`` or ``pending``; ``title``: its tooltip.
+
+    ``query``: query string of the page of its update.
+    """
 
     kind: str
     x: float
     y: float
     hue: int
     title: str
+    query: str
     label: str = ""
 
 
@@ -58,6 +66,14 @@ class Arrow:
     hue: int
     head: str
     is_pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A moment on the axis: where it is, and the time of day (UTC)."""
+
+    x: float
+    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +93,13 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRow:
-    """An update in the table. ``key``: None if not known; ``cells``: for each replica when it applied the update."""
+    """An update in the table. ``key``: None if not known; ``cells``: for each replica when it applied the update.
+
+    ``query``: query string of its page.
+    """
 
     update: str
+    query: str
     key: str | None
     issued: str
     cells: tuple[str, ...]
@@ -95,12 +115,18 @@ class Diagram:
     lanes: tuple[Lane, ...]
     arrows: tuple[Arrow, ...]
     marks: tuple[Mark, ...]
+    ticks: tuple[Tick, ...]
     table: tuple[UpdateRow, ...]
 
     @property
     def end_x(self) -> float:
         """Where the lanes end, which is the present."""
         return self.width - 8
+
+    @property
+    def axis_y(self) -> float:
+        """Where the lines of the ticks end, above their labels."""
+        return self.height - 20
 
     @property
     def summary(self) -> str:
@@ -134,12 +160,15 @@ class _UpdateTrace:
         return self.issued_us if self.issued_us is not None else min(self.applied_us.values(), default=0)
 
 
-def diagram(cluster: ClusterState) -> Diagram:
-    """Return the diagram of ``cluster``. The statuses must include their ``recent`` updates."""
+def diagram(cluster: ClusterState, known_keys: Mapping[Dot, str] | None = None) -> Diagram:
+    """Return the diagram of ``cluster``. The statuses must include their ``recent`` updates.
+
+    ``known_keys``: first keys of updates that the replicas do not report any more (``KeyMemory``).
+    """
     replicas = cluster.replicas
     labels = short_labels(replica.address for replica in replicas)
     lanes = {replica.address: _lane(replica, labels, i) for i, replica in enumerate(replicas)}
-    traces = _selected(_traces(cluster), len(replicas))
+    traces = _selected(_traces(cluster, known_keys or {}), len(replicas))
     positions = _positions(traces, lanes)
     width = max([x for x, _ in positions.values()], default=0.0) + RIGHT
     marks: list[Mark] = []
@@ -155,10 +184,11 @@ def diagram(cluster: ClusterState) -> Diagram:
     return Diagram(
         as_of=cluster.as_of,
         width=round(width, 1),
-        height=TOP + LANE_HEIGHT * max(len(lanes), 1) - 8,
+        height=TOP + LANE_HEIGHT * max(len(lanes), 1) + AXIS_HEIGHT,
         lanes=tuple(lanes.values()),
         arrows=tuple(arrows),
         marks=tuple(marks),
+        ticks=tuple(_ticks(traces, positions)),
         table=tuple(_update_row(trace, replicas, labels) for trace in reversed(traces)),
     )
 
@@ -185,7 +215,7 @@ def _hue(trace: _UpdateTrace, lanes: Mapping[str, Lane]) -> int:
     return lanes[trace.origin].hue if trace.origin in lanes else HUES - 1
 
 
-def _traces(cluster: ClusterState) -> list[_UpdateTrace]:
+def _traces(cluster: ClusterState, known_keys: Mapping[Dot, str]) -> list[_UpdateTrace]:
     """Return what is known about each recent or pending update, oldest first."""
     applied: dict[Dot, dict[str, AppliedUpdate]] = {}
     pending: dict[Dot, dict[str, PendingUpdate]] = {}
@@ -198,16 +228,21 @@ def _traces(cluster: ClusterState) -> list[_UpdateTrace]:
             for waiting in replica.status.pending[-MAX_PENDING:] if replica.is_reachable else ():
                 pending.setdefault(waiting.dot, {})[replica.address] = waiting
     traces = [
-        _trace(dot, applied.get(dot, {}), pending.get(dot, {}), cluster.wall_us) for dot in {**applied, **pending}
+        _trace(dot, applied.get(dot, {}), pending.get(dot, {}), cluster.wall_us, known_keys.get(dot))
+        for dot in {**applied, **pending}
     ]
     return sorted(traces, key=lambda trace: (trace.first_us, trace.dot[1], trace.dot))
 
 
 def _trace(
-    dot: Dot, applied: Mapping[str, AppliedUpdate], pending: Mapping[str, PendingUpdate], now_us: int
+    dot: Dot,
+    applied: Mapping[str, AppliedUpdate],
+    pending: Mapping[str, PendingUpdate],
+    now_us: int,
+    known_key: str | None,
 ) -> _UpdateTrace:
-    pending_keys = next((waiting.keys for waiting in pending.values()), [])
-    key = next((update.key for update in applied.values()), pending_keys[0] if pending_keys else None)
+    reported = [*(update.key for update in applied.values()), *(key for each in pending.values() for key in each.keys)]
+    key = next((key for key in reported if key is not None), known_key)
     if applied:
         issued = applied.get(address_of(dot[0]))
         applied_us = {address: update.wall_us for address, update in applied.items()}
@@ -223,8 +258,22 @@ def _selected(traces: list[_UpdateTrace], replicas: int) -> list[_UpdateTrace]:
     return [trace for trace in traces[:-limit] if trace.pending][-MAX_PENDING:] + traces[-limit:]
 
 
-Positions = dict[tuple[Dot, str], tuple[float, float]]
-"""(dot, address) -> where the diagram shows that the replica at this address applied the update."""
+def _ticks(traces: list[_UpdateTrace], positions: Positions) -> Iterator[Tick]:
+    """Yield times along the axis, not closer than ``TICK_DISTANCE``: the axis is not to scale, so it needs them.
+
+    A time is that of a mark. A mark that was moved behind its issue, because a wall clock is wrong, has none.
+    """
+    moments = sorted(
+        (positions[trace.dot, address][0], wall_us)
+        for trace in traces
+        for address, wall_us in trace.applied_us.items()
+        if (trace.dot, address) in positions and wall_us >= trace.first_us
+    )
+    last_x, last_us = -math.inf, 0
+    for x, wall_us in moments:
+        if x - last_x >= TICK_DISTANCE and wall_us >= last_us:
+            yield Tick(x, time_of_day_ms(wall_us))
+            last_x, last_us = x, wall_us
 
 
 def _positions(traces: list[_UpdateTrace], lanes: Mapping[str, Lane]) -> Positions:
@@ -274,8 +323,9 @@ def _marks(
         x, y = positions[trace.dot, address]
         is_issue = address == trace.origin
         action = "issued" if is_issue else f"applied at {labels[address]}"
-        title = f"{name}{key_suffix}: {action} at {_time_of_day_ms(wall_us)}"
-        yield Mark("issued" if is_issue else "applied", x, y, hue, title, f"{trace.dot[1]:,}" if is_issue else "")
+        title = f"{name}{key_suffix}: {action} at {time_of_day_ms(wall_us)}"
+        label = f"{trace.dot[1]:,}" if is_issue else ""
+        yield Mark("issued" if is_issue else "applied", x, y, hue, title, update_query(trace.dot), label)
 
 
 def _arrows(trace: _UpdateTrace, positions: Positions, lanes: Mapping[str, Lane], hue: int) -> Iterator[Arrow]:
@@ -317,14 +367,16 @@ def _pending_marks(
                 f"{span(pending.since_s)}, waits for {update_name(pending.waits_for, labels)}"
             )
             start = positions.get((trace.dot, trace.origin))
-            yield Mark("pending", *place, hue, title), _arrow(start, place, hue, is_pending=True) if start else None
+            mark = Mark("pending", *place, hue, title, update_query(trace.dot))
+            yield mark, _arrow(start, place, hue, is_pending=True) if start else None
 
 
 def _update_row(trace: _UpdateTrace, replicas: tuple[ObservedReplica, ...], labels: Mapping[str, str]) -> UpdateRow:
     return UpdateRow(
         update=update_name(trace.dot, labels),
+        query=update_query(trace.dot),
         key=trace.key,
-        issued=_time_of_day_ms(trace.issued_us) if trace.issued_us is not None else "unknown",
+        issued=time_of_day_ms(trace.issued_us) if trace.issued_us is not None else "unknown",
         cells=tuple(_cell(trace, replica, labels) for replica in replicas),
     )
 
@@ -342,7 +394,7 @@ def _cell(trace: _UpdateTrace, replica: ObservedReplica, labels: Mapping[str, st
         return "not yet" if replica.is_reachable else "unknown"
     if replica.address == trace.origin:
         return "issued"
-    return _time_of_day_ms(applied_us) if trace.issued_us is None else _delay((applied_us - trace.issued_us) / 1e6)
+    return time_of_day_ms(applied_us) if trace.issued_us is None else _delay((applied_us - trace.issued_us) / 1e6)
 
 
 def _delay(seconds: float) -> str:
@@ -353,7 +405,3 @@ def _delay(seconds: float) -> str:
 
 def _key_suffix(key: str | None) -> str:
     return "" if key is None else f" ({key[:60]})"
-
-
-def _time_of_day_ms(wall_us: int) -> str:
-    return iso(wall_us)[11:23]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from replication.address import is_canonical
+from replication.history import Window
 from replication.node import Node
 
 FETCH_TIMEOUT_S = 0.7
@@ -63,13 +64,13 @@ class StatusFetcher:
         return results
 
     def fetch(
-        self, node: Node, addresses: Iterable[str], *, history: bool = False, recent: int = 0
+        self, node: Node, addresses: Iterable[str], *, history: Window | None = None, recent: int = 0
     ) -> dict[str, StatusData]:
         """Return address -> status, for each of ``addresses`` that is a member and responds in time.
 
         ``history``, ``recent``: which optional parts to include (see ``NodeInspector.status``).
         """
-        query = "&".join([*(["history=true"] if history else []), *([f"recent={recent}"] if recent else [])])
+        query = "&".join([*([f"history={history}"] if history else []), *([f"recent={recent}"] if recent else [])])
         local_address, wanted = node.replica.address, set(addresses)
         fetched: dict[str, StatusData] = {}
 

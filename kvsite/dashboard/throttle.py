@@ -16,7 +16,7 @@ import time
 from django.http import HttpRequest, HttpResponse
 from django.utils.deprecation import MiddlewareMixin
 
-from kvsite.errors import json_error
+from kvsite.errors import error_response
 
 FREE_ATTEMPTS = 5
 """Attempts without a pause, for typing errors."""
@@ -90,6 +90,6 @@ class LoginThrottle(MiddlewareMixin):
         if not wait_s:
             return None
         logger.warning("too many login attempts from %s", source_of(request))
-        response = json_error(429, f"Too many login attempts; retry in {math.ceil(wait_s)} s")
+        response = error_response(request, 429, f"Too many login attempts; retry in {math.ceil(wait_s)} s")
         response["Retry-After"] = str(math.ceil(wait_s))
         return response

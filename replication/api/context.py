@@ -41,7 +41,13 @@ class ReplicaContext(StoreContext):
     )
 
 
+def context_of(request: HttpRequest) -> ReplicaContext | None:
+    """Return the context of a request of Django's handler; None if the request did not pass the edge."""
+    context: ReplicaContext | None = request.META.get(CONTEXT)
+    return context
+
+
 def node_of(request: HttpRequest) -> Node | None:
     """Return the node that serves a request of Django's handler; None if the request did not pass the edge."""
-    context: ReplicaContext | None = request.META.get(CONTEXT)
+    context = context_of(request)
     return None if context is None else context.node

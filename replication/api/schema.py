@@ -6,6 +6,7 @@ from typing import Final
 
 from drf_spectacular.utils import extend_schema
 
+from replication.history import WINDOWS
 from replication.status import MAX_RECENT
 from store.api.schema.building import (
     ETAG,
@@ -39,9 +40,8 @@ SCHEMAS: Final[dict[str, Object]] = {
         {
             "socket-address": {
                 "type": "string",
-                "description": "host:port, or [IPv6]:port",
+                "description": f"host:port, or [IPv6]:port; for example {ADDRESS}",
                 "pattern": f"^{_HOST}:{_PORT}$".replace(r"\d", "[0-9]"),
-                "example": ADDRESS,
             }
         }
     ),
@@ -98,6 +98,10 @@ ADDRESS_ERRORS: Final = {
 }
 
 
+NO_ADDRESS: Final = request_body("AddressBody", required=True, fill_in_an_address={"socket-address": ""})
+"""Empty on purpose: ``/docs/`` sends the example, and a view change with a made-up address is a real one."""
+
+
 def _view_change(description: str, result: str) -> Object:
     return response(description, ref("ViewChange"), {description: {"result": result}})
 
@@ -123,7 +127,7 @@ PUT_VIEW: Final = operation(
         **ADDRESS_ERRORS,
         **ACCESS_ERRORS,
     },
-    body=request_body("AddressBody", required=True, one={"socket-address": ADDRESS}),
+    body=NO_ADDRESS,
 )
 DELETE_VIEW: Final = operation(
     "view",
@@ -135,7 +139,7 @@ DELETE_VIEW: Final = operation(
         **ADDRESS_ERRORS,
         **ACCESS_ERRORS,
     },
-    body=request_body("AddressBody", required=True, one={"socket-address": ADDRESS}),
+    body=NO_ADDRESS,
 )
 STATUS: Final = operation(
     "operating",
@@ -177,14 +181,16 @@ STATUS: Final = operation(
     },
     parameters=[
         parameter(
-            "history", "query", "Include the last ten minutes, one sample per second.", {"type": "boolean"}, False
+            "history",
+            "query",
+            "Include a history: `true`: ten minutes, one point per second; `hour`: one per 10 s; `day`: one per 2 min.",
+            {"type": "string", "enum": ["false", *WINDOWS]},
         ),
         parameter(
             "recent",
             "query",
             "Include this many of the updates that were applied last, with the wall time of each.",
             {"type": "integer", "minimum": 1, "maximum": MAX_RECENT},
-            20,
         ),
     ],
 )

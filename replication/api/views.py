@@ -13,6 +13,7 @@ from replication.address import parse_address
 from replication.api import schema
 from replication.api.context import ReplicaContext
 from replication.errors import BadMessage, ClockTooFarOff
+from replication.history import WINDOWS
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER
 from replication.status import MAX_RECENT
@@ -185,8 +186,11 @@ class StatusView(ReplicaView):
         """Return the status; with ``history`` and ``recent``, also samples of the past and the latest updates."""
         query = queries.parameters(self.request)
         options: dict[str, Any] = {}
-        if queries.flag(query, "history"):
-            options["history"] = True
+        window = query.get("history", "false")
+        if window in WINDOWS:
+            options["history"] = window
+        elif window != "false":
+            raise ParseError(f"history has to be false, {', '.join(WINDOWS)}")
         if recent := queries.positive_int(query, "recent", default=0, maximum=MAX_RECENT):
             options["recent"] = recent
         return json_response(200, self.context.node.inspector.status(**options))

@@ -11,7 +11,6 @@ from tests.browser.conftest import OpenPage, SaveScreenshot
 from tests.browser.support import (
     LIVE_MS,
     VARIANTS,
-    accessibility_problems,
     admin,
     part,
     put,
@@ -77,7 +76,6 @@ def test_a_pending_update_is_shown_until_it_is_applied(
     expect(queue).to_contain_text("none pending", timeout=2000 * SYNC_INTERVAL_S + LIVE_MS)
     expect(diagram.locator("#diagram-scroll circle.cw-pending")).to_have_count(0, timeout=LIVE_MS)
     assert status(cluster, 2)["clock"].items() >= answer.items()
-    assert accessibility_problems(diagram) == []
     cluster.heal()
     expect(page.get_by_role("status")).to_have_text(HEALTHY, timeout=15_000)
 
@@ -97,8 +95,6 @@ def test_a_partitioned_replica_is_greyed_and_recovers(cluster: NetnsCluster, ope
     expect(replica_page.locator(".cw-card")).to_contain_text("Last known state")
     for greyed in (part(page, "card", address), part(page, "clock", address), replica_page.locator(".cw-card")):
         assert "cw-is-stale" in str(greyed.get_attribute("class"))
-    assert accessibility_problems(page) == []
-    assert accessibility_problems(replica_page) == []
     cluster.heal()
     expect(page.get_by_role("status")).to_have_text(HEALTHY, timeout=20_000)
     assert "cw-is-stale" not in part(page, "card", address).get_attribute("class")

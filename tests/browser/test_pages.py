@@ -60,10 +60,8 @@ def create_conflict(cluster: LocalCluster) -> None:
 
 
 def check_layout(page: Page, width: int) -> None:
-    """Check that the page is not wider than the screen and has no accessibility problems."""
+    """Check that the page is not wider than the screen. Accessibility: test_states.py."""
     assert page.evaluate("document.documentElement.scrollWidth") == width, "tables scroll inside the page"
-    if width > 400:  # A narrow screen shows the same content in one column.
-        assert accessibility_problems(page) == []
 
 
 def serve_fragment(page: Page, url: str, template: str, context: dict[str, Any]) -> None:
@@ -138,7 +136,7 @@ def test_a_replica_page_with_ten_minutes_of_history(
     state = parse_cluster(made, "10.0.0.1:8090", NOW_US)
     page = open_page(**VARIANTS[variant]).page
     data = replica_page(state, state.replicas[1])
-    serve_fragment(page, "**/now/", "dashboard/_replica.html", {"page": data, "address": address})
+    serve_fragment(page, "**/now/*", "dashboard/_replica.html", {"page": data, "address": address})
     page.goto(f"{admin(cluster)}replica/{cluster.addresses[1]}/")
     expect(page.locator("#chart-lag svg")).to_have_attribute("aria-label", data.charts[1].summary)
     # The rest of the page names the replica that the test requested.
@@ -152,7 +150,7 @@ def test_sixteen_members_and_500_pending_updates_fit_the_screen(cluster: LocalCl
     state = parse_cluster(in_trouble(16), "10.0.0.1:8090", NOW_US)
     page = open_page(width=390, height=844).page
     data = replica_page(state, state.replicas[1])
-    serve_fragment(page, "**/now/", "dashboard/_replica.html", {"page": data, "address": data.address})
+    serve_fragment(page, "**/now/*", "dashboard/_replica.html", {"page": data, "address": data.address})
     page.goto(f"{admin(cluster)}replica/{cluster.addresses[1]}/")
     expect(page.locator("#queues")).to_contain_text("and 400 more")
     expect(page.locator("#members tbody tr")).to_have_count(16)

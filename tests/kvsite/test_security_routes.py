@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import pytest
 from django.core.handlers.wsgi import WSGIHandler
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from kvsite.config import Config
+from kvsite.dashboard.throttle import throttle
 from kvsite.denied_responses import RequestDenied
 from kvsite.fast_path import FastPath
 from kvsite.guard import Guard
@@ -64,13 +66,19 @@ ROUTES = {
     "docs/": Route("/docs/", "api"),
     "healthz": Route("/healthz", "public"),
     "readyz": Route("/readyz", "public"),
+    "docs": Route("/docs", "api"),
     "": Route("/", "api"),
+    "admin": Route("/admin", "api"),
     "admin/": Route("/admin/", "dashboard"),
     "admin/overview/": Route("/admin/overview/", "dashboard"),
     "admin/replica/<str:address>/": Route("/admin/replica/127.0.0.1:21500/", "dashboard"),
     "admin/replica/<str:address>/now/": Route("/admin/replica/127.0.0.1:21500/now/", "dashboard"),
     "admin/keys/": Route("/admin/keys/?prefix=some", "dashboard"),
     "admin/keys/key/": Route("/admin/keys/key/?key=some/key", "dashboard"),
+    "admin/keys/raw/": Route("/admin/keys/raw/?key=some/key", "dashboard"),
+    "admin/update/": Route(f"/admin/update/?update={ID}:1", "dashboard"),
+    "admin/schema/": Route("/admin/schema/", "dashboard"),
+    "admin/metrics/": Route("/admin/metrics/", "dashboard"),
     "admin/spacetime/": Route("/admin/spacetime/", "dashboard"),
     "admin/spacetime/now/": Route("/admin/spacetime/now/", "dashboard"),
     "admin/login/": Route("/admin/login/", "login"),
@@ -143,6 +151,7 @@ class Site:
     def ask_raw(self, method: str, path: str, query: str, body: bytes = b"", /, **headers: str) -> Response:
         started: list[Any] = []
         media = "application/msgpack" if path.startswith("/replication/") else "application/json"
+        media = headers.pop("content_type", media)
         environ: dict[str, Any] = {
             "REQUEST_METHOD": method,
             "PATH_INFO": path,
@@ -329,6 +338,59 @@ def test_a_proof_for_a_query_does_not_admit_a_key_that_looks_like_it(site: Any) 
     environ_path = "/kvs/a?x=1"  # what the server passes for /kvs/a%3Fx=1
     reply = secured.ask_raw("GET", environ_path, "", **again)
     assert (reply.status, HEADER in reply.headers) == (403, False)
+
+
+BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def log_in(secured: Site, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Make ``secured`` the site of this process. Return the cookie of a login."""
+    for module in ("dashboard.auth", "dashboard.site", "docs_page"):
+        monkeypatch.setattr(f"kvsite.{module}.current", lambda: secured.config)
+    throttle.reset("192.0.2.9")
+    form = urlencode({"username": "admin", "password": PASSWORD, "csrfmiddlewaretoken": "c" * 32}).encode()
+    environ = {"cookie": f"csrftoken={'c' * 32}", "content_type": "application/x-www-form-urlencoded"}
+    reply = secured.ask_raw("POST", "/admin/login/", "", form, **environ)
+    assert reply.status == 302, reply
+    name, _, value = reply.headers["Set-Cookie"].strip().partition(";")[0].partition("=")
+    assert name == "sessionid"
+    return {"cookie": f"sessionid={value}"}
+
+
+def test_the_login_of_the_dashboard_opens_the_pages_outside_of_it(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    secured: Site = site(**SECURED)
+    login = log_in(secured, monkeypatch)
+    page = secured.ask("GET", "/docs/", **BROWSER, **login)
+    assert page.status == 200
+    assert b'data-document="/admin/schema/"' in page.body
+    assert b"Authorize" in page.body
+    assert json.loads(secured.ask("GET", "/admin/schema/", **login).body)["openapi"].startswith("3.")
+    for path, target in (("/", "/admin/"), ("/admin", "/admin/"), ("/docs", "/docs/")):
+        reply = secured.ask("GET", path, **BROWSER, **login)
+        assert (reply.status, reply.headers["Location"]) == (302, target)
+    for path in ("/kvs", "/view", "/metrics", "/schema/", "/replication/status"):
+        assert secured.ask("GET", path, **BROWSER, **login).status == 401, "a login is no token"
+
+
+def test_a_browser_without_a_login_is_sent_to_it(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    secured: Site = site(**SECURED)
+    log_in(secured, monkeypatch)
+    for path in ("/docs/", "/"):
+        for cookie in ({}, {"cookie": "sessionid=e30:1abcde:AAAAAAAAAAAAAAAAAAAA"}):
+            reply = secured.ask("GET", path, **BROWSER, **cookie)
+            assert (reply.status, reply.headers["Location"]) == (302, f"/admin/login/?next={path}")
+    for path in ("/docs/", "/"):
+        assert secured.ask("GET", path, accept="*/*").status == 401
+        assert secured.ask("POST", path, **BROWSER).status == 401
+
+
+def test_without_a_password_the_pages_are_as_open_as_the_dashboard(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    secured: Site = site(cluster_secret=SECRET, api_tokens=TOKENS)
+    for module in ("dashboard.auth", "dashboard.site", "docs_page"):
+        monkeypatch.setattr(f"kvsite.{module}.current", lambda: secured.config)
+    assert secured.ask("GET", "/docs/", **BROWSER).status == 200
+    assert secured.ask("GET", "/", **BROWSER).status == 302
+    assert secured.ask("GET", "/docs/").status == 401
 
 
 def test_a_transaction_that_only_reads_is_a_read(site: Any) -> None:

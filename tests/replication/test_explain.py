@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvsite.dashboard.keys_page import key_page
-from replication.explain import MAX_VERSIONS_LISTED, explain, list_keys
+from replication.explain import MAX_VERSIONS_LISTED, KeyOrder, count_keys, explain, list_keys, rank_keys
 from replication.replica import Replica
 from store.api.rendering import json_response
 from store.clock import Instant
@@ -195,3 +195,40 @@ def test_versions_that_merge_are_explained_one_by_one_and_together() -> None:
     limited = explain(r1, "k", wire.now("r1"), max_values_bytes=1)
     assert limited["merged"] == {"type": "counter", "value": None, "versions": 2}
     assert key_page(limited, [r1.address]).merged == ""
+
+
+def listed(replica: Replica, **search: Any) -> list[str]:
+    found = {"prefix": "k/", "after": "", "limit": 2, "conflicts": False, **search}
+    return [each["key"] for each in list_keys(replica, **found)]
+
+
+def test_keys_are_listed_forwards_and_backwards_in_the_same_order() -> None:
+    wire = Wire()
+    (r1,) = wire.cluster("r1")
+    for n in range(5):
+        r1.store.put(Change(f"k/{n}", b"1"), {}, NOW)
+    r1.store.put(Change("other", b"1"), {}, NOW)
+    assert listed(r1) == ["k/0", "k/1"]
+    assert listed(r1, after="k/1") == ["k/2", "k/3"]
+    assert listed(r1, before="k/2") == ["k/0", "k/1"]
+    assert listed(r1, before="k/1") == ["k/0"]
+    assert listed(r1, before="k/0") == []
+    assert (count_keys(r1, "k/", conflicts=False), count_keys(r1, "", conflicts=False)) == (5, 6)
+    assert count_keys(r1, "", conflicts=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [("largest", ["k/2", "k/0", "k/1"]), ("oldest", ["k/1", "k/2", "k/0"]), ("newest", ["k/0", "k/2", "k/1"])],
+)
+def test_keys_are_ranked_by_size_and_age_in_pieces(order: KeyOrder, expected: list[str]) -> None:
+    wire = Wire()
+    (r1,) = wire.cluster("r1")
+    for key, size in (("k/1", 1), ("k/2", 30), ("k/0", 2)):
+        r1.store.put(Change(key, b"1" * size), {}, NOW)
+    ranks, after = rank_keys(r1, "k/", "", 2, order, conflicts=False)
+    assert after == "k/1", "the next piece begins behind it"
+    more, after = rank_keys(r1, "k/", after, 2, order, conflicts=False)
+    assert after == ""
+    assert [key for _, key in sorted([*ranks, *more], reverse=True)] == expected
+    assert rank_keys(r1, "k/", "", 9, order, conflicts=True) == ([], "")

@@ -32,6 +32,7 @@ def status(address: str, view: list[dict[str, Any]], clock: dict[str, int], **mo
         "replica_id": id_of(address),
         "address": address,
         "incarnation": f"{1:016x}",
+        "version": "0.1.0",
         "uptime_s": 100.0,
         "state": "serving",
         "clock": clock,

@@ -71,7 +71,10 @@ def response(
 
 
 def request_body(schema: str, *, required: bool = False, **examples: Json) -> Object:
-    """Return the description of a JSON body with the component schema ``schema``. ``examples``: name -> body."""
+    """Return the description of a JSON body with the component schema ``schema``. ``examples``: name -> body.
+
+    ``/docs/`` sends the examples, so each must work as it stands, at any replica.
+    """
     named = {name: {"summary": name.replace("_", " "), "value": value} for name, value in examples.items()}
     return {"required": required, "content": {JSON: {"schema": ref(schema), "examples": named}}}
 
@@ -84,7 +87,10 @@ def with_bytes(described: Object) -> Object:
 
 
 def parameter(name: str, place: str, description: str, schema: Object, example: Json = None) -> Object:
-    """Return the description of a parameter, optional unless it is part of the path."""
+    """Return the description of a parameter, optional unless it is part of the path.
+
+    ``example``: ``/docs/`` sends it, so it must work as it stands.
+    """
     described: Object = {"name": name, "in": place, "description": description, "schema": schema}
     if place == "path":
         described["required"] = True

@@ -26,6 +26,7 @@ from store.api.schema.building import (
     with_bytes,
 )
 from store.api.schema.parameters import (
+    COUNTER_KEY,
     IF_ABSENT,
     IF_CHANGED,
     IF_MATCH,
@@ -193,9 +194,9 @@ GET_KEY: Final = kvs_operation(
 )
 
 PUT_EXAMPLES: Final = {
-    "plain": {"value": {"name": "Ada"}, "causal-metadata": PAST},
+    "plain": {"value": {"name": "Ada"}, "causal-metadata": {}},
     "for_an_hour": {"value": "session", "ttl": 3600, "causal-metadata": None},
-    "on_two_replicas": {"value": 1, "w": 2, "w-timeout": 0.5},
+    "on_a_majority": {"value": 1, "w": "majority", "w-timeout": 0.5},
 }
 
 
@@ -232,16 +233,16 @@ PUT_KEY: Final = _put("putKey", "Write a key")
 POST_KEY: Final = _put("postKey", "Write a key (the same as PUT)")
 
 PATCH_EXAMPLES: Final = {
-    "count": {"increment": 1},
-    "add_to_a_set": {"add": ["red", 7], "remove": ["blue"], "causal-metadata": PAST},
-    "change_fields": {"set": {"name": "Ada", "age": 36}, "unset": ["draft"], "ttl": 3600},
+    "count": {"increment": 1, "causal-metadata": {}},
     "renew": {"ttl": 60},
 }
 
 PATCH_KEY: Final = kvs_operation(
     "patchKey",
     "Change a value that merges",
-    "Changes a counter, a set or a map, or the time to live of any value. Concurrent PATCHes of one key merge.",
+    "Changes a counter, a set or a map, or the time to live of any value. Concurrent PATCHes of one key merge. The "
+    'body of a set is for example `{"add": ["red", 7], "remove": ["blue"]}`, that of a map '
+    '`{"set": {"name": "Ada", "age": 36}, "unset": ["draft"]}`. A key holds one kind of value, so each needs its own.',
     {
         "200": response(
             "Changed.",
@@ -261,7 +262,7 @@ PATCH_KEY: Final = kvs_operation(
         "412": _MISMATCH,
         "507": _FULL,
     },
-    parameters=[KEY, IF_MATCH, IF_ABSENT],
+    parameters=[COUNTER_KEY, IF_MATCH, IF_ABSENT],
     body=request_body("PatchBody", required=True, **PATCH_EXAMPLES),
     bad_input="increment has to be a 64-bit integer",
 )
@@ -283,7 +284,7 @@ DELETE_KEY: Final = kvs_operation(
     },
     parameters=[KEY, IF_MATCH, IF_ABSENT],
     body=request_body(
-        "WriteConcernBody", plain={"causal-metadata": PAST}, everywhere={"causal-metadata": PAST, "w": "all"}
+        "WriteConcernBody", plain={"causal-metadata": {}}, everywhere={"causal-metadata": {}, "w": "all"}
     ),
     bad_input="Key is too long",
 )
@@ -309,29 +310,25 @@ LIST_KEYS: Final = kvs_operation(
         )
     },
     parameters=[
-        parameter("prefix", "query", "Only keys with this prefix.", {"type": "string"}, "user/"),
-        parameter(
-            "after", "query", "Only keys after this one: `next` of the previous page.", {"type": "string"}, "user/1"
-        ),
+        parameter("prefix", "query", "Only keys with this prefix, for example user/.", {"type": "string"}),
+        parameter("after", "query", "Only keys after this one: `next` of the previous page.", {"type": "string"}),
         parameter(
             "limit",
             "query",
             "Most keys on the page.",
             {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_KEYS, "default": DEFAULT_PAGE_KEYS},
-            DEFAULT_PAGE_KEYS,
         ),
-        parameter("end", "query", "Only keys before this one.", {"type": "string"}, "user/9"),
-        parameter("reverse", "query", "From the last key to the first.", {"type": "boolean"}, False),
-        parameter("values", "query", "Return the values too, in `items`.", {"type": "boolean"}, True),
-        parameter("meta", "query", "Return what is known about each key, in `meta`.", {"type": "boolean"}, False),
+        parameter("end", "query", "Only keys before this one.", {"type": "string"}),
+        parameter("reverse", "query", "From the last key to the first.", {"type": "boolean"}),
+        parameter("values", "query", "Return the values too, in `items`.", {"type": "boolean"}),
+        parameter("meta", "query", "Return what is known about each key, in `meta`.", {"type": "boolean"}),
         parameter(
             "count",
             "query",
             "Return the number of all keys with the prefix and before `end`, whatever the page.",
             {"type": "boolean"},
-            False,
         ),
-        parameter("conflicts", "query", "Only keys with several versions.", {"type": "boolean"}, False),
+        parameter("conflicts", "query", "Only keys with several versions.", {"type": "boolean"}),
     ],
     bad_input=f"limit has to be a whole number from 1 to {MAX_PAGE_KEYS}",
 )
@@ -362,13 +359,12 @@ CHANGES: Final = kvs_operation(
         )
     },
     parameters=[
-        parameter("prefix", "query", "Only keys with this prefix.", {"type": "string"}, "user/"),
+        parameter("prefix", "query", "Only keys with this prefix, for example user/.", {"type": "string"}),
         parameter(
             "since",
             "query",
             "`next` of the previous response. Without it, every key is returned.",
             {"type": "string"},
-            "",
         ),
     ],
     bad_input="since has to be the `next` of an earlier response",
@@ -392,15 +388,14 @@ DELETE_KEYS: Final = kvs_operation(
             **parameter(
                 "prefix",
                 "query",
-                "The keys start with it. It must not be empty.",
+                "The keys start with it. It must not be empty. It has no example here: what it names is deleted.",
                 {"type": "string", "minLength": 1},
-                "user/",
             ),
             "required": True,
         }
     ],
     body=request_body(
-        "WriteConcernBody", plain={"causal-metadata": PAST}, everywhere={"causal-metadata": PAST, "w": "all"}
+        "WriteConcernBody", plain={"causal-metadata": {}}, everywhere={"causal-metadata": {}, "w": "all"}
     ),
     bad_input="DELETE of several keys needs a prefix, for example ?prefix=user/",
 )
@@ -435,12 +430,17 @@ TRANSACT: Final = kvs_operation(
     body=request_body(
         "TransactionBody",
         required=True,
-        read_two_write_one={"reads": ["user/1", "user/2"], "writes": [{"key": "user/2", "value": {"name": "Bob"}}]},
-        move={
-            "writes": [{"key": "old", "delete": True}, {"key": "new", "value": 1, "ttl": 60, "if-none-match": "*"}],
+        read_two_write_one={
+            "reads": ["example/user", "example/friend"],
+            "writes": [{"key": "example/friend", "value": {"name": "Bob"}}],
+        },
+        write_and_delete={
+            "writes": [{"key": "example/old", "delete": True}, {"key": "example/new", "value": 1, "ttl": 60}],
             "w": "majority",
         },
-        count_and_collect={"writes": [{"key": "visits", "increment": 1}, {"key": "visitors", "add": ["ada"]}]},
+        count_and_collect={
+            "writes": [{"key": "example/visits", "increment": 1}, {"key": "example/visitors", "add": ["ada"]}]
+        },
     ),
     bad_input="A transaction needs reads or writes",
 )

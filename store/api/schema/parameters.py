@@ -1,4 +1,8 @@
-"""The parameters that operations of /kvs share."""
+"""The parameters that operations of /kvs share.
+
+``/docs/`` sends the example of a parameter with the request. So only parameters of the path have one: what is optional
+stays empty until a reader fills it in.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from typing import Final
 
 from store.api.query import MAX_WAIT_S
 from store.api.rendering import JSON
-from store.api.schema.building import ETAG, TTL, W_TIMEOUT, Object, W, parameter, ref
+from store.api.schema.building import TTL, W_TIMEOUT, Object, W, parameter, ref
 from store.engine import ABSENT_ETAG
 
 _TAGS: Final[Object] = {
@@ -26,24 +30,25 @@ _PAST: Final[Object] = {
 
 _IN_BODY: Final = "If the body is JSON, it can also be there, which counts first."
 
-KEY: Final = parameter("key", "path", "Percent-encoded. It may contain / as it is.", ref("Key"), "user/1")
+KEY: Final = parameter("key", "path", "Percent-encoded. It may contain / as it is.", ref("Key"), "example/user")
+COUNTER_KEY: Final = {**KEY, "example": "example/visits"}
+"""The key of a PATCH: its examples are for a counter, which no PUT of another example replaces."""
 WAIT: Final = parameter(
     "wait",
     "query",
     "Seconds that the request may wait: for its causal past (default: KV_DEFER_TIMEOUT), or on a GET with "
     "If-None-Match until the key changes.",
     {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S},
-    0,
 )
 METADATA_HEADER: Final = parameter(
-    "X-Causal-Metadata", "header", "The client's causal past, if it is not in the body.", _PAST, "{}"
+    "X-Causal-Metadata", "header", "The client's causal past, if it is not in the body.", _PAST
 )
 METADATA_PARAMETER: Final = parameter(
-    "causal-metadata", "query", "The client's causal past, if it is neither in the body nor in the header.", _PAST, "{}"
+    "causal-metadata", "query", "The client's causal past, if it is neither in the body nor in the header.", _PAST
 )
-SIBLINGS: Final = parameter("siblings", "query", "Return all concurrent versions.", {"type": "boolean"}, False)
+SIBLINGS: Final = parameter("siblings", "query", "Return all concurrent versions.", {"type": "boolean"})
 TTL_PARAMETER: Final = parameter(
-    "ttl", "query", f"{TTL} {_IN_BODY}", {"type": "number", "exclusiveMinimum": 0, "maximum": 1e10}, 3600
+    "ttl", "query", f"{TTL} {_IN_BODY}", {"type": "number", "exclusiveMinimum": 0, "maximum": 1e10}
 )
 W_PARAMETER: Final = parameter(
     "w",
@@ -55,20 +60,18 @@ W_PARAMETER: Final = parameter(
             {"type": "string", "enum": ["majority", "all"]},
         ]
     },
-    2,
 )
 W_TIMEOUT_PARAMETER: Final = parameter(
-    "w-timeout", "query", f"{W_TIMEOUT} {_IN_BODY}", {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S}, 0.5
+    "w-timeout", "query", f"{W_TIMEOUT} {_IN_BODY}", {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S}
 )
 IF_CHANGED: Final = parameter(
     "If-None-Match",
     "header",
     'Tags of states that the client has; "absent": it knows that the key is absent.',
     _TAGS,
-    ETAG,
 )
 IF_MATCH: Final = parameter(
-    "If-Match", "header", 'Write only if the key has this tag; "absent": if the key is absent.', _TAGS, ETAG
+    "If-Match", "header", 'Write only if the key has this tag; "absent": if the key is absent.', _TAGS
 )
 IF_ABSENT: Final = parameter(
     "If-None-Match",

@@ -71,6 +71,9 @@ class FakeMember(FakeNode):
         written = {"dot": (id_of(B), 1), "timestamp": NOW_US, "versions": 1}
         return [{"key": "k", "type": "json", "value": b"1", "value_bytes": 1, **written}]
 
+    def count_keys(self, _prefix: str, *, conflicts: bool) -> int:
+        return 0 if conflicts else 1
+
     def status_of(self, address: str, query: str = "") -> dict[str, Any] | None:
         self.requests.append((address, query))
         late_s = self.late_s[address]

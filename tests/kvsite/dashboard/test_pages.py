@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from django.contrib.staticfiles import finders
@@ -13,15 +17,30 @@ from django.test import Client
 from kvsite.config import Config
 from kvsite.dashboard import details, polling
 from kvsite.dashboard import site as site_module
-from kvsite.dashboard.charts import charts
+from kvsite.dashboard.charts import WINDOWS, charts
 from kvsite.dashboard.cluster_state import HistoryPoint
-from kvsite.dashboard.keys_page import PAGE_SIZE, key_list_page, key_page
+from kvsite.dashboard.keys_page import (
+    PAGE_SIZE,
+    FoundKeys,
+    KeySearch,
+    key_list_page,
+    key_page,
+    key_search,
+    raw_value,
+)
 from kvsite.dashboard.polling import ClusterPoller, poll_cluster
-from kvsite.dashboard.spacetime import diagram
+from kvsite.dashboard.spacetime import TICK_DISTANCE, diagram
 from kvsite.dashboard.status_fetcher import StatusFetcher
+from kvsite.server import build
+from store.api.context import CONTEXT
+from store.api_tokens import ApiToken
 from store.values import as_json, store_bytes
+from store.version import VERSION
 from tests.kvsite.dashboard.support import A, B, C, FakeClock, FakeMember, ShowCluster, client_of, state_of
 from tests.support.statuses import NOW_US, Cluster, cluster_of, id_of, in_trouble, pending, recent, silent
+
+TOKENS_ONLY = Config(api_tokens=(ApiToken("app", "token-of-app", "write"),))
+LISTED = {"versions": 1, "timestamp": NOW_US, "type": "json", "value": b"1", "value_bytes": 1}
 
 # -- pages -------------------------------------------------------------------------------------------------------------
 
@@ -70,10 +89,57 @@ def test_pages_only_read(show_cluster: ShowCluster) -> None:
             assert send(path).status_code in {403, 405}, path
 
 
-@pytest.mark.parametrize("is_open", [True, False])
-def test_the_page_says_when_the_store_is_open(show_cluster: ShowCluster, is_open: bool) -> None:
-    show_cluster(cluster_of(2, open=is_open))
-    assert ("This store is open" in Client().get("/admin/").content.decode()) is is_open
+def test_the_page_lists_the_open_settings_while_any_of_them_is_open(
+    show_cluster: ShowCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secured: dict[str, Any] = {
+        "cluster_secret": "a long enough secret",
+        "api_tokens": (ApiToken("app", "token-of-app", "write"),),
+        "admin_password": "sesame",
+        "tls_cert": Path("some.pem"),
+    }
+    variables = ("KV_CLUSTER_SECRET", "KV_API_TOKENS", "KV_ADMIN_PASSWORD", "KV_TLS_CERT")
+    monkeypatch.setattr(site_module.DashboardSite, "has_permission", lambda *_: True)
+    # Without a cluster secret, a replica with tokens has no peers, so that nothing is open there.
+    for left_out in ((), *((name,) for name in secured if name != "cluster_secret"), tuple(secured)):
+        config = Config(**{name: value for name, value in secured.items() if name not in left_out})
+        monkeypatch.setattr(polling, "current", lambda config=config: config)
+        show_cluster(cluster_of(2, open=config.is_open))
+        html = Client().get("/admin/").content.decode()
+        assert ("This store is open" in html, "This store is partly open" in html) == (
+            len(left_out) == 4,
+            0 < len(left_out) < 4,
+        )
+        named = [name for name, variable in zip(secured, variables, strict=True) if f"set {variable}" in html]
+        assert named == list(left_out)
+
+
+def test_the_page_names_other_replicas_that_are_open(
+    show_cluster: ShowCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "current", lambda: SimpleNamespace(security_warnings=()))
+    cluster = cluster_of(2)
+    cluster[B]["status"]["open"] = True
+    show_cluster(cluster)
+    assert f"Open as well, without any secret, token or password: {B}." in Client().get("/admin/").content.decode()
+
+
+def test_conflicts_link_to_their_list(show_cluster: ShowCluster) -> None:
+    show_cluster(cluster_of(2, conflicts=3))
+    html = Client().get("/admin/").content.decode()
+    assert re.search(r'3 keys have concurrent values\.</span> <a href="/admin/keys/\?conflicts=true">', html)
+
+
+def test_every_page_links_to_the_api_and_to_the_metrics(
+    show_cluster: ShowCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show_cluster(cluster_of(2))
+    for config, metrics in ((Config(), "/metrics"), (TOKENS_ONLY, "/admin/metrics/")):
+        monkeypatch.setattr(site_module, "current", lambda config=config: config)
+        html = Client().get("/admin/").content.decode()
+        assert '<a href="/docs/">API</a>' in html
+        assert f'<a href="{metrics}">Metrics</a>' in html
+        assert f"Causeway {VERSION}." in html
 
 
 def test_with_a_password_nothing_is_shown_before_the_login(
@@ -106,7 +172,7 @@ def points(*values: tuple[float, float]) -> list[HistoryPoint]:
 
 
 def test_a_chart_has_a_gap_where_the_replica_took_no_samples() -> None:
-    chart, lag = charts(points((500, 4), (494, 8), (300, 2), (294, 12)), NOW_US)
+    chart, lag = charts(points((500, 4), (494, 8), (300, 2), (294, 12)), NOW_US, WINDOWS["minutes"])
     reads = chart.curves[0]
     assert [step[0] for step in reads.path.split() if step[0] in "ML"] == ["M", "L", "M", "L"]
     assert (reads.now, reads.maximum, chart.top) == ("12", "12", "20")
@@ -115,7 +181,18 @@ def test_a_chart_has_a_gap_where_the_replica_took_no_samples() -> None:
 
 
 def test_the_charts_of_a_replica_that_just_started_are_empty() -> None:
-    assert [chart.is_empty for chart in charts([], NOW_US)] == [True, True]
+    assert [chart.is_empty for chart in charts([], NOW_US, WINDOWS["minutes"])] == [True, True]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_chart_shows_its_whole_window(window: str) -> None:
+    size = WINDOWS[window]
+    ages_s = [size.window_s - size.bucket_s, size.bucket_s]
+    chart, _ = charts(points(*((age_s, 3.0) for age_s in ages_s)), NOW_US, size)
+    first, last = (float(step[1:]) for step in chart.curves[0].path.split()[::2])
+    assert first < 10
+    assert last > 590
+    assert f"over the last {size.name}" in chart.summary
 
 
 @pytest.mark.parametrize("cluster", [{}, cluster_of(1), recent(cluster_of(3)), recent(in_trouble(16), 40)])
@@ -207,11 +284,102 @@ def test_the_key_list_has_pages() -> None:
         }
         for n in range(1, PAGE_SIZE + 2)
     ]
-    page = key_list_page(keys, [A, B], prefix="k/", after="", conflicts=False)
+    search = KeySearch(prefix="k/")
+    page = key_list_page(FoundKeys(keys, 120), [A, B], search)
     assert (len(page.rows), page.next_query) == (PAGE_SIZE, f"prefix=k%2F&after=k%2F{PAGE_SIZE}")
+    assert (page.previous_query, page.summary) == ("", "120 keys with this prefix.")
     assert page.rows[0].written_by == "10.0.0.1 #1"
-    assert key_list_page(keys[:1], [A, B], prefix="k/", after="", conflicts=True).next_query == ""
+    second = key_list_page(FoundKeys(keys[:1], 120), [A, B], replace(search, after="k/0"))
+    assert (second.next_query, second.previous_query) == ("", "prefix=k%2F&before=k%2F1")
+    back = key_list_page(FoundKeys(keys, 120), [A, B], replace(search, before="k/9"))
+    assert (back.previous_query, len(back.rows)) == ("prefix=k%2F&before=k%2F2", PAGE_SIZE)
+    assert back.next_query == f"prefix=k%2F&after=k%2F{PAGE_SIZE + 1}"
+    first = key_list_page(FoundKeys(keys[:3], 120), [A, B], replace(search, before="k/4"))
+    assert (first.previous_query, first.next_query) == ("", "prefix=k%2F&after=k%2F3")
+    assert key_list_page(FoundKeys(keys[:1], 1), [A], KeySearch(conflicts=True)).next_query == ""
     assert key_page(None, []).is_running is False
+
+
+def test_keys_by_size_or_age_are_one_page_that_says_so() -> None:
+    keys = [{**LISTED, "key": f"k/{n}", "dot": (id_of(A), n)} for n in range(PAGE_SIZE)]
+    page = key_list_page(FoundKeys(keys, 9000, is_whole=False), [A], key_search({"order": "largest", "prefix": "k/"}))
+    assert (page.next_query, page.previous_query, page.first_query) == ("", "", "prefix=k%2F&order=largest")
+    assert page.summary == (
+        "9,000 keys with this prefix. The 50 largest keys are shown. "
+        "Only the first 100,000 keys by name were looked at."
+    )
+    assert [order for order, _, is_chosen in page.orders if is_chosen] == ["largest"]
+    assert key_search({"order": "sideways"}).order == "name"
+    few = key_list_page(FoundKeys(keys[:2], 2), [A], key_search({"order": "oldest"}))
+    assert few.summary == "2 keys."
+
+
+def test_a_long_json_value_is_shown_indented_and_a_short_one_in_its_line() -> None:
+    long = b'{"name":"' + b"x" * 80 + b'","list":[1,1.50]}'
+    for stored, shown in (
+        (long, '{\n  "name": "' + "x" * 80 + '",\n  "list": [\n    1,\n    1.50\n  ]\n}'),
+        (b"[1]", "[1]"),
+    ):
+        version = {"dot": [id_of(A), 1], "origin": id_of(A), "timestamp": NOW_US, "past": {}, "members": []}
+        version |= {"value": stored, "value_bytes": len(stored), "expires_in_s": None}
+        content = {"key": "k", "versions": [version], "version_count": 1, "pending": [], "merged": None}
+        (card,) = key_page(content, [A]).versions
+        assert (card.value, card.note) == (shown, "")
+        assert raw_value(content, f"{id_of(A)}:1") == (stored, True), "the raw value is not formatted"
+        assert raw_value(content, f"{id_of(A)}:2") is None
+
+
+def test_the_raw_value_of_bytes_is_a_download_and_that_of_json_is_json(fake_node: FakeMember) -> None:
+    client = client_of(fake_node)
+    versions = [
+        {"dot": [id_of(A), 1], "value": as_json(store_bytes(b"<script>\xff"))},
+        {"dot": [id_of(A), 2], "value": b'"<script>"'},
+        {"dot": [id_of(A), 3], "value": None},
+    ]
+    fake_node.explain = lambda _key: {"versions": versions}  # type: ignore[method-assign,assignment]
+    raw = [client.get("/admin/keys/raw/", {"key": "k", "version": f"{id_of(A)}:{n}"}) for n in range(1, 5)]
+    assert [reply.status_code for reply in raw] == [200, 200, 404, 404]
+    assert raw[0].content == b"<script>\xff"
+    assert raw[0]["Content-Type"] == "application/octet-stream"
+    assert raw[0]["Content-Disposition"].startswith("attachment")
+    assert (raw[1].content, raw[1]["Content-Type"]) == (b'"<script>"', "application/json")
+    for reply in raw:
+        assert reply["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'none'" in reply["Content-Security-Policy"]
+
+
+def test_the_metrics_of_the_dashboard_are_those_of_the_replica() -> None:
+    client = Client(**{CONTEXT: build(Config(), pytest.fail)})  # type: ignore[arg-type]  # environ may hold any object
+    metrics = client.get("/admin/metrics/")
+    assert metrics["Content-Type"] == client.get("/metrics")["Content-Type"]
+    assert b"causeway_ready" in metrics.content
+    assert client.get("/admin/schema/").json() == client.get("/schema/").json()
+    assert Client().get("/admin/metrics/").status_code == 404
+
+
+# -- the diagram's keys and times --------------------------------------------------------------------------------------
+
+
+def test_a_key_stays_known_while_its_update_is_shown() -> None:
+    memory = details.KeyMemory()
+    cluster = recent(cluster_of(2), 3)
+    assert set(memory.learn(state_of(cluster)).values()) == {"carts/0", "carts/1", "carts/2"}
+    for each in cluster.values():
+        each["status"]["recent"] = [{**update, "key": None} for update in each["status"]["recent"][1:]]
+    keys = memory.learn(state_of(cluster))
+    assert set(keys.values()) == {"carts/1", "carts/2"}, "those that are not shown any more are forgotten"
+    assert [row.key for row in diagram(state_of(cluster), keys).table] == ["carts/2", "carts/1"]
+    assert [row.key for row in diagram(state_of(cluster)).table] == [None, None]
+
+
+def test_the_time_axis_has_ticks_that_do_not_overlap() -> None:
+    picture = diagram(state_of(recent(cluster_of(3), 20)))
+    assert len(picture.ticks) >= 3
+    gaps = [after.x - before.x for before, after in pairwise(picture.ticks)]
+    assert min(gaps) >= TICK_DISTANCE
+    labels = [tick.label for tick in picture.ticks]
+    assert labels == sorted(labels)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}", labels[0])
 
 
 @pytest.mark.parametrize(
@@ -228,12 +396,13 @@ def test_bytes_are_shown_in_base64(content: bytes, shown: str, note: str) -> Non
     stored = store_bytes(content)
     version = {"dot": [id_of(A), 1], "origin": id_of(A), "timestamp": NOW_US, "past": {}, "members": []}
     version |= {"value": as_json(stored), "value_bytes": len(content), "expires_in_s": None}
-    (card,) = key_page({"versions": [version], "version_count": 1, "pending": [], "merged": None}, [A]).versions
+    found = {"key": "k", "versions": [version], "version_count": 1, "pending": [], "merged": None}
+    (card,) = key_page(found, [A]).versions
     assert (card.value, card.note) == (shown, note)
     listed = {"key": "k", "versions": 1, "dot": (id_of(A), 1), "timestamp": NOW_US}
     of_bytes = listed | {"type": "bytes", "value": stored[:400], "value_bytes": len(content)}
     keys = [of_bytes, listed | {"type": "json", "value": b"1", "value_bytes": 1}]
-    row, of_json = key_list_page(keys, [A], prefix="", after="", conflicts=False).rows
+    row, of_json = key_list_page(FoundKeys(keys, 2), [A], KeySearch()).rows
     assert (row.value, row.kind) == (shown if len(shown) <= 120 else f"{'/' * 120}…", "bytes")
     assert (of_json.value, of_json.kind) == ("1", "")
 
@@ -243,6 +412,7 @@ def test_every_page_works_without_a_replica_and_requires_the_login(
 ) -> None:
     show_cluster(cluster_of(2))
     paths = [f"/admin/replica/{B}/", "/admin/keys/", "/admin/keys/key/?key=a", "/admin/spacetime/"]
+    paths += [f"/admin/update/?update={id_of(B)}:1", f"/admin/replica/{B}/?window=day"]
     parts = [f"/admin/replica/{B}/now/", "/admin/spacetime/now/"]
     for path in (*paths, *parts):
         assert Client().get(path).status_code == 200, path

@@ -1,5 +1,5 @@
 // Additions to htmx: a hidden tab sends no requests, a page that could not refresh shows a warning, and the space-time
-// diagram stays scrolled to its right end (the present) unless the user scrolls away from it.
+// diagram stays scrolled to its right end (the present) unless the user scrolls away from it. Buttons copy values.
 "use strict";
 
 const live = document.getElementById("live");
@@ -43,4 +43,18 @@ if (scrollBox()) {
   });
   document.body.addEventListener("htmx:afterSwap", scrollToEnd);
   scrollToEnd();
+}
+
+// Without a secure context (HTTPS or localhost), browsers have no clipboard.
+async function copyValue(button) {
+  const response = await fetch(button.dataset.copies);
+  if (!response.ok) throw new Error(response.statusText);
+  await navigator.clipboard.writeText(await response.text());
+}
+
+for (const button of document.querySelectorAll(".cw-copy")) {
+  button.hidden = !navigator.clipboard;
+  button.addEventListener("click", () => {
+    copyValue(button).then(() => { button.textContent = "Copied"; }, () => { button.textContent = "Not copied"; });
+  });
 }
