@@ -27,7 +27,7 @@ MAX_PENDING = 6
 
 # Sizes in pixels.
 LANE_HEIGHT, TOP, AXIS_HEIGHT = 68, 40, 12
-TICK_DISTANCE = 120
+TICK_DISTANCE, HALF_LABEL = 120, 42
 LEFT, RIGHT = 24, 110
 MIN_STEP, FULL_WIDTH = 30, 1172
 ARROW_HEAD = 7
@@ -74,6 +74,11 @@ class Tick:
 
     x: float
     label: str
+
+    @property
+    def label_x(self) -> float:
+        """The centre of the label, which must not begin to the left of the diagram."""
+        return max(self.x, HALF_LABEL)
 
 
 @dataclass(frozen=True, slots=True)

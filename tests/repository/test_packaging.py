@@ -18,6 +18,7 @@ import yaml
 
 from kvsite.config import SETTINGS, Config
 from kvsite.server import STOP_TIMEOUT_S
+from store.version import VERSION
 from tools import matrix
 from tools.paths import REPOSITORY
 
@@ -71,7 +72,7 @@ def test_compose_gives_a_replica_time_to_stop_and_a_read_only_file_system(compos
 def test_the_image_has_the_version_of_the_project_and_a_supported_python() -> None:
     version = re.search(r'image\.version="([^"]+)"', DOCKERFILE)
     assert version
-    assert version[1] == PROJECT["version"]
+    assert version[1] == PROJECT["version"] == VERSION
     python = re.search(r"^ARG PYTHON=\S+/python:(3\.\d+)", DOCKERFILE, re.MULTILINE)
     assert python
     assert python[1] in matrix.supported()

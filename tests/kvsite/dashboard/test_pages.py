@@ -29,7 +29,7 @@ from kvsite.dashboard.keys_page import (
     raw_value,
 )
 from kvsite.dashboard.polling import ClusterPoller, poll_cluster
-from kvsite.dashboard.spacetime import TICK_DISTANCE, diagram
+from kvsite.dashboard.spacetime import HALF_LABEL, TICK_DISTANCE, diagram
 from kvsite.dashboard.status_fetcher import StatusFetcher
 from kvsite.server import build
 from store.api.context import CONTEXT
@@ -377,6 +377,7 @@ def test_the_time_axis_has_ticks_that_do_not_overlap() -> None:
     assert len(picture.ticks) >= 3
     gaps = [after.x - before.x for before, after in pairwise(picture.ticks)]
     assert min(gaps) >= TICK_DISTANCE
+    assert all(HALF_LABEL <= tick.label_x <= picture.width - HALF_LABEL for tick in picture.ticks)
     labels = [tick.label for tick in picture.ticks]
     assert labels == sorted(labels)
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}", labels[0])
