@@ -135,7 +135,6 @@ class Status:
     address: str
     version: str = ""
     incarnation: str = ""
-    version: str = ""
     uptime_s: Number = 0.0
     state: str = "unknown"
     clock: CheckedClock = field(default_factory=dict)

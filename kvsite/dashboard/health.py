@@ -133,11 +133,11 @@ def _alone(cluster: ClusterState) -> Iterator[Finding]:
         return
     address = active[0].address
     others = [replica for replica in cluster.replicas if replica is not active[0]]
-    if not others:
-        yield Finding(
-            "note", f"This is the only replica, and the data ends with it. Start another one with VIEW={address}."
-        )
-    elif all(replica.state in PERHAPS_ENDED for replica in others):
+    never_reached = active[0].status.never_reached if active[0].status else []
+    if not others and not never_reached:
+        text = f"This is the only replica, and the data ends with it. Start another one with VIEW={address}."
+        yield Finding("note", text)
+    elif others and all(replica.state in PERHAPS_ENDED for replica in others):
         advice = tuple(sentence.format(address=address) for sentence in ALONE_ADVICE)
         text = f"{address} hears from no other replica: they have ended, or the network to them is cut."
         yield Finding("bad", text, f"Only {address} responds", advice)
