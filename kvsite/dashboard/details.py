@@ -132,6 +132,13 @@ def keys(node: Node | None, search: KeySearch) -> FoundKeys | None:
     return FoundKeys(ranked, total, is_whole=is_whole)
 
 
+def wrote(node: Node | None, dot: Dot, key: str) -> bool:
+    """Return whether a present version of ``key`` at the local replica is of the update ``dot``."""
+    if node is None or not key:
+        return False
+    return any(tuple(version["dot"]) == dot for version in node.inspector.explain(key, 0)["versions"])
+
+
 def explanation(node: Node | None, key: str) -> dict[str, Any] | None:
     """Return what the local replica knows about ``key``; None if no replica runs in this process."""
     return None if node is None else node.inspector.explain(key)

@@ -323,7 +323,7 @@ def _version_card(key: str, version: Mapping[str, Any], labels: Mapping[str, str
     expires_in_s = version["expires_in_s"]
     return VersionCard(
         written_by=update_name((origin, counter), labels),
-        update_query=update_query((origin, counter)),
+        update_query=f"{update_query((origin, counter))}&{urlencode({'key': key})}",
         raw_query=urlencode({"key": key, "version": f"{origin}:{counter}"}),
         origin=origin,
         counter=counter,

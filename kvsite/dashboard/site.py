@@ -181,8 +181,12 @@ class DashboardSite(AdminSite):
         dot = parse_update(request.GET.get("update", ""))
         if dot is None:
             return error_response(request, 404, "An update is named by the id of its replica, a colon and its counter")
-        cluster, keys = details.cluster_with_recent_updates(node_of(request))
-        content = update_page(cluster, dot, keys.get(dot))
+        node = node_of(request)
+        cluster, keys = details.cluster_with_recent_updates(node)
+        key = keys.get(dot)
+        if key is None and details.wrote(node, dot, request.GET.get("key", "")):
+            key = request.GET["key"]
+        content = update_page(cluster, dot, key)
         return self._page(
             request, "dashboard/update.html", title=content.name, subtitle="Update", page="update", update_page=content
         )

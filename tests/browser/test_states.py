@@ -59,7 +59,7 @@ class LocalMember(FakeMember):
     def ranked_keys(self, *_which: Any, **_more: Any) -> tuple[list[dict[str, Any]], bool]:
         return self.keys(), True
 
-    def explain(self, key: str) -> dict[str, Any]:
+    def explain(self, key: str, _max_values_bytes: int = 0) -> dict[str, Any]:
         members = [
             {"address": each, "state": "alive", "self": each == A, "has": has}
             for each, has in zip((A, B, C), (True, False, None), strict=True)

@@ -69,5 +69,5 @@ class FakeNode:
         view += [{"address": each, "self": False, "state": "alive"} for each in self.addresses if each != self.address]
         return {"address": self.address, "state": state, "drained": is_drained, "clock": {"a@1": 2}, "view": view}
 
-    def explain(self, key: str) -> dict[str, Any]:
+    def explain(self, key: str, _max_values_bytes: int = 0) -> dict[str, Any]:
         return {"key": key, "versions": [], "version_count": 0, "pending": [], "merged": None}

@@ -74,7 +74,7 @@ class Member(FakeMember):
         local: dict[str, Any] = self.statuses[A]
         return local
 
-    def explain(self, key: str) -> dict[str, Any]:
+    def explain(self, key: str, _max_values_bytes: int = 0) -> dict[str, Any]:
         """Explain a key whose expiry is as late as a ttl can make it."""
         members = [{"address": address, "state": "alive", "self": False, "has": True} for address in self.addresses]
         times = {"timestamp": NOW_US, "expires": 2**62 - 1, "expires_in_s": 1e12}

@@ -336,7 +336,7 @@ def test_the_raw_value_of_bytes_is_a_download_and_that_of_json_is_json(fake_node
         {"dot": [id_of(A), 2], "value": b'"<script>"'},
         {"dot": [id_of(A), 3], "value": None},
     ]
-    fake_node.explain = lambda _key: {"versions": versions}  # type: ignore[method-assign,assignment]
+    fake_node.explain = lambda *_: {"versions": versions}  # type: ignore[method-assign]
     raw = [client.get("/admin/keys/raw/", {"key": "k", "version": f"{id_of(A)}:{n}"}) for n in range(1, 5)]
     assert [reply.status_code for reply in raw] == [200, 200, 404, 404]
     assert raw[0].content == b"<script>\xff"

@@ -56,6 +56,19 @@ def test_an_update_that_only_an_unreachable_replica_had_is_named_as_such() -> No
     assert nowhere.places[0].detail == "No replica is known to have what is missing."
 
 
+def test_the_key_page_tells_the_page_of_an_update_its_key_which_is_checked(fake_node: FakeMember) -> None:
+    fake_node.explain = lambda key, *_: {  # type: ignore[method-assign]
+        "versions": [{"dot": [id_of(B), 7]}] if key == "carts/7" else []
+    }
+    client = client_of(fake_node)
+    for key, is_shown in (("carts/7", True), ("<other>", False), ("", False)):
+        page = client.get("/admin/update/", {"update": f"{id_of(B)}:7", "key": key}).content.decode()
+        assert ("carts/7" in page.partition("<main")[2], "not known any more</span>" in page) == (
+            is_shown,
+            not is_shown,
+        )
+
+
 @pytest.mark.parametrize("text", ["", "x", "a@1", "a@1:", "a@1:-1", "a@1:1.5", "a@1:\u0661", "@" * 500 + ":1", ":1"])
 def test_what_names_no_update_gets_404(fake_node: FakeMember, text: str) -> None:
     assert parse_update(text) is None
