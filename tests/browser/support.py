@@ -149,11 +149,11 @@ def _axe() -> str:
     return AXE.read_text(encoding="utf-8")
 
 
-def accessibility_problems(page: Page) -> list[str]:
-    """Return all problems that axe finds, with all of its rules, those of good practice included."""
+def accessibility_problems(page: Page, part: str = "html") -> list[str]:
+    """Return all problems that axe finds in ``part``, with all of its rules, those of good practice included."""
     if page.evaluate("typeof axe") == "undefined":
         page.evaluate(_axe())
-    found = page.evaluate("""async () => (await axe.run({resultTypes: ["violations"]})).violations""")
+    found = page.evaluate("""async (part) => (await axe.run(part, {resultTypes: ["violations"]})).violations""", part)
     return [
         f"{page.url} {each['id']}: {each['help']}: {[node['html'][:200] for node in each['nodes'][:3]]}"
         for each in found
