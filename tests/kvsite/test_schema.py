@@ -256,7 +256,7 @@ def test_schemathesis_finds_nothing_against_a_real_replica(tmp_path: Path) -> No
     with LocalCluster(1, free_ports(1), environment=no_waiting) as cluster:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG)),
-            *("run", f"{cluster.url(0)}/schema/", "--max-examples", "20"),
+            *("run", f"{cluster.url(0)}/schema/", "--max-examples", "10"),
             *("--exclude-operation-id", "addToView", "--exclude-operation-id", "removeFromView"),
         ]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)

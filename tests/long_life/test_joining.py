@@ -21,14 +21,14 @@ from tests.support.waiting import wait_until
 from tools.benchmark.stats import percentile
 from tools.paths import REPOSITORY
 
-JOINED_KEYS = 200_000
+JOINED_KEYS = 100_000
 BEFORE_S, AFTER_S = 8.0, 4.0
 """How long latency is measured before the new replica starts, and after it is ready."""
 
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_a_snapshot_of_200000_keys_hardly_slows_clients_of_the_sender() -> None:
+def test_a_snapshot_of_100000_keys_hardly_slows_clients_of_the_sender() -> None:
     """Compares the p99 latency at the sender during the snapshot with the one before, under constant load."""
     with cluster_of(2, start=1, KV_MAX_LOG_BYTES=300 << 10) as cluster:
         for start in range(0, JOINED_KEYS, 1000):

@@ -120,12 +120,12 @@ def test_every_page_works(node: Member, monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_extreme_number_or_text_anywhere_in_a_status_fails_no_page(
     node: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for path, value in list(leaves(node.statuses[B])):
-        hostile = TEXTS[:3] if isinstance(value, str) else EXTREME
+    for number, (path, value) in enumerate(list(leaves(node.statuses[B]))):
+        hostile = TEXTS if isinstance(value, str) else EXTREME
+        item = hostile[number % len(hostile)]  # one at each place: all of them would take half a minute
         whole = node.statuses[B]
-        for item in hostile:
-            node.statuses[B] = changed(whole, path, item)
-            assert_pages_work(node, monkeypatch, (path, str(item)[:40]))
+        node.statuses[B] = changed(whole, path, item)
+        assert_pages_work(node, monkeypatch, (path, str(item)[:40]))
         node.statuses[B] = whole
 
 
