@@ -97,10 +97,10 @@ docs: .venv/docs/.ready ## Build the documentation as a site with search, and ll
 	@.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.txt
 	@touch $@
 
-# Tests of partitions make network namespaces. tools.netns gives an ordinary user the right to do so. Two tests run at a
+# Tests of partitions make network namespaces. tools.netns gives an ordinary user the right to do so. Three tests run at a
 # time, because most of them wait for replicas.
 test: setup system lint .venv/.packages ## Run all checks, then all tests (PYTEST_ARGS=… selects tests)
-	$(BIN)/python -m tools.netns $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m tools.netns $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # What tests of the installation install. An ordinary user's network namespaces do not reach the package index.
 .venv/.packages: requirements.txt

@@ -1,9 +1,9 @@
-"""The pytest plugin for two workers at once (pytest-xdist): some tests run alone, and the slowest files run first.
+"""The pytest plugin for several workers at once (pytest-xdist): some tests run alone, and the slowest files run first.
 
 A test with the mark ``alone`` measures something that other work on the machine would disturb. It starts when no other
 test runs, and no other test starts while it runs.
 
-A worker runs a whole file. If a slow file came last, the other worker would have nothing left to do meanwhile.
+A worker runs a whole file. If a slow file came last, the other workers would have nothing left to do meanwhile.
 """
 
 from __future__ import annotations

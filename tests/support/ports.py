@@ -8,10 +8,10 @@ import socket
 from contextlib import closing
 from typing import Final
 
-PORTS_PER_WORKER: Final = 1500
+PORTS_PER_WORKER: Final = 1300
 _WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 PORTS: Final = range(21000 + _WORKER * PORTS_PER_WORKER, 21000 + (_WORKER + 1) * PORTS_PER_WORKER)
-"""Below the range of ports that the kernel assigns, so that a free port stays free. Each of two workers has its own."""
+"""Below the range of ports that the kernel assigns, so that a free port stays free. Each worker has its own."""
 
 _next_port = itertools.cycle(PORTS)
 
