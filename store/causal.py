@@ -39,6 +39,7 @@ from typing import Final, Protocol
 import msgspec
 
 from store.clock import Clock, Dot, HybridClock, Instant, covers, join_into, missing
+from store.cuts import Cut
 from store.delivery import PendingQueue, first_missing
 from store.errors import (
     BadUpdate,
@@ -170,6 +171,13 @@ class RangeDeleted(msgspec.Struct, frozen=True):
     more: bool
     update: Update | None
     metadata: Clock
+    lost: LostUpdates = {}
+
+
+class CutBegun(msgspec.Struct, frozen=True):
+    """Result of beginning a cut (store/cuts.py). ``lost``: as in ``ReadResult``."""
+
+    cut: Cut
     lost: LostUpdates = {}
 
 
@@ -436,6 +444,16 @@ class CausalStore:
         """Return what has changed under ``prefix``. See store/feed.py."""
         return read_changes(self, token, prefix, past, now, max_bytes, search)
 
+    def begin_cut(self, prefix: str, past: Clock, now: Instant, *, has_room: Callable[[int], bool]) -> CutBegun:
+        """Begin a causal snapshot of the keys with ``prefix`` that is read in steps (store/cuts.py).
+
+        The clock of the cut covers ``past``. Raises what ``admit`` raises.
+        """
+        self.admit(past, now)
+        cut = Cut(self.table, prefix, self.clock, has_room)
+        self.table.add_reader(cut)
+        return CutBegun(cut)
+
     def response_metadata(self, past: Clock, returned: Iterable[Version]) -> Clock:
         """Return the metadata of a response that contains the versions ``returned``."""
         return self.markers.simplify(self._join_pasts(past, returned))
@@ -535,6 +553,13 @@ class CausalStore:
         growth -= sum(cost(write.key, self.table.get(write.key)) for write in writes)
         if growth > 0 and self.table.bytes + growth > limit:
             raise OutOfMemory(f"The data would take more than {limit} bytes (KV_MAX_MEMORY)")
+
+    def seed(self, changes: Sequence[Change], now: Instant) -> Update | None:
+        """Apply ``changes`` as one update while no client is served: the data with which a replica begins.
+
+        Raises what ``transact`` raises, but for what ``admit`` raises.
+        """
+        return self._issue_changes(changes, {}, (), now)
 
     def issue_marker(self, now: Instant) -> Update:
         """Issue an update without writes whose past is the whole clock (store/markers.py)."""

@@ -29,6 +29,7 @@ from msgspec import structs
 
 from store.causal import (
     CausalStore,
+    CutBegun,
     ListResult,
     LostUpdates,
     RangeDeleted,
@@ -37,6 +38,7 @@ from store.causal import (
     WriteResult,
 )
 from store.clock import Clock, Dot, Instant, join
+from store.cuts import Cut, Keyed
 from store.errors import DependenciesMissing
 from store.feed import Changes, FeedToken, adopt, begin_search, needs_search
 from store.hold_time import HoldTime
@@ -53,10 +55,13 @@ __all__ = [
     "Acks",
     "Change",
     "Changes",
+    "Cut",
+    "CutBegun",
     "Engine",
     "FeedToken",
     "Increment",
     "KeyRange",
+    "Keyed",
     "ListResult",
     "LoneReplica",
     "MapChange",
@@ -76,7 +81,9 @@ __all__ = [
     "state_etag",
 ]
 
-AnyResult = TypeVar("AnyResult", ReadResult, WriteResult, ListResult, TransactionResult, RangeDeleted, Changes)
+AnyResult = TypeVar(
+    "AnyResult", ReadResult, WriteResult, ListResult, TransactionResult, RangeDeleted, Changes, CutBegun
+)
 AnyWriteResult = TypeVar("AnyWriteResult", WriteResult, TransactionResult, RangeDeleted)
 Argument = TypeVar("Argument")
 P = ParamSpec("P")
@@ -389,6 +396,21 @@ class Engine:
             self.counts["lists"] += 1
             return self._serve(page, wanted, past, wait_s)
 
+    def begin_cut(
+        self, prefix: str, past: Clock, has_room: Callable[[int], bool], wait_s: float | None = None
+    ) -> CutBegun:
+        """Begin a causal snapshot of the keys with ``prefix``, to be read with ``read_cut`` (store/cuts.py).
+
+        ``has_room``: called under the lock, see ``Cut``. Raises NotServing, DependenciesMissing.
+        """
+        with self.lock:
+            return self._serve(partial(self._store.begin_cut, has_room=has_room), prefix, past, wait_s)
+
+    def read_cut(self, cut: Cut, max_bytes: int) -> Sequence[Keyed]:
+        """Return the next keys of ``cut``: see ``Cut.step``. Holds the lock for a fraction of a millisecond."""
+        with self.lock:
+            return cut.step(self._store.table, max_bytes)
+
     def delete_range(self, prefix: str, past: Clock, limit: int, wait_s: float | None = None) -> RangeDeleted:
         """Delete up to ``limit`` of the keys that start with ``prefix``, as one update.
 
@@ -420,6 +442,18 @@ class Engine:
             if done.update is not None:
                 self.replication.update_issued(done.update)
         return done
+
+    def seed(self, changes: Sequence[Change]) -> None:
+        """Apply ``changes`` as one update before clients are served. Raises what ``transact`` raises."""
+        with self.lock:
+            update = self._store.seed(changes, self._now())
+            if update is not None:
+                self.replication.update_issued(update)
+
+    def present(self, keys: Sequence[str]) -> Sequence[str]:
+        """Return which of the keys this replica has now, whether it serves clients or not."""
+        with self.lock:
+            return [key for key in keys if self._store.table.get(key)]
 
     def write_with_concern(
         self,
@@ -613,6 +647,16 @@ class Engine:
         return min(remaining_s, max(0.001, (min(deadlines) - self._now().wall_us) / 1_000_000))
 
     # -- for operators ------------------------------------------------------------------------------------
+
+    @property
+    def replica_id(self) -> str:
+        """Id of this replica."""
+        return self._store.replica_id
+
+    @property
+    def served(self) -> int:
+        """How many operations were begun since the start."""
+        return sum(self.counts.values())
 
     @property
     def settings(self) -> StoreSettings:

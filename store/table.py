@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import msgspec
 from sortedcontainers import SortedList
@@ -58,6 +59,19 @@ def _above_prefix(prefix: str) -> str | None:
     return stem[:-1] + chr(ord(stem[-1]) + 1) if stem else None
 
 
+class TableReader(Protocol):
+    """Reads the table in several steps, and so has to know what changes in between (store/cuts.py)."""
+
+    is_over: bool
+    """Whether it needs no changes any more."""
+
+    def changing(self, key: str, before: Versions, after: Versions) -> None:
+        """Note that ``key`` changes from ``before`` to ``after``."""
+
+    def replaced(self) -> None:
+        """Note that the whole table is replaced."""
+
+
 class KeyTable:
     """Key -> versions, the winner first.
 
@@ -65,16 +79,18 @@ class KeyTable:
     ``_conflicts``: the keys with several versions.
     ``_deadlines``: heap of (deadline, key, origin, counter). It has an entry for each version with a deadline, and may
     have entries of versions that were removed before their deadline; ``expire`` skips these.
+    ``_readers``: who has to know of every change; nearly always nobody.
     ``bytes``: estimated size of all keys and versions (``cost``).
     """
 
-    __slots__ = ("_conflicts", "_deadlines", "_keys", "_table", "bytes")
+    __slots__ = ("_conflicts", "_deadlines", "_keys", "_readers", "_table", "bytes")
 
     def __init__(self) -> None:
         self._table: dict[str, Versions] = {}
         self._keys: SortedList[str] = SortedList()
         self._conflicts: set[str] = set()
         self._deadlines: list[tuple[int, str, str, int]] = []
+        self._readers: tuple[TableReader, ...] = ()
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -87,6 +103,8 @@ class KeyTable:
     def set(self, key: str, versions: Versions) -> None:
         """Set the versions of ``key``, the winner first. An empty tuple removes the key."""
         before = self._table.get(key, ())
+        if self._readers:
+            self._tell_readers(key, before, versions)
         if len(versions) == len(before) == 1:
             # By far the most frequent case: one version replaces another one.
             self.bytes += len(versions[0].value) - len(before[0].value)
@@ -101,6 +119,17 @@ class KeyTable:
                     # A client that renews a key again and again leaves a stale deadline each time. Rebuild the heap
                     # when most of it may be stale; the cost of that, spread over the pushes, is constant.
                     self._rebuild_deadlines()
+
+    def add_reader(self, reader: TableReader) -> None:
+        """Tell ``reader`` of every change from now on, until it is over."""
+        self._readers = (*(each for each in self._readers if not each.is_over), reader)
+
+    def _tell_readers(self, key: str, before: Versions, after: Versions) -> None:
+        for reader in self._readers:
+            if reader.is_over:
+                self._readers = tuple([each for each in self._readers if not each.is_over])
+            else:
+                reader.changing(key, before, after)
 
     def _set_and_index(self, key: str, versions: Versions, before: Versions) -> None:
         """Set the versions of ``key``, and update the indexes of keys and conflicts."""
@@ -165,6 +194,8 @@ class KeyTable:
 
     def replace(self, table: Mapping[str, Versions]) -> None:
         """Replace the whole content by ``table``, which has no empty tuples."""
+        for reader in self._readers:
+            reader.replaced()
         self._table = dict(table)
         self._keys = SortedList(self._table)
         self._conflicts = {key for key, versions in self._table.items() if is_conflict(versions)}
