@@ -46,6 +46,7 @@ from store.api.context import CONTEXT
 from store.api.errors import TOO_LARGE
 from store.api.event_stream import EventStream
 from store.api.keys import RAW_PATH
+from store.api.large_responses import OpenStream
 from store.api.usage import hint_of
 
 Environ = dict[str, Any]
@@ -65,6 +66,18 @@ HOST_HINT: Final = (
     "Use the replica's address as GET /view shows it, or its IP address. To use another name, add it to "
     "KV_ALLOWED_HOSTS of every replica."
 )
+
+UNSIGNED: Final[Mapping[type, tuple[str, str]]] = {
+    EventStream: (
+        "An event stream has no end, so it cannot be signed; poll with wait",
+        "Send Accept: application/json, and wait=30 in the query.",
+    ),
+    OpenStream: (
+        "An export is not in memory as a whole, so it cannot be signed",
+        "Leave X-Causeway-Proof out, and send Authorization: Bearer with a token if KV_API_TOKENS is set.",
+    ),
+}
+"""What a request with a proof gets for a response that cannot be signed: the error and its hint."""
 
 LARGE_REQUEST_BYTES: Final = 16 * 1024
 """From this size on, the server's buffer of a connection stays large after the request."""
@@ -172,10 +185,10 @@ class Edge:
         """Serve a request that has a proof, and sign the response."""
         started: list[Any] = []
         chunks = self._serve(environ, lambda *args: started.extend(args))
-        if isinstance(chunks, EventStream):
+        if isinstance(chunks, EventStream | OpenStream):
             chunks.close()
-            error = "An event stream has no end, so it cannot be signed; poll with wait"
-            raise RequestDenied(406, error, sign=sign, hint="Send Accept: application/json, and wait=30 in the query.")
+            error, hint = UNSIGNED[type(chunks)]
+            raise RequestDenied(406, error, sign=sign, hint=hint)
         try:
             body = b"".join(chunks)
         finally:

@@ -1,7 +1,7 @@
-"""The one access rule that a view applies: a transaction with writes needs a token that may write.
+"""The access rules that views apply, because the method and the path of a request do not decide.
 
-The edge applies all other rules by method and path, before any view runs (kvsite/guard.py). Only the body of a
-transaction shows whether it writes.
+The edge applies all other rules, before any view runs (kvsite/guard.py). Only the body of a transaction shows whether
+it writes, and only the query of an export which keys it reads.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Final
 
 from rest_framework.exceptions import PermissionDenied
 
+from store.api.query import Query
 from store.api.request import ApiRequest
 from store.api.usage import with_hint
 
@@ -24,3 +25,8 @@ def require_write_access(request: ApiRequest) -> None:
     name = request.environ.get(READ_ONLY)
     if name is not None:
         raise with_hint(PermissionDenied(f"Token {name!r} may only read"), NEEDS_WRITE)
+
+
+def prefix_to_read(request: ApiRequest, query: Query) -> str:
+    """Return the prefix of the keys that the request reads as a whole. Every token may read every key."""
+    return query.get("prefix", "")

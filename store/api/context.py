@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from store.api.bodies import Bodies
 from store.api.event_stream import Streams
+from store.api.exports import Exports
 from store.api.large_responses import BUDGET_RESPONSES, LargeResponses
 from store.api.request_metrics import RequestMetrics
 from store.settings import RequestLimits
@@ -33,6 +34,7 @@ class StoreContext:
     bodies: Bodies = field(default_factory=Bodies)
     large_responses: LargeResponses = field(init=False)
     streams: Streams = field(init=False)
+    exports: Exports = field(default_factory=Exports)
 
     def __post_init__(self) -> None:
         """Give the large responses a budget that suits the limits, and let bodies end waits."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from rest_framework.exceptions import APIException, MethodNotAllowed
 
 from store.api import rendering
+from store.api.exports import MAX_EXPORTS, TooManyExports
 from store.api.large_responses import TooManyLargeResponses
 from store.api.response import ApiResponse
 from store.api.usage import ELSEWHERE, hint_of
@@ -104,16 +105,15 @@ def _lesson(error: ApiError, view: ApiView) -> dict[str, Any]:
 
 
 def _api_error(exc: Exception, view: ApiView) -> ApiError:
-    if isinstance(exc, TooManySearches):
-        return ApiError(503, "Too many requests search old changes; try again later", headers={"Retry-After": "1"})
+    for kind, message in _BUSY.items():
+        if isinstance(exc, kind):
+            return ApiError(503, message, headers={"Retry-After": "1"})
     if isinstance(exc, StoreError):
         return _store_error(exc)
     if isinstance(exc, MethodNotAllowed):
         return ApiError(exc.status_code, str(exc.detail), headers={"Allow": view.allow}, hint=_allowed(view))
     if isinstance(exc, APIException):
         return ApiError(exc.status_code, str(exc.detail), hint=hint_of(exc))
-    if isinstance(exc, TooManyLargeResponses):
-        return ApiError(503, "Too many large responses are in progress; try again later", headers={"Retry-After": "1"})
     return ApiError(500, "Internal server error")
 
 
@@ -121,6 +121,14 @@ def _allowed(view: ApiView) -> str:
     """Return the hint for a method that no handler serves."""
     usage = view.usage.get(view.request.method)
     return f"{usage.hint if usage else 'Use another method.'} This path takes {view.allow}."
+
+
+_BUSY: Final[Mapping[type[Exception], str]] = {
+    TooManySearches: "Too many requests search old changes; try again later",
+    TooManyExports: f"{MAX_EXPORTS} exports are in progress, and more may not be; try again later",
+    TooManyLargeResponses: "Too many large responses are in progress; try again later",
+}
+"""Exceptions of requests for which there is no room at the moment."""
 
 
 def _store_error(exc: StoreError) -> ApiError:

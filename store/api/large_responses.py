@@ -18,6 +18,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -141,6 +142,29 @@ class ResponseStream:
         self.close()
 
 
+class OpenStream(ResponseStream):
+    """The body of a large response that is made while it is sent, such as an export: its length is not known.
+
+    What it keeps in memory counts against the budget. ``resize`` changes how many bytes that are, and returns False if
+    there is no room for more; it never waits, and does not refer to this object. ``on_close``: called once, when the
+    response ends. An aborted one is shorter than its content says.
+    """
+
+    def __init__(
+        self, responses: LargeResponses, room: _Room, parts: Iterable[bytes], on_close: Callable[[], None]
+    ) -> None:
+        self._on_close: Callable[[], None] | None = on_close
+        super().__init__(responses, room, parts)
+        self.resize: Callable[[int], bool] = partial(responses.resize, room)
+
+    def close(self) -> None:
+        """End the response. May be called several times."""
+        super().close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+
+
 class Reservation:
     """Room that is taken before the response exists: a write cannot be rejected after it was made.
 
@@ -231,6 +255,13 @@ class LargeResponses:
         room = self.enter(len(body), WAIT_S if may_wait else 0, address)
         return ResponseStream(self, room, _parts_of(body))
 
+    def open(self, size: int, parts: Iterable[bytes], on_close: Callable[[], None], address: str = "") -> OpenStream:
+        """Return the stream of a response whose length is not known. ``size``: bytes that it keeps at first.
+
+        Raises ``TooManyLargeResponses``.
+        """
+        return OpenStream(self, self.enter(size, WAIT_S, address), parts, on_close)
+
     def enter(self, size: int, wait_s: float, address: str = "") -> _Room:
         """Return the room for a response. Raises ``TooManyLargeResponses`` if there is none for ``wait_s`` seconds."""
         deadline_s = time.monotonic() + wait_s
@@ -253,6 +284,21 @@ class LargeResponses:
             self.bytes += size
             return room
 
+    def resize(self, room: _Room, size: int) -> bool:
+        """Change the bytes of a response in progress. Return False if there is no room for more, or it was aborted.
+
+        Never waits, so it can be called under the engine's lock.
+        """
+        with self._changed:
+            if room.is_aborted or room not in self._rooms:
+                return False
+            if size > room.size and not self._has_room(size - room.size, but_not=room):
+                return False
+            self.bytes += size - room.size
+            room.size = size
+            self._changed.notify_all()
+            return True
+
     def leave(self, room: _Room) -> None:
         """Return the room of a response and let go of its data. May be called several times."""
         with self._changed:
@@ -263,15 +309,18 @@ class LargeResponses:
                 room.pieces = iter(())
                 self._changed.notify_all()
 
-    def _has_room(self, size: int) -> bool:
-        """Return whether there is room for ``size`` bytes. Abort stalled responses if that makes the room."""
-        if len(self._rooms) >= self._max_count:
+    def _has_room(self, size: int, but_not: _Room | None = None) -> bool:
+        """Return whether there is room for ``size`` bytes. Abort stalled responses if that makes the room.
+
+        ``but_not``: the response that wants more room, which has a place already and is not aborted for itself.
+        """
+        if but_not is None and len(self._rooms) >= self._max_count:
             return False
         stalled_since_s = time.monotonic() - STALLED_AFTER_S
         while not self._fits(size):
-            running = [room for room in list(self._rooms) if not room.is_aborted]
-            oldest = min(running, key=lambda room: room.last_taken_s)
-            if oldest.last_taken_s > stalled_since_s:
+            running = [room for room in list(self._rooms) if not room.is_aborted and room is not but_not]
+            oldest = min(running, key=lambda room: room.last_taken_s, default=None)
+            if oldest is None or oldest.last_taken_s > stalled_since_s:
                 return False
             oldest.is_aborted = True
             oldest.pieces = iter(())

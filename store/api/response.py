@@ -15,7 +15,7 @@ from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import ResponseHeaders
 
 from store.api.event_stream import EventStream
-from store.api.large_responses import AnyBody, ResponseStream
+from store.api.large_responses import AnyBody, OpenStream, ResponseStream
 
 REASONS: Final = responses
 """Status code -> reason phrase."""
@@ -35,7 +35,7 @@ class ApiResponse:
 
     __slots__ = ("body", "headers", "status_code")
 
-    def __init__(self, status_code: int, body: AnyBody | EventStream, headers: dict[str, str]) -> None:
+    def __init__(self, status_code: int, body: AnyBody | OpenStream | EventStream, headers: dict[str, str]) -> None:
         text = "".join(headers.values())
         if not text.isascii() or "\n" in text or "\r" in text:
             # Rare. Django's rules decide how such a value is encoded, or reject it.
@@ -62,7 +62,7 @@ class ApiResponse:
 
     def to_django(self) -> HttpResponse | StreamingHttpResponse:
         """Return the same response for Django's handler."""
-        if isinstance(self.body, EventStream):
+        if isinstance(self.body, EventStream | OpenStream):
             return StreamingHttpResponse(self.body, status=self.status_code, headers=dict(self.header_list))
         response = HttpResponse(b"".join(self.chunks), status=self.status_code, headers=dict(self.header_list))
         if "Content-Type" not in self.headers:

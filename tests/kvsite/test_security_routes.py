@@ -54,6 +54,7 @@ class Route(NamedTuple):
 
 ROUTES = {
     "changes": Route("/changes", "api"),
+    "export": Route("/export", "api"),
     "kvs": Route("/kvs", "api"),
     "^kvs/(?P<rest>(?s:.*))$": Route("/kvs/some/key", "api"),
     "view": Route("/view", "view"),

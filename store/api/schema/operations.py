@@ -1,4 +1,4 @@
-"""The operations of /kvs and /changes, with examples.
+"""The operations of /kvs, /changes and /export, with examples.
 
 tests/kvsite/test_schema.py checks that the descriptions are true, by sending requests that they allow.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from store.api.exports import MAX_EXPORTS
 from store.api.query import DEFAULT_PAGE_KEYS, MAX_PAGE_KEYS
 from store.api.schema.building import (
     ETAG,
@@ -333,6 +334,14 @@ LIST_KEYS: Final = kvs_operation(
     bad_input=f"limit has to be a whole number from 1 to {MAX_PAGE_KEYS}",
 )
 
+EXPORT_EXAMPLE: Final = (
+    f'{{"causeway-export":1,"replica":"{REPLICA}","time":1795391361.5,"prefix":"","keys":2,'
+    f'"causal-metadata":{{"{REPLICA}":7}}}}\n'
+    '{"key":"user/1","versions":[{"value":{"name":"Ada"},"timestamp":1795391360636245}]}\n'
+    '{"key":"visits","versions":[{"value":7,"type":"counter","timestamp":1795391360636250}]}\n'
+    '{"count":2,"sha256":"d5a1…"}\n'
+)
+
 CHANGES: Final = kvs_operation(
     "getChanges",
     "Follow what changes",
@@ -368,6 +377,25 @@ CHANGES: Final = kvs_operation(
         ),
     ],
     bad_input="since has to be the `next` of an earlier response",
+)
+
+EXPORT: Final = kvs_operation(
+    "exportKeys",
+    "Export the keys with a prefix",
+    "Streams all keys with the prefix as one causal snapshot, whatever clients write meanwhile: lines of JSON. The "
+    "first line is about the export, each further one is a key with its versions, the last one has the number of keys "
+    "and the SHA-256 of all bytes before it. An export without its last line is not complete. At most "
+    f"{MAX_EXPORTS} at once; a further one gets 503.",
+    {
+        "200": response(
+            "The export.",
+            {"type": "string"},
+            {"Two keys": EXPORT_EXAMPLE},
+            media_type="application/x-ndjson",
+        )
+    },
+    parameters=[parameter("prefix", "query", "Only keys with this prefix, for example user/.", {"type": "string"})],
+    bad_input="causal-metadata is malformed",
 )
 
 DELETE_KEYS: Final = kvs_operation(
