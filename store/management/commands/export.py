@@ -1,0 +1,157 @@
+"""``export``: write one causal snapshot of the keys of a replica to a file, once or regularly.
+
+Exit codes: 0 the export is complete; 2 it is not, and no file has been written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import time
+from argparse import ArgumentTypeError
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import requests
+from django.core.management.base import CommandError, CommandParser
+from urllib3.exceptions import HTTPError
+
+from store.export_file import BadExport, ExportCheck
+from store.importing import ImportFailed
+from store.management.base import CREDENTIALS, CausewayCommand
+from store.management.connection import Connection, add_at_argument
+from store.management.progress import ProgressLine, counted
+from store.management.replica import Replica
+
+FAILED: Final = 2
+READ_BYTES: Final = 256 * 1024
+UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+DEFAULT_KEPT: Final = 24
+FILES: Final = re.compile(r"causeway-\d{8}T\d{6}Z\.jsonl")
+DRAFTS: Final = re.compile(rf"{FILES.pattern}\.\d+\.part")
+
+
+class Command(CausewayCommand):
+    """GET /export, checked while it is written."""
+
+    help = (
+        "Write all keys of a replica, as one causal snapshot. They go to standard output, to a file, or every so often "
+        "to a file of its own in a directory."
+    )
+    exit_codes = {0: "the export is complete", FAILED: "it is not, and no file was written; or wrong arguments"}
+    environment: Mapping[str, str] = CREDENTIALS
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("--prefix", default="", help="only keys that start with this text")
+        parser.add_argument(
+            "--to", metavar="PATH", type=Path, help="a file, or a directory for files named by their time (UTC)"
+        )
+        parser.add_argument(
+            "--every", metavar="TIME", type=duration_s, help="export again after this time: 30m, 1h, 1d; needs --to DIR"
+        )
+        parser.add_argument(
+            "--keep",
+            metavar="N",
+            type=positive,
+            help=f"with --every: keep the latest N files in the directory (default: {DEFAULT_KEPT})",
+        )
+        add_at_argument(parser)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Export once, or until the command is stopped."""
+        target: Path | None = options["to"]
+        if options["every"] is None:
+            if options["keep"] is not None:
+                raise CommandError("--keep needs --every", returncode=FAILED)
+            self._export_once(target, options)
+            return
+        if target is None or not target.is_dir():
+            raise CommandError("--every needs --to with a directory", returncode=FAILED)
+        for draft in target.iterdir():
+            if DRAFTS.fullmatch(draft.name):  # An earlier run was killed.
+                draft.unlink(missing_ok=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            self._export_for_ever(target, options)
+
+    def _export_for_ever(self, directory: Path, options: dict[str, Any]) -> None:
+        """Export at a fixed rate. A failure is reported, and costs that one export."""
+        next_s = time.monotonic()
+        while True:
+            try:
+                self._export_once(directory, options)
+                remove_old(directory, options["keep"] or DEFAULT_KEPT)
+            except CommandError as exc:
+                self.stderr.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {exc}")
+            next_s = max(next_s + options["every"], time.monotonic())
+            time.sleep(max(0.0, next_s - time.monotonic()))
+
+    def _export_once(self, target: Path | None, options: dict[str, Any]) -> None:
+        if target is not None and target.is_dir():
+            target /= f"causeway-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
+        try:
+            replica = Replica(Connection.from_environ(at=options["at"]))
+            with contextlib.closing(replica), opened(target) as file:
+                keys = self._copy(replica, options["prefix"], file)
+        except (ImportFailed, BadExport, ValueError, OSError, requests.RequestException, HTTPError) as exc:
+            text = str(exc) if isinstance(exc, ImportFailed | BadExport | ValueError | OSError) else type(exc).__name__
+            raise CommandError(f"the export has failed: {text}", returncode=FAILED) from None
+        self.stderr.write(f"exported {counted(keys, 'key')}" + ("" if target is None else f" to {target}"))
+
+    def _copy(self, replica: Replica, prefix: str, file: BinaryIO) -> int:
+        """Copy an export to ``file`` and return the number of its keys. Raises ``BadExport`` if it is not complete."""
+        progress, check = ProgressLine("exported"), ExportCheck()
+        with replica.export(prefix) as response:
+            try:
+                for data in response.iter_content(READ_BYTES):
+                    check.feed(data)
+                    file.write(data)
+                    if check.header is not None:
+                        progress.show(check.lines - 1, check.header.keys)
+            finally:
+                progress.finish()
+        return check.end()
+
+
+@contextlib.contextmanager
+def opened(target: Path | None) -> Iterator[BinaryIO]:
+    """Open a draft of ``target``, which takes its place if nothing fails. None: standard output."""
+    if target is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    draft = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        with draft.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def remove_old(directory: Path, keep: int) -> None:
+    """Remove all files that this command has named, but for the latest ``keep``."""
+    named = sorted(path for path in directory.iterdir() if FILES.fullmatch(path.name))
+    for path in named[:-keep]:
+        path.unlink(missing_ok=True)
+
+
+def duration_s(text: str) -> float:
+    """Return seconds for a text such as ``90s``, ``30m``, ``1h`` or ``1d``."""
+    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if not found or not int(found[1]):
+        raise ArgumentTypeError("is no time such as 30m, 1h or 1d")
+    return float(int(found[1]) * UNITS_S[found[2]])
+
+
+def positive(text: str) -> int:
+    """Return a whole number above 0."""
+    if not re.fullmatch(r"\d{1,6}", text) or not int(text):
+        raise ArgumentTypeError("is no whole number above 0")
+    return int(text)
