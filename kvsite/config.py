@@ -177,6 +177,17 @@ class Config:
     limits: RequestLimits = field(default_factory=RequestLimits)
     store: StoreSettings = field(default_factory=StoreSettings)
 
+    seed_file: Path | None = setting(
+        None,
+        "KV_SEED_FILE",
+        Parser(_parse_path, "path of a readable file"),
+        Section.DATA,
+        "An [export](operations.md#export-and-import) that the replica imports before it serves, if it starts alone: "
+        "no other replica has answered. A file that is not a complete export stops the start. Remove the setting after "
+        "the first start: a replica that starts while it is cut off from all others is alone too, and what it imports "
+        "counts as newer than what they have. With `KV_EXPECT` above 1 no replica starts alone.",
+    )
+
     log_format: LogFormat = setting(
         "human",
         "KV_LOG_FORMAT",

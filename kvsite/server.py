@@ -51,6 +51,7 @@ from kvsite.config import SETTINGS, Config, current
 from kvsite.context import ServerContext
 from kvsite.listener_shutdown import stop_listening
 from kvsite.logs import dropped_lines, write_line
+from kvsite.seeding import Seeder
 from kvsite.signals import StopRequest
 from replication.address import join_address
 from replication.discovery import Discovery
@@ -246,6 +247,7 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> ServerContext:
         config.address,
         config.seeds,
         discovers=bool(config.view_dns),
+        awaits_seed=config.seed_file is not None,
         now=read_clocks(),
         rng=random.SystemRandom(),
         settings=config.replication,
@@ -306,6 +308,9 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
     server = ReplicaServer(config, drain, stop_request, max_connections)
     server.on_startup(lambda: announce(config, max_connections))
     server.on_startup(lambda: monitor_connections(context, max_connections))
+    if config.seed_file is not None:
+        seeder = Seeder(context, config.seed_file, stop_because)
+        server.on_startup(seeder.start)
     server.on_startup(context.node.start)
     server.serve(target_loader=lambda: edge, wrap_loader=False)
     for text in dict.fromkeys([*problems, *notes]):

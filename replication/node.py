@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from replication.discovery import Discovery
@@ -26,7 +26,8 @@ from replication.peer_thread import Endpoint, ExchangeContext, PeerThreads
 from replication.rate_limit import LogRateLimiter
 from replication.replica import Replica
 from replication.unreached import LOOKUP_FAILS, LOOKUP_IN_VAIN, Unreached
-from store.engine import Engine, read_clocks
+from store.engine import Change, Engine, read_clocks
+from store.errors import NotServing
 
 logger = logging.getLogger("causeway.replication")
 
@@ -156,6 +157,32 @@ class Node:
     def state(self) -> str:
         """``joining``, ``serving``, ``removed`` or ``leaving``."""
         return self.replica.state
+
+    # -- the data to begin with --------------------------------------------------------------------------
+
+    @property
+    def may_seed(self) -> bool:
+        """Whether this replica awaits an import, and has everything that others have."""
+        return self.replica.recovery.awaits_seed and self.replica.recovery.is_caught_up
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other replica answers, and nothing of another one is here."""
+        with self._lock:
+            return self.view() in ([], [self.replica.address]) and not self.replica.store.clock
+
+    def seed(self, changes: Sequence[Change]) -> None:
+        """Apply ``changes`` before clients are served. Raises NotServing if this replica leaves meanwhile."""
+        with self._lock:
+            if self.state != "joining":
+                raise NotServing(self.not_ready_reason)
+            self.engine.seed(changes)
+
+    def end_seed(self) -> None:
+        """Serve clients from now on."""
+        with self._lock:
+            self.replica.recovery.awaits_seed = False
+        self.check_replica_health()
 
     # -- messages of peers -----------------------------------------------------------------------------
 

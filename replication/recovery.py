@@ -15,6 +15,9 @@ Replicas that start at the same time answer each other too, with empty clocks, s
 While live peers refuse it (refusals.py), or too few members have met (met.py), it does not serve either. When that is
 over, it asks everybody anew, so that they have their full time to answer.
 
+A replica that has a file to import (``KV_SEED_FILE``) goes on joining until the shell has imported it, or has seen that
+the replica does not start alone.
+
 **The gate.** ``store.not_serving_reason`` says why clients are not served: the replica is removed, or it is joining.
 
 **Readiness.** A replica is ready if it serves clients and its clock agrees with those of its peers (refusals.py).
@@ -44,6 +47,7 @@ from store.values import check_state
 
 CATCHING_UP = "Replica is catching up"
 NOT_IN_VIEW = "Replica is not in the view"
+IMPORTING = "Replica imports KV_SEED_FILE"
 
 STUCK = (
     "This replica holds updates that are stamped {ahead_s:.0f} s ahead of its clock, because the clock was wrong when "
@@ -116,18 +120,29 @@ class Recovery:
     ``refusals``: by live peers. ``refused_reason``: why this replica must not be ready because of them; empty if it
     may. ``stuck_ahead_s``: how far updates here are stamped ahead of the wall clock, so that peers reject them; 0 if
     none is.
-    ``joining``: None while the replica has caught up. ``pull``: the snapshot being pulled, None if there is none; the
-    peer at ``pull.address`` is the only one in the state ``PULLING``. ``taken``: how many snapshots it has pulled up to
-    the last piece. ``pauses``: when it may begin to pull the next one.
+    ``joining``: None while the replica has caught up. ``awaits_seed``: whether a file is to be imported before this
+    replica serves; the shell clears it. ``is_caught_up``: while joining, whether nothing else is in the way.
+    ``pull``: the snapshot being pulled, None if there is none; the peer at ``pull.address`` is the only one in the
+    state ``PULLING``. ``taken``: how many snapshots it has pulled up to the last piece. ``pauses``: when it may begin
+    to pull the next one.
     """
 
     def __init__(
-        self, store: CausalStore, membership: Membership, peers: Peers, settings: ReplicationSettings, now_s: float
+        self,
+        store: CausalStore,
+        membership: Membership,
+        peers: Peers,
+        settings: ReplicationSettings,
+        now_s: float,
+        *,
+        awaits_seed: bool = False,
     ) -> None:
         self.joining: Joining | None = Joining(now_s)
         self.pull: SnapshotPull | None = None
         self.pauses = SnapshotPauses(settings)
         self.taken = 0
+        self.awaits_seed = awaits_seed
+        self.is_caught_up = False
         self.refusals = Refusals(settings.silent_after_s)
         self.refused_reason = ""
         self.stuck_ahead_s = 0.0
@@ -170,7 +185,9 @@ class Recovery:
         was_removed = store.not_serving_reason == NOT_IN_VIEW
         if was_removed:
             self.joining = Joining(now.mono_s)
-        store.not_serving_reason = CATCHING_UP if self.joining else None
+            self.is_caught_up = False
+        waits_for = IMPORTING if self.awaits_seed and self.is_caught_up else CATCHING_UP
+        store.not_serving_reason = waits_for if self.joining else None
         return was_removed
 
     @property
@@ -210,9 +227,17 @@ class Recovery:
 
     def finish_joining(self, now: Instant) -> bool:
         """End the joining if the replica has caught up; return whether it just has."""
-        joining, membership = self.joining, self._membership
-        if joining is None:
+        if self.joining is None or not self._has_caught_up(self.joining, now):
             return False
+        self.is_caught_up = True
+        if not self.awaits_seed:
+            self.joining = None
+        self.update_gate(now)
+        return self.joining is None
+
+    def _has_caught_up(self, joining: Joining, now: Instant) -> bool:
+        """Return whether a joining replica waits for no other one any more."""
+        membership = self._membership
         self.update_refusals(now.mono_s)
         if self._waits_for_members(joining, now.mono_s):
             return False
@@ -223,11 +248,7 @@ class Recovery:
             return False
         asked = {*membership.seeds.unanswered, *joining.answers, *membership.table.others} - membership.own_names()
         joining.ask(asked, now.mono_s)
-        if not joining.is_done(sorted(asked), self._store.clock, membership, now.mono_s):
-            return False
-        self.joining = None
-        self.update_gate(now)
-        return True
+        return joining.is_done(sorted(asked), self._store.clock, membership, now.mono_s)
 
     def _waits_for_members(self, joining: Joining, now_s: float) -> bool:
         """Return whether too few members have met. When enough have, ask everybody anew."""

@@ -89,6 +89,7 @@ class Replica:
     """One replica at ``address`` (host:port). Not thread-safe.
 
     ``seeds``: addresses to ask at the start. ``discovers``: whether lookups supply more seeds through ``discovered``.
+    ``awaits_seed``: see ``Recovery``.
     Each public attribute holds the state of one rule; its module documents it.
     """
 
@@ -102,6 +103,7 @@ class Replica:
         settings: ReplicationSettings | None = None,
         store_settings: StoreSettings | None = None,
         discovers: bool = False,
+        awaits_seed: bool = False,
     ) -> None:
         self.address = address
         self.settings = settings or ReplicationSettings()
@@ -116,7 +118,9 @@ class Replica:
         self.store.hybrid_clock.max_lead_us = round(self.settings.max_clock_lead_s * 1_000_000) // 2
         table = self.membership.table
         self.peers = Peers(table)
-        self.recovery = Recovery(self.store, self.membership, self.peers, self.settings, now.mono_s)
+        self.recovery = Recovery(
+            self.store, self.membership, self.peers, self.settings, now.mono_s, awaits_seed=awaits_seed
+        )
         self.loss = LossDetector(self.store, self.membership, self.peers, self.event_log, now.mono_s)
         self.store.has_ended, self.store.is_settled = table.has_ended_for_good, self.loss.is_settled
         self.acks = Acks(self.store, table, self.peers, self.settings)

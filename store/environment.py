@@ -33,6 +33,7 @@ class Section(enum.Enum):
     TIME = "Time"
     REQUEST = "Limits of a request"
     REPLICA = "Limits of a replica"
+    DATA = "Data at the start"
     LOG = "Log"
     SECURITY = "Security"
 

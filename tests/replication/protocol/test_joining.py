@@ -7,10 +7,10 @@ from random import Random
 import pytest
 
 from replication.messages import Exchange
-from replication.recovery import CATCHING_UP, UNANSWERED_TIMES
+from replication.recovery import CATCHING_UP, IMPORTING, UNANSWERED_TIMES
 from replication.replica import Replica
 from replication.settings import ReplicationSettings
-from store.clock import incarnation_of
+from store.clock import Instant, incarnation_of
 from store.errors import NotServing
 from tests.support.wire import NOW, SMALL_LOG, SMALL_PIECES, Wire, address, start_three
 
@@ -188,6 +188,19 @@ def test_a_joining_replica_serves_no_client_and_issues_no_dot(wire: Wire) -> Non
     with pytest.raises(NotServing):
         wire.get("r1", "x")
     assert r1.store.clock == {}
+
+
+def test_a_replica_that_awaits_an_import_joins_first_and_serves_afterwards() -> None:
+    replica = Replica("r1:80", ["r2:80"], now=NOW, rng=Random(1), awaits_seed=True)
+    recovery = replica.recovery
+    assert (recovery.is_caught_up, replica.store.not_serving_reason) == (False, CATCHING_UP)
+    later = Instant(NOW.mono_s + 60, NOW.wall_us + 60_000_000)
+    replica.tick(later)
+    assert (recovery.is_caught_up, replica.store.not_serving_reason) == (True, IMPORTING)
+    assert (replica.state, recovery.not_ready_reason) == ("joining", IMPORTING)
+    recovery.awaits_seed = False
+    replica.tick(later)
+    assert (replica.state, replica.store.not_serving_reason, recovery.not_ready_reason) == ("serving", None, "")
 
 
 def test_a_joiner_waits_for_the_updates_that_each_peer_had_when_it_answered(wire: Wire) -> None:
