@@ -243,11 +243,13 @@ class Config:
         "KV_API_TOKENS",
         Parser(
             parse_api_tokens,
-            "comma-separated `name:token:read` or `name:token:write`, tokens of at least 8 visible ASCII characters",
+            "comma-separated `name:token:read` or `name:token:write`, tokens of at least 8 visible ASCII characters; "
+            "prefixes may follow, as `name:token:write:prefix`, separated by vertical bars",
         ),
         Section.SECURITY,
         "Requests then need `Authorization: Bearer` with one of the tokens. Replicas never send them to each other, so "
-        "a replica with tokens and peers needs `KV_CLUSTER_SECRET`.",
+        "a replica with tokens and peers needs `KV_CLUSTER_SECRET`. A token with prefixes is only for keys that begin "
+        "with one of them; see [rights by prefix](security.md#rights-by-prefix).",
         is_secret=True,
     )
 
@@ -345,12 +347,19 @@ class Config:
         return bool(self.api_tokens) and not self.cluster_secret
 
     @property
+    def closes_dashboard(self) -> bool:
+        """Whether nobody may use the dashboard: it has no password, and some tokens are for some keys only."""
+        return not self.admin_password and any(token.prefixes for token in self.api_tokens)
+
+    @property
     def security_warnings(self) -> tuple[str, ...]:
         """A sentence for each part of the replica that is open, with the variable that closes it."""
         warnings = {
             "cluster_secret": "anybody may change the view and pose as a replica: set KV_CLUSTER_SECRET",
             "api_tokens": "anybody who can reach it may read and write: set KV_API_TOKENS",
-            "admin_password": "anybody may see the dashboard: set KV_ADMIN_PASSWORD",
+            "admin_password": "nobody may see the dashboard, because some tokens have prefixes: set KV_ADMIN_PASSWORD"
+            if self.closes_dashboard
+            else "anybody may see the dashboard: set KV_ADMIN_PASSWORD",
             "tls_cert": "secrets and data can be read on the wire: set KV_TLS_CERT, or end TLS in front of it",
         }
         if self.is_without_peers:

@@ -6,10 +6,13 @@ first rule that applies decides:
 1. A valid proof (``X-Causeway-Proof``) of a replica or a command allows everything. An invalid proof gets 403 on every
    path.
 2. Everyone may use ``/healthz``, ``/readyz`` and the dashboard (which has its own login). A browser may read the pages
-   ``/`` and ``/docs/`` as it reads the dashboard: the view checks the login (kvsite/docs_page.py).
+   ``/`` and ``/docs/`` as it reads the dashboard: the view checks the login (kvsite/docs_page.py). The dashboard shows
+   every key: if a token has prefixes and the dashboard has no password, nobody may use it.
 3. If a cluster secret is set, changes of the view and all messages between replicas need a proof: 403 without.
 4. If tokens are set, everything else needs a token: 401 without, 403 for a write with a token that may only read.
    Without a cluster secret, nobody may add a peer or act as one: 403, because tokens are never sent to a peer.
+5. A token with prefixes permits only keys that begin with one of them, and only the paths that are listed here: 403.
+   The guard checks a key in the path. Views check what the query and the body ask for (store/api/access.py).
 
 Rule 3 comes before rule 4 because a token never replaces a proof: a 401 would suggest that it does. The guard does not
 read bodies of unknown senders, not even for their causal metadata, so a 401 does not repeat it.
@@ -32,7 +35,7 @@ from kvsite.errors import accepts_html
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER, SAFE_METHODS, ProofVerifier, derive_key, sign_response
 from replication.rate_limit import LogRateLimiter
-from store.api.access import NEEDS_WRITE, READ_ONLY
+from store.api.access import NEEDS_WRITE, OUTSIDE, TOKEN, outside, read_only
 from store.api.errors import TOO_LARGE
 from store.api_tokens import ApiToken
 
@@ -41,6 +44,7 @@ Environ = dict[str, Any]
 PROOF: Final = "HTTP_" + HEADER.upper().replace("-", "_")
 PUBLIC: Final = frozenset({"/healthz", "/readyz"})
 DASHBOARD: Final = "/admin/"
+STATIC_FILES: Final = "/admin/static/"
 PAGES: Final = frozenset({"/", "/admin", "/docs", "/docs/"})
 """Pages outside of the dashboard that its login opens. ``/``, ``/admin`` and ``/docs`` only redirect."""
 
@@ -49,6 +53,17 @@ LOGIN_DECIDES: Final = "causeway.login_decides"
 
 TRANSACTIONS: Final = ("POST", "/kvs")
 """Only the body of a transaction shows whether it writes, so the view decides (store/api/access.py)."""
+
+KEY_PATHS: Final = ("/kvs/", "/replication/explain/")
+"""Paths that end with a key. They are for tokens that permit the key."""
+
+CHECKED_BY_VIEWS: Final = frozenset({"/kvs", "/changes", "/export", "/replication/status"})
+"""Paths whose views ask what a token with prefixes permits."""
+
+WITHOUT_KEYS: Final = PAGES | {"/metrics", "/schema/", "/view"}
+"""Paths whose responses name no key. Tokens with prefixes may read them, and write nothing there."""
+
+UNRESTRICTED: Final = "Send a token without prefixes: KV_API_TOKENS has it as name:token:read or name:token:write."
 
 AUTHORIZE: Final = (
     "Send the header Authorization: Bearer TOKEN (curl -H does). TOKEN is the second part of name:token:write in "
@@ -97,6 +112,7 @@ class Guard:
         # time follows.
         self._tokens = {_digest(token.token.encode()): token for token in config.api_tokens}
         self._is_without_peers = config.is_without_peers
+        self._closes_dashboard = config.closes_dashboard
         self._log_rate = LogRateLimiter()
 
     @staticmethod
@@ -130,6 +146,12 @@ class Guard:
         if (header := environ.get(PROOF)) is not None:
             return self._authorize_peer(environ, header)
         if path in PUBLIC or path.startswith(DASHBOARD):
+            if self._closes_dashboard and path.startswith(DASHBOARD) and not path.startswith(STATIC_FILES):
+                raise RequestDenied(
+                    403,
+                    "The dashboard shows every key, and KV_API_TOKENS has tokens that are for some keys only",
+                    hint="Start the replica with KV_ADMIN_PASSWORD. The dashboard then asks for it.",
+                )
             return WITHOUT_PROOF
         if self._verifier is not None and needs_proof(method, path):
             raise RequestDenied(403, "Rejected: needs proof of KV_CLUSTER_SECRET", hint=PROOF_HINT)
@@ -183,10 +205,11 @@ class Guard:
         if token is None:
             challenge = f'{BEARER}, error="invalid_token"'
             raise RequestDenied(401, "Unknown API token", [(CHALLENGE, challenge)], hint=AUTHORIZE)
-        if token.access == "read" and method not in SAFE_METHODS:
-            if (method, path) != TRANSACTIONS:
-                raise RequestDenied(403, f"Token {token.name!r} may only read", hint=NEEDS_WRITE)
-            environ[READ_ONLY] = token.name
+        if token.access == "read" and method not in SAFE_METHODS and (method, path) != TRANSACTIONS:
+            raise RequestDenied(403, read_only(token), hint=NEEDS_WRITE)
+        if token.prefixes:
+            _check_path(token, method, path)
+        environ[TOKEN] = token
 
     def _find_token(self, presented: bytes) -> ApiToken | None:
         token = self._tokens.get(_digest(presented))
@@ -206,6 +229,23 @@ def is_browser(environ: Environ) -> bool:
     if environ["REQUEST_METHOD"] not in SAFE_METHODS or "HTTP_AUTHORIZATION" in environ:
         return False
     return accepts_html(environ) or "sessionid=" in environ.get("HTTP_COOKIE", "")
+
+
+def _check_path(token: ApiToken, method: str, path: str) -> None:
+    """Raise ``RequestDenied`` if a token with prefixes does not permit the path, or the key in it."""
+    for key_path in KEY_PATHS:
+        if path.startswith(key_path):
+            try:
+                key = path[len(key_path) :].encode("latin-1").decode()
+            except UnicodeError:
+                key = ""
+            if not token.covers(key):
+                raise RequestDenied(403, outside(token), hint=OUTSIDE)
+            return
+    if path in CHECKED_BY_VIEWS or (path in WITHOUT_KEYS and method in SAFE_METHODS):
+        return
+    # A new path is closed until somebody has decided what it reveals.
+    raise RequestDenied(403, f"{outside(token)}, not for this path and method", hint=UNRESTRICTED)
 
 
 def needs_proof(method: str, path: str) -> bool:

@@ -164,6 +164,15 @@ def _pending(replica: Replica, now: Instant) -> list[dict[str, Any]]:
     return listed
 
 
+def hide_keys(status: dict[str, Any], is_hidden: Callable[[str], bool]) -> None:
+    """Remove from ``status`` the keys that its reader may not know. Nothing else in it names a key."""
+    for update in status["pending"]:
+        update["keys"] = [key for key in update["keys"] if not is_hidden(key)]
+    for update in status.get("recent", ()):
+        if update["key"] is not None and is_hidden(update["key"]):
+            update["key"] = None
+
+
 def resident_bytes() -> int | None:
     """Return the resident set size of this process. None where the system has no /proc, as on macOS."""
     try:

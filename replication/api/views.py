@@ -16,9 +16,10 @@ from replication.errors import BadMessage, ClockTooFarOff
 from replication.history import WINDOWS
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER
-from replication.status import MAX_RECENT
+from replication.status import MAX_RECENT, hide_keys
 from store.api import parsing
 from store.api import query as queries
+from store.api.access import hidden_keys
 from store.api.base import ApiView
 from store.api.keys import key_from_path
 from store.api.large_responses import LargeResponses
@@ -193,7 +194,10 @@ class StatusView(ReplicaView):
             raise ParseError(f"history has to be false, {', '.join(WINDOWS)}")
         if recent := queries.positive_int(query, "recent", default=0, maximum=MAX_RECENT):
             options["recent"] = recent
-        return json_response(200, self.context.node.inspector.status(**options))
+        status = self.context.node.inspector.status(**options)
+        if is_hidden := hidden_keys(self.request):
+            hide_keys(status, is_hidden)
+        return json_response(200, status)
 
 
 class ExplainView(ReplicaView):

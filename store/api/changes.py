@@ -10,6 +10,7 @@ from typing import Final
 from rest_framework.exceptions import ParseError
 
 from store.api import parsing, rendering
+from store.api.access import requested_prefix
 from store.api.context import StoreContext
 from store.api.event_stream import EVENT_BYTES, HEARTBEAT_S, RETRY_MS, event, heartbeat
 from store.api.large_responses import LargeBody, TooManyLargeResponses, body_of
@@ -51,7 +52,7 @@ class ChangesView(KvsView):
         """Return what has changed since a token; with ``Accept: text/event-stream``, stream it."""
         parsed = self.parse(parsing.BODY)
         query, environ = parsed.query, self.request.environ
-        prefix, timeout_s = query.get("prefix", ""), wait_s(query)
+        prefix, timeout_s = requested_prefix(self.request, query), wait_s(query)
         is_stream = EVENT_STREAM in environ.get("HTTP_ACCEPT", "") and self.request.method == "GET"
         since = query.get("since", "")
         if is_stream:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Final
 
 from store.api import parsing
-from store.api.access import prefix_to_read
+from store.api.access import requested_prefix
 from store.api.large_responses import LARGE_BODY_BYTES
 from store.api.query import wait_s
 from store.api.response import ApiResponse
@@ -116,7 +116,7 @@ class ExportView(KvsView):
     def get(self) -> ApiResponse:
         """Stream all keys with a prefix as one causal snapshot."""
         parsed = self.parse(parsing.BODY)
-        prefix = prefix_to_read(self.request, parsed.query)
+        prefix = requested_prefix(self.request, parsed.query)
         timeout_s = wait_s(parsed.query)
         headers = {"Content-Type": NDJSON}
         if self.request.method == "HEAD":

@@ -13,7 +13,7 @@ from msgspec import UNSET
 from rest_framework.exceptions import APIException, NotAcceptable, ParseError
 
 from store.api import parsing, rendering
-from store.api.access import require_write_access
+from store.api.access import requested_prefix, require_keys, require_write_access
 from store.api.base import ApiView
 from store.api.conditions import ANY, conditions, known_versions
 from store.api.errors import TooLarge
@@ -261,9 +261,8 @@ class KeysView(KvsView):
         query = parsed.query
         values, meta = flag(query, "values"), flag(query, "meta")
         max_bytes = self.context.limits.max_response_bytes
-        wanted = KeyRange(
-            query.get("prefix", ""), query.get("after", ""), query.get("end", ""), reverse=flag(query, "reverse")
-        )
+        prefix = requested_prefix(self.request, query)
+        wanted = KeyRange(prefix, query.get("after", ""), query.get("end", ""), reverse=flag(query, "reverse"))
         result = self.context.engine.list(
             parsed.past,
             wanted,
@@ -281,7 +280,7 @@ class KeysView(KvsView):
     def delete(self) -> ApiResponse:
         """Delete the keys with a prefix, as one update."""
         parsed = self.parse(parsing.DELETE_BODY)
-        prefix = parsed.query.get("prefix", "")
+        prefix = requested_prefix(self.request, parsed.query)
         if not prefix:
             raise ParseError("DELETE of several keys needs a prefix, for example ?prefix=user/")
         engine, limit = self.context.engine, self.context.limits.max_batch
@@ -298,6 +297,7 @@ class KeysView(KvsView):
         reads, writes = parse_transaction(parsed.body, self.context.limits)
         if writes:
             require_write_access(self.request)
+        require_keys(self.request, (*reads, *(change.key for change in writes)))
         with self.large_responses.reservation(self.request.environ.get("REMOTE_ADDR", "")) as reservation:
             transacted = self.transact(reads, writes, parsed, reservation)
             response = rendering.transacted(*transacted, in_header=parsed.in_header)
