@@ -12,9 +12,7 @@ tracebacks are for faults only. A line outside of a request has the same limit.
 
 Writing
 -------
-A pipe that nobody reads blocks its writer. So threads only append lines to a bounded queue (``QueueHandler``), and one
-thread writes them to standard error. When the queue is full, lines are dropped and counted; when it flows again, a line
-says how many are missing.
+Threads append lines to a bounded queue (kvsite/line_queue.py), and one thread writes them to standard error.
 """
 
 from __future__ import annotations
@@ -22,17 +20,14 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import re
 import secrets
-import select
-import signal
 import sys
-import threading
 import time
-from collections import deque
 from contextvars import ContextVar
 from typing import Any, Final
+
+from kvsite.line_queue import DescriptorSink, LineQueue
 
 ORDINARY_STATUSES: Final = frozenset({404, 408, 412, 503})
 """Statuses that describe the state of the data and not a mistake: absent, changed meanwhile, not arrived yet. And 408:
@@ -46,9 +41,6 @@ MAX_FAULT_BYTES: Final = 16 * 1024
 
 MAX_QUEUED_BYTES: Final = 1024 * 1024
 """Limit of the lines that wait to be written: a second of a very busy log."""
-
-FLUSH_S: Final = 1.0
-"""How long the end of the process waits for lines to be written."""
 
 _CUTS: Final = (200, 100, 40, 0)
 """Limits to which a message is cut, one after the other, until its line fits; before them, parts of the line's own."""
@@ -220,86 +212,32 @@ class JsonFormatter(LineFormatter):
 
 
 class QueueHandler(logging.Handler):
-    """Appends lines to a bounded queue. One thread, which starts with the first line, writes them. Never blocks.
+    """Appends lines to a bounded queue (kvsite/line_queue.py). Never blocks.
 
-    ``descriptor``: the file to write to, standard error by default. ``dropped_lines``: lines that could not be written
-    so far, because the queue was full or the file is closed.
+    ``descriptor``: the file to write to, standard error by default.
     """
 
     def __init__(self, descriptor: int = 2, max_bytes: int = MAX_QUEUED_BYTES) -> None:
         super().__init__()
-        self.dropped_lines = 0
-        self._descriptor = descriptor
-        self._max_bytes = max_bytes
-        self._lines: deque[bytes] = deque()
-        self._queued_bytes = 0
-        self._reported = 0
-        self._changed = threading.Condition(threading.Lock())
-        self._writer: threading.Thread | None = None
-        self._writer_pid = 0
+        self.queue = LineQueue(DescriptorSink(descriptor), max_bytes, self._missing)
+
+    @property
+    def dropped_lines(self) -> int:
+        """Lines that could not be written so far, because the queue was full or the file is closed."""
+        return self.queue.dropped_lines
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append the line of ``record``, or drop it."""
         if line := self.format(record):
-            self.write(line)
-
-    def write(self, line: str) -> None:
-        """Append ``line``, which has no line end, or drop it."""
-        encoded = f"{line}\n".encode("utf-8", "backslashreplace")
-        with self._changed:
-            if self._queued_bytes + len(encoded) > self._max_bytes:
-                self.dropped_lines += 1
-                return
-            self._lines.append(encoded)
-            self._queued_bytes += len(encoded)
-            if self._writer is None or self._writer_pid != os.getpid():  # A fork copies no threads.
-                self._writer_pid = os.getpid()
-                self._writer = threading.Thread(target=self._write_lines, name="log", daemon=True)
-                self._writer.start()
-            self._changed.notify_all()
+            self.queue.write(line)
 
     def flush(self) -> None:
         """Wait until all lines are written, at most ``FLUSH_S``."""
-        deadline_s = time.monotonic() + FLUSH_S
-        with self._changed:
-            while self._queued_bytes and (left_s := deadline_s - time.monotonic()) > 0:
-                self._changed.wait(left_s)
+        self.queue.flush()
 
-    def _write_lines(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # Other threads receive them.
-        while True:
-            with self._changed:
-                while not self._lines:
-                    self._changed.wait()
-                line = self._lines[0]  # It stays in the queue until it is written, so that ``flush`` waits for it.
-            is_written = self._write_bytes(line)
-            with self._changed:
-                self._lines.popleft()
-                self._queued_bytes -= len(line)
-                self.dropped_lines += not is_written
-                unreported = self.dropped_lines - self._reported
-                flows = is_written and self._queued_bytes <= self._max_bytes // 2
-                if unreported and flows:
-                    self._reported = self.dropped_lines
-                self._changed.notify_all()
-            if unreported and flows:
-                self._report(unreported)
-
-    def _report(self, dropped: int) -> None:
+    def _missing(self, dropped: int) -> str:
         text = "%d lines of the log were dropped: nobody read them in time"
-        record = logging.LogRecord("causeway", logging.WARNING, __file__, 0, text, (dropped,), None)
-        self._write_bytes(f"{self.format(record)}\n".encode())
-
-    def _write_bytes(self, data: bytes) -> bool:
-        """Write all of ``data``, however long that takes. Returns False if the file does not accept it."""
-        while data:
-            try:
-                data = data[os.write(self._descriptor, data) :]
-            except BlockingIOError:  # Somebody has made the file non-blocking.
-                select.select([], [self._descriptor], [])
-            except (OSError, ValueError):
-                return False
-        return True
+        return self.format(logging.LogRecord("causeway", logging.WARNING, __file__, 0, text, (dropped,), None))
 
 
 def queue_handler() -> QueueHandler | None:
@@ -319,4 +257,4 @@ def write_line(text: str) -> None:
     if handler is None:
         print(escape(text), file=sys.stderr)  # noqa: T201  # logging is not configured
     else:
-        handler.write(escape(text))  # The end of the process flushes it.
+        handler.queue.write(escape(text))  # The end of the process flushes it.

@@ -230,12 +230,20 @@ def test_every_kind_of_request(name: str, caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.mark.parametrize(
-    "authorization", ["", "Bearer reading-token", "Bearer writing-token", "Bearer wrong", "Basic x"]
+    "authorization",
+    ["", "Bearer reading-token", "Bearer writing-token", "Bearer prefixed-token", "Bearer wrong", "Basic x"],
 )
 def test_tokens(authorization: str, caplog: pytest.LogCaptureFixture) -> None:
-    tokens = (ApiToken("r", "reading-token", "read"), ApiToken("w", "writing-token", "write"))
+    tokens = (
+        ApiToken("r", "reading-token", "read"),
+        ApiToken("w", "writing-token", "write"),
+        ApiToken("p", "prefixed-token", "write", ("a", "\xe4")),
+    )
     full, fast = both(Config(api_tokens=tokens, cluster_secret="a secret of some length"))
-    for case in (*CASES.values(), Case("POST", "/kvs", b'{"writes": [{"key": "b", "value": 2}]}', JSON)):
+    own = Case("POST", "/kvs", b'{"reads": ["ab"], "writes": [{"key": "a", "value": 2}]}', JSON)
+    foreign = Case("POST", "/kvs", b'{"writes": [{"key": "b", "value": 2}]}', JSON)
+    paths = [Case(path=path) for path in sorted(PATHS)]
+    for case in (*CASES.values(), own, foreign, *paths):
         request = case._replace(environ={**case.environ, "HTTP_AUTHORIZATION": authorization})
         assert send(fast, request, caplog) == send(full, request, caplog), request
 

@@ -172,7 +172,7 @@ def test_a_log_that_nobody_reads_blocks_no_thread_and_counts_what_it_drops(pipe:
         assert not thread.is_alive()
     handler.flush()
     assert time.monotonic() - began < 20
-    assert handler._queued_bytes <= 100_000
+    assert handler.queue.bytes <= 100_000
     assert 0 < handler.dropped_lines < 4000
     reported, text = 0, b""
     while reported < handler.dropped_lines:
