@@ -208,6 +208,17 @@ class Config:
         "waited because it asked to (`wait`, `w`, a causal past that has not arrived) is logged but does not count.",
     )
 
+    audit_log: str = setting(
+        "",
+        "KV_AUDIT_LOG",
+        Parser(str.strip, "path of a file, or `-`"),
+        Section.LOG,
+        "The replica appends one line of JSON for each write of a client, with the token's name, the key and the "
+        "dot, never the value. `-` or `stderr`: standard error. The start fails if the file cannot be opened. Later, "
+        "no request waits for it; see [audit log](security.md#audit-log).",
+        default_text="no audit log",
+    )
+
     cluster_secret: str = setting(
         "",
         "KV_CLUSTER_SECRET",
@@ -259,7 +270,7 @@ class Config:
         _secret(MIN_SECRET_CHARACTERS),
         Section.SECURITY,
         "The dashboard asks for it. Set the same password on all replicas, so that a login is valid on "
-        "every replica. Without it the dashboard, which is read-only, is open.",
+        "every replica. Without it the dashboard, which is read-only, is open; it is closed if a token has prefixes.",
         is_secret=True,
     )
 

@@ -95,9 +95,7 @@ class LineQueue:
             self._lines.append(encoded)
             self.bytes += len(encoded)
             if self._writer is None or self._writer_pid != os.getpid():  # A fork copies no threads.
-                self._writer_pid = os.getpid()
-                self._writer = threading.Thread(target=self._write_lines, name="log", daemon=True)
-                self._writer.start()
+                self._start_writer()
             self._changed.notify_all()
 
     def flush(self) -> None:
@@ -106,6 +104,14 @@ class LineQueue:
         with self._changed:
             while self.bytes and (left_s := deadline_s - time.monotonic()) > 0:
                 self._changed.wait(left_s)
+
+    def _start_writer(self) -> None:
+        writer = threading.Thread(target=self._write_lines, name="log", daemon=True)
+        try:
+            writer.start()
+        except RuntimeError:
+            return  # The system has no thread left. The next line tries again.
+        self._writer, self._writer_pid = writer, os.getpid()
 
     def _write_lines(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # Other threads receive them.

@@ -47,6 +47,7 @@ from granian.log import LogLevels
 from granian.server.mt import MTServer
 
 from kvsite import connections, signals
+from kvsite.audit import AuditLog
 from kvsite.config import SETTINGS, Config, current
 from kvsite.context import ServerContext
 from kvsite.listener_shutdown import stop_listening
@@ -60,6 +61,7 @@ from replication.peer_client import PeerClientSettings
 from replication.proof import derive_key
 from replication.rate_limit import LogRateLimiter
 from replication.replica import Replica
+from store.api.bodies import Bodies
 from store.engine import Engine, read_clocks
 
 if TYPE_CHECKING:
@@ -241,7 +243,8 @@ def bind(host: str, port: int) -> socket.socket:
 def build(config: Config, on_fatal: Callable[[str], None]) -> ServerContext:
     """Build one replica. It does nothing until ``context.node.start()`` is called.
 
-    ``on_fatal`` is called with a reason if this process must stop, for example because of a duplicate address.
+    ``on_fatal`` is called with a reason if this process must stop, for example because of a duplicate address. Raises
+    ``StartError`` if the audit log cannot be opened.
     """
     replica = Replica(
         config.address,
@@ -264,7 +267,30 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> ServerContext:
     )
     discovery = Discovery(config.view_dns, config.replication.sync_interval_s) if config.view_dns else None
     node = Node(replica, engine, transport, on_fatal=on_fatal, is_open=config.is_open, discovery=discovery)
-    return ServerContext(engine=engine, limits=config.limits, node=node, config=config, dropped_log_lines=dropped_lines)
+    bodies = Bodies()
+    audit = _open_audit_log(config.audit_log, bodies)
+    if audit is not None:
+        engine.on_write = audit.record
+    return ServerContext(
+        engine=engine,
+        limits=config.limits,
+        bodies=bodies,
+        node=node,
+        config=config,
+        audit=audit,
+        dropped_log_lines=dropped_lines,
+        dropped_audit_lines=lambda: audit.dropped_lines if audit else 0,
+    )
+
+
+def _open_audit_log(target: str, bodies: Bodies) -> AuditLog | None:
+    """Return the audit log; None without ``KV_AUDIT_LOG``. Raises ``StartError``."""
+    if not target:
+        return None
+    try:
+        return AuditLog.open(target, bodies.in_progress)
+    except OSError as exc:
+        raise StartError(f"KV_AUDIT_LOG: cannot write {target!r}: {exc.strerror or exc}") from None
 
 
 def run(config: Config, *, until_stdin_closes: bool = False) -> int:
@@ -315,6 +341,8 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
     server.serve(target_loader=lambda: edge, wrap_loader=False)
     for text in dict.fromkeys([*problems, *notes]):
         write_line(text)  # For the caller, whatever the log settings.
+    if context.audit is not None:
+        context.audit.flush()
     code = 1 if problems or server.interrupt_children else 0
     logger.info("stopped")
     if server.stuck:

@@ -72,6 +72,7 @@ __all__ = [
     "Replication",
     "SetChange",
     "TransactionResult",
+    "Update",
     "Versions",
     "WriteConcern",
     "WriteResult",
@@ -241,6 +242,8 @@ class Engine:
     ``waiters``: the waiting requests. At most ``max_watchers`` watch a key or a prefix, at most ``max_deferred`` are
     deferred, as many wait for acks, and ``max_streams`` are streams of the change feed.
     ``searches``: those of the change feed among many changes.
+    ``on_write``: called under the lock for each update that a request or a seed has issued, by the thread that serves it.
+    It must neither block nor fail.
     """
 
     def __init__(
@@ -257,6 +260,7 @@ class Engine:
         self.counts = dict.fromkeys(("reads", "writes", "deletes", "transactions", "lists", "deferred", "refused"), 0)
         self.waiters = Waiters(store.settings.max_watchers, store.settings.max_deferred, store.settings.max_streams)
         self.max_streams = store.settings.max_streams
+        self.on_write: Callable[[Update], None] | None = None
         self.searches = Searches(self.lock)
         self._store = store
         self._settings = store.settings
@@ -363,7 +367,7 @@ class Engine:
             self.counts["deletes" if change.is_delete else "writes"] += 1
             wrote = self._serve(self._store.put, change, past, wait_s)
             if wrote.update is not None:
-                self.replication.update_issued(wrote.update)
+                self._issued(wrote.update)
         return wrote
 
     def list(
@@ -420,7 +424,7 @@ class Engine:
             self.counts["deletes"] += 1
             done = self._serve(partial(self._store.delete_range, limit=limit), prefix, past, wait_s)
             if done.update is not None:
-                self.replication.update_issued(done.update)
+                self._issued(done.update)
         return done
 
     def transact(
@@ -440,7 +444,7 @@ class Engine:
             self.counts["transactions"] += 1
             done = self._serve(partial(self._store.transact, reads, before_write=before_write), writes, past, wait_s)
             if done.update is not None:
-                self.replication.update_issued(done.update)
+                self._issued(done.update)
         return done
 
     def seed(self, changes: Sequence[Change]) -> None:
@@ -448,12 +452,18 @@ class Engine:
         with self.lock:
             update = self._store.seed(changes, self._now())
             if update is not None:
-                self.replication.update_issued(update)
+                self._issued(update)
 
     def present(self, keys: Sequence[str]) -> Sequence[str]:
         """Return which of the keys this replica has now, whether it serves clients or not."""
         with self.lock:
             return [key for key in keys if self._store.table.get(key)]
+
+    def _issued(self, update: Update) -> None:
+        """Pass on an update that a request or a seed has issued. Call this under the lock."""
+        self.replication.update_issued(update)
+        if self.on_write is not None:
+            self.on_write(update)
 
     def write_with_concern(
         self,

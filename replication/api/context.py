@@ -33,6 +33,8 @@ class ReplicaContext(StoreContext):
     node: Node
     dropped_log_lines: Callable[[], int] = lambda: 0
     """Returns how many lines of the log could not be written."""
+    dropped_audit_lines: Callable[[], int] = lambda: 0
+    """Returns how many lines of the audit log could not be written."""
     large_peer_responses: LargeResponses = field(
         default_factory=lambda: LargeResponses(PEER_RESPONSES_BYTES, MAX_PEER_RESPONSES)
     )

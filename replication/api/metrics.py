@@ -53,6 +53,11 @@ class ReplicaCollector(Collector):
             "Lines of the log that were dropped because nobody read them in time.",
             self._context.dropped_log_lines(),
         )
+        yield CounterMetricFamily(
+            "causeway_audit_lines_dropped",
+            "Lines of the audit log that were dropped because its file could not be written.",
+            self._context.dropped_audit_lines(),
+        )
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that a registry does not scrape once to find duplicate names."""
