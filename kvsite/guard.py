@@ -44,7 +44,9 @@ Environ = dict[str, Any]
 PROOF: Final = "HTTP_" + HEADER.upper().replace("-", "_")
 PUBLIC: Final = frozenset({"/healthz", "/readyz"})
 DASHBOARD: Final = "/admin/"
-STATIC_FILES: Final = "/admin/static/"
+WITHOUT_DATA: Final = ("/admin/static/", "/admin/schema/")
+"""Paths below ``DASHBOARD`` that show nothing of the replica. ``/docs/`` uses them."""
+
 PAGES: Final = frozenset({"/", "/admin", "/docs", "/docs/"})
 """Pages outside of the dashboard that its login opens. ``/``, ``/admin`` and ``/docs`` only redirect."""
 
@@ -146,7 +148,7 @@ class Guard:
         if (header := environ.get(PROOF)) is not None:
             return self._authorize_peer(environ, header)
         if path in PUBLIC or path.startswith(DASHBOARD):
-            if self._closes_dashboard and path.startswith(DASHBOARD) and not path.startswith(STATIC_FILES):
+            if self._closes_dashboard and path.startswith(DASHBOARD) and not path.startswith(WITHOUT_DATA):
                 raise RequestDenied(
                     403,
                     "The dashboard shows every key, and KV_API_TOKENS has tokens that are for some keys only",

@@ -8,7 +8,7 @@ if at least one other member has acknowledged all updates of this replica, or if
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 

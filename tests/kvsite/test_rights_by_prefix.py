@@ -183,6 +183,12 @@ ATTACKS: Final = {
     "metrics": without_keys("/metrics"),
     "schema/": without_keys("/schema/", "/schema/?format=yaml"),
     "docs/": without_keys("/docs/"),
+    "docs": without_keys("/docs"),
+    "admin": without_keys("/admin"),
+    "admin/keys/raw/": without_keys(f"/admin/keys/raw/?key={KNOWN}"),
+    "admin/update/": without_keys(f"/admin/update/?update={PEER_ID}:1", f"/admin/update/?update={PEER_ID}:2"),
+    "admin/schema/": without_keys("/admin/schema/"),
+    "admin/metrics/": without_keys("/admin/metrics/"),
     "healthz": without_keys("/healthz"),
     "readyz": without_keys("/readyz"),
     "": without_keys("/"),
@@ -216,6 +222,7 @@ HEADERS: Final[tuple[dict[str, str], ...]] = (
     {},
     {"if_none_match": '*, "absent"', "accept": "application/octet-stream"},
     {"if_match": '"wrong"', "accept": "text/event-stream"},
+    {"accept": "text/html,*/*", "cookie": "sessionid=e30:1abcde:AAAAAAAAAAAAAAAAAAAA"},
     {"x_causal_metadata": '{"127.0.0.1:9@0000000000000001":9}', "x_request_id": "r"},
 )
 
@@ -243,7 +250,7 @@ def test_a_token_for_another_prefix_learns_and_changes_nothing(site: Site, route
                 continue  # The allowed methods, whatever the query.
             for token in (OWN, OWN_READ):
                 # All pairs of bodies and headers would be many requests. Each body and each header meets each target.
-                bodies = BODIES[:4] if target.startswith("/admin/") else BODIES  # No page reads JSON.
+                bodies = BODIES[:5] if target.startswith("/admin/") else BODIES  # No page reads JSON.
                 for i, body in enumerate(bodies):
                     headers = HEADERS[i % len(HEADERS)]
                     response = site.ask(method, target, body, token=token, **headers)
@@ -387,7 +394,7 @@ def test_a_token_with_prefixes_never_changes_the_view() -> None:
 
 
 def test_a_new_path_is_closed_to_tokens_with_prefixes(site: Site) -> None:
-    for path in ("/new/route", "/kvsx", "/kvs//../view", "/replication/", "/admin"):
+    for path in ("/new/route", "/kvsx", "/kvs//../view", "/replication/", "/admins"):
         response = site.ask("GET", path)
         assert response.status == 403, path
         assert b"team-a/" in response.body
@@ -395,13 +402,15 @@ def test_a_new_path_is_closed_to_tokens_with_prefixes(site: Site) -> None:
 
 def test_without_a_password_the_dashboard_is_closed_while_tokens_have_prefixes() -> None:
     site = Site(api_tokens=TOKENS)
-    for path in ("/admin/", "/admin/keys/", f"/admin/keys/key/?key={KNOWN}", "/admin/spacetime/now/", "/admin/login/"):
+    for path in ("/admin/", "/admin/keys/", f"/admin/keys/key/?key={KNOWN}", "/admin/spacetime/now/", "/admin/login/",
+                 f"/admin/update/?update={PEER_ID}:1", f"/admin/keys/raw/?key={KNOWN}"):  # fmt: skip
         for token in (None, OWN, ALL):
             response = site.ask("GET", path, token=token)
             assert response.status == 403, path
             assert "KV_ADMIN_PASSWORD" in response.json["hint"]
             assert_hidden(response, response)
-    assert site.ask("GET", "/admin/static/admin/css/base.css", token=None).status == 200  # for /docs/
+    for path in ("/docs/", "/admin/schema/", "/admin/static/admin/css/base.css"):  # The first one uses the others.
+        assert site.ask("GET", path, token=None, accept="text/html").status == 200
     assert any("nobody may see the dashboard" in warning for warning in Config(api_tokens=TOKENS).security_warnings)
     open_to_all = Site(api_tokens=(ApiToken("all", ALL, "write"),))
     assert open_to_all.ask("GET", "/admin/keys/", token=None).status == 200
