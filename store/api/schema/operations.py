@@ -49,7 +49,12 @@ def error_responses(bad_input: str) -> Object:
         "400": response("Invalid input; nothing has changed.", ref("Error"), {"Invalid": {"error": bad_input}}),
         "401": NO_TOKEN,
         "403": response(
-            "The token only permits reading.", ref("Error"), {"Read-only": {"error": "Token 'web' may only read"}}
+            "The token only permits reading, or only keys with other prefixes.",
+            ref("Error"),
+            {
+                "Read-only": {"error": "Token 'web' may only read"},
+                "Other keys": {"error": "Token 'shop' is only for keys that begin with 'cart/' or 'order/'"},
+            },
         ),
         "413": response(
             "The body or the value is too large.",

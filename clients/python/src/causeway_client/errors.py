@@ -2,7 +2,7 @@
 
     ClientError
     ├── Rejected                    4xx or 507: the replica rejected the request; nothing was changed
-    │   ├── NotAllowed              401, 403: the token is missing, unknown, or does not allow this request
+    │   ├── NotAllowed              401, 403: the token is missing, unknown, or does not allow this request or key
     │   ├── WrongType               409: the key holds another type of value than the operation changes
     │   └── PreconditionFailed      412: the key's version is not the one in ``if_match`` or ``if_none_match``
     ├── Unavailable                 no replica answered in time; nothing was changed
@@ -38,7 +38,7 @@ class Rejected(ClientError):
 
 
 class NotAllowed(Rejected):
-    """401 or 403: the token is missing, unknown, or does not allow this request."""
+    """401 or 403: the token is missing, unknown, or does not allow this request or a key in it (``error``)."""
 
 
 class WrongType(Rejected):
