@@ -242,8 +242,8 @@ class Engine:
     ``waiters``: the waiting requests. At most ``max_watchers`` watch a key or a prefix, at most ``max_deferred`` are
     deferred, as many wait for acks, and ``max_streams`` are streams of the change feed.
     ``searches``: those of the change feed among many changes.
-    ``on_write``: called under the lock for each update that a request or a seed has issued, by the thread that serves it.
-    It must neither block nor fail.
+    ``on_write``: called under the lock for each update that a request or a seed has issued, by its thread. It must
+    neither block nor fail.
     """
 
     def __init__(

@@ -25,8 +25,8 @@ from store.api_tokens import ApiToken
 
 NEEDS_WRITE: Final = "Send a token that may write: KV_API_TOKENS has it as name:token:write."
 OUTSIDE: Final = (
-    "Name keys with a prefix of this token; a listing, a feed or a range delete needs such a prefix in its query "
-    "(?prefix=). Other keys need another token of KV_API_TOKENS."
+    "Name keys with a prefix of this token; a listing, a feed, an export or a range delete needs such a prefix in its "
+    "query (?prefix=). Other keys need another token of KV_API_TOKENS."
 )
 
 TOKEN: Final = "causeway.token"  # noqa: S105  # the name of a variable

@@ -19,7 +19,7 @@ from kvsite.config import Config
 from kvsite.line_queue import LineQueue
 from kvsite.logs import HumanFormatter, QueueHandler
 from kvsite.server import StartError, build
-from store.versions import Update, Write
+from store.versions import Change, Update, Write
 from tests.kvsite.test_rights_by_prefix import ALL, OWN, TOKENS, Site
 from tests.support.waiting import wait_until
 
@@ -97,9 +97,11 @@ def test_a_request_that_changes_nothing_has_no_line(audited: Audited) -> None:
 def test_a_write_without_a_token_has_none_in_its_line(tmp_path: Path) -> None:
     replica = Audited(tmp_path / "audit.log")
     replica.ask("PUT", "/kvs/x", {"value": 1}, token=None)
-    with replica.engine.lock:  # as a command inside of this process does, without a request
-        replica.engine.on_write(Update("a@1", 1, 1, {}, (Write("y", b"1"),)))  # type: ignore[misc]
+    thread = threading.Thread(target=lambda: replica.engine.seed([Change("y", b"1"), Change("z", b"1")]))
+    thread.start()
+    thread.join()
     by_request, by_process = replica.lines()
+    assert (by_process["keys"], by_process["dot"][1]) == (["y", "z"], 2)
     assert (by_request["token"], by_request["method"], by_request["key"]) == (None, "PUT", "x")
     assert [by_process[name] for name in ("token", "method", "address", "request_id")] == [None] * 4
 

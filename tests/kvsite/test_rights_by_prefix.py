@@ -173,6 +173,7 @@ def without_keys(*targets: str) -> Attack:
 
 ATTACKS: Final = {
     "changes": Attack([*(f"/changes?{q}" for q in WIDER), f"/changes?{WIDER[4]}&wait=30"], is_refused=True),
+    "export": Attack([*(f"/export?{q}" for q in WIDER), f"/export?{WIDER[4]}&wait=30"], is_refused=True),
     "kvs": Attack([*(f"/kvs?{q}" for q in WIDER), *(f"/kvs?{WIDER[4]}{more}" for more in OPTIONS)], is_refused=True),
     "^kvs/(?P<rest>(?s:.*))$": Attack(keyed("/kvs/"), is_refused=True),
     "^replication/explain/(?P<rest>(?s:.*))$": Attack(keyed("/replication/explain/"), is_refused=True),
@@ -246,7 +247,7 @@ def test_a_token_for_another_prefix_learns_and_changes_nothing(site: Site, route
     began_s = time.monotonic()
     for target in targets:
         for method in METHODS:
-            if method == "OPTIONS" and target.partition("?")[0] in {"/kvs", "/changes"}:
+            if method == "OPTIONS" and target.partition("?")[0] in {"/kvs", "/changes", "/export"}:
                 continue  # The allowed methods, whatever the query.
             for token in (OWN, OWN_READ):
                 # All pairs of bodies and headers would be many requests. Each body and each header meets each target.
@@ -266,18 +267,18 @@ def test_a_token_for_another_prefix_learns_and_changes_nothing(site: Site, route
 def _is_answered(method: str, target: str, body: Any) -> bool:
     """Return whether a request to a route of keys is wrong in itself: 400, 405 or 415 for every token."""
     path = target.partition("?")[0]
-    served = {"/kvs": {"GET", "HEAD", "POST", "DELETE"}, "/changes": {"GET", "HEAD"}}.get(path)
+    read = {"GET", "HEAD"}
+    served = {"/kvs": {*read, "POST", "DELETE"}, "/changes": read, "/export": read}.get(path)
     if served is None:
         return False
     if method.upper() not in served:
         return True
     is_transaction = path == "/kvs" and method == "POST"
-    is_read = path == "/changes" or method in {"GET", "HEAD", "get"}
     known = {"causal-metadata"} | ({"reads", "writes"} if is_transaction else set())
-    return (body is None and is_transaction) or not set(body or {}) <= known or (is_read and method == "get")
+    return (body is None and is_transaction) or not set(body or {}) <= known
 
 
-@pytest.mark.parametrize("target", ["/kvs", "/changes"])
+@pytest.mark.parametrize("target", ["/kvs", "/changes", "/export"])
 def test_the_options_of_a_route_name_its_methods_only(site: Site, target: str) -> None:
     response = site.ask("OPTIONS", f"{target}?prefix=team-b/")
     assert (response.status, response.body) == (204, b"")
@@ -335,6 +336,11 @@ def test_a_token_serves_its_own_keys_in_every_way(site: Site) -> None:
     ]
     followed = site.ask("GET", f"/changes?prefix=team-a/&since={changes['next']}").json
     assert (followed["changes"], followed["more"]) == ([], False)
+    exported = site.ask("GET", "/export?prefix=team-a/")
+    lines = [json.loads(line) for line in exported.body.splitlines()]
+    assert [line["key"] for line in lines[1:-1]] == ["team-a/%FF", "team-a/n", "team-a/own", "team-a/x", "team-a/y"]
+    assert lines[0]["keys"] == 5
+    assert_hidden(exported, exported)
     explained = site.ask("GET", "/replication/explain/team-a/pending").json
     assert len(explained["pending"]) == 1
     assert site.ask("DELETE", "/kvs/team-a/y").status == 200
