@@ -44,6 +44,8 @@ RETRY_S: Final = 1.0
 
 FILE_MODE: Final = 0o600
 
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for each line.
+
 logger = logging.getLogger("causeway.audit")
 
 
@@ -55,8 +57,8 @@ class FileSink:
 
     def __init__(self, path: str, retry_s: float = RETRY_S) -> None:
         self.retry_s: float | None = retry_s
-        self._path = path
-        self._descriptor = _open(path)
+        self._path = Path(path)
+        self._descriptor = _open(self._path)
         self._is_torn = False
         self._is_failing = False
         self._log_rate = LogRateLimiter()
@@ -79,15 +81,11 @@ class FileSink:
             logger.warning("KV_AUDIT_LOG %s can be written again", self._path)
         return True
 
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
-
     def _follow(self) -> None:
         """Open the file again if the path leads to another one now, or to none. Raises OSError."""
         opened = os.fstat(self._descriptor)
         try:
-            found = Path(self._path).stat()
+            found = self._path.stat()
             if (found.st_dev, found.st_ino) == (opened.st_dev, opened.st_ino):
                 return
         except FileNotFoundError:
@@ -97,13 +95,13 @@ class FileSink:
         self._descriptor, self._is_torn = descriptor, False
 
 
-def _open(path: str) -> int:
+def _open(path: Path) -> int:
     # A FIFO without a reader is an error then, and no wait.
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
 
 
 class AuditLog:
-    """Writes one line for each update that clients issue. Thread-safe.
+    """Writes one line for each update that this replica issues for a client, or for a seed. Thread-safe.
 
     ``requests``: thread -> environ of the request that it serves.
     """
@@ -155,5 +153,5 @@ def missing(dropped: int) -> str:
 def _line(**fields: Any) -> str:
     now_s, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
     at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now_s))}.{milliseconds:03d}Z"
-    line = json.dumps({"time": at, "logger": "causeway.audit", **fields}, separators=(",", ":"))
+    line = _encode({"time": at, "logger": "causeway.audit", **fields})
     return line.replace("\x7f", "\\u007f")  # ASCII: json escapes all other control characters.

@@ -277,16 +277,25 @@ def test_an_unknown_path_lists_the_paths(api: Api, path: str, meant: str) -> Non
 
 # -- the edge ----------------------------------------------------------------------------------------------------------
 
-TOKENS = (ApiToken("app", "token-that-writes", "write"), ApiToken("look", "token-that-reads", "read"))
+TOKENS = (
+    ApiToken("app", "token-that-writes", "write"),
+    ApiToken("look", "token-that-reads", "read"),
+    ApiToken("team", "token-of-a-team", "write", ("team/",)),
+)
 SECURED = Config(cluster_secret="a secret of this cluster", api_tokens=TOKENS)
 WITH_TOKENS = Config(api_tokens=TOKENS)
 READ = {"Authorization": "Bearer token-that-reads"}
+TEAM = {"Authorization": "Bearer token-of-a-team"}
 
 DENIED: list[tuple[str, Config, str, str, dict[str, str], int, str]] = [
     ("no token", SECURED, "GET", "/kvs/k", {}, 401, "Authorization: Bearer"),
     ("unknown token", SECURED, "GET", "/kvs/k", {"Authorization": "Bearer x"}, 401, "Authorization: Bearer"),
     ("read token", SECURED, "PUT", "/kvs/k", READ, 403, "may write"),
     ("read token in a transaction", SECURED, "POST", "/kvs", READ, 403, "may write"),
+    ("other key", SECURED, "GET", "/kvs/k", TEAM, 403, "?prefix="),
+    ("other keys in a transaction", SECURED, "POST", "/kvs", TEAM, 403, "?prefix="),
+    ("path for all keys", SECURED, "GET", "/new", TEAM, 403, "without prefixes"),
+    ("closed dashboard", SECURED, "GET", "/admin/", {}, 403, "KV_ADMIN_PASSWORD"),
     ("no proof", SECURED, "PUT", "/view", READ, 403, "join_view"),
     ("bad proof", SECURED, "PUT", "/view", {"X-Causeway-Proof": "1 x"}, 403, "join_view"),
     ("proof without a secret", WITH_TOKENS, "PUT", "/view", {"X-Causeway-Proof": "1 x"}, 403, "Unset"),
