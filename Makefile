@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test demo soak simulate hostile lint fmt settings docs lock system clean image matrix audit
+.PHONY: help setup run test demo soak simulate hostile lint fmt settings docs lock system clean image monitoring matrix audit
 
 # The first Python on PATH that is new enough. Set PYTHON=… to choose another one.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
@@ -20,7 +20,7 @@ SEED ?= 1
 NETNS := ip:iproute2 iptables:iptables unshare:util-linux mount:mount
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
 
 # --- Installation -----------------------------------------------------------------------------------------------------
 
@@ -118,6 +118,12 @@ image: SYSTEM := podman:podman crun:crun debootstrap:debootstrap $(NETNS)
 image: setup system ## Build the container image and test three replicas of it (needs Debian and root)
 	@[ "$$(id -u)" = 0 ] || { echo "make image mounts file systems and needs root: sudo make image" >&2; exit 1; }
 	unshare --mount $(BIN)/pytest tests/image/test_image.py $(PYTEST_ARGS)
+
+# Debian's package prometheus has promtool and takes 330 MB; under systemd it also starts a service on port 9090. So
+# `make test` does without it: its tests parse the same files and check the names in them.
+monitoring: SYSTEM := promtool:prometheus
+monitoring: setup system ## Check rules and dashboard in deploy/monitoring with Prometheus's own tools
+	$(BIN)/pytest tests/monitoring/test_prometheus.py $(PYTEST_ARGS)
 
 audit: setup ## Look up known vulnerabilities of the locked packages. Needs the package index
 	@[ -x .venv/audit/bin/pip-audit ] || { $(BIN)/python -m venv .venv/audit && .venv/audit/bin/pip install --quiet pip-audit==2.10.1; }
