@@ -27,7 +27,7 @@ _ALLOWED: Final = [
     ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, PATCH, DELETE"),
     (
         "Access-Control-Allow-Headers",
-        "Authorization, Content-Type, If-Match, If-None-Match, X-Causal-Metadata, X-Request-ID",
+        "Authorization, Content-Type, If-Match, If-None-Match, traceparent, X-Causal-Metadata, X-Request-ID",
     ),
     ("Access-Control-Max-Age", "600"),
     ("Content-Length", "0"),

@@ -3,8 +3,9 @@
 Lines
 -----
 Times are UTC with milliseconds. A line that is written while a request is served contains the id of the request, which
-the response has in ``X-Request-ID``. No line contains values, tokens, secrets, bodies or headers. Text of clients and
-peers can be in a line, so every character that a terminal could take for a command is escaped.
+the response has in ``X-Request-ID``, and the trace that the request belongs to, if any (trace_context.py). No line
+contains values, tokens, secrets, bodies or headers. Text of clients and peers can be in a line, so every character that
+a terminal could take for a command is escaped.
 
 The lines of one request have at most ``MAX_REQUEST_BYTES`` together, unless the request met a fault of this replica
 (500): otherwise anybody could fill a disk faster than the network delivers requests. Longer messages are cut, and
@@ -28,6 +29,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 from kvsite.line_queue import DescriptorSink, LineQueue
+from kvsite.trace_context import TraceContext
 
 ORDINARY_STATUSES: Final = frozenset({404, 408, 412, 503})
 """Statuses that describe the state of the data and not a mistake: absent, changed meanwhile, not arrived yet. And 408:
@@ -46,11 +48,11 @@ _CUTS: Final = (200, 100, 40, 0)
 """Limits to which a message is cut, one after the other, until its line fits; before them, parts of the line's own."""
 
 _OMISSION: Final = "…"
-_Request = tuple[str]
+_Request = tuple[str, TraceContext | None]
 
-_request: ContextVar[_Request] = ContextVar("_request", default=("",))
-"""(id,) of the request that this thread serves. Each request makes a new tuple, whose identity tells it from others
-with the same id. The next request of the thread replaces it."""
+_request: ContextVar[_Request] = ContextVar("_request", default=("", None))
+"""(id, trace) of the request that this thread serves. Each request makes a new tuple, whose identity tells it from
+others with the same id. The next request of the thread replaces it."""
 
 _spent: ContextVar[tuple[_Request, int]] = ContextVar("_spent")
 """The request that this thread has logged for, and how many bytes."""
@@ -63,9 +65,20 @@ def current_request_id() -> str:
     return _request.get()[0]
 
 
-def set_request_id(request_id: str) -> None:
+def current_trace() -> TraceContext | None:
+    """Return the trace of the request that this thread serves."""
+    return _request.get()[1]
+
+
+def current_traceparent() -> str:
+    """Return the header for requests that follow from the one that this thread serves; empty if it has no trace."""
+    trace = _request.get()[1]
+    return "" if trace is None else trace.header
+
+
+def set_request_id(request_id: str, trace: TraceContext | None = None) -> None:
     """Begin a request: its lines have ``request_id``. An empty text: the thread serves none."""
-    _request.set((request_id,))
+    _request.set((request_id, trace))
 
 
 class RequestIds:
@@ -75,16 +88,16 @@ class RequestIds:
         self._prefix = secrets.token_hex(6)
         self._numbers = itertools.count(1)
 
-    def assign(self, requested: str | None) -> str:
+    def assign(self, requested: str | None, trace: TraceContext | None = None) -> str:
         """Return the id of a request that starts, and set it for this thread's log lines.
 
-        ``requested``: the client's ``X-Request-ID``.
+        ``requested``: the client's ``X-Request-ID``. ``trace``: the trace that the request belongs to.
         """
         if requested is not None and _VALID_ID.fullmatch(requested):
             request_id = requested
         else:
             request_id = f"{self._prefix}-{next(self._numbers):x}"
-        _request.set((request_id,))
+        _request.set((request_id, trace))
         return request_id
 
 
@@ -183,7 +196,8 @@ class HumanFormatter(LineFormatter):
         """Return the line."""
         line = f"{utc(record)} {record.levelname:<7} {record.name}: {cut(escape(message), limit)}"
         if request_id := current_request_id():
-            line = f"{line} [{request_id}]"
+            trace = current_trace()
+            line = f"{line} [{request_id}]" if trace is None else f"{line} [{request_id} trace={trace.trace_id}]"
         return line + "".join(f"\n  {escape(part)}" for part in traceback.splitlines())
 
 
@@ -202,6 +216,9 @@ class JsonFormatter(LineFormatter):
             line[name] = cut(value, limit) if isinstance(value, str) else value
         if request_id := current_request_id():
             line["request_id"] = request_id
+            if trace := current_trace():
+                line["trace_id"] = trace.trace_id
+                line["span_id"] = trace.parent_id
         if traceback:
             line["traceback"] = traceback
         # ASCII: escapes all control characters but one, and lone surrogates.

@@ -51,7 +51,7 @@ from kvsite.audit import AuditLog
 from kvsite.config import SETTINGS, Config, current
 from kvsite.context import ServerContext
 from kvsite.listener_shutdown import stop_listening
-from kvsite.logs import dropped_lines, write_line
+from kvsite.logs import current_traceparent, dropped_lines, write_line
 from kvsite.seeding import Seeder
 from kvsite.signals import StopRequest
 from replication.address import join_address
@@ -266,7 +266,15 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> ServerContext:
         max_body_bytes=config.limits.max_body_bytes,
     )
     discovery = Discovery(config.view_dns, config.replication.sync_interval_s) if config.view_dns else None
-    node = Node(replica, engine, transport, on_fatal=on_fatal, is_open=config.is_open, discovery=discovery)
+    node = Node(
+        replica,
+        engine,
+        transport,
+        on_fatal=on_fatal,
+        is_open=config.is_open,
+        discovery=discovery,
+        traceparent=current_traceparent,
+    )
     bodies = Bodies()
     audit = _open_audit_log(config.audit_log, bodies)
     if audit is not None:
@@ -339,6 +347,7 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
         server.on_startup(seeder.start)
     server.on_startup(context.node.start)
     server.serve(target_loader=lambda: edge, wrap_loader=False)
+    edge.close_spans()
     for text in dict.fromkeys([*problems, *notes]):
         write_line(text)  # For the caller, whatever the log settings.
     if context.audit is not None:

@@ -11,7 +11,8 @@ dashboard. Views of the API read theirs when they need them, within the bounds o
 Access. The guard (guard.py), CORS (cors.py) and the Host header (hosts.py) are checked here, so that every route is
 protected.
 
-The edge adds ``X-Request-ID`` to every response, and logs slow requests (slow_requests.py).
+The edge adds ``X-Request-ID`` to every response, and logs slow requests (slow_requests.py). It reads the trace that a
+request belongs to (trace_context.py), and makes its span if spans are exported (spans.py).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from threading import get_ident
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from django.core.wsgi import get_wsgi_application
@@ -38,6 +40,7 @@ from kvsite.errors import ERROR_PAGE_HEADERS, error_page, wants_page
 from kvsite.guard import DASHBOARD, PROOF, Guard
 from kvsite.hosts import HostCheck
 from kvsite.logs import RequestIds
+from kvsite.trace_context import TRACEPARENT, TraceContext
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER
 from replication.refusals import RefusalKind
@@ -48,6 +51,9 @@ from store.api.event_stream import EventStream
 from store.api.keys import RAW_PATH
 from store.api.large_responses import OpenStream
 from store.api.usage import hint_of
+
+if TYPE_CHECKING:
+    from kvsite.spans import Spans
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -79,6 +85,11 @@ UNSIGNED: Final[Mapping[type, tuple[str, str]]] = {
 }
 """What a request with a proof gets for a response that cannot be signed: the error and its hint."""
 
+SPAN_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+"""Variables of OpenTelemetry, one of which turns spans on."""
+
+NO_SPANS: Final = "%s is set, but spans are not exported, because packages are missing: pip install 'causeway[otel]'"
+
 LARGE_REQUEST_BYTES: Final = 16 * 1024
 """From this size on, the server's buffer of a connection stays large after the request."""
 
@@ -95,14 +106,17 @@ def _is_large(environ: Environ) -> bool:
 class Edge:
     """A WSGI application around ``application`` that serves the replica of ``context``.
 
-    ``guard``: None allows every request.
+    ``guard``: None allows every request. ``spans``: None makes no spans.
     """
 
-    def __init__(self, application: Application, context: ServerContext, guard: Guard | None) -> None:
+    def __init__(
+        self, application: Application, context: ServerContext, guard: Guard | None, spans: Spans | None = None
+    ) -> None:
         config = context.config
         self._application = application
         self._context = context
         self._guard = guard
+        self._spans = spans
         self._cors = Cors(config.cors_origins)
         self._hosts = HostCheck(config, context.node.members)
         self._request_ids = RequestIds()
@@ -116,6 +130,11 @@ class Edge:
         """Add ``Connection: close`` to every response from this moment on, because the server is about to stop."""
         self._common_headers = [*self._cors.common_headers, CLOSE]
 
+    def close_spans(self) -> None:
+        """Send the spans that are left."""
+        if self._spans is not None:
+            self._spans.close()
+
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         thread, began_s = get_ident(), monotonic()
@@ -123,7 +142,11 @@ class Edge:
         environ[CONTEXT] = self._context
         environ[RAW_PATH] = environ["PATH_INFO"]
         environ[RECEIVED] = began_s
-        request_id = self._request_ids.assign(environ.get("HTTP_X_REQUEST_ID"))
+        trace = TraceContext.parse(environ[TRACEPARENT]) if TRACEPARENT in environ else None
+        span = None
+        if self._spans is not None and (span := self._spans.begin(environ, trace)) is not None:
+            trace = span.trace
+        request_id = self._request_ids.assign(environ.get("HTTP_X_REQUEST_ID"), trace)
         added_headers = [("X-Request-ID", request_id), *self._common_headers]
         if self._bodies.has_many_connections and _is_large(environ):
             added_headers.append(CLOSE)
@@ -143,6 +166,8 @@ class Edge:
             del self._in_progress[thread]
             if RESERVED in environ:
                 self._bodies.release(environ)
+            if span is not None:
+                span.end(environ, request_id, self._hold_time.seconds)
         elapsed_s = monotonic() - began_s
         if elapsed_s > self._slow_request_s:
             hold_s = self._hold_time.seconds
@@ -287,4 +312,18 @@ def load(context: ServerContext) -> Edge:
     django = get_wsgi_application()
     from kvsite.fast_path import FastPath  # noqa: PLC0415  # imports views, which need Django to be set up
 
-    return Edge(FastPath(django), context, Guard.for_config(context.config, context.node.id))
+    guard, spans = Guard.for_config(context.config, context.node.id), spans_for(context.config.address)
+    return Edge(FastPath(django), context, guard, spans)
+
+
+def spans_for(address: str) -> Spans | None:
+    """Return the spans of the replica at ``address``; None if the environment does not ask for spans."""
+    variable = next((name for name in SPAN_ENDPOINTS if os.environ.get(name, "").strip()), None)
+    if variable is None or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    try:
+        from kvsite.spans import Spans  # noqa: PLC0415  # of the optional extra
+    except ImportError:
+        logger.warning(NO_SPANS, variable)
+        return None
+    return Spans.from_environment(address)

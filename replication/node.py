@@ -59,6 +59,8 @@ class Node:
 
     ``on_fatal``: called, from a thread of the node, with the reason when this process has to stop.
     ``discovery``: the source of further seeds, None for none; the replica must have been made with ``discovers``.
+    ``traceparent``: returns the header that connects other requests with the one that this thread serves; empty for
+    none (W3C Trace Context).
     """
 
     def __init__(
@@ -70,11 +72,13 @@ class Node:
         on_fatal: Callable[[str], None],
         is_open: bool = True,
         discovery: Discovery | None = None,
+        traceparent: Callable[[], str] = lambda: "",
     ) -> None:
         self.replica = replica
         self.engine = engine
         self._lock = engine.lock
         self._discovery = discovery
+        self._traceparent = traceparent
         self._endpoints = Endpoints(transport, discovery.address if discovery is not None else "")
         self._stopping = False
         self._metrics = ExchangeMetrics()
@@ -221,12 +225,14 @@ class Node:
     def fetch(self, past: dict[str, int]) -> int:
         """Exchange at once with every peer that may have what ``past`` names and we lack; return a token."""
         token = self.replica.loss.fetch(past)
+        self._trace_urgent()
         self._threads.wake_due()
         return token
 
     def fetch_for_retry(self, past: dict[str, int]) -> int:
         """Like ``fetch``, for a request that does not wait and may have asked before."""
         token = self.replica.loss.fetch_for_retry(past)
+        self._trace_urgent()
         self._threads.wake_due()
         return token
 
@@ -241,8 +247,17 @@ class Node:
     def expect_acks(self, dot: tuple[str, int], required: int) -> None:
         """Send ``dot``, an update of this replica, at once: a client waits until ``required`` members have it."""
         peers = self.replica.acks.expect(dot, required, time.monotonic())
+        if traceparent := self._traceparent():
+            # Others have been sent the update already.
+            self._threads.trace((peer for peer in peers if peer.awaited_counter > peer.acked.sent), traceparent)
         if idle := [peer for peer in peers if not peer.in_flight]:
             self._threads.wake_due(idle)
+
+    def _trace_urgent(self) -> None:
+        """Let the exchanges that fetch what a request lacks carry its trace."""
+        if traceparent := self._traceparent():
+            peers = (self.replica.peers.at(address) for address in self.replica.membership.table.others)
+            self._threads.trace((peer for peer in peers if peer.urgent), traceparent)
 
     def ack_counters(self, origin: str) -> list[int]:
         """Return, for each other member, up to which counter of ``origin`` it is known to have applied; ascending."""

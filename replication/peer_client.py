@@ -201,32 +201,41 @@ class PeerClient:
         ``path``: may contain a query. ``limit``: of the response; None: ``other_limit``. Raises ``NotTrusted`` if the
         response lacks a valid proof, and ``requests.RequestException`` if there is no response within the limit.
         """
-        return self._request(self._send, method, address, path, body, media_type, limit or self._settings.other_limit)
+        headers = {"Content-Type": media_type} if media_type else {}
+        return self._request(self._send, method, address, path, body, headers, limit or self._settings.other_limit)
 
-    def post_message(self, address: str, path: str, body: bytes, media_type: str, limit: ReplyLimit) -> Response:
-        """Like ``request``, for a POST of a message between replicas: faster (message_channel.py)."""
-        return self._request(self._channel.send, "POST", address, path, body, media_type, limit)
+    def post_message(
+        self, address: str, path: str, body: bytes, media_type: str, limit: ReplyLimit, traceparent: str = ""
+    ) -> Response:
+        """Like ``request``, for a POST of a message between replicas: faster (message_channel.py).
+
+        ``traceparent``: the header of that name; empty for none. The proof does not cover it.
+        """
+        headers = {"Content-Type": media_type}
+        if traceparent:
+            headers["traceparent"] = traceparent
+        return self._request(self._channel.send, "POST", address, path, body, headers, limit)
 
     def _request(
-        self, send: Send, method: str, address: str, path: str, body: bytes, media_type: str, limit: ReplyLimit
+        self, send: Send, method: str, address: str, path: str, body: bytes, headers: dict[str, str], limit: ReplyLimit
     ) -> Response:
         """Send a request by ``send``; with a cluster secret, with proofs and after a greeting."""
         if not self._settings.key:
-            reply = send(method, address, path, body, {"Content-Type": media_type} if media_type else {}, limit)
+            reply = send(method, address, path, body, headers, limit)
             return Response(reply.status, reply.body)
         with ExitStack() as on_error:
             # After any failure another process may answer at this address: it has to prove the secret first.
             on_error.callback(self._sessions.pop, address, None)
             if address not in self._sessions:
                 greeting_limit = self._settings.other_limit
-                self._send_with_proof(send, GREETING_METHOD, address, GREETING_PATH, b"", "", greeting_limit)
-            response = self._send_with_proof(send, method, address, path, body, media_type, limit)
+                self._send_with_proof(send, GREETING_METHOD, address, GREETING_PATH, b"", {}, greeting_limit)
+            response = self._send_with_proof(send, method, address, path, body, headers, limit)
             if response.status == requests.codes.forbidden:
                 # A 403 with proof: the peer has a new incarnation, or its clock differs. Its proof contained both, so
                 # one retry, in a new session, succeeds.
                 refused = self._sessions[address]
                 self._sessions[address] = Session(refused.receiver, refused.offset_us)
-                response = self._send_with_proof(send, method, address, path, body, media_type, limit)
+                response = self._send_with_proof(send, method, address, path, body, headers, limit)
             on_error.pop_all()
         return response
 
@@ -236,7 +245,7 @@ class PeerClient:
         self._channel.close()
 
     def _send_with_proof(
-        self, send: Send, method: str, address: str, path: str, body: bytes, media_type: str, limit: ReplyLimit
+        self, send: Send, method: str, address: str, path: str, body: bytes, headers: dict[str, str], limit: ReplyLimit
     ) -> Response:
         """Send a request with proof, verify the response's proof and remember the peer's id and clock."""
         session = self._sessions.get(address) or Session()
@@ -246,10 +255,7 @@ class PeerClient:
         proof = sign_request(
             key, method, route, query, body, receiver=session.receiver, session=session.id, time_us=time_us
         )
-        headers = {HEADER: proof}
-        if media_type:
-            headers["Content-Type"] = media_type
-        reply = send(method, address, path, body, headers, limit)
+        reply = send(method, address, path, body, {HEADER: proof, **headers}, limit)
         response = Response(reply.status, reply.body)
         sender = verify_response(key, reply.proof, mac_of(proof), reply.status, reply.body)
         if sender is None:

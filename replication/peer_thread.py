@@ -24,6 +24,7 @@ from replication.errors import (
     refusal_of,
 )
 from replication.exchange_metrics import ExchangeMetrics
+from replication.messages import Exchange
 from replication.peer_client import PeerClientSettings
 from replication.progress import PeerProgress
 from replication.rate_limit import LogRateLimiter
@@ -115,7 +116,8 @@ class PeerThread:
 
     ``wakeup``: set when a request is due earlier than the thread would wake. ``sleeps_until_s``: when it wakes by
     itself (monotonic seconds), ``AWAKE`` while it does not sleep. ``ended``: the replica does not exchange with the
-    address any more.
+    address any more. ``traceparent``: the header of the next exchange, because a traced request waits for it; empty if
+    none does. Of several such requests it is the first one's: an exchange has one sender and one header.
     """
 
     def __init__(self, address: str, threads: PeerThreads, context: ExchangeContext) -> None:
@@ -124,6 +126,7 @@ class PeerThread:
         self.wakeup = threading.Event()
         self.sleeps_until_s = AWAKE
         self.ended = False
+        self.traceparent = ""
         self._threads = threads
         self._context = context
         self._thread = threading.Thread(target=self.sync, name=f"exchange-{address}", daemon=True)
@@ -156,23 +159,25 @@ class PeerThread:
             self.wakeup.clear()
             now = read_clocks()
             outgoing = replica.begin(self.address, now)
-            until_s = now.mono_s
+            until_s, traceparent = now.mono_s, ""
+            if outgoing is not None and isinstance(outgoing.message, Exchange):
+                traceparent, self.traceparent = self.traceparent, ""
             if outgoing is None:
                 until_s = self.sleeps_until_s = min(replica.due_at(self.address, now), now.mono_s + MAX_SLEEP_S)
                 self._threads.note_sleep(has_news=replica.has_news_for(self.address))
         if outgoing is not None:
-            self._exchange(transport, outgoing)
+            self._exchange(transport, outgoing, traceparent)
         elif not self.wakeup.wait(max(0.0, until_s - now.mono_s)):
             # The thread woke by itself: how late shows how busy this process is.
             woke_s = time.monotonic()
             with context.lock:
                 replica.pacing.record_wakeup(woke_s - until_s, woke_s)
 
-    def _exchange(self, transport: Transport, outgoing: Outgoing) -> None:
+    def _exchange(self, transport: Transport, outgoing: Outgoing, traceparent: str = "") -> None:
         context = self._context
         try:
             began_s = time.monotonic()
-            reply = transport.send(outgoing.to, outgoing.message)
+            reply = transport.send(outgoing.to, outgoing.message, traceparent)
             context.driver.complete(outgoing.to, outgoing.serial, reply)
             context.warnings.reset(outgoing.to)
             with context.lock:
@@ -250,6 +255,13 @@ class PeerThreads:
         if self._may_sleep_without_news:
             self._may_sleep_without_news = False
             self.wake_due()
+
+    def trace(self, peers: Iterable[PeerProgress], traceparent: str) -> None:
+        """Let the next exchange with each of ``peers`` carry ``traceparent``, unless it carries another one."""
+        for peer in peers:
+            thread = self._by_address.get(peer.address)
+            if thread is not None and not thread.traceparent:
+                thread.traceparent = traceparent
 
     def note_sleep(self, *, has_news: bool) -> None:
         """Note that a thread goes to sleep. With news it sleeps until the news is due, which no write makes earlier."""

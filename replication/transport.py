@@ -40,11 +40,17 @@ class Transport:
         self._settings = settings
         self._client = PeerClient(settings)
 
-    def send(self, address: str, message: Exchange | SnapshotRequest) -> Exchange | SnapshotPiece:
-        """Send a request to the replica at ``address`` and return its reply. Raises ``Unreachable``, ``BadMessage``."""
+    def send(
+        self, address: str, message: Exchange | SnapshotRequest, traceparent: str = ""
+    ) -> Exchange | SnapshotPiece:
+        """Send a request to the replica at ``address`` and return its reply. Raises ``Unreachable``, ``BadMessage``.
+
+        ``traceparent``: the header of an exchange that a traced request waits for; empty for none.
+        """
         settings, body = self._settings, encode(message)
         if isinstance(message, Exchange):
-            return decode(self._post(address, "/replication/exchange", body, settings.exchange_limit), Exchange)
+            limit = settings.exchange_limit
+            return decode(self._post(address, "/replication/exchange", body, limit, traceparent), Exchange)
         return decode(self._post(address, "/replication/snapshot", body, settings.snapshot_limit), SnapshotPiece)
 
     def status(self, address: str, query: str = "") -> Mapping[str, Any]:
@@ -59,9 +65,10 @@ class Transport:
         """Close the connections."""
         self._client.close()
 
-    def _post(self, address: str, path: str, body: bytes, limit: ReplyLimit) -> bytes:
+    def _post(self, address: str, path: str, body: bytes, limit: ReplyLimit, traceparent: str = "") -> bytes:
         with translate_errors(address):
-            content = _successful_body(address, self._client.post_message(address, path, body, MEDIA_TYPE, limit))
+            response = self._client.post_message(address, path, body, MEDIA_TYPE, limit, traceparent)
+            content = _successful_body(address, response)
         self.sent_bytes, self.received_bytes = len(body), len(content)
         return content
 

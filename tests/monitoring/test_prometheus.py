@@ -127,7 +127,7 @@ def test_every_panel_has_data_and_a_dead_replica_is_reported(cluster: LocalClust
         wait_until(lambda: prometheus.query(f"timestamp(causeway_keys == 20) > {before}"), timeout_s=10)
 
         def empty() -> set[str]:
-            found = {}
+            found: dict[str, list[Any]] = {}
             for title, expression, _ in dashboard_expressions():
                 assert names_in(expression).selectors
                 found.setdefault(title, []).extend(prometheus.query(filled_in(expression)))

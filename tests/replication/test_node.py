@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from replication.discovery import Discovery, LookupFailed
+from replication.errors import Unreachable
 from replication.node import ALONE, Node
 from replication.peer_client import PeerClientSettings
 from replication.peer_thread import AWAKE, PeerThread
@@ -18,6 +19,7 @@ from replication.replica import Replica
 from replication.settings import ReplicationSettings
 from store.clock import Instant
 from store.engine import Change, Engine, WriteConcern, read_clocks
+from store.errors import DependenciesMissing
 
 OWN, PEER = "127.0.0.1:1", "127.0.0.1:2"
 
@@ -132,6 +134,73 @@ def test_a_write_checks_threads_only_if_one_fell_asleep_with_nothing_to_send(nod
 
 
 DELAY_S = 0.02
+
+
+TRACEPARENT, OTHER_TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'c' * 32}-{'d' * 16}-01"
+
+
+class RecordingTransport:
+    """A transport that records the ``traceparent`` of each exchange, and reaches nobody."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def send(self, address: str, message: object, traceparent: str = "") -> None:
+        self.sent.append(traceparent)
+        raise Unreachable(f"{address} is not there")
+
+
+def traced(node: Node, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, RecordingTransport, list[str]]:
+    """Return a peer thread, its transport, and the list whose last item is the trace of the present request."""
+    current = [""]
+    node._traceparent = lambda: current[-1]
+    peer_thread, transport = sleeping_thread(node, read_clocks().mono_s + 60), RecordingTransport()
+    monkeypatch.setattr(peer_thread.connection, "transport", lambda endpoint: transport)
+    peer = node.replica.peers.at(PEER)
+    peer.schedule.next_sync_s = float("inf")  # only requests make an exchange due
+    return peer_thread, transport, current
+
+
+def test_an_exchange_carries_the_trace_of_the_first_write_that_waits_for_it(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer_thread, transport, current = traced(node, monkeypatch)
+    concern = WriteConcern("all", 0.001)
+
+    def write(traceparent: str) -> None:
+        current.append(traceparent)
+        wrote = node.engine.write(Change("x", b"1"), {})
+        assert wrote.update is not None
+        assert not node.engine.wait_for_acks(wrote.update.dot, concern).enough
+
+    write("")
+    write(TRACEPARENT)
+    write(OTHER_TRACEPARENT)
+    peer_thread.turn()
+    assert transport.sent == [TRACEPARENT]
+    assert peer_thread.traceparent == "", "the next exchange is not for that write"
+
+
+def test_an_exchange_that_nobody_waits_for_carries_no_trace(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer_thread, transport, current = traced(node, monkeypatch)
+    current.append(TRACEPARENT)
+    node.engine.write(Change("x", b"1"), {})
+    node.replica.peers.at(PEER).urgent = True
+    peer_thread.turn()
+    assert transport.sent == [""]
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.001])
+def test_an_exchange_that_fetches_the_past_of_a_request_carries_its_trace(
+    node: Node, monkeypatch: pytest.MonkeyPatch, wait_s: float
+) -> None:
+    peer_thread, transport, current = traced(node, monkeypatch)
+    current.append(TRACEPARENT)
+    node.replica.store.not_serving_reason = None
+    with pytest.raises(DependenciesMissing):
+        node.engine.get("x", {"127.0.0.1:2@0000000000000001": 1}, wait_s=wait_s)
+    peer_thread.turn()
+    assert transport.sent == [TRACEPARENT]
 
 
 class LateTimer(FakeWakeup):

@@ -100,6 +100,19 @@ def post(client: PeerClient, address: str) -> tuple[int, bytes]:
     return response.status, response.body
 
 
+@pytest.mark.parametrize("key", [b"", KEY], ids=["open", "secret"])
+def test_a_message_carries_the_traceparent_that_it_is_given(serve: Serve, key: bytes) -> None:
+    peer = Peer(SECRET if key else "")
+    address, limit = serve(peer), PeerClientSettings().exchange_limit
+    client = PeerClient(PeerClientSettings(key=key))
+    traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
+    for sent in (traceparent, ""):
+        assert client.post_message(address, "/replication/exchange", b"x", "application/msgpack", limit, sent).status
+    client.close()
+    received = [each.get("HTTP_TRACEPARENT", "") for each in peer.headers if each["REQUEST_METHOD"] == "POST"]
+    assert received == [traceparent, ""]
+
+
 def test_one_greeting_precedes_data_to_a_peer_that_has_not_proven_the_secret(serve: Serve, client: PeerClient) -> None:
     peer = Peer()
     address = serve(peer)

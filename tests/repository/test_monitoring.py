@@ -47,6 +47,7 @@ def known() -> dict[str, frozenset[str]]:
     context = build(Config(), pytest.fail)
     response = MetricsView().respond(ApiRequest({"REQUEST_METHOD": "GET", CONTEXT: context}, "/metrics"))
     assert response.status_code == 200
+    assert isinstance(response.body, bytes)
     labels = {family.name: frozenset(family._labelnames) for family in ReplicaCollector(context).collect()}  # type: ignore[attr-defined]
     found = dict(OF_PROMETHEUS)
     for family in text_string_to_metric_families(response.body.decode()):
