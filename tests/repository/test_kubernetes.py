@@ -10,9 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -24,67 +22,28 @@ from kvsite.hosts import HostCheck
 from kvsite.server import STOP_TIMEOUT_S
 from store.environment import settings_of
 from store.settings import RequestLimits
+from tests.support.manifests import (
+    COMPONENTS,
+    EXAMPLE,
+    MANIFESTS,
+    Resource,
+    environment,
+    kustomizations,
+    merged,
+    named,
+    pre_stop,
+    read,
+    resource_files,
+    resource_named,
+    resources,
+    stateful_set,
+)
 from tools.paths import REPOSITORY
 
-MANIFESTS = REPOSITORY / "deploy" / "kubernetes"
-BASE, COMPONENTS, EXAMPLE = MANIFESTS / "base", MANIFESTS / "components", MANIFESTS / "overlays" / "example"
 OLDEST, NEWEST = "1.27", kubernetes_validate.latest_version().removesuffix(".0")
 """The oldest version is that of docs/kubernetes.md. It supports all fields that the files use by default."""
 
 SECRETS = {setting.variable for setting in settings_of(Config) if setting.is_secret}
-
-Resource = dict[str, Any]
-
-
-def read(path: Path) -> list[Resource]:
-    return [document for document in yaml.safe_load_all(path.read_text()) if document]
-
-
-def kustomizations() -> list[Path]:
-    return sorted(MANIFESTS.rglob("kustomization.yaml"))
-
-
-def named(kustomization: Path, *fields: str) -> Iterator[Path]:
-    """Return the paths of the files and directories that a kustomization lists in ``fields``."""
-    content = read(kustomization)[0]
-    for name in fields:
-        for item in content.get(name, []):
-            yield (kustomization.parent / (item["path"] if isinstance(item, dict) else item)).resolve()
-
-
-def resource_files() -> list[Path]:
-    return sorted({path for each in kustomizations() for path in named(each, "resources") if path.is_file()})
-
-
-def resources() -> list[Resource]:
-    return [resource for path in resource_files() for resource in read(path)]
-
-
-def resource_named(kind: str, name: str = "causeway") -> Resource:
-    (found,) = [each for each in resources() if (each["kind"], each["metadata"]["name"]) == (kind, name)]
-    return found
-
-
-def merged(old: Any, new: Any) -> Any:
-    """Return ``old`` with the strategic merge patch ``new``. Lists of objects are merged by their field ``name``."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return {**old, **{key: merged(old[key], value) if key in old else value for key, value in new.items()}}
-    if isinstance(old, list) and isinstance(new, list) and all(isinstance(each, dict) for each in [*old, *new]):
-        patches = {each["name"]: each for each in new}
-        kept = [merged(each, patches.pop(each["name"], {})) for each in old]
-        return [*kept, *patches.values()]
-    return new
-
-
-def stateful_set(*patches: Path) -> Resource:
-    """Return the StatefulSet with the patches in the files ``patches``."""
-    made = resource_named("StatefulSet")
-    for path in patches:
-        (patch,) = read(path)
-        assert (patch["kind"], patch["metadata"]["name"]) == ("StatefulSet", made["metadata"]["name"])
-        made = merged(made, patch)
-    return made
-
 
 VARIANTS = {
     "base": (),
@@ -103,17 +62,6 @@ def pod(request: pytest.FixtureRequest) -> Resource:
 def container(pod: Resource) -> Resource:
     (made,) = pod["containers"]
     return dict(made)
-
-
-def environment(container: Resource) -> dict[str, str]:
-    """Return the variables of the pod causeway-1 in the namespace ns, with references resolved, without Secrets."""
-    fields = {"metadata.name": "causeway-1", "metadata.namespace": "ns"}
-    found: dict[str, str] = {}
-    for each in container["env"]:
-        value = each["value"] if "value" in each else fields[each["valueFrom"]["fieldRef"]["fieldPath"]]
-        # A variable can refer only to variables before it.
-        found[each["name"]] = re.sub(r"\$\((\w+)\)", lambda match: found[match[1]], value)
-    return found
 
 
 def config(container: Resource, directory: Path) -> Config:
@@ -206,12 +154,11 @@ def test_the_hosts_of_probes_and_services_are_allowed(container: Resource, tmp_p
     for host in ("causeway", "causeway.ns", "causeway.ns.svc", "causeway.ns.svc.cluster.local"):
         assert check.allows(f"{host}:8090"), host
     assert check.allows("causeway-peers:8090"), "peers that a lookup found use this name for each other"
-    assert check.allows("10.0.0.1:8090"), "the default Host header of a probe"
+    for pod_ip in ("10.0.0.1:8090", "[fd00:10::1]:8090", "10.0.0.1"):
+        assert check.allows(pod_ip), "the Host header of a probe or a scrape"
     assert not check.allows("rebound.example:8090")
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        (header,) = container[probe]["httpGet"]["httpHeaders"]
-        assert header["name"] == "Host"
-        assert check.allows(header["value"])
+        assert container[probe]["httpGet"].keys() <= {"path", "port", "scheme"}, "no other Host header is needed"
 
 
 def test_only_the_readiness_probe_requests_readyz_and_each_path_exists(container: Resource) -> None:
@@ -228,12 +175,11 @@ def test_only_the_readiness_probe_requests_readyz_and_each_path_exists(container
 
 
 def test_the_grace_period_is_long_enough_for_the_hook_and_the_drain(pod: Resource, container: Resource) -> None:
-    (shell, flag, script) = container["lifecycle"]["preStop"]["exec"]["command"]
-    assert (shell, flag) == ("sh", "-c")
-    match = re.fullmatch(r"sleep (\d+); exec python manage\.py leave_view --timeout (\d+)", script)
-    assert match, script
+    sleep_s, arguments = pre_stop(container)
+    command, option, timeout_s = arguments
+    assert (command, option) == ("leave_view", "--timeout")
     start_s = 15  # starting the hook's program on a busy node, and its first requests
-    assert int(match[1]) + start_s + int(match[2]) + STOP_TIMEOUT_S <= pod["terminationGracePeriodSeconds"]
+    assert sleep_s + start_s + int(timeout_s) + STOP_TIMEOUT_S <= pod["terminationGracePeriodSeconds"]
 
 
 def test_the_memory_limit_is_above_what_clients_can_fill(container: Resource) -> None:
@@ -276,6 +222,33 @@ def test_a_pod_waits_until_the_name_of_its_peers_resolves() -> None:
     process.terminate()
     assert process.wait(10) == 1, "the first process of a container has no default action for SIGTERM"
     process.stdout.close()
+
+
+def test_the_network_policy_of_the_base_admits_replicas_and_labelled_clients_to_the_port() -> None:
+    policy, labels = resource_named("NetworkPolicy"), resource_named("StatefulSet")["spec"]["selector"]["matchLabels"]
+    assert "networkpolicy.yaml" in read(MANIFESTS / "base" / "kustomization.yaml")[0]["resources"]
+    spec = policy["spec"]
+    assert spec["podSelector"]["matchLabels"] == labels
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    client = {"matchLabels": {"causeway-client": "true"}}
+    replicas = {"podSelector": {"matchLabels": labels}}
+    (ingress,) = spec["ingress"]
+    assert ingress["from"] == [replicas, {"podSelector": client}, {"namespaceSelector": client}]
+    to_peers, to_dns = spec["egress"]
+    assert to_peers["to"] == [replicas]
+    for rule in (ingress, to_peers):
+        assert rule["ports"] == [{"port": 8090}]
+    assert to_dns == {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+
+
+def test_the_example_names_the_image_by_a_tag_and_shows_how_to_name_it_by_its_digest() -> None:
+    path = EXAMPLE / "kustomization.yaml"
+    (image,) = read(path)[0]["images"]
+    assert image.keys() == {"name", "newName", "newTag"}
+    by_digest = yaml.safe_load(
+        re.sub(r"    newTag: .*\n", "", path.read_text()).replace("    # digest:", "    digest:")
+    )
+    assert by_digest["images"] == [{"name": "causeway", "newName": image["newName"], "digest": "sha256:…"}]
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------
