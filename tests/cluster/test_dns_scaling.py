@@ -1,8 +1,9 @@
 """Peers from DNS (``KV_VIEW_DNS``) with a real name server, pods that start and stop, and clients all the time.
 
-Each replica works like a pod of deploy/kubernetes. It has a stable name (kv-0.peers.test) and its own IP address. It
-knows no peer at its start, and finds the others through one name for all of them (peers.test). Clients use separate
-addresses, as with a Service: the replicas do not accept their own addresses in the Host header.
+Each replica has the environment of a pod in deploy/kubernetes, apart from quicker timeouts, and resolves names as a pod
+does. It has a stable name (causeway-0.causeway-peers.ns.svc) and an IP address, which is another one at each start. It
+knows no peer at its start, and finds the others through the headless Service. Probes call it by its IP address. Clients
+use separate addresses, as with a Service, which stay.
 """
 
 from __future__ import annotations
@@ -23,13 +24,20 @@ from causeway_client import ClientError, Delete, Put, Session, Uncertain
 from kvsite.cli import MANAGE
 from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import derive_key
+from tests.support.manifests import environment, pre_stop, resource_named, stateful_set
 from tests.support.waiting import assert_stays, wait_until
 from tools import history
 from tools.netns.cluster import PORT, NetnsCluster, run_checked
 from tools.netns.nameserver import NameServer, write_resolv_conf
 from tools.netns.quick import DOWN_AFTER_S, QUICK
 
-PEERS = "peers.test"
+NAMESPACE = "ns"
+DOMAIN = f"{NAMESPACE}.svc.cluster.local"
+SEARCH = f"search {DOMAIN} svc.cluster.local cluster.local\noptions ndots:5\n"
+"""What Kubernetes adds to a pod's resolv.conf."""
+
+(CONTAINER,) = stateful_set()["spec"]["template"]["spec"]["containers"]
+PEERS = resource_named("StatefulSet")["spec"]["serviceName"]
 SECRET = "not the secret of any cluster"
 PODS = 5
 CLIENTS = 4
@@ -47,31 +55,29 @@ class Pods:
     def __init__(self, cluster: NetnsCluster, dns: NameServer) -> None:
         self.cluster = cluster
         self.dns = dns
-        self.names = [f"kv-{i}.{PEERS}" for i in range(PODS)]
-        self.addresses = [f"{name}:{PORT}" for name in self.names]
+        self.names = [f"causeway-{i}.{PEERS}" for i in range(PODS)]
+        self.addresses = [f"{name}.{NAMESPACE}.svc:{PORT}" for name in self.names]
+        self._moves = 0
         self.running: set[int] = set()
         network = cluster.network
         self.services = [f"10.77.{network.slot}.{101 + i}" for i in range(PODS)]
         """The addresses at which clients reach each replica."""
         for namespace, service in zip(network.namespaces, self.services, strict=True):
-            run_checked("ip", "-n", namespace, "addr", "add", f"{service}/24", "dev", "eth0")
+            # /32: an address of the pod's subnet would go when the pod's own address goes.
+            run_checked("ip", "-n", namespace, "addr", "add", f"{service}/32", "dev", "eth0")
         self._client = PeerClient(PeerClientSettings(timeout_s=5, key=derive_key(SECRET)))
 
     def environment(self, i: int) -> dict[str, str]:
-        return {
-            **QUICK,
-            "SOCKET_ADDRESS": self.addresses[i],
-            "KV_BIND": f"0.0.0.0:{PORT}",
-            "VIEW": "",
-            "KV_VIEW_DNS": f"{PEERS}:{PORT}",
-            "KV_CLUSTER_SECRET": SECRET,
-            "KV_ALLOWED_HOSTS": ",".join(self.services),
-        }
+        variables = environment(CONTAINER, f"causeway-{i}", NAMESPACE)
+        variables = {name: value for name, value in variables.items() if not name.startswith("POD_")}
+        assert (variables["SOCKET_ADDRESS"], variables["KV_VIEW_DNS"]) == (self.addresses[i], f"{PEERS}:{PORT}")
+        return {**variables, **QUICK, "VIEW": "", "KV_CLUSTER_SECRET": SECRET}
 
     def publish(self, *pods: int) -> None:
         """Let the name server resolve ``pods``: the common name to all of them, and each name to one."""
         hosts = self.cluster.network.hosts
-        self.dns.records = {PEERS: [hosts[i] for i in pods], **{self.names[i]: [hosts[i]] for i in pods}}
+        names = {PEERS: [hosts[i] for i in pods], **{self.names[i]: [hosts[i]] for i in pods}}
+        self.dns.records = {f"{name}.{DOMAIN}": addresses for name, addresses in names.items()}
 
     def start(self, *pods: int) -> None:
         for i in pods:
@@ -79,9 +85,10 @@ class Pods:
         self.running |= {*pods}
 
     def pre_stop(self, i: int) -> None:
-        """Run the preStop hook of deploy/kubernetes in the pod."""
+        """Run the preStop hook of deploy/kubernetes in the pod, without its pause."""
+        _, arguments = pre_stop(CONTAINER)
         done = subprocess.run(
-            self.cluster.command_in(i, sys.executable, str(MANAGE), "leave_view", "--timeout", "40"),
+            self.cluster.command_in(i, sys.executable, str(MANAGE), *arguments),
             env=self.cluster._env_of(i, self.environment(i)),
             capture_output=True,
             text=True,
@@ -94,6 +101,37 @@ class Pods:
         """Stop the pod with SIGTERM, as Kubernetes does after the hook."""
         assert self.cluster.terminate(i) == 0, self.cluster.log(i)
         self.running.discard(i)
+
+    def probe(self, i: int, name: str) -> int:
+        """Send a probe to the pod as the kubelet does: to its IP address, which is also the Host header."""
+        path = CONTAINER[name]["httpGet"]["path"]
+        return requests.get(f"http://{self.cluster.network.hosts[i]}:{PORT}{path}", timeout=5).status_code
+
+    def is_ready(self, i: int) -> bool:
+        """Return whether the Service sends clients to the pod."""
+        try:
+            return self.probe(i, "readinessProbe") == 200
+        except requests.ConnectionError:
+            return False
+
+    def replace(self, i: int, others: tuple[int, ...]) -> None:
+        """Replace the pod by one with the same name and another IP address, as a drain of its node or a roll does.
+
+        ``others``: the pods that stay. The Service includes the new pod when it is ready.
+        """
+        # Of a StatefulSet one pod after the other is replaced; a drain evicts one if all others are available.
+        assert all(self.is_ready(j) for j in others)
+        self.running.discard(i)  # The Service no longer sends clients there; the pod still serves.
+        self.pre_stop(i)
+        self.stop(i)
+        self.publish(*others)
+        self._moves += 1
+        self.cluster.move_one(i, f"10.77.{self.cluster.network.slot}.{20 + self._moves}")
+        self.publish(*others, i)  # Before it is ready: publishNotReadyAddresses.
+        self.cluster.start_one(i, self.environment(i))
+        wait_until(lambda: self.is_ready(i), timeout_s=START_WITHIN_S, what=lambda: self.cluster.log(i)[-1500:])
+        assert self.probe(i, "livenessProbe") == 200
+        self.running.add(i)
 
     def status(self, i: int) -> Mapping[str, Any]:
         response = self._client.request("GET", f"{self.services[i]}:{PORT}", "/replication/status")
@@ -135,6 +173,8 @@ def pods(tmp_path: Path) -> Iterator[Pods]:
     try:
         server = f"10.77.{cluster.network.slot}.254"
         cluster.resolv_conf = write_resolv_conf(tmp_path, server)
+        with cluster.resolv_conf.open("a") as file:
+            file.write(SEARCH)
         with NameServer(server) as dns:
             made = Pods(cluster, dns)
             yield made
@@ -208,7 +248,8 @@ def states(pods: Pods) -> dict[str, dict[str, list[str]]]:
 
 
 @pytest.mark.slow
-def test_scaling_from_3_to_5_to_3_under_load_restarts_no_replica_and_loses_no_update(pods: Pods) -> None:
+def test_scaling_and_a_roll_under_load_fail_no_request_and_lose_no_update(pods: Pods) -> None:
+    """From 3 to 5 to 3 replicas without a restart, then a roll in which each pod gets another IP address."""
     pods.publish(0, 1, 2)
     pods.start(0, 1, 2)
     wait_until(pods.have_converged, timeout_s=START_WITHIN_S)
@@ -248,22 +289,20 @@ def test_scaling_from_3_to_5_to_3_under_load_restarts_no_replica_and_loses_no_up
         pods.stop(3)
         pods.publish(0, 1, 2)
 
-        # An upgrade restarts one of the others, and it rejoins by itself.
-        pods.running -= {1}
-        pods.pre_stop(1)
-        pods.stop(1)
-        pods.publish(0, 2)
-        pods.cluster.start_one(1, pods.environment(1))
-        pods.publish(0, 1, 2)
-        wait_until(lambda: pods.cluster.is_ready(1), timeout_s=START_WITHIN_S)
-        pods.running |= {1}
-        load.wait_for_progress()
+        assert [pods.cluster.pid(i) for i in range(3)] == pids, "a replica restarted"
+        log = pods.cluster.log(0)
+        assert log.count("does not resolve") == 1, "an outage is logged once"
+
+        # An upgrade replaces all pods, the highest number first. Each one finds the others at their new addresses.
+        before = list(pods.cluster.network.hosts)
+        for i in (2, 1, 0):
+            pods.replace(i, tuple(j for j in range(3) if j != i))
+            load.wait_for_progress()
+        assert not {*before[:3]} & {*pods.cluster.network.hosts[:3]}
     finally:
         load.end()
     pods.wait_converged(FOUND_WITHIN_S)
 
-    assert pods.cluster.pid(0) == pids[0], "the replica restarted"
-    assert pods.cluster.pid(2) == pids[2], "the replica restarted"
     assert load.failures == []
     removed_members = {pods.addresses[3]: "left", pods.addresses[4]: "left"}
     for i in pods.running:
@@ -283,7 +322,6 @@ def test_scaling_from_3_to_5_to_3_under_load_restarts_no_replica_and_loses_no_up
     ):
         assert report.ok, str(report)
 
-    log = pods.cluster.log(0)
-    assert log.count("does not resolve") == 1, "an outage is logged once"
+    log = "".join(pods.cluster.log(i) for i in range(PODS))
     assert "Traceback" not in log
     assert SECRET not in log

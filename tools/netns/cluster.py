@@ -185,6 +185,13 @@ class Network:
         run_checked("ip", "addr", "add", f"10.77.{self.slot}.254/24", "dev", self.prefix)
         run_checked("ip", "link", "set", self.prefix, "up")
 
+    def move(self, i: int, host: str) -> None:
+        """Give replica ``i`` the address ``host`` in place of its present one. There must be no cuts."""
+        namespace = self.namespaces[i]
+        run_checked("ip", "-n", namespace, "addr", "del", f"{self.hosts[i]}/24", "dev", "eth0")
+        run_checked("ip", "-n", namespace, "addr", "add", f"{host}/24", "dev", "eth0")
+        self.hosts[i] = host
+
     @staticmethod
     def _batch(namespace: str, lines: Iterable[str]) -> None:
         run_checked("ip", "-n", namespace, "-batch", "-", stdin="\n".join(lines) + "\n")
@@ -275,6 +282,13 @@ class NetnsCluster(LocalCluster):
                 stderr=log,
                 start_new_session=True,
             )
+
+    def move_one(self, i: int, host: str) -> None:
+        """Give replica ``i``, which must not run, another IP address, as a new pod of a StatefulSet has."""
+        if self.is_running(i):
+            raise ClusterError(f"{self.addresses[i]} is running")
+        self.network.move(i, host)
+        self.addresses[i] = f"{host}:{PORT}"
 
     def start_guest(self, port: int) -> tuple[str, subprocess.Popen[bytes]]:
         """Start a replica that is not in VIEW, in the namespace of the guests. Returns its address and its process.
