@@ -149,7 +149,7 @@ def _context(trace: TraceContext | None) -> Context:
 
 
 class ExportReports(logging.Handler):
-    """Passes on what the packages log, once a minute: while a collector is down, they log each attempt."""
+    """Passes on what the packages log, each kind of line once a minute: an attempt fails every few seconds."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -157,5 +157,5 @@ class ExportReports(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log the message of ``record``, without its traceback."""
-        if self._rate.allow("export", time.monotonic()):
+        if self._rate.allow(f"{record.name}:{record.lineno}", time.monotonic()):
             logger.warning("exporting spans: %s", record.getMessage())

@@ -33,6 +33,7 @@ from django.http import HttpResponse
 from rest_framework.exceptions import APIException
 
 from kvsite import slow_requests
+from kvsite.config import ConfigError
 from kvsite.context import ServerContext
 from kvsite.cors import ORIGIN, Cors
 from kvsite.denied_responses import RequestDenied, SignReply
@@ -317,7 +318,10 @@ def load(context: ServerContext) -> Edge:
 
 
 def spans_for(address: str) -> Spans | None:
-    """Return the spans of the replica at ``address``; None if the environment does not ask for spans."""
+    """Return the spans of the replica at ``address``; None if the environment does not ask for spans.
+
+    Raises ``ConfigError`` if OpenTelemetry rejects a value of its variables.
+    """
     variable = next((name for name in SPAN_ENDPOINTS if os.environ.get(name, "").strip()), None)
     if variable is None or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
@@ -326,4 +330,7 @@ def spans_for(address: str) -> Spans | None:
     except ImportError:
         logger.warning(NO_SPANS, variable)
         return None
-    return Spans.from_environment(address)
+    try:
+        return Spans.from_environment(address)
+    except ValueError as exc:
+        raise ConfigError(f"{variable}: spans cannot be exported: {exc}") from None

@@ -228,6 +228,9 @@ HOSTILE_REQUESTS = {
     ),
     "bad cookie": head(b"/admin/", more=b"Cookie: sessionid=" + b"\x80" * 9_000 + b"\r\n"),
     "chosen id": head(b"/kvs/" + b"d" * 60_000, more=b"X-Request-ID: " + b"i" * 128 + b"\r\n"),
+    "chosen trace": head(
+        b"/kvs/" + b"e" * 60_000, more=b"traceparent: 00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01\r\n"
+    ),
     "proof of nobody": head(b"/view/" + b"%1b" * 9_000, b"PUT", more=b"X-Causeway-Proof: " + b"2" * 9_000 + b"\r\n"),
 }
 

@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from kvsite import wsgi
 from kvsite.cluster import LocalCluster
+from kvsite.config import ConfigError
 from kvsite.logs import current_traceparent
 from kvsite.spans import CLOSE_S, ExportReports, Spans
 from kvsite.wsgi import Edge, Environ, StartResponse, spans_for
@@ -193,8 +194,10 @@ def test_a_collector_that_hangs_delays_no_request_fills_no_memory_and_does_not_h
 def test_what_the_packages_log_is_passed_on_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     handler = ExportReports()
     for _ in range(10):
-        handler.handle(logging.LogRecord("opentelemetry.x", logging.ERROR, __file__, 1, "no %s", ("answer",), None))
-    assert [each.getMessage() for each in caplog.records] == ["exporting spans: no answer"]
+        for line, text in enumerate(("no %s", "bad %s")):
+            handler.handle(logging.LogRecord("opentelemetry.x", logging.ERROR, __file__, line, text, ("answer",), None))
+    texts = [each.getMessage() for each in caplog.records]
+    assert texts == ["exporting spans: no answer", "exporting spans: bad answer"]
 
 
 # -- from the environment ----------------------------------------------------------------------------------------------
@@ -227,6 +230,14 @@ def test_without_the_packages_the_log_says_what_to_install(
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:1")
     assert spans_for("a:1") is None
     assert "pip install 'causeway[otel]'" in caplog.text
+
+
+@pytest.mark.parametrize("variable", ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"])
+def test_a_value_that_opentelemetry_rejects_stops_the_start(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:1")
+    monkeypatch.setenv(variable, "-1")
+    with pytest.raises(ConfigError, match=f"^{ENDPOINT}: "):
+        spans_for("a:1")
 
 
 # -- of real replicas --------------------------------------------------------------------------------------------------
