@@ -255,7 +255,7 @@ class Collector:
         self.credentials.add(environ.get("HTTP_AUTHORIZATION", ""))
         body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
         request = ExportTraceServiceRequest()
-        request.ParseFromString(body)  # type: ignore[no-untyped-call]  # generated code
+        request.ParseFromString(body)
         for each in request.resource_spans:
             (replica,) = [a.value.string_value for a in each.resource.attributes if a.key == "service.instance.id"]
             self.spans += [(replica, span) for scope in each.scope_spans for span in scope.spans]
