@@ -29,7 +29,6 @@ from tests.replication.protocol import (
 )
 from tests.store import test_feed
 from tests.support.wire import Wire, address, write
-from tests.tools.simulation import mutants_merging  # noqa: F401  # adds its mutants
 from tests.tools.simulation.mutants import DIRECTED, MUTANTS
 
 DirectedTest = Callable[[Wire], None]

@@ -9,7 +9,6 @@ from collections import Counter
 
 import pytest
 
-from tests.tools.simulation import mutants_merging  # noqa: F401  # adds its mutants
 from tests.tools.simulation.mutants import MUTANTS
 from tools.paths import REPOSITORY
 from tools.simulation.campaign import attempt, campaign, shrink

@@ -1,4 +1,4 @@
-"""Mutants of values that merge (store/merging.py, store/patching.py). See mutants.py."""
+"""Mutants of values that merge (store/merging.py, store/patching.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from store.merging import EntryName, State
 from store.patching import OtherKind
 from store.values import state_of
 from store.versions import Versions
-from tests.tools.simulation.mutants import directed, mutant
+from tests.tools.simulation.mutants.registry import directed, mutant
 
 
 @mutant
