@@ -216,7 +216,7 @@ class Node:
             self._context.warn(str(exc)[:80], f"rejected a message: {exc}")
             raise
 
-    # -- what the engine needs of peers (store.engine.Replication) -------------------------------------
+    # -- what the engine needs of peers (store.replication_port) -----------------------------------------
 
     def update_issued(self, update: object) -> None:
         """Send an update that was issued here to the peers."""

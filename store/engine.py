@@ -14,7 +14,7 @@ occupies a thread of the server, so the number of places of each kind is limited
 that has waited longest is answered early: a deferred request with what is missing, a watch with the unchanged key, a
 write with the acks that it has.
 
-The store knows nothing about other replicas. The engine reaches them through the ``Replication`` port.
+The store knows nothing about other replicas. The engine reaches them through store/replication_port.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, ParamSpec, Protocol, Self, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 from msgspec import structs
 
@@ -43,6 +43,7 @@ from store.errors import DependenciesMissing
 from store.feed import Changes, FeedToken, adopt, begin_search, needs_search
 from store.hold_time import HoldTime
 from store.merging import Increment, MapChange, Operation, SetChange, element_of
+from store.replication_port import Acks, LoneReplica, Replication, WriteConcern
 from store.searches import Searches
 from store.settings import StoreSettings
 from store.siblings import shown
@@ -88,97 +89,6 @@ AnyResult = TypeVar(
 AnyWriteResult = TypeVar("AnyWriteResult", WriteResult, TransactionResult, RangeDeleted)
 Argument = TypeVar("Argument")
 P = ParamSpec("P")
-
-
-class WriteConcern(NamedTuple):
-    """How many members must have a write before the engine returns (contract 2.7).
-
-    ``members``: a number, ``"majority"`` or ``"all"``. Counts the members in the membership table, reachable or not.
-    ``timeout_s``: how long to wait for them.
-    """
-
-    members: int | str
-    timeout_s: float
-
-
-class Acks(NamedTuple):
-    """Acknowledgements of a write.
-
-    ``members``: how many members are known to have the write, this one included. ``enough``: whether these satisfy the
-    write concern.
-    """
-
-    members: int
-    enough: bool
-
-
-class Replication(Protocol):
-    """The port through which the engine uses replication.
-
-    The engine calls every method under its lock, so none may block.
-    """
-
-    def update_issued(self, update: Update) -> None:
-        """Wake the peer threads that should send an update that this replica has just issued."""
-
-    def fetch(self, past: Clock) -> int:
-        """Fetch the missing part of ``past`` for a request that waits for it.
-
-        Returns a token for ``unrecoverable``. It marks the time of the request.
-        """
-
-    def fetch_for_retry(self, past: Clock) -> int:
-        """Fetch the missing part of ``past`` for a request that does not wait, so that its retry can succeed.
-
-        Returns a token like ``fetch``. It marks the time of the first request for this past, so that retries together
-        count as one long request.
-        """
-
-    def unrecoverable(self, past: Clock, token: int) -> LostUpdates:
-        """Return the part of ``past`` that no replica has any more.
-
-        Uses only what peers have reported since the time that ``token`` marks.
-        """
-
-    def can_report_loss(self, token: int) -> bool:
-        """Return whether ``unrecoverable`` may have an answer for a request with ``token``; cheap."""
-
-    def expect_acks(self, dot: Dot, required: int) -> None:
-        """Send ``dot``, an update of this replica, at once: a client waits until ``required`` members have it."""
-
-    def ack_counters(self, origin: str) -> Sequence[int]:
-        """Return, for each other member, up to which counter of ``origin`` it is known to have applied; ascending."""
-
-    def acks_required(self, write_concern: str) -> int:
-        """Return how many acks ``"majority"`` or ``"all"`` requires, given the membership table."""
-
-
-class LoneReplica:
-    """``Replication`` of a replica without peers: nothing can be fetched, and no update is lost elsewhere."""
-
-    def update_issued(self, update: Update) -> None:
-        pass
-
-    def fetch(self, past: Clock) -> int:
-        return 0
-
-    def fetch_for_retry(self, past: Clock) -> int:
-        return 0
-
-    def unrecoverable(self, past: Clock, token: int) -> LostUpdates:
-        return {}
-
-    def can_report_loss(self, token: int) -> bool:
-        return False
-
-    def expect_acks(self, dot: Dot, required: int) -> None:
-        pass
-
-    def ack_counters(self, origin: str) -> Sequence[int]:
-        return ()
-
-    def acks_required(self, write_concern: str) -> int:
-        return 1
 
 
 def read_clocks() -> Instant:
