@@ -34,8 +34,9 @@ from collections import deque
 from typing import NamedTuple
 
 from replication.membership import Membership
-from store.causal import CausalStore, LostUpdates
+from store.causal import CausalStore
 from store.clock import Instant
+from store.results import LostUpdates
 
 MAX_EVENTS = 500
 """The event log keeps this many events and forgets older ones."""

@@ -38,8 +38,9 @@ from typing import NamedTuple
 from replication.event_log import EventLog
 from replication.membership import Membership
 from replication.progress import Acknowledged, Peers, Report
-from store.causal import CausalStore, LostUpdates
+from store.causal import CausalStore
 from store.clock import Dot, Gaps, Instant, address_of, covers, missing
+from store.results import LostUpdates
 from store.versions import Update
 
 MAX_LOSS_QUERIES = 1024

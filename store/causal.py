@@ -34,9 +34,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Final, Protocol
-
-import msgspec
+from typing import Protocol
 
 from store.clock import Clock, Dot, HybridClock, Instant, covers, join_into, missing
 from store.cuts import Cut
@@ -57,13 +55,14 @@ from store.markers import Marker, Markers
 from store.merging import Tips
 from store.patching import MAX_PATCHED_BYTES, Absent, Issuer, OtherKind, patched
 from store.recent import RecentChanges
+from store.response_sizes import META_BYTES, encoded_key_bytes, encoded_value_bytes
+from store.results import CutBegun, ListResult, RangeDeleted, ReadResult, TransactionResult, WriteResult
 from store.settings import StoreSettings
 from store.siblings import behind_winner, shown
 from store.snapshot import Snapshot, join_partial, join_tables
 from store.table import KeyRange, KeyTable, cost
-from store.values import BASE64, check_state, is_json, json_length
+from store.values import check_state
 from store.versions import (
-    ABSENT_ETAG,
     MAX_ETAG_BYTES,
     Change,
     Update,
@@ -75,126 +74,12 @@ from store.versions import (
     version_of,
 )
 
-LostUpdates = dict[str, tuple[int, int]]
-"""Updates that a client depended on and that no replica can provide: replica id -> (first, last) counter."""
-
 AppliedUpdate = tuple[int, str, int]
 """When an update was applied (wall microseconds), and its dot (origin, counter). It names no keys, so that nothing
 about a deleted key stays in memory."""
 
-META_BYTES: Final = 128
-"""Most bytes of a key's entry in the ``meta`` of a listing, as JSON, without the key and its entity tag."""
-
-_ENCODING_BYTES: Final = len(BASE64) + 3
-"""Most bytes of a key's entry in the ``encodings`` of a response, as JSON, without the key."""
-
 MAX_RECENT_UPDATES = 200
 """Length of ``CausalStore.recent_updates``: as many as the dashboard's diagram can show."""
-
-
-class ReadResult(msgspec.Struct, frozen=True):
-    """Result of reading one key.
-
-    ``versions``: all versions of the key, the winner first; empty if the key is absent.
-    ``metadata``: the clock that the response returns as the client's new causal past.
-    ``lost``: what the engine dropped from the client's causal past because no replica can provide it.
-    """
-
-    versions: Versions
-    metadata: Clock
-    lost: LostUpdates = {}
-
-    @property
-    def etag(self) -> str:
-        """The entity tag of the key."""
-        return state_etag(self.versions)
-
-
-class WriteResult(msgspec.Struct, frozen=True):
-    """Result of writing or deleting one key.
-
-    ``existed``: whether the key had a version before.
-    ``update``: the update that was issued; None if nothing had to change (delete of an absent key).
-    ``metadata``, ``lost``: as in ``ReadResult``.
-    """
-
-    existed: bool
-    update: Update | None
-    metadata: Clock
-    lost: LostUpdates = {}
-
-    @property
-    def created(self) -> bool:
-        """For a write: whether the key was absent before."""
-        return not self.existed
-
-    @property
-    def deleted(self) -> bool:
-        """For a delete: whether there was a version to delete."""
-        return self.existed
-
-    @property
-    def etag(self) -> str:
-        """The entity tag of the key after the write, which has replaced all versions that were here."""
-        if self.update is None or self.update.writes[0].value is None:
-            return ABSENT_ETAG
-        return self.update.etag
-
-
-class ListResult(msgspec.Struct, frozen=True):
-    """Result of listing keys: one page of one causal snapshot.
-
-    ``keys``: in the order of the range. ``items``: key -> stored value of the winner; empty if values were not
-    requested. ``versions``: key -> its versions, likewise. ``next``: the last key of the page if more keys follow, else
-    None. ``count``: the number of all keys with the prefix and before the end; None if it was not requested.
-    ``metadata``, ``lost``: as in ``ReadResult``.
-    """
-
-    keys: list[str]
-    next: str | None
-    items: dict[str, bytes]
-    metadata: Clock
-    versions: dict[str, Versions] = {}
-    count: int | None = None
-    lost: LostUpdates = {}
-
-
-class RangeDeleted(msgspec.Struct, frozen=True):
-    """Result of deleting the keys with a prefix.
-
-    ``deleted``: how many keys were deleted. ``more``: whether further keys have the prefix.
-    ``update``: the update that was issued; None if no key had the prefix.
-    ``metadata``, ``lost``: as in ``ReadResult``.
-    """
-
-    deleted: int
-    more: bool
-    update: Update | None
-    metadata: Clock
-    lost: LostUpdates = {}
-
-
-class CutBegun(msgspec.Struct, frozen=True):
-    """Result of beginning a cut (store/cuts.py). ``lost``: as in ``ReadResult``."""
-
-    cut: Cut
-    lost: LostUpdates = {}
-
-
-class TransactionResult(msgspec.Struct, frozen=True):
-    """Result of a transaction.
-
-    ``values``: key -> stored value, for the keys that were read and present. ``missing_keys``: those that were absent.
-    ``update``: the update that was issued; None if there was nothing to write.
-    ``metadata``, ``lost``: as in ``ReadResult``.
-    """
-
-    values: dict[str, bytes]
-    missing_keys: list[str]
-    update: Update | None
-    metadata: Clock
-    etags: dict[str, str]
-    lost: LostUpdates = {}
 
 
 class StoreObserver(Protocol):
@@ -706,20 +591,6 @@ class CausalStore:
         # Any of the pending updates may have become applicable, or known.
         for item in self.pending.take_all():
             self._deliver(item.update, now)
-
-
-def encoded_key_bytes(key: str) -> int:
-    """Return an upper bound of the length of ``key`` as JSON, with what stands around it.
-
-    JSON escapes quotes and backslashes with two bytes and control characters with six; UTF-8 takes at most four.
-    """
-    return (2 if key.isascii() and key.isprintable() else 6) * len(key) + 4
-
-
-def encoded_value_bytes(key: str, stored: bytes) -> int:
-    """Return an upper bound of what a value adds to a response: its length as JSON, and how it is encoded."""
-    size = json_length(stored)
-    return size if is_json(stored) else size + encoded_key_bytes(key) + _ENCODING_BYTES
 
 
 def _never(_: object) -> bool:

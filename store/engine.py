@@ -27,16 +27,7 @@ from typing import ParamSpec, Self, TypeVar
 
 from msgspec import structs
 
-from store.causal import (
-    CausalStore,
-    CutBegun,
-    ListResult,
-    LostUpdates,
-    RangeDeleted,
-    ReadResult,
-    TransactionResult,
-    WriteResult,
-)
+from store.causal import CausalStore
 from store.clock import Clock, Dot, Instant, join
 from store.cuts import Cut, Keyed
 from store.errors import DependenciesMissing
@@ -44,6 +35,7 @@ from store.feed import Changes, FeedToken, adopt, begin_search, needs_search
 from store.hold_time import HoldTime
 from store.merging import Increment, MapChange, Operation, SetChange, element_of
 from store.replication_port import Acks, LoneReplica, Replication, WriteConcern
+from store.results import CutBegun, ListResult, LostUpdates, RangeDeleted, ReadResult, TransactionResult, WriteResult
 from store.searches import Searches
 from store.settings import StoreSettings
 from store.siblings import shown

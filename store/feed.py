@@ -37,7 +37,8 @@ from store.values import json_length
 from store.versions import MAX_ETAG_BYTES, MAX_ID_CHARACTERS, Versions
 
 if TYPE_CHECKING:
-    from store.causal import CausalStore, LostUpdates
+    from store.causal import CausalStore
+    from store.results import LostUpdates
 
 MAX_KEYS: Final = 2000
 """Most changes in one response. It limits the time under the engine's lock."""

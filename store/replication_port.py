@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from store.causal import LostUpdates
 from store.clock import Clock, Dot
+from store.results import LostUpdates
 from store.versions import Update
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from store.causal import CausalStore, LostUpdates
+from store.causal import CausalStore
 from store.clock import MAX_COUNTER, Clock, Dot, Instant
 from store.engine import ABSENT_ETAG, LOSS_CHECKS, Engine, WriteConcern
 from store.errors import (
@@ -21,6 +21,7 @@ from store.errors import (
     PreconditionFailed,
     StoreError,
 )
+from store.results import LostUpdates
 from store.settings import StoreSettings
 from store.versions import Change, Update
 from store.waiting import AckIndex, AckWaiter, Places, Waiter

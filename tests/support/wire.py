@@ -18,8 +18,9 @@ from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decod
 from replication.refusals import Refusal
 from replication.replica import Conversation, Outgoing, Replica
 from replication.settings import ReplicationSettings
-from store.causal import CausalStore, ReadResult, WriteResult
+from store.causal import CausalStore
 from store.clock import Clock, Dot, Instant, address_of
+from store.results import ReadResult, WriteResult
 from store.settings import StoreSettings
 from store.versions import Change, Update
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from msgspec import structs
 
 from replication.replica import Replica
-from store.causal import LostUpdates
 from store.clock import Clock, Dot, join
 from store.errors import DependenciesMissing, KeyAbsent, NotServing, PreconditionFailed, WrongKind
 from store.merging import Increment, MapChange, SetChange
 from store.merging import Operation as PatchOperation
+from store.results import LostUpdates
 from store.table import KeyRange
 from store.values import merging_kind, state_of
 from store.versions import ABSENT_ETAG, Change, Patch, Update, Versions

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from replication.replica import Replica
-from store.causal import ListResult, LostUpdates
 from store.clock import Clock, Dot, covers, incarnation_of, start_us_of
 from store.merging import KINDS, Increment, MergingKind
+from store.results import ListResult, LostUpdates
 from store.siblings import behind_winner, shown
 from store.values import as_json, merging_kind, state_of
 from store.versions import Change, Update, Version, Versions

@@ -18,11 +18,12 @@ from replication.messages import Exchange
 from replication.progress import PeerProgress, PeerState
 from replication.replica import Conversation, Outgoing, Replica
 from replication.reserve import LogReserve
-from store.causal import CausalStore, ListResult
+from store.causal import CausalStore
 from store.clock import INCARNATION_RANDOM_BITS, HybridClock, Instant, join_into
 from store.errors import NotServing
 from store.log import UpdateLog
 from store.markers import Markers
+from store.results import ListResult
 from store.table import KeyRange
 from store.versions import ABSENT_ETAG, Change, Update, Version, Versions, Write, apply_write
 from tests.tools.simulation.mutants.registry import directed, mutant
