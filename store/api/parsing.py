@@ -38,13 +38,18 @@ PAST_HINT: Final = (
 MAX_NESTING: Final = 100
 """How deep arrays and objects in a body may nest, the body itself not counted (contract 2.1)."""
 
+WRITE_NESTING: Final = 2
+"""How much deeper a body with transactions may nest: its writes are objects in an array. So a transaction can write
+whatever a PUT or a PATCH can, and an import can restore it."""
+
 Counter = Annotated[int, msgspec.Meta(ge=0, lt=2**53)] | Annotated[float, msgspec.Meta(ge=0, lt=2**53, multiple_of=1)]
 """A whole number. Some JSON libraries write 1 as 1.0."""
 
 Past = dict[str, Counter] | Literal[""] | None
 """Causal metadata. ``null`` and ``""`` mean the same as ``{}``."""
 
-TtlSeconds = Annotated[float, msgspec.Meta(gt=0, le=1e10)]
+MAX_TTL_S: Final = 1e10
+TtlSeconds = Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL_S)]
 """At most about 300 years, so that the deadline in microseconds fits into 64 bits."""
 
 Members = (
@@ -256,8 +261,9 @@ def _discard(bodies: Bodies, environ: dict[str, Any], length: int) -> None:
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """Return the decoded ``body``. An empty body counts as ``{}``. Raises ``ParseError``, ``UnknownField``."""
-    if len(body) > MAX_NESTING and nests_too_deeply(body):
-        raise ParseError(f"Body is nested too deeply: at most {MAX_NESTING} levels of arrays and objects")
+    levels = MAX_NESTING + (WRITE_NESTING if decoder.type is TransactionBody else 0)
+    if len(body) > levels and nests_too_deeply(body, levels):
+        raise ParseError(f"Body is nested too deeply: at most {levels} levels of arrays and objects")
     try:
         if not body.isascii():
             body.decode()  # msgspec does not check strings in unknown fields.
@@ -307,17 +313,17 @@ _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def nests_too_deeply(body: bytes) -> bool:
-    """Return whether arrays and objects in a JSON text nest deeper than ``MAX_NESTING`` levels below the outermost one.
+def nests_too_deeply(body: bytes, levels: int) -> bool:
+    """Return whether arrays and objects in a JSON text nest deeper than ``levels`` below the outermost one.
 
     The parser's own limit depends on the interpreter. Invalid JSON with many brackets may count as too deep.
     """
-    if body.count(b"[") + body.count(b"{") <= MAX_NESTING + 1:  # The common case.
+    if body.count(b"[") + body.count(b"{") <= levels + 1:  # The common case.
         return False
     # Remove escaped characters, then every second piece between quotation marks: the strings.
     outside_strings = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
     brackets = b"".join(outside_strings).translate(_BRACKETS, _NO_BRACKETS)
-    for _ in range(MAX_NESTING + 1):  # Each pass removes the innermost level.
+    for _ in range(levels + 1):  # Each pass removes the innermost level.
         brackets = brackets.replace(b"[]", b"")
         if not brackets:
             return False

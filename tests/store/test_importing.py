@@ -13,6 +13,7 @@ import pytest
 
 from kvsite.seeding import OwnReplica
 from store import importing
+from store.api.parsing import MAX_NESTING
 from store.export_file import BadExport, ExportWriter
 from store.importing import Import, ImportFailed, KeyPresent, Mode, NotTaken, Progress, TargetHasKeys
 from store.merging import MAX_ITEMS
@@ -121,6 +122,18 @@ def test_a_deleted_key_comes_back_only_with_a_new_dot() -> None:
     imported(data, api)
     assert api.get("/kvs/k", deleted).body["value"] == 1
     assert api.store.table.get("k")[0].counter > deleted[OWN_ID]
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_the_deepest_values_come_back(mode: Mode) -> None:
+    """A transaction has its values two levels deeper than a PUT or a PATCH."""
+    source, target = replica(), replica()
+    deepest = json.loads("[" * MAX_NESTING + "]" * MAX_NESTING)
+    assert source.put("/kvs/deep", deepest).status == 201
+    assert source.put("/kvs/deeper", [deepest]).status == 400
+    assert source.ask("PATCH", "/kvs/map", {"set": {"a": deepest[0]}}).status == 201
+    imported(export_of(source), target, mode=mode)
+    assert seen(target) == seen(source)
 
 
 def test_deadlines_are_kept_and_expired_keys_are_left_out() -> None:
