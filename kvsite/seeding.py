@@ -63,6 +63,8 @@ class OwnReplica:
         limits = self._context.limits
         if len(content) > limits.max_value_bytes or len(key.encode()) > limits.max_key_bytes:
             raise NotTaken("the key or its value is too long")
+        if ttl_s is not None and ttl_s > parsing.MAX_TTL_S:
+            raise NotTaken("its deadline is too far ahead")
         self._seed([Change(key, store_bytes(content), parsing.ttl_us(ttl_s), None, if_absent)])
 
     def _seed(self, changes: Sequence[Change]) -> None:
@@ -131,6 +133,10 @@ class Seeder:
                 done = work.run()
         except (BadExport, ImportFailed, OSError) as exc:
             self._on_fatal(f"KV_SEED_FILE: {exc}")
+            return False
+        except Exception:  # A thread that ended in silence would leave a replica that joins for ever.
+            logger.exception("KV_SEED_FILE: the import has failed")
+            self._on_fatal("KV_SEED_FILE: the import has failed because of a fault of Causeway; the log says more")
             return False
         logger.info("KV_SEED_FILE: imported %d keys; %d had expired", done.written, done.expired)
         if done.siblings or done.unwritable:

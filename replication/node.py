@@ -171,9 +171,13 @@ class Node:
 
     @property
     def is_alone(self) -> bool:
-        """Whether no other replica answers, and nothing of another one is here."""
+        """Whether this replica has never met another one, and nothing of another one is here.
+
+        One that was met and is silent now may have data.
+        """
         with self._lock:
-            return self.view() in ([], [self.replica.address]) and not self.replica.store.clock
+            has_met = self.replica.membership.met.most > 1 or self.view() not in ([], [self.replica.address])
+            return not has_met and not self.replica.store.clock
 
     def seed(self, changes: Sequence[Change]) -> None:
         """Apply ``changes`` before clients are served. Raises NotServing if this replica leaves meanwhile."""

@@ -13,6 +13,7 @@ from kvsite import seeding, server
 from kvsite.config import Config, ConfigError
 from kvsite.context import ServerContext
 from kvsite.seeding import Seeder
+from replication.messages import Exchange, MembershipEntry, encode
 from replication.recovery import IMPORTING
 from store.engine import Change, read_clocks
 from store.errors import NotServing
@@ -22,6 +23,7 @@ from store.settings import RequestLimits
 from store.versions import Update, Version, Write
 from tests.conftest import ClusterFactory
 from tests.kvsite.test_server import run_until_exit
+from tests.store.test_importing import with_lines
 from tests.support.http import send_request
 
 ADDRESS = "127.0.0.1:21599"
@@ -88,6 +90,17 @@ def test_a_replica_that_finds_data_imports_nothing(tmp_path: Path, caplog: pytes
     assert "not imported, because this replica does not start alone" in caplog.text
 
 
+def test_a_replica_that_has_met_another_one_imports_nothing_when_that_one_is_silent(tmp_path: Path) -> None:
+    """It may have data that is newer than the file."""
+    start = Start(export(tmp_path / "f", 3))
+    now = read_clocks()
+    table = {"127.0.0.1:21598": MembershipEntry(1, now.wall_us, True)}
+    heard_of = Exchange("127.0.0.1:21597@0000000000000001", 1, 1, 1, {}, 0, "serving", membership=table)
+    start.node.exchange(encode(heard_of))
+    assert start.node.view() == [ADDRESS]
+    assert not start.node.is_alone
+
+
 def test_data_that_arrives_during_the_import_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = Start(export(tmp_path / "f", 1200))
     update = Update("127.0.0.1:1@0000000000000001", 1, 1, {}, (Write("01199", b'"newer"'),))
@@ -128,6 +141,28 @@ def test_a_key_that_the_limits_do_not_allow_is_named(tmp_path: Path) -> None:
     start = Start(export(tmp_path / "f", 3), limits=RequestLimits(max_key_bytes=3))
     start.seeder.run()
     assert start.fatal == ["KV_SEED_FILE: key '00000': Key is too long"]
+
+
+@pytest.mark.parametrize("expires", [1e11, 1e300])
+@pytest.mark.parametrize("value", [b'"AA==","encoding":"base64"', b"1", b'1,"type":"counter"'])
+def test_a_deadline_that_no_write_can_have_stops_the_process(tmp_path: Path, value: bytes, expires: float) -> None:
+    line = b'{"key":"k","versions":[{"value":%b,"expires":%f}]}' % (value, expires)
+    (tmp_path / "f").write_bytes(with_lines(line))
+    start = Start(tmp_path / "f")
+    start.seeder.run()
+    assert [text.startswith("KV_SEED_FILE: key 'k': ") for text in start.fatal] == [True]
+    assert start.node.replica.store.clock == {}
+
+
+def test_a_fault_during_the_import_stops_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Start(export(tmp_path / "f", 3))
+
+    def fail(_: Any) -> None:
+        raise OverflowError
+
+    monkeypatch.setattr(start.node, "seed", fail)
+    start.seeder.run()
+    assert ["fault" in text for text in start.fatal] == [True]
 
 
 def test_progress_is_logged_from_time_to_time(
