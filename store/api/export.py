@@ -2,7 +2,8 @@
 
 The response is made while the client reads it, from a cut of the store (store/cuts.py). It is a large response: it has
 a place among them, and what the cut keeps counts against their bytes. A client that stalls is aborted in favour of
-others, and one that reads more slowly than clients change the data gets an export without its last line.
+others, and one that reads slowly in favour of another export (store/api/exports.py). One that reads more slowly than
+clients change the data gets an export without its last line.
 
 An export takes a while, and Python runs one thread at a time. So while other requests are served, it rests after each
 step for as long as the step took: it takes at most half of the time of this process from them.
@@ -138,23 +139,23 @@ class ExportView(KvsView):
             facts["lost"] = begun.lost
         try:
             # Only now: a request that waits for its causal past takes no place from others.
-            context.exports.enter()
+            place = context.exports.enter()
         except BaseException:
             cut.end()
             raise
 
         def on_close() -> None:
             cut.end()
-            context.exports.leave()
+            context.exports.leave(place)
 
         try:
-            parts = _parts(context.engine, cut, kept, facts)
+            parts = place.timed(_parts(context.engine, cut, kept, facts))
             address = self.request.environ.get("REMOTE_ADDR", "")
             stream = context.large_responses.open(2 * base, parts, on_close, address)
         except BaseException:
             on_close()
             raise
-        kept.resize = stream.resize
+        kept.resize, place.abort = stream.resize, stream.abort
         return ApiResponse(200, stream, headers)
 
 

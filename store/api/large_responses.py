@@ -146,7 +146,8 @@ class OpenStream(ResponseStream):
     """The body of a large response that is made while it is sent, such as an export: its length is not known.
 
     What it keeps in memory counts against the budget. ``resize`` changes how many bytes that are, and returns False if
-    there is no room for more; it never waits, and does not refer to this object. ``on_close``: called once, when the
+    there is no room for more; it never waits. ``abort`` ends the response early in favour of others. Neither refers to
+    this object. ``on_close``: called once, when the
     response ends. An aborted one is shorter than its content says.
     """
 
@@ -156,6 +157,7 @@ class OpenStream(ResponseStream):
         self._on_close: Callable[[], None] | None = on_close
         super().__init__(responses, room, parts)
         self.resize: Callable[[int], bool] = partial(responses.resize, room)
+        self.abort: Callable[[], None] = partial(responses.abort, room)
 
     def close(self) -> None:
         """End the response. May be called several times."""
@@ -299,6 +301,13 @@ class LargeResponses:
             self._changed.notify_all()
             return True
 
+    def abort(self, room: _Room) -> None:
+        """End a response in progress early in favour of others."""
+        with self._changed:
+            if room in self._rooms and not room.is_aborted:
+                self._abort(room)
+                self._changed.notify_all()
+
     def leave(self, room: _Room) -> None:
         """Return the room of a response and let go of its data. May be called several times."""
         with self._changed:
@@ -322,11 +331,14 @@ class LargeResponses:
             oldest = min(running, key=lambda room: room.last_taken_s, default=None)
             if oldest is None or oldest.last_taken_s > stalled_since_s:
                 return False
-            oldest.is_aborted = True
-            oldest.pieces = iter(())
-            self.bytes -= oldest.size
-            self.aborted += 1
+            self._abort(oldest)
         return True
+
+    def _abort(self, room: _Room) -> None:
+        room.is_aborted = True
+        room.pieces = iter(())
+        self.bytes -= room.size
+        self.aborted += 1
 
     def _fits(self, size: int) -> bool:
         return self.bytes + size <= self._max_bytes or self.bytes == 0

@@ -390,7 +390,7 @@ EXPORT: Final = kvs_operation(
     "Streams all keys with the prefix as one causal snapshot, whatever clients write meanwhile: lines of JSON. The "
     "first line is about the export, each further one is a key with its versions, the last one has the number of keys "
     "and the SHA-256 of all bytes before it. An export without its last line is not complete. At most "
-    f"{MAX_EXPORTS} at once; a further one gets 503.",
+    f"{MAX_EXPORTS} at once; a further one ends one that is read slowly, or gets 503.",
     {
         "200": response(
             "The export.",

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from store.api import export, large_responses
+from store.api import export, exports, large_responses
 from store.api.exports import MAX_EXPORTS
 from store.api.large_responses import OpenStream
 from store.causal import CausalStore
@@ -369,6 +369,28 @@ def test_a_stalled_export_gives_way_to_another_response(large_api: Api, monkeypa
             large_api.put(f"/kvs/{n:03}", "new")
         assert budget.bytes == 0
         assert large_api.store.table._readers == ()
+
+
+def test_an_export_that_is_read_slowly_gives_way_to_another_export(
+    large_api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise two clients that read a little now and then would keep everybody else from a backup."""
+    now_s = [100.0]
+    monkeypatch.setattr(exports, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    with closing(large_api.open("/export", {})) as slow, closing(large_api.open("/export", {})) as fast:
+        for _ in range(3):
+            next(slow)
+            now_s[0] += 1.0
+            for _ in range(8):
+                next(fast)
+        assert len(keys_of(exported(large_api))) == 300
+        assert slow.is_aborted
+        assert list(slow) == []
+        assert not fast.is_aborted
+        assert len(large_api.context.exports) == 1
+        with closing(large_api.open("/export", {})):
+            assert large_api.get("/export").status == 503, "the others are read fast"
+        assert next(fast)
 
 
 def test_a_deferred_export_takes_no_place(api: Api) -> None:
