@@ -100,7 +100,11 @@ class Seeder:
         while not node.may_seed:
             time.sleep(POLL_S)
         if not node.is_alone:
-            logger.info("KV_SEED_FILE: not imported, because this replica does not start alone")
+            # Replicas that start together all meet first. Then the backup is missing, and nobody would notice.
+            keys = self._context.engine.stats()["keys"]
+            level = logging.INFO if keys else logging.WARNING
+            what = f"it has {keys} keys" if keys else "it has NO DATA: start one replica with the file, then the others"
+            logger.log(level, "KV_SEED_FILE: not imported, because this replica does not start alone; %s", what)
         elif not self._import():
             return
         node.end_seed()

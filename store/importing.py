@@ -190,6 +190,8 @@ class Import:
                 raise BadExport(f"line {reader.line_number}: the key does not have the prefix of the export")
             if self._prefix_to is not None:
                 line.key = self._prefix_to + line.key[len(old) :]
+                if not line.key:
+                    raise BadExport(f"line {reader.line_number}: without the prefix of the export, the key is empty")
             try:
                 for version in line.versions:
                     check_value(version)

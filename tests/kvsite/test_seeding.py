@@ -90,7 +90,9 @@ def test_a_replica_that_finds_data_imports_nothing(tmp_path: Path, caplog: pytes
     assert "not imported, because this replica does not start alone" in caplog.text
 
 
-def test_a_replica_that_has_met_another_one_imports_nothing_when_that_one_is_silent(tmp_path: Path) -> None:
+def test_a_replica_that_has_met_another_one_imports_nothing_when_that_one_is_silent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It may have data that is newer than the file."""
     start = Start(export(tmp_path / "f", 3))
     now = read_clocks()
@@ -99,6 +101,10 @@ def test_a_replica_that_has_met_another_one_imports_nothing_when_that_one_is_sil
     start.node.exchange(encode(heard_of))
     assert start.node.view() == [ADDRESS]
     assert not start.node.is_alone
+    monkeypatch.setattr(type(start.node), "may_seed", True)
+    start.seeder.run()
+    assert start.engine.stats()["keys"] == 0
+    assert [record.levelname for record in caplog.records if "not imported" in record.getMessage()] == ["WARNING"]
 
 
 def test_data_that_arrives_during_the_import_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,6 +249,20 @@ def test_a_key_outside_of_the_prefix_of_the_export_is_an_error() -> None:
         imported(with_lines(b'{"key":"q","versions":[{"value":1}]}', prefix="p/"), replica(), prefix_to="x")
 
 
+def test_a_key_that_would_be_empty_is_found_before_anything_is_written() -> None:
+    """The prefix is a key, too."""
+    source, target = replica(), replica()
+    source.put("/kvs/p/a", 1)
+    source.put("/kvs/p/", 2)
+    before = target.state()
+    data = export_of(source, "/export?prefix=p/")
+    with pytest.raises(BadExport, match="line 2: without the prefix of the export, the key is empty"):
+        imported(data, target, prefix_to="")
+    assert target.state() == before
+    imported(data, target, prefix_to="q")
+    assert seen(target).keys() == {"q", "qa"}
+
+
 def test_a_target_that_has_one_of_the_keys_is_refused_and_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "BATCH_KEYS", 3)
     source, target = filled(), replica()
