@@ -29,7 +29,7 @@ and pauses follow after the first few (snapshots.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from replication.errors import BadMessage
@@ -84,6 +84,10 @@ class Joining:
         """Note which addresses are asked; lookups and other replicas' answers name some of them late."""
         for address in addresses:
             self.asked_s.setdefault(address, now_s)
+
+    def forget_all_but(self, addresses: Collection[str]) -> None:
+        """Forget when other addresses were asked: lookups may name ever new ones while members are missing."""
+        self.asked_s = {address: at_s for address, at_s in self.asked_s.items() if address in addresses}
 
     def ask_anew(self, now_s: float) -> None:
         """Give every address its full time to answer from now on. Answers that are there still count."""
@@ -172,6 +176,7 @@ class Recovery:
         """
         if self.joining is not None:
             self.joining.asked_s.update(unanswered)
+            self.joining.forget_all_but({*unanswered, *self.joining.answers, *self._membership.table.others})
 
     def update_gate(self, now: Instant) -> bool:
         """Open or close the gate; return True if the replica was removed before and belongs again.

@@ -217,6 +217,18 @@ def test_a_joiner_that_discovers_others_late_still_waits_for_their_replies(wire:
     assert wire.values("r3", "x") == [b"1"]
 
 
+def test_a_joiner_forgets_addresses_that_lookups_name_no_more() -> None:
+    """While it waits for members, the pods that lookups find may come and go for days."""
+    wire = Wire()
+    wire.start("r1", discovers=True)
+    for n in range(1, 200):
+        wire["r1"].discovered([f"10.1.0.{n}:80", f"10.1.1.{n}:80"], wire.now("r1"))
+        wire.flow(0.01)
+    joining = wire["r1"].recovery.joining
+    assert joining is not None
+    assert {*joining.asked_s} == {"10.1.0.199:80", "10.1.1.199:80"}
+
+
 def test_a_joiner_waits_for_seeds_of_view_and_of_lookups(wire: Wire) -> None:
     """VIEW and KV_VIEW_DNS together: the seeds of both are contacted."""
     wire.cluster("r1", "r2")
