@@ -327,7 +327,12 @@ def test_clients_notice_no_crash_of_replicas_in_turn(tmp_path: Path) -> None:
         def wait_for_progress() -> None:
             """Wait until each client has made three more rounds, or one has failed."""
             goals = {number: count + 3 for number, count in counts.items()}
-            wait_until(lambda: failures or all(counts[n] >= goal for n, goal in goals.items()), timeout_s=30)
+            # A call may take its 10 s for acks, so three of them take 30 s before anything hangs.
+            wait_until(
+                lambda: failures or all(counts[n] >= goal for n, goal in goals.items()),
+                timeout_s=60,
+                what=lambda: (counts, goals, [cluster.log(i)[-600:] for i in range(3)]),
+            )
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
         for thread in threads:
