@@ -48,6 +48,12 @@ lock: ## Write requirements*.txt from pyproject.toml. Run it after a change of a
 	@sed -i '1i # Written by `make lock` from pyproject.toml: change it there.' requirements.txt requirements-dev.txt
 	@.venv/lock/bin/pip-compile $(PIP_COMPILE) --output-file requirements-docs.txt requirements-docs.in
 	@sed -i '1i # Written by `make lock` from requirements-docs.in: change it there.' requirements-docs.txt
+	@for file in requirements*.txt; do echo "Checking that $$file installs on Python $(OLDEST_PYTHON)"; \
+		.venv/lock/bin/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --no-deps --target .venv/lock/none \
+		--python-version $(OLDEST_PYTHON) --only-binary :all: --require-hashes -r $$file; done
+
+# Debian 12 has Python 3.11.2. pip-compile runs with another Python, and does not notice packages that need a later one.
+OLDEST_PYTHON := 3.11.0
 
 # The options keep package indexes and paths of this machine out of the files.
 PIP_COMPILE := --quiet --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate \

@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]  # ships no types
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from kvsite.config import SETTINGS, Config
 from kvsite.server import STOP_TIMEOUT_S
@@ -136,3 +138,25 @@ def test_a_checkout_has_the_commands_of_the_development_tools() -> None:
     assert {"benchmark", "demo", "simulate", "check_history"} <= set(
         manage(REPOSITORY, "help", "--commands").stdout.split()
     )
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_locked_packages_support_the_oldest_python(name: str) -> None:
+    """Debian 12 has Python 3.11.2. `make lock` looks this up for all lock files, the one of `make docs` included."""
+    locked = re.findall(r"^([\w.-]+)==(\S+)", (REPOSITORY / name).read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(locked) > 20
+    needs = {package: metadata.metadata(package)["Requires-Python"] or "" for package, _ in locked}
+    assert [package for package, python in needs.items() if not SpecifierSet(python).contains("3.11.0")] == []
+
+
+def test_make_lock_checks_every_lock_file_with_the_oldest_python() -> None:
+    done = subprocess.run(["make", "-n", "lock"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert re.search(r"for file in requirements\*\.txt; do .*--python-version 3\.11\.0", done.stdout, re.DOTALL)
+
+
+def test_the_packages_of_the_documentation_stay_below_what_debian_12_has() -> None:
+    """They are not installed for tests. These are the ones known to need more than Python 3.11.0."""
+    locked = dict(
+        re.findall(r"^([\w.-]+)==(\d+)", (REPOSITORY / "requirements-docs.txt").read_text("utf-8"), re.MULTILINE)
+    )
+    assert int(locked["pymdown-extensions"]) < 13
