@@ -26,6 +26,7 @@ SIGTERM, SIGINT and SIGHUP stop a replica within ``STOP_TIMEOUT_S``, in these st
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import ipaddress
 import logging
@@ -112,6 +113,10 @@ connection, which count as memory of the container. Bytes in flight are not limi
 
 class StartError(Exception):
     """The replica cannot start. The text is one line for the operator."""
+
+
+class PortInUse(StartError):
+    """Another process listens on the port."""
 
 
 class ReplicaServer(MTServer):
@@ -235,7 +240,8 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as exc:
         if bound is not None:
             bound.close()
-        raise StartError(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from exc
+        error = PortInUse if exc.errno == errno.EADDRINUSE else StartError
+        raise error(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from exc
     bound.setblocking(False)
     return bound
 

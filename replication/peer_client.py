@@ -33,6 +33,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import msgspec
 import requests
 
 from replication.address import join_address, split_address
@@ -49,7 +50,7 @@ from replication.proof import (
     sign_request,
     verify_response,
 )
-from replication.refusals import Refusal, refusal_in, refusal_without_proof
+from replication.refusals import AGREE, MAX_PARSED_BYTES, Refusal, refusal_in, refusal_without_proof
 
 MAX_QUOTED_BYTES: Final = 300
 """Bytes of a peer's response that an error message, and so the log, quotes at most."""
@@ -157,8 +158,25 @@ class Response:
         return refusal_in(self.status, self.body)
 
     def summary(self) -> str:
-        """Return the status and the beginning of the body, for error messages."""
+        """Return the status and the error that the body states, or else its beginning, for error messages."""
+        if text := _error_in(self.body):
+            return f"{self.status}: {text}"
         return f"{self.status} {self.body[:MAX_QUOTED_BYTES].decode('utf-8', 'replace')!r}"
+
+
+class _ErrorBody(msgspec.Struct):
+    error: str
+
+
+def _error_in(body: bytes) -> str:
+    """Return the beginning of the error that ``body`` states, on one line; empty if it states none."""
+    if len(body) > MAX_PARSED_BYTES:
+        return ""
+    try:
+        text = msgspec.json.decode(body, type=_ErrorBody).error[:MAX_QUOTED_BYTES]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    return text if text.isprintable() else ascii(text)
 
 
 Send = Callable[[str, str, str, bytes, dict[str, str], ReplyLimit], Reply]
@@ -259,11 +277,13 @@ class PeerClient:
         response = Response(reply.status, reply.body)
         sender = verify_response(key, reply.proof, mac_of(proof), reply.status, reply.body)
         if sender is None:
-            raise NotTrusted(
-                f"{address} does not prove that it has our KV_CLUSTER_SECRET; it answers {response.summary()}",
-                refusal_without_proof(response.status, response.body),
-                "stranger",
-            )
+            refusal = refusal_without_proof(response.status, response.body)
+            advice = f"; {AGREE}" if refusal is not None and refusal.kind == "secret" else ""
+            # A replica without a secret answers 200: there is nothing to quote.
+            has_reason = refusal is None or response.status != requests.codes.ok
+            reason = f"; it answers {response.summary()}" if has_reason else ""
+            text = f"{address} does not prove that it has our KV_CLUSTER_SECRET{reason}{advice}"
+            raise NotTrusted(text, refusal, "stranger")
         if session.receiver == ANY_RECEIVER:
             session = Session()  # The greeting's time was by our own clock, which may be ahead of the peer's.
         session.receiver, session.offset_us = sender.replica, sender.time_us - now_us

@@ -41,8 +41,10 @@ MAX_NAMED: Final = 3
 MAX_AHEAD_S: Final = 1e11
 """Bound of a difference between two clocks, about 3000 years."""
 
+AGREE: Final = "set the same KV_CLUSTER_SECRET on every replica"
+
 TEXTS: Final[dict[str, str]] = {
-    "secret": "the cluster secrets differ; set the same KV_CLUSTER_SECRET on every replica",
+    "secret": f"the cluster secrets differ; {AGREE}",
     "name": "it does not accept the name by which this replica calls it; see KV_ALLOWED_HOSTS",
     "protocol": "its version of the protocol is too far from this one; upgrade one release at a time",
     "clock": "the clocks differ by more than KV_MAX_CLOCK_LEAD; set the wrong one",

@@ -19,6 +19,7 @@ from replication.errors import MessageRejected, NotTrusted, Unreachable
 from replication.failures import failure_in
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest, decode, encode
 from replication.peer_client import PeerClient, PeerClientSettings, Response
+from replication.refusals import AGREE
 
 MEDIA_TYPE = "application/msgpack"
 STATUS_PATH = "/replication/status"
@@ -78,7 +79,9 @@ def _successful_body(address: str, response: Response) -> bytes:
     if response.status == requests.codes.ok:
         return response.body
     if response.status in {requests.codes.unauthorized, requests.codes.forbidden}:
-        raise NotTrusted(f"{address} rejects this replica: {response.summary()}", response.refusal, "stranger")
+        refusal = response.refusal
+        advice = f"; {AGREE}" if refusal is not None and refusal.kind == "secret" else ""
+        raise NotTrusted(f"{address} rejects this replica: {response.summary()}{advice}", refusal, "stranger")
     if response.status == requests.codes.bad_request:
         raise MessageRejected(f"{address} rejects our message: {response.summary()}", response.refusal, "stranger")
     raise Unreachable(f"{address} answers {response.summary()}", failure="stranger")

@@ -15,7 +15,7 @@ from replication.errors import NotTrusted
 from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import derive_key
 from store.management.base import CREDENTIALS, USAGE_ERROR
-from store.management.connection import Connection, why_not_reachable
+from store.management.connection import NOBODY_LISTENS, OTHER_REPLICA, Connection, why_not_reachable
 from store.management.tls_check import WRONG_CA, mismatch
 from store.secret_files import read_secret
 
@@ -43,11 +43,15 @@ def address_argument(text: str) -> str:
     try:
         return parse_address(text)
     except ValueError as exc:
-        raise CommandError(str(exc)) from None
+        raise CommandError(str(exc), returncode=USAGE_ERROR) from None
 
 
 class NoAnswer(CommandError):
     """The replica cannot be reached, or the server at its address is not a replica of Causeway."""
+
+
+class NobodyListens(NoAnswer):
+    """The machine of the replica answers, and rejects connections to its port."""
 
 
 class ErrorResponse(CommandError):
@@ -72,7 +76,7 @@ class Remote:
             connection = Connection.from_environ(environ, at)
             secret = read_secret(environ, "KV_CLUSTER_SECRET")[1] or ""
         except ValueError as exc:
-            raise CommandError(str(exc)) from None
+            raise CommandError(str(exc), returncode=USAGE_ERROR) from None
         self.at = address_argument(connection.address)
         self._timeout_s = timeout_s
         self._is_reachable = False
@@ -93,7 +97,8 @@ class Remote:
         """
         sent = b"" if body is None else msgspec.json.encode(body)
         if not self._is_reachable and (reason := why_not_reachable(self.at, self._timeout_s)):
-            raise NoAnswer(f"{self.at} does not answer: {reason}")
+            kind = NobodyListens if reason == NOBODY_LISTENS else NoAnswer
+            raise kind(f"{self.at} does not answer: {reason} {OTHER_REPLICA}")
         self._is_reachable = True
         try:
             response = self._client.request(method, self.at, path, sent, "application/json" if sent else "")

@@ -263,7 +263,10 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """Return the decoded ``body``. An empty body counts as ``{}``. Raises ``ParseError``, ``UnknownField``."""
     levels = MAX_NESTING + (WRITE_NESTING if decoder.type is TransactionBody else 0)
     if len(body) > levels and nests_too_deeply(body, levels):
-        raise ParseError(f"Body is nested too deeply: at most {levels} levels of arrays and objects")
+        raise with_hint(
+            ParseError(f"Body is nested too deeply: at most {levels} levels of arrays and objects"),
+            "Send a value with fewer levels, or write it as a string.",
+        )
     try:
         if not body.isascii():
             body.decode()  # msgspec does not check strings in unknown fields.
@@ -273,9 +276,9 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
             raise _unknown_field(body, found["name"], found["path"], decoder.type) from None
         raise ParseError(wording.invalid(str(exc))) from None
     except msgspec.DecodeError as exc:
-        raise ParseError(wording.malformed(str(exc))) from None
+        raise with_hint(ParseError(wording.malformed(str(exc))), wording.JSON_HINT) from None
     except UnicodeDecodeError:
-        raise ParseError("Body is not valid UTF-8") from None
+        raise with_hint(ParseError("Body is not valid UTF-8"), wording.UTF8_HINT) from None
 
 
 _UNKNOWN_FIELD: Final = re.compile(r"Object contains unknown field `(?P<name>.*?)`(?: - at `(?P<path>.*)`)?", re.DOTALL)
@@ -301,7 +304,7 @@ def _unknown_field(body: bytes, name: str, path: str | None, struct: type[msgspe
     try:
         present = _FIELDS.decode(body)
     except msgspec.DecodeError as exc:
-        return ParseError(wording.malformed(str(exc)))  # after the unknown field
+        return with_hint(ParseError(wording.malformed(str(exc))), wording.JSON_HINT)  # after the unknown field
     # Only the writes of a transaction are objects with fields inside of a body.
     allowed = (struct if path is None else WriteBody).__struct_encode_fields__
     where = "Body" if path is None else f"`{path.removeprefix('$.')}`"

@@ -17,6 +17,14 @@ MAX_QUOTED: Final = 100
 
 BAD_NUMBER: Final = "has a number that is neither a 64-bit integer nor a finite double"
 
+JSON_HINT: Final = (
+    "Names and strings stand in double quotes, and nothing follows the last bracket. In a shell, enclose the body in "
+    "single quotes, or it removes the double ones."
+)
+"""Hint for a body that is not valid JSON. Its header may have been right."""
+
+UTF8_HINT: Final = "Encode the body as UTF-8. Send bytes that are no text with Content-Type: application/octet-stream."
+
 EXPECTED: Final = {
     "": "a JSON object",
     "causal-metadata": "an object of whole numbers, as a response had it, or null",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from difflib import get_close_matches
+from typing import Any, Final, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
 
@@ -47,7 +49,15 @@ class CausewayCommand(BaseCommand):
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         """Return the parser, whose help ends with the exit codes and variables."""
-        return super().create_parser(prog_name, subcommand, **(self.help_options() | kwargs))
+        parser = super().create_parser(prog_name, subcommand, **(self.help_options() | kwargs))
+        report = parser.error
+
+        def error(message: str) -> NoReturn:
+            report(f"{message}{suggestion(message)}")
+            raise AssertionError("unreachable")
+
+        parser.error = error  # type: ignore[method-assign]  # argparse has suggestions from Python 3.14 on
+        return parser
 
     def help_options(self) -> dict[str, Any]:
         """Return what the parsers of this command, and of its actions, have in common."""
@@ -79,6 +89,14 @@ class CausewayCommand(BaseCommand):
                 raise
             self.stderr.write(str(exc))
             sys.exit(exc.returncode)
+
+
+def suggestion(message: str) -> str:
+    """Return what to add to an error of argparse about a word that is close to one of the choices."""
+    if not (found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)):
+        return ""
+    close = get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), n=1)
+    return f". Did you mean {close[0]}?" if close else ""
 
 
 def add_timeout_argument(

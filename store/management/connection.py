@@ -28,6 +28,11 @@ CLIENT_SETTINGS = (
 """Variables that only commands read. A replica accepts them in its environment and ignores them."""
 
 
+MAX_PORT: Final = 65535
+
+MAX_QUOTED: Final = 80
+"""Characters of an invalid address that the error quotes."""
+
 CONNECT_WITHIN_S: Final = 1.5
 """A command gives up if it has no connection after this time: a person should not wait for an address that is wrong."""
 
@@ -45,14 +50,48 @@ class Connection:
     def from_environ(cls, environ: Mapping[str, str] = os.environ, at: str | None = None) -> Connection:
         """Return how to reach the replica at ``at``, which defaults to ``SOCKET_ADDRESS``.
 
-        Raises ``ValueError`` for an invalid ``KV_API_TOKENS`` or ``KV_TOKEN``, with a line that names the variable.
+        Raises ``ValueError`` for an invalid address, and for an invalid ``KV_API_TOKENS`` or ``KV_TOKEN``, with a line
+        that names the variable.
         """
         return cls(
-            address=at or environ.get("SOCKET_ADDRESS") or DEFAULT_ADDRESS,
+            address=checked_address(at or environ.get("SOCKET_ADDRESS") or DEFAULT_ADDRESS),
             is_tls=bool(environ.get("KV_TLS_CERT") or environ.get("KV_TLS_CA")),
             verify=environ.get("KV_TLS_CA") or True,
             token=_token(environ),
         )
+
+
+def checked_address(text: str) -> str:
+    """Return ``text`` if it is of the form host:port or a URL of HTTP. Raises ``ValueError``, which says what is wrong.
+
+    An error about host:port has the words of replication/address.py, which commands for the view use.
+    """
+    shown = repr(text[:MAX_QUOTED])
+    if "://" in text:
+        try:
+            url = urlsplit(text)
+            is_valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            raise ValueError(f"{shown} is not of the form http://host:port or https://host:port")
+        return text
+    host, colon, port = text.strip().rpartition(":")
+    if not colon or not host:
+        raise ValueError(f"{shown} is not of the form host:port")
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= MAX_PORT):
+        raise ValueError(f"{shown} has no port from 1 to {MAX_PORT}")
+    if ":" in host and not host.startswith("["):
+        raise ValueError(
+            f"{shown} has no valid host name or IP address (write an IPv6 address in brackets: [::1]:8090)"
+        )
+    return text.strip()
+
+
+NOBODY_LISTENS: Final = "nobody listens there"
+
+OTHER_REPLICA: Final = "(--at names another replica)"
+"""What to add if the replica that a command talks to by default does not answer."""
 
 
 def why_not_reachable(address: str, timeout_s: float = CONNECT_WITHIN_S) -> str:
@@ -72,7 +111,7 @@ def why_not_reachable(address: str, timeout_s: float = CONNECT_WITHIN_S) -> str:
         socket.create_connection((host, port), timeout=within_s).close()
     except (OSError, UnicodeError) as exc:
         if isinstance(exc, ConnectionRefusedError):
-            return "nobody listens there"
+            return NOBODY_LISTENS
         if isinstance(exc, TimeoutError):
             return f"no connection within {within_s:g} s"
         if isinstance(exc, socket.gaierror | UnicodeError):

@@ -107,7 +107,7 @@ def test_a_secured_cluster_works_like_any_other(cluster: ClusterFactory) -> None
         else:
             assert says in command("show_view", "--at", at, **credentials).stderr
     assert command("join_view", made.addresses[2], "--at", at, KV_CLUSTER_SECRET=SECRET).stdout.endswith("present\n")
-    left = command("leave_view", "--at", made.addresses[2], KV_CLUSTER_SECRET=SECRET)
+    left = command("leave_view", "--yes", "--at", made.addresses[2], KV_CLUSTER_SECRET=SECRET)
     assert left.stdout == f"{made.addresses[2]} left; at least one other member has all its updates\n", left
     assert made.terminate(2) == 0
 

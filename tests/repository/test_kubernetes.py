@@ -176,8 +176,8 @@ def test_only_the_readiness_probe_requests_readyz_and_each_path_exists(container
 
 def test_the_grace_period_is_long_enough_for_the_hook_and_the_drain(pod: Resource, container: Resource) -> None:
     sleep_s, arguments = pre_stop(container)
-    command, option, timeout_s = arguments
-    assert (command, option) == ("leave_view", "--timeout")
+    command, no_question, option, timeout_s = arguments
+    assert (command, no_question, option) == ("leave_view", "--yes", "--timeout"), "a hook has no terminal to ask on"
     start_s = 15  # starting the hook's program on a busy node, and its first requests
     assert sleep_s + start_s + int(timeout_s) + STOP_TIMEOUT_S <= pod["terminationGracePeriodSeconds"]
 

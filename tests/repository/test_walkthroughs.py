@@ -15,6 +15,7 @@ from tests.support.walkthrough import Step, Terminal, matches, steps
 from tools.paths import REPOSITORY
 
 TEN_MINUTES = REPOSITORY / "docs" / "ten-minutes.md"
+README = REPOSITORY / "README.md"
 SECURED = REPOSITORY / "docs" / "secured-cluster.md"
 
 ACTIONS: dict[str, Callable[[LocalCluster], None]] = {
@@ -51,6 +52,26 @@ def test_a_secured_cluster(tmp_path: Path) -> None:
             done += 1
     assert done >= 15
     assert (tmp_path / "secured" / "ca.key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.processes
+def test_the_session_of_the_readme(tmp_path: Path) -> None:
+    done = 0
+    with Terminal(tmp_path, free_ports(3)) as terminal:
+        for step in steps(README, "A session with two replicas"):
+            assert step.runs, step
+            terminal.type(step)
+            done += 1
+    assert done >= 12
+
+
+def test_steps_of_one_section(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# a\n```console\n$ 1\n```\n## b\n```console\n$ 2\n```\n### c\n```console\n$ 3\n```\n"
+        "## d\n```console\n$ 4\n```\n"
+    )
+    assert [step.command for step in steps(page, "b")] == ["2", "3"]
 
 
 def test_steps_are_read_as_typed(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ class FakeNode:
         self.ready = True
         self.not_ready_reason = ""
         self.state = "serving"
+        self.key_count = 7
+        self.others: dict[str, dict[str, Any]] = {}
+        """Address -> fields of the status of that member, such as its ``state``."""
         self.undrained_polls = 2
         """``status`` reports "drained" at the call with this number after the removal of its own address."""
 
@@ -65,9 +68,24 @@ class FakeNode:
             self.undrained_polls -= 1
         is_drained = not is_removed or self.undrained_polls <= 0  # A member can be drained, too.
         state = "removed" if is_removed else "serving"
-        view = [{"address": self.address, "self": True, "state": "left" if is_removed else "alive"}]
-        view += [{"address": each, "self": False, "state": "alive"} for each in self.addresses if each != self.address]
-        return {"address": self.address, "state": state, "drained": is_drained, "clock": {"a@1": 2}, "view": view}
+        own = {"address": self.address, "self": True, "replica_id": self.id, "state": "left" if is_removed else "alive"}
+        others = [each for each in self.addresses if each != self.address]
+        view = [
+            own,
+            *(
+                {"address": each, "self": False, "replica_id": None, "state": "alive"} | self.others.get(each, {})
+                for each in others
+            ),
+        ]
+        return {
+            "address": self.address,
+            "state": state,
+            "ready": self.ready and not is_removed,
+            "keys": self.key_count,
+            "drained": is_drained,
+            "clock": {"a@1": 2},
+            "view": view,
+        }
 
     def explain(self, key: str, _max_values_bytes: int = 0) -> dict[str, Any]:
         return {"key": key, "versions": [], "version_count": 0, "pending": [], "merged": None}

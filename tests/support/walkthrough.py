@@ -31,9 +31,12 @@ class Step(NamedTuple):
     runs: bool
 
 
-def steps(page: Path) -> Iterator[Step]:
-    """Yield the commands of the blocks ``console`` and ``sh`` of a page."""
-    for language, block in BLOCK.findall(page.read_text("utf-8")):
+def steps(page: Path, section: str = "") -> Iterator[Step]:
+    """Yield the commands of the blocks ``console`` and ``sh`` of a page, or of its section ``section``."""
+    text = page.read_text("utf-8")
+    if section:
+        text = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    for language, block in BLOCK.findall(text):
         if language == "sh":
             yield Step(block.strip(), "", runs=False)
         elif language == "console":
@@ -48,14 +51,14 @@ def _typed(block: str) -> Iterator[Step]:
             output.append(line)
             continue
         if command:
-            yield Step(command, "\n".join(output), runs=True)
+            yield Step(command, "\n".join(output).rstrip(), runs=True)
         command, output = line[2:], []
         if found := HERE_DOCUMENT.search(command):
             for part in lines:
                 command += f"\n{part}"
                 if part == found[1]:
                     break
-    yield Step(command, "\n".join(output), runs=True)
+    yield Step(command, "\n".join(output).rstrip(), runs=True)
 
 
 def matches(expected: str, printed: str) -> bool:
@@ -77,6 +80,12 @@ class Terminal:
         programs.mkdir()
         (programs / "causeway").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{MANAGE}" "$@"\n')
         (programs / "causeway").chmod(0o755)
+        # What a checkout has after `make run`.
+        (directory / "manage.py").symlink_to(MANAGE)
+        python = directory / ".venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
         with self._output.open("wb") as output:
             self._shell = subprocess.Popen(
                 ["bash", "--norc"],

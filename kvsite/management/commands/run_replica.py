@@ -8,8 +8,9 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
+from kvsite import cli
 from kvsite.config import Config, ConfigError
-from kvsite.server import StartError, run
+from kvsite.server import PortInUse, StartError, run
 from store.management.base import CausewayCommand
 
 FLAGS = {"address": "SOCKET_ADDRESS", "view": "VIEW", "bind": "KV_BIND"}
@@ -48,7 +49,14 @@ class Command(CausewayCommand):
         overrides = {variable: options[flag] for flag, variable in FLAGS.items() if options[flag] is not None}
         try:
             config = Config.from_env({**os.environ, **overrides})
-            code = run(config, until_stdin_closes=options["until_stdin_closes"])
+            try:
+                code = run(config, until_stdin_closes=options["until_stdin_closes"])
+            except PortInUse as exc:
+                flag = "bind" if config.bind else "address"
+                raise StartError(
+                    f"{exc}. Perhaps another replica runs there. Another port: {cli.shown_program()} run_replica "
+                    f"--{flag} HOST:PORT"
+                ) from exc
         except (ConfigError, StartError) as exc:
             raise CommandError(str(exc), returncode=2) from exc
         sys.exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -36,6 +37,13 @@ class Command(runserver.Command):
         """Return the WSGI application that serves the replica."""
         return load(self._context)
 
+    def on_bind(self, server_port: int) -> None:
+        """Say where the server listens, and what to use instead of it."""
+        super().on_bind(server_port)
+        self.stdout.write(
+            self.style.WARNING("This is a development server. Use run_replica instead to run a replica for clients.")
+        )
+
     def inner_run(self, *args: Any, **options: Any) -> None:
         """Start the replica in the process that serves. With reloading, that is a child of the first process."""
         # "0" is Django's short form of 0.0.0.0, which cannot be the address of a replica.
@@ -47,6 +55,7 @@ class Command(runserver.Command):
             raise CommandError(str(exc), returncode=2) from None
         self._context = build(dataclasses.replace(current(), address=address, bind="", seeds=()), logger.error)
         self._context.node.start()
+        os.environ["DJANGO_RUNSERVER_HIDE_WARNING"] = "true"  # It names servers that cannot run a replica.
         self.stdout.write(
             "This is one replica for development, without peers. Each reload loses its data. A cluster: run_cluster"
         )

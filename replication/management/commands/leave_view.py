@@ -1,4 +1,8 @@
-"""``leave_view [ADDRESS]``: remove a replica from the view, and wait until another member has all its updates."""
+"""``leave_view [ADDRESS]``: remove a replica from the view, and wait until another member has all its updates.
+
+It refuses to remove the last member that serves, because nobody could read or write then. ``--force`` removes it. The
+HTTP API has no such check: an orchestrator may know better.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,13 @@ from replication.management.remote import (
     TIMEOUT_S,
     ErrorResponse,
     NoAnswer,
+    NobodyListens,
     Remote,
     address_argument,
 )
-from store.management.base import CausewayCommand, add_json_argument, add_timeout_argument
+from store.management.base import USAGE_ERROR, CausewayCommand, add_json_argument, add_timeout_argument
 from store.management.connection import add_at_argument
+from store.management.progress import counted
 
 POLL_S = 0.2
 
@@ -30,27 +36,47 @@ class Command(CausewayCommand):
 
     help = (
         "Remove a replica from the view, and wait until it is drained. Then at least one other member has all its "
-        "updates. Without ADDRESS, it removes the replica at --at, and asks first on a terminal."
+        "updates. Without ADDRESS, it removes the replica at --at: it asks first, and without a terminal needs --yes."
     )
-    exit_codes = {**EXIT_CODES, 1: "no replica answers, it rejects the request, or it is not drained in time"}
+    exit_codes = {
+        **EXIT_CODES,
+        1: "no replica answers, it rejects the request, it is the last that serves, or it is not drained in time",
+    }
     environment = ENVIRONMENT
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the arguments."""
         parser.add_argument("address", metavar="ADDRESS", nargs="?", help="host:port of the replica to remove")
         add_timeout_argument(parser, 60.0, "how long to wait for the drain")
-        parser.add_argument("--yes", action="store_true", help="do not ask")
+        parser.add_argument("--yes", action="store_true", help="do not ask, and remove the replica at --at")
+        parser.add_argument("--force", action="store_true", help="remove even the last member that serves")
         add_at_argument(parser)
         add_json_argument(parser, "the result")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Send the removal to one replica. Then poll the removed replica, whose status says when it is drained."""
+        is_asked = not options["address"] and not options["yes"]
+        if is_asked and not sys.stdin.isatty():
+            raise CommandError(
+                "nothing was changed: there is no terminal to ask on; name the ADDRESS to remove, or give --yes to "
+                "remove the replica at --at",
+                returncode=USAGE_ERROR,
+            )
         timeout_s = min(TIMEOUT_S, options["timeout"])
         remote = Remote(options["at"], timeout_s=timeout_s)
-        own = address_argument(str(remote.status()["address"]))
+        before = remote.status()
+        own = address_argument(str(before["address"]))
         leaver = address_argument(options["address"]) if options["address"] else own
-        # A script, such as the preStop hook of a pod, has no terminal, and means what it says.
-        if not options["address"] and not options["yes"] and sys.stdin.isatty():
+        # The replica at --at may be reachable under another address than its own, so keep the connection to it.
+        is_own = leaver == own
+        other = remote if is_own else Remote(leaver, timeout_s=timeout_s)
+        keys = _keys_at_last_server(before, leaver, other, timeout_s)
+        if keys is not None and not options["force"]:
+            raise CommandError(
+                f"nothing was changed: {leaver} is the last member that serves; {counted(keys, 'key')} would become "
+                "unreachable; stop it instead, or use --force"
+            )
+        if is_asked:
             self._confirm(own)
         try:
             remote.request("DELETE", "/view", {"socket-address": leaver})
@@ -61,23 +87,31 @@ class Command(CausewayCommand):
                 f"{exc}\nThe removal of {leaver} is recorded all the same: clients that depend on updates which only a "
                 "replica there had, started before now, are served without them."
             ) from None
-        # The replica at --at may be reachable under another address than its own, so keep the connection to it.
-        is_own = leaver == own
-        other = remote if is_own else Remote(leaver, timeout_s=timeout_s)
+        if keys is not None:
+            # Do not wait: no member that serves could take its updates.
+            self._report(leaver, options, is_drained=False)
+            self.stderr.write(
+                f"{leaver} was the last member that serves: {counted(keys, 'key')} cannot be read before join_view"
+            )
+            return
         status = self._wait_until_drained(other, options["timeout"], is_reachable=is_own)
         # Without another member, a replica counts as drained: there is nobody to send its updates to.
         is_last = status is not None and all(each["self"] or each["state"] == "left" for each in status["view"])
-        is_drained = status is not None and not is_last
+        self._report(leaver, options, is_drained=status is not None and not is_last)
+        if is_last:
+            self.stderr.write(f"{leaver} was the only member: no other member has its updates")
+        elif status is None and _has_run(before, leaver):
+            self.stderr.write(f"{leaver} does not answer: it may have had updates that no other member has")
+        elif status is None:
+            self.stderr.write(f"{leaver} does not answer, and {own} knows of no replica that has ever run there")
+
+    def _report(self, leaver: str, options: dict[str, Any], *, is_drained: bool) -> None:
         if options["json"]:
             self.stdout.write(json.dumps({"address": leaver, "result": "left", "drained": is_drained}))
         elif is_drained:
             self.stdout.write(f"{leaver} left; at least one other member has all its updates")
         else:
             self.stdout.write(f"{leaver} left")
-        if status is None:
-            self.stderr.write(f"{leaver} does not answer: it may have had updates that no other member has")
-        elif is_last:
-            self.stderr.write(f"{leaver} was the only member: no other member has its updates")
 
     def _confirm(self, own: str) -> None:
         """Ask whether to remove the replica at --at. Raises ``CommandError`` unless the answer is yes."""
@@ -106,3 +140,39 @@ class Command(CausewayCommand):
             if time.monotonic() >= deadline:
                 raise CommandError(f"{leaver.at} left but is not drained after {timeout_s:g} s; draining continues")
             time.sleep(POLL_S)
+
+
+def _keys_at_last_server(status: dict[str, Any], leaver: str, remote: Remote, timeout_s: float) -> int | None:
+    """Return how many keys ``leaver`` has if no other member serves; None if another one does, or it does not serve.
+
+    ``status``: of the replica at --at. ``remote``: for requests to ``leaver``. Another live member counts as serving if
+    it says so, or if this machine does not reach it: replicas may have addresses that only they can use.
+    """
+    own = str(status["address"])
+    live = [str(each["address"]) for each in status["view"] if each["state"] in {"alive", "suspect"}]
+    if leaver not in live:
+        return None
+    try:
+        leaving = status if leaver == own else remote.status()
+    except CommandError:
+        return None
+    if not leaving["ready"]:
+        return None
+    others = (each for each in live if each != leaver)
+    if any(status["ready"] if each == own else _may_serve(each, timeout_s) for each in others):
+        return None
+    return int(leaving["keys"])
+
+
+def _may_serve(address: str, timeout_s: float) -> bool:
+    try:
+        return bool(Remote(address, timeout_s=timeout_s).status()["ready"])
+    except NobodyListens:
+        return False
+    except CommandError:
+        return True
+
+
+def _has_run(status: dict[str, Any], address: str) -> bool:
+    """Return whether the replica with ``status`` knows of a process that was started under ``address``."""
+    return any(each["address"] == address and each["replica_id"] is not None for each in status["view"])

@@ -31,7 +31,7 @@ from store.management.base import (
     seconds_from,
     whole_number_from,
 )
-from store.management.connection import Connection, add_at_argument, why_not_reachable
+from store.management.connection import OTHER_REPLICA, Connection, add_at_argument, why_not_reachable
 from store.management.tls_check import WRONG_CA, mismatch
 
 ABSENT, FAILED, UNKNOWN = 1, 2, 3
@@ -304,7 +304,7 @@ def open_session(options: dict[str, Any]) -> Iterator[Session]:
     address, timeout_s = connection.address, options["timeout"]
     # A session would try again until its time is over: that is right for a program, and too long for a person.
     if reason := why_not_reachable(address, timeout_s):
-        raise CommandError(f"{address} does not answer: {reason} (--at names another replica)", returncode=FAILED)
+        raise CommandError(f"{address} does not answer: {reason} {OTHER_REPLICA}", returncode=FAILED)
     if "://" not in address and connection.is_tls:
         address = f"https://{address}"
     with Session(
@@ -351,13 +351,15 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def value_of(options: dict[str, Any]) -> Json:
-    """Return the value that ``put`` writes. Raises OSError if its file cannot be read."""
+    """Return the value that ``put`` writes. Raises OSError if its file cannot be read, ValueError if input is empty."""
     if options["bytes"] is not None:
         return sys.stdin.buffer.read() if options["bytes"] == "-" else Path(options["bytes"]).read_bytes()
     text = options["value"]
     if text == "-":
         # `echo` and editors end a text with a line break that is not part of it.
         text = sys.stdin.read().removesuffix("\n").removesuffix("\r")
+        if not text and not options["text"]:  # Probably the program before it in the pipe has failed.
+            raise ValueError('standard input is empty; to write an empty string: put --text KEY ""')
     return text if options["text"] else from_text(text)
 
 

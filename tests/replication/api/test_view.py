@@ -250,9 +250,10 @@ def test_leave_without_an_address_asks_on_a_terminal(
     at: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     monkeypatch.setattr("sys.stdin", Terminal(answer))
+    node.addresses.append("name.invalid:1")
     with pytest.raises(CommandError, match="nothing was changed"):
         run("leave_view", "--at", at)
-    assert node.addresses == [node.address]
+    assert node.addresses == [node.address, "name.invalid:1"]
 
 
 @pytest.mark.parametrize(
@@ -264,16 +265,17 @@ def test_leave_goes_on_after_yes_and_asks_nobody_who_was_clear(
 ) -> None:
     monkeypatch.setattr(leave_view, "POLL_S", 0.001)
     monkeypatch.setattr("sys.stdin", Terminal(answer))
+    node.addresses.append("name.invalid:1")
     out, err = run("leave_view", *arguments, "--at", at)
-    assert out == f"{node.address} left\n"
+    assert out == f"{node.address} left; at least one other member has all its updates\n"
     assert (f"Remove {node.address}" in err) is asks
-    assert node.addresses == []
+    assert node.addresses == ["name.invalid:1"]
 
 
 def test_leave_for_programs(at: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leave_view, "POLL_S", 0.001)
-    node.addresses.append("127.0.0.1:1")
-    out, _ = run("leave_view", "--at", at, "--json")
+    node.addresses.append("name.invalid:1")
+    out, _ = run("leave_view", "--yes", "--at", at, "--json")
     assert json.loads(out) == {"address": node.address, "result": "left", "drained": True}
 
 
@@ -304,26 +306,28 @@ def test_socket_address_is_the_default_of_at(at: str, node: FakeNode, monkeypatc
 
 def test_leave_waits_until_the_replica_is_drained(at: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leave_view, "POLL_S", 0.001)
-    node.addresses.append("127.0.0.1:1")
-    out, err = run("leave_view", "--at", at)
+    node.addresses.append("name.invalid:1")
+    out, err = run("leave_view", "--yes", "--at", at)
     assert (out, err) == (f"{node.address} left; at least one other member has all its updates\n", "")
     assert node.undrained_polls == 0
-    assert node.addresses == ["127.0.0.1:1"]
+    assert node.addresses == ["name.invalid:1"]
 
 
 def test_leave_of_the_only_member_warns_that_no_other_member_has_its_updates(
     at: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leave_view, "POLL_S", 0.001)
-    out, err = run("leave_view", "--at", at)
+    node.ready = False
+    out, err = run("leave_view", "--yes", "--at", at)
     assert out == f"{node.address} left\n"
     assert err == f"{node.address} was the only member: no other member has its updates\n"
 
 
 def test_leave_gives_up_waiting(at: str, node: FakeNode) -> None:
     node.undrained_polls = 10**9
-    with pytest.raises(CommandError, match=r"left but is not drained after 0\.01 s"):
-        run("leave_view", "--at", at, "--timeout", "0.01")
+    node.ready = False
+    with pytest.raises(CommandError, match=r"left but is not drained after 0\.1 s"):
+        run("leave_view", "--yes", "--at", at, "--timeout", "0.1")
 
 
 def test_leave_of_a_replica_that_does_not_respond(at: str, node: FakeNode) -> None:
@@ -341,7 +345,11 @@ def test_errors_are_printed_and_end_the_command(at: str, serve: Serve, node: Fak
     for arguments, message in [
         (("join_view", "nonsense", "--at", at), "'nonsense' is not of the form host:port"),
         (("show_view", "--at", "nonsense"), "'nonsense' is not of the form host:port"),
-        (("show_view", "--at", "127.0.0.1:1"), "127.0.0.1:1 does not answer: nobody listens there"),
+        (
+            ("show_view", "--at", "127.0.0.1:1"),
+            r"127.0.0.1:1 does not answer: nobody listens there \(--at names another replica\)$",
+        ),
+        (("leave_view", "--yes", "--at", "127.0.0.1:1"), r"nobody listens there \(--at names another replica\)$"),
         (("show_view", "--at", serve(no_replica)), "answers, but is no replica"),
         (
             ("leave_view", "a:1", "--at", at),
@@ -350,7 +358,7 @@ def test_errors_are_printed_and_end_the_command(at: str, serve: Serve, node: Fak
     ]:
         with pytest.raises(CommandError, match=message) as raised:
             run(*arguments)
-        assert raised.value.returncode == 1
+        assert raised.value.returncode == (2 if "form host:port" in message else 1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""``leave_view`` keeps the last member that serves, and asks before it removes the replica that it talks to."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from django.core.management import CommandError
+
+from replication.management.commands import leave_view
+from tests.replication.api.test_view import at, node, run
+from tests.support.api import Api, api
+from tests.support.fake_node import FakeNode
+from tests.support.http import Serve, serve
+from tests.support.ports import free_ports
+
+__all__ = ["api", "at", "node", "serve"]  # fixtures
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leave_view, "POLL_S", 0.001)
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # no terminal
+
+
+def serve_other(serve: Serve, *, ready: bool) -> str:
+    """Serve a member that says whether it is ready, and return its address."""
+
+    def other(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [json.dumps({"ready": ready, "keys": 7}).encode()]
+
+    return serve(other)
+
+
+def add(node: FakeNode, address: str, state: str = "alive", replica_id: str | None = None) -> None:
+    node.addresses.append(address)
+    node.others[address] = {"state": state, "replica_id": replica_id}
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(CommandError) as raised:
+        run("leave_view", *arguments)
+    assert raised.value.returncode == 1
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("others", ["none", "down", "catching up", "just stopped"])
+def test_the_last_member_that_serves_stays(at: str, serve: Serve, node: FakeNode, others: str) -> None:
+    if others == "down":
+        add(node, "127.0.0.1:1", "down")
+    elif others == "catching up":
+        add(node, serve_other(serve, ready=False))
+    elif others == "just stopped":
+        add(node, f"127.0.0.1:{free_ports(1)}")
+    before = list(node.addresses)
+    text = refused("--yes", "--at", at)
+    assert text == (
+        f"nothing was changed: {node.address} is the last member that serves; 7 keys would become unreachable; stop it "
+        "instead, or use --force"
+    )
+    assert text == refused(node.address, "--at", at)
+    assert node.addresses == before
+
+
+def test_force_removes_the_last_member_that_serves_without_waiting(at: str, node: FakeNode) -> None:
+    add(node, "127.0.0.1:1", "down")
+    node.undrained_polls = 10**9
+    out, err = run("leave_view", "--yes", "--force", "--at", at)
+    assert out == f"{node.address} left\n"
+    assert err == f"{node.address} was the last member that serves: 7 keys cannot be read before join_view\n"
+    assert node.addresses == ["127.0.0.1:1"]
+
+
+@pytest.mark.parametrize("kind", ["ready", "not reached from here"])
+def test_a_member_leaves_if_another_one_serves(at: str, serve: Serve, node: FakeNode, kind: str) -> None:
+    add(node, serve_other(serve, ready=True) if kind == "ready" else "name.invalid:8090")
+    assert "left; at least one other member" in run("leave_view", "--yes", "--at", at)[0]
+
+
+def test_a_member_that_does_not_serve_may_leave(at: str, node: FakeNode) -> None:
+    node.ready = False
+    assert run("leave_view", "--yes", "--at", at)[0] == f"{node.address} left\n"
+
+
+def test_the_last_member_that_serves_stays_when_another_one_is_asked(at: str, serve: Serve, node: FakeNode) -> None:
+    node.ready = False
+    add(node, last := serve_other(serve, ready=True))
+    assert f"{last} is the last member that serves; 7 keys" in refused(last, "--at", at)
+    assert last in node.addresses
+
+
+def test_a_script_has_to_say_what_it_removes(at: str, node: FakeNode) -> None:
+    with pytest.raises(CommandError, match=r"no terminal .* name the ADDRESS to remove, or give --yes") as raised:
+        run("leave_view", "--at", at)
+    assert raised.value.returncode == 2
+    assert node.addresses == [node.address]
+
+
+@pytest.mark.parametrize(
+    ("replica_id", "says"),
+    [
+        ("127.0.0.1:1@0000000000000001", "does not answer: it may have had updates that no other member has"),
+        (None, "knows of no replica that has ever run there"),
+    ],
+)
+def test_updates_may_be_lost_only_where_a_replica_has_run(
+    at: str, node: FakeNode, replica_id: str | None, says: str
+) -> None:
+    add(node, "127.0.0.1:1", "down", replica_id)
+    out, err = run("leave_view", "127.0.0.1:1", "--at", at)
+    assert out == "127.0.0.1:1 left\n"
+    assert says in err
+    assert ("may have had updates" in err) is (replica_id is not None)
+
+
+def test_the_api_removes_the_last_member(api: Api, node: FakeNode) -> None:
+    """As contract 3 says. An orchestrator may know better than the command."""
+    assert api.ask("DELETE", "/view", {"socket-address": node.address}).status == 200
