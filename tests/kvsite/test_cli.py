@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import tomllib
+from typing import Any
 
 import pytest
 from django.core.management import get_commands
 
 from kvsite import cli, signals
 from kvsite.command_line import OWN_APPS, WITHOUT_USE, _sentence
+from kvsite.management.commands import runserver
 from store.version import VERSION
 from tools.paths import REPOSITORY
 
@@ -76,3 +79,14 @@ def test_every_help_names_the_exit_codes(
 ) -> None:
     assert run(monkeypatch, "help", name) == 0
     assert "exit codes:\n  0  " in capsys.readouterr().out
+
+
+def test_runserver_names_run_replica_and_no_other_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DJANGO_RUNSERVER_HIDE_WARNING", "")  # restored at the end
+    shown = io.StringIO()
+    command: Any = runserver.Command(stdout=shown, no_color=True)
+    command.addr, command._raw_ipv6 = "127.0.0.1", False
+    command.on_bind(8090)
+    assert "http://127.0.0.1:8090/" in shown.getvalue()
+    assert "Use run_replica instead" in shown.getvalue()
+    assert "WSGI" not in shown.getvalue()

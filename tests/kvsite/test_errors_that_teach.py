@@ -315,3 +315,21 @@ def test_each_denial_says_what_to_send(api: Api, case: tuple[str, Config, str, s
     assert response.status == status, response
     assert_teaches(response)
     assert hint in response.body["hint"]
+
+
+@pytest.mark.parametrize("path", ["/kvs/k", "/kvs", "/view"])
+@pytest.mark.parametrize(
+    ("body", "hint"),
+    [
+        (b"{broken", wording.JSON_HINT),
+        (b'{"value": 1', wording.JSON_HINT),
+        (b"{'value': 1}", wording.JSON_HINT),
+        (b'{"value": "\xff"}', wording.UTF8_HINT),
+        (b'{"value": ' + b"[" * 200 + b"]" * 200 + b"}", "Send a value with fewer levels, or write it as a string."),
+    ],
+)
+def test_the_hint_for_a_broken_body_is_about_the_body(api: Api, path: str, body: bytes, hint: str) -> None:
+    """Its header was right."""
+    response = api.ask("POST" if path == "/kvs" else "PUT", path, raw=body)
+    assert (response.status, response.body["hint"]) == (400, hint)
+    assert response.body["example"]

@@ -105,7 +105,9 @@ def test_a_failed_start_prints_its_reason_in_one_line(flags: list[str], environm
 def test_a_second_replica_on_the_same_port_does_not_start(lone: LocalCluster) -> None:
     ended = run_until_exit("--address", lone.addresses[0])
     assert ended.returncode == 2
-    assert ended.stderr == f"cannot listen on 127.0.0.1 port {port_of(lone)}: Address already in use\n"
+    reason = f"cannot listen on 127.0.0.1 port {port_of(lone)}: Address already in use"
+    assert ended.stderr.startswith(f"{reason}. Perhaps another replica runs there. Another port: ")
+    assert ended.stderr.endswith("manage.py run_replica --address HOST:PORT\n")
     assert requests.get(f"{lone.url(0)}/readyz", timeout=5).status_code == 200
 
 

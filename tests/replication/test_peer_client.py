@@ -279,3 +279,42 @@ def test_a_message_that_could_not_be_sent_leaves_no_garbage(kind: type[PeerClien
 
 def test_settings_do_not_show_their_secrets() -> None:
     assert "hunter2" not in repr(PeerClientSettings(key=b"hunter2", token="hunter2"))
+
+
+@pytest.mark.parametrize(
+    ("body", "summary"),
+    [
+        (b'{"error": "Rejected: no", "hint": "x"}', "403: Rejected: no"),
+        (b'{"error": "a\\nb\\u001b[2J"}', r"403: 'a\nb\x1b[2J'"),
+        (b'{"error": "' + b"x" * 9000 + b'"}', f"403: {'x' * 300}"),
+        (b'{"error": 1}', """403 '{"error": 1}'"""),
+        (b"<html>", "403 '<html>'"),
+        (b'{"error": "' + b"x" * 70_000 + b'"}', '403 \'{"error": "' + "x" * 289 + "'"),
+        (b"[" * 50_000, f"403 '{'[' * 300}'"),
+    ],
+)
+def test_an_error_quotes_what_a_response_says_on_one_line(body: bytes, summary: str) -> None:
+    assert Response(403, body).summary() == summary
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        ("403 Forbidden", b'{"error": "Rejected: no", "hint": "x"}', "; it answers 403: Rejected: no"),
+        ("200 OK", b'{"healthy": true}', ""),
+    ],
+)
+def test_another_secret_is_said_without_json_and_with_what_to_do(
+    serve: Serve, client: PeerClient, status: str, body: bytes, reason: str
+) -> None:
+    def stranger(environ: Any, start_response: Any) -> list[bytes]:
+        start_response(status, [("Content-Type", "application/json")])
+        return [body]
+
+    address = serve(stranger)
+    with pytest.raises(NotTrusted) as raised:
+        client.request("GET", address, "/view")
+    assert str(raised.value) == (
+        f"{address} does not prove that it has our KV_CLUSTER_SECRET{reason}; set the same KV_CLUSTER_SECRET on every "
+        "replica"
+    )

@@ -460,7 +460,7 @@ def test_a_peer_of_a_version_two_away_is_logged_once_and_still_exchanged_with(
     logged = [record.getMessage() for record in caplog.records]
     no_neighbour = f"speaks protocol {PROTOCOL + 2}, which is not next to {PROTOCOL}"
     expected = {
-        "400": f'no exchange: {at} rejects our message: 400 \'{{"error":"another version"}}\'',
+        "400": f"no exchange: {at} rejects our message: 400: another version",
         "a later version": f"no exchange with {at}: peer:1@02 {no_neighbour}",
     }
     assert logged == [expected[reply]]

@@ -88,7 +88,7 @@ def test_broken_json_is_an_error_and_nothing_is_sent(replica: FakeReplica, text:
 
 @pytest.mark.parametrize(
     ("given", "value"),
-    [("hello\n", "hello"), ("hello\r\n", "hello"), ("a\nb\n\n", "a\nb\n"), ("\n", ""), ("5\n", 5), ("", "")],
+    [("hello\n", "hello"), ("hello\r\n", "hello"), ("a\nb\n\n", "a\nb\n"), ("\n", ""), ("5\n", 5)],
 )
 def test_the_last_line_break_of_standard_input_is_not_stored(
     replica: FakeReplica, monkeypatch: pytest.MonkeyPatch, given: str, value: Any
@@ -416,3 +416,58 @@ def test_watch_prints_json(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch
     lines = [json.loads(line) for line in run("watch", "p/", "--json").splitlines()]
     assert lines[0] == {"key": "p/a", "value": 1, "etag": '"a@1:1"'}
     assert lines[2] == {"key": "p/a", "deleted": True}
+
+
+@pytest.mark.parametrize(
+    "at", ["28090", "127.0.0.1", "host:", ":8090", "host:0", "host:x", "host:65536", "::1:8090", ""]
+)
+def test_every_command_rejects_a_bad_address_in_the_same_words(at: str, tmp_path: Path) -> None:
+    """An empty --at is the default. Commands for the view use replication/address.py."""
+    file = tmp_path / "export"
+    file.write_text("")
+    errors = set()
+    for command in (["kvs", "get", "k"], ["export"], ["import", str(file)], ["show_view"], ["join_view", "a:1"]):
+        with pytest.raises(CommandError) as caught:
+            call_command(*command, "--at", at or " ")
+        assert caught.value.returncode == 2
+        errors.add(str(caught.value).removeprefix("the export has failed: "))
+    (error,) = errors
+    assert error.startswith(repr(at or " "))
+    assert ("is not of the form host:port" in error) or ("has no " in error)
+
+
+@pytest.mark.parametrize("at", ["http://", "http://host:port", "ftp://host:1", "http://host:99999", "http://host:0"])
+def test_a_bad_url_is_an_error(at: str) -> None:
+    error = fails("get", "k", "--at", at)
+    assert error.returncode == 2
+    assert str(error) == f"{at!r} is not of the form http://host:port or https://host:port"
+
+
+@pytest.mark.parametrize("at", ["http://127.0.0.1:1", "https://kv.example", "http://[::1]:8090/", "[::1]:8090", "a:1"])
+def test_a_url_or_an_address_is_accepted(at: str) -> None:
+    assert Connection.from_environ({}, at).address == at
+
+
+def test_empty_standard_input_is_an_error_unless_text_is_meant(
+    replica: FakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    error = fails("put", "k", "-")
+    assert error.returncode == 2
+    assert str(error) == 'standard input is empty; to write an empty string: put --text KEY ""'
+    assert replica.requests == []
+    replica.respond_with(stored())
+    replica.respond_with(stored())
+    for arguments in (["-", "--text"], ["", "--text"]):
+        run("put", "k", *arguments)
+        assert replica.requests.pop().body["value"] == ""
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("lst", "list"), ("gte", "get"), ("watchh", "watch"), ("frobnicate", "")])
+def test_a_misspelt_action_gets_a_suggestion(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        Command().run_from_argv(["manage.py", "kvs", typed])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert f"invalid choice: '{typed}'" in error
+    assert error.endswith(f". Did you mean {meant}?\n" if meant else ")\n")

@@ -39,6 +39,7 @@ class Command(runserver.Command):
 
     def on_bind(self, server_port: int) -> None:
         """Say where the server listens, and what to use instead of it."""
+        os.environ["DJANGO_RUNSERVER_HIDE_WARNING"] = "true"  # It names servers that cannot run a replica.
         super().on_bind(server_port)
         self.stdout.write(
             self.style.WARNING("This is a development server. Use run_replica instead to run a replica for clients.")
@@ -55,7 +56,6 @@ class Command(runserver.Command):
             raise CommandError(str(exc), returncode=2) from None
         self._context = build(dataclasses.replace(current(), address=address, bind="", seeds=()), logger.error)
         self._context.node.start()
-        os.environ["DJANGO_RUNSERVER_HIDE_WARNING"] = "true"  # It names servers that cannot run a replica.
         self.stdout.write(
             "This is one replica for development, without peers. Each reload loses its data. A cluster: run_cluster"
         )

@@ -356,10 +356,11 @@ def value_of(options: dict[str, Any]) -> Json:
         return sys.stdin.buffer.read() if options["bytes"] == "-" else Path(options["bytes"]).read_bytes()
     text = options["value"]
     if text == "-":
-        # `echo` and editors end a text with a line break that is not part of it.
-        text = sys.stdin.read().removesuffix("\n").removesuffix("\r")
+        text = sys.stdin.read()
         if not text and not options["text"]:  # Probably the program before it in the pipe has failed.
             raise ValueError('standard input is empty; to write an empty string: put --text KEY ""')
+        # `echo` and editors end a text with a line break that is not part of it.
+        text = text.removesuffix("\n").removesuffix("\r")
     return text if options["text"] else from_text(text)
 
 
