@@ -56,13 +56,29 @@ def test_a_secured_cluster(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_the_session_of_the_readme(tmp_path: Path) -> None:
+    """README.md says what to do if A was faster than its pause: repeat. On a busy machine that happens."""
+    for attempt in range(5):
+        directory = tmp_path / str(attempt)
+        directory.mkdir()
+        if type_session(directory) >= 12:
+            return
+    pytest.fail("A has sent the write to B before it was paused, each time")
+
+
+def type_session(directory: Path) -> int:
+    """Type the session, and return the number of its commands; 0 if A was faster than its pause."""
     done = 0
-    with Terminal(tmp_path, free_ports(3)) as terminal:
+    with Terminal(directory, free_ports(3)) as terminal:
         for step in steps(README, "A session with two replicas"):
             assert step.runs, step
-            terminal.type(step)
+            try:
+                terminal.type(step)
+            except AssertionError as exc:
+                if step.expected.startswith("HTTP/1.1 503") and '{"result":"found","value":"pasta",' in str(exc):
+                    return 0
+                raise
             done += 1
-    assert done >= 12
+    return done
 
 
 def test_steps_of_one_section(tmp_path: Path) -> None:

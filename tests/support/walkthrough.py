@@ -117,7 +117,7 @@ class Terminal:
             return self._output.read_bytes()[start:].decode()
 
         wait_until(lambda: DONE in printed(), timeout_s=30, what=printed)
-        shown = printed().partition(DONE)[0].strip()
+        shown = printed().partition(DONE)[0].replace("\r\n", "\n").strip()  # HTTP's line breaks look the same.
         expected = self._with_ports(step.expected)
         assert matches(expected, shown), f"$ {step.command}\nshould print\n{expected}\nand prints\n{shown}"
 
