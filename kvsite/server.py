@@ -270,6 +270,7 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> ServerContext:
         verify=str(config.tls_ca) if config.tls_ca else True,
         key=derive_key(config.cluster_secret) if config.cluster_secret else b"",
         max_body_bytes=config.limits.max_body_bytes,
+        sender=config.address,
     )
     discovery = Discovery(config.view_dns, config.replication.sync_interval_s) if config.view_dns else None
     node = Node(

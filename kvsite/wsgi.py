@@ -45,6 +45,7 @@ from kvsite.trace_context import TRACEPARENT, TraceContext
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER
 from replication.refusals import RefusalKind
+from replication.rejected_senders import CLAIMED_SENDER
 from store.api.bodies import RECEIVED, RESERVED, SMALL_BYTES
 from store.api.context import CONTEXT
 from store.api.errors import TOO_LARGE
@@ -65,7 +66,6 @@ logger = logging.getLogger(__name__)
 Headers = list[tuple[str, str]]
 
 PEER_PATHS = ("/replication/exchange", "/replication/snapshot")
-
 
 CLOSE: Final = ("Connection", "close")
 
@@ -158,6 +158,9 @@ class Edge:
             return start_response(status, headers, *exc_info)
 
         self._in_progress[thread] = environ
+        if self._guard is None and PROOF in environ:
+            # The sender has a cluster secret. It does not accept the response of a replica without one.
+            self._note_rejected(environ, "secret")
         try:
             if self._guard is None and ORIGIN not in environ:
                 body = self._serve(environ, respond)
@@ -198,6 +201,8 @@ class Edge:
             return self._serve_signed(environ, respond, authorization.sign)
         except RequestDenied as denied:
             details = self._details(environ, denied.rejected)
+            if details and denied.sign is None:  # Whoever has the secret only tries again, by the right clock.
+                self._note_rejected(environ, denied.rejected)
             details |= {"hint": denied.hint} if denied.hint else {}
             return send_error(respond, denied.status, denied.error, denied.headers, denied.sign, details)
 
@@ -206,6 +211,11 @@ class Edge:
         if PROOF in environ or environ["PATH_INFO"].startswith(PEER_PATHS):
             return {"rejected": rejected, "state": self._context.node.state}
         return {}
+
+    def _note_rejected(self, environ: Environ, rejected: RefusalKind) -> None:
+        """Note who claims to have sent the request, for operators."""
+        source = environ.get("REMOTE_ADDR", "")
+        self._context.node.rejected_senders.note(environ.get(CLAIMED_SENDER, ""), source, rejected)
 
     def _serve_signed(self, environ: Environ, respond: StartResponse, sign: SignReply) -> Iterable[bytes]:
         """Serve a request that has a proof, and sign the response."""
@@ -241,6 +251,8 @@ class Edge:
             logger.warning("rejected %s %.200r: Host %.100r", environ["REQUEST_METHOD"], environ["PATH_INFO"], host)
             error = "Host header names no member of this cluster; see KV_ALLOWED_HOSTS"
             details = {**self._details(environ, "name"), "hint": HOST_HINT}
+            if "rejected" in details:
+                self._note_rejected(environ, "name")
             return self._send_error(environ, start_response, 400, error, details)
         if "HTTP_TRANSFER_ENCODING" in environ and not environ.get("wsgi.input_terminated"):
             # The development server does not know where a chunked body ends, and would wait forever.

@@ -27,6 +27,7 @@ from replication.explain import (
 )
 from replication.history import CounterSamples, Window
 from replication.peer_thread import ExchangeContext, PeerThreads
+from replication.rejected_senders import RejectedSender
 from replication.replica import Replica
 from replication.status import missing_updates, recent_updates, replica_status
 from replication.transport import Transport
@@ -45,7 +46,8 @@ logger = logging.getLogger("causeway.replication")
 class NodeInspector:
     """Reads one node, and fetches the status of its peers. Thread-safe.
 
-    ``unreached``: returns the addresses that were never reached; called under the lock.
+    ``unreached``: returns the addresses that were never reached; called under the lock. ``rejected``: returns the
+    senders whose messages this replica has rejected.
     ``is_open``: whether the replica accepts requests without credentials; the status says so.
     """
 
@@ -56,6 +58,7 @@ class NodeInspector:
         context: ExchangeContext,
         threads: PeerThreads,
         unreached: Callable[[float], list[Unreached]],
+        rejected: Callable[[], list[RejectedSender]],
         *,
         is_open: bool,
     ) -> None:
@@ -64,6 +67,7 @@ class NodeInspector:
         self._context = context
         self._threads = threads
         self._unreached = unreached
+        self._rejected = rejected
         self._is_open = is_open
         self._lock = context.lock
         self._samples = CounterSamples()
@@ -89,7 +93,7 @@ class NodeInspector:
         counters = self._counters()
         with self._lock:
             now = read_clocks()
-            status = replica_status(self._replica, counters, now, self._unreached(now.mono_s))
+            status = replica_status(self._replica, counters, now, self._unreached(now.mono_s), self._rejected())
             if recent:
                 status["recent"] = recent_updates(self._replica, recent)
         if history:

@@ -34,6 +34,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from replication.address import split_address
 from replication.bounded_replies import FREE_BYTES, PIECE_BYTES, ReplyLimit, ReplyTooLong, Reservation
 from replication.proof import HEADER
+from replication.rejected_senders import SENDER
 
 if TYPE_CHECKING:
     from replication.peer_client import PeerClientSettings
@@ -184,6 +185,8 @@ class MessageChannel:
             settings = self._settings
             host = settings.host_header or settings.server_name or address
             lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Accept-Encoding: identity"]
+            if settings.sender:
+                lines.append(f"{SENDER}: {settings.sender}")
             if settings.token:
                 lines.append(f"Authorization: Bearer {settings.token}")
             head = "".join(f"{line}\r\n" for line in lines).encode("ascii")

@@ -24,6 +24,7 @@ from replication.messages import Exchange, SnapshotRequest, decode, encode
 from replication.peer_client import Endpoints, PeerClientSettings
 from replication.peer_thread import Endpoint, ExchangeContext, PeerThreads
 from replication.rate_limit import LogRateLimiter
+from replication.rejected_senders import RejectedSenders
 from replication.replica import Replica
 from replication.unreached import LOOKUP_FAILS, LOOKUP_IN_VAIN, Unreached
 from store.engine import Change, Engine, read_clocks
@@ -55,7 +56,8 @@ DRAIN_CHECK_S = 0.02
 class Node:
     """A replica with its engine, threads and transport; the engine's ``Replication`` port.
 
-    ``inspector``: what the node shows to operators.
+    ``inspector``: what the node shows to operators. ``rejected_senders``: the edge and the views note there whom they
+    reject.
 
     ``on_fatal``: called, from a thread of the node, with the reason when this process has to stop.
     ``discovery``: the source of further seeds, None for none; the replica must have been made with ``discovers``.
@@ -95,10 +97,17 @@ class Node:
         self._threads = PeerThreads(self._context)
         self._ticker = threading.Thread(target=self._tick_for_ever, name="tick", daemon=True)
         self._events_logged = 0
+        self.rejected_senders = RejectedSenders()
         self._unreached: set[str] = set()
         """The addresses that the last ``_warn_of_unreached`` found."""
         self.inspector = NodeInspector(
-            replica, engine, self._context, self._threads, self._unreached_at, is_open=is_open
+            replica,
+            engine,
+            self._context,
+            self._threads,
+            self._unreached_at,
+            self.rejected_senders.all,
+            is_open=is_open,
         )
         engine.replication = self
 
@@ -353,8 +362,7 @@ class Node:
         self._unreached = {each.address for each in unreached}
         alone = f". {ALONE}" if is_alone else ""
         for each in unreached:
-            source = "KV_VIEW_DNS" if self._discovery and each.address == self._discovery.address else "VIEW"
-            text = f"{each.address} in {source} was never reached: {each.text}{alone}"
+            text = f"{each.address} in {each.setting} was never reached: {each.text}{alone}"
             self._context.warn(f"{NEVER_REACHED}{each.address}", text)
 
     def _unreached_at(self, now_s: float) -> list[Unreached]:
@@ -365,9 +373,11 @@ class Node:
         if discovery is None or seeds.has_met_others or now_s - since_s < self.replica.settings.silent_after_s:
             return unreached
         if not discovery.addresses and discovery.failure:
-            unreached.append(Unreached(discovery.address, "name", LOOKUP_FAILS.format(discovery.failure), since_s))
+            unreached.append(
+                Unreached(discovery.address, "name", LOOKUP_FAILS.format(discovery.failure), since_s, "KV_VIEW_DNS")
+            )
         elif seeds.has_discovered_others:
-            unreached.append(Unreached(discovery.address, "silent", LOOKUP_IN_VAIN, since_s))
+            unreached.append(Unreached(discovery.address, "silent", LOOKUP_IN_VAIN, since_s, "KV_VIEW_DNS"))
         return unreached
 
     def _follow_replica(self) -> None:

@@ -87,6 +87,9 @@ class PeerClientSettings:
     """API token to send; empty for none."""
     server_name: str = ""
     """``name:port`` to use instead of the address, as Host header and to verify the certificate; empty: the address."""
+    sender: str = ""
+    """The address of the replica that sends the messages; empty for a command. A peer that rejects a message tells its
+    operators this address (rejected_senders.py)."""
     host_header: str = ""
     """Host header, if it differs from ``server_name`` or the address; empty: the same. Does not affect TLS."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from replication.history import COUNTERS
 from replication.refusals import describe_one
+from replication.rejected_senders import REJECTED_TEXTS, RejectedSender
 from replication.replica import Replica
 from replication.unreached import Unreached
 from store.causal import MAX_RECENT_UPDATES
@@ -40,11 +41,16 @@ MAX_CLOCK_ENTRIES_LISTED = 50_000
 
 
 def replica_status(
-    replica: Replica, counters: Mapping[str, int], now: Instant, unreached: Iterable[Unreached] = ()
+    replica: Replica,
+    counters: Mapping[str, int],
+    now: Instant,
+    unreached: Iterable[Unreached] = (),
+    rejected: Iterable[RejectedSender] = (),
 ) -> dict[str, Any]:
     """Return the status as JSON-able data. The caller holds the lock.
 
     ``counters``: the totals of the engine and the node, by name. ``unreached``: the addresses that were never reached.
+    ``rejected``: the senders whose messages were rejected.
     """
     store = replica.store
     return {
@@ -58,6 +64,7 @@ def replica_status(
         "not_ready_reason": replica.recovery.not_ready_reason,
         "refusals": _refusals(replica, now),
         "never_reached": _never_reached(unreached, now),
+        "rejected_senders": _rejected_senders(rejected, now),
         "expected_members": replica.membership.met.expected,
         "met_members": replica.membership.met.most,
         "clock": dict(store.clock),
@@ -107,8 +114,22 @@ def _never_reached(unreached: Iterable[Unreached], now: Instant) -> list[dict[st
             "kind": each.kind,
             "text": each.text,
             "since_s": round(now.mono_s - each.since_s, 3),
+            "setting": each.setting,
         }
         for each in unreached
+    ]
+
+
+def _rejected_senders(rejected: Iterable[RejectedSender], now: Instant) -> list[dict[str, Any]]:
+    return [
+        {
+            "claimed_address": each.address,
+            "kind": each.kind,
+            "text": REJECTED_TEXTS[each.kind],
+            "source": each.source,
+            "last_s": round(max(0.0, now.mono_s - each.at_s), 3),
+        }
+        for each in rejected
     ]
 
 

@@ -38,13 +38,14 @@ class Unreached(NamedTuple):
     """One address, or the name that is looked up.
 
     ``kind``: a ``FailureKind`` or a ``RefusalKind``. ``text``: the same in words.
-    ``since_s``: when this replica began to ask there (monotonic seconds).
+    ``since_s``: when this replica began to ask there (monotonic seconds). ``setting``: the variable that names it.
     """
 
     address: str
     kind: str
     text: str
     since_s: float
+    setting: str = "VIEW"
 
 
 class UnreachedSeeds:

@@ -16,6 +16,7 @@ from replication.errors import BadMessage, ClockTooFarOff
 from replication.history import WINDOWS
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER
+from replication.rejected_senders import CLAIMED_SENDER
 from replication.status import MAX_RECENT, hide_keys
 from store.api import parsing
 from store.api import query as queries
@@ -149,6 +150,9 @@ class PeerView(ReplicaView):
             if isinstance(exc, ClockTooFarOff):
                 details["ahead_s"] = round(exc.ahead_s, 3)
             details["hint"] = FOR_PEERS.hint
+            environ = self.request.environ
+            source = environ.get("REMOTE_ADDR", "")
+            self.context.node.rejected_senders.note(environ.get(CLAIMED_SENDER, ""), source, exc.kind)
             return error(400, str(exc), details=details, metadata=None, headers={})
 
 

@@ -141,3 +141,37 @@ def test_a_streaming_response_stays_unchanged() -> None:
     assert (
         Edge(lambda *_: response, make_context(), None)({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, print) is response
     )
+
+
+PEER = {"REQUEST_METHOD": "POST", "HTTP_HOST": "127.0.0.1:21500", "REMOTE_ADDR": "10.0.0.9", "QUERY_STRING": ""}
+CLAIM = {"HTTP_X_CAUSEWAY_SENDER": "10.0.0.9:8090"}
+EXCHANGE, GREETING = {"PATH_INFO": "/replication/exchange"}, {"PATH_INFO": "/healthz", "REQUEST_METHOD": "GET"}
+PROOF = {"HTTP_X_CAUSEWAY_PROOF": "2 - 0 0 0 0"}
+SECRET = Config(cluster_secret="a secret of the cluster")
+
+
+@pytest.mark.parametrize(
+    ("config", "request_", "kinds"),
+    [
+        (SECRET, EXCHANGE | CLAIM, ["secret"]),
+        (SECRET, GREETING | PROOF | CLAIM, ["secret"]),
+        (Config(), GREETING | PROOF | CLAIM, ["secret"]),
+        (Config(), EXCHANGE | CLAIM | {"HTTP_HOST": "elsewhere"}, ["name"]),
+        (Config(), EXCHANGE | CLAIM, ["message"]),
+        (SECRET, EXCHANGE, []),
+        (SECRET, {"PATH_INFO": "/kvs/a", "REQUEST_METHOD": "PUT"} | CLAIM, []),
+        (Config(), GREETING | CLAIM, []),
+    ],
+)
+def test_who_claims_to_have_sent_a_rejected_message_of_a_replica_is_noted(
+    config: Config, request_: dict[str, str], kinds: list[str]
+) -> None:
+    """A replica without a secret rejects nothing in a greeting, but its sender rejects the response."""
+    context = make_context(config=config)
+    edge = Edge(FastPath(WSGIHandler()), context, Guard.for_config(config, "x"))
+    environ = {"SERVER_NAME": "x", "SERVER_PORT": "1", "wsgi.input": io.BytesIO(), **PEER, **request_}
+    b"".join(edge(environ, lambda *_: None))
+    noted = context.node.rejected_senders.all()
+    assert [(each.address, each.kind, each.source) for each in noted] == [
+        ("10.0.0.9:8090", kind, "10.0.0.9") for kind in kinds
+    ]

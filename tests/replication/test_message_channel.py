@@ -72,7 +72,9 @@ def listen() -> Iterator[Listen]:
 
 @pytest.fixture
 def channel() -> Iterator[MessageChannel]:
-    opened = MessageChannel(PeerClientSettings(timeout_s=0.5, token="a-token", host_header="name:80"))
+    opened = MessageChannel(
+        PeerClientSettings(timeout_s=0.5, token="a-token", host_header="name:80", sender="10.0.0.1:80")
+    )
     yield opened
     opened.close()
 
@@ -208,6 +210,7 @@ def test_a_request_has_what_the_receiver_needs(listen: Listen, channel: MessageC
         b"POST /replication/exchange HTTP/1.1",
         b"Host: name:80",
         b"Accept-Encoding: identity",
+        b"X-Causeway-Sender: 10.0.0.1:80",
         b"Authorization: Bearer a-token",
         b"Content-Type: a/b",
         b"Content-Length: 7",

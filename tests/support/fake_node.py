@@ -6,6 +6,7 @@ from typing import Any
 
 from replication.address import parse_address
 from replication.errors import BadMessage
+from replication.rejected_senders import RejectedSenders
 from store.clock import replica_id
 
 
@@ -20,6 +21,7 @@ class FakeNode:
 
     def __init__(self) -> None:
         self.inspector = self  # One fake has the methods of the node and of its inspector.
+        self.rejected_senders = RejectedSenders()
         self.address = "127.0.0.1:21500"
         self.addresses = [self.address]
         self.max_addresses = 3
