@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvsite.dashboard.cluster_state import ClusterState, ObservedReplica, PendingUpdate, Status
+from kvsite.dashboard.disagreements import is_alone
 from kvsite.dashboard.formatting import ago, listed, rate, short_labels, size, span, update_name, update_query
-from kvsite.dashboard.tables import stale_age
+from kvsite.dashboard.tables import status_age
 from store.clock import Clock, count_missing
 
 MAX_QUEUE_ITEMS = 6
 """Pending updates that the overview lists of one replica. The others are counted."""
-
-OLDER_S = 10.0
-"""If figures are older than the last sign of life by more than this, the card says so."""
 
 MAX_KEY_CHARS = 40
 """Characters shown of a key."""
@@ -88,10 +86,15 @@ def replica_card(replica: ObservedReplica, highest: Clock) -> ReplicaCard:
     """Return the card of ``replica``. ``highest``: see ``highest_known``."""
     status = replica.status
     reason = status.not_ready_reason if replica.is_reachable and status and status.refusals else ""
+    state, tone = STATE_TEXTS.get(replica.state, replica.state), TONES.get(replica.state, "bad")
+    if reason:
+        state, tone = "not ready", "warn"
+    elif replica.state == "serving" and replica.is_reachable and status and is_alone(status):
+        state, tone = "alone", "warn"
     return ReplicaCard(
         address=replica.address,
-        state="not ready" if reason else STATE_TEXTS.get(replica.state, replica.state),
-        tone="warn" if reason else TONES.get(replica.state, "bad"),
+        state=state,
+        tone=tone,
         is_local=replica.is_local,
         facts=(*_status_facts(replica.status), *_observed_facts(replica, highest)),
         stale_reason=_stale_reason(replica),
@@ -107,10 +110,8 @@ def _stale_reason(replica: ObservedReplica) -> str:
     if replica.status is None:
         text = "It has not responded to any status request yet"
         return text if replica.silent_for_s is None else f"{text}. No sign of life for {span(replica.silent_for_s)}"
-    text = f"Last known state. No sign of life for {span(replica.silent_for_s)}"
-    # A replica that no page has asked for long may have exchanged updates after its last status.
-    is_older = (replica.age_s or 0.0) > (replica.silent_for_s or 0.0) + OLDER_S
-    return f"{text}; these figures are {span(replica.age_s)} old" if is_older else text
+    text = f"No sign of life for {span(replica.silent_for_s)}. The figures are the last known ones"
+    return text if replica.status_age_s == replica.silent_for_s else f"{text}, from {ago(replica.status_age_s)}"
 
 
 def _status_facts(status: Status | None) -> tuple[Fact, ...]:
@@ -165,7 +166,7 @@ def pending_queue(
         count=status.pending_count,
         items=tuple(_queue_item(pending, labels) for pending in status.pending[:limit]),
         more=max(0, status.pending_count - min(len(status.pending), limit)),
-        stale_age=stale_age(replica),
+        stale_age=status_age(replica),
     )
 
 

@@ -19,6 +19,9 @@ from kvsite.dashboard.formatting import iso, time_of_day
 from replication.address import is_canonical
 from store.clock import Clock, join
 
+OLDER_S = 10.0
+"""If the last status is older than the last sign of life by more than this, the pages say so."""
+
 Number = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
 """Seconds, or a rate."""
 
@@ -98,15 +101,28 @@ class StatedRefusal:
 
     address: str
     text: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class UnreachedAddress:
-    """An address of ``VIEW`` at which no replica has ever answered the one whose status this is. ``text``: why."""
+    """An address of ``VIEW`` at which no replica has ever answered the one whose status this is. ``text``: why.
+
+    ``setting``: the variable that names it.
+    """
 
     address: str
     text: str = ""
     since_s: Number = 0.0
+    setting: str = "VIEW"
+
+
+@dataclass(frozen=True, slots=True)
+class StatedSender:
+    """An address in whose name somebody sends messages that the replica rejects. ``text``: why."""
+
+    claimed_address: str
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +170,7 @@ class Status:
     not_ready_reason: str = ""
     refusals: list[StatedRefusal] = field(default_factory=list)
     never_reached: list[UnreachedAddress] = field(default_factory=list)
+    rejected_senders: list[StatedSender] = field(default_factory=list)
     expected_members: Count = 1
     met_members: Count = 1
     events: list[Event] = field(default_factory=list)
@@ -205,6 +222,15 @@ class ObservedReplica:
         return min((age_s for age_s in ages_s if age_s is not None), default=None)
 
     @property
+    def status_age_s(self) -> float | None:
+        """The age of the last status; if that is about the time of the last sign of life, exactly that time.
+
+        A replica whose status no page has fetched for long may have exchanged updates since.
+        """
+        age_s, silent_s = self.age_s, self.silent_for_s
+        return silent_s if age_s is not None and silent_s is not None and age_s <= silent_s + OLDER_S else age_s
+
+    @property
     def state(self) -> str:
         """One word: the state that it reports (``serving``, ``joining``…), or else its state in the local view.
 
@@ -242,11 +268,6 @@ class ClusterState:
     def as_of(self) -> AsOf:
         """The origin and the time that every page shows."""
         return AsOf(self.local_address, time_of_day(self.wall_us), iso(self.wall_us))
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the local replica accepts requests without any credentials."""
-        return any(replica.is_local and replica.status and replica.status.open for replica in self.replicas)
 
     @property
     def open_replicas(self) -> tuple[str, ...]:

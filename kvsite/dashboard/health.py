@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvsite.dashboard.cluster_state import ClusterState, ObservedReplica
+from kvsite.dashboard.disagreements import Disagreements, disagreements, never_reached, refusals, rejected_senders
+from kvsite.dashboard.findings import Finding
 from kvsite.dashboard.formatting import counted, listed, span
 from store.clock import Clock, count_missing, join_into
 
@@ -15,12 +17,6 @@ IN_SYNC_S = 1.5
 STUCK_S = 10.0
 """An update that is missing or pending for longer than this is a problem."""
 
-MAX_REFUSED = 3
-"""Replicas for which a finding says who refuses them. The others are counted."""
-
-MAX_MISSED = 5
-"""Addresses that were never reached and that a finding says why. The others are counted."""
-
 MAX_DESCRIBED = 3
 """Replicas for which a finding says what they lack. The others are counted."""
 
@@ -29,6 +25,9 @@ MAX_LEAD_S = 1.0
 
 PERHAPS_ENDED = ("down", "suspect", "unknown")
 """States of a replica of which nothing is heard: it has ended, or the network to it is cut."""
+
+MAY_BE_REFUSED = (*PERHAPS_ENDED, "unreachable", "joining")
+"""States that follow if live replicas and this one refuse each other."""
 
 DOWN_ADVICE = (
     "If the process has ended, start it again at the same address. It fetches the data from the others.",
@@ -41,10 +40,10 @@ ALONE_ADVICE = (
     "Look at the other processes. If they run, the network is cut: repair it, and nothing is lost.",
     "If they have ended, start them again at the same addresses with VIEW={address}. They fetch the data from it.",
 )
-LAG_ADVICE = (
-    "It goes on serving. Clients that need a missing update wait for it there, or get 503 and can use another replica.",
-    "Look for a network that is cut or slow, and for a replica that is overloaded.",
+SERVES_ON = (
+    "It goes on serving. Clients that need a missing update wait for it there, or get 503 and can use another replica."
 )
+LAG_ADVICE = "Look for a network that is cut or slow, and for a replica that is overloaded."
 
 NOT_SERVING = {
     "down": ("bad", "is down", "are down"),
@@ -64,22 +63,6 @@ LEVELS = ("good", "busy", "warn", "bad")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One observation. ``level``: ``note`` (no problem), or one of ``LEVELS``.
-
-    ``busy`` should pass by itself, ``warn`` may be a mistake, ``bad`` is a problem.
-    ``headline``: the fault in a few words, without numbers that change; empty for notes.
-    ``advice``: what to do, and what not. ``shows_conflicts``: a list of the keys in conflict explains it.
-    """
-
-    level: str
-    text: str
-    headline: str = ""
-    advice: tuple[str, ...] = ()
-    shows_conflicts: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class ClusterHealth:
     """The overall level, a headline and the findings.
 
@@ -95,15 +78,17 @@ def assess(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) ->
     """Return the health of ``cluster``. ``highest``: see ``highest_known``; ``lag_s``: see ``LagTracker.lag_s``."""
     if not cluster.replicas:
         return ClusterHealth("busy", "No replica runs in this process", ())
-    alone = tuple(_alone(cluster))
+    refusing = disagreements(cluster)
+    alone = tuple(_alone(cluster, refusing))
     findings = (
         *alone,
-        *_not_serving(cluster, is_alone=bool(alone)),
+        *_not_serving(cluster, refusing, is_alone=bool(alone)),
+        *refusals(cluster, refusing),
         *_behind_while_away(cluster, highest),
-        *_refusals(cluster),
-        *_never_reached(cluster),
-        *_view_differences(cluster),
-        *_lagging(cluster, highest, lag_s),
+        *never_reached(cluster, refusing),
+        *rejected_senders(cluster, refusing),
+        *_view_differences(cluster, refusing),
+        *_lagging(cluster, refusing, highest, lag_s),
         *_pending(cluster),
         *_notes(cluster),
     )
@@ -126,7 +111,7 @@ def _headline(cluster: ClusterState, findings: Sequence[Finding], level: str) ->
     return ", ".join(parts)
 
 
-def _alone(cluster: ClusterState) -> Iterator[Finding]:
+def _alone(cluster: ClusterState, refusing: Disagreements) -> Iterator[Finding]:
     """Report that one replica is left, and what would destroy its data."""
     active = [replica for replica in cluster.replicas if replica.is_active]
     if len(active) != 1:
@@ -137,15 +122,22 @@ def _alone(cluster: ClusterState) -> Iterator[Finding]:
     if not others and not never_reached:
         text = f"This is the only replica, and the data ends with it. Start another one with VIEW={address}."
         yield Finding("note", text)
-    elif others and all(replica.state in PERHAPS_ENDED for replica in others):
+    elif others and all(
+        replica.state in PERHAPS_ENDED and not refusing.involves(replica.address) for replica in others
+    ):
         advice = tuple(sentence.format(address=address) for sentence in ALONE_ADVICE)
         text = f"{address} hears from no other replica: they have ended, or the network to them is cut."
         yield Finding("bad", text, f"Only {address} responds", advice)
 
 
-def _not_serving(cluster: ClusterState, *, is_alone: bool) -> Iterator[Finding]:
+def _not_serving(cluster: ClusterState, refusing: Disagreements, *, is_alone: bool) -> Iterator[Finding]:
+    """Report the replicas that do not serve. If a refusal is the cause, its finding has said so, and what to do."""
     for state, (level, one, several) in NOT_SERVING.items():
-        addresses = [replica.address for replica in cluster.replicas if replica.state == state]
+        addresses = [
+            replica.address
+            for replica in cluster.replicas
+            if replica.state == state and not (state in MAY_BE_REFUSED and refusing.involves(replica.address))
+        ]
         if addresses:
             text = f"{listed(addresses)} {one if len(addresses) == 1 else several}"
             advice = DOWN_ADVICE if state == "down" and not is_alone else ()
@@ -166,44 +158,10 @@ def _behind_while_away(cluster: ClusterState, highest: Clock) -> Iterator[Findin
         yield Finding("bad", f"{counted(len(away) - MAX_DESCRIBED, 'more replica')} without contact lack updates.")
 
 
-def _refusals(cluster: ClusterState) -> Iterator[Finding]:
-    """Report replicas that live peers keep from being ready, and those that are ready in spite of refusals."""
-    refused = [
-        (replica.address, replica.status)
-        for replica in cluster.replicas
-        if replica.is_reachable and replica.status and replica.status.refusals
-    ]
-    for address, status in refused[:MAX_REFUSED]:
-        if status.not_ready_reason:
-            yield Finding("bad", f"{address} is not ready. {status.not_ready_reason}.", f"{address} is not ready")
-        else:
-            first = status.refusals[0]
-            more = f", and {len(status.refusals) - 1} more" if len(status.refusals) > 1 else ""
-            who = f"{address} and {first.address}{more} refuse each other"
-            yield Finding("bad", f"{who}: {first.text}.", who)
-    if len(refused) > MAX_REFUSED:
-        yield Finding("bad", f"{counted(len(refused) - MAX_REFUSED, 'more replica')} refused by others.")
-
-
-def _never_reached(cluster: ClusterState) -> Iterator[Finding]:
-    """Report addresses of ``VIEW`` that were never reached, and replicas that wait for members to meet."""
-    statuses = [replica.status for replica in cluster.replicas if replica.is_reachable and replica.status]
-    missed = [(status.address, each) for status in statuses for each in status.never_reached]
-    for address, each in missed[:MAX_MISSED]:
-        fault = f"{address} has never reached {each.address}"
-        yield Finding("warn", f"{fault}, which it was told to contact: {each.text}.", fault)
-    if len(missed) > MAX_MISSED:
-        yield Finding("warn", f"{len(missed) - MAX_MISSED:,} more of these were never reached.")
-    for status in statuses:
-        if status.state == "joining" and status.met_members < status.expected_members and not status.refusals:
-            fault = f"{status.address} is not ready"
-            yield Finding("warn", f"{fault}. {status.not_ready_reason}.", fault)
-
-
-def _view_differences(cluster: ClusterState) -> Iterator[Finding]:
+def _view_differences(cluster: ClusterState, refusing: Disagreements) -> Iterator[Finding]:
     """Report replicas that consider another replica down although the local replica reaches both.
 
-    The network between these two is cut, in one direction or both.
+    The network between these two is cut, in one direction or both, unless they refuse each other.
     """
     reachable = {replica.address for replica in cluster.replicas if replica.is_active}
     cuts = [
@@ -211,26 +169,31 @@ def _view_differences(cluster: ClusterState) -> Iterator[Finding]:
         for replica in cluster.replicas
         if replica.is_active and replica.status
         for member in replica.status.view
-        if member.address in reachable and member.state in ("down", "left")
+        if member.address in reachable
+        and member.state in ("down", "left")
+        and not refusing.between(replica.address, member.address)
     ]
     if cuts:
         advice = ("The network between them is cut, or passes messages in one direction only: repair it.",)
         yield Finding("bad", f"Views differ: {listed(cuts)}.", cuts[0], advice)
 
 
-def _lagging(cluster: ClusterState, highest: Clock, lag_s: Mapping[str, float]) -> Iterator[Finding]:
+def _lagging(
+    cluster: ClusterState, refusing: Disagreements, highest: Clock, lag_s: Mapping[str, float]
+) -> Iterator[Finding]:
     active = [replica for replica in cluster.replicas if replica.is_active]
     late = [replica for replica in active if lag_s.get(replica.address, 0) >= IN_SYNC_S]
     late.sort(key=lambda replica: -_missing(replica, highest))
     for replica in late[:3]:
         level = "bad" if lag_s[replica.address] >= STUCK_S else "busy"
         missing = counted(_missing(replica, highest), "update")
-        yield Finding(
-            level,
-            f"{replica.address} is missing {missing}, some for {span(lag_s[replica.address])}.",
-            f"{replica.address} is behind",
-            LAG_ADVICE if level == "bad" else (),
-        )
+        text = f"{replica.address} is missing {missing}, some for {span(lag_s[replica.address])}."
+        if refusing.involves(replica.address):  # It lacks them because of that, and what to do has been said.
+            yield Finding(level, text)
+            continue
+        goes_on = (SERVES_ON,) if replica.state == "serving" else ()
+        advice = (*goes_on, LAG_ADVICE) if level == "bad" else ()
+        yield Finding(level, text, f"{replica.address} is behind", advice)
     if len(late) > 3:
         longest_s = max(lag_s[replica.address] for replica in late)
         verb = "is" if len(late) == 4 else "are"

@@ -39,7 +39,8 @@ class LagTracker:
     def lag_s(self, cluster: ClusterState, now_s: float) -> dict[str, float]:
         """Return address -> for how many seconds the replica has lacked updates, for each replica that lacks any.
 
-        The value is 0 if no missing update was known before. ``now_s``: monotonic.
+        The value is 0 if no missing update was known before. A replica lacks nothing for longer than it has run.
+        ``now_s``: monotonic.
         """
         latest = highest_known(cluster)
         self._highest.append((now_s, latest))
@@ -48,7 +49,10 @@ class LagTracker:
             clock = replica.clock or {}
             if not covers(clock, latest):
                 since_s = (at_s for at_s, highest in self._highest if not covers(clock, _intersection(highest, latest)))
-                lag_s[replica.address] = now_s - next(since_s, now_s)
+                lasts_s = now_s - next(since_s, now_s)
+                if replica.is_reachable and replica.status:
+                    lasts_s = min(lasts_s, max(0.0, replica.status.uptime_s))
+                lag_s[replica.address] = lasts_s
         return lag_s
 
 

@@ -39,15 +39,18 @@ class Overview:
         return len(self.clocks.columns) > 5
 
 
-def overview(cluster: ClusterState, lag_s: Mapping[str, float], open_settings: Sequence[str] = ()) -> Overview:
+def overview(
+    cluster: ClusterState, lag_s: Mapping[str, float], open_settings: Sequence[str] = (), *, is_open: bool = False
+) -> Overview:
     """Return the front page of ``cluster``.
 
-    ``lag_s``: see ``LagTracker.lag_s``. ``open_settings``: see ``Config.security_warnings``.
+    ``lag_s``: see ``LagTracker.lag_s``. ``open_settings``, ``is_open``: see ``Config.security_warnings`` and
+    ``Config.is_open``.
     """
     highest = highest_known(cluster)
     return Overview(
         as_of=cluster.as_of,
-        is_open=cluster.is_open,
+        is_open=is_open,
         open_settings=tuple(open_settings),
         open_replicas=cluster.open_replicas,
         health=assess(cluster, highest, lag_s),

@@ -44,7 +44,8 @@ class Poll:
     @cached_property
     def overview(self) -> Overview:
         """The data of the front page."""
-        return overview(self.cluster, self.lag_s, current().security_warnings)
+        config = current()
+        return overview(self.cluster, self.lag_s, config.security_warnings, is_open=config.is_open)
 
     @cached_property
     def overview_html(self) -> str:

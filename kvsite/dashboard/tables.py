@@ -94,10 +94,17 @@ class ViewMatrix:
 
 
 def stale_age(replica: ObservedReplica) -> str:
-    """Return the age of the data of ``replica``; empty if they are current."""
+    """Return the age of the clock of ``replica``; empty if it is current. An exchange renews it, as a status does."""
     if replica.is_reachable:
         return ""
     return "no data" if replica.silent_for_s is None else f"{span(replica.silent_for_s)} old"
+
+
+def status_age(replica: ObservedReplica) -> str:
+    """Return the age of what only the status of ``replica`` says; empty if it is current."""
+    if replica.is_reachable:
+        return ""
+    return "no data" if replica.status_age_s is None else f"{span(replica.status_age_s)} old"
 
 
 def clock_matrix(cluster: ClusterState, highest: Clock) -> ClockMatrix:
@@ -170,6 +177,6 @@ def _view_row(replica: ObservedReplica, labels: Mapping[str, str]) -> ViewRow:
     return ViewRow(
         address=replica.address,
         label=labels[replica.address],
-        stale_age=stale_age(replica),
+        stale_age=status_age(replica),
         cells=tuple(cells),
     )

@@ -134,7 +134,9 @@ def test_a_replica_that_peers_keep_from_being_ready_is_named_with_the_reason_and
     cluster[B]["status"].update(not_ready_reason="The clock is wrong", refusals=[refusal(A), refusal(C)])
     page = page_of(cluster)
     assert page.health.level == "bad"
-    assert texts(page) == [f"{B} is not ready. The clock is wrong."]
+    fault = f"{B} has another time than the others"
+    assert texts(page) == [f"{fault}. The clock is wrong."]
+    assert page.health.headline == f"{fault}, 3 of 3 replicas alive"
     card = next(card for card in page.cards if card.address == B)
     assert (card.state, card.tone, card.not_ready_reason) == ("not ready", "warn", "The clock is wrong")
 
@@ -149,18 +151,19 @@ def test_refusals_of_a_ready_replica_are_named_too() -> None:
 
 def test_only_some_refused_replicas_are_described() -> None:
     cluster = cluster_of(8)
-    for each in cluster.values():
-        each["status"].update(not_ready_reason="x", refusals=[refusal("10.0.0.9:8090")])
+    for n, each in enumerate(cluster.values()):
+        each["status"].update(not_ready_reason="x", refusals=[refusal(f"10.0.1.{n}:8090")])
     assert texts(page_of(cluster))[-1] == "5 more replicas refused by others."
 
 
 def test_an_address_that_was_never_reached_is_amber_and_named_with_the_reason() -> None:
-    cluster = cluster_of(1)
+    cluster = cluster_of(2)
     missed = {"address": "10.0.0.9:8090", "kind": "closed", "text": "nobody listens there", "since_s": 60.0}
     cluster[A]["status"].update(never_reached=[missed])
     page = page_of(cluster)
     assert page.health.level == "warn"
-    assert texts(page) == [f"{A} has never reached 10.0.0.9:8090, which it was told to contact: nobody listens there."]
+    assert texts(page) == [f"{A} has never reached 10.0.0.9:8090, which VIEW names: nobody listens there."]
+    assert "correct VIEW, or remove it from VIEW" in page.health.findings[0].advice[0]
     cluster[A]["status"].update(never_reached=[missed] * 8)
     assert texts(page_of(cluster))[-1] == "3 more of these were never reached."
 
@@ -259,6 +262,13 @@ def test_updates_that_no_replica_has_do_not_count_as_lag() -> None:
     assert lag.lag_s(state_of(cluster), 60.0) == {}
 
 
+def test_a_replica_has_lacked_nothing_for_longer_than_it_has_run() -> None:
+    lag, cluster = LagTracker(), cluster_of(2)
+    lag.lag_s(state_of(cluster), 1.0)
+    cluster[B]["status"].update(replica_id=id_of(B, 2), clock={}, uptime_s=3.0)
+    assert lag.lag_s(state_of(cluster), 900.0) == {B: 3.0}
+
+
 def test_pending_updates_count_as_known() -> None:
     cluster = cluster_of(3)
     cluster[B]["status"].update(pending=pending(1, A, C, first=105), pending_count=1)
@@ -316,7 +326,7 @@ def test_nothing_is_invented_about_an_unknown_replica() -> None:
 def test_a_down_replica_keeps_its_last_known_state_with_its_age() -> None:
     page = page_of(in_trouble(3))
     card = page.cards[2]
-    reason = "Last known state. No sign of life for 42 s"
+    reason = "No sign of life for 42 s. The figures are the last known ones"
     assert (card.state, card.tone, card.stale_reason) == ("down", "bad", reason)
     assert "Last contact" not in facts(page, C), "the heading of the card has it"
     assert page.queues[2].stale_age == page.clocks.rows[2].stale_age == "42 s old", "one age for one fact"
@@ -329,8 +339,11 @@ def test_figures_that_are_older_than_the_last_sign_of_life_say_so() -> None:
     cluster = cluster_of(2)
     cluster[B] = silent(cluster[B], 600.0)
     cluster[A]["status"]["view"][1] = member(B, "down", last_contact_s=42.0)
-    reason = page_of(cluster).cards[1].stale_reason
-    assert reason == "Last known state. No sign of life for 42 s; these figures are 10 min 0 s old"
+    page = page_of(cluster)
+    reason = page.cards[1].stale_reason
+    assert reason == "No sign of life for 42 s. The figures are the last known ones, from 10 min 0 s ago"
+    assert page.queues[1].stale_age == page.views.rows[1].stale_age == "10 min 0 s old", "only the status has these"
+    assert page.clocks.rows[1].stale_age == "42 s old", "an exchange has renewed it"
 
 
 def test_the_view_matrix_compares_the_views() -> None:

@@ -104,7 +104,7 @@ def test_the_page_lists_the_open_settings_while_any_of_them_is_open(
     for left_out in ((), *((name,) for name in secured if name != "cluster_secret"), tuple(secured)):
         config = Config(**{name: value for name, value in secured.items() if name not in left_out})
         monkeypatch.setattr(polling, "current", lambda config=config: config)
-        show_cluster(cluster_of(2, open=config.is_open))
+        show_cluster(cluster_of(2))
         html = Client().get("/admin/").content.decode()
         assert ("This store is open" in html, "This store is partly open" in html) == (
             len(left_out) == 4,
@@ -117,7 +117,7 @@ def test_the_page_lists_the_open_settings_while_any_of_them_is_open(
 def test_the_page_names_other_replicas_that_are_open(
     show_cluster: ShowCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(polling, "current", lambda: SimpleNamespace(security_warnings=()))
+    monkeypatch.setattr(polling, "current", lambda: SimpleNamespace(security_warnings=(), is_open=False))
     cluster = cluster_of(2)
     cluster[B]["status"]["open"] = True
     show_cluster(cluster)
