@@ -87,12 +87,12 @@ def test_a_partitioned_replica_is_greyed_and_recovers(cluster: NetnsCluster, ope
     expect(page.get_by_role("status")).to_have_text(HEALTHY, timeout=15_000)
     cluster.isolate(2)
     # Packets to it are lost. A page must show the other replicas in time although requests to this one time out.
-    expect(part(page, "card", address)).to_contain_text("Last known state", timeout=LIVE_MS)
+    expect(part(page, "card", address)).to_contain_text("The figures are the last known ones", timeout=LIVE_MS)
     origin, before = status(cluster, 1)["replica_id"], shown_replicas(page)[cluster.addresses[1]].clock
     put(cluster, 1, "while it is away", 1)
     wait_live(lambda: shown_replicas(page)[cluster.addresses[0]].clock[origin] == before[origin] + 1)
     expect(part(page, "card", address)).to_contain_text("down", timeout=12_000)
-    expect(replica_page.locator(".cw-card")).to_contain_text("Last known state")
+    expect(replica_page.locator(".cw-card")).to_contain_text("The figures are the last known ones")
     for greyed in (part(page, "card", address), part(page, "clock", address), replica_page.locator(".cw-card")):
         assert "cw-is-stale" in str(greyed.get_attribute("class"))
     cluster.heal()

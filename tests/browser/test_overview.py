@@ -127,7 +127,7 @@ def test_pages_show_what_replicas_report_while_one_is_killed_and_restarted(
     faults = [f"{address} is down.", f"{address} is missing 12 updates, as far as is known."]
     expect(page.locator("#health .cw-finding")).to_have_text(faults)
     age = part(page, "card", address).locator(".cw-age")
-    expect(age).to_contain_text("Last known state")
+    expect(age).to_contain_text("The figures are the last known ones")
     expect(age).not_to_have_text(age.inner_text(), timeout=LIVE_MS)
     save_screenshot(page, "overview-down")
 
