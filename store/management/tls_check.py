@@ -32,7 +32,8 @@ def speaks_tls(host: str, port: int) -> bool | None:
         with socket.create_connection((host, port), TIMEOUT_S) as plain, context.wrap_socket(plain):
             return True
     except ssl.SSLError as exc:
-        # An alert is an answer in TLS. Other errors are about bytes that are none.
-        return None if isinstance(exc, ssl.SSLEOFError) else "ALERT" in (exc.reason or "")
+        # An alert is an answer in TLS. Other errors are about bytes that are none. An end has two names.
+        is_end = isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+        return None if is_end else "ALERT" in (exc.reason or "")
     except OSError:
         return None

@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 
+from tools.history import Kind, Operation
 from tools.netns.client import status
 from tools.netns.cluster import NetnsCluster
 from tools.netns.quick import QUICK
@@ -16,6 +17,7 @@ from tools.soak.clients import Client, RoundContext
 from tools.soak.counts import Recorder
 from tools.soak.faults import KINDS
 from tools.soak.growth import Growth
+from tools.soak.losses import Losses
 from tools.soak.reachability import CUT_OFF, JUST_HEALED, LOST, NO_EXCUSE, PACKETS_LOST, RELAYED, Reachability
 from tools.soak.report import MIN_SUCCESS, report, success
 from tools.soak.results import Results
@@ -23,6 +25,26 @@ from tools.soak.run import soak
 from tools.soak.storm import LOG_BYTES
 from tools.soak.strangers import Strangers
 from tools.soak.timeline import Timeline
+
+
+@pytest.mark.parametrize(
+    ("kind", "completed", "problems"), [("get", 9.0, 1), ("changes", 9.0, 1), ("changes", None, 0)]
+)
+def test_a_read_after_a_kill_proves_that_a_replica_had_an_update_but_a_late_event_does_not(
+    kind: Kind, completed: float | None, problems: int, tmp_path: Path
+) -> None:
+    """Replica 0 answers a write and is killed at once. Then somebody reads the write there. Events may be late."""
+    results = Results(tmp_path, Timeline(2))
+    results.timeline.kills[0] = [5.0]
+    operations = [
+        Operation("a", "put", writes=(("x", "1"),), id="write", update="a:1@1:1", replica="http://a:1"),
+        Operation(
+            "b", kind, reads=(("x", "1"),), id="read", versions=("a:1@1:1",), replica="http://a:1", completed=completed
+        ),
+    ]
+    marked = Losses(results, ["http://a:1", "http://b:1"], {"write": 4.9, "read": 9.0}).mark_lost(operations, {})
+    assert marked[0].status == "lost"
+    assert len(results.problems) == problems
 
 
 @pytest.mark.netns

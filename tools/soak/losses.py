@@ -39,7 +39,9 @@ class Losses:
         # Update -> (replica that returned it, when).
         readers: dict[str, list[tuple[int, float]]] = {}
         for operation in operations:
-            if operation.replica is not None:
+            # An event of a stream may have waited in its connection for longer than its replica lived: streamers are
+            # slow consumers. Events are recorded without times.
+            if operation.replica is not None and (operation.kind != "changes" or operation.completed is not None):
                 i = self._index(operation.replica)
                 for update in operation.versions:
                     if update:
