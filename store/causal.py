@@ -34,7 +34,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Protocol
 
 from store.clock import Clock, Dot, HybridClock, Instant, covers, join_into, missing
 from store.cuts import Cut
@@ -53,6 +52,7 @@ from store.feed import Changes, FeedToken, Search, read_changes
 from store.log import UpdateLog
 from store.markers import Marker, Markers
 from store.merging import Tips
+from store.observer import StoreObserver
 from store.patching import MAX_PATCHED_BYTES, Absent, Issuer, OtherKind, patched
 from store.recent import RecentChanges
 from store.response_sizes import META_BYTES, encoded_key_bytes, encoded_value_bytes
@@ -80,19 +80,6 @@ about a deleted key stays in memory."""
 
 MAX_RECENT_UPDATES = 200
 """Length of ``CausalStore.recent_updates``: as many as the dashboard's diagram can show."""
-
-
-class StoreObserver(Protocol):
-    """What the store calls when its clock has changed."""
-
-    def applied(self, update: Update, clock: Clock) -> None:
-        """Note that ``update`` has been applied; ``clock`` covers it."""
-
-    def expired(self, key: str) -> None:
-        """Note that a version of ``key`` has expired."""
-
-    def replaced(self, clock: Clock) -> None:
-        """Note that a snapshot has been joined: any key may have changed, and ``clock`` may have jumped."""
 
 
 class CausalStore:

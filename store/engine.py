@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import ParamSpec, Self, TypeVar
+from typing import ParamSpec, TypeVar
 
 from msgspec import structs
 
@@ -34,6 +34,7 @@ from store.errors import DependenciesMissing
 from store.feed import Changes, FeedToken, adopt, begin_search, needs_search
 from store.hold_time import HoldTime
 from store.merging import Increment, MapChange, Operation, SetChange, element_of
+from store.place import Place
 from store.replication_port import Acks, LoneReplica, Replication, WriteConcern
 from store.results import CutBegun, ListResult, LostUpdates, RangeDeleted, ReadResult, TransactionResult, WriteResult
 from store.searches import Searches
@@ -41,7 +42,7 @@ from store.settings import StoreSettings
 from store.siblings import shown
 from store.table import KeyRange
 from store.versions import ABSENT_ETAG, Change, Patch, Update, Versions, state_etag
-from store.waiting import AckWaiter, Places, Waiter, Waiters
+from store.waiting import AckWaiter, Waiters
 
 __all__ = [
     "ABSENT_ETAG",
@@ -96,42 +97,6 @@ LOSS_CHECK_S = 1.0
 
 LOSS_CHECKS = 8
 """Most such looks in one call of ``wake_for_losses``. One takes up to a millisecond under the lock."""
-
-
-class _Place:
-    """The place of one waiting request, taken at its first wait and freed at the end of the block."""
-
-    def __init__(self, engine: Engine, places: Places[Waiter]) -> None:
-        self.waiter = Waiter(engine.lock)
-        self.is_lost = False
-        self._engine = engine
-        self._places = places
-        self._is_taken = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_taken:
-            self._engine.waiters.leave(self.waiter, self._places)
-            self._engine.follow_store()
-
-    def wait(self, timeout_s: float) -> None:
-        """Release the lock until the waiter is woken, at most ``timeout_s`` seconds.
-
-        ``is_lost`` says afterwards whether another request has taken the place.
-        """
-        engine = self._engine
-        if not self._is_taken:
-            self._is_taken = True
-            engine.waiters.enter(self.waiter, self._places)
-        engine.follow_store()
-        began_s = time.monotonic()
-        try:
-            self.waiter.wait(timeout_s)
-        finally:
-            engine.hold_time.seconds += time.monotonic() - began_s
-        self.is_lost = self.waiter not in self._places
 
 
 class Engine:
@@ -195,7 +160,7 @@ class Engine:
             found = self.get(key, past, wait_s=wait_s, all_siblings=all_siblings)
             lost = found.lost
             past = _without(past, lost)
-            with _Place(self, self.waiters.watching) as place:
+            with Place(self, self.waiters.watching) as place:
                 while found.etag in etags and (remaining := deadline - time.monotonic()) > 0:
                     self.waiters.by_key.add(place.waiter, key)
                     try:
@@ -231,7 +196,7 @@ class Engine:
             found = self._read_changes(token, prefix, past, wait_s, max_bytes)
             lost = found.lost
             past = _without(past, lost)
-            with _Place(self, self.waiters.streaming if streams else self.waiters.watching) as place:
+            with Place(self, self.waiters.streaming if streams else self.waiters.watching) as place:
                 while not found.keys and not found.more and (remaining := deadline - time.monotonic()) > 0:
                     if not found.is_reset:
                         token = found.token  # What is not told up to here concerns others: do not look at it again.
@@ -526,7 +491,7 @@ class Engine:
         lost: LostUpdates = {}
         token = self.replication.fetch(past)
         self.counts["deferred"] += 1
-        with _Place(self, self.waiters.deferred) as place:
+        with Place(self, self.waiters.deferred) as place:
             place.waiter.token = token
             while True:
                 unrecoverable = self.replication.unrecoverable(past, token)

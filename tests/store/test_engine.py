@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from store.causal import CausalStore
-from store.clock import MAX_COUNTER, Clock, Dot, Instant
+from store.clock import Clock, Instant
 from store.engine import ABSENT_ETAG, LOSS_CHECKS, Engine, WriteConcern
 from store.errors import (
     DependenciesMissing,
@@ -21,119 +19,13 @@ from store.errors import (
     PreconditionFailed,
     StoreError,
 )
-from store.results import LostUpdates
 from store.settings import StoreSettings
-from store.versions import Change, Update
+from store.versions import Change
 from store.waiting import AckIndex, AckWaiter, Places, Waiter
-from tests.support.waiting import wait_until
+from tests.support.engine_rig import LONG_S, SETTINGS, Rig, make, result, rig
 from tests.support.wire import NOW, write
 
-LONG_S = 20.0
-"""Longer than any test takes: a request that returns earlier was woken."""
-
-
-@dataclass
-class Peers:
-    """A ``Replication`` that returns what the test sets, and records its calls."""
-
-    engine: Engine | None = None
-    issued: list[Update] = field(default_factory=list)
-    fetched: list[Clock] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    expected: list[tuple[Dot, int]] = field(default_factory=list)
-    unrecoverable_gaps: LostUpdates = field(default_factory=dict)
-    acked: int = 1
-    members: int = 3
-
-    def update_issued(self, update: Update) -> None:
-        self._check_lock()
-        self.issued.append(update)
-
-    def fetch(self, past: Clock) -> int:
-        self._check_lock()
-        self.fetched.append(past)
-        return len(self.fetched)
-
-    fetch_for_retry = fetch
-
-    def unrecoverable(self, past: Clock, token: int) -> LostUpdates:
-        self._check_lock()
-        self.tokens.append(token)
-        return {id_: gap for id_, gap in self.unrecoverable_gaps.items() if past.get(id_, 0) >= gap[0]}
-
-    def can_report_loss(self, token: int) -> bool:
-        self._check_lock()
-        return bool(self.unrecoverable_gaps)
-
-    def expect_acks(self, dot: Dot, required: int) -> None:
-        self._check_lock()
-        self.expected.append((dot, required))
-
-    def ack_counters(self, origin: str) -> list[int]:
-        self._check_lock()
-        return [0] * (self.members - self.acked) + [MAX_COUNTER] * (self.acked - 1)
-
-    def acks_required(self, write_concern: str) -> int:
-        return self.members if write_concern == "all" else self.members // 2 + 1
-
-    def _check_lock(self) -> None:
-        assert self.engine is not None
-        assert self.engine.lock._is_owned()  # type: ignore[attr-defined]
-
-
-SETTINGS = StoreSettings(max_deferred=2, max_watchers=2, defer_timeout_s=LONG_S)
-
-
-@dataclass
-class Rig:
-    """An engine, another replica that issues updates, and threads for requests."""
-
-    store: CausalStore
-    engine: Engine
-    peers: Peers
-    pool: ThreadPoolExecutor
-    other: CausalStore = field(default_factory=lambda: CausalStore("other@0000000000000001"))
-
-    def ask(self, request: Callable[..., Any], *args: Any, **options: Any) -> Future[Any]:
-        return self.pool.submit(request, *args, **options)
-
-    def deferred(self, count: int) -> None:
-        wait_until(lambda: len(self.engine.waiters.deferred) == count)
-
-    def watching(self, count: int) -> None:
-        wait_until(lambda: len(self.engine.waiters.watching) == count)
-
-    def waiting_for_acks(self, count: int) -> None:
-        wait_until(lambda: len(self.engine.waiters.ack_waits) == count)
-
-    def receive(self, *updates: Update) -> None:
-        with self.engine.lock:
-            self.store.receive(updates, NOW)
-            self.engine.wake()
-
-    def close(self) -> None:
-        with self.engine.lock:
-            self.store.not_serving_reason = "closed"
-            self.engine.wake()
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    made = make(SETTINGS)
-    yield made
-    made.close()
-    made.pool.shutdown()
-
-
-def make(settings: StoreSettings) -> Rig:
-    store, peers = CausalStore("here@0000000000000001", settings), Peers()
-    peers.engine = Engine(store, peers)
-    return Rig(store, peers.engine, peers, ThreadPoolExecutor(8))
-
-
-def result(future: Future[Any]) -> Any:
-    return future.result(timeout=5.0)
-
+__all__ = ["rig"]
 
 # -- deferral ------------------------------------------------------------------------------------------------------
 
@@ -510,98 +402,6 @@ def test_above_max_watchers_the_watch_that_has_waited_longest_returns_unchanged(
     assert result(watching[0]).versions[0].value == b"1", "its place is taken: unchanged"
     rig.engine.write(Change("x", b"2"), {})
     assert [result(watch).versions[0].value for watch in watching[1:]] == [b"2", b"2"]
-
-
-# -- acks ----------------------------------------------------------------------------------------------------------
-
-
-def acked(rig: Rig, count: int) -> None:
-    with rig.engine.lock:
-        rig.peers.acked = count
-        rig.engine.wake()
-
-
-@pytest.mark.parametrize(("members", "needed"), [(2, 2), ("majority", 2), ("all", 3)])
-def test_a_write_waits_until_its_write_concern_is_satisfied(rig: Rig, members: int | str, needed: int) -> None:
-    writing = rig.ask(
-        rig.engine.write_with_concern, WriteConcern(members, LONG_S), rig.engine.write, Change("x", b"1"), {}
-    )
-    wait_until(lambda: len(rig.engine.waiters.ack_waits) == 1)
-    assert rig.engine.get("x", {}).versions  # The write is visible at this replica already.
-    acked(rig, needed - 1)
-    assert not writing.done()
-    acked(rig, needed)
-    wrote, acks = result(writing)
-    assert wrote.created
-    assert acks == (needed, True)
-    assert len(rig.engine.waiters.ack_waits) == 0
-
-
-def test_too_few_acks_in_time_are_reported_and_the_write_stands(rig: Rig) -> None:
-    _, acks = rig.engine.write_with_concern(WriteConcern("all", 0.03), rig.engine.write, Change("x", b"1"), {})
-    assert acks == (1, False)
-    assert rig.engine.get("x", {}).versions
-
-
-def test_w_1_does_not_wait(rig: Rig) -> None:
-    _, acks = rig.engine.write_with_concern(WriteConcern(1, LONG_S), rig.engine.write, Change("x", b"1"), {})
-    assert acks == (1, True)
-    assert rig.peers.expected == []
-
-
-def test_replication_learns_of_each_write_that_waits_for_acks(rig: Rig) -> None:
-    concerns = [WriteConcern(3, 0.001), WriteConcern(1, LONG_S), WriteConcern(3, 0), WriteConcern("majority", 0.001)]
-    for concern in concerns:
-        rig.engine.write_with_concern(concern, rig.engine.write, Change("x", b"1"), {})
-    assert rig.peers.expected == [((rig.store.replica_id, 1), 3), ((rig.store.replica_id, 4), 2)]
-
-
-def test_a_write_without_an_update_has_no_acks(rig: Rig) -> None:
-    wrote, acks = rig.engine.write_with_concern(
-        WriteConcern("all", LONG_S), rig.engine.write, Change("absent", None), {}
-    )
-    assert not wrote.deleted
-    assert acks is None
-    assert rig.engine.write_with_concern(None, rig.engine.write, Change("x", b"1"), {})[1] is None
-
-
-def test_a_wait_for_acks_ends_when_the_gate_closes(rig: Rig) -> None:
-    writing = rig.ask(rig.engine.write_with_concern, WriteConcern(3, LONG_S), rig.engine.write, Change("x", b"1"), {})
-    wait_until(lambda: len(rig.engine.waiters.ack_waits) == 1)
-    rig.close()
-    assert result(writing)[1] == (1, False)
-
-
-def test_above_the_limit_of_ack_waits_the_write_that_has_waited_longest_is_answered(rig: Rig) -> None:
-    waiting = []
-    for count, key in enumerate(("a", "b"), 1):
-        waiting.append(
-            rig.ask(rig.engine.write_with_concern, WriteConcern(3, LONG_S), rig.engine.write, Change(key, b"1"), {})
-        )
-        rig.waiting_for_acks(count)
-    waiting.append(
-        rig.ask(rig.engine.write_with_concern, WriteConcern(3, LONG_S), rig.engine.write, Change("c", b"1"), {})
-    )
-    assert result(waiting[0])[1] == (1, False)
-    acked(rig, 3)
-    assert [result(future)[1] for future in waiting[1:]] == [(3, True), (3, True)]
-
-
-def test_nothing_of_a_write_is_left_after_its_acks_came(rig: Rig) -> None:
-    writing = rig.ask(rig.engine.write_with_concern, WriteConcern(2, LONG_S), rig.engine.write, Change("x", b"1"), {})
-    rig.waiting_for_acks(1)
-    acked(rig, 2)
-    assert result(writing)[1] == (2, True)
-    waiters = rig.engine.waiters
-    assert (len(waiters.ack_waits), bool(waiters.by_concern), dict(waiters._all)) == (0, False, {})
-
-
-def test_a_failed_write_waits_for_no_acks(rig: Rig) -> None:
-    with pytest.raises(PreconditionFailed):
-        rig.engine.write_with_concern(
-            WriteConcern(3, LONG_S), rig.engine.write, Change("x", b"1", if_match=('"none"',)), {}
-        )
-    assert len(rig.engine.waiters.ack_waits) == 0
 
 
 # -- calls of the port ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from random import Random
@@ -186,6 +186,16 @@ def visible(updates: list[Update], clock: Clock) -> dict[str, set[tuple[str, int
 PAIRS = 400
 
 
+def export_slowly(api: Api, pause: Callable[[], None]) -> bytes:
+    """Return an export that is read with a pause after each piece."""
+    pieces = []
+    with closing(api.open("/export", {})) as body:
+        for piece in body:
+            pieces.append(piece)
+            pause()
+    return b"".join(pieces)
+
+
 def test_an_export_during_writes_and_transactions_is_a_causal_snapshot() -> None:
     """Each value names the update that wrote it. From the updates alone the test knows what a snapshot at the clock of
     the export has to contain: transactions are whole, and no version's past is left out unless it was replaced.
@@ -225,22 +235,19 @@ def test_an_export_during_writes_and_transactions_is_a_causal_snapshot() -> None
                 update = Update(PEER_ID, counter, time.time_ns() // 1000, deps, (write,))
                 received.append(update)
                 store.receive([update], read_clocks())
-            time.sleep(0.0005)
+            stopped.wait(0.0005)
+
+    def wait_for_a_write() -> None:
+        before = len(recorder.updates)
+        wait_until(lambda: len(recorder.updates) > before, every_s=0.001)
 
     for n in range(PAIRS):
         pair = [Change(f"{side}/{n:04}", b'"first"') for side in ("left", "right")]
         engine.transact([], pair, {})
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(write_for_ever, seed) for seed in range(3)] + [pool.submit(receive_for_ever)]
-        texts = []
         try:
-            for _ in range(6):
-                with closing(api.open("/export", {})) as body:
-                    pieces = []
-                    for piece in body:
-                        pieces.append(piece)
-                        time.sleep(0.01)
-                    texts.append(b"".join(pieces))
+            texts = [export_slowly(api, wait_for_a_write) for _ in range(6)]
         finally:
             stopped.set()
         for each in running:
@@ -358,10 +365,9 @@ def test_without_room_for_what_is_overwritten_an_export_ends(large_api: Api) -> 
 
 def test_a_stalled_export_gives_way_to_another_response(large_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = large_api.context.large_responses
-    monkeypatch.setattr(large_responses, "STALLED_AFTER_S", 0.0)
+    monkeypatch.setattr(large_responses, "STALLED_AFTER_S", -1.0)
     with closing(large_api.open("/export", {})) as body:
         next(body)
-        time.sleep(0.01)
         budget.send(large_responses.LargeBody([b"x" * 750_000], 750_000)).close()
         assert body.is_aborted
         assert list(body) == []
