@@ -180,13 +180,9 @@ class Node:
 
     @property
     def is_alone(self) -> bool:
-        """Whether this replica has never met another one, and nothing of another one is here.
-
-        One that was met and is silent now may have data.
-        """
+        """Whether this replica has never met another one (``Recovery.is_alone``)."""
         with self._lock:
-            has_met = self.replica.membership.met.most > 1 or self.view() not in ([], [self.replica.address])
-            return not has_met and not self.replica.store.clock
+            return self.replica.recovery.is_alone(read_clocks().mono_s)
 
     def seed(self, changes: Sequence[Change]) -> None:
         """Apply ``changes`` before clients are served. Raises NotServing if this replica leaves meanwhile."""

@@ -224,6 +224,14 @@ class Recovery:
             # Some peers may not have accepted this replica yet, and none of them has had time to tell its clock.
             self.joining.ask_anew(now_s)
 
+    def is_alone(self, now_s: float) -> bool:
+        """Return whether this replica has never met another one, and has nothing of another one.
+
+        One that was met and is silent now may have data.
+        """
+        membership = self._membership
+        return membership.met.most == 1 and not membership.reaches_others(now_s) and not self._store.clock
+
     def unreached(self, now_s: float) -> list[Unreached]:
         """Return the addresses of ``VIEW`` at which no replica has ever answered this one, and why (unreached.py)."""
         standings = self.refusals.live(now_s)
