@@ -24,7 +24,7 @@ from typing import IO, Self
 
 from kvsite import cli
 from kvsite.healthcheck import answers_ready
-from replication.address import join_address, split_address
+from store.address import join_address, split_address
 from store.environment import DEFAULT_ADDRESS
 
 DEFAULT_REPLICAS = 3

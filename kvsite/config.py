@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from replication.address import parse_address, parse_host, split_address
 from replication.settings import MAX_OPERATOR_RESPONSES, MAX_PEER_RESPONSES, ReplicationSettings
+from store.address import parse_address, parse_host, split_address
 from store.api.large_responses import MAX_IN_PROGRESS
 from store.api_tokens import ApiToken, parse_api_tokens
 from store.environment import DEFAULT_ADDRESS, Parser, Section, declaration, nested, seconds, setting, settings_of

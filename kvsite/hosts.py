@@ -16,7 +16,7 @@ import ipaddress
 from collections.abc import Callable, Iterable
 
 from kvsite.config import Config
-from replication.address import host_of_header, is_canonical, split_address
+from store.address import host_of_header, is_canonical, split_address
 
 MAX_REMEMBERED = 1024
 """Limit of the remembered allowed headers; at the limit all are forgotten. Remembering them makes the check one set

@@ -55,13 +55,13 @@ from kvsite.listener_shutdown import stop_listening
 from kvsite.logs import current_traceparent, dropped_lines, write_line
 from kvsite.seeding import Seeder
 from kvsite.signals import StopRequest
-from replication.address import join_address
 from replication.discovery import Discovery
 from replication.node import Node
 from replication.peer_client import PeerClientSettings
 from replication.proof import derive_key
 from replication.rate_limit import LogRateLimiter
 from replication.replica import Replica
+from store.address import join_address
 from store.api.bodies import Bodies
 from store.engine import Engine, read_clocks
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from replication.address import join_address, parse_address, split_address
+from store.address import join_address, parse_address, split_address
 
 logger = logging.getLogger("causeway.replication")
 

@@ -31,10 +31,10 @@ import requests
 import urllib3.connection
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-from replication.address import split_address
 from replication.bounded_replies import FREE_BYTES, PIECE_BYTES, ReplyLimit, ReplyTooLong, Reservation
 from replication.proof import HEADER
 from replication.rejected_senders import SENDER
+from store.address import split_address
 
 if TYPE_CHECKING:
     from replication.peer_client import PeerClientSettings

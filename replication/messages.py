@@ -42,8 +42,8 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from replication.address import MAX_QUOTED, is_canonical, is_replica_id
 from replication.errors import BadMessage, IncompatibleProtocol
+from store.address import MAX_QUOTED, is_canonical, is_replica_id
 from store.clock import MAX_INCARNATION
 from store.versions import Counter, ReplicaId, Timestamp, Update, Version, WireClock, decode_update
 

@@ -36,7 +36,6 @@ from typing import Final
 import msgspec
 import requests
 
-from replication.address import join_address, split_address
 from replication.bounded_replies import MIB, BoundedAdapter, ReplyBudget, ReplyLimit, deadline, read_body
 from replication.errors import NotTrusted
 from replication.message_channel import MessageChannel, Reply
@@ -51,6 +50,7 @@ from replication.proof import (
     verify_response,
 )
 from replication.refusals import AGREE, MAX_PARSED_BYTES, Refusal, refusal_in, refusal_without_proof
+from store.address import join_address, split_address
 
 MAX_QUOTED_BYTES: Final = 300
 """Bytes of a peer's response that an error message, and so the log, quotes at most."""

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final, NamedTuple
 
-from replication.address import is_canonical
 from replication.refusals import TEXTS, RefusalKind
+from store.address import is_canonical
 
 SENDER: Final = "X-Causeway-Sender"
 """Header of requests between replicas: the address of the sender. The proof does not cover it."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 
 from kvsite.dashboard.formatting import iso, time_of_day
-from replication.address import is_canonical
+from store.address import is_canonical
 from store.clock import Clock, join
 
 OLDER_S = 10.0

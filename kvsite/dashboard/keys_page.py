@@ -13,7 +13,7 @@ import msgspec
 
 from kvsite.dashboard.cards import QueueItem
 from kvsite.dashboard.formatting import counted, iso, short_labels, size, span, update_name, update_query
-from replication.address import is_canonical
+from store.address import is_canonical
 from store.clock import address_of
 from store.values import Base64Text, JsonText, as_json, base64_length
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
-from replication.address import is_canonical
 from replication.history import Window
 from replication.node import Node
+from store.address import is_canonical
 
 FETCH_TIMEOUT_S = 0.7
 """Timeout for a member. A page refreshes once a second and must show the state of at most two seconds ago."""

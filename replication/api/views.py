@@ -9,7 +9,6 @@ from typing import Any, Final
 import msgspec
 from rest_framework.exceptions import NotFound, ParseError
 
-from replication.address import parse_address
 from replication.api import schema
 from replication.api.context import ReplicaContext
 from replication.errors import BadMessage, ClockTooFarOff
@@ -18,6 +17,7 @@ from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER
 from replication.rejected_senders import CLAIMED_SENDER
 from replication.status import MAX_RECENT, hide_keys
+from store.address import parse_address
 from store.api import parsing
 from store.api import query as queries
 from store.api.access import hidden_keys

@@ -10,10 +10,10 @@ import msgspec
 import requests
 from django.core.management.base import CommandError
 
-from replication.address import parse_address, split_address
 from replication.errors import NotTrusted
 from replication.peer_client import PeerClient, PeerClientSettings
 from replication.proof import derive_key
+from store.address import parse_address, split_address
 from store.management.base import CREDENTIALS, USAGE_ERROR
 from store.management.connection import NOBODY_LISTENS, OTHER_REPLICA, Connection, why_not_reachable
 from store.management.tls_check import WRONG_CA, mismatch

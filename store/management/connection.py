@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
+from store.address import MAX_QUOTED, parse_address
 from store.api_tokens import first_write_token, parse_api_tokens, parse_token
 from store.environment import DEFAULT_ADDRESS, Parser, Section, Setting
 from store.secret_files import read_secret
@@ -27,11 +28,6 @@ CLIENT_SETTINGS = (
 )
 """Variables that only commands read. A replica accepts them in its environment and ignores them."""
 
-
-MAX_PORT: Final = 65535
-
-MAX_QUOTED: Final = 80
-"""Characters of an invalid address that the error quotes."""
 
 CONNECT_WITHIN_S: Final = 1.5
 """A command gives up if it has no connection after this time: a person should not wait for an address that is wrong."""
@@ -62,10 +58,7 @@ class Connection:
 
 
 def checked_address(text: str) -> str:
-    """Return ``text`` if it is of the form host:port or a URL of HTTP. Raises ``ValueError``, which says what is wrong.
-
-    An error about host:port has the words of replication/address.py, which commands for the view use.
-    """
+    """Return an address in canonical form, or a URL of HTTP as it is. Raises ``ValueError``, which says why not."""
     shown = repr(text[:MAX_QUOTED])
     if "://" in text:
         try:
@@ -76,16 +69,7 @@ def checked_address(text: str) -> str:
         if not is_valid:
             raise ValueError(f"{shown} is not of the form http://host:port or https://host:port")
         return text
-    host, colon, port = text.strip().rpartition(":")
-    if not colon or not host:
-        raise ValueError(f"{shown} is not of the form host:port")
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= MAX_PORT):
-        raise ValueError(f"{shown} has no port from 1 to {MAX_PORT}")
-    if ":" in host and not host.startswith("["):
-        raise ValueError(
-            f"{shown} has no valid host name or IP address (write an IPv6 address in brackets: [::1]:8090)"
-        )
-    return text.strip()
+    return parse_address(text)
 
 
 NOBODY_LISTENS: Final = "nobody listens there"

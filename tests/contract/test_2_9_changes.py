@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from replication.address import split_address
+from store.address import split_address
 from tests.contract.client import Client
 from tests.support.waiting import wait_until
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from replication.address import split_address
+from store.address import split_address
 from tests.contract.client import Client
 
 pytestmark = pytest.mark.processes

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from replication.address import split_address
+from store.address import split_address
 from store.api.exports import MAX_EXPORTS
 from tests.conftest import ClusterFactory
 from tests.support.full_replica import MIB, fill, peak_mib

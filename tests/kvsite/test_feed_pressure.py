@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import pytest
 
 from kvsite.cluster import LocalCluster
-from replication.address import split_address
+from store.address import split_address
 from store.feed import MAX_UNKNOWN_ENTRIES, FeedToken, encode_token
 from store.settings import StoreSettings
 from tests.conftest import ClusterFactory

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 
 from kvsite.cluster import LocalCluster
-from replication.address import split_address
+from store.address import split_address
 from store.settings import StoreSettings
 from tests.conftest import ClusterFactory
 from tests.support.full_replica import MIB, fill, peak_mib, thread_count

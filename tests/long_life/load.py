@@ -16,7 +16,7 @@ import threading
 import time
 from http.client import HTTPConnection
 
-from replication.address import split_address
+from store.address import split_address
 
 THREADS = 4
 

@@ -16,12 +16,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from replication.address import host_of_header
 from replication.discovery import Discovery
 from replication.node import Node
 from replication.peer_client import PeerClientSettings
 from replication.replica import Replica
 from replication.settings import ReplicationSettings
+from store.address import host_of_header
 from store.engine import Change, Engine, read_clocks
 from tests.support.waiting import wait_until
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvsite.cluster import LocalCluster
-from replication.address import split_address
+from store.address import split_address
 from tests.conftest import ClusterFactory
 from tests.support.ports import free_ports
 from tests.support.walkthrough import Step, Terminal, matches, steps

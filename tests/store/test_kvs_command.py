@@ -422,7 +422,7 @@ def test_watch_prints_json(replica: FakeReplica, monkeypatch: pytest.MonkeyPatch
     "at", ["28090", "127.0.0.1", "host:", ":8090", "host:0", "host:x", "host:65536", "::1:8090", ""]
 )
 def test_every_command_rejects_a_bad_address_in_the_same_words(at: str, tmp_path: Path) -> None:
-    """An empty --at is the default. Commands for the view use replication/address.py."""
+    """An empty --at is the default. Commands for the view use store/address.py."""
     file = tmp_path / "export"
     file.write_text("")
     errors = set()

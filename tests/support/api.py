@@ -21,8 +21,8 @@ from kvsite.config import Config
 from kvsite.context import ServerContext
 from kvsite.fast_path import FastPath
 from kvsite.wsgi import Edge
-from replication.address import parse_address
 from replication.node import Node
+from store.address import parse_address
 from store.api.context import CONTEXT
 from store.causal import CausalStore
 from store.clock import Instant, replica_id

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from replication.address import parse_address
 from replication.errors import BadMessage
 from replication.rejected_senders import RejectedSenders
+from store.address import parse_address
 from store.clock import replica_id
 
 

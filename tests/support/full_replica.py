@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from kvsite.cluster import LocalCluster
-from replication.address import split_address
+from store.address import split_address
 
 MIB = 1 << 20
 VALUE_BYTES = MIB - 100

@@ -14,7 +14,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 
-from replication.address import split_address
+from store.address import split_address
 
 Past = dict[str, int]
 """Causal metadata: replica id -> counter."""

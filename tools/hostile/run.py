@@ -15,7 +15,7 @@ from typing import Any, Final
 import requests
 
 from kvsite.cluster import LocalCluster
-from replication.address import split_address
+from store.address import split_address
 from tools.hostile.inputs import Input, Target, random_input
 
 SECRET: Final = "a secret of this run"  # noqa: S105  # of a temporary cluster

@@ -18,7 +18,7 @@ import requests
 
 from causeway_client import ClientError, Rejected
 from kvsite.healthcheck import answers_ready
-from replication.address import split_address
+from store.address import split_address
 from tools.netns.client import send
 from tools.netns.cluster import NetnsCluster
 from tools.netns.errors import NetnsError

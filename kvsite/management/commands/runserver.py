@@ -14,7 +14,7 @@ from kvsite.cluster import DEFAULT_BASE_PORT
 from kvsite.config import current
 from kvsite.server import StartError, build, check_access
 from kvsite.wsgi import load
-from replication.address import join_address
+from store.address import join_address
 
 logger = logging.getLogger("causeway")
 

@@ -13,8 +13,8 @@ import pytest
 from django.core.management import CommandError, call_command, load_command_class
 
 from kvsite.wsgi import load
-from replication.address import join_address, parse_address, split_address
 from replication.management.commands import leave_view
+from store.address import join_address, parse_address, split_address
 from tests.support.api import LIMITS, Api, api
 from tests.support.fake_node import FakeNode
 from tests.support.http import Serve, serve

@@ -22,7 +22,7 @@ import requests
 from causeway_client import Session
 from kvsite.cli import MANAGE
 from kvsite.cluster import LocalCluster
-from replication.address import split_address
+from store.address import split_address
 from store.api.large_responses import MAX_IN_PROGRESS
 from tests.conftest import ClusterFactory
 from tests.support.full_replica import MIB, VALUE_BYTES, fill, peak_mib

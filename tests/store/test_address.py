@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from replication.address import (
+from store.address import (
     MAX_QUOTED,
     host_of_header,
     is_canonical,
