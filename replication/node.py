@@ -21,33 +21,19 @@ from replication.errors import BadMessage
 from replication.exchange_metrics import ExchangeMetrics
 from replication.inspector import NodeInspector
 from replication.messages import Exchange, SnapshotRequest, decode, encode
+from replication.node_warnings import WARNED_EVERY_S, NodeWarnings
 from replication.peer_client import Endpoints, PeerClientSettings
 from replication.peer_thread import Endpoint, ExchangeContext, PeerThreads
 from replication.rate_limit import LogRateLimiter
 from replication.rejected_senders import RejectedSenders
 from replication.replica import Replica
-from replication.unreached import LOOKUP_FAILS, LOOKUP_IN_VAIN, Unreached
 from store.engine import Change, Engine, read_clocks
 from store.errors import NotServing
 
 logger = logging.getLogger("causeway.replication")
 
-WARNED_EVERY_S = 600.0
-"""Time between two log lines about the same peer."""
-
 TICK_S = 0.1
 """Time between two ticks of the replica; far below every interval that it uses."""
-
-NOT_READY = "not ready"
-"""The kind of the log lines about this replica's readiness."""
-
-WAITED_FOR_S = 3.0
-"""A replica that waits for longer than this for other members says so in the log."""
-
-NEVER_REACHED = "never reached "
-"""The begin of the kind of the log lines about one address of ``VIEW``."""
-
-ALONE = 'This replica has met no other one, so it is alone: "majority" and "all" count only itself'
 
 DRAIN_CHECK_S = 0.02
 """While the node drains, it checks at this interval whether a member has everything."""
@@ -98,14 +84,13 @@ class Node:
         self._ticker = threading.Thread(target=self._tick_for_ever, name="tick", daemon=True)
         self._events_logged = 0
         self.rejected_senders = RejectedSenders()
-        self._unreached: set[str] = set()
-        """The addresses that the last ``_warn_of_unreached`` found."""
+        self._warnings = NodeWarnings(replica, self._context, discovery)
         self.inspector = NodeInspector(
             replica,
             engine,
             self._context,
             self._threads,
-            self._unreached_at,
+            self._warnings.unreached,
             self.rejected_senders.all,
             is_open=is_open,
         )
@@ -332,49 +317,8 @@ class Node:
             self.engine.wake()
             self.engine.wake_for_losses()
         self._follow_replica()
-        self._warn_if_refused()
-        self._warn_of_unreached()
+        self._warnings.check()
         self.inspector.sample()
-
-    def _warn_if_refused(self) -> None:
-        """Log why others keep this replica from being ready, when it begins and every ``WARNED_EVERY_S``."""
-        recovery = self.replica.recovery
-        # Replicas that start together take a moment to meet.
-        waited_s = time.monotonic() - self.replica.membership.seeds.since_s
-        waits = recovery.waiting_reason and waited_s > WAITED_FOR_S
-        if recovery.refused_reason or waits:
-            self._context.warn(NOT_READY, f"not ready: {self.not_ready_reason}")
-        else:
-            self._context.warnings.reset(NOT_READY)
-
-    def _warn_of_unreached(self) -> None:
-        """Log each address of ``VIEW`` that was never reached, when that is clear and every ``WARNED_EVERY_S``."""
-        with self._lock:
-            unreached = self._unreached_at(read_clocks().mono_s)
-            is_alone = not self.replica.membership.table.others
-        for address in self._unreached - {each.address for each in unreached}:
-            self._context.warnings.reset(f"{NEVER_REACHED}{address}")
-            logger.info("%s is not missed any more: it has answered, or was removed", address)
-        self._unreached = {each.address for each in unreached}
-        alone = f". {ALONE}" if is_alone else ""
-        for each in unreached:
-            text = f"{each.address} in {each.setting} was never reached: {each.text}{alone}"
-            self._context.warn(f"{NEVER_REACHED}{each.address}", text)
-
-    def _unreached_at(self, now_s: float) -> list[Unreached]:
-        """Return the addresses of ``VIEW``, and the name in ``KV_VIEW_DNS``, that were never reached."""
-        unreached, seeds = self.replica.recovery.unreached(now_s), self.replica.membership.seeds
-        discovery = self._discovery
-        since_s = seeds.since_s
-        if discovery is None or seeds.has_met_others or now_s - since_s < self.replica.settings.silent_after_s:
-            return unreached
-        if not discovery.addresses and discovery.failure:
-            unreached.append(
-                Unreached(discovery.address, "name", LOOKUP_FAILS.format(discovery.failure), since_s, "KV_VIEW_DNS")
-            )
-        elif seeds.has_discovered_others:
-            unreached.append(Unreached(discovery.address, "silent", LOOKUP_IN_VAIN, since_s, "KV_VIEW_DNS"))
-        return unreached
 
     def _follow_replica(self) -> None:
         """Run one thread per target of the replica, and log its new events."""

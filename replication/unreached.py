@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
 from replication.refusals import Refusal, describe_one
+from replication.seeds import Seeds
 
 FailureKind = Literal["closed", "name", "route", "silent", "tls", "broken", "stranger"]
 """Why a request brought no reply of a replica. Labels of the metrics, so they are not renamed."""
@@ -27,7 +28,6 @@ TEXTS: Final[Mapping[FailureKind, str]] = {
     "broken": "the connection breaks; see whether every replica has KV_TLS_CERT or none",
     "stranger": "what answers there is no replica of Causeway",
 }
-
 
 LOOKUP_FAILS: Final = "this name has never resolved: {}"
 LOOKUP_IN_VAIN: Final = "no replica has ever answered at the addresses that this name leads to"
@@ -86,3 +86,17 @@ class UnreachedSeeds:
             if kind is not None:  # Otherwise the first request there is still in flight.
                 unreached.append(Unreached(address, kind, TEXTS[kind], since_s))
         return unreached
+
+
+def unreached_name(name: str, failure: str, seeds: Seeds, now_s: float, *, after_s: float) -> list[Unreached]:
+    """Return the name that lookups use, in a list, if it has led to no other replica for ``after_s``.
+
+    ``name``: the value of ``KV_VIEW_DNS``. ``failure``: why it has never resolved; empty if it has.
+    """
+    if seeds.has_met_others or now_s - seeds.since_s < after_s:
+        return []
+    if failure:
+        return [Unreached(name, "name", LOOKUP_FAILS.format(failure), seeds.since_s, "KV_VIEW_DNS")]
+    if seeds.has_discovered_others:
+        return [Unreached(name, "silent", LOOKUP_IN_VAIN, seeds.since_s, "KV_VIEW_DNS")]
+    return []

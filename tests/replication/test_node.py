@@ -12,7 +12,8 @@ import pytest
 
 from replication.discovery import Discovery, LookupFailed
 from replication.errors import Unreachable
-from replication.node import ALONE, Node
+from replication.node import Node
+from replication.node_warnings import ALONE
 from replication.peer_client import PeerClientSettings
 from replication.peer_thread import AWAKE, PeerThread
 from replication.replica import Replica
@@ -246,13 +247,13 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_an_address_that_was_never_reached_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
     node = node_with_seed()
     with caplog.at_level(logging.INFO):
-        node._warn_of_unreached()
-        node._warn_of_unreached()
+        node._warnings.warn_of_unreached()
+        node._warnings.warn_of_unreached()
     assert warnings_of(caplog) == [f"{PEER} in VIEW was never reached: nobody listens there. {ALONE}"]
     caplog.clear()
     with caplog.at_level(logging.INFO):
         node.remove_member(PEER)
-        node._warn_of_unreached()
+        node._warnings.warn_of_unreached()
     assert f"{PEER} is not missed any more: it has answered, or was removed" in caplog.messages
 
 
@@ -262,7 +263,7 @@ def test_the_warning_stands_in_the_status_and_repeats_in_the_log(
     node = node_with_seed()
     monkeypatch.setattr(node._context.warnings, "allow", lambda kind, now_s: True)
     for _ in range(2):
-        node._warn_of_unreached()
+        node._warnings.warn_of_unreached()
         [stated] = node.inspector.status()["never_reached"]
         assert (stated["address"], stated["kind"], stated["text"]) == (PEER, "closed", "nobody listens there")
         assert stated["since_s"] >= 10
@@ -273,7 +274,7 @@ def test_a_replica_that_waits_for_members_says_so(caplog: pytest.LogCaptureFixtu
     node = node_with_seed(expected_members=3)
     node.replica.tick(read_clocks())
     assert node.not_ready_reason == "KV_EXPECT asks for 3 members, and this replica has met no other"
-    node._warn_if_refused()
+    node._warnings.warn_if_not_ready()
     assert warnings_of(caplog) == [f"not ready: {node.not_ready_reason}"]
     status = node.inspector.status()
     assert (status["state"], status["expected_members"], status["met_members"]) == ("joining", 3, 1)
@@ -306,7 +307,7 @@ def test_a_name_that_leads_nowhere_is_reported_like_an_address(
     [stated] = node.inspector.status()["never_reached"]
     assert (stated["address"], stated["kind"]) == ("kv.example:1", kind)
     assert text in stated["text"]
-    node._warn_of_unreached()
+    node._warnings.warn_of_unreached()
     assert "kv.example:1 in KV_VIEW_DNS was never reached" in caplog.text
 
 
