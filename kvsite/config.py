@@ -185,7 +185,8 @@ class Config:
         "An [export](operations.md#export-and-import) that the replica imports before it serves, if it starts alone: "
         "no other replica has answered. A file that is not a complete export stops the start. Remove the setting after "
         "the first start: a replica that starts while it is cut off from all others is alone too, and what it imports "
-        "counts as newer than what they have. With `KV_EXPECT` above 1 no replica starts alone.",
+        "counts as newer than what they have. With `KV_EXPECT` above 1 no replica starts alone, so both together stop "
+        "the start: set `KV_EXPECT=1` for this one start.",
     )
 
     log_format: LogFormat = setting(
@@ -459,6 +460,12 @@ def _check_relations(config: Config) -> None:
     if (config.tls_cert is None) != (config.tls_key is None):
         absent, present = ("KV_TLS_CERT", "KV_TLS_KEY") if config.tls_key else ("KV_TLS_KEY", "KV_TLS_CERT")
         raise ConfigError(f"{absent}: is missing, but {present} is set")
+    if config.seed_file and config.replication.expected_members > 1:
+        raise ConfigError(
+            "KV_SEED_FILE: only a replica that starts alone imports the file, and with "
+            f"KV_EXPECT={config.replication.expected_members} this one would wait for others; start this one replica "
+            "with KV_EXPECT=1, or unset KV_EXPECT, and the others as usual once it is ready"
+        )
     if config.cluster_secret_also and not config.cluster_secret:
         raise ConfigError("KV_CLUSTER_SECRET_ALSO: needs KV_CLUSTER_SECRET, which is not set")
     host = split_address(config.address)[0]

@@ -10,6 +10,7 @@ A file that is no complete export stops the process: an empty store in place of 
 from __future__ import annotations
 
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -103,11 +104,18 @@ class Seeder:
             # Replicas that start together all meet first. Then the backup is missing, and nobody would notice.
             keys = self._context.engine.stats()["keys"]
             level = logging.INFO if keys else logging.WARNING
-            what = f"it has {keys} keys" if keys else "it has NO DATA: start one replica with the file, then the others"
+            what = f"it has {keys} keys" if keys else self._no_data()
             logger.log(level, "KV_SEED_FILE: not imported, because this replica does not start alone; %s", what)
         elif not self._import():
             return
         node.end_seed()
+
+    def _no_data(self) -> str:
+        """Return what to do if the file was not imported and there is no data either."""
+        return (
+            "it has NO DATA. If the other replicas have none either, write the file to this one: "
+            f"causeway import --at {self._context.config.address} {shlex.quote(str(self._path))}"
+        )
 
     def _import(self) -> bool:
         """Import the file. Return False if that has failed, and the process has to stop."""

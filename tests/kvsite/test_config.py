@@ -159,6 +159,12 @@ def test_settings_that_contradict_each_other_are_rejected(environ: dict[str, str
         Config.from_env(environ)
 
 
+def test_a_file_to_import_and_members_to_wait_for_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"^KV_SEED_FILE: .*KV_EXPECT=3 .* start this one replica with KV_EXPECT=1"):
+        Config.from_env({"KV_SEED_FILE": __file__, "KV_EXPECT": "3"})
+    assert Config.from_env({"KV_SEED_FILE": __file__, "KV_EXPECT": "1"}).seed_file == Path(__file__)
+
+
 def test_a_misspelled_variable_is_rejected_with_the_right_name() -> None:
     with pytest.raises(ConfigError, match=r"^KV_CLUSTER_SECRT: .*KV_CLUSTER_SECRET"):
         Config.from_env({"KV_CLUSTER_SECRT": "whatever it is"})

@@ -105,6 +105,7 @@ def test_a_replica_that_has_met_another_one_imports_nothing_when_that_one_is_sil
     start.seeder.run()
     assert start.engine.stats()["keys"] == 0
     assert [record.levelname for record in caplog.records if "not imported" in record.getMessage()] == ["WARNING"]
+    assert f"causeway import --at {ADDRESS} {tmp_path / 'f'}" in caplog.text
 
 
 def test_data_that_arrives_during_the_import_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +203,8 @@ def test_a_real_replica_starts_with_data_and_one_with_a_broken_file_does_not(
     lines = send_request(made.addresses[0], "GET", "/export")
     assert (lines.status, lines.headers["transfer-encoding"]) == (200, "chunked")
     file.write_text(json.dumps({"causeway-export": 1, "keys": 1}))
+    waiting = run_until_exit(KV_SEED_FILE=str(file), KV_EXPECT="3")
+    assert (waiting.returncode, "start this one replica with KV_EXPECT=1" in waiting.stderr) == (2, True)
     ended = run_until_exit(KV_SEED_FILE=str(file))
     assert ended.returncode == 1
     assert "KV_SEED_FILE: the export is not complete: line 1 is cut off" in ended.stderr.splitlines()
