@@ -7,7 +7,7 @@ or this process's own (kvsite/seeding.py). Memory is flat: it never has more tha
 What cannot come back as it was, and is reported:
 
 * A key in conflict gets the value of its winner. Siblings are versions that did not know of each other, and one import
-  cannot make such versions.
+  cannot make such versions. They are reported once the winner is written: a key that stays as it is has lost nothing.
 * A counter whose sum has left 64 bits, and a set or map with more items than a PATCH may make, cannot be written.
 
 Versions whose deadline has passed are left out. The others keep their deadline.
@@ -88,6 +88,7 @@ class Entry(NamedTuple):
 
     ``value``: its value as JSON; None if it is bytes. ``content``: the bytes. ``type``: of a value that merges.
     ``expires_s``: Unix seconds. ``is_empty``: a set or a map without items. ``size``: bytes of the value in the file.
+    ``siblings``: how many versions lose against this one.
     """
 
     key: str
@@ -97,6 +98,7 @@ class Entry(NamedTuple):
     expires_s: float | None
     is_empty: bool
     size: int
+    siblings: int
 
 
 class Target(Protocol):
@@ -119,7 +121,7 @@ class Target(Protocol):
 class Progress:
     """How far an import is, in keys of the file. ``present``: were there already and stay as they were.
 
-    ``siblings``: versions that lost against the winner of their key. ``unwritable``: keys that no write can restore.
+    ``siblings``: versions that lost against a winner that was written. ``unwritable``: keys that no write can restore.
     """
 
     total: int = 0
@@ -240,14 +242,13 @@ class Import:
             self.progress.expired += 1
             return None
         winner, *siblings = living
-        if siblings:
-            self.progress.siblings += len(siblings)
-            count = "1 sibling was" if len(siblings) == 1 else f"{len(siblings)} siblings were"
-            self._report(line.key, f"{count} not restored, only the winner")
         items = _items(winner)
         if reason := _unwritable(winner, items):
-            self.progress.unwritable += 1
-            self._report(line.key, f"not restored: {reason}")
+            if self._mode is Mode.IF_ABSENT and self._target.present([line.key]):
+                self.progress.present += 1
+            else:
+                self.progress.unwritable += 1
+                self._report(line.key, f"not restored: {reason}")
             return None
         is_bytes = winner.encoding is not None
         return Entry(
@@ -258,6 +259,7 @@ class Import:
             winner.expires,
             items == 0,
             len(bytes(winner.value)) + len(line.key),
+            len(siblings),
         )
 
     # -- writing -----------------------------------------------------------------------------------------
@@ -300,6 +302,8 @@ class Import:
             return
         if_absent = self._mode is not Mode.OVERWRITE
         self._target.write([self._as_write(entry, if_absent=if_absent) for entry in entries])
+        for entry in entries:
+            self._report_siblings(entry)
         if empty := [entry for entry in entries if entry.is_empty]:
             self._target.write(
                 [b'{"key":%b,%b}' % (_encode(entry.key), EMPTY[entry.type][1]) for entry in empty if entry.type]
@@ -327,7 +331,15 @@ class Import:
         except NotTaken as exc:
             raise ImportFailed(f"key {entry.key[:100]!r}: {exc}") from None
         else:
+            self._report_siblings(entry)
             self.progress.written += 1
+
+    def _report_siblings(self, entry: Entry) -> None:
+        """Report the siblings of a key whose winner has been written."""
+        if entry.siblings:
+            self.progress.siblings += entry.siblings
+            count = "1 sibling was" if entry.siblings == 1 else f"{entry.siblings} siblings were"
+            self._report(entry.key, f"{count} not restored, only the winner")
 
     def _ttl_s(self, expires_s: float) -> float:
         """Return the time to live of a version that had not expired a moment ago."""

@@ -163,6 +163,37 @@ def test_the_winner_of_a_key_in_conflict_comes_back_and_its_siblings_are_named()
     assert (done.siblings, done.written) == (1, 2)
 
 
+@pytest.mark.parametrize("encoding", [b"", b',"encoding":"base64"'])
+def test_siblings_of_a_key_that_stays_as_it_is_are_not_named(encoding: bytes) -> None:
+    target = replica()
+    line = b'{"key":"k","versions":[{"value":"AA==",%b},{"value":2}]}' % (
+        encoding.removeprefix(b",") or b'"timestamp":1'
+    )
+    data = with_lines(line)
+    done, reports, _ = imported(data, target, mode=Mode.IF_ABSENT)
+    assert (done.siblings, [key for key, _ in reports]) == (1, ["k"])
+    again, reports, _ = imported(data, target, mode=Mode.IF_ABSENT)
+    assert (again.present, again.siblings, reports) == (1, 0, [])
+
+
+def test_siblings_are_named_only_when_the_winner_is_written() -> None:
+    api = Api(make_store(max_memory_bytes=100))
+    api.use(limits=LIMITS, node=SeededNode(api))
+    reports: list[str] = []
+    data = with_lines(b'{"key":"k","versions":[{"value":"%b"},{"value":2}]}' % (b"x" * 1000))
+    with pytest.raises(ImportFailed, match="KV_MAX_MEMORY"):
+        Import(io.BytesIO(data), Target(api), report=lambda key, _: reports.append(key)).run()
+    assert reports == []
+
+
+def test_a_key_that_no_write_can_restore_may_be_there_already() -> None:
+    target = replica()
+    target.put("/kvs/sum", 1)
+    data = with_lines(b'{"key":"sum","versions":[{"value":9223372036854775808,"type":"counter"}]}')
+    done, reports, _ = imported(data, target, mode=Mode.IF_ABSENT)
+    assert (done.present, done.unwritable, reports) == (1, 0, [])
+
+
 def with_lines(*lines: bytes, prefix: str = "") -> bytes:
     """Return an export with these lines of keys."""
     writer = ExportWriter()
