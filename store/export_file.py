@@ -185,12 +185,14 @@ _line_decoder: Final = msgspec.json.Decoder(_Line)
 class ExportCheck:
     """Checks an export while its bytes pass by, without a look at its keys.
 
-    ``lines``: how many lines have ended. ``header``: the first line, once it has passed.
+    ``lines``: how many lines have ended. ``header``: the first line, once it has passed. ``has_begun``: whether
+    anything has passed.
     """
 
     def __init__(self) -> None:
         self.lines = 0
         self.header: Header | None = None
+        self.has_begun = False
         self._checksum = hashlib.sha256()
         self._before_last = self._checksum
         self._last = b""
@@ -198,6 +200,7 @@ class ExportCheck:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes. Raises ``BadExport`` if the first line is not that of an export."""
+        self.has_begun = True
         if self._line_ended:
             self._begin_line()
         last_line = data.rfind(b"\n", 0, len(data) - 1) + 1

@@ -99,6 +99,12 @@ def suggestion(message: str) -> str:
     return f". Did you mean {close[0]}?" if close else ""
 
 
+def file_error(exc: OSError) -> str:
+    """Return an error of the operating system about a file, without its number."""
+    reason = exc.strerror or str(exc)
+    return reason if exc.filename is None else f"{exc.filename}: {reason}"
+
+
 def add_timeout_argument(
     parser: ArgumentParser, default_s: float, what: str = "how long to wait for the replica's answer"
 ) -> None:

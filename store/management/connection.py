@@ -104,12 +104,15 @@ def why_not_reachable(address: str, timeout_s: float = CONNECT_WITHIN_S) -> str:
     return ""
 
 
-def add_at_argument(parser: ArgumentParser) -> None:
-    """Add ``--at HOST:PORT``, the replica to talk to, to a command."""
+def add_at_argument(parser: ArgumentParser, *, takes_several: bool = False) -> None:
+    """Add ``--at HOST:PORT``, the replica to talk to, to a command. ``takes_several``: replicas to try in order."""
+    what = "address of the replica to talk to"
+    if takes_several:
+        what += "; of several, separated by commas, each is tried after the failure of the one before"
     parser.add_argument(
         "--at",
-        metavar="HOST:PORT",
-        help=f"address of the replica to talk to (default: SOCKET_ADDRESS, or {DEFAULT_ADDRESS})",
+        metavar="HOST:PORT[,…]" if takes_several else "HOST:PORT",
+        help=f"{what} (default: SOCKET_ADDRESS, or {DEFAULT_ADDRESS})",
     )
 
 

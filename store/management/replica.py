@@ -10,14 +10,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 import requests
 from urllib3.exceptions import HTTPError
 
 from store.importing import ImportFailed, KeyPresent, NotTaken
-from store.management.connection import Connection
+from store.management.connection import OTHER_REPLICA, Connection, why_not_reachable
+from store.management.tls_check import WRONG_CA, mismatch
 
 TIMEOUT_S: Final = 30.0
 """How long to wait for a response, and for each further part of one."""
@@ -63,6 +64,7 @@ class Replica:
         self._w = w
         self._past: dict[str, int] = {}
         self.too_few_acks = 0
+        self._is_reachable = False
         self._http = requests.Session()
         self._http.trust_env = False  # Ignore proxies and .netrc: the caller names the replica.
         self._http.verify = connection.verify
@@ -72,6 +74,12 @@ class Replica:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    def check_reachable(self) -> None:
+        """Raise ``ReplicaError`` soon if no connection is possible. Does nothing after the first success."""
+        if not self._is_reachable and (reason := why_not_reachable(self._base)):
+            raise ReplicaError(f"{self._name} does not answer: {reason} {OTHER_REPLICA}")
+        self._is_reachable = True
 
     @contextmanager
     def export(self, prefix: str) -> Iterator[requests.Response]:
@@ -86,7 +94,7 @@ class Replica:
             time.sleep(RETRY_S)
         with response:
             if response.status_code != HTTPStatus.OK:
-                raise self._error(response.status_code, response.raw.read(MAX_ERROR_BYTES))
+                raise self._error(response.status_code, _beginning(response))
             yield response
 
     # -- a target of imports -------------------------------------------------------------------------------
@@ -161,20 +169,44 @@ class Replica:
         prepared = self._http.prepare_request(requests.Request(method, self._base, headers=headers, data=body or None))
         if body and "Content-Type" not in prepared.headers:
             prepared.headers["Content-Type"] = "application/json"
+        self.check_reachable()
         # Not with prepare_url(): it resolves "." and "..", even percent-encoded, so it would change such keys.
         prepared.url = self._base + path
         try:
             return self._http.send(prepared, timeout=TIMEOUT_S, stream=stream, allow_redirects=False)
         except (requests.RequestException, HTTPError) as exc:
-            kind = "no response in time" if isinstance(exc, requests.Timeout) else type(exc).__name__
-            raise ReplicaError(f"{self._name} does not answer {method}: {kind}") from None
+            raise ReplicaError(f"{self._name} does not answer: {self._why_no_answer(exc)}") from None
+
+    def _why_no_answer(self, exc: Exception) -> str:
+        """Return a clause that says why a request has failed."""
+        if isinstance(exc, requests.Timeout):
+            return broken_off(exc)
+        if reason := why_not_reachable(self._base):
+            return reason  # It has ended meanwhile.
+        url = urlsplit(self._base)
+        if url.hostname and url.port and (advice := mismatch(url.hostname, url.port, is_tls=url.scheme == "https")):
+            return advice
+        return WRONG_CA if isinstance(exc, requests.exceptions.SSLError) else broken_off(exc)
 
     def _error(self, status: int, content: bytes) -> ReplicaError:
         return ReplicaError(f"{self._name} answers {status}: {_reason(content)}")
 
 
+def broken_off(exc: Exception) -> str:
+    """Return what has become of a response that did not arrive, or not to its end."""
+    return f"no response within {TIMEOUT_S:g} s" if isinstance(exc, requests.Timeout) else "the connection broke"
+
+
 def _may_retry(response: requests.Response) -> bool:
     return response.status_code == HTTPStatus.SERVICE_UNAVAILABLE and "Retry-After" in response.headers
+
+
+def _beginning(response: requests.Response) -> bytes:
+    """Return the beginning of the body of an error; nothing if it does not arrive."""
+    try:
+        return bytes(response.raw.read(MAX_ERROR_BYTES))
+    except HTTPError:
+        return b""
 
 
 def _reason(content: bytes) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,9 +25,11 @@ from store.export_file import ExportReader
 from store.management import progress, replica
 from store.management.commands import export
 from store.management.progress import ProgressLine, progress_text
+from store.management.tls_check import UNSET_CA
 from store.settings import RequestLimits
 from tests.support.api import Api, fresh_api
 from tests.support.http import Serve, serve
+from tools.paths import REPOSITORY
 
 __all__ = ["serve"]
 
@@ -121,6 +126,39 @@ def test_siblings_that_were_not_restored_are_named_and_change_the_exit_code(star
     assert (str(caught.value), caught.value.returncode) == ("1 sibling and 0 keys could not be restored", 1)
 
 
+def test_what_was_there_already_or_not_written_has_lost_no_siblings(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, at = start()
+    source.put("/kvs/k", 1)
+    source.receive_update("k", b"2")
+    file = str(tmp_path / "f")
+    run("export", "--at", at, "--to", file)
+    assert run("import", "--at", at, "--if-absent", file) == "imported 0 keys; 1 were there already\n"
+    assert source.get("/kvs/k?siblings=true").body["conflicts"] == 2
+    source._application = application("403 Forbidden", b'{"error":"Token may not"}')
+    errors = io.StringIO()
+    with pytest.raises(CommandError, match="answers 403"):
+        call_command("import", "--at", at, "--overwrite", file, stderr=errors)
+    assert errors.getvalue() == ""
+
+
+@pytest.mark.parametrize("program", ["jq", "python3"])
+def test_the_documented_commands_list_the_keys_in_conflict(start: Any, tmp_path: Path, program: str) -> None:
+    page = (REPOSITORY / "docs/operations.md").read_text("utf-8")
+    section = page.split("### Keys in conflict in an export")[1].split("\n### ")[0]
+    command = next(each for each in re.findall(r"```sh\n(.*?)```", section, re.DOTALL) if each.startswith(program))
+    if shutil.which(program) is None:
+        pytest.skip(f"there is no {program} on this machine")
+    source, at = start()
+    source.put("/kvs/cart/ada", ["tea", "bread"])
+    source.receive_update("cart/ada", b'["tea", "milk"]')
+    source.put("/kvs/other", 1)
+    run("export", "--at", at, "--to", str(tmp_path / "backup.jsonl"))
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [["cart/ada", ["tea", "milk"], ["tea", "bread"]]]
+
+
 def test_too_few_acks_are_reported(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (source, source_at), (_, target_at) = start(), start()
     filled(source)
@@ -183,11 +221,74 @@ def test_without_a_replica_the_reason_is_one_line(tmp_path: Path) -> None:
     failed = fails("export", "--at", "127.0.0.1:1", "--to", str(tmp_path / "f"))
     assert (failed.returncode, str(failed)) == (
         2,
-        "the export has failed: 127.0.0.1:1 does not answer GET: ConnectionError",
+        "the export has failed: 127.0.0.1:1 does not answer: nobody listens there (--at names another replica)",
     )
-    file = tmp_path / "empty.jsonl"
-    file.write_bytes(b'{"causeway-export":1,"keys":0}\n')
-    assert fails("import", "--at", "127.0.0.1:1", str(file)).returncode == 2
+    file = tmp_path / "broken.jsonl"
+    file.write_bytes(b"it is not read before a replica answers")
+    failed = fails("import", "--at", "127.0.0.1:1", str(file))
+    assert (failed.returncode, str(failed)) == (
+        2,
+        "127.0.0.1:1 does not answer: nobody listens there (--at names another replica)",
+    )
+
+
+def test_a_replica_that_ends_during_an_import_is_named(start: Any, serve: Serve, tmp_path: Path) -> None:
+    (source, source_at), answers = start(), iter([b'{"keys":[]}'])
+    filled(source)
+    run("export", "--at", source_at, "--to", str(tmp_path / "f"))
+
+    def once(environ: Any, respond: Any) -> list[bytes]:
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        body = next(answers, None)
+        respond("200 OK", [("Content-Length", "100" if body is None else str(len(body)))])
+        return [body or b"cut off"]
+
+    at = serve(once)
+    assert str(fails("import", "--at", at, str(tmp_path / "f"))) == f"{at} does not answer: the connection broke"
+
+
+def test_the_other_scheme_is_named(start: Any, tmp_path: Path) -> None:
+    _, at = start()
+    failed = str(fails("export", "--at", f"https://{at}", "--to", str(tmp_path / "f")))
+    assert failed == f"the export has failed: https://{at} does not answer: {UNSET_CA}"
+
+
+def test_a_directory_that_does_not_exist_is_named(start: Any, tmp_path: Path) -> None:
+    _, at = start()
+    none = tmp_path / "none"
+    assert str(fails("export", "--at", at, "--to", str(none / "f"))) == (
+        f"the export has failed: {none}: this directory does not exist: create it first"
+    )
+    assert str(fails("export", "--every", "1h", "--to", str(none))) == (
+        f"--every needs --to with a directory: {none} does not exist, create it first"
+    )
+    assert str(fails("import", "--at", at, str(none))) == f"{none}: No such file or directory"
+
+
+def test_an_export_tries_several_replicas_in_order(
+    start: Any, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, at = start()
+    filled(source)
+    broken = serve(application("200 OK", b'{"causeway-export":1,"keys":2}\n'))
+    file = tmp_path / "f"
+    said = run("export", "--at", f"127.0.0.1:1, {broken},{at},127.0.0.1:2", "--to", str(file)).splitlines()
+    assert said == [
+        "127.0.0.1:1 does not answer: nobody listens there (--at names another replica); trying " + broken,
+        f"the export is not complete: it ends in the middle; trying {at}",
+        f"exported 7 keys to {file}",
+    ]
+    assert len(keys_in(file)) == 7
+    failed = fails("export", "--at", f"{broken},127.0.0.1:1", "--to", str(file))
+    assert (failed.returncode, "127.0.0.1:1 does not answer" in str(failed)) == (2, True)
+    assert len(keys_in(file)) == 7
+    assert fails("export", "--at", f"{at},nonsense", "--to", str(file)).returncode == 2
+    written = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(sys, "stdout", written)
+    assert run("export", "--at", f"127.0.0.1:1,{at}").endswith("exported 7 keys\n")
+    assert written.buffer.getvalue().count(b"causeway-export") == 1
+    failed = fails("export", "--at", f"{broken},{at}")
+    assert "ends in the middle" in str(failed), "standard output has a part already"
 
 
 def test_an_export_every_so_often_keeps_the_latest_files(

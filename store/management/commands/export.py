@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from argparse import ArgumentTypeError
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -22,10 +22,10 @@ from urllib3.exceptions import HTTPError
 
 from store.export_file import BadExport, ExportCheck
 from store.importing import ImportFailed
-from store.management.base import CREDENTIALS, CausewayCommand
+from store.management.base import CREDENTIALS, CausewayCommand, file_error
 from store.management.connection import Connection, add_at_argument
 from store.management.progress import ProgressLine, counted
-from store.management.replica import Replica
+from store.management.replica import Replica, broken_off
 
 FAILED: Final = 2
 READ_BYTES: Final = 256 * 1024
@@ -60,7 +60,7 @@ class Command(CausewayCommand):
             type=positive,
             help=f"with --every: keep the latest N files in the directory (default: {DEFAULT_KEPT})",
         )
-        add_at_argument(parser)
+        add_at_argument(parser, takes_several=True)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Export once, or until the command is stopped."""
@@ -70,8 +70,11 @@ class Command(CausewayCommand):
                 raise CommandError("--keep needs --every", returncode=FAILED)
             self._export_once(target, options)
             return
-        if target is None or not target.is_dir():
+        if target is None:
             raise CommandError("--every needs --to with a directory", returncode=FAILED)
+        if not target.is_dir():
+            what = "is a file" if target.exists() else "does not exist, create it first"
+            raise CommandError(f"--every needs --to with a directory: {target} {what}", returncode=FAILED)
         for draft in target.iterdir():
             if DRAFTS.fullmatch(draft.name):  # An earlier run was killed.
                 draft.unlink(missing_ok=True)
@@ -94,27 +97,57 @@ class Command(CausewayCommand):
         if target is not None and target.is_dir():
             target /= f"causeway-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
         try:
-            replica = Replica(Connection.from_environ(at=options["at"]))
-            with contextlib.closing(replica), opened(target) as file:
-                keys = self._copy(replica, options["prefix"], file)
-        except (ImportFailed, BadExport, ValueError, OSError, requests.RequestException, HTTPError) as exc:
-            text = str(exc) if isinstance(exc, ImportFailed | BadExport | ValueError | OSError) else type(exc).__name__
+            keys = self._export_from_one_of(connections_to(options["at"]), options["prefix"], target)
+        except (ImportFailed, BadExport, ValueError, OSError) as exc:
+            text = file_error(exc) if isinstance(exc, OSError) else str(exc)
             raise CommandError(f"the export has failed: {text}", returncode=FAILED) from None
         self.stderr.write(f"exported {counted(keys, 'key')}" + ("" if target is None else f" to {target}"))
 
-    def _copy(self, replica: Replica, prefix: str, file: BinaryIO) -> int:
-        """Copy an export to ``file`` and return the number of its keys. Raises ``BadExport`` if it is not complete."""
-        progress, check = ProgressLine("exported"), ExportCheck()
-        with replica.export(prefix) as response:
+    def _export_from_one_of(self, connections: Sequence[Connection], prefix: str, target: Path | None) -> int:
+        """Export from the first replica that can, and return the number of keys. Raises the error of the last one."""
+        for place, connection in enumerate(connections, 1):
+            check = ExportCheck()
             try:
-                for data in response.iter_content(READ_BYTES):
-                    check.feed(data)
-                    file.write(data)
-                    if check.header is not None:
-                        progress.show(check.lines - 1, check.header.keys)
-            finally:
-                progress.finish()
-        return check.end()
+                with contextlib.closing(Replica(connection)) as replica, opened(target) as file:
+                    return copy(replica, prefix, file, check)
+            except (ImportFailed, BadExport) as exc:
+                # What has gone to standard output stays there.
+                if place == len(connections) or (target is None and check.has_begun):
+                    raise
+                self.stderr.write(f"{exc}; trying {connections[place].address}")
+        raise AssertionError("no replica to try")
+
+
+def connections_to(at: str | None) -> list[Connection]:
+    """Return the replicas to try, in order. Raises ValueError."""
+    named = [item.strip() for item in (at or "").split(",") if item.strip()]
+    return [Connection.from_environ(at=each) for each in named] or [Connection.from_environ()]
+
+
+def copy(replica: Replica, prefix: str, file: BinaryIO, check: ExportCheck) -> int:
+    """Copy an export to ``file`` through ``check``, and return the number of its keys.
+
+    Raises ``BadExport`` if it is not complete, and ``ImportFailed``.
+    """
+    progress = ProgressLine("exported")
+    with replica.export(prefix) as response:
+        try:
+            for data in received(response):
+                check.feed(data)
+                file.write(data)
+                if check.header is not None:
+                    progress.show(check.lines - 1, check.header.keys)
+        finally:
+            progress.finish()
+    return check.end()
+
+
+def received(response: requests.Response) -> Iterator[bytes]:
+    """Yield what arrives. Raises ``BadExport`` if the connection breaks."""
+    try:
+        yield from response.iter_content(READ_BYTES)
+    except (requests.RequestException, HTTPError) as exc:
+        raise BadExport(f"the export is not complete: {broken_off(exc)}") from None
 
 
 @contextlib.contextmanager
@@ -124,6 +157,8 @@ def opened(target: Path | None) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    if not target.parent.is_dir():
+        raise NotADirectoryError(0, "this directory does not exist: create it first", str(target.parent))
     draft = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with draft.open("wb") as file:

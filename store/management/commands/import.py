@@ -19,7 +19,7 @@ from django.core.management.base import CommandError, CommandParser
 
 from store.export_file import BadExport
 from store.importing import Import, ImportFailed, Mode, Progress
-from store.management.base import CREDENTIALS, CausewayCommand
+from store.management.base import CREDENTIALS, CausewayCommand, file_error
 from store.management.connection import Connection, add_at_argument
 from store.management.progress import ProgressLine, counted
 from store.management.replica import Replica
@@ -70,10 +70,12 @@ class Command(CausewayCommand):
         try:
             replica = Replica(Connection.from_environ(at=options["at"]), w)
             with contextlib.closing(replica), opened(options["file"]) as file:
+                replica.check_reachable()  # Before the whole file is read.
                 work = Import(file, replica, mode=mode, prefix_to=options["prefix_to"], report=report, on_progress=show)
                 done = work.run()
         except (BadExport, ImportFailed, ValueError, OSError) as exc:
-            raise CommandError(str(exc), returncode=FAILED) from None
+            text = file_error(exc) if isinstance(exc, OSError) else str(exc)
+            raise CommandError(text, returncode=FAILED) from None
         finally:
             checking.finish()
             writing.finish()
