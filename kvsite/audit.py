@@ -1,12 +1,16 @@
-"""The audit log (``KV_AUDIT_LOG``): one line of JSON for each write, with who wrote which keys, never a value.
+"""The audit log (``KV_AUDIT_LOG``): a line of JSON for each write and each change of the view, with who made it.
 
     {"time":"2030-01-31T23:59:59.123Z","logger":"causeway.audit","token":"app","method":"PUT","key":"dinner",
      "dot":["127.0.0.1:8090@0123456789abcdef",7],"address":"192.0.2.9","request_id":"9f2c-1"}
 
 ``keys`` takes the place of ``key`` if the update wrote several: a transaction or a range delete. ``token`` is null if
-the request had none. ``method``, ``address`` and ``request_id`` are those of the request. Only writes that this replica
-has issued are here, so the audit logs of all replicas together have each write once. A request that changes nothing
-writes no line.
+the request had none; ``"proof":true`` follows it if the request carried proof of the cluster secret. ``method``,
+``address`` and ``request_id`` are those of the request. A line never has a value. Only writes that this replica has
+issued are here, so the audit logs of all replicas together have each write once. A request that changes nothing writes
+no line.
+
+A request that adds (PUT) or removes (DELETE) a member has ``member``, its address, in place of ``key`` and ``dot``. A
+replica that leaves by itself, because it stops, has no such line.
 
 The line is queued in the same step in which the update is issued, before anybody can read it. Another thread writes it
 (kvsite/line_queue.py), so a slow disk delays no request. While the file cannot be written, lines wait in the queue, and
@@ -30,7 +34,7 @@ from typing import Any, Final, Self
 from kvsite.line_queue import DescriptorSink, LineQueue, PartlyWritten, write_all
 from kvsite.logs import current_request_id, queue_handler
 from replication.rate_limit import LogRateLimiter
-from store.api.access import TOKEN
+from store.api.access import PROVEN, TOKEN
 from store.engine import Update
 
 STANDARD_ERROR: Final = frozenset({"-", "stderr"})
@@ -103,6 +107,8 @@ def _open(path: Path) -> int:
 class AuditLog:
     """Writes one line for each update that this replica issues for a client, or for a seed. Thread-safe.
 
+    Also one line for each request that changes the view.
+
     ``requests``: thread -> environ of the request that it serves.
     """
 
@@ -126,15 +132,23 @@ class AuditLog:
 
     def record(self, update: Update) -> None:
         """Queue the line of ``update``, which the calling thread has just issued. Does not block."""
+        keys = [write.key for write in update.writes]
+        named = {"key": keys[0]} if len(keys) == 1 else {"keys": keys}
+        self._record({**named, "dot": [update.origin, update.counter]})
+
+    def record_view_change(self, member: str) -> None:
+        """Queue the line of a request of the calling thread that has added or removed ``member``. Does not block."""
+        self._record({"member": member})
+
+    def _record(self, what: Mapping[str, Any]) -> None:
         environ = self._requests.get(get_ident(), {})
         token = environ.get(TOKEN)
-        keys = [write.key for write in update.writes]
         self._queue.write(
             _line(
                 token=token.name if token else None,
+                **{"proof": True} if PROVEN in environ else {},
                 method=environ.get("REQUEST_METHOD"),
-                **{"key": keys[0]} if len(keys) == 1 else {"keys": keys},
-                dot=[update.origin, update.counter],
+                **what,
                 address=environ.get("REMOTE_ADDR"),
                 request_id=current_request_id() if environ else None,
             )

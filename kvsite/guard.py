@@ -35,7 +35,7 @@ from kvsite.errors import accepts_html
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER, SAFE_METHODS, ProofVerifier, derive_key, sign_response
 from replication.rate_limit import LogRateLimiter
-from store.api.access import NEEDS_WRITE, OUTSIDE, TOKEN, outside, read_only
+from store.api.access import NEEDS_WRITE, OUTSIDE, PROVEN, TOKEN, outside, read_only
 from store.api.errors import TOO_LARGE
 from store.api_tokens import ApiToken
 
@@ -195,6 +195,7 @@ class Guard:
                 rejected="message" if has_secret else "secret",
                 hint=PROOF_HINT,
             )
+        environ[PROVEN] = True
         return Authorization(sign, check.digest)
 
     def _authorize_token(self, environ: Environ, method: str, path: str) -> None:

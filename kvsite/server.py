@@ -295,6 +295,7 @@ def build(config: Config, on_fatal: Callable[[str], None]) -> ServerContext:
         audit=audit,
         dropped_log_lines=dropped_lines,
         dropped_audit_lines=lambda: audit.dropped_lines if audit else 0,
+        on_view_change=audit.record_view_change if audit else lambda _: None,
     )
 
 

@@ -35,6 +35,8 @@ class ReplicaContext(StoreContext):
     """Returns how many lines of the log could not be written."""
     dropped_audit_lines: Callable[[], int] = lambda: 0
     """Returns how many lines of the audit log could not be written."""
+    on_view_change: Callable[[str], None] = lambda _: None
+    """Called with an address after a request has added or removed it, by the thread of the request. Must not block."""
     large_peer_responses: LargeResponses = field(
         default_factory=lambda: LargeResponses(PEER_RESPONSES_BYTES, MAX_PEER_RESPONSES)
     )

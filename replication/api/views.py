@@ -101,6 +101,7 @@ class ViewView(ReplicaView):
         with bad_message_as_400():
             added = self.context.node.add_member(address)
         if added:
+            self.context.on_view_change(address)
             return json_response(201, {"result": "added"})
         return json_response(200, {"result": "already present"})
 
@@ -114,7 +115,9 @@ class ViewView(ReplicaView):
         body = self.address_body()
         is_held = self.context.node.holds_address(body.socket_address)
         address = body.socket_address if is_held else canonical_address(body)
-        if not self.context.node.remove_member(address):
+        is_removed = self.context.node.remove_member(address)
+        self.context.on_view_change(address)
+        if not is_removed:
             raise with_hint(NotFound("View has no such replica"), LIST_MEMBERS.hint)
         return json_response(200, {"result": "deleted"})
 

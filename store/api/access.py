@@ -32,6 +32,9 @@ OUTSIDE: Final = (
 TOKEN: Final = "causeway.token"  # noqa: S105  # the name of a variable
 """WSGI variable: the ``ApiToken`` of the request; absent if it needs none. The guard sets it."""
 
+PROVEN: Final = "causeway.proven"
+"""WSGI variable: True if the request carries valid proof of the cluster secret. The guard sets it."""
+
 
 def read_only(token: ApiToken) -> str:
     """Return the error of a write with ``token``, which may only read."""

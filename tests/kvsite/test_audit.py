@@ -21,9 +21,12 @@ from kvsite.logs import HumanFormatter, QueueHandler
 from kvsite.server import StartError, build
 from store.versions import Change, Update, Write
 from tests.kvsite.test_rights_by_prefix import ALL, OWN, TOKENS, Site
+from tests.kvsite.test_security_routes import proof
 from tests.support.waiting import wait_until
 
 VALUE = "vAlUe-8831"
+SECRET = "the secret of this cluster"
+MEMBER = "10.0.0.3:8090"
 
 
 class Audited(Site):
@@ -44,7 +47,7 @@ class Audited(Site):
 
 @pytest.fixture
 def audited(tmp_path: Path) -> Audited:
-    return Audited(tmp_path / "audit.log", cluster_secret="the secret of this cluster", api_tokens=TOKENS)
+    return Audited(tmp_path / "audit.log", cluster_secret=SECRET, api_tokens=TOKENS)
 
 
 def test_every_kind_of_write_has_one_line(audited: Audited) -> None:
@@ -104,6 +107,66 @@ def test_a_write_without_a_token_has_none_in_its_line(tmp_path: Path) -> None:
     assert (by_process["keys"], by_process["dot"][1]) == (["y", "z"], 2)
     assert (by_request["token"], by_request["method"], by_request["key"]) == (None, "PUT", "x")
     assert [by_process[name] for name in ("token", "method", "address", "request_id")] == [None] * 4
+
+
+def with_proof(replica: Audited, method: str, target: str, body: dict[str, Any]) -> int:
+    """Send a request with proof of the cluster secret. Return the status."""
+    sent = json.dumps(body).encode()
+    headers = proof(method, target, sent, to=replica.context.node.id, at_us=time.time_ns() // 1000)
+    return replica.ask(method, target, sent, token=None, **headers).status
+
+
+def test_a_request_that_changes_the_view_has_a_line(audited: Audited) -> None:
+    body = {"socket-address": MEMBER}
+    for method, status in (("PUT", 201), ("PUT", 200), ("DELETE", 200), ("DELETE", 404)):
+        assert with_proof(audited, method, "/view", body) == status
+    lines = audited.lines()
+    assert lines[0].pop("time")
+    assert lines[0].pop("request_id")
+    assert lines[0] == {
+        "logger": "causeway.audit",
+        "token": None,
+        "proof": True,
+        "method": "PUT",
+        "member": MEMBER,
+        "address": "192.0.2.9",
+    }
+    # To add what belongs already changes nothing. The removal of an unknown address is recorded all the same.
+    assert [(line["method"], line["member"]) for line in lines[1:]] == [("DELETE", MEMBER), ("DELETE", MEMBER)]
+
+
+def test_a_rejected_change_of_the_view_has_no_line(audited: Audited) -> None:
+    assert audited.ask("DELETE", "/view", {"socket-address": MEMBER}, token=ALL).status == 403
+    assert with_proof(audited, "DELETE", "/view", {"socket-address": "no address"}) == 400
+    assert with_proof(audited, "PUT", "/view", {}) == 400
+    assert audited.lines() == []
+
+
+def test_a_token_that_changes_the_view_is_named(tmp_path: Path) -> None:
+    replica = Audited(tmp_path / "audit.log", api_tokens=TOKENS)
+    assert replica.ask("DELETE", "/view", {"socket-address": MEMBER}, token=ALL).status == 404
+    (line,) = replica.lines()
+    assert (line["token"], line["method"], line["member"]) == ("all", "DELETE", MEMBER)
+    assert "proof" not in line
+
+
+def test_only_a_proof_that_was_verified_is_in_a_line(audited: Audited, tmp_path: Path) -> None:
+    assert with_proof(audited, "PUT", "/kvs/x", {"value": 1}) == 201
+    assert audited.lines()[0]["proof"] is True
+    opened = Audited(tmp_path / "another.log")
+    assert with_proof(opened, "PUT", "/kvs/x", {"value": 1}) == 201
+    assert "proof" not in opened.lines()[0]
+
+
+def test_replicas_may_append_to_one_file(audited: Audited) -> None:
+    other = Audited(audited.path)
+    for n in range(200):
+        audited.ask("PUT", f"/kvs/{n}", {"value": 1}, token=ALL)
+        other.ask("PUT", f"/kvs/{n}", {"value": 1}, token=None)
+    audited.lines()  # waits until its lines are written
+    replicas = [line["dot"][0] for line in other.lines()]
+    assert len(replicas) == 400
+    assert replicas.count(audited.context.node.id) == replicas.count(other.context.node.id) == 200
 
 
 def test_no_character_of_a_key_disturbs_a_reader_of_lines(audited: Audited) -> None:
