@@ -275,15 +275,16 @@ class Config:
         is_secret=True,
     )
 
-    may_be_open: bool = setting(
-        False,
+    may_be_open: bool | None = setting(
+        None,
         "KV_OPEN",
         Parser(_parse_flag, "`true` or `false`"),
         Section.SECURITY,
         "`true`: the replica also starts on an address that other machines can reach if neither `KV_CLUSTER_SECRET` "
         "nor `KV_API_TOKENS` is set. Everybody who reaches it may then read and write. On a loopback address it "
-        "is not needed.",
-        default_text="`false`",
+        "is not needed. `false`: the replica starts nowhere without `KV_API_TOKENS`, so that tokens which did not "
+        "arrive in its environment do not leave it open; see [security](security.md#tokens-that-do-not-arrive).",
+        default_text="not set",
     )
 
     allowed_hosts: tuple[str, ...] = setting(

@@ -379,6 +379,11 @@ def check_access(config: Config, host: str) -> None:
             "KV_API_TOKENS: a replica that contacts others (VIEW, KV_VIEW_DNS) also needs KV_CLUSTER_SECRET, because "
             "tokens are never sent to a peer"
         )
+    if config.may_be_open is False and not config.api_tokens:
+        raise StartError(
+            "KV_OPEN: is false, but KV_API_TOKENS is not set, so every client could read and write; set the tokens (in "
+            "single quotes if a shell reads them), or KV_OPEN=true to let everybody read and write"
+        )
     if not (config.cluster_secret or config.api_tokens or config.may_be_open or _is_loopback(host)):
         raise StartError(
             f"KV_OPEN: other machines can reach {host}, and neither KV_CLUSTER_SECRET nor KV_API_TOKENS is set; set "

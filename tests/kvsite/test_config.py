@@ -68,7 +68,7 @@ def test_without_variables_the_replica_is_open_and_on_loopback() -> None:
         ("KV_ADMIN_PASSWORD", "pässwörd", "admin_password", "pässwörd"),
         ("KV_OPEN", "true", "may_be_open", True),
         ("KV_OPEN", " false ", "may_be_open", False),
-        ("KV_OPEN", "", "may_be_open", False),
+        ("KV_OPEN", "", "may_be_open", None),
         (
             "KV_ALLOWED_HOSTS",
             "KV.example.org,10.0.0.1,[fe80::1]",
@@ -251,6 +251,15 @@ def test_an_open_replica_on_a_reachable_address_must_be_asked_for(address: str) 
 def test_a_replica_on_a_loopback_address_may_be_open(address: str) -> None:
     started_with({"SOCKET_ADDRESS": address})
     started_with({"SOCKET_ADDRESS": "r1:8090", "KV_BIND": address})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8090", "10.0.0.1:8090"])
+def test_without_the_tokens_a_replica_that_must_not_be_open_does_not_start(address: str) -> None:
+    """A shell may have lost the line with the tokens, and read the others."""
+    environ = {"KV_BIND": address, "KV_OPEN": "false", **SECRET, "KV_ADMIN_PASSWORD": "long enough"}
+    with pytest.raises(StartError, match=r"^KV_OPEN: is false, but KV_API_TOKENS is not set[^\n]*$"):
+        started_with(environ)
+    started_with({**environ, **TOKENS})
 
 
 @pytest.mark.parametrize("peers", [{"VIEW": "127.0.0.1:8090,127.0.0.1:8091"}, {"KV_VIEW_DNS": "peers:8090"}])
