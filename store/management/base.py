@@ -20,7 +20,8 @@ USAGE_ERROR: Final = 2
 
 CREDENTIALS: Final[Mapping[str, str]] = {
     "SOCKET_ADDRESS": "address of the replica, unless --at gives one",
-    "KV_TOKEN": "API token to send (or KV_TOKEN_FILE); otherwise the first of KV_API_TOKENS",
+    "KV_TOKEN": "API token to send (or KV_TOKEN_FILE); otherwise the first write token of KV_API_TOKENS, best "
+    "one without prefixes",
     "KV_TLS_CA": "use TLS, and verify the replica with this PEM file",
     "KV_TLS_CERT": "use TLS, and verify the replica with the system's certificates",
 }
