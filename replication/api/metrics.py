@@ -260,10 +260,10 @@ def _state(status: Mapping[str, Any], *, is_ready: bool) -> Iterator[Metric]:
     yield _gauge("causeway_uptime_seconds", "Time since the process started.", status["uptime_s"])
     info = GaugeMetricFamily(
         "causeway_replica_info",
-        "Address, replica id and state of this replica.",
-        labels=["address", "replica_id", "state"],
+        "Address, replica id, state and version of this replica.",
+        labels=["address", "replica_id", "state", "version"],
     )
-    info.add_metric([status["address"], status["replica_id"], status["state"]], 1)
+    info.add_metric([status["address"], status["replica_id"], status["state"], status["version"]], 1)
     yield info
 
 

@@ -29,7 +29,7 @@ from tests.support.monitoring import (
 from tests.support.ports import free_ports
 from tests.support.waiting import wait_until
 
-ABSENT = {"Refused and never reached", "Peers that are not alive"}
+ABSENT = {"Refused and never reached", "Peers that are not alive", "Firing alerts"}
 """Panels that are empty while all is well."""
 
 FIRES_WITHIN_S = 30.0
@@ -137,6 +137,8 @@ def test_every_panel_has_data_and_a_dead_replica_is_reported(cluster: LocalClust
         assert prometheus.firing() == set()
         cluster.kill(1)
         wait_until(lambda: "CausewayFewReplicas" in prometheus.firing(), timeout_s=FIRES_WITHIN_S)
+        (alerts,) = [expression for title, expression, _ in dashboard_expressions() if title == "Firing alerts"]
+        wait_until(lambda: prometheus.query(alerts), timeout_s=10)
         states = 'causeway_peer_state{state="down"} == 1'
         wait_until(lambda: prometheus.query(states), timeout_s=10)
     finally:

@@ -32,8 +32,8 @@ from tests.support.monitoring import (
 )
 from tools.paths import REPOSITORY
 
-OF_PROMETHEUS = {"up": frozenset[str]()}
-"""Metrics that Prometheus itself makes at each scrape."""
+OF_PROMETHEUS = {"up": frozenset[str](), "ALERTS": frozenset({"alertname", "alertstate"})}
+"""Metrics that Prometheus itself makes: at each scrape, and for each alert."""
 
 OF_TARGETS = frozenset({"job", "instance"})
 """Labels that Prometheus adds to each metric of a target."""
@@ -104,7 +104,7 @@ def test_each_metric_of_the_protocol_has_a_panel_or_an_alert() -> None:
     """A metric that nobody looks at is a metric that nobody needs, or a gap in the dashboard."""
     shown = {selector.metric for _, expression, _ in EXPRESSIONS for selector in names_in(expression).selectors}
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known() if name.startswith("causeway_")}
-    assert families - {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown} == {"causeway_replica_info"}
+    assert families - {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown} == set()
 
 
 def test_each_alert_says_what_to_do_and_has_tests_that_it_fires_and_that_it_does_not() -> None:
@@ -136,19 +136,71 @@ def test_the_scrape_configuration_uses_the_rules_and_the_job_that_they_select() 
     assert {*re.findall(r'job="(\w+)"', RULES.read_text())} == {scrape["job_name"]} == {"causeway"}
 
 
-def test_the_dashboard_has_a_stable_uid_and_time_series_that_select_the_chosen_replicas() -> None:
+def test_rules_are_evaluated_as_often_as_replicas_are_scraped() -> None:
+    """Prometheus's default is one minute, which would be added to the time of each alert."""
+    page = (REPOSITORY / "docs" / "secured-cluster.md").read_text("utf-8")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for content in (yaml.safe_load(CONFIGURATION.read_text()), yaml.safe_load(block)):
+        assert content["global"] == {"scrape_interval": "15s", "evaluation_interval": "15s"}
+        assert content["rule_files"] == [RULES.name]
+
+
+def test_only_pods_are_called_by_a_name_of_their_certificate() -> None:
+    """The certificates of docs/secured-cluster.md contain the hosts of the targets, and not ``causeway-peers``."""
+    before, _, in_kubernetes = CONFIGURATION.read_text().partition("In Kubernetes")
+    assert "tls_config" in before
+    assert "server_name" not in before
+    assert "server_name: causeway-peers" in in_kubernetes
+
+
+def test_the_dashboard_has_a_stable_uid_and_panels_that_select_the_chosen_replicas() -> None:
     content = dashboard()
     assert (content["uid"], content["title"]) == ("causeway", "Causeway")
     assert "id" not in content, "Grafana assigns it"
     assert [variable["name"] for variable in content["templating"]["list"]] == ["datasource", "job", "instance"]
     assert len({panel["id"] for panel in content["panels"]}) == len(content["panels"])
-    assert {panel["type"] for panel in panels()} == {"timeseries"}
+    assert {panel["type"] for panel in panels()} == {"timeseries", "stat"}
     for panel in panels():
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         assert panel["fieldConfig"]["defaults"]["unit"]
         for target in panel["targets"]:
-            selectors = names_in(target["expr"]).selectors
-            assert all({"job", "instance"} <= selector.labels for selector in selectors), target["expr"]
+            for selector in names_in(target["expr"]).selectors:
+                # An alert has the labels of its expression, which may be only some of those of a replica.
+                assert {"job", "instance"} <= selector.labels or selector.metric == "ALERTS", target["expr"]
+
+
+LIMITS = {
+    "CausewayNotReady": ("Not ready", 1),
+    "CausewaySlowToSpread": ("Visibility lag, p99", 1),
+    "CausewayUpdatesWait": ("Oldest pending update", 60),
+    "CausewayClockAhead": ("Clock of peers", 1),
+    "CausewayMemory": ("Memory", 1.2e9),
+    "CausewayLogLinesDropped": ("Log lines dropped", 1),
+    "CausewayAuditLinesDropped": ("Audit lines dropped", 1),
+}
+"""Alert -> the panel that shows the same value, and the lowest value that fires."""
+
+
+@pytest.mark.parametrize("alert", LIMITS)
+def test_a_panel_shows_the_threshold_of_its_alert(alert: str) -> None:
+    title, value = LIMITS[alert]
+    (rule,) = [rule for rule in rules() if rule["alert"] == alert]
+    (panel,) = [panel for panel in panels() if panel["title"] == title]
+    metrics = {selector.metric for target in panel["targets"] for selector in names_in(target["expr"]).selectors}
+    assert {selector.metric for selector in names_in(rule["expr"]).selectors} <= metrics
+    _, _, threshold = rule["expr"].rpartition(" ")
+    assert float(threshold) in (value, 0)
+    defaults = panel["fieldConfig"]["defaults"]
+    assert [step["value"] for step in defaults["thresholds"]["steps"]] == [None, value]
+    assert defaults["custom"]["thresholdsStyle"] == {"mode": "dashed"}
+
+
+def test_the_first_row_names_alerts_and_versions() -> None:
+    first = {panel["title"]: panel for panel in panels() if panel["gridPos"]["y"] == 1}
+    assert [*first] == ["Firing alerts", "Ready now", "Version", "Replicas"]
+    assert all(rule["alert"].startswith("Causeway") for rule in rules())
+    assert first["Firing alerts"]["targets"][0]["expr"].startswith('ALERTS{alertname=~"Causeway.+"')
+    assert first["Version"]["targets"][0]["legendFormat"] == "{{version}}"
 
 
 def test_no_two_panels_overlap() -> None:
