@@ -24,6 +24,9 @@ from store.version import VERSION
 MAX_RECENT = MAX_RECENT_UPDATES
 """Upper bound of the query parameter ``recent``: the number of applied updates that a replica remembers."""
 
+MAX_CHANGES_SEARCHED = 2000
+"""Changed keys of each origin that are looked at for the keys of recent updates. A transaction changes many."""
+
 MAX_PENDING_LISTED = 1000
 """Pending updates that the status lists. ``pending_count`` counts all of them."""
 
@@ -205,14 +208,17 @@ def resident_bytes() -> int | None:
 def recent_updates(replica: Replica, limit: int) -> list[dict[str, Any]]:
     """Return the last ``limit`` updates that were applied, oldest first. The caller holds the lock.
 
-    ``key``: the first key that the update wrote. It is None for a marker, and for an update that the log has dropped:
-    every member has it, or the log has reached its limit.
+    ``key``: the first key that the update wrote. If the log has dropped the update, because every member has it or the
+    log has reached its limit: the first one that no later update has written (store/recent.py). It is None if there is
+    none, and for a marker.
     """
-    log = replica.store.log
+    store = replica.store
+    applied = list(store.recent_updates)[-limit:]
+    keys = store.recent.keys_of([(origin, counter) for _, origin, counter in applied], MAX_CHANGES_SEARCHED)
     recent = []
-    for wall_us, origin, counter in list(replica.store.recent_updates)[-limit:]:
-        update = log.get((origin, counter))
-        key = update.writes[0].key if update and update.writes else None
+    for wall_us, origin, counter in applied:
+        update = store.log.get((origin, counter))
+        key = update.writes[0].key if update and update.writes else keys.get((origin, counter))
         recent.append({"dot": [origin, counter], "wall_us": wall_us, "key": key})
     return recent
 

@@ -25,7 +25,7 @@ from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import Final, NamedTuple
 
-from store.clock import MAX_COUNTER, Clock
+from store.clock import MAX_COUNTER, Clock, Dot
 
 ENTRY_BYTES: Final = 160
 """Estimated bytes of one remembered key, without its text."""
@@ -46,6 +46,18 @@ class ChangesOf(NamedTuple):
     keys: list[str]
     counters: list[int]
     known: int
+
+
+class ChangesOfKey(NamedTuple):
+    """What is remembered of one key.
+
+    ``dots``: its updates that no other remembered update follows. ``expired_us``: when a version of it expired last;
+    None: no expiry is remembered. ``is_complete``: nothing is forgotten, of any key.
+    """
+
+    dots: list[Dot]
+    expired_us: int | None
+    is_complete: bool
 
 
 class RecentChanges:
@@ -147,6 +159,28 @@ class RecentChanges:
             if next(reversed(changes.values()), 0) > known:
                 copies.append(ChangesOf(list(changes), list(changes.values()), known))
         return copies
+
+    def of_key(self, key: str) -> ChangesOfKey:
+        """Return what is remembered of ``key``. The cost is proportional to the number of origins."""
+        found = {origin: changes[key] for origin, changes in self._by_origin.items() if key in changes}
+        expired_us = found.pop(EXPIRED, None)
+        return ChangesOfKey(list(found.items()), expired_us, not self._floors)
+
+    def keys_of(self, dots: Collection[Dot], limit: int) -> dict[Dot, str]:
+        """Return the first key that is remembered of each update in ``dots``; nothing of those that are forgotten.
+
+        ``limit``: how many of the latest changes of each origin are looked at.
+        """
+        lowest: dict[str, int] = {}
+        for origin, counter in dots:
+            lowest[origin] = min(counter, lowest.get(origin, counter))
+        keys: dict[Dot, str] = {}
+        for origin, least in lowest.items():
+            for key, counter in islice(reversed(self._by_origin.get(origin, {}).items()), limit):
+                if counter < least:
+                    break
+                keys[origin, counter] = key  # The first key of an update comes last.
+        return keys
 
     def _has_forgotten(self, clock: Mapping[str, int], expired_us: int) -> bool:
         """Return whether changes are forgotten that ``clock`` and ``expired_us`` do not cover."""

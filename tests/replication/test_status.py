@@ -9,6 +9,7 @@ from replication.status import (
     MAX_KEY_CHARS_LISTED,
     MAX_KEYS_LISTED,
     MAX_PENDING_LISTED,
+    recent_updates,
     replica_status,
 )
 from store.engine import Engine
@@ -61,3 +62,18 @@ def test_many_members_with_large_clocks() -> None:
     assert isinstance(view, list)
     assert len(view) == 102
     assert sum(len(member["clock"]) for member in view) <= MAX_CLOCK_ENTRIES_LISTED
+
+
+def test_recent_updates_keep_their_keys_when_the_log_has_dropped_them() -> None:
+    wire = Wire()
+    r1, r2 = wire.cluster("r1", "r2")
+    overwritten = wire.issue("r1", "a", b"1")
+    wire.issue("r1", "b", b"2")
+    wire.issue("r1", "a", b"3")
+    wire.issue("r2", "c", b"4")
+    assert [each["key"] for each in recent_updates(r1, 3)] == ["a", "b", "a"], "the log has all of them"
+    wire.flow(3)
+    assert r1.store.log.get(overwritten.dot) is None, "every member has it"
+    for replica in (r1, r2):
+        keys = {tuple(each["dot"]): each["key"] for each in recent_updates(replica, 10)}
+        assert keys == {(r1.id, 1): None, (r1.id, 2): "b", (r1.id, 3): "a", (r2.id, 1): "c"}

@@ -180,3 +180,29 @@ def test_forgotten_changes_are_not_copied() -> None:
         recent.applied(A, counter, {}, str(counter))
     assert recent.copy_since({}, 0) is None
     assert recent.copy_since({A: 7}, 0) == []
+
+
+def test_the_changes_of_a_key_are_those_that_no_other_one_follows() -> None:
+    recent = RecentChanges(PLENTY)
+    assert recent.of_key("x") == ([], None, True)
+    recent.applied(A, 1, {}, "x")
+    recent.applied(B, 1, {}, "x")
+    assert recent.of_key("x").dots == [(A, 1), (B, 1)]
+    recent.applied(B, 2, {A: 1}, "x")
+    recent.expired(77, "x")
+    assert recent.of_key("x") == ([(B, 2)], 77, True)
+    recent.jumped(A, 9)
+    assert recent.of_key("x") == ([(B, 2)], 77, False)
+
+
+def test_the_keys_of_updates_are_found_within_a_limit() -> None:
+    recent = RecentChanges(PLENTY)
+    recent.applied(A, 1, {}, "gone")
+    for key in ("first", "second"):
+        recent.applied(A, 2, {}, key)
+    recent.applied(A, 3, {}, "gone")
+    recent.applied(B, 1, {}, "b")
+    wanted = [(A, 1), (A, 2), (A, 3), (B, 1), ("other@1", 1)]
+    assert recent.keys_of(wanted, 10) == {(A, 2): "first", (A, 3): "gone", (B, 1): "b"}
+    assert recent.keys_of(wanted, 1) == {(A, 3): "gone", (B, 1): "b"}
+    assert recent.keys_of([(A, 3)], 10) == {(A, 3): "gone"}
