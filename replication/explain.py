@@ -43,10 +43,14 @@ MAX_PARTS_LISTED = 100
 MAX_PENDING_LISTED = 100
 """Pending updates of one key that are listed."""
 
+MAX_LAST_UPDATES_LISTED = 32
+"""Last updates of one key that are listed."""
+
 
 def explain(replica: Replica, key: str, now: Instant, *, max_values_bytes: int = MAX_VALUES_BYTES) -> dict[str, Any]:
     """Return what this replica knows about ``key``, as JSON-able data. The caller holds the lock; nothing changes.
 
+    Hybrid timestamps are in microseconds, deadlines in Unix seconds as everywhere in the API.
     ``versions``: the winner first; empty if the key is absent. Each version has its dot, its past (which covers the
     dot), its hybrid timestamp, its expiry, and for each member whether it has applied the version. Its ``value`` is
     JSON text, which has yet to be encoded if the kind is not JSON (``Base64Text``). It is None if the values up to this
@@ -54,12 +58,14 @@ def explain(replica: Replica, key: str, now: Instant, *, max_values_bytes: int =
     A version of a value that merges has its ``parts`` (``_parts``), and ``merged`` is what all of them are together;
     None if clients see several values, or a plain one.
     ``pending``: received updates of the key that wait for their causal past.
+    ``last_updates``, ``expired``, ``remembers_all``: what is remembered of updates that left no version (``_last``).
     ``deletes``: the delete clock. It covers every delete that was applied, so it is the past of every absent key.
     """
     store = replica.store
     addresses = sorted({replica.address, *replica.membership.table.members})
     clocks = {address: _known_clock(replica, address) for address in addresses}
-    versions = [version for version in store.table.get(key) if version.expires is None or version.expires > now.wall_us]
+    stored = store.table.get(key)
+    versions = [version for version in stored if version.expires is None or version.expires > now.wall_us]
     listed = versions[:MAX_VERSIONS_LISTED]
     values_bytes = accumulate(json_length(version.value) for version in listed)
     return {
@@ -74,6 +80,7 @@ def explain(replica: Replica, key: str, now: Instant, *, max_values_bytes: int =
         "version_count": len(versions),
         "merged": _merged(tuple(versions), max_values_bytes),
         "pending": list(_pending(replica, key, now)),
+        **_last(replica, key, stored, now),
         "deletes": dict(store.delete_clock),
         "clock": dict(store.clock),
     }
@@ -222,7 +229,7 @@ def _version(
         "origin": version.origin,
         "past": version.past,
         "timestamp": version.timestamp,
-        "expires": version.expires,
+        "expires": None if version.expires is None else version.expires / 1_000_000,
         "expires_in_s": None if version.expires is None else round((version.expires - now.wall_us) / 1e6, 3),
         "members": [_member(replica, address, clock, version.dot, now) for address, clock in clocks.items()],
     }
@@ -269,3 +276,43 @@ def _pending(replica: Replica, key: str, now: Instant) -> Iterator[dict[str, Any
             "waits_for": list(waits_for),
             "since_s": round(now.mono_s - since_s, 3),
         }
+
+
+def _last(replica: Replica, key: str, stored: Versions, now: Instant) -> dict[str, Any]:
+    """Return what is remembered of updates and expiries of ``key`` that left no version (store/recent.py).
+
+    ``last_updates``: the last updates of the key, without those that a version follows or is of. Such an update has
+    deleted the key; or its value was deleted or has expired since. ``deletes``: which of the two; None: not known.
+    ``wall_us``: when it was applied here; None if it is not one of the updates applied last.
+    ``expired``: when a version of the key expired last, Unix seconds; None: no expiry is remembered.
+    ``remembers_all``: this replica has forgotten no update of any key, and got none in a snapshot.
+    """
+    store = replica.store
+    remembered = store.recent.of_key(key)
+    times_us = [each.expires for each in stored if each.expires is not None and each.expires <= now.wall_us]
+    expired_us = max([*times_us, *([] if remembered.expired_us is None else [remembered.expired_us])], default=None)
+    # A version may name a marker in place of an update of an ended incarnation. So it cannot be told whether it follows
+    # that update. It does not matter if there is no version.
+    dots = [dot for dot in remembered.dots if not stored or dot[0] in store.present_ids]
+    last = [dot for dot in dots if not any(each.past.get(dot[0], 0) >= dot[1] for each in stored)]
+    applied = {(origin, counter): wall_us for wall_us, origin, counter in store.recent_updates}
+    # Nothing forgotten, nothing expired: then what the update wrote can only be absent because it is a delete.
+    is_certain = remembered.is_complete and expired_us is None
+    return {
+        "last_updates": [
+            {
+                "dot": list(dot),
+                "deletes": True if is_certain and dot[0] in store.present_ids else _deletes(replica, dot, key),
+                "wall_us": applied.get(dot),
+            }
+            for dot in last[:MAX_LAST_UPDATES_LISTED]
+        ],
+        "expired": None if expired_us is None else expired_us / 1_000_000,
+        "remembers_all": remembered.is_complete,
+    }
+
+
+def _deletes(replica: Replica, dot: Dot, key: str) -> bool | None:
+    """Return whether the update ``dot`` deletes ``key``; None if the log does not have the update any more."""
+    update = replica.store.log.get(dot)
+    return None if update is None else any(each.key == key and each.value is None for each in update.writes)

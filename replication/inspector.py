@@ -25,6 +25,7 @@ from replication.explain import (
     listed_keys,
     rank_keys,
 )
+from replication.explain_words import note_on
 from replication.history import CounterSamples, Window
 from replication.peer_thread import ExchangeContext, PeerThreads
 from replication.rejected_senders import RejectedSender
@@ -108,9 +109,13 @@ class NodeInspector:
             return self._context.metrics.copy(frozenset(self._replica.membership.table.entries))
 
     def explain(self, key: str, max_values_bytes: int = MAX_VALUES_BYTES) -> dict[str, Any]:
-        """Return the content of ``/replication/explain/<key>`` (replication/explain.py)."""
+        """Return the content of ``/replication/explain/<key>`` (replication/explain.py).
+
+        ``note``: what became of the key, in words.
+        """
         with self._lock:
-            return explain(self._replica, key, read_clocks(), max_values_bytes=max_values_bytes)
+            explanation = explain(self._replica, key, read_clocks(), max_values_bytes=max_values_bytes)
+        return {**explanation, "note": note_on(explanation)}
 
     def keys(self, prefix: str, after: str, limit: int, *, conflicts: bool, before: str = "") -> list[dict[str, Any]]:
         """Return up to ``limit`` keys for the dashboard (replication/explain.py)."""

@@ -183,6 +183,7 @@ class KeyPage:
     """One key. ``count``: how many versions it has; ``versions`` may show fewer.
 
     ``kind``, ``merged``: if the versions merge, the kind of the value, and the value; else empty.
+    ``note``: what became of the key, or of a delete of it; may be empty.
     ``is_running``: whether a replica runs in this process.
     """
 
@@ -192,6 +193,7 @@ class KeyPage:
     is_running: bool = True
     kind: str = ""
     merged: str = ""
+    note: str = ""
 
     @property
     def summary(self) -> str:
@@ -278,6 +280,7 @@ def key_page(explanation: Mapping[str, Any] | None, members: Sequence[str]) -> K
         explanation["version_count"],
         kind=merged["type"] if merged else "",
         merged=_whole_or_start(merged["value"]) if merged and merged["value"] is not None else "",
+        note=explanation["note"],
     )
 
 

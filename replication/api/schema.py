@@ -64,11 +64,22 @@ SCHEMAS: Final[dict[str, Object]] = {
                             "description": "Replica id and counter.",
                         },
                         "past": ref("CausalMetadata"),
-                        "timestamp": {"type": "integer"},
+                        "timestamp": {"type": "integer", "description": "Hybrid time in microseconds."},
+                        "expires": {"type": ["number", "null"], "description": "Unix seconds; null: never."},
                         "members": {"type": "array", "items": {"type": "object"}},
                     }
                 ),
             },
+            "last_updates": {
+                "type": "array",
+                "description": "Updates that no version follows: deletes, and writes whose value is gone.",
+                "items": {"type": "object"},
+            },
+            "expired": {
+                "type": ["number", "null"],
+                "description": "When a value of the key expired last, Unix seconds; null: none is remembered.",
+            },
+            "note": {"type": "string", "description": "What became of the key, in words; may be empty."},
         }
     ),
 }
@@ -238,9 +249,15 @@ EXPLAIN: Final = operation(
                             ],
                         }
                     ],
+                    "version_count": 1,
+                    "merged": None,
                     "pending": [],
+                    "last_updates": [],
+                    "expired": None,
+                    "remembers_all": False,
                     "deletes": {},
                     "clock": NEXT,
+                    "note": "",
                 }
             },
         ),

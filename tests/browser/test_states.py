@@ -79,6 +79,7 @@ class LocalMember(FakeMember):
                 {"dot": [id_of(C), 9], "deletes": False, "waits_for": [id_of(B), 8], "since_s": 4.0},
             ],
             "merged": None,
+            "note": "",
         }
 
 

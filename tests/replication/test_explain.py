@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64decode
 from typing import Any
 
 import pytest
 
-from kvsite.dashboard.keys_page import key_page
-from replication.explain import MAX_VERSIONS_LISTED, KeyOrder, count_keys, explain, list_keys, rank_keys
+from kvsite.dashboard.keys_page import KeyPage, key_page
+from replication.explain import (
+    MAX_LAST_UPDATES_LISTED,
+    MAX_VERSIONS_LISTED,
+    KeyOrder,
+    count_keys,
+    explain,
+    list_keys,
+    rank_keys,
+)
+from replication.explain_words import NEVER, UNKNOWN, note_on
 from replication.replica import Replica
 from store.api.rendering import json_response
 from store.clock import Instant
@@ -23,6 +33,10 @@ def explained(replica: Replica, key: str, now: Instant = NOW) -> dict[str, Any]:
     """Return the explanation as a client gets it, encoded and decoded as JSON."""
     content: dict[str, Any] = json.loads(b"".join(json_response(200, explain(replica, key, now)).chunks))
     return content
+
+
+def page_of(explanation: dict[str, Any], *members: str) -> KeyPage:
+    return key_page({**explanation, "note": note_on(explanation)}, members)
 
 
 def has_by_member(explanation: dict[str, Any], version: int = 0) -> dict[str, bool | None]:
@@ -77,7 +91,7 @@ def test_an_expired_version_is_left_out_and_nothing_changes() -> None:
     (r1,) = wire.cluster("r1")
     r1.store.put(Change("k", b"1", ttl_us=2_000_000), {}, NOW)
     (version,) = explained(r1, "k")["versions"]
-    assert (version["expires"], version["expires_in_s"]) == (NOW.wall_us + 2_000_000, 2.0)
+    assert (version["expires"], version["expires_in_s"]) == (NOW.wall_us / 1e6 + 2, 2.0)
     changes = r1.store.clock_changes
     assert explained(r1, "k", Instant(NOW.mono_s + 2, NOW.wall_us + 2_000_000))["versions"] == []
     assert len(r1.store.table) == 1
@@ -125,7 +139,7 @@ def test_a_value_that_is_bytes_is_in_base64() -> None:
     assert b64decode(version["value"], validate=True) == b"\xff" * 100
     (text,) = explained(r1, "j")["versions"]
     assert (text["type"], "encoding" in text, text["value_bytes"]) == ("json", False, 6)
-    assert key_page(explain(r1, "k", NOW), []).versions[0].note == "100 bytes in base64."
+    assert page_of(explain(r1, "k", NOW)).versions[0].note == "100 bytes in base64."
 
 
 def test_bytes_count_by_their_length_in_base64() -> None:
@@ -146,7 +160,117 @@ def test_the_number_of_versions_listed_is_limited() -> None:
     explanation = explain(r1, "k", NOW)
     assert len(explanation["versions"]) == MAX_VERSIONS_LISTED
     assert explanation["version_count"] == MAX_VERSIONS_LISTED + 3
-    assert key_page(explanation, []).summary.endswith(f"The first {MAX_VERSIONS_LISTED} are shown.")
+    assert page_of(explanation).summary.endswith(f"The first {MAX_VERSIONS_LISTED} are shown.")
+
+
+# -- what became of a key ----------------------------------------------------------------------------------------------
+
+
+def note(replica: Replica, key: str, now: Instant = NOW) -> str:
+    return note_on(explain(replica, key, now))
+
+
+def forget_something(replica: Replica) -> None:
+    """Let the replica know that its memory of changes is not complete, as after any snapshot."""
+    replica.store.recent.jumped("other@1", 5)
+
+
+def test_a_deleted_key_names_its_delete_until_something_is_forgotten() -> None:
+    wire = Wire()
+    r1, r2 = wire.cluster("r1", "r2")
+    wire.issue("r1", "k", b"1")
+    wire.flow()
+    deleted = wire.issue("r2", "k", None)
+    at_s = wire.now_s
+    wire.flow(3)
+    assert r1.store.log.get(deleted.dot) is None, "every member has it"
+    (last,) = explained(r1, "k", wire.now("r1"))["last_updates"]
+    assert (last["dot"], last["deletes"]) == ([*deleted.dot], True)
+    assert NOW.wall_us + at_s * 1e6 <= last["wall_us"] <= wire.now("r1").wall_us
+    assert re.fullmatch(rf"Update {r2.id}:1 \(applied here at 2023-11-14T[\d:.]+Z\) deleted this key\.", note(r1, "k"))
+    forget_something(r1)
+    assert explained(r1, "k")["last_updates"][0]["deletes"] is None
+    assert f"Update {r2.id}:1 (applied here at" in note(r1, "k")
+    assert "is the last update of this key that this replica remembers. It deleted the key, or what" in note(r1, "k")
+
+
+def test_a_delete_that_the_log_still_has_is_certain() -> None:
+    wire = Wire()
+    r1, _ = wire.cluster("r1", "r2")
+    wire.cut("r1", "r2")
+    wire.issue("r1", "k", b"1")
+    wire.issue("r1", "k", None)
+    forget_something(r1)
+    assert note(r1, "k").endswith(" deleted this key.")
+
+
+def test_a_last_update_that_is_a_write_is_not_called_a_delete() -> None:
+    found = {"version_count": 0, "expired": None, "remembers_all": False}
+    update = {"dot": ["a:1@1", 5], "wall_us": None}
+    words = {deletes: note_on({**found, "last_updates": [{**update, "deletes": deletes}]}) for deletes in (False, None)}
+    last = "Update a:1@1:5 is the last update of this key that this replica remembers. "
+    assert words[False] == f"{last}What was written has been deleted or has expired since."
+    assert words[None] == f"{last}It deleted the key, or what was written has been deleted or has expired since."
+
+
+def test_a_key_that_never_was_is_only_called_so_if_nothing_was_forgotten() -> None:
+    wire = Wire()
+    (r1,) = wire.cluster("r1")
+    assert (explained(r1, "k")["last_updates"], explained(r1, "k")["expired"]) == ([], None)
+    assert note(r1, "k") == NEVER
+    forget_something(r1)
+    assert note(r1, "k") == UNKNOWN
+
+
+def test_an_expired_key_has_the_time_before_and_after_its_version_is_removed() -> None:
+    wire = Wire()
+    (r1,) = wire.cluster("r1")
+    r1.store.put(Change("k", b"1", ttl_us=2_000_000), {}, NOW)
+    assert (explained(r1, "k")["expired"], note(r1, "k")) == (None, "")
+    later = Instant(NOW.mono_s + 3, NOW.wall_us + 3_000_000)
+    for _ in range(2):
+        assert explained(r1, "k", later)["expired"] == NOW.wall_us / 1e6 + 2
+        assert note(r1, "k", later).endswith("A value of this key expired at 2023-11-14T22:13:22.000Z.")
+        assert "deleted" not in note(r1, "k", later)
+        r1.store.expire(later)
+
+
+def test_a_version_that_has_survived_a_delete_says_so() -> None:
+    wire = Wire()
+    r1, r2 = wire.cluster("r1", "r2")
+    patch(r1, "k", Increment(5))
+    wire.flow(3)
+    wire.cut("r1", "r2")
+    patch(r2, "k", Increment(1))
+    deleted = wire.issue("r1", "k", None)
+    wire.heal()
+    wire.flow(3)
+    for replica in (r1, r2):
+        assert explained(replica, "k")["merged"]["value"] == 6
+        assert [each["dot"] for each in explained(replica, "k")["last_updates"]] == [[*deleted.dot]]
+        assert note(replica, "k").startswith(f"Update {r1.id}:{deleted.counter} (applied here at")
+        assert note(replica, "k").endswith("was written without knowing of that, so it has survived.")
+    forget_something(r1)
+    assert note(r1, "k").startswith(f"What is here was written without knowing of update {r1.id}:{deleted.counter}")
+    patch(r2, "k", Increment(1))
+    assert note(r2, "k") == "", "this write follows the delete"
+
+
+def test_a_key_in_use_has_no_note_nor_has_one_whose_versions_name_a_marker() -> None:
+    wire = Wire()
+    (r1,) = wire.cluster("r1")
+    wire.issue("r1", "k", b"1")
+    wire.issue("r1", "k", b"2")
+    r1.store.recent.applied("ended@1", 7, {}, "k")
+    assert (explained(r1, "k")["last_updates"], note(r1, "k")) == ([], "")
+
+
+def test_the_last_updates_of_a_key_are_limited() -> None:
+    wire = Wire()
+    (r1,) = wire.cluster("r1")
+    for n in range(MAX_LAST_UPDATES_LISTED + 5):
+        r1.store.recent.applied(f"other@{n}", 1, {}, "k")
+    assert len(explained(r1, "k")["last_updates"]) == MAX_LAST_UPDATES_LISTED
 
 
 def patch(replica: Replica, key: str, operation: Operation) -> None:
@@ -167,7 +291,7 @@ def test_a_value_that_merges_has_parts(operation: Operation, value: Any, part: d
     [replica] = wire.cluster("r1")
     patch(replica, "k", operation)
     found = explained(replica, "k")
-    page = key_page(explain(replica, "k", NOW), [replica.address])
+    page = page_of(explain(replica, "k", NOW), replica.address)
     assert page.kind == found["merged"]["type"]
     assert json.loads(page.merged) == value
     assert len(page.versions[0].parts) == 1
@@ -194,7 +318,7 @@ def test_versions_that_merge_are_explained_one_by_one_and_together() -> None:
     assert list_keys(r1, "", "", 10, conflicts=True) == []
     limited = explain(r1, "k", wire.now("r1"), max_values_bytes=1)
     assert limited["merged"] == {"type": "counter", "value": None, "versions": 2}
-    assert key_page(limited, [r1.address]).merged == ""
+    assert page_of(limited, r1.address).merged == ""
 
 
 def listed(replica: Replica, **search: Any) -> list[str]:

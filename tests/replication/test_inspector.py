@@ -44,3 +44,9 @@ def test_only_so_many_keys_are_looked_at_and_the_lock_is_released_in_between(
     found, is_whole = inspector.ranked_keys("k/", "largest", 1, conflicts=False)
     assert ([each["key"] for each in found], is_whole) == (["k/19"], False)
     assert pieces == [5] * 4
+
+
+def test_an_explanation_says_in_words_what_became_of_a_key(inspector: NodeInspector) -> None:
+    assert inspector.explain("k/03")["note"] == ""
+    inspector._replica.store.put(Change("k/03", None), {}, read_clocks())
+    assert inspector.explain("k/03")["note"].endswith(" deleted this key.")

@@ -90,4 +90,4 @@ class FakeNode:
         }
 
     def explain(self, key: str, _max_values_bytes: int = 0) -> dict[str, Any]:
-        return {"key": key, "versions": [], "version_count": 0, "pending": [], "merged": None}
+        return {"key": key, "versions": [], "version_count": 0, "pending": [], "merged": None, "note": ""}

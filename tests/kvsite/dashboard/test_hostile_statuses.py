@@ -86,7 +86,14 @@ class Member(FakeMember):
             "past": {id_of(B): 1},
             "members": members,
         }
-        return {"key": key, "versions": [version | times], "version_count": 1, "pending": [], "merged": None}
+        return {
+            "key": key,
+            "versions": [version | times],
+            "version_count": 1,
+            "pending": [],
+            "merged": None,
+            "note": "",
+        }
 
     def status_of(self, address: str, query: str = "") -> Any:
         return self.statuses.get(address)

@@ -322,11 +322,20 @@ def test_a_long_json_value_is_shown_indented_and_a_short_one_in_its_line() -> No
     ):
         version = {"dot": [id_of(A), 1], "origin": id_of(A), "timestamp": NOW_US, "past": {}, "members": []}
         version |= {"value": stored, "value_bytes": len(stored), "expires_in_s": None}
-        content = {"key": "k", "versions": [version], "version_count": 1, "pending": [], "merged": None}
+        content = {"key": "k", "versions": [version], "version_count": 1, "pending": [], "merged": None, "note": ""}
         (card,) = key_page(content, [A]).versions
         assert (card.value, card.note) == (shown, "")
         assert raw_value(content, f"{id_of(A)}:1") == (stored, True), "the raw value is not formatted"
         assert raw_value(content, f"{id_of(A)}:2") is None
+
+
+def test_the_page_of_a_key_shows_its_note(fake_node: FakeMember) -> None:
+    found = fake_node.explain("k")
+    for note, shown in (("Update <b> deleted this key.", "Update &lt;b&gt; deleted this key.</p>"), ("", "")):
+        fake_node.explain = lambda *_, note=note: {**found, "note": note}  # type: ignore[method-assign]
+        page = client_of(fake_node).get("/admin/keys/key/", {"key": "k"}).content.decode()
+        assert "This key does not exist on this replica." in page
+        assert ("cw-note-line" in page, shown in page) == (bool(note), True)
 
 
 def test_the_raw_value_of_bytes_is_a_download_and_that_of_json_is_json(fake_node: FakeMember) -> None:
@@ -397,7 +406,7 @@ def test_bytes_are_shown_in_base64(content: bytes, shown: str, note: str) -> Non
     stored = store_bytes(content)
     version = {"dot": [id_of(A), 1], "origin": id_of(A), "timestamp": NOW_US, "past": {}, "members": []}
     version |= {"value": as_json(stored), "value_bytes": len(content), "expires_in_s": None}
-    found = {"key": "k", "versions": [version], "version_count": 1, "pending": [], "merged": None}
+    found = {"key": "k", "versions": [version], "version_count": 1, "pending": [], "merged": None, "note": ""}
     (card,) = key_page(found, [A]).versions
     assert (card.value, card.note) == (shown, note)
     listed = {"key": "k", "versions": 1, "dot": (id_of(A), 1), "timestamp": NOW_US}
