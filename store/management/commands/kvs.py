@@ -1,4 +1,4 @@
-"""``kvs get|put|patch|delete|list|watch``: send requests to one replica. For people and shell scripts.
+"""``kvs get|put|patch|delete|list|watch|explain``: send requests to one replica. For people and shell scripts.
 
 Exit codes: 0 success; 1 the key is absent; 2 the request was rejected or no replica answered, and nothing was changed;
 3 a write was sent and its outcome is unknown. Values are read and printed as JSON. A value that does not look like JSON
@@ -32,6 +32,7 @@ from store.management.base import (
     whole_number_from,
 )
 from store.management.connection import OTHER_REPLICA, Connection, add_at_argument, why_not_reachable
+from store.management.explanation import NotExplained, fetch, in_words
 from store.management.tls_check import WRONG_CA, mismatch
 
 ABSENT, FAILED, UNKNOWN = 1, 2, 3
@@ -110,9 +111,17 @@ class Command(CausewayCommand):
         ):
             add_json_argument(action, printed)
             add_common_arguments(action)
+        explaining = add_action("explain", "say in words why a key reads as it does at one replica, absent or not")
+        explaining.add_argument("key")
+        add_json_argument(explaining, "the answer of /replication/explain/KEY")
+        add_at_argument(explaining)
+        add_timeout_argument(explaining, TIMEOUT_S)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the action, and turn errors of the client into exit codes."""
+        if options["action"] == "explain":
+            self.explain(options)
+            return
         action = getattr(self, options["action"])
         try:
             with open_session(options) as session:
@@ -232,6 +241,17 @@ class Command(CausewayCommand):
                     listed = None
                 self.stdout.flush()
 
+    def explain(self, options: dict[str, Any]) -> None:
+        """Print why a key reads as it does. A session is of no use: the answer has no causal metadata."""
+        try:
+            explanation = fetch(reachable(options), options["key"], options["timeout"])
+        except NotExplained as exc:
+            raise CommandError(f"{exc}{tls_advice(exc)}", returncode=FAILED) from exc
+        except ValueError as exc:
+            raise CommandError(str(exc), returncode=FAILED) from exc
+        for line in [as_json(explanation)] if options["json"] else in_words(explanation):
+            self.stdout.write(line)
+
     def _print_change(self, change: ChangedKey, options: dict[str, Any]) -> None:
         if options["json"]:
             fields = {"deleted": True} if change.deleted else {**value_as_json(change.value), "etag": change.etag}
@@ -300,11 +320,8 @@ def open_session(options: dict[str, Any]) -> Iterator[Session]:
     """Open a session with the address and credentials of the environment, and read and write the metadata file."""
     path: Path | None = options["metadata"]
     metadata = read_metadata(path) if path is not None and path.exists() else {}
-    connection = Connection.from_environ(at=options["at"])
+    connection = reachable(options)
     address, timeout_s = connection.address, options["timeout"]
-    # A session would try again until its time is over: that is right for a program, and too long for a person.
-    if reason := why_not_reachable(address, timeout_s):
-        raise CommandError(f"{address} does not answer: {reason} {OTHER_REPLICA}", returncode=FAILED)
     if "://" not in address and connection.is_tls:
         address = f"https://{address}"
     with Session(
@@ -323,7 +340,18 @@ def open_session(options: dict[str, Any]) -> Iterator[Session]:
                 replace_file(path, as_json(session.metadata) + "\n")
 
 
-def tls_advice(exc: ClientError) -> str:
+def reachable(options: dict[str, Any]) -> Connection:
+    """Return how to reach the replica. Raises ``CommandError`` if it cannot be reached, ``ValueError`` for bad input.
+
+    A session would try again until its time is over: that is right for a program, and too long for a person.
+    """
+    connection = Connection.from_environ(at=options["at"])
+    if reason := why_not_reachable(connection.address, options["timeout"]):
+        raise CommandError(f"{connection.address} does not answer: {reason} {OTHER_REPLICA}", returncode=FAILED)
+    return connection
+
+
+def tls_advice(exc: ClientError | NotExplained) -> str:
     """Return what to add to an error if TLS is its cause; empty if it is not, or that is not known."""
     url = urlsplit(exc.replica)
     if not url.hostname or not url.port:
