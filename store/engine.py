@@ -540,6 +540,11 @@ class Engine:
         """The store's settings."""
         return self._settings
 
+    @property
+    def max_memory_bytes(self) -> int:
+        """The limit of ``stats()["bytes"]``, above which clients' writes are rejected; 0: none."""
+        return self._store.settings.max_memory_bytes
+
     def stats(self) -> dict[str, int]:
         """Return counters and sizes for the status and the metrics."""
         with self.lock:

@@ -44,6 +44,8 @@ class ReplicaCollector(Collector):
         yield GaugeMetricFamily("causeway_event_streams", "Open event streams of the change feed.", streams)
         yield from _large_responses(self._context)
         yield from _data(status, stats)
+        if limit_bytes := engine.max_memory_bytes:
+            yield _gauge("causeway_data_limit_bytes", "KV_MAX_MEMORY; absent if there is no limit.", limit_bytes)
         yield from _clocks(status, exchange_metrics)
         yield from _members(status)
         yield from _exchanges(status, exchange_metrics)

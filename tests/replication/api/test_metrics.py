@@ -8,12 +8,13 @@ import pytest
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvsite.cluster import LocalCluster
 from kvsite.config import Config
 from kvsite.server import build
-from replication.api.metrics import MetricsView
+from replication.api.metrics import MetricsView, registry_of
 from replication.exchange_metrics import MAX_ADDRESSES, ExchangeMetrics, first_unapplied
 from store.api.context import CONTEXT
 from store.api.request import ApiRequest
@@ -21,6 +22,7 @@ from store.api.request_metrics import RequestMetrics
 from store.causal import CausalStore
 from store.clock import Instant
 from store.histogram import Histogram
+from store.settings import StoreSettings
 from store.versions import Update
 from tests.support.ports import free_ports
 from tests.support.waiting import wait_until
@@ -139,6 +141,16 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 def test_any_accept_header_gets_one_of_two_formats(accept: str, content_type: str) -> None:
     status, answered = accepts(accept)
     assert (status, answered.split("; escaping")[0]) == (200, content_type)
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 123_456_789])
+def test_the_limit_of_the_data_is_a_metric_if_there_is_one(limit_bytes: int) -> None:
+    config = Config(store=StoreSettings(max_memory_bytes=limit_bytes))
+    text = generate_latest(registry_of(build(config, pytest.fail))).decode()
+    found = {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+    assert found["causeway_data_bytes"] == 0
+    assert found.get("causeway_data_limit_bytes", 0) == limit_bytes
+    assert ("causeway_data_limit_bytes" in found) == (limit_bytes > 0)
 
 
 # --- of a real cluster -----------------------------------------------------------------------------------------------
