@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 import msgspec
@@ -15,14 +15,19 @@ import pytest
 import yaml
 from django.core.management import get_commands
 
-from kvsite.config import SETTINGS
+from kvsite.config import SETTINGS, Config
 from kvsite.schema import document
+from kvsite.server import build
 from replication.api import metrics
 from replication.messages import Exchange, SnapshotPiece, SnapshotRequest
 from replication.replica import Replica
 from replication.status import replica_status
 from store.clock import Instant
+from store.engine import read_clocks
+from store.merging import Increment, MapChange, Operation, SetChange
 from store.settings import RequestLimits
+from store.values import store_bytes
+from store.versions import Change, Patch, Update, Write
 from tools import docs_site
 from tools.paths import REPOSITORY
 
@@ -166,6 +171,51 @@ def test_every_field_of_the_status_is_documented() -> None:
     table = "\n".join(re.findall(r"^\| .+ \|$", section, re.MULTILINE))
     assert {"replica_id", "missing_updates", "messages_refused", "kind"} <= fields
     assert {field for field in fields if f"`{field}`" not in table} == set()
+
+
+def explanations() -> list[dict[str, Any]]:
+    """Return explanations that have, together, every field: of bytes, of each type that merges, of an absent key."""
+    node = build(Config(), pytest.fail).node
+    store, now = node.inspector._replica.store, read_clocks()
+    operations: dict[str, Operation] = {
+        "counter": Increment(1),
+        "set": SetChange(("red",)),
+        "map": MapChange((("name", b'"Ann"'),)),
+    }
+    for key, operation in operations.items():
+        store.put(Change(key, None, patch=Patch(operation, keeps_ttl=True, max_bytes=10_000)), {}, now)
+    store.put(Change("bytes", store_bytes(b"1")), {}, now)
+    store.put(Change("gone", b"1"), {}, now)
+    store.put(Change("gone", None), {}, now)
+    store.receive([Update("b:1@0000000000000001", 2, 5, {}, (Write("gone", b"1"),))], now)
+    return [node.inspector.explain(key) for key in (*operations, "bytes", "gone")]
+
+
+def test_every_field_of_an_explanation_is_documented_and_the_example_has_all() -> None:
+    """docs/api.md lists each field of ``/replication/explain`` in the tables of that section, and no other."""
+    found = explanations()
+    versions = [version for each in found for version in each["versions"]]
+    parts: list[dict[str, Any]] = [
+        *versions,
+        *(member for version in versions for member in version["members"]),
+        *(part for version in versions for part in version.get("parts", ())),
+        *(each["merged"] for each in found if each["merged"]),
+        *(update for each in found for update in (*each["pending"], *each["last_updates"])),
+    ]
+    fields = {name for each in (*found, *parts) for name in each}
+    assert {"note", "encoding", "net", "element", "field", "waits_for", "deletes", "has"} <= fields
+    page = (REPOSITORY / "docs" / "api.md").read_text("utf-8")
+    section = page.partition("### `/replication/explain/<key>`")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", section, re.MULTILINE)
+    table = "\n".join(f"{names} {meaning}" for names, meaning in rows)
+    assert {field for field in fields if f"`{field}`" not in table} == set()
+    assert {name for names, _ in rows for name in re.findall(r"`(\w+)`", names)} - fields == set()
+    (example,) = [
+        msgspec.json.decode(each) for each in re.findall(r"^(\{\n.*?^\})$", section, re.MULTILINE | re.DOTALL)
+    ]
+    assert example.keys() == found[0].keys()
+    plain = {name for name in versions[-1] if name != "encoding"}
+    assert example["versions"][0].keys() == plain
 
 
 @EACH_PAGE
