@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError
 from store.export_file import BadExport, ExportCheck
 from store.importing import ImportFailed
 from store.management.base import CREDENTIALS, CausewayCommand, file_error
-from store.management.connection import Connection, add_at_argument
+from store.management.connection import Connection, add_at_argument, checked_address
 from store.management.progress import ProgressLine, counted
 from store.management.replica import Replica, broken_off
 
@@ -120,8 +120,9 @@ class Command(CausewayCommand):
 
 def connections_to(at: str | None) -> list[Connection]:
     """Return the replicas to try, in order. Raises ValueError."""
-    named = [item.strip() for item in (at or "").split(",") if item.strip()]
-    return [Connection.from_environ(at=each) for each in named] or [Connection.from_environ()]
+    if not at:
+        return [Connection.from_environ()]
+    return [Connection.from_environ(at=checked_address(each.strip() or each)) for each in at.split(",")]
 
 
 def copy(replica: Replica, prefix: str, file: BinaryIO, check: ExportCheck) -> int:
