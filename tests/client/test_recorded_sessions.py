@@ -19,8 +19,8 @@ from causeway_client import (
     Unavailable,
     Uncertain,
 )
+from causeway_client.connections import _never_sent
 from causeway_client.history import advance
-from causeway_client.session import _never_sent
 from tests.support.fake_replicas import (
     FakeReplica,
     Handler,
