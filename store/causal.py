@@ -319,12 +319,13 @@ class CausalStore:
     def begin_cut(self, prefix: str, past: Clock, now: Instant, *, has_room: Callable[[int], bool]) -> CutBegun:
         """Begin a causal snapshot of the keys with ``prefix`` that is read in steps (store/cuts.py).
 
-        The clock of the cut covers ``past``. Raises what ``admit`` raises.
+        The metadata covers ``past``. It stands for the whole clock, without the entries that a marker replaces, because
+        clients send it back. Raises what ``admit`` raises.
         """
         self.admit(past, now)
         cut = Cut(self.table, prefix, self.clock, has_room)
         self.table.add_reader(cut)
-        return CutBegun(cut)
+        return CutBegun(cut, self.markers.simplify(cut.clock))
 
     def response_metadata(self, past: Clock, returned: Iterable[Version]) -> Clock:
         """Return the metadata of a response that contains the versions ``returned``."""

@@ -95,9 +95,10 @@ class RangeDeleted(msgspec.Struct, frozen=True):
 
 
 class CutBegun(msgspec.Struct, frozen=True):
-    """Result of beginning a cut (store/cuts.py). ``lost``: as in ``ReadResult``."""
+    """Result of beginning a cut (store/cuts.py). ``metadata``: what it contains. ``lost``: as in ``ReadResult``."""
 
     cut: Cut
+    metadata: Clock
     lost: LostUpdates = {}
 
 

@@ -133,7 +133,7 @@ class ExportView(KvsView):
             "time": time.time(),
             "prefix": prefix,
             "keys": cut.count,
-            "causal-metadata": cut.clock,
+            "causal-metadata": begun.metadata,
         }
         if begun.lost:
             facts["lost"] = begun.lost

@@ -158,6 +158,16 @@ def test_an_export_follows_the_causal_past_of_its_client(api: Api) -> None:
     assert len(api.context.exports) == 0
 
 
+def test_the_metadata_is_as_short_as_that_of_other_responses(api: Api) -> None:
+    """A client sends it back, so it must not grow with every incarnation that there ever was."""
+    api.receive_update("a", b"1", counter=1)
+    marker = api.store.issue_marker(api.store_now())
+    api.store.markers.promote(api.store.clock, {OWN_ID})
+    head, line, _ = lines_of(exported(api))
+    assert head["causal-metadata"] == {OWN_ID: marker.counter}
+    assert line["key"] == "a"
+
+
 # --- one causal snapshot ---------------------------------------------------------------------------------------------
 
 
