@@ -13,6 +13,9 @@ The last line has the number of keys, and the SHA-256 of all bytes before it. On
 export that cannot be completed ends with ``{"error":"…"}``, or without any last line.
 
 Dots are not part of it: an import issues new ones.
+
+``ExportReader`` reads a file. What comes from a replica is checked by the client's ``ExportCheck``
+(clients/python/src/causeway_client/export.py), also for the command ``export``.
 """
 
 from __future__ import annotations
@@ -123,12 +126,6 @@ def failure_line(reason: str) -> bytes:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-DAMAGED: Final = "the export is damaged: its last line does not fit to what is before it"
-
-MAX_FIRST_BYTES: Final = 1024 * 1024
-"""Longest first line that a check reads whole."""
-
-
 class BadExport(Exception):
     """The file is no complete export. The text says what is wrong, and where."""
 
@@ -182,60 +179,6 @@ _header_decoder: Final = msgspec.json.Decoder(Header)
 _line_decoder: Final = msgspec.json.Decoder(_Line)
 
 
-class ExportCheck:
-    """Checks an export while its bytes pass by, without a look at its keys.
-
-    ``lines``: how many lines have ended. ``header``: the first line, once it has passed. ``has_begun``: whether
-    anything has passed.
-    """
-
-    def __init__(self) -> None:
-        self.lines = 0
-        self.header: Header | None = None
-        self.has_begun = False
-        self._checksum = hashlib.sha256()
-        self._before_last = self._checksum
-        self._last = b""
-        self._line_ended = False
-
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes. Raises ``BadExport`` if the first line is not that of an export."""
-        self.has_begun = True
-        if self._line_ended:
-            self._begin_line()
-        last_line = data.rfind(b"\n", 0, len(data) - 1) + 1
-        if last_line:
-            if not self.lines:
-                self.header = decode_header(self._last + data[: data.index(b"\n") + 1])
-            self._checksum.update(data[:last_line])
-            self._begin_line()
-        rest = data[last_line:]
-        self._checksum.update(rest)
-        if len(self._last) <= MAX_FIRST_BYTES:
-            self._last += rest
-        self.lines += data.count(b"\n")
-        self._line_ended = data.endswith(b"\n")
-        if self.lines and self.header is None:
-            self.header = decode_header(self._last)
-
-    def end(self) -> int:
-        """Return the number of keys. Raises ``BadExport`` if the export is not complete."""
-        if self.header is None or not self._line_ended or self.lines < 2:
-            raise BadExport("the export is not complete: it ends in the middle")
-        last = _decode_line(self._last, self.lines)
-        if last.error is not UNSET:
-            raise BadExport(f"the export could not be completed: {last.error[:300]}")
-        if last.sha256 is UNSET:
-            raise BadExport(f"the export is not complete: it ends after {self.lines - 1} of {self.header.keys} keys")
-        if last.sha256 != self._before_last.hexdigest() or not last.count == self.header.keys == self.lines - 2:
-            raise BadExport(DAMAGED)
-        return self.header.keys
-
-    def _begin_line(self) -> None:
-        self._before_last = self._checksum.copy()
-        self._last = b""
-
-
 class ExportReader:
     """Reads an export from ``stream``, line by line. ``header``: its first line. Raises ``BadExport``.
 
@@ -270,7 +213,7 @@ class ExportReader:
 
     def _check_end(self, last: _Line, count: int) -> None:
         if last.sha256 != self._checksum.hexdigest():
-            raise BadExport(DAMAGED)
+            raise BadExport("the export is damaged: its last line does not fit to what is before it")
         if not last.count == count == self.header.keys:
             raise BadExport(f"the export has {count} keys, and says {last.count} at its end")
         if self._next_line():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from causeway_client import (
+    BadExport,
     Delete,
     JsonLines,
     Patch,
@@ -165,6 +166,54 @@ def test_bytes_are_returned_unchanged(session: Session) -> None:
         session.put("bytes", content)
         assert session.get("bytes").value == content
     assert session.list(prefix="bytes", values=True).items == {"bytes": bytes(range(256)) * 100}
+
+
+def test_an_export_is_one_snapshot_that_follows_the_session(session: Session) -> None:
+    session.delete_range("e/")
+    expected = {f"e/{n}": "v" * 500 + str(n) for n in range(400)}
+    session.transaction(writes=[Put(key, value) for key, value in expected.items()])
+    session.put("e/bytes", b"\xff", ttl_s=600)
+    session.add("e/set", ["tea"])
+    with session.fork() as other:
+        session.stick_to(session.replicas[1])  # It has to wait for the writes.
+        exported = session.export("e/")
+        found = [next(exported)]
+        changed = other.put("e/set", "changed after the first key").etag
+        found += exported
+    by_key = {each.key: each for each in found}
+    assert len(by_key) == len(found) == 402
+    assert {key: by_key[key].value for key in expected} == expected
+    version = by_key["e/bytes"].versions[0]
+    assert (version.value, version.type) == (b"\xff", "bytes")
+    assert version.expires == session.get("e/bytes").expires
+    assert (by_key["e/set"].value, by_key["e/set"].versions[0].type) == (["tea"], "set")
+    assert changed is not None
+    assert list(session.export("none of this name/")) == []
+
+
+def test_a_session_does_not_go_back_behind_an_export(cluster: LocalCluster, session: Session) -> None:
+    with Session(cluster.addresses[:1]) as writer:
+        writer.put("exported", 1)
+        own = {name: n for name, n in writer.metadata.items() if name.startswith(f"{cluster.addresses[0]}@")}
+    with session.fork(metadata={}) as reader:
+        reader.stick_to(reader.replicas[1])
+        wait_until(lambda: list(reader.export("exported")))
+        assert all(reader.metadata[name] >= n for name, n in own.items())
+
+
+@pytest.mark.parametrize("kind", SESSIONS)
+def test_an_export_of_a_replica_that_dies_meanwhile_is_not_complete(kind: str) -> None:
+    with LocalCluster(2, free_ports(2)) as cluster, SESSIONS[kind](cluster.addresses, timeout_s=20) as session:
+        for n in range(24):  # more than the buffers between the processes take
+            session.put(f"large/{n:02}", "v" * 1_000_000)
+        assert session.put("large/last", 1, w="all", w_timeout_s=20).acks == 2
+        exported = session.export("large/")
+        next(exported)
+        cluster.kill(0)
+        with pytest.raises(BadExport, match="of 25 keys"):
+            list(exported)
+        assert len(list(session.export("large/"))) == 25, "from the other replica"
+        assert session.replica == session.replicas[1]
 
 
 def test_concurrent_updates_are_all_applied(session: Session) -> None:

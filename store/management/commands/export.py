@@ -20,7 +20,8 @@ import requests
 from django.core.management.base import CommandError, CommandParser
 from urllib3.exceptions import HTTPError
 
-from store.export_file import BadExport, ExportCheck
+from store.client.errors import BadExport
+from store.client.export import ExportCheck
 from store.importing import ImportFailed
 from store.management.base import CREDENTIALS, CausewayCommand, file_error
 from store.management.connection import Connection, add_at_argument, checked_address
@@ -133,22 +134,23 @@ def copy(replica: Replica, prefix: str, file: BinaryIO, check: ExportCheck) -> i
     progress = ProgressLine("exported")
     with replica.export(prefix) as response:
         try:
-            for data in received(response):
+            for data in received(response, check):
                 check.feed(data)
                 file.write(data)
-                if check.header is not None:
-                    progress.show(check.lines - 1, check.header.keys)
+                if check.first_line:
+                    progress.show(check.count, check.keys)
         finally:
             progress.finish()
-    return check.end()
+    check.end()
+    return check.count
 
 
-def received(response: requests.Response) -> Iterator[bytes]:
+def received(response: requests.Response, check: ExportCheck) -> Iterator[bytes]:
     """Yield what arrives. Raises ``BadExport`` if the connection breaks."""
     try:
         yield from response.iter_content(READ_BYTES)
     except (requests.RequestException, HTTPError) as exc:
-        raise BadExport(f"the export is not complete: {broken_off(exc)}") from None
+        raise check.error(f"the export is not complete: {broken_off(exc)}") from None
 
 
 @contextlib.contextmanager

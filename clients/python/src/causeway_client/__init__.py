@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
+    BadExport,
     ClientError,
     DependenciesMissing,
     NotAllowed,
@@ -32,6 +33,8 @@ from .results import (
     ChangedKey,
     Changes,
     Delete,
+    ExportedKey,
+    ExportedVersion,
     Json,
     Metadata,
     Page,
@@ -54,11 +57,14 @@ __all__ = [
     "KEEP",
     "AsyncSession",
     "Attempt",
+    "BadExport",
     "ChangedKey",
     "Changes",
     "ClientError",
     "Delete",
     "DependenciesMissing",
+    "ExportedKey",
+    "ExportedVersion",
     "Json",
     "JsonLines",
     "Metadata",

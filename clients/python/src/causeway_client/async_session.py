@@ -6,7 +6,8 @@ import asyncio
 import inspect
 import ssl
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from types import SimpleNamespace, TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
@@ -23,6 +24,7 @@ from .exchange import NO_RESPONSE, Ask, Command, Failure, Pause, Response, Send,
 from .operations import (
     UPDATE_TRIES,
     ChangesCursor,
+    ExportCursor,
     Operations,
     PageCursor,
     PatchOptions,
@@ -30,7 +32,20 @@ from .operations import (
     change,
     concern,
 )
-from .results import AttemptHook, Changes, Json, Metadata, Page, Patch, Read, Recorder, Transacted, Write, Written
+from .results import (
+    AttemptHook,
+    Changes,
+    ExportedKey,
+    Json,
+    Metadata,
+    Page,
+    Patch,
+    Read,
+    Recorder,
+    Transacted,
+    Write,
+    Written,
+)
 
 T = TypeVar("T")
 
@@ -334,6 +349,13 @@ class AsyncSession:
         while True:
             yield await self.run(cursor.step())
 
+    async def export(self, prefix: str = "", *, wait_s: float | None = None) -> AsyncGenerator[ExportedKey, None]:
+        """As ``Session.export``, with ``aclose()`` in place of ``close()``."""
+        with closing(ExportCursor(self._do, prefix, wait_s=wait_s)) as cursor:
+            while not cursor.is_over:
+                for exported in await self.run(cursor.step()):
+                    yield exported
+
     # ---- I/O
 
     async def run(self, steps: Steps[T]) -> T:
@@ -388,24 +410,25 @@ class _Connections:
         """Send one request."""
         progress = SimpleNamespace(sent=False)
         try:
-            async with (
-                asyncio.timeout(command.timeout_s),
-                self._session().request(
+            async with asyncio.timeout(command.timeout_s):
+                response = await self._session().request(
                     command.method,
                     URL(command.replica + command.path, encoded=True),  # else aiohttp would resolve "." and ".."
                     data=command.body,
                     headers=command.headers,
                     allow_redirects=False,
                     trace_request_ctx=progress,
-                ) as response,
-            ):
-                content = await response.read()
+                )
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                if command.is_stream and response.status == 200:
+                    return Response(200, headers, b"", _Stream(response))
+                async with response:
+                    content = await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             if isinstance(exc, TimeoutError) and progress.sent:
                 return Failure(NO_RESPONSE, maybe_sent=True)
             what = "the connection broke" if progress.sent else "no connection"
             return Failure(f"{what} ({type(exc).__name__})", maybe_sent=progress.sent)
-        headers = {name.lower(): value for name, value in response.headers.items()}
         return Response(response.status, headers, content)
 
     def _session(self) -> aiohttp.ClientSession:
@@ -430,6 +453,24 @@ class _Connections:
             setattr(http, RESENDS, False)
             self._by_loop[loop] = http
         return http
+
+
+class _Stream:
+    """The body of a response (``exchange.Stream``)."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.close = response.close
+
+    async def receive(self, timeout_s: float) -> bytes | Failure:
+        """Return the next bytes."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._response.content.readany()
+        except TimeoutError:
+            return Failure(NO_RESPONSE, maybe_sent=True)
+        except (aiohttp.ClientError, OSError) as exc:
+            return Failure(f"the connection broke ({type(exc).__name__})", maybe_sent=True)
 
 
 async def _note_sent(_: aiohttp.ClientSession, context: SimpleNamespace, __: Any) -> None:

@@ -15,6 +15,9 @@ from requests.structures import CaseInsensitiveDict
 
 from .exchange import NO_RESPONSE, Failure, Response, Send
 
+PART_BYTES: Final = 64 * 1024
+"""Most bytes of a stream that are read at once."""
+
 
 class Connections:
     """Connections to replicas, shared by a session and its forks."""
@@ -55,11 +58,21 @@ class Connections:
         prepared.prepare_body(command.body, None)
         prepared.hooks = {"response": []}
         try:
-            response = self._http.send(prepared, timeout=command.timeout_s, verify=self._verify, allow_redirects=False)
+            response = self._http.send(
+                prepared,
+                timeout=command.timeout_s,
+                verify=self._verify,
+                allow_redirects=False,
+                stream=command.is_stream,
+            )
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            if command.is_stream and response.status_code == 200:
+                return Response(200, headers, b"", _Stream(response))
+            with response:
+                content = response.content
         except (requests.RequestException, urllib3.exceptions.HTTPError) as exc:
             return Failure(_reason(exc), maybe_sent=not _never_sent(exc))
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Response(response.status_code, headers, response.content)
+        return Response(response.status_code, headers, content)
 
     def _open(self) -> requests.Session:
         http = requests.Session()
@@ -68,6 +81,25 @@ class Connections:
         http.mount("http://", adapter)
         http.mount("https://", adapter)
         return http
+
+
+class _Stream:
+    """The body of a response (``exchange.Stream``)."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self._response = response
+        self._parts = response.iter_content(PART_BYTES)
+        self.close = response.close
+
+    def receive(self, timeout_s: float) -> bytes | Failure:
+        """Return the next bytes."""
+        connection = self._response.raw.connection
+        if connection is not None and connection.sock is not None:  # It is None if the replica will close it.
+            connection.sock.settimeout(timeout_s)
+        try:
+            return next(self._parts, b"")
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as exc:
+            return Failure(_reason(exc), maybe_sent=True)
 
 
 _OPEN: Final[weakref.WeakSet[Connections]] = weakref.WeakSet()
@@ -98,7 +130,9 @@ def _never_sent(exc: BaseException) -> bool:
 
 
 def _reason(exc: BaseException) -> str:
-    if isinstance(exc, requests.Timeout):
+    # Within a body, requests wraps a timeout in an exception that is none.
+    cause = exc.args[0] if exc.args else None
+    if isinstance(exc, requests.Timeout) or isinstance(cause, urllib3.exceptions.ReadTimeoutError):
         return NO_RESPONSE
     return (
         f"no connection ({type(exc).__name__})" if _never_sent(exc) else f"the connection broke ({type(exc).__name__})"

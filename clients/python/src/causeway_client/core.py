@@ -12,7 +12,8 @@ attempt at the replica that sent it; it does not delay attempts at other replica
 
 What the session sends again:
 
-- *Reads*: always. They change nothing, and the metadata rules out an older answer.
+- *Reads*: always. They change nothing, and the metadata rules out an older answer. But an export that breaks off is
+  not sent again once it has yielded a key: another replica would send another snapshot. It raises ``BadExport``.
 - *A write that was certainly not applied*: always. Either there was no connection, or the replica answered 503, which
   it does only before it applies anything. A 503 that a proxy made is recognised (``exchange.is_from_replica``): the
   outcome is unknown, because the proxy may have forwarded the request.
@@ -39,9 +40,9 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from . import tokens
 from .addresses import base_url, base_urls, with_query
@@ -53,6 +54,7 @@ from .exchange import (
     Response,
     Send,
     Steps,
+    Stream,
     decode,
     is_from_replica,
     retry_after_s,
@@ -93,13 +95,18 @@ class Options:
             raise ValueError("timeout_s and attempt_timeout_s must be above 0")
 
 
+Begin: TypeAlias = Callable[[str, Stream, float], Steps[bytes | Failure]]
+"""Reads the beginning of a stream: takes the replica, the stream, and a deadline by the monotonic clock. Returns a JSON
+object in place of the content of the response; or a ``Failure``, and then the call tries another replica."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call. All its attempts send the same request, to different replicas.
 
     ``metadata``: what the request carries. ``writes``: what it writes, for the recorder. ``route``: which replicas to
     try first. ``wait_s``: how long the request asks the replica to wait, for its causal past and for acks.
-    ``may_resend``: send a write with an unknown outcome again.
+    ``may_resend``: send a write with an unknown outcome again. ``begin``: see ``Begin``; None: read whole responses.
     """
 
     method: str
@@ -112,6 +119,7 @@ class Call:
     route: Route
     wait_s: float
     may_resend: bool
+    begin: Begin | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +228,14 @@ class Core:
         writes: Pairs = (),
         is_write: bool = False,
         is_repeatable: bool = True,
+        begin: Begin | None = None,
     ) -> Steps[Reply]:
         """Send a request to replicas until one answers. Add the response's metadata to the history.
 
         ``fields``: members of the JSON body, beside the metadata. ``raw``: a body of bytes instead; the metadata is
         then sent as a header. ``writes``: what the recorder should know of a write. ``is_write``: the call writes,
-        although there are no ``writes``. ``is_repeatable``: False if it must not be applied twice.
+        although there are no ``writes``. ``is_repeatable``: False if it must not be applied twice. ``begin``: the
+        response is a stream, and this reads its beginning.
         """
         options, fields, query = self.options, fields or {}, dict(query or {})
         with self._lock:
@@ -255,6 +265,7 @@ class Core:
             route=route,
             wait_s=(wait_s or 0.0) + ack_wait_s,
             may_resend=options.retry_writes and is_repeatable,
+            begin=begin,
         )
         started_at = options.clock.wall()
         try:
@@ -287,7 +298,8 @@ class Core:
                 yield Pause(delay_s)
             replica = self.replicas[failover.index]
             timeout_s = min(left_s, options.attempt_timeout_s + call.wait_s)
-            send = Send(replica, call.method, call.path, call.headers, call.body, timeout_s)
+            is_stream = call.begin is not None
+            send = Send(replica, call.method, call.path, call.headers, call.body, timeout_s, is_stream)
             response, body, failure = yield from self._attempt(send, call)
             if failure is not None:
                 if call.is_write and failure.maybe_sent:
@@ -317,6 +329,9 @@ class Core:
         monotonic, hook = self.options.clock.monotonic, self.options.on_attempt
         began_s = monotonic()
         outcome = yield send
+        if call.begin is not None and isinstance(outcome, Response) and outcome.stream is not None:
+            begun = yield from call.begin(send.replica, outcome.stream, began_s + send.timeout_s)
+            outcome = begun if isinstance(begun, Failure) else replace(outcome, content=begun)
         response, body, failure = _interpreted(outcome, is_write=call.is_write)
         if hook is not None:
             attempt = Attempt(send.replica, began_s, monotonic(), send.timeout_s, call.wait_s)

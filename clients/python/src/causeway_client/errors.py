@@ -7,7 +7,8 @@
     │   └── PreconditionFailed      412: the key's version is not the one in ``if_match`` or ``if_none_match``
     ├── Unavailable                 no replica answered in time; nothing was changed
     │   └── DependenciesMissing     … and the replicas that could be reached lack part of the session's causal past
-    └── Uncertain                   a write was sent and its outcome is unknown: it may have been or may yet be applied
+    ├── Uncertain                   a write was sent and its outcome is unknown: it may have been or may yet be applied
+    └── BadExport                   an export broke off, or is damaged: the keys that it has yielded are not all keys
 
 Arguments that can never be valid (an empty key, NaN in a value) raise ``ValueError`` or ``TypeError`` before a request
 is sent.
@@ -92,3 +93,14 @@ class Uncertain(ClientError):
     def __init__(self, replica: str, reason: str) -> None:
         self.replica = replica
         super().__init__(f"outcome unknown at {replica}: {reason}")
+
+
+class BadExport(ClientError):
+    """An export is not complete, or damaged. It may have yielded keys: discard them, and export again.
+
+    ``reason``: what is wrong with it.
+    """
+
+    def __init__(self, replica: str, reason: str) -> None:
+        self.replica, self.reason = replica, reason
+        super().__init__(f"{replica}: {reason}" if replica else reason)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from .results import Json
 
@@ -37,6 +37,7 @@ class Send:
     """Send a request. ``replica``: base URL. ``path``: encoded, with the query; send it exactly so.
 
     ``timeout_s``: how long the attempt may take without a response.
+    ``is_stream``: do not read the body of a 200; the response has a ``stream`` instead.
     """
 
     replica: str
@@ -45,6 +46,7 @@ class Send:
     headers: Mapping[str, str]
     body: bytes
     timeout_s: float
+    is_stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,27 @@ class Ask:
     argument: Any
 
 
+class Stream(Protocol):
+    """The body of a response, read part by part. Close it: it has a connection of its own."""
+
+    def receive(self, timeout_s: float, /) -> Any:
+        """Return the next bytes, empty at the end, or a ``Failure``. That of an ``AsyncSession`` is a coroutine.
+
+        ``timeout_s``: how long to wait for them.
+        """
+
+    def close(self) -> None:
+        """Close the connection, unless the body was read to its end. May be called several times."""
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A whole response. Names of ``headers`` are in lower case."""
+    """A whole response, or one with a ``stream`` in place of ``content``. Names of ``headers`` are in lower case."""
 
     status: int
     headers: Mapping[str, str]
     content: bytes
+    stream: Stream | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from typing import Any, Final, TypedDict
 
 from .addresses import key_path
 from .core import Core, Reply
-from .errors import PreconditionFailed, Rejected
-from .exchange import Ask, Pause, Steps
+from .errors import BadExport, PreconditionFailed, Rejected
+from .exchange import NO_RESPONSE, Ask, Failure, Pause, Steps, Stream, decode
+from .export import ExportCheck
 from .recording import ABSENT
 from .results import (
     ABSENT_ETAG,
@@ -21,6 +22,8 @@ from .results import (
     ChangedKey,
     Changes,
     Delete,
+    ExportedKey,
+    ExportedVersion,
     Json,
     Keep,
     Page,
@@ -38,6 +41,10 @@ UPDATE_TRIES: Final = 16
 
 UPDATE_PAUSE_S: Final = 0.002
 """``update`` waits for up to this time after its first failed try, up to twice as long after each further one."""
+
+
+NOT_A_KEY: Final = (AttributeError, KeyError, TypeError, ValueError)
+"""What a line of an export that is not that of a key raises."""
 
 
 class Operations:
@@ -290,7 +297,7 @@ class Operations:
             conflicts=body.get("conflicts", 1),
             siblings=siblings,
             expires=body.get("expires"),
-            type=body.get("type") or ("bytes" if isinstance(value, bytes) else "json"),
+            type=_type(value, body),
             lost=reply.lost,
         )
         concurrent = [(key, sibling.value) for sibling in siblings[1:]]
@@ -366,6 +373,62 @@ class ChangesCursor:
                 return found
 
 
+class ExportCursor:
+    """Reads an export part by part. ``is_over``: it was read to its end, and is complete."""
+
+    def __init__(self, operations: Operations, prefix: str, *, wait_s: float | None) -> None:
+        self._core = operations.core
+        self._query = {"prefix": prefix} if prefix else {}
+        self._wait_s = wait_s
+        self._stream: Stream | None = None
+        self._check = ExportCheck()
+        self._first: list[ExportedKey] = []
+        self.is_over = False
+
+    def step(self) -> Steps[list[ExportedKey]]:
+        """Read the next keys; there may be none. Raises ``BadExport``."""
+        if self._stream is None:
+            yield from self._core.call("GET", "/export", query=self._query, wait_s=self._wait_s, begin=self._begin)
+            return self._first
+        return (yield from self._read(self._stream, self._core.options.timeout_s))
+
+    def close(self) -> None:
+        """Close the connection, unless the export was read to its end."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def _begin(self, replica: str, stream: Stream, deadline_s: float) -> Steps[bytes | Failure]:
+        """Read until the first keys or the end. Until then, another replica can take over (``core.Begin``)."""
+        self.close()
+        self._stream, self._check = stream, ExportCheck(replica)
+        monotonic = self._core.options.clock.monotonic
+        try:
+            while not self._first and not self.is_over:
+                if (left_s := deadline_s - monotonic()) <= 0:
+                    raise self._check.error(NO_RESPONSE)
+                self._first = yield from self._read(stream, left_s)
+        except BadExport as bad:
+            self.close()
+            return Failure(bad.reason, maybe_sent=True)
+        return self._check.first_line
+
+    def _read(self, stream: Stream, timeout_s: float) -> Steps[list[ExportedKey]]:
+        """Read one part. ``timeout_s``: how long to wait for it."""
+        part = yield Ask(stream.receive, timeout_s)
+        if isinstance(part, Failure):
+            done = f"{self._check.count} of {self._check.keys} keys"
+            raise self._check.error(f"the export is not complete: {part.reason} after {done}")
+        if not part:
+            self._check.end()
+            self.is_over = True
+            return []
+        lines = self._check.feed(part)
+        try:
+            return [_exported_key(decode(line) or {}) for line in lines]
+        except NOT_A_KEY:
+            raise self._check.error("a line is not that of a key") from None
+
+
 def _plain(writes: Iterable[Write]) -> list[Put | Delete]:
     """Return the writes that a history can contain."""
     return [write for write in writes if not isinstance(write, Patch)]
@@ -419,6 +482,22 @@ def _changed_key(change: Mapping[str, Json]) -> ChangedKey:
         expires=change.get("expires"),
         type=change.get("type", "json"),
     )
+
+
+def _exported_key(line: Mapping[str, Json]) -> ExportedKey:
+    """Return the key of a line of an export. Raises one of ``NOT_A_KEY`` if it is none."""
+    versions = tuple(
+        ExportedVersion(value, each["timestamp"], each.get("expires"), _type(value, each))
+        for each, value in ((each, _value(each)) for each in line["versions"])
+    )
+    if not versions:
+        raise ValueError("a key without versions")
+    return ExportedKey(line["key"], versions)
+
+
+def _type(value: Json, body: Mapping[str, Json]) -> str:
+    """Return the type of a value that came with ``body``."""
+    return body.get("type") or ("bytes" if isinstance(value, bytes) else "json")
 
 
 def _written(reply: Reply, *, created: bool = False, deleted: bool = False) -> Written:

@@ -178,6 +178,32 @@ class Changes(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class ExportedVersion:
+    """One version of a key in an export.
+
+    ``value``: bytes are decoded. ``timestamp``: hybrid time, microseconds. ``expires`` and ``type`` are as in ``Read``.
+    """
+
+    value: Json
+    timestamp: int
+    expires: float | None
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedKey:
+    """One key in an export. ``versions``: all concurrent versions, at least one, the winner first."""
+
+    key: str
+    versions: tuple[ExportedVersion, ...]
+
+    @property
+    def value(self) -> Json:
+        """The value that a read of the key returns."""
+        return self.versions[0].value
+
+
+@dataclass(frozen=True, slots=True)
 class Put:
     """A write in a transaction. The fields are as in ``Session.put``."""
 

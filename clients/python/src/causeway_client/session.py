@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -16,6 +17,7 @@ from .mapping import MappingView
 from .operations import (
     UPDATE_TRIES,
     ChangesCursor,
+    ExportCursor,
     Operations,
     PageCursor,
     PatchOptions,
@@ -26,6 +28,7 @@ from .operations import (
 from .results import (
     AttemptHook,
     Changes,
+    ExportedKey,
     Json,
     Metadata,
     Page,
@@ -450,6 +453,25 @@ class Session:
         cursor = ChangesCursor(self._do, prefix, since=since, wait_s=wait_s)
         while True:
             yield self.run(cursor.step())
+
+    def export(self, prefix: str = "", *, wait_s: float | None = None) -> Generator[ExportedKey, None, None]:
+        """Yield all keys that start with ``prefix``, from one causal snapshot, in no particular order.
+
+        One replica sends it while you iterate. **The keys are complete only if the iterator ends without an error**:
+        their number and the checksum come last. Iterate without long pauses: the replica ends an export that is read
+        too slowly. If you stop earlier, call ``close()``: a replica serves only two exports at a time.
+
+        The snapshot has everything that the session has seen, and later calls follow everything that the replica had.
+        The recorder does not get it.
+
+        ``wait_s``: as in ``get``. The session's ``timeout_s`` limits the time until the first key arrives, and after
+        that the wait for each further part.
+        Raises the same errors as ``get`` before the first key; until then, the session tries other replicas. After the
+        first key, raises ``BadExport`` if the export breaks off, or the number of keys or the checksum is wrong.
+        """
+        with closing(ExportCursor(self._do, prefix, wait_s=wait_s)) as cursor:
+            while not cursor.is_over:
+                yield from self.run(cursor.step())
 
     def mapping(self, prefix: str = "") -> MutableMapping[str, Json]:
         """Return the keys with ``prefix`` as a mapping, whose keys do not contain the prefix.
