@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import sys
 import threading
+import tracemalloc
 from typing import Any
 
 import pytest
 
+from store.api.parsing import encode_value
 from store.api.views import WRITE_KEY
 from store.engine import Engine
 from tests.support.api import LIMITS, OWN_ID, PEER_ID, Api, Response, api, make_store
@@ -503,3 +506,15 @@ def test_a_waiting_write_keeps_no_decoded_value(api: Api, method: str, path: str
     waiting.join()
     held = json.loads(body)
     assert is_decoded(), held
+
+
+@pytest.mark.parametrize("value", ["x" * 90_000, ["x" * 97] * 900, {"n": 1}], ids=["text", "list", "small"])
+def test_an_encoded_value_takes_no_more_memory_than_its_length_says(value: Any) -> None:
+    """The store keeps it, and ``KV_MAX_MEMORY`` counts its length."""
+    tracemalloc.start()
+    try:
+        encoded = encode_value(value, 1_000_000)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held <= sys.getsizeof(encoded)
