@@ -53,6 +53,7 @@ from kvsite.config import SETTINGS, Config, current
 from kvsite.context import ServerContext
 from kvsite.listener_shutdown import stop_listening
 from kvsite.logs import current_traceparent, dropped_lines, write_line
+from kvsite.malloc_arenas import limit_arenas
 from kvsite.seeding import Seeder
 from kvsite.signals import StopRequest
 from replication.discovery import Discovery
@@ -318,6 +319,7 @@ def run(config: Config, *, until_stdin_closes: bool = False) -> int:
     ``until_stdin_closes``: also stop when standard input is closed.
     """
     check_access(config, config.listen[0])
+    limit_arenas()
     # Block signals before any thread starts, so that every thread inherits that. One thread waits for them instead.
     signals.block()
     stop_request = StopRequest()
