@@ -127,12 +127,14 @@ class Standing:
     """The outcome of the last request to one address that a replica answered. Times are monotonic seconds.
 
     ``refusal``: None if it accepted the request. ``since_s``: since when the outcome has been of this kind.
+    ``clock_us``: what its wall clock showed when it last said so, minus the monotonic clock here; None if it has not.
     """
 
     at_s: float
     since_s: float
     is_serving: bool
     refusal: Refusal | None
+    clock_us: int | None = None
 
 
 class Refusals:
@@ -146,15 +148,17 @@ class Refusals:
         self._silent_after_s = silent_after_s
         self._standings: dict[str, Standing] = {}
 
-    def accepted(self, address: str, now_s: float, *, is_serving: bool, states_clock: bool) -> bool:
+    def accepted(self, address: str, now_s: float, *, is_serving: bool, wall_us: int) -> bool:
         """Note that the replica at ``address`` accepted a request; return whether that ends a refusal.
 
-        ``states_clock``: whether it said what time it is. Otherwise this does not end a disagreement about clocks.
+        ``wall_us``: what its wall clock shows; 0 if it does not say, which ends no disagreement about clocks.
         """
         known = self._live(address, now_s)
-        if known is not None and _is_clock(known) and not states_clock:
+        if known is not None and _is_clock(known) and not wall_us:
             return False
-        self._standings[address] = Standing(now_s, now_s, is_serving, None)
+        before_us = known.clock_us if known is not None else None
+        clock_us = wall_us - round(now_s * 1e6) if wall_us else before_us
+        self._standings[address] = Standing(now_s, now_s, is_serving, None, clock_us)
         return known is not None and known.refusal is not None
 
     def refused(self, address: str, refusal: Refusal, now_s: float) -> bool:
@@ -202,6 +206,11 @@ class Refusals:
     def has_clocks(self, now_s: float) -> bool:
         """Return whether the clocks of a live replica and of this one disagree."""
         return any(map(_is_clock, self.live(now_s).values()))
+
+    def earliest_wall_us(self, now_s: float) -> int | None:
+        """Return what the slowest wall clock of the accepting replicas shows now; None if none has said so."""
+        clocks = [standing.clock_us for standing in self._accepting(now_s) if standing.clock_us is not None]
+        return min(clocks) + round(now_s * 1e6) if clocks else None
 
     def has_answers(self, now_s: float) -> bool:
         """Return whether any other replica has answered lately."""

@@ -308,9 +308,11 @@ class Replica:
             self._note_refusal(address, Refusal("clock", is_serving, ahead_s), now)
             return
         refusals = self.recovery.refusals
-        was_refused = refusals.accepted(address, now.mono_s, is_serving=is_serving, states_clock=bool(reply.wall))
+        was_refused = refusals.accepted(address, now.mono_s, is_serving=is_serving, wall_us=reply.wall)
         if reply.wall and abs(ahead_s) <= self.settings.max_clock_lead_s / 2 and not refusals.has_clocks(now.mono_s):
             self.store.hybrid_clock.trust(now)
+        if (earliest_us := refusals.earliest_wall_us(now.mono_s)) is not None:
+            self.store.hybrid_clock.limit_jumps(earliest_us, now)
         if was_refused:
             self.event_log.record("accepted", address, "", now)
 

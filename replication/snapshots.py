@@ -134,14 +134,16 @@ def cut(
     """Yield ``snapshot`` in pieces of about ``piece_bytes``. There is always one; the last one is marked.
 
     With a clock ``since`` that is not empty, the snapshot is partial, for a receiver whose clock covers ``since``
-    (store/snapshot.py).
+    (store/snapshot.py). Takes the keys out of ``snapshot``, so that values which are sent and overwritten are freed.
     """
     since = since or {}
     rest_unchanged = rest_is_unchanged(snapshot.delete_clock, since)
     # The first piece carries the clocks: they are of the same moment as the versions in all pieces.
     piece, number = _first_piece(own_id, name, snapshot, since, rest_unchanged=rest_unchanged), 0
     size = skipped = 0
-    for key, versions in snapshot.table.items():
+    table = snapshot.table
+    while table:
+        key, versions = table.popitem()
         if size >= piece_bytes or skipped >= MAX_KEYS_SKIPPED:
             yield piece
             number += 1

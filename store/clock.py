@@ -140,8 +140,9 @@ class HybridClock:
     A jump. If the wall clock of a running process jumps ahead, hybrid time gets at most ``max_lead_us`` ahead of the
     time by the *anchor*, and then advances at the rate of real time: the jump may be a mistake, and an update that was
     stamped in the far future would be rejected by every other replica until that time has come. The anchor is the wall
-    clock when other replicas last confirmed it (``trust``), or when this process had its first update. Before that,
-    hybrid time follows every jump: a machine may start before its clock is set.
+    clock when other replicas last confirmed it (``trust``), or when this process had its first update. It is earlier if
+    a replica whose clock is far behind this one accepts its times (``limit_jumps``). Before there is an anchor, hybrid
+    time follows every jump: a machine may start before its clock is set.
 
     ``lead_us``: how far hybrid time is ahead of the wall clock, microseconds. Up to ``max_lead_us`` it never decreases,
     except by ``trust`` and ``forget_lead``. It is negative after a jump that was not followed.
@@ -213,6 +214,18 @@ class HybridClock:
         if self.read(now) < now.wall_us:
             self._last = now.wall_us
             self.lead_us = 0
+
+    def limit_jumps(self, earliest_us: int, now: Instant) -> None:
+        """Limit later jumps so that no replica that accepts the times of this one rejects what it gets to.
+
+        ``earliest_us``: what the slowest of their wall clocks shows now, microseconds. They accept times that are up to
+        twice ``max_lead_us`` ahead of that. An eighth is left for messages that are under way and for clocks that run
+        at different rates.
+        """
+        latest_us = earliest_us + self.max_lead_us - self.max_lead_us // 8
+        anchor_us = min(now.wall_us, latest_us) - round(now.mono_s * 1_000_000)
+        if self._anchor_us is None or self._anchor_us > anchor_us:
+            self._anchor_us = anchor_us
 
     def forget_lead(self, now: Instant) -> None:
         """Let hybrid time go back to the wall clock, but not below the timestamp of any update that is here.

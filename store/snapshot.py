@@ -58,7 +58,7 @@ class Snapshot(NamedTuple):
     clock: Clock
     delete_clock: Clock
     markers: list[Marker]
-    table: Mapping[str, Versions]
+    table: dict[str, Versions]
     since: Clock = {}
     covered: Mapping[str, Collection[Dot]] = {}
     rest_unchanged: bool = False

@@ -107,8 +107,8 @@ def test_an_outcome_counts_until_the_silence_limit_and_not_longer() -> None:
     assert refusals.joining_reason(14.0) == ""
     assert refusals.refused("a:1", Refusal("secret"), 14.0), "a new one"
     assert refusals.refused("a:1", Refusal("protocol"), 14.5), "another reason"
-    assert refusals.accepted("a:1", 15.0, is_serving=True, states_clock=True)
-    assert not refusals.accepted("a:1", 15.0, is_serving=True, states_clock=True)
+    assert refusals.accepted("a:1", 15.0, is_serving=True, wall_us=1)
+    assert not refusals.accepted("a:1", 15.0, is_serving=True, wall_us=1)
 
 
 def test_only_more_clocks_than_there_are_on_our_side_make_a_serving_replica_not_ready() -> None:
@@ -117,7 +117,7 @@ def test_only_more_clocks_than_there_are_on_our_side_make_a_serving_replica_not_
     assert refusals.serving_reason(1.0) == ""
     refusals.refused("b:1", Refusal("clock", ahead_s=1e6), 1.0)
     assert refusals.serving_reason(1.0)
-    refusals.accepted("c:1", 1.0, is_serving=True, states_clock=True)
+    refusals.accepted("c:1", 1.0, is_serving=True, wall_us=1)
     assert refusals.serving_reason(1.0) == ""
     refusals.refused("d:1", Refusal("secret"), 1.0)
     assert refusals.serving_reason(1.0) == ""

@@ -368,7 +368,7 @@ class Stores(RuleBasedStateMachine):
         snapshot = self.snapshots[pick % len(self.snapshots)]
         store = self.stores[at]
         before = dict(store.clock)
-        store.join(over_the_wire(snapshot) if pieces else snapshot, self.now(at))
+        store.join(over_the_wire(snapshot._replace(table=snapshot.table.copy())) if pieces else snapshot, self.now(at))
         assert covers(store.clock, before)
         assert covers(store.clock, snapshot.clock)
 

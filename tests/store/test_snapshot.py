@@ -281,19 +281,26 @@ def test_snapshot_does_not_change_with_its_store() -> None:
 
 
 def snapshot_of(keys: int, value: bytes = b"1") -> Snapshot:
-    table = {f"k{n}": (Version(value, "a", n + 1, n + 1, {}),) for n in range(keys)}
+    table: dict[str, Versions] = {f"k{n}": (Version(value, "a", n + 1, n + 1, {}),) for n in range(keys)}
     return Snapshot(7, {"a": keys} if keys else {}, {"a": 1}, [Marker("a", 1, {})], table)
 
 
 @given(st.integers(0, 12), st.integers(1, 2000))
 def test_pieces_make_up_the_snapshot(keys: int, piece_bytes: int) -> None:
-    snapshot = snapshot_of(keys)
-    pieces = list(cut("me", "name", snapshot, piece_bytes))
+    pieces = list(cut("me", "name", snapshot_of(keys), piece_bytes))
     assert [piece.piece for piece in pieces] == list(range(len(pieces)))
     assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
     pull = SnapshotPull("me")
     assert all(pull.stage(piece) for piece in pieces)
-    assert pull.snapshot() == snapshot
+    assert pull.snapshot() == snapshot_of(keys)
+
+
+def test_what_is_sent_is_not_kept() -> None:
+    snapshot = snapshot_of(100, b"x" * 580)
+    pieces = cut("me", "name", snapshot, 10_000)
+    sent = len(next(pieces).items or ())
+    assert sent
+    assert len(snapshot.table) <= 100 - sent
 
 
 def test_pieces_have_about_the_requested_size() -> None:

@@ -47,9 +47,6 @@ TICK_S = 0.25
 TIMEOUT_S = 0.9
 """How long a sender waits for a reply."""
 
-RIGHT_WITHIN_US = 3600 * 1_000_000
-"""A wall clock that is wrong by less than this is right as far as the protocol is concerned."""
-
 STEP_DELAY_S = 0.05
 """Longest time between two steps of one conversation: a busy server's lock may be taken for so long."""
 
@@ -87,8 +84,8 @@ class Host:
     ``camp``: why others refuse it, and it them, and the name of its camp; None while it is in no camp.
     ``outcomes``: what its process was told: address -> the outcome of the last request there.
     ``known``: number of a process here -> the addresses that it can have heard of, its own included.
-    ``was_serving``: whether its process has been seen to serve. ``was_trusted``: whether its wall clock was right when
-    a replica accepted a message of this process.
+    ``was_serving``: whether its process has been seen to serve. ``was_trusted``: whether a replica has accepted a
+    message of this process and agreed with its wall clock.
 
     ``last_reading``: what ``World.now`` returned last. ``retries``: called after every event at this host, for requests
     that wait. ``completing``: the serials of requests whose reply is being applied.
@@ -368,7 +365,7 @@ class World(Scheduler):
         last = host.outcomes.get(to)
         if reply.wall:
             kind = "clock" if ahead_s > self.settings.max_clock_lead_s else ""
-            host.was_trusted = host.was_trusted or (not kind and abs(host.skew_us) < RIGHT_WITHIN_US)
+            host.was_trusted = host.was_trusted or not kind
         elif last is not None and last.kind == "clock" and self.now_s - last.at_s < self.settings.silent_after_s:
             return
         else:

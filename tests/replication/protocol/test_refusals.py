@@ -346,6 +346,36 @@ def test_a_jump_of_hours_is_not_a_wrong_clock(wire: Wire) -> None:
         assert [reason(wire, name) for name in ("r1", "r2", "r3")] == ["", "", ""]
 
 
+@pytest.mark.parametrize("skews_s", [(14, 48), (20, 48), (-14, 48), (-20, 480), (23, 20, 48), (14, 0, 48)], ids=str)
+def test_peers_accept_what_a_replica_issues_whose_clock_was_off_from_the_start(
+    wire: Wire, skews_s: tuple[int, ...]
+) -> None:
+    """Peers accept a clock that is a day off. Hybrid time may then lead by half a day, but not count it from there."""
+    wire.cluster("r1", "r2")
+    hours = [3600.0 * skew for skew in skews_s]
+    wire.start("r3", "r1", "r2", skew_s=hours[0])
+    wire.flow(4.0)
+    for skew_s in hours:
+        set_clock(wire, "r3", skew_s)
+        wire.flow(4.0)
+        update = wire.issue("r3", "x", b"%d" % skew_s)
+        wire.flow(4.0)
+        assert wire.has("r1", update.dot)
+    set_clock(wire, "r3")
+    wire.flow(4.0)
+    assert [reason(wire, name) for name in ("r1", "r2", "r3")] == ["", "", ""]
+
+
+def test_the_slowest_clock_of_those_that_accept_limits_a_jump(wire: Wire) -> None:
+    start_all(wire, "r1", "r2", "r3", r1=-8 * 3600.0, r3=10 * 3600.0)
+    wire.flow(4.0)
+    set_clock(wire, "r3", 3 * DAY_S)
+    update = wire.issue("r3", "x", b"1")
+    wire.flow(4.0)
+    assert wire.has("r1", update.dot)
+    assert wire.has("r2", update.dot)
+
+
 def test_exchanges_that_state_no_wall_clock_do_not_hide_that_clocks_disagree(wire: Wire) -> None:
     """Under load many exchanges follow each other, and few of them state the wall clock."""
     start_three(wire)

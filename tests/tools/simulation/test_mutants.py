@@ -238,6 +238,9 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "ignore_where_the_data_are": (
         test_refusals.test_two_that_agree_do_not_become_ready_while_a_third_that_refuses_them_has_the_data
     ),
+    "count_jumps_from_a_clock_that_is_off": with_rejections(
+        test_refusals.test_the_slowest_clock_of_those_that_accept_limits_a_jump
+    ),
     "count_refusals_of_the_dead": test_refusals.test_a_peer_that_is_down_refuses_nobody,
     "serve_after_the_first_acceptance": (
         test_refusals.test_after_a_refusal_every_peer_has_time_to_answer_before_the_replica_serves

@@ -235,6 +235,13 @@ def follow_every_jump_of_the_wall_clock() -> Iterator[None]:
 
 
 @directed
+def count_jumps_from_a_clock_that_is_off() -> Iterator[None]:
+    """A replica that starts with a clock nearly a day ahead may then get half a day further in its hybrid time."""
+    with patch.object(HybridClock, "limit_jumps", lambda self, earliest_us, now: None):
+        yield
+
+
+@directed
 def omit_retired_entries_from_markers() -> Iterator[None]:
     """The past of a marker lacks the entries of ended incarnations."""
 

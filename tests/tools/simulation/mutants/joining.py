@@ -234,8 +234,8 @@ def forget_the_clock_at_the_next_exchange() -> Iterator[None]:
     """An exchange that does not state the wall clock ends a disagreement about clocks."""
     accepted = Refusals.accepted
 
-    def accept(self: Refusals, address: str, now_s: float, *, is_serving: bool, states_clock: bool) -> bool:
-        return accepted(self, address, now_s, is_serving=is_serving, states_clock=True)
+    def accept(self: Refusals, address: str, now_s: float, *, is_serving: bool, wall_us: int) -> bool:
+        return accepted(self, address, now_s, is_serving=is_serving, wall_us=wall_us or 1)
 
     with patch.object(Refusals, "accepted", accept):
         yield
