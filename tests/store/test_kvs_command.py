@@ -223,6 +223,8 @@ def test_patch_fails_clearly(replica: FakeReplica) -> None:
     assert (other_type.returncode, "holds a set" in str(other_type)) == (2, True)
     for arguments in ((), ("--set", "f"), ("--increment", "1", "--add", "a")):
         assert fails("patch", "k", *arguments).returncode == 2
+    repeated = fails("patch", "k", "--set", "f=1", "--set", "g=1", "--set", "f=2")
+    assert (repeated.returncode, "'f' is repeated" in str(repeated)) == (2, True)
     assert len(replica.requests) == 2
 
 

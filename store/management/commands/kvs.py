@@ -176,7 +176,7 @@ class Command(CausewayCommand):
             increment=options["increment"],
             add=[from_text(text) for text in options["add"]] or None,
             remove=[from_text(text) for text in options["remove"]] or None,
-            fields=dict(field_of(text) for text in options["set"]) or None,
+            fields=fields_of(options["set"]) or None,
             unset=options["unset"] or None,
             ttl_s=None if options["no_ttl"] else KEEP if options["ttl"] is None else options["ttl"],
             if_match=options["if_match"],
@@ -292,12 +292,17 @@ def add_patch_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--if-none-match", action="store_true", help="write only if the key is absent")
 
 
-def field_of(text: str) -> tuple[str, Json]:
-    """Return the field and the value in ``FIELD=VALUE``. Raises ValueError."""
-    name, found, value = text.partition("=")
-    if not found:
-        raise ValueError(f"--set takes FIELD=VALUE, not {text!r}")
-    return name, from_text(value)
+def fields_of(texts: list[str]) -> dict[str, Json]:
+    """Return the fields and their values in ``FIELD=VALUE``. Raises ValueError."""
+    fields: dict[str, Json] = {}
+    for text in texts:
+        name, found, value = text.partition("=")
+        if not found:
+            raise ValueError(f"--set takes FIELD=VALUE, not {text!r}")
+        if name in fields:
+            raise ValueError(f"--set takes each field once, and {name!r} is repeated")
+        fields[name] = from_text(value)
+    return fields
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
