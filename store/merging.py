@@ -16,8 +16,9 @@ A state has two parts:
 
 **Why entries have a birth.** A delete may remove a state with an origin's latest entry, while a concurrent PATCH keeps
 an older form of it. If the origin extended the older form, two different entries would have the same name. So an origin
-extends an entry only if it is known to be its latest; otherwise it begins a new one (``Tips``). If these become too
-many, the next one takes their place: a join drops the entries of an origin below its ``floor``.
+extends an entry only if it is known to be its latest; otherwise it begins a new one (``Tips``). It also begins one if
+the net amount would not be a 64-bit integer, which is what the stored form takes. If these become too many, the next
+one takes their place: a join drops the entries of an origin below its ``floor``.
 
 **Folding.** Every start of a replica is a new origin, and a counter would get a new entry each time. So entries of
 ended origins are folded into one, in two steps. First a PATCH *marks* them: they get its dot as ``fold``. When every
@@ -47,7 +48,7 @@ from store.clock import MAX_COUNTER, Dot
 MergingKind = Literal["counter", "set", "map"]
 
 Element = str | int | float
-"""An element of a set. A float that is a whole number of 64 bits is an int (``element_of``)."""
+"""An element of a set. A float that is a whole number up to ``MAX_UINT`` is an int (``element_of``)."""
 
 MAX_ITEMS: Final = 10_000
 """Most elements of a set, or fields of a map, after a PATCH that adds some."""
@@ -60,9 +61,12 @@ MAX_TIPS: Final = 10_000
 
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
 
+MAX_UINT: Final = 2**64 - 1
+"""Highest whole number in JSON values, elements of sets included."""
+
 
 class MergeError(Exception):
-    """A PATCH that cannot be applied: a sum would not be a 64-bit integer."""
+    """A PATCH that cannot be applied: it would make a sum too large."""
 
 
 class TooManyItems(MergeError):
@@ -248,11 +252,12 @@ def applied(state: State, operation: Operation | None, dot: Dot, timestamp: int,
     ``operation`` None: only the time to live changes. ``tip``: own counter of the origin's latest write of the key, as
     far as it is known.
     """
-    entries, floors, own = _extended(state, dot, tip)
+    amount = operation.amount if isinstance(operation, Increment) else 0
+    if _excess(state.total() + amount) > _excess(state.total()):
+        raise MergeError("The sum of the counter would not be a 64-bit integer")
+    entries, floors = _extended(state, dot, tip, amount)
     items = state.items
-    if isinstance(operation, Increment):
-        entries[own] = entries[own]._replace(net=entries[own].net + operation.amount)
-    elif isinstance(operation, SetChange):
+    if isinstance(operation, SetChange):
         items = dict(items)
         for element in operation.remove:
             items.pop(element, None)
@@ -263,39 +268,53 @@ def applied(state: State, operation: Operation | None, dot: Dot, timestamp: int,
         for name in operation.unset:
             items.pop(name, None)
         items |= {name: {dot: Field(timestamp, value)} for name, value in operation.set}
-    changed = State(state.kind, entries, items, floors, state.renewed)
-    if isinstance(operation, Increment):
-        _check_sums(changed, own)
-    elif len(items) > max(len(state.items), MAX_ITEMS):
+    if len(items) > max(len(state.items), MAX_ITEMS):
         what = "elements" if state.kind == "set" else "fields"
         raise TooManyItems(f"A {state.kind} has at most {MAX_ITEMS} {what}")
-    return changed
+    return State(state.kind, entries, items, floors, state.renewed)
 
 
-def _extended(state: State, dot: Dot, tip: int | None) -> tuple[dict[EntryName, Entry], dict[str, int], EntryName]:
-    """Return entries and floors with an entry that contains ``dot``, and the name of this entry."""
+def _is_64_bit(number: int) -> bool:
+    return MIN_INT <= number <= MAX_INT
+
+
+def _excess(total: int) -> int:
+    """Return how far a sum is outside 64 bits, where concurrent increments may have brought it."""
+    return max(MIN_INT - total, total - MAX_INT, 0)
+
+
+def _extended(state: State, dot: Dot, tip: int | None, amount: int) -> tuple[dict[EntryName, Entry], dict[str, int]]:
+    """Return entries and floors with an entry that contains ``dot``, and ``amount``. Raises MergeError."""
     origin, counter = dot
     own = {name: entry for name, entry in state.entries.items() if name.origin == origin and not name.is_base}
     entries, floors = dict(state.entries), state.floors
     for name, entry in own.items():
-        if entry.last == tip and entry.fold is None and len(own) <= MAX_OWN_ENTRIES:
-            entries[name] = entry._replace(last=counter)
-            return entries, floors, name
-    born = EntryName(origin, counter)
-    net = 0
+        is_latest = entry.last == tip and entry.fold is None
+        if is_latest and len(own) <= MAX_OWN_ENTRIES and _is_64_bit(entry.net + amount):
+            entries[name] = entry._replace(last=counter, net=entry.net + amount)
+            return entries, floors
+    net = amount
     if len(own) >= MAX_OWN_ENTRIES:
-        net = sum(entry.net for entry in own.values())
-        entries = {name: entry for name, entry in entries.items() if name not in own}
-        floors = {**floors, origin: counter}
-    entries[born] = Entry(counter, net)
-    return entries, floors, born
+        replaced, net = _replaceable(own, amount)
+        kept = [name.birth for name in own.keys() - replaced]
+        entries = {name: entry for name, entry in entries.items() if name not in replaced}
+        floors = {**floors, origin: min(kept, default=counter)}
+    entries[EntryName(origin, counter)] = Entry(counter, net)
+    return entries, floors
 
 
-def _check_sums(state: State, own: EntryName) -> None:
-    if not MIN_INT <= state.total() <= MAX_INT:
-        raise MergeError("The sum of the counter would not be a 64-bit integer")
-    if not MIN_INT <= state.entries[own].net <= MAX_INT:
-        raise MergeError("The increments at this replica would not sum up to a 64-bit integer")
+def _replaceable(own: Mapping[EntryName, Entry], amount: int) -> tuple[set[EntryName], int]:
+    """Return the entries, the oldest first, that one entry can replace, and its net amount. Raises MergeError.
+
+    All of them, if that amount is a 64-bit integer; else as many as possible. If ``amount`` is 0, or of another sign
+    than the oldest entry, at least that one can be replaced.
+    """
+    names = sorted(own)
+    for count in range(len(names), 0, -1):
+        net = amount + sum(own[name].net for name in names[:count])
+        if _is_64_bit(net):
+            return set(names[:count]), net
+    raise MergeError("This replica cannot add so much to the counter: send less, or send it to another replica")
 
 
 # -- folding -----------------------------------------------------------------------------------------------------------
@@ -321,16 +340,15 @@ def folded(state: State, mark: Dot, has_ended: Callable[[str], bool], is_settled
 
 
 def _with_bases(state: State, is_settled: Callable[[], bool]) -> State:
-    """Replace marked entries by bases, if the state is settled."""
-    sums: dict[Dot, int] = {}
+    """Replace marked entries by bases, if the state is settled. Those of a mark stay if their sum is beyond 64 bits."""
+    all_sums: dict[Dot, int] = {}
     for entry in state.entries.values():
         if entry.fold is not None:
-            sums[entry.fold] = sums.get(entry.fold, 0) + entry.net
-    if not all(MIN_INT <= net <= MAX_INT for net in sums.values()):
-        return state
+            all_sums[entry.fold] = all_sums.get(entry.fold, 0) + entry.net
+    sums = {mark: net for mark, net in all_sums.items() if _is_64_bit(net)}
     if not sums or not is_settled():
         return state
-    entries = {name: entry for name, entry in state.entries.items() if entry.fold is None}
+    entries = {name: entry for name, entry in state.entries.items() if entry.fold not in sums}
     entries |= {EntryName(*dot, is_base=True): Entry(dot[1], net) for dot, net in sums.items()}
     named = {name.origin for name in entries}
     floors = {origin: floor for origin, floor in state.floors.items() if origin in named}
@@ -355,7 +373,7 @@ def _with_marks(state: State, mark: Dot, has_ended: Callable[[str], bool]) -> St
 
 def element_of(value: str | float) -> Element:
     """Return the element for a JSON string or number: 1 and 1.0 are one element."""
-    if isinstance(value, float) and value.is_integer() and MIN_INT <= value <= MAX_INT:
+    if isinstance(value, float) and value.is_integer() and MIN_INT <= value <= MAX_UINT:
         return int(value)
     return value
 

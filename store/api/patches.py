@@ -11,7 +11,7 @@ from rest_framework.exceptions import ParseError
 from store.api.parsing import PATCH_FIELDS, encode_value, ttl_us
 from store.api.wording import BAD_NUMBER
 from store.engine import Change, Increment, MapChange, Operation, Patch, SetChange, element_of
-from store.merging import MAX_INT, MIN_INT
+from store.merging import MAX_INT, MAX_UINT, MIN_INT
 from store.settings import RequestLimits
 
 EXAMPLES: Final = (
@@ -85,7 +85,7 @@ def _elements(listed: list[str | int | float] | UnsetType, name: str) -> tuple[s
     if listed is UNSET:
         return ()
     for each in listed:
-        if isinstance(each, int) and not MIN_INT <= each <= MAX_INT:
+        if isinstance(each, int) and not MIN_INT <= each <= MAX_UINT:
             raise ParseError(f"{name} {BAD_NUMBER}")
         if isinstance(each, float) and not -MAX_FLOAT <= each <= MAX_FLOAT:
             raise ParseError(f"{name} {BAD_NUMBER}")

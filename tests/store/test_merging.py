@@ -18,6 +18,8 @@ from store.merging import (
     MAX_ITEMS,
     MAX_OWN_ENTRIES,
     MAX_TIPS,
+    MAX_UINT,
+    MIN_INT,
     Increment,
     MapChange,
     MergeError,
@@ -57,7 +59,7 @@ def map_change(fields: list[str], unset: list[str], number: int) -> MapChange:
 
 
 operations: dict[MergingKind, st.SearchStrategy[Any]] = {
-    "counter": st.builds(Increment, st.integers(-5, 5)),
+    "counter": st.builds(Increment, st.integers(-5, 5) | st.sampled_from([MIN_INT, MAX_INT])),
     "set": st.builds(set_change, elements, elements),
     "map": st.builds(map_change, names, names, st.integers(0, 99)),
 }
@@ -82,9 +84,23 @@ class Replica:
         self.counter += 1
         dot = (self.origin, self.counter)
         before = State(KINDS[type(operation)]) if self.state is None else self.state
-        self.state = applied(before, operation, dot, time, self.tips.get("k"))
+        is_full = _own_entries(before).get(self.origin, 0) >= MAX_OWN_ENTRIES
+        try:
+            self.state = applied(before, operation, dot, time, self.tips.get("k"))
+        except MergeError:
+            assert is_full or self.leaves_64_bits(operation)
+            return
+        assert is_full or not self.leaves_64_bits(operation)
         self.tips.set("k", self.counter)
         self.model = self.model.applied(operation, dot, time)
+
+    def leaves_64_bits(self, operation: Operation) -> bool:
+        """Return whether an increment takes the sum out of 64 bits, or further out."""
+        if not isinstance(operation, Increment):
+            return False
+        before = self.model.value("counter")
+        after = before + operation.amount
+        return bool(after > max(before, MAX_INT) or after < min(before, MIN_INT))
 
     def receive(self, other: Replica) -> None:
         if other.state is None:
@@ -151,6 +167,17 @@ def test_joins_are_commutative_associative_and_idempotent(case: tuple[MergingKin
     for state in states:
         assert join([state, state]) == state
         assert join([joined[0], state]) == joined[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(steps, operations["counter"]), max_size=5))
+def test_counters_beyond_64_bits_come_back(script: list[Any]) -> None:
+    """Steps of 64 bits at any one replica bring the sum to zero, if there are few."""
+    for replica in run("counter", script):
+        while replica.state is not None and (total := replica.state.total()):
+            replica.patch(Increment(max(min(-total, MAX_INT), MIN_INT)), 9)
+            assert abs(replica.state.total()) < abs(total)
+            assert decode("counter", encode(replica.state)) == replica.state
 
 
 @settings(max_examples=300, deadline=None)
@@ -272,6 +299,61 @@ def test_a_sum_beyond_64_bits_is_rejected(amount: int) -> None:
         applied(state, Increment(amount), ("b:1@1", 1), 1, None)
 
 
+def test_a_step_towards_64_bits_is_accepted() -> None:
+    """The sum of three concurrent increments stays outside after one step."""
+    state = join([applied(State("counter"), Increment(MAX_INT), (origin, 1), 1, None) for origin in ORIGINS])
+    with pytest.raises(MergeError, match="64-bit"):
+        applied(state, Increment(1), (ORIGINS[0], 2), 1, 1)
+    for counter in (2, 3, 4):
+        state = applied(state, Increment(-MAX_INT), (ORIGINS[0], counter), 1, counter - 1)
+        assert decode("counter", encode(state)) == state
+    assert state.total() == 0
+
+
+def test_an_increment_beyond_64_bits_of_one_origin_begins_another_entry() -> None:
+    """Only the sum of all origins has to be a 64-bit integer."""
+    one = applied(State("counter"), Increment(MAX_INT), ("a:1@1", 1), 1, None)
+    both = applied(one, Increment(MIN_INT), ("b:1@1", 1), 1, None)
+    more = applied(both, Increment(5), ("a:1@1", 2), 1, 1)
+    assert more.total() == 4
+    assert len(more.entries) == 3
+    assert decode("counter", encode(more)) == more
+    assert join([more, one, both]) == more
+    assert len(applied(more, Increment(5), ("a:1@1", 3), 1, 2).entries) == 3
+
+
+def test_entries_of_one_origin_at_their_limits_stay_few_and_can_go_down() -> None:
+    """Another origin compensates for each increment, so the sum is 0. The oldest entries become one where they can."""
+    state = State("counter")
+    for counter in range(1, MAX_OWN_ENTRIES + 1):
+        state = applied(state, Increment(MAX_INT), ("a:1@1", counter), 1, counter - 1)
+        state = applied(state, Increment(-MAX_INT), (f"b:1@{counter}", 1), 1, None)
+    with pytest.raises(MergeError, match="another replica"):
+        applied(state, Increment(MAX_INT), ("a:1@1", 9), 1, 8)
+    for tip in (None, 8):
+        renewed = applied(state, None, ("a:1@1", 9), 1, tip)
+        lower = applied(state, Increment(-5), ("a:1@1", 9), 1, tip)
+        assert (renewed.total(), lower.total()) == (0, -5)
+        for each in (renewed, lower):
+            assert _own_entries(each)["a:1@1"] == MAX_OWN_ENTRIES
+            assert decode("counter", encode(each)) == each
+            assert join([each, state]) == each
+
+
+def test_marked_entries_beyond_64_bits_do_not_keep_others() -> None:
+    ended = {"r:1@0", "r:1@1"}
+    state = counter_of(0)
+    for origin in ("r:1@0", "r:1@1"):
+        state = applied(state, Increment(MAX_INT), (origin, 1), 1, None)
+        state = applied(state, Increment(-MAX_INT), ("s:1@1", 1 if origin == "r:1@0" else 2), 1, 1)
+    for n in range(2, 20):
+        state = applied(state, Increment(1), (f"r:1@{n}", 1), 1, None)
+        state = folded(state, ("s:1@1", n + 1), ended.__contains__, lambda: True)
+        ended.add(f"r:1@{n}")
+    assert state.total() == 18
+    assert len(state.entries) < 10
+
+
 @pytest.mark.parametrize("kind", ["set", "map"])
 def test_items_have_a_limit_that_only_growth_meets(kind: MergingKind) -> None:
     def change(first: int, last: int) -> Operation:
@@ -287,6 +369,12 @@ def test_items_have_a_limit_that_only_growth_meets(kind: MergingKind) -> None:
     assert len(again.items) == MAX_ITEMS
 
 
+def test_elements_are_whole_numbers_of_json() -> None:
+    state = applied(State("set"), SetChange((MIN_INT, MAX_UINT, "x")), ("a:1@1", 1), 1, None)
+    assert decode("set", encode(state)) == state
+    assert shown(state) == [MIN_INT, MAX_UINT, "x"]
+
+
 def test_what_only_takes_away_creates_nothing() -> None:
     assert creates(Increment(0))
     assert creates(SetChange((1,)))
@@ -299,6 +387,8 @@ def test_what_only_takes_away_creates_nothing() -> None:
 def test_whole_numbers_are_one_element() -> None:
     assert element_of(1.0) == 1
     assert isinstance(element_of(1.0), int)
+    assert isinstance(element_of(float(2**63)), int)
+    assert isinstance(element_of(float(2**64)), float)
     assert isinstance(element_of(1e300), float)
     assert element_of("1") == "1"
 

@@ -110,12 +110,11 @@ def contain_too_much() -> Iterator[None]:
     """A state claims to contain everything that an origin wrote before its latest write, seen or not."""
     extended = store.merging._extended
 
-    def from_the_beginning(state: State, dot: Any, tip: Any) -> Any:
-        entries, floors, own = extended(state, dot, tip)
-        entry = entries.pop(own)
-        born = EntryName(own.origin, 1)
-        entries[born] = entry
-        return entries, floors, born
+    def from_the_beginning(state: State, dot: Any, tip: Any, amount: int) -> Any:
+        entries, floors = extended(state, dot, tip, amount)
+        [own] = [name for name, entry in entries.items() if (name.origin, entry.last) == dot]
+        entries[EntryName(own.origin, 1)] = entries.pop(own)
+        return entries, floors
 
     with patch.object(store.merging, "_extended", from_the_beginning):
         yield
@@ -126,9 +125,9 @@ def extend_entries_that_are_not_the_latest() -> Iterator[None]:
     """An origin extends its entry in whatever state it finds, also if a delete has removed a later form of it."""
     extended = store.merging._extended
 
-    def any_own(state: State, dot: Any, tip: Any) -> Any:
+    def any_own(state: State, dot: Any, tip: Any, amount: int) -> Any:
         own = [entry.last for name, entry in state.entries.items() if name.origin == dot[0] and entry.fold is None]
-        return extended(state, dot, max(own, default=tip))
+        return extended(state, dot, max(own, default=tip), amount)
 
     with patch.object(store.merging, "_extended", any_own):
         yield
