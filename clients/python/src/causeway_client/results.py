@@ -99,8 +99,8 @@ class Written(Result):
     ``concern_met``: False if fewer than ``w`` members acknowledged in time. The write stays applied at the replica that
     answered, and that replica goes on sending it to the others.
     ``maybe_twice``: it was sent again after an attempt with an unknown outcome (``retry_writes``).
-    ``absent``: nothing was written because the key is absent: of ``delete``, ``remove``, ``touch``, and of
-    ``update_fields`` that only removes fields.
+    ``absent``: nothing was written because the key is absent: of ``delete``, ``remove``, ``touch``, of
+    ``update_fields`` that sets no fields, and of ``add`` without elements.
     """
 
     created: bool = False

@@ -313,7 +313,8 @@ class Session:
     def add(self, key: str, elements: Iterable[str | float], **options: Unpack[PatchOptions]) -> Written:
         """Add elements to a set. A set that is absent starts empty. A concurrent ``remove`` of an element loses.
 
-        ``options`` and errors are as in ``increment``.
+        If the key is absent and ``elements`` is empty, nothing is written: ``absent``. ``options`` and errors are as in
+        ``increment``.
         """
         return self.patch(change(key, options, add=elements), **concern(options))
 
@@ -335,7 +336,7 @@ class Session:
         """Set ``fields`` of a map and remove the fields ``unset``. A map that is absent starts empty.
 
         Each field merges by itself: a concurrent set wins over an unset, and the later of two sets wins. If the key is
-        absent and only ``unset`` is given, nothing is written: ``absent``. ``options`` and errors are as in
+        absent and there are no ``fields``, nothing is written: ``absent``. ``options`` and errors are as in
         ``increment``.
         """
         made = change(key, options, fields=fields, unset=unset)
