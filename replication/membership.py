@@ -86,10 +86,11 @@ class Membership:
         """Make the address ``replica`` not belong; return False if no member and no seed has that address.
 
         The removal is written all the same: clients may depend on a replica that died before this cluster heard of it.
+        Raises TableFull, and changes nothing, if there is no room for it.
         """
         address = self.aliases.get(replica, replica)
+        removed = self.table.remove(address, stamp)  # First, because it may fail.
         was_seed = self.seeds.remove(address)
-        removed = self.table.remove(address, stamp)
         self._removed_s[address] = now_s
         self._forget_obsolete()
         return removed or was_seed

@@ -113,17 +113,14 @@ class MembershipTable:
         return True
 
     def remove(self, address: str, stamp: int) -> bool:
-        """Make ``address`` not belong; return whether it belonged.
+        """Make ``address`` not belong; return whether it belonged. Raises TableFull if it is full.
 
         The removal is written even if the address did not belong or was unknown: it covers every incarnation that
         started before ``stamp`` (see ``has_ended``). Only a table that is full of members has no room for an unknown
-        address.
+        address. An address with an entry, such as that of a member, needs none.
         """
         known = self.entries.get(address)
-        try:
-            self._make_room_for(address)
-        except TableFull:
-            return False
+        self._make_room_for(address)
         incarnation = known.incarnation if known else 0
         self._write(address, MembershipEntry(incarnation, self._stamp_above(address, stamp), False))
         return known is not None and known.belongs

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from replication.discovery import Discovery
 from replication.driver import ConversationDriver
-from replication.errors import BadMessage
+from replication.errors import BadMessage, TableFull
 from replication.exchange_metrics import ExchangeMetrics
 from replication.inspector import NodeInspector
 from replication.messages import Exchange, SnapshotRequest, decode, encode
@@ -279,19 +279,31 @@ class Node:
             return text in self.replica.membership.table.entries
 
     def add_member(self, address: str) -> bool:
-        """Make ``address`` belong; return False if it belongs already. Raises BadMessage if the table is full."""
-        with self._lock:
+        """Make ``address`` belong; return False if it belongs already. Raises TableFull."""
+        with self._logging_full_table(address, "not added"), self._lock:
             added = self.replica.add_replica_from_view(address, read_clocks())
         self._follow_replica()
         return added
 
     def remove_member(self, address: str) -> bool:
-        """Make ``address`` not belong; return False if there is no such member or seed. It is recorded all the same."""
-        with self._lock:
+        """Make ``address`` not belong; return False if there is no such member or seed. It is recorded all the same.
+
+        Raises TableFull if it cannot be recorded: only for an address that is no member.
+        """
+        with self._logging_full_table(address, "not recorded as removed"), self._lock:
             removed = self.replica.remove_replica_from_view(address, read_clocks())
             self.engine.wake()
         self._follow_replica()
         return removed
+
+    @contextmanager
+    def _logging_full_table(self, address: str, outcome: str) -> Iterator[None]:
+        """Log that ``address`` is ``outcome`` if there is no room for a view change; with a limit for each outcome."""
+        try:
+            yield
+        except TableFull as exc:
+            self._context.warn(f"full table: {outcome}", f"{address} is {outcome}: {exc}")
+            raise
 
     def discovered(self, addresses: Iterable[str]) -> None:
         """Process the addresses that a lookup of peers has found: all of them (replication/discovery.py)."""

@@ -498,7 +498,7 @@ class Replica:
     def remove_replica_from_view(self, replica: str, now: Instant) -> bool:
         """Make the address ``replica`` not belong (DELETE /view); return False if there is no such member or seed.
 
-        The removal is recorded even then.
+        The removal is recorded even then. Raises TableFull, and changes nothing, if there is no room for it.
         """
         return self._view.remove(replica, now)
 

@@ -88,7 +88,7 @@ class ViewChanges:
     def remove(self, address: str, now: Instant) -> bool:
         """Make ``address`` not belong (DELETE /view); return False if no member and no seed has that address.
 
-        The removal is recorded even then.
+        The removal is recorded even then. Raises TableFull, and changes nothing, if there is no room for it.
         """
         address = self._membership.aliases.get(address, address)
         removed = self._membership.remove_replica_from_view(address, self._store.hybrid_clock.read(now), now.mono_s)

@@ -11,7 +11,7 @@ from rest_framework.exceptions import NotFound, ParseError
 
 from replication.api import schema
 from replication.api.context import ReplicaContext
-from replication.errors import BadMessage, ClockTooFarOff
+from replication.errors import BadMessage, ClockTooFarOff, TableFull
 from replication.history import WINDOWS
 from replication.messages import MAX_MESSAGE_BYTES
 from replication.proof import HEADER
@@ -53,17 +53,20 @@ STATUS: Final = Usage(
 _ADDRESS_BODY: Final = msgspec.json.Decoder(AddressBody)
 
 
-@contextmanager
-def bad_message_as_400() -> Iterator[None]:
-    """Turn ``BadMessage``, with which the node rejects a message or a view change, into a 400.
+MAKE_ROOM: Final = (
+    "Remove addresses that are not used: DELETE /view takes the address of a member, whether it is reachable or not. "
+    "GET /replication/status lists all members."
+)
 
-    A rejected view change has changed nothing. Of a rejected message, valid parts may have been applied
-    (replication/errors.py).
-    """
+
+@contextmanager
+def full_table_as_400(outcome: str) -> Iterator[None]:
+    """Turn ``TableFull``, with which the node rejects a view change, into a 400. ``outcome``: what it means for it."""
     try:
         yield
-    except BadMessage as exc:
-        raise ParseError(str(exc)) from None
+    except TableFull as exc:
+        error = f"{outcome}: {exc}; remove addresses that are not used"
+        raise with_hint(ParseError(error), MAKE_ROOM) from None
 
 
 class ReplicaView(ApiView):
@@ -98,7 +101,7 @@ class ViewView(ReplicaView):
     def put(self) -> ApiResponse:
         """Add an address."""
         address = canonical_address(self.address_body())
-        with bad_message_as_400():
+        with full_table_as_400("Not added"):
             added = self.context.node.add_member(address)
         if added:
             self.context.on_view_change(address)
@@ -110,12 +113,14 @@ class ViewView(ReplicaView):
         """Remove an address. Any text that the membership table holds can be removed.
 
         A removal of an address that nothing names gets 404, but it is recorded: clients may depend on a replica that
-        died before this cluster heard of it, and the removal says that it will not come back (contract 2.8).
+        died before this cluster heard of it, and the removal says that it will not come back (contract 2.8). If the
+        membership table has no room to record it, the response is 400.
         """
         body = self.address_body()
         is_held = self.context.node.holds_address(body.socket_address)
         address = body.socket_address if is_held else canonical_address(body)
-        is_removed = self.context.node.remove_member(address)
+        with full_table_as_400("The removal is not recorded"):
+            is_removed = self.context.node.remove_member(address)
         self.context.on_view_change(address)
         if not is_removed:
             raise with_hint(NotFound("View has no such replica"), LIST_MEMBERS.hint)

@@ -431,16 +431,33 @@ def test_the_membership_table_has_at_most_max_members_addresses() -> None:
     assert len(r1.membership.table.entries) == 10
 
 
-def test_a_put_of_an_address_for_which_the_membership_table_has_no_room_is_a_400() -> None:
+def test_a_view_change_for_which_the_membership_table_has_no_room_is_a_400(caplog: pytest.LogCaptureFixture) -> None:
+    """The removal of an unknown address needs room, too. That of a member does not."""
     settings = ReplicationSettings(max_members=2)
     replica = Replica("127.0.0.1:21500", [], now=read_clocks(), rng=Random(1), settings=settings)
     node = Node(replica, Engine(replica.store), PeerClientSettings(), on_fatal=pytest.fail)
     api = Api(replica.store, engine=node.engine, node=node)
     assert api.ask("PUT", "/view", {"socket-address": "127.0.0.1:21501"}).status == 201
-    rejected = api.ask("PUT", "/view", {"socket-address": "127.0.0.1:21502"})
-    assert (rejected.status, rejected.body["error"]) == (400, "more than 2 addresses in the membership table")
+    before = contents(replica)
+    full = "more than 2 addresses in the membership table"
+    for method, outcome in (("PUT", "Not added"), ("DELETE", "The removal is not recorded")):
+        rejected = api.ask(method, "/view", {"socket-address": "127.0.0.1:21502"})
+        error = f"{outcome}: {full}; remove addresses that are not used"
+        assert (rejected.status, rejected.body["error"]) == (400, error)
+        assert "DELETE /view" in rejected.body["hint"]
+    assert contents(replica) == before
+    warnings = [f"127.0.0.1:21502 is {outcome}: {full}" for outcome in ("not added", "not recorded as removed")]
+    logged = [line for line in caplog.messages if "127.0.0.1:21502" in line]
+    assert logged == warnings, "nothing says that it was removed"
     assert api.ask("DELETE", "/view", {"socket-address": "127.0.0.1:21501"}).status == 200
     assert api.ask("PUT", "/view", {"socket-address": "127.0.0.1:21502"}).status == 201
+    assert api.ask("DELETE", "/view", {"socket-address": "127.0.0.1:21503"}).status == 400
+    assert api.ask("DELETE", "/view", {"socket-address": "127.0.0.1:21502"}).status == 200
+    assert api.ask("DELETE", "/view", {"socket-address": "127.0.0.1:21503"}).status == 404, "recorded"
+
+
+def contents(replica: Replica) -> tuple[dict[str, MembershipEntry], int]:
+    return dict(replica.membership.table.entries), len(replica.event_log.events)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from replication.errors import BadMessage
+from replication.errors import BadMessage, TableFull
 from replication.membership_table import MembershipTable
 from replication.messages import MembershipEntry
 from store.clock import INCARNATION_RANDOM_BITS, replica_id, start_us_of
@@ -243,5 +243,18 @@ def test_a_full_table_forgets_its_oldest_removals_and_never_a_member() -> None:
         table.add("e:80", 50)
     with pytest.raises(BadMessage, match="more than 3 addresses"):
         table.merge({"e:80": MembershipEntry(1, 50, True)})
-    assert not table.remove("e:80", 50), "there is no room to record it"
+    with pytest.raises(TableFull, match="more than 3 addresses"):
+        table.remove("e:80", 50)
     assert contents_of(table) == before
+
+
+def test_a_full_table_has_room_for_the_removal_of_each_member() -> None:
+    table = MembershipTable("own:80", 3, 0)
+    table.start(1, 1)
+    table.add("a:80", 10)
+    table.add("b:80", 20)
+    for number, address in enumerate(["a:80", "b:80", "own:80"]):
+        assert table.remove(address, 30 + number)
+    assert table.left == ("a:80", "b:80", "own:80")
+    assert not table.remove("e:80", 50), "the removals make room for others"
+    assert "e:80" in table.entries

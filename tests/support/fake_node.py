@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from replication.errors import BadMessage
+from replication.errors import BadMessage, TableFull
 from replication.rejected_senders import RejectedSenders
 from store.address import parse_address
 from store.clock import replica_id
@@ -47,12 +47,14 @@ class FakeNode:
         if address in self.addresses:
             return False
         if len(self.addresses) == self.max_addresses:
-            raise BadMessage(f"more than {self.max_addresses} addresses in the membership table")
+            raise TableFull(f"more than {self.max_addresses} addresses in the membership table")
         self.addresses.append(address)
         return True
 
     def remove_member(self, address: str) -> bool:
         if address not in self.addresses:
+            if len(self.addresses) == self.max_addresses:
+                raise TableFull(f"more than {self.max_addresses} addresses in the membership table")
             return False
         self.addresses.remove(address)
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from replication.errors import BadMessage
+from replication.errors import BadMessage, TableFull
 from replication.messages import Exchange, encode
 from replication.settings import ReplicationSettings
 from store.clock import Clock, incarnation_of
@@ -374,6 +374,31 @@ def test_a_horizon_too_far_ahead_is_rejected(wire: Wire) -> None:
     with pytest.raises(BadMessage, match="the horizon of the membership table"):
         run(r1.receive(forged, wire.now("r1")), wire.now("r1"))
     assert r1.membership.table.horizon == 0
+
+
+# -- a full table ------------------------------------------------------------------------------------------------------
+
+
+def test_a_removal_for_which_there_is_no_room_changes_nothing_and_can_be_made_later() -> None:
+    wire = Wire(settings=ReplicationSettings(pace_s=0.0, max_members=3))
+    wire.start("r9")
+    past = wire.issue("r9", "x", b"1").past
+    wire.crash("r9")
+    wire.start("r1", "r8")
+    r1 = wire["r1"]
+    for name in ("a", "b"):
+        assert r1.add_replica_from_view(address(name), wire.now("r1"))
+    entries, events = dict(r1.membership.table.entries), len(r1.event_log.events)
+    for name in ("r9", "r8"):
+        with pytest.raises(TableFull):
+            remove(wire, name, "r1")
+    assert dict(r1.membership.table.entries) == entries
+    assert len(r1.event_log.events) == events, "the log does not say that it was removed"
+    assert address("r8") in r1.membership.seeds.unanswered, "it is contacted as before"
+    assert remove(wire, "a", "r1")
+    assert not remove(wire, "r9", "r1")
+    assert r1.membership.table.has_ended(next(iter(past)))
+    assert address("r9") in r1.membership.table.left
 
 
 # -- bounds ------------------------------------------------------------------------------------------------------------
