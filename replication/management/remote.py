@@ -34,6 +34,9 @@ EXIT_CODES: Final[Mapping[int, str]] = {
     USAGE_ERROR: "wrong arguments or settings",
 }
 
+STATUS_FIELDS: Final = frozenset({"address", "state", "ready", "keys", "drained", "view"})
+"""The members of ``/replication/status`` that commands use."""
+
 MAX_PRINTED: Final = 300
 """Characters of a server's text that a command prints at most."""
 
@@ -52,6 +55,10 @@ class NoAnswer(CommandError):
 
 class NobodyListens(NoAnswer):
     """The machine of the replica answers, and rejects connections to its port."""
+
+
+class NoReplica(NoAnswer):
+    """What answers at the address is no replica of Causeway."""
 
 
 class ErrorResponse(CommandError):
@@ -108,9 +115,9 @@ class Remote:
         except requests.RequestException as exc:
             raise NoAnswer(f"{self.at} does not answer: {self._reason(exc)}") from None
         except (ValueError, RecursionError):
-            raise NoAnswer(f"{self.at} answers, but is no replica of Causeway") from None
+            raise NoReplica(f"{self.at} answers, but is no replica of Causeway") from None
         if not isinstance(content, dict):
-            raise NoAnswer(f"{self.at} answers, but is no replica of Causeway")
+            raise NoReplica(f"{self.at} answers, but is no replica of Causeway")
         if response.status >= requests.codes.bad_request:
             error = printable(str(content.get("error", "no reason given")))
             raise ErrorResponse(f"{self.at} answers {response.status}: {error}", response.status)
@@ -126,8 +133,11 @@ class Remote:
         return "the connection broke" if isinstance(exc, requests.ConnectionError) else str(exc)
 
     def status(self) -> dict[str, Any]:
-        """Return the content of ``/replication/status``."""
-        return self.request("GET", "/replication/status")
+        """Return the content of ``/replication/status``. Raises as ``request``."""
+        status = self.request("GET", "/replication/status")
+        if not status.keys() >= STATUS_FIELDS:
+            raise NoReplica(f"{self.at} answers, but is no replica of Causeway")
+        return status
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from typing import Any, Final
 
 import requests
 from django.core.management.base import CommandError, CommandParser
@@ -21,6 +21,7 @@ from replication.management.remote import (
     ErrorResponse,
     NoAnswer,
     NobodyListens,
+    NoReplica,
     Remote,
     address_argument,
 )
@@ -29,6 +30,15 @@ from store.management.connection import add_at_argument
 from store.management.progress import counted
 
 POLL_S = 0.2
+
+SPELLING: Final = (
+    "Clients wait for the address that the replica was started with: localhost:8090 and 127.0.0.1:8090 are two. "
+    '"missing" in a 503 names it.'
+)
+
+
+class NotDrained(CommandError):
+    """The replica has left, and is not drained in time."""
 
 
 class Command(CausewayCommand):
@@ -40,6 +50,7 @@ class Command(CausewayCommand):
     )
     exit_codes = {
         **EXIT_CODES,
+        0: "it is removed, and drained, or standard error says why that is unknown",
         1: "no replica answers, it rejects the request, it is the last that serves, or it is not drained in time",
     }
     environment = ENVIRONMENT
@@ -83,9 +94,12 @@ class Command(CausewayCommand):
         except ErrorResponse as exc:
             if exc.status != requests.codes.not_found:
                 raise
+            known = (
+                "" if _has_run(before, leaver) else f"\n{own} knows of no replica with exactly this address. {SPELLING}"
+            )
             raise CommandError(
                 f"{exc}\nThe removal of {leaver} is recorded all the same: clients that depend on updates which only a "
-                "replica there had, started before now, are served without them."
+                f"replica there had, started before now, are served without them.{known}"
             ) from None
         if keys is not None:
             # Do not wait: no member that serves could take its updates.
@@ -94,16 +108,21 @@ class Command(CausewayCommand):
                 f"{leaver} was the last member that serves: {counted(keys, 'key')} cannot be read before join_view"
             )
             return
-        status = self._wait_until_drained(other, options["timeout"], is_reachable=is_own)
+        try:
+            status = self._wait_until_drained(other, options["timeout"])
+        except NotDrained:
+            raise
+        except CommandError as exc:
+            if is_own:  # It has answered before, so its state matters.
+                raise CommandError(f"{leaver} left, but whether it is drained is unknown: {exc}") from None
+            self._report(leaver, options, is_drained=False)
+            self.stderr.write(_why_unknown(leaver, own, exc, has_run=_has_run(before, leaver)))
+            return
         # Without another member, a replica counts as drained: there is nobody to send its updates to.
-        is_last = status is not None and all(each["self"] or each["state"] == "left" for each in status["view"])
-        self._report(leaver, options, is_drained=status is not None and not is_last)
+        is_last = all(each["self"] or each["state"] == "left" for each in status["view"])
+        self._report(leaver, options, is_drained=not is_last)
         if is_last:
             self.stderr.write(f"{leaver} was the only member: no other member has its updates")
-        elif status is None and _has_run(before, leaver):
-            self.stderr.write(f"{leaver} does not answer: it may have had updates that no other member has")
-        elif status is None:
-            self.stderr.write(f"{leaver} does not answer, and {own} knows of no replica that has ever run there")
 
     def _report(self, leaver: str, options: dict[str, Any], *, is_drained: bool) -> None:
         if options["json"]:
@@ -120,11 +139,10 @@ class Command(CausewayCommand):
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise CommandError("nothing was changed")
 
-    def _wait_until_drained(self, leaver: Remote, timeout_s: float, *, is_reachable: bool) -> dict[str, Any] | None:
-        """Wait until ``leaver`` is drained and return its status. Return None if it does not answer: it may be dead.
+    def _wait_until_drained(self, leaver: Remote, timeout_s: float) -> dict[str, Any]:
+        """Wait until ``leaver`` is drained and return its status.
 
-        ``is_reachable``: it has answered before, so that no answer is an error. Raises ``CommandError`` for that, and
-        after ``timeout_s``.
+        Raises ``CommandError``: ``NotDrained`` after ``timeout_s``, and another one if the status cannot be read.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -133,12 +151,11 @@ class Command(CausewayCommand):
                 # A member can be drained before it learns of its removal, and still accept writes then.
                 if status["state"] in {"removed", "leaving"} and status["drained"]:
                     return status
-            except NoAnswer:
-                if not is_reachable:
-                    return None
-                raise
+            except ErrorResponse as exc:
+                if exc.status != requests.codes.service_unavailable:  # A busy replica answers later.
+                    raise
             if time.monotonic() >= deadline:
-                raise CommandError(f"{leaver.at} left but is not drained after {timeout_s:g} s; draining continues")
+                raise NotDrained(f"{leaver.at} left but is not drained after {timeout_s:g} s; draining continues")
             time.sleep(POLL_S)
 
 
@@ -171,6 +188,20 @@ def _may_serve(address: str, timeout_s: float) -> bool:
         return False
     except CommandError:
         return True
+
+
+def _why_unknown(leaver: str, own: str, exc: CommandError, *, has_run: bool) -> str:
+    """Return what to say of a removed replica whose status cannot be read because of ``exc``.
+
+    ``has_run``: whether the replica at ``own`` knows of a process that was started under its address.
+    """
+    if not isinstance(exc, NoAnswer):
+        kept = "; it may have updates that no other member has" if has_run else ""
+        return f"whether {leaver} is drained is unknown{kept}: {exc}"
+    absent = f"what answers at {leaver} is no replica" if isinstance(exc, NoReplica) else f"{leaver} does not answer"
+    if has_run:
+        return f"{absent}: it may have had updates that no other member has"
+    return f"{absent}, and {own} knows of no replica that has ever run there"
 
 
 def _has_run(status: dict[str, Any], address: str) -> bool:
