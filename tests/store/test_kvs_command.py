@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -84,6 +85,52 @@ def test_broken_json_is_an_error_and_nothing_is_sent(replica: FakeReplica, text:
     replica.respond_with(stored())
     run("put", "k", text, "--text")
     assert replica.requests[0].body["value"] == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (("--add", "{x"), """--add '"{x"'"""),
+        (("--remove", "["), """--remove '"["'"""),
+        (("--set", "f={x"), """--set 'f="{x"'"""),
+        (("--set", "f=1e999"), """--set 'f="1e999"'"""),
+        (("--add", "-1e999"), """--add '"-1e999"'"""),
+    ],
+)
+def test_advice_on_text_names_the_option_and_works(
+    replica: FakeReplica, arguments: tuple[str, str], advice: str
+) -> None:
+    """``patch`` has no ``--text``."""
+    option, argument = arguments
+    error = fails("patch", "k", f"{option}={argument}")
+    assert error.returncode == 2
+    assert str(error).startswith(f"{option}: ")
+    assert str(error).endswith(f" (text has to be a JSON string here: {advice})")
+    assert "--text" not in str(error)
+    assert replica.requests == []
+    replica.respond_with(json_response(200, {"result": "merged", "causal-metadata": {}}))
+    option, argument = shlex.split(advice)
+    run("patch", "k", option, argument)
+    text = arguments[1].removeprefix("f=")
+    assert replica.requests[0].body[option[2:]] == ({"f": text} if option == "--set" else [text])
+
+
+@pytest.mark.parametrize("text", ["1e999", "[1, -1e999]", '{"a": 1e999}'])
+def test_a_number_beyond_the_doubles_is_an_error(replica: FakeReplica, text: str) -> None:
+    for arguments in (("put", "k", text), ("patch", "k", f"--set=f={text}"), ("patch", "k", f"--add={text}")):
+        error = fails(*arguments)
+        assert error.returncode == 2
+        assert "has a number beyond the range of a double: " in str(error)
+        assert ("put --text takes any text" in str(error)) is (arguments[0] == "put")
+    assert replica.requests == []
+
+
+def test_text_that_is_no_unicode_is_an_error_that_says_so(replica: FakeReplica) -> None:
+    for arguments in (("put", "k", r'"\ud800"'), ("put", "k", "a\udcff"), ("patch", "k", "--add", r'"\ud800"')):
+        error = fails(*arguments)
+        assert error.returncode == 2
+        assert "half of a character, or bytes that are not UTF-8: '\\ud" in str(error)
+    assert replica.requests == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import shlex
 import sys
 from argparse import ArgumentParser
 from base64 import b64encode
@@ -132,6 +134,10 @@ class Command(CausewayCommand):
             raise CommandError(f"{exc}{tls_advice(exc)}", returncode=UNKNOWN) from exc
         except Unavailable as exc:
             raise CommandError(f"{exc}{tls_advice(exc)}", returncode=FAILED) from exc
+        except UnicodeEncodeError as exc:
+            part = exc.object[exc.start : exc.end][:MAX_QUOTED]
+            error = f"an argument has half of a character, or bytes that are not UTF-8: {part!r}"
+            raise CommandError(error, returncode=FAILED) from exc
         except (ClientError, ValueError, OSError) as exc:
             raise CommandError(str(exc), returncode=FAILED) from exc
 
@@ -174,8 +180,8 @@ class Command(CausewayCommand):
         change = Patch(
             options["key"],
             increment=options["increment"],
-            add=[from_text(text) for text in options["add"]] or None,
-            remove=[from_text(text) for text in options["remove"]] or None,
+            add=[element_of(text, "--add") for text in options["add"]] or None,
+            remove=[element_of(text, "--remove") for text in options["remove"]] or None,
             fields=fields_of(options["set"]) or None,
             unset=options["unset"] or None,
             ttl_s=None if options["no_ttl"] else KEEP if options["ttl"] is None else options["ttl"],
@@ -301,8 +307,20 @@ def fields_of(texts: list[str]) -> dict[str, Json]:
             raise ValueError(f"--set takes FIELD=VALUE, not {text!r}")
         if name in fields:
             raise ValueError(f"--set takes each field once, and {name!r} is repeated")
-        fields[name] = from_text(value)
+        fields[name] = element_of(value, "--set", f"{name}=")
     return fields
+
+
+def element_of(text: str, option: str, before: str = "") -> Json:
+    """Return ``text``, of an option of ``patch``, as ``from_text`` does. Raises ValueError, which names the option.
+
+    ``before``: what stands before it in the argument.
+    """
+    try:
+        return from_text(text)
+    except NotAValue as exc:
+        shown = f": {option} {shlex.quote(before + as_json(text))}" if len(before + text) <= MAX_QUOTED else ""
+        raise ValueError(f"{option}: {exc} (text has to be a JSON string here{shown})") from None
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -394,24 +412,42 @@ def value_of(options: dict[str, Any]) -> Json:
             raise ValueError('standard input is empty; to write an empty string: put --text KEY ""')
         # `echo` and editors end a text with a line break that is not part of it.
         text = text.removesuffix("\n").removesuffix("\r")
-    return text if options["text"] else from_text(text)
+    if options["text"]:
+        return text
+    try:
+        return from_text(text)
+    except NotAValue as exc:
+        raise ValueError(f"{exc} (put --text takes any text)") from None
+
+
+class NotAValue(ValueError):
+    """A text that is meant as JSON, and is not, or has a number that no replica takes."""
 
 
 def from_text(text: str) -> Json:
     """Return ``text`` decoded as JSON, or ``text`` itself if it is not valid JSON. ``NaN`` is not valid JSON.
 
-    Raises ValueError if it begins like an array, an object or a string of JSON: then JSON was meant.
+    Raises NotAValue if it begins like an array, an object or a string of JSON: then JSON was meant. And if it has a
+    number beyond the range of doubles.
     """
 
     def reject(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    def to_float(number: str) -> float:
+        value = float(number)
+        if math.isinf(value):
+            raise NotAValue(f"{shortened(text)} has a number beyond the range of a double: {number[:MAX_QUOTED]}")
+        return value
+
     try:
-        return json.loads(text, parse_constant=reject)
+        return json.loads(text, parse_constant=reject, parse_float=to_float)
+    except NotAValue:
+        raise
     except (ValueError, RecursionError) as exc:
         if not text.lstrip().startswith(JSON_BEGINS):
             return text
-        raise ValueError(f"{shortened(text)} begins like JSON, but is not: {exc} (put --text takes any text)") from None
+        raise NotAValue(f"{shortened(text)} begins like JSON, but is not: {exc}") from None
 
 
 def shortened(text: str) -> str:
