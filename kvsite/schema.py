@@ -13,11 +13,10 @@ import msgspec
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.renderers import OpenApiYamlRenderer
 from drf_spectacular.utils import extend_schema
-from rest_framework.exceptions import ParseError
 
 import replication.api.schema
 from store.api.base import ApiView
-from store.api.query import parameters
+from store.api.query import bad_parameter, parameters
 from store.api.rendering import JSON, bytes_response
 from store.api.response import ApiResponse
 from store.api.schema.components import component_schemas
@@ -70,7 +69,7 @@ class SchemaView(ApiView):
         limits = self.context.limits
         wanted = parameters(self.request).get("format")
         if wanted not in (None, "json", "yaml"):
-            raise ParseError("format has to be json or yaml")
+            raise bad_parameter("format", "json or yaml", "yaml")
         accepts_yaml = wanted is None and "yaml" in self.request.environ.get("HTTP_ACCEPT", "")
         if wanted == "yaml" or accepts_yaml:
             return bytes_response(200, as_yaml(limits), YAML)

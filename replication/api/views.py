@@ -27,7 +27,7 @@ from store.api.large_responses import LargeResponses
 from store.api.rendering import bytes_response, error, json_response
 from store.api.response import ApiResponse
 from store.api.schema.building import described
-from store.api.usage import SEND_JSON, Usage, with_hint
+from store.api.usage import SEND_OBJECT, Usage, with_hint
 from store.values import Base64Text
 
 MSGPACK: Final = "application/msgpack"
@@ -41,6 +41,7 @@ class AddressBody(msgspec.Struct, rename="kebab", gc=False, forbid_unknown_field
 
 
 ADDRESS_EXAMPLE: Final = {"socket-address": "127.0.0.1:8093"}
+ADDRESS_HINT: Final = "Send the SOCKET_ADDRESS of the replica, as host:port or [IPv6]:port. GET /view lists addresses."
 LIST_MEMBERS: Final = Usage("GET /view lists the live members. It needs no body.")
 OPERATING: Final = Usage("GET this path, without a body. GET /schema/ lists its parameters.")
 FOR_PEERS: Final = Usage("Only replicas send messages to this path. Clients use /kvs and /view.")
@@ -87,8 +88,8 @@ class ViewView(ReplicaView):
     usage = {
         "GET": LIST_MEMBERS,
         "HEAD": LIST_MEMBERS,
-        "PUT": Usage(f'{SEND_JSON} "socket-address", the address of the replica to add.', ADDRESS_EXAMPLE),
-        "DELETE": Usage(f'{SEND_JSON} "socket-address", the address of the replica to remove.', ADDRESS_EXAMPLE),
+        "PUT": Usage(f'{SEND_OBJECT} "socket-address", the address of the replica to add.', ADDRESS_EXAMPLE),
+        "DELETE": Usage(f'{SEND_OBJECT} "socket-address", the address of the replica to remove.', ADDRESS_EXAMPLE),
         "POST": Usage("Add a replica with PUT, remove one with DELETE.", ADDRESS_EXAMPLE),
     }
 
@@ -136,7 +137,7 @@ def canonical_address(body: AddressBody) -> str:
     try:
         return parse_address(body.socket_address)
     except ValueError as exc:
-        raise ParseError(f"socket-address: {exc}") from None
+        raise with_hint(ParseError(f"socket-address: {exc}"), ADDRESS_HINT) from None
 
 
 class PeerView(ReplicaView):
@@ -203,7 +204,7 @@ class StatusView(ReplicaView):
         if window in WINDOWS:
             options["history"] = window
         elif window != "false":
-            raise ParseError(f"history has to be false, {', '.join(WINDOWS)}")
+            raise queries.bad_parameter("history", f"false, {', '.join(WINDOWS)}", "hour")
         if recent := queries.positive_int(query, "recent", default=0, maximum=MAX_RECENT):
             options["recent"] = recent
         status = self.context.node.inspector.status(**options)

@@ -14,12 +14,15 @@ from typing import Final, NamedTuple
 from rest_framework.exceptions import ParseError
 
 from store.api.request import ApiRequest
+from store.api.usage import with_hint
 from store.engine import ABSENT_ETAG
 
 ANY: Final = "*"
 
 MAX_TAGS: Final = 64
 """Most entity tags in a header (contract 2.2)."""
+
+TAG_HINT: Final = "Send the ETag of the latest response with its quotes: it names all versions of the key."
 
 _ETAG: Final = r'(?:W/)?"[^"]*"'
 _ETAGS: Final = re.compile(rf"\s*{_ETAG}\s*(?:,\s*{_ETAG}\s*)*")
@@ -52,7 +55,8 @@ def combined(match: tuple[str, ...] | None, none_match: tuple[str, ...] | None) 
     if none_match is None or none_match == (ANY,):
         return Conditions(match, none_match is not None)
     if none_match != (ABSENT_ETAG,):
-        raise ParseError(f"If-None-Match of a write has to be * or {ABSENT_ETAG}")
+        error = ParseError(f"If-None-Match of a write has to be * or {ABSENT_ETAG}")
+        raise with_hint(error, "With * it writes only if the key is absent. For the tag of a version, send If-Match.")
     # The key must be present.
     return Conditions((ANY,) if match is None else tuple(tag for tag in match if tag != ABSENT_ETAG))
 
@@ -67,7 +71,7 @@ def _parse_tags(header: str, name: str) -> tuple[str, ...]:
     if header.strip() == ANY:
         return (ANY,)
     if header.count('"') > 2 * MAX_TAGS:
-        raise ParseError(f"{name} has more than {MAX_TAGS} entity tags")
+        raise with_hint(ParseError(f"{name} has more than {MAX_TAGS} entity tags"), TAG_HINT)
     if not _ETAGS.fullmatch(header):
-        raise ParseError(f"{name} has to be * or quoted entity tags")
+        raise with_hint(ParseError(f"{name} has to be * or quoted entity tags"), TAG_HINT)
     return tuple(_STRONG_PART.findall(header))

@@ -18,13 +18,13 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rest_framework.exceptions import APIException, MethodNotAllowed
+from rest_framework.exceptions import APIException, MethodNotAllowed, UnsupportedMediaType
 
 from store.api import rendering
 from store.api.exports import MAX_EXPORTS, TooManyExports
 from store.api.large_responses import TooManyLargeResponses
 from store.api.response import ApiResponse
-from store.api.usage import ELSEWHERE, hint_of
+from store.api.usage import ELSEWHERE, WrongForm, hint_of
 from store.engine import ABSENT_ETAG
 from store.errors import (
     BadPatch,
@@ -51,6 +51,7 @@ TOO_LARGE: Final = (
 )
 CHANGED: Final = "Read the key again, decide again, and send the ETag that the key has now (it is in this response)."
 CREATES_NOTHING: Final = "remove, unset and ttl create no key. Create it with PUT, or with increment, add or set."
+SUM_HINT: Final = "A smaller increment may fit: the sum, which GET returns, has to be from -2^63 to 2^63 - 1."
 OTHER_KIND: Final = "GET shows the type of what the key holds. PATCH it as that type, or replace it with PUT."
 
 
@@ -70,7 +71,7 @@ class ApiError(NamedTuple):
     """Content of an error response.
 
     ``details``: further members of the body. ``metadata``: None repeats the request's causal metadata.
-    ``hint``: what to send; empty: the hint in the usage of the request.
+    ``hint``: what to send. ``needs_usage``: whether the usage of the request belongs to it.
     """
 
     status: int
@@ -79,6 +80,7 @@ class ApiError(NamedTuple):
     headers: Mapping[str, str] = {}
     metadata: Mapping[str, int] | None = None
     hint: str = ""
+    needs_usage: bool = False
 
 
 def response_for(exc: Exception, view: ApiView, *, repeat_metadata: bool = True) -> ApiResponse:
@@ -98,7 +100,10 @@ _ABOUT_THE_REQUEST: Final = frozenset({400, 405, 415})
 def _lesson(error: ApiError, view: ApiView) -> dict[str, Any]:
     """Return the members of an error response that say what to send."""
     usage = view.usage.get(view.request.method, ELSEWHERE)
-    lesson: dict[str, Any] = {"hint": error.hint or usage.hint}
+    hint = error.hint
+    if error.needs_usage:
+        hint = f"{hint} {usage.hint_for(declares_json=view.request.media_type == rendering.JSON)}".strip()
+    lesson: dict[str, Any] = {"hint": hint or ELSEWHERE.hint}
     if usage.example is not None and error.status in _ABOUT_THE_REQUEST:
         lesson["example"] = usage.example
     return lesson
@@ -113,7 +118,8 @@ def _api_error(exc: Exception, view: ApiView) -> ApiError:
     if isinstance(exc, MethodNotAllowed):
         return ApiError(exc.status_code, str(exc.detail), headers={"Allow": view.allow}, hint=_allowed(view))
     if isinstance(exc, APIException):
-        return ApiError(exc.status_code, str(exc.detail), hint=hint_of(exc))
+        needs_usage = isinstance(exc, WrongForm | UnsupportedMediaType)
+        return ApiError(exc.status_code, str(exc.detail), hint=hint_of(exc), needs_usage=needs_usage)
     return ApiError(500, "Internal server error")
 
 
@@ -146,7 +152,7 @@ def _store_error(exc: StoreError) -> ApiError:
         case WrongKind():
             error = ApiError(409, str(exc), {"key": exc.key}, {"ETag": exc.etag}, exc.metadata, OTHER_KIND)
         case BadPatch():
-            error = ApiError(400, str(exc))
+            error = ApiError(400, str(exc), hint=SUM_HINT)
         case ResponseTooLarge() | ValueTooLarge():
             error = ApiError(413, str(exc), hint=TOO_LARGE)
         case OutOfMemory():

@@ -14,6 +14,7 @@ from rest_framework.exceptions import ParseError
 
 from store.api.rendering import JSON, OCTETS
 from store.api.request import ApiRequest
+from store.api.usage import with_hint
 
 ORDINARY: Final = frozenset({"", "*/*", JSON})
 """The common values of ``Accept``, none of which asks for bytes."""
@@ -61,6 +62,7 @@ def _quality(parameters: list[str]) -> float:
             except (msgspec.DecodeError, UnicodeError):
                 quality = -1.0
             if not 0 <= quality <= 1:
-                raise ParseError("Accept has a quality (q) that is not a number from 0 to 1")
+                error = ParseError("Accept has a quality (q) that is not a number from 0 to 1")
+                raise with_hint(error, f"Send Accept: {OCTETS}, {JSON};q=0.5, or leave the quality out.")
             return quality
     return 1.0

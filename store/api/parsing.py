@@ -18,12 +18,12 @@ from rest_framework.exceptions import ParseError, UnsupportedMediaType
 
 from store.api import query as queries
 from store.api import wording
-from store.api.bodies import Bodies
+from store.api.bodies import WHOLE_BODY, Bodies
 from store.api.context import CONTEXT
 from store.api.errors import TooLarge
 from store.api.rendering import JSON
 from store.api.request import ApiRequest
-from store.api.usage import with_hint
+from store.api.usage import WrongForm, with_hint
 from store.engine import WriteConcern
 from store.settings import RequestLimits
 
@@ -31,10 +31,6 @@ MAX_DISCARDED_BYTES: Final = 64 * 1024 * 1024
 """Longest rejected body that is still read, see ``_discard``."""
 
 MALFORMED_PAST: Final = "causal-metadata has to be a JSON object of whole numbers from 0 to 2^53 - 1"
-PAST_HINT: Final = (
-    "Send the causal-metadata of the latest response unchanged. A request with {}, or without causal-metadata, has no "
-    "history."
-)
 MAX_NESTING: Final = 100
 """How deep arrays and objects in a body may nest, the body itself not counted (contract 2.1)."""
 
@@ -191,11 +187,11 @@ def add_options(body: AnyWithTtl, query: queries.Query) -> None:
     A body of raw bytes has no room for options, so they are in the query then.
     """
     what = f"a number of seconds from 0 to {queries.MAX_WAIT_S:.0f}"
-    w_timeout = _option("w-timeout", query.get("w-timeout"), _ACK_SECONDS, what)
-    ttl = _option("ttl", query.get("ttl"), _TTL, "a number of seconds above 0")
+    w_timeout = _option("w-timeout", query.get("w-timeout"), _ACK_SECONDS, what, 5)
+    ttl = _option("ttl", query.get("ttl"), _TTL, "a number of seconds above 0", 60)
     text = query.get("w")
     text = f'"{text}"' if text in ("majority", "all") else text
-    w = _option("w", text, _MEMBERS, 'a whole number above 0, "majority" or "all"')
+    w = _option("w", text, _MEMBERS, 'a whole number above 0, "majority" or "all"', "majority")
     # The null of a PATCH clears the time to live, and that of a PUT says nothing.
     if ttl is not None and (body.ttl is UNSET or (body.ttl is None and isinstance(body, PutBody))):
         body.ttl = ttl
@@ -203,14 +199,16 @@ def add_options(body: AnyWithTtl, query: queries.Query) -> None:
     body.w = w if body.w is None else body.w
 
 
-def _option(name: str, text: str | None, decoder: msgspec.json.Decoder[Option], what: str) -> Option | None:
+def _option(
+    name: str, text: str | None, decoder: msgspec.json.Decoder[Option], what: str, example: object
+) -> Option | None:
     """Return an option of the query, decoded; None if it is absent or empty. Raises ``ParseError``."""
     if not text:
         return None
     try:
         return decoder.decode(text)
     except (msgspec.DecodeError, UnicodeError):
-        raise ParseError(f"{name} has to be {what}") from None
+        raise queries.bad_parameter(name, what, example) from None
 
 
 def read_body(request: ApiRequest, max_bytes: int, media_type: str = JSON) -> bytes:
@@ -225,9 +223,9 @@ def read_body(request: ApiRequest, max_bytes: int, media_type: str = JSON) -> by
         try:
             length = int(declared)
         except ValueError:
-            raise ParseError("Content-Length is not a number") from None
+            raise with_hint(ParseError("Content-Length is not a number"), WHOLE_BODY) from None
         if length < 0:
-            raise ParseError("Content-Length is negative")
+            raise with_hint(ParseError("Content-Length is negative"), WHOLE_BODY)
         if length == 0:
             return b""
     elif "HTTP_TRANSFER_ENCODING" in environ:
@@ -274,11 +272,26 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     except msgspec.ValidationError as exc:
         if found := _UNKNOWN_FIELD.fullmatch(str(exc)):
             raise _unknown_field(body, found["name"], found["path"], decoder.type) from None
-        raise ParseError(wording.invalid(str(exc))) from None
+        raise _invalid(str(exc)) from None
     except msgspec.DecodeError as exc:
-        raise with_hint(ParseError(wording.malformed(str(exc))), wording.JSON_HINT) from None
+        raise _malformed(body, str(exc)) from None
     except UnicodeDecodeError:
         raise with_hint(ParseError("Body is not valid UTF-8"), wording.UTF8_HINT) from None
+
+
+def _invalid(report: str) -> ParseError:
+    """Return the error of a body that is JSON, but not what the request takes. ``report``: the decoder's text."""
+    found = wording.invalid(report)
+    if found.is_form:
+        return WrongForm(found.error)
+    return with_hint(ParseError(found.error), found.hint) if found.hint else ParseError(found.error)
+
+
+def _malformed(body: bytes, report: str) -> ParseError:
+    """Return the error of a body that is no JSON. ``report``: the decoder's text."""
+    if wording.has_half_a_character(body, report):
+        return with_hint(ParseError(wording.HALF_A_CHARACTER), wording.HALF_HINT)
+    return with_hint(ParseError(wording.malformed(report)), wording.JSON_HINT)
 
 
 _UNKNOWN_FIELD: Final = re.compile(r"Object contains unknown field `(?P<name>.*?)`(?: - at `(?P<path>.*)`)?", re.DOTALL)
@@ -287,7 +300,7 @@ _UNKNOWN_FIELD: Final = re.compile(r"Object contains unknown field `(?P<name>.*?
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])  # checks the syntax of values without decoding them
 
 
-class UnknownField(ParseError):
+class UnknownField(WrongForm):
     """A body has a field that the request does not take.
 
     ``present``: all fields of the body. ``meant``: what the client may have meant by the unknown field.
@@ -304,7 +317,7 @@ def _unknown_field(body: bytes, name: str, path: str | None, struct: type[msgspe
     try:
         present = _FIELDS.decode(body)
     except msgspec.DecodeError as exc:
-        return with_hint(ParseError(wording.malformed(str(exc))), wording.JSON_HINT)  # after the unknown field
+        return _malformed(body, str(exc))  # after the unknown field
     # Only the writes of a transaction are objects with fields inside of a body.
     allowed = (struct if path is None else WriteBody).__struct_encode_fields__
     where = "Body" if path is None else f"`{path.removeprefix('$.')}`"
@@ -345,7 +358,7 @@ def causal_past(request: ApiRequest, body: AnyFields, query: queries.Query, max_
     if not past:
         return {}
     if len(past) > max_entries:
-        raise with_hint(ParseError(f"causal-metadata has more than {max_entries} entries"), PAST_HINT)
+        raise with_hint(ParseError(f"causal-metadata has more than {max_entries} entries"), wording.PAST_HINT)
     for counter in past.values():
         if not counter or isinstance(counter, float):
             return {replica: int(counter) for replica, counter in past.items() if counter}
@@ -383,7 +396,7 @@ def encode_value(value: Any, max_bytes: int) -> bytes:
         and _may_exceed_64_bits(encoded)
         and not _all_within_64_bits(value)
     ):
-        raise ParseError(f"Value {wording.BAD_NUMBER}")
+        raise with_hint(ParseError(f"Value {wording.BAD_NUMBER}"), wording.NUMBER_HINT)
     # A copy of the exact size, because the store keeps it. msgspec allocates up to half as much again for its result.
     return memoryview(encoded).tobytes()
 
@@ -402,7 +415,7 @@ def _past_outside_body(request: ApiRequest, query: Mapping[str, str]) -> Past:
         # WSGI decodes headers as Latin-1; clients send UTF-8.
         return _PAST.decode(text if header is None else header.encode("latin-1"))
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise with_hint(ParseError(MALFORMED_PAST), PAST_HINT) from None
+        raise with_hint(ParseError(MALFORMED_PAST), wording.PAST_HINT) from None
 
 
 _DIGITS_BEYOND_64_BITS: Final = 19

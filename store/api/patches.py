@@ -9,7 +9,8 @@ from msgspec import UNSET, UnsetType
 from rest_framework.exceptions import ParseError
 
 from store.api.parsing import PATCH_FIELDS, encode_value, ttl_us
-from store.api.wording import BAD_NUMBER
+from store.api.usage import WrongForm, hint_of, with_hint
+from store.api.wording import BAD_NUMBER, NUMBER_HINT
 from store.engine import Change, Increment, MapChange, Operation, Patch, SetChange, element_of
 from store.merging import MAX_INT, MAX_UINT, MIN_INT
 from store.settings import RequestLimits
@@ -19,6 +20,8 @@ EXAMPLES: Final = (
 )
 
 NO_OPERATION: Final = f"PATCH request does not specify an operation; it takes one of {EXAMPLES}"
+
+INTEGER_HINT: Final = "It is a whole number from -2^63 to 2^63 - 1."
 
 MAX_FLOAT: Final = float_info.max
 
@@ -40,7 +43,7 @@ def patch_change(
     """Return the change that a PATCH asks for. Raises ``ParseError``, ``TooLarge``."""
     operation = _operation(fields, limits)
     if operation is None and fields.ttl is UNSET:
-        raise ParseError(NO_OPERATION)
+        raise WrongForm(NO_OPERATION)
     ttl_s = None if fields.ttl is UNSET else fields.ttl
     patch = Patch(operation, fields.ttl is UNSET, limits.max_value_bytes)
     return Change(key, None, ttl_us(ttl_s), if_match, if_none_match, patch)
@@ -49,7 +52,7 @@ def patch_change(
 def _operation(fields: PatchFields, limits: RequestLimits) -> Operation | None:
     given = [name for name in PATCH_FIELDS if getattr(fields, name) is not UNSET]
     if len({_KIND_OF_FIELD[name] for name in given}) > 1:
-        raise ParseError(f"PATCH has one operation, but {' and '.join(given)} belong to several; it takes {EXAMPLES}")
+        raise WrongForm(f"PATCH has one operation, but {' and '.join(given)} belong to several; it takes {EXAMPLES}")
     if not given:
         return None
     if given == ["increment"]:
@@ -66,7 +69,8 @@ def _operation(fields: PatchFields, limits: RequestLimits) -> Operation | None:
         try:
             values.append((name, encode_value(value, limits.max_value_bytes)))
         except ParseError as exc:
-            raise ParseError(f"{exc.detail} in the field {name[:100]!r}") from None
+            error = ParseError(f"{exc.detail} in the field {name[:100]!r}")
+            raise with_hint(error, hint_of(exc)) from None
     return MapChange(tuple(values), unset)
 
 
@@ -77,7 +81,7 @@ def _whole_number(number: Any) -> int:
     if isinstance(number, float) and number.is_integer():
         number = int(number)
     if not isinstance(number, int) or not MIN_INT <= number <= MAX_INT:
-        raise ParseError("increment has to be a 64-bit integer")
+        raise with_hint(ParseError("increment has to be a 64-bit integer"), INTEGER_HINT)
     return number
 
 
@@ -86,13 +90,14 @@ def _elements(listed: list[str | int | float] | UnsetType, name: str) -> tuple[s
         return ()
     for each in listed:
         if isinstance(each, int) and not MIN_INT <= each <= MAX_UINT:
-            raise ParseError(f"{name} {BAD_NUMBER}")
+            raise with_hint(ParseError(f"{name} {BAD_NUMBER}"), NUMBER_HINT)
         if isinstance(each, float) and not -MAX_FLOAT <= each <= MAX_FLOAT:
-            raise ParseError(f"{name} {BAD_NUMBER}")
+            raise with_hint(ParseError(f"{name} {BAD_NUMBER}"), NUMBER_HINT)
     return tuple(dict.fromkeys(element_of(each) for each in listed))
 
 
 def _check_disjoint(one: tuple[Any, ...], other: tuple[Any, ...], name: str, other_name: str) -> None:
     both = set(one) & set(other)
     if both:
-        raise ParseError(f"{name} and {other_name} both have {str(min(both, key=str))[:100]!r}")
+        error = ParseError(f"{name} and {other_name} both have {str(min(both, key=str))[:100]!r}")
+        raise with_hint(error, "Name it in one of the two only. To do both, send two requests.")

@@ -10,6 +10,7 @@ import msgspec
 from rest_framework.exceptions import ParseError
 
 from store.api.request import ApiRequest
+from store.api.usage import with_hint
 
 MAX_WAIT_S: Final = 60.0
 """Largest value of ``wait`` (contract 2.6)."""
@@ -22,7 +23,19 @@ _MAX_PARAMETERS: Final = 32
 
 METADATA: Final = "causal-metadata"
 
+ENCODING_HINT: Final = "Encode the text in UTF-8, then percent-encode it: ä is %C3%A4."
+METADATA_HINT: Final = (
+    "Percent-encode the JSON of the latest response as the value of one parameter, or send it in the header "
+    "X-Causal-Metadata."
+)
+
 Query = Mapping[str, str]
+
+
+def bad_parameter(name: str, what: str, example: object) -> ParseError:
+    """Return the error for a parameter of the query that has to be ``what``, such as ``example``."""
+    hint = f"{name} is a parameter of the query, as in ?{name}={example}. Leave it out for its default."
+    return with_hint(ParseError(f"{name} has to be {what}"), hint)
 
 
 def parameters(request: ApiRequest) -> Query:
@@ -37,13 +50,14 @@ def parameters(request: ApiRequest) -> Query:
         text = text.encode("latin-1").decode()
         query = dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS))
     except UnicodeError:
-        raise ParseError("Query is not valid UTF-8") from None
+        raise with_hint(ParseError("Query is not valid UTF-8"), ENCODING_HINT) from None
     except ValueError:
-        raise ParseError(f"Query has more than {_MAX_PARAMETERS} parameters") from None
+        error = ParseError(f"Query has more than {_MAX_PARAMETERS} parameters")
+        raise with_hint(error, "GET /schema/ names the parameters of each request. Send only those.") from None
     for name in query:
         if name.startswith(METADATA) and name != METADATA:
             # Some libraries encode an object as one parameter for each entry: without them the request means less.
-            raise ParseError(f"{METADATA} has to be one parameter, with JSON")
+            raise with_hint(ParseError(f"{METADATA} has to be one parameter, with JSON"), METADATA_HINT)
     return query
 
 
@@ -51,7 +65,7 @@ def flag(query: Query, name: str) -> bool:
     """Return the value of a boolean parameter; False if it is absent."""
     text = query.get(name, "false")
     if text not in ("true", "false"):
-        raise ParseError(f"{name} has to be true or false")
+        raise bad_parameter(name, "true or false", "true")
     return text == "true"
 
 
@@ -65,7 +79,7 @@ def positive_int(query: Query, name: str, *, default: int, maximum: int) -> int:
     except (msgspec.DecodeError, UnicodeError):
         number = 0
     if not 1 <= number <= maximum:
-        raise ParseError(f"{name} has to be a whole number from 1 to {maximum}")
+        raise bad_parameter(name, f"a whole number from 1 to {maximum}", maximum)
     return number
 
 
@@ -79,5 +93,5 @@ def wait_s(query: Query) -> float | None:
     except (msgspec.DecodeError, UnicodeError):
         seconds = -1.0
     if not 0 <= seconds <= MAX_WAIT_S:
-        raise ParseError(f"wait has to be a number of seconds from 0 to {MAX_WAIT_S:.0f}")
+        raise bad_parameter("wait", f"a number of seconds from 0 to {MAX_WAIT_S:.0f}", 5)
     return seconds

@@ -11,9 +11,15 @@ from store.api.conditions import combined
 from store.api.keys import check_key
 from store.api.parsing import PATCH_FIELDS, TransactionBody, WriteBody, encode_value, ttl_us
 from store.api.patches import patch_change
+from store.api.usage import WrongForm, with_hint
 from store.engine import Change
 from store.settings import RequestLimits
 
+BATCH_HINT = "Send several transactions. The limit is a setting of the replica (KV_MAX_BATCH)."
+WRITE_HINT = (
+    'Examples of writes: {"key": "a", "value": 1}, {"key": "a", "delete": true}, {"key": "a", "increment": 1}, '
+    '{"key": "a", "ttl": 60}.'
+)
 ONE_OF = 'A write has a value, or "delete": true, or the fields of a PATCH'
 
 
@@ -24,18 +30,19 @@ def parse_transaction(body: TransactionBody, limits: RequestLimits) -> tuple[lis
     a PATCH has to be the only write of its key.
     """
     if body.reads is UNSET and body.writes is UNSET:
-        raise ParseError("A transaction needs reads or writes")
+        raise WrongForm("A transaction needs reads or writes")
     reads = [] if body.reads is UNSET else body.reads
     writes = [] if body.writes is UNSET else body.writes
     if len(reads) + len(writes) > limits.max_batch:
-        raise ParseError(f"A transaction has at most {limits.max_batch} keys")
+        raise with_hint(ParseError(f"A transaction has at most {limits.max_batch} keys"), BATCH_HINT)
     keys = [check_key(key, limits.max_key_bytes) for key in dict.fromkeys(reads)]
     changes = [_change(write, limits) for write in writes]
     if any(change.patch is not None for change in changes):
         written = Counter(change.key for change in changes)
         for change in changes:
             if change.patch is not None and written[change.key] > 1:
-                raise ParseError(f"A transaction patches the key {change.key[:100]!r} and writes it again")
+                error = ParseError(f"A transaction patches the key {change.key[:100]!r} and writes it again")
+                raise with_hint(error, "Name a key that is patched in one write only, or send two requests.")
     return keys, changes
 
 
@@ -45,14 +52,14 @@ def _change(write: WriteBody, limits: RequestLimits) -> Change:
     has_value, ttl_s = write.value is not UNSET, write.ttl
     operations = [name for name in PATCH_FIELDS if getattr(write, name) is not UNSET]
     if write.delete + has_value + bool(operations) > 1:
-        raise ParseError(ONE_OF)
+        raise with_hint(ParseError(ONE_OF), WRITE_HINT)
     if write.delete:
         if ttl_s is not UNSET and ttl_s is not None:
-            raise ParseError("A delete takes no ttl")
+            raise with_hint(ParseError("A delete takes no ttl"), "A deleted key has no time to live: leave ttl out.")
         return Change(key, None, None, *conditions)
     if not has_value:
         if not operations and ttl_s is UNSET:
-            raise ParseError(ONE_OF)
+            raise with_hint(ParseError(ONE_OF), WRITE_HINT)
         return patch_change(key, write, limits, conditions.if_match, if_none_match=conditions.if_none_match)
     value = encode_value(write.value, limits.max_value_bytes)
     write.value = UNSET  # The decoded value takes up to 30 times as much memory, also while the request waits.

@@ -26,13 +26,14 @@ from store.api.response import ApiResponse
 from store.api.schema import operations as schema
 from store.api.schema.building import described
 from store.api.transactions import parse_transaction
-from store.api.usage import SEND_JSON, Usage, with_hint
+from store.api.usage import SEND_OBJECT, Usage, WrongForm, with_hint
 from store.engine import Acks, Change, KeyRange, ReadResult, TransactionResult, WriteResult, shown
 from store.errors import ResponseTooLarge
 from store.values import json_length, store_bytes
 
 NO_VALUE: Final = "PUT request does not specify a value"
 NO_BYTES: Final = f"{NO_VALUE}: it has no body. Send Content-Length: 0 for a value without bytes"
+BYTES_HINT: Final = "The body is the value, so send its bytes. curl --data-binary @FILE sends those of a file."
 ASK_FOR_JSON: Final = "ask with Accept: application/json"
 
 METADATA_BYTES: Final = 64 * 1024
@@ -42,7 +43,7 @@ READ_KEY: Final = Usage(
     "GET /kvs/KEY needs no body. Parameters of the query: siblings=true, and wait, a number of seconds from 0 to 60."
 )
 WRITE_KEY: Final = Usage(
-    f'{SEND_JSON} "value", which may be any JSON. To store the body as it is, send Content-Type: {rendering.OCTETS}.',
+    f'{SEND_OBJECT} "value", which may be any JSON. To store the body as it is, send Content-Type: {rendering.OCTETS}.',
     {"value": "pizza"},
 )
 LIST_KEYS: Final = Usage(
@@ -100,7 +101,7 @@ class KeyView(KvsView):
         "PUT": WRITE_KEY,
         "POST": WRITE_KEY,
         "PATCH": Usage(
-            f'{SEND_JSON} one operation: "increment", or "add" and "remove", or "set" and "unset", or "ttl".',
+            f'{SEND_OBJECT} one operation: "increment", or "add" and "remove", or "set" and "unset", or "ttl".',
             {"increment": 1},
         ),
         "DELETE": Usage(
@@ -168,11 +169,11 @@ class KeyView(KvsView):
         except parsing.UnknownField as exc:
             if "value" in exc.present:
                 raise
-            meant = f'Did you mean "{exc.meant}"? ' if exc.meant else ""
-            raise with_hint(ParseError(NO_VALUE), f"{meant}{WRITE_KEY.hint}") from None
+            lacks = WrongForm(NO_VALUE)
+            raise (with_hint(lacks, f'Did you mean "{exc.meant}"?') if exc.meant else lacks) from None
         body = parsed.body
         if body.value is UNSET:
-            raise ParseError(NO_VALUE)
+            raise WrongForm(NO_VALUE)
         value = parsing.encode_value(body.value, self.context.limits.max_value_bytes)
         body.value = UNSET  # The decoded value takes up to 30 times as much memory, also while the request waits.
         if parsed.query:
@@ -187,7 +188,7 @@ class KeyView(KvsView):
         parsed = parsing.parse_without_body(self.request, parsing.PutBody(), limits)
         self._past = parsed.past
         if not content and not self.request.environ.get("CONTENT_LENGTH"):
-            raise ParseError(NO_BYTES)
+            raise with_hint(ParseError(NO_BYTES), BYTES_HINT)
         parsing.add_options(parsed.body, parsed.query)
         if len(content) > limits.max_value_bytes:
             raise TooLarge(f"Value is too large: at most {limits.max_value_bytes} bytes")
@@ -246,7 +247,7 @@ class KeysView(KvsView):
         "GET": LIST_KEYS,
         "HEAD": LIST_KEYS,
         "POST": Usage(
-            f'{SEND_JSON} "reads", an array of keys, or "writes", an array of objects, or both.',
+            f'{SEND_OBJECT} "reads", an array of keys, or "writes", an array of objects, or both.',
             {"reads": ["dinner"], "writes": [{"key": "drinks", "value": ["tea"]}, {"key": "old", "delete": True}]},
         ),
         "DELETE": Usage("DELETE /kvs?prefix=user/ deletes the keys that begin with user/. It needs no body."),
@@ -282,7 +283,7 @@ class KeysView(KvsView):
         parsed = self.parse(parsing.DELETE_BODY)
         prefix = requested_prefix(self.request, parsed.query)
         if not prefix:
-            raise ParseError("DELETE of several keys needs a prefix, for example ?prefix=user/")
+            raise WrongForm("DELETE of several keys needs a prefix, for example ?prefix=user/")
         engine, limit = self.context.engine, self.context.limits.max_batch
         timeout_s = wait_s(parsed.query)
         done, acks = engine.write_with_concern(

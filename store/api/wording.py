@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from difflib import get_close_matches
-from typing import Final
+from typing import Final, NamedTuple
 
 from store.api.query import MAX_WAIT_S
 
@@ -22,6 +22,21 @@ JSON_HINT: Final = (
     "single quotes, or it removes the double ones."
 )
 """Hint for a body that is not valid JSON. Its header may have been right."""
+
+NUMBER_HINT: Final = "Send such a number as a string: many JSON parsers would round it, or read it as infinity."
+
+PAST_HINT: Final = (
+    "Send the causal-metadata of the latest response unchanged. A request with {}, or without causal-metadata, has no "
+    "history."
+)
+
+HALF_A_CHARACTER: Final = (
+    "Body is not valid JSON: it has half of a character, an escape from \\ud800 to \\udfff by itself"
+)
+HALF_HINT: Final = (
+    "Such escapes come in pairs, as \\ud83d\\ude00 for one character. A text that was cut between the two has to lose "
+    "the half, too."
+)
 
 UTF8_HINT: Final = "Encode the body as UTF-8. Send bytes that are no text with Content-Type: application/octet-stream."
 
@@ -72,22 +87,49 @@ _LACKS: Final = re.compile(r"missing required field `([a-z-]+)`")
 _INDEX: Final = re.compile(r"\[[^]]*\]")
 _SYNTAX: Final = "JSON is malformed: "
 
+_HALF: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2}(?=.))|\\.",
+    re.DOTALL,
+)
+"""Escapes of a JSON text. Two that make one character match together, and one of two by itself is ``half``."""
 
-def invalid(report: str) -> str:
-    """Return the error for a body that is JSON, but not what the request takes. ``report``: the decoder's text."""
+
+class Invalid(NamedTuple):
+    """What is wrong with a body that is JSON.
+
+    ``hint``: empty if the error says everything. ``is_form``: the body as a whole is not what the request takes.
+    """
+
+    error: str
+    hint: str = ""
+    is_form: bool = False
+
+
+def invalid(report: str) -> Invalid:
+    """Return what is wrong with a body that is JSON, but not what the request takes. ``report``: the decoder's text."""
     found = _REPORT.fullmatch(report)
     what, path = (found["what"], found["path"] or "") if found else (report, "")
     where = f"`{path.replace('[...]', '')}`" if path else "Body"
     if lacks := _LACKS.search(what):
-        return f"{where} lacks the field `{lacks[1]}`"
+        return Invalid(f"{where} lacks the field `{lacks[1]}`", is_form=True)
     field = _INDEX.sub("[]", path).rpartition(".")[2]
     if _ANY_JSON.fullmatch(field):
-        return f"{'Value' if path.startswith('value') else where} {BAD_NUMBER}"
+        return Invalid(f"{'Value' if path.startswith('value') else where} {BAD_NUMBER}", NUMBER_HINT)
     if field == "causal-metadata[]":
         where = "A counter in `causal-metadata`"
     got = _GOT.search(what)
     instead = f", not {_RECEIVED.get(got[1], got[1])}" if got else ""
-    return f"{where} has to be {EXPECTED.get(field, 'something else')}{instead}"
+    error = f"{where} has to be {EXPECTED.get(field, 'something else')}{instead}"
+    return Invalid(error, PAST_HINT if field.startswith("causal-metadata") else "", is_form=not path)
+
+
+def has_half_a_character(body: bytes, report: str) -> bool:
+    """Return whether a body is no JSON because it has one of two escapes that make one character.
+
+    ``report``: the decoder's text. It calls the end of a string after such an escape the end of the body.
+    """
+    is_likely = "surrogate" in report or "truncated" in report
+    return is_likely and any(found["half"] for found in _HALF.finditer(body))
 
 
 def malformed(report: str) -> str:

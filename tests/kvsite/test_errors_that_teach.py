@@ -215,8 +215,139 @@ def test_the_nearest_field_is_named(name: str, meant: str | None) -> None:
 def test_a_put_without_a_value_names_what_was_meant(api: Api) -> None:
     response = api.ask("PUT", "/kvs/k", {"Value": 1})
     assert response.body["error"] == "PUT request does not specify a value"
-    assert response.body["hint"].startswith('Did you mean "value"? Send the header Content-Type: application/json')
+    assert response.body["hint"].startswith('Did you mean "value"? Send an object with "value", which')
     assert response.body["example"] == {"value": "pizza"}
+
+
+# -- a hint is about what is wrong -------------------------------------------------------------------------------------
+
+DECLARE_JSON = "Send the header Content-Type: application/json"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=name_of)
+def test_no_hint_asks_for_a_header_that_the_request_has(api: Api, operation: tuple[str, Route]) -> None:
+    method, route = operation
+    for fault in faults(method, route):
+        if fault.content_type == "application/json":
+            response = ask(api, method, route, fault)
+            assert DECLARE_JSON not in response.body["hint"], (fault, response)
+
+
+@pytest.mark.parametrize("content_type", ["", "application/x-www-form-urlencoded"])
+def test_a_request_without_the_header_learns_of_it(api: Api, content_type: str) -> None:
+    for method, path in (
+        ("PUT", "/kvs/k"),
+        ("PATCH", "/kvs/k"),
+        ("POST", "/kvs"),
+        ("PUT", "/view"),
+        ("DELETE", "/view"),
+    ):
+        response = api.ask(method, path, raw=b"x=1" if content_type else b"", content_type=content_type)
+        assert response.status == (415 if content_type else 400)
+        assert response.body["hint"].startswith(f"{DECLARE_JSON} (curl --json does) and an object with "), response
+
+
+BIG = 2**63
+ABOUT: list[tuple[str, str, Any, dict[str, str], int, str]] = [
+    # numbers
+    ("PATCH", "/kvs/sum", {"increment": BIG - 1}, {}, 400, "A smaller increment may fit"),
+    ("PATCH", "/kvs/sum", {"increment": BIG}, {}, 400, "from -2^63 to 2^63 - 1"),
+    ("PATCH", "/kvs/k", {"add": [BIG * 4]}, {}, 400, "as a string"),
+    ("PATCH", "/kvs/k", {"remove": [-BIG * 4]}, {}, 400, "as a string"),
+    ("PATCH", "/kvs/k", {"set": {"f": BIG * 4}}, {}, 400, "as a string"),
+    ("PUT", "/kvs/k", {"value": [BIG * 4]}, {}, 400, "as a string"),
+    ("PUT", "/kvs/k", b'{"value": 1e999}', {}, 400, "as a string"),
+    ("POST", "/kvs", {"writes": [{"key": "k", "value": BIG * 4}]}, {}, 400, "as a string"),
+    # the body
+    ("PUT", "/kvs/k", [1], {}, 400, 'Send an object with "value"'),
+    ("PUT", "/kvs/k", {"value": 1, "causal-metadata": {"a": -1}}, {}, 400, "of the latest response unchanged"),
+    ("PUT", "/kvs/k", {"value": 1, "causal-metadata": 1}, {}, 400, "of the latest response unchanged"),
+    ("PUT", "/kvs/k", {"value": 1, "ttl": "x"}, {}, 400, "/schema/"),
+    ("PATCH", "/kvs/k", {"add": ["a"], "remove": ["a"]}, {}, 400, "one of the two only"),
+    ("PATCH", "/kvs/k", {}, {}, 400, "Send an object with one operation"),
+    ("PATCH", "/kvs/k", {"increment": 1, "add": ["a"]}, {}, 400, "Send an object with one operation"),
+    ("POST", "/kvs", {}, {}, 400, 'Send an object with "reads"'),
+    ("POST", "/kvs", {"reads": ["k"] * 2000}, {}, 400, "several transactions"),
+    ("POST", "/kvs", {"writes": [{"key": "k"}]}, {}, 400, "Examples of writes"),
+    ("POST", "/kvs", {"writes": [{"key": "k", "value": 1, "delete": True}]}, {}, 400, "Examples of writes"),
+    ("POST", "/kvs", {"writes": [{"key": "k", "delete": True, "ttl": 1}]}, {}, 400, "leave ttl out"),
+    ("POST", "/kvs", {"writes": [{"key": "k", "increment": 1}] * 2}, {}, 400, "one write only"),
+    ("PUT", "/view", {"socket-address": "x"}, {}, 400, "host:port"),
+    ("PUT", "/view", {"address": "x:1"}, {}, 400, 'Send an object with "socket-address"'),
+    # the query
+    ("PUT", "/kvs/k?wait=abc", {"value": 1}, {}, 400, "?wait=5"),
+    ("PUT", "/kvs/k?ttl=0", {"value": 1}, {}, 400, "?ttl=60"),
+    ("PATCH", "/kvs/k?w=none", {"increment": 1}, {}, 400, "?w=majority"),
+    ("PATCH", "/kvs/k?w-timeout=x", {"increment": 1}, {}, 400, "?w-timeout=5"),
+    ("POST", "/kvs?wait=61", {"reads": ["k"]}, {}, 400, "?wait=5"),
+    ("POST", "/kvs?%FF=1", {"reads": ["k"]}, {}, 400, "percent-encode"),
+    ("POST", "/kvs?" + "a=1&" * 40, {"reads": ["k"]}, {}, 400, "/schema/"),
+    ("PUT", "/kvs/k?causal-metadata[x]=1", {"value": 1}, {}, 400, "one parameter"),
+    ("GET", "/kvs?limit=0", None, {}, 400, "?limit=1000"),
+    ("GET", "/kvs?values=1", None, {}, 400, "?values=true"),
+    ("GET", "/replication/status?history=x", None, {}, 400, "?history=hour"),
+    ("GET", "/schema/?format=x", None, {}, 400, "?format=yaml"),
+    # headers
+    ("PUT", "/kvs/k", {"value": 1}, {"If-Match": "x"}, 400, "with its quotes"),
+    ("PUT", "/kvs/k", {"value": 1}, {"If-Match": '"a",' * 70 + '"a"'}, 400, "with its quotes"),
+    ("PUT", "/kvs/k", {"value": 1}, {"If-None-Match": '"a"'}, 400, "send If-Match"),
+    ("GET", "/kvs/k", None, {"Accept": "application/octet-stream;q=x"}, 400, "q=0.5"),
+    ("PUT", "/kvs/k", {"value": 1}, {"X-Causal-Metadata": "x"}, 400, "of the latest response unchanged"),
+    # what the replica holds
+    ("PATCH", "/kvs/plain", {"increment": 1}, {}, 409, "replace it with PUT"),
+    ("PATCH", "/kvs/k", {"remove": ["a"]}, {}, 404, "create no key"),
+    ("PUT", "/kvs/plain", {"value": 1}, {"If-None-Match": "*"}, 412, "Read the key again"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ABOUT, ids=lambda case: f"{case[0]} {case[1][:30]} {str(case[2])[:30]}")
+def test_each_hint_is_about_what_is_wrong(served: Served, case: tuple[str, str, Any, dict[str, str], int, str]) -> None:
+    method, path, body, headers, status, hint = case
+    api = served.api
+    api.ask("PATCH", "/kvs/sum", {"increment": 1})
+    api.put("/kvs/plain", 1)
+    before = served.state()
+    raw = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+    response = api.ask(method, path, raw=raw, headers=headers)
+    assert response.status == status, response
+    assert_teaches(response)
+    assert hint in response.body["hint"], response
+    assert DECLARE_JSON not in response.body["hint"]
+    assert served.state() == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"\ud800", r"\udfff", r"\ud800x", r"\uD83D\n", r"\ud800\ud800", r"\ude00\ud83d", r"\ud83d\ude00\udbff"],
+)
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/kvs/k", '{"value": "%s"}'),
+        ("PUT", "/kvs/k", '{"%s": 1}'),
+        ("PATCH", "/kvs/k", '{"add": ["%s"]}'),
+        ("PATCH", "/kvs/k", '{"set": {"%s": 1}}'),
+        ("POST", "/kvs", '{"reads": ["%s"]}'),
+    ],
+)
+def test_half_of_a_character_is_named(api: Api, method: str, path: str, body: str, text: str) -> None:
+    response = api.ask(method, path, raw=(body % text).encode())
+    assert (response.status, response.body["error"]) == (400, wording.HALF_A_CHARACTER)
+    assert r"\ud83d\ude00" in response.body["hint"]
+    assert_teaches(response)
+
+
+@pytest.mark.parametrize(
+    "body", [r'{"value": "\ud83d\ude00"', r'{"value": "\\ud800"', '{"value": "', r'{"value": "\ud800']
+)
+def test_a_body_that_is_cut_off_is_called_so(api: Api, body: str) -> None:
+    response = api.ask("PUT", "/kvs/k", raw=body.encode())
+    assert response.body["error"] == "Body is not valid JSON: Input data was truncated"
+    assert response.body["hint"] == wording.JSON_HINT
+
+
+def test_a_whole_character_in_escapes_is_accepted(api: Api) -> None:
+    assert api.ask("PUT", "/kvs/k", raw=rb'{"value": "\ud83d\ude00"}').status == 201
 
 
 FIXED = [
