@@ -154,6 +154,10 @@ class LocalCluster:
         """Return whether replica ``i`` is in the view and has caught up."""
         return self.is_running(i) and self._answers_ready(i)
 
+    def answers_ready(self, address: str) -> bool:
+        """Return whether a replica at ``address``, which need not be one of this cluster's processes, is ready."""
+        return answers_ready(self._scheme, *split_address(address))
+
     # -- all replicas ----------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -227,7 +231,7 @@ class LocalCluster:
         return code
 
     def _answers_ready(self, i: int) -> bool:
-        return answers_ready(self._scheme, *split_address(self.addresses[i]))
+        return self.answers_ready(self.addresses[i])
 
     def _log_path(self, i: int) -> Path:
         return self.log_dir / f"replica-{split_address(self.addresses[i])[1]}.log"

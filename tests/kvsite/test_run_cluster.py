@@ -15,7 +15,7 @@ from django.core.management.base import OutputWrapper
 from kvsite import cli, signals
 from kvsite.cluster import other_ports
 from kvsite.management.commands import run_cluster
-from kvsite.management.commands.run_cluster import CONFIRM_S, HEAD, StatusPrinter, table_lines
+from kvsite.management.commands.run_cluster import CONFIRM_S, HEAD, StatusPrinter, farewell, table_lines
 
 ROW = ("127.0.0.1:8090", "serving", "3 of 3", "1000000", "0", "12345", "12345")
 
@@ -45,12 +45,22 @@ def test_a_narrow_terminal_hides_the_last_columns_first() -> None:
 
 
 class FakeCluster:
-    addresses = ("127.0.0.1:1",)
+    """``running``: the replicas that are processes of this cluster. ``ready``: what answers, whoever started it."""
+
+    addresses = ("127.0.0.1:1", "127.0.0.1:2")
+    running = frozenset({0, 1})
+    ready = frozenset(addresses)
+
+    def is_running(self, i: int) -> bool:
+        return i in self.running
+
+    def answers_ready(self, address: str) -> bool:
+        return address in self.ready
 
 
-def printer(*, is_live: bool = True) -> tuple[StatusPrinter, io.StringIO]:
+def printer(*, is_live: bool = True, cluster: FakeCluster | None = None) -> tuple[StatusPrinter, io.StringIO]:
     out = io.StringIO()
-    return StatusPrinter(FakeCluster(), OutputWrapper(out), is_live=is_live), out  # type: ignore[arg-type]
+    return StatusPrinter(cluster or FakeCluster(), OutputWrapper(out), is_live=is_live), out  # type: ignore[arg-type]
 
 
 def test_the_first_ctrl_c_on_a_terminal_says_what_is_lost_and_the_second_one_stops() -> None:
@@ -103,8 +113,34 @@ def test_the_table_is_drawn_until_the_second_ctrl_c(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shown, "_row", lambda i: run_cluster.Row(("serving", "1 of 1", "2", "0", "0", "0"), 2))
     shown.run()
     assert (stop.waited, stop.withdrawn) == (2, 1)
-    assert out.getvalue().count("serving") == 2
+    assert out.getvalue().count("serving") == 2 * len(FakeCluster.addresses)
     assert "2 keys are in memory only" in out.getvalue()
+
+
+class RestartedByHand(FakeCluster):
+    running = frozenset({0})
+    ready = frozenset({"127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:4"})
+
+
+ALIVE = frozenset({"127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:4"})
+"""The third has just been killed: members do not know it yet."""
+
+
+def test_nothing_is_lost_while_a_replica_goes_on_that_was_started_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = FakeStop()
+    monkeypatch.setattr(run_cluster, "StopRequest", lambda: stop)
+    shown, out = printer(cluster=RestartedByHand())
+    row = run_cluster.Row(("serving", "4 of 4", "2", "0", "0", "0"), 2, ALIVE)
+    monkeypatch.setattr(shown, "_row", lambda i: row)
+    others = shown.run()
+    assert others == ["127.0.0.1:2", "127.0.0.1:4"]
+    assert stop.waited == 1, "no second Ctrl-C is needed"
+    assert "to lose them" not in out.getvalue()
+    said = farewell(others)
+    assert said.endswith("in the memory of 127.0.0.1:2, 127.0.0.1:4, which this command has not started.")
+    assert "lost" not in said
+    assert "h:1, h:2, h:3 and 2 more, which" in farewell([f"h:{n}" for n in range(1, 6)])
+    assert farewell([]) == "Stopping. The data was in memory and is lost."
 
 
 @pytest.mark.parametrize(("command", "target"), [("run_cluster", "run"), ("demo", "demo")])

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +34,9 @@ REFRESH_S = 1.0
 
 CONFIRM_S: Final = 10.0
 """A second Ctrl-C within this time stops the cluster although keys are lost with it."""
+
+MAX_NAMED: Final = 3
+"""How many replicas that go on the last line names."""
 
 HEAD: Final = ("REPLICA", "STATE", "ALIVE", "KEYS", "PENDING", "READS/S", "WRITES/S")
 PER_REPLICA = frozenset({"KV_BIND"})
@@ -90,8 +93,8 @@ class Command(CausewayCommand):
         try:
             with LocalCluster(replicas, base_port, environment=environment) as cluster:
                 self._welcome(cluster)
-                StatusPrinter(cluster, self.stdout, is_live=sys.stdout.isatty()).run()
-                self.stdout.write("Stopping. The data was in memory and is lost.")
+                others = StatusPrinter(cluster, self.stdout, is_live=sys.stdout.isatty()).run()
+                self.stdout.write(farewell(others))
         except ClusterError as exc:
             raise CommandError(str(exc)) from exc
 
@@ -111,10 +114,14 @@ class Command(CausewayCommand):
 
 
 class Row(NamedTuple):
-    """What is shown of one replica. ``keys``: how many it has, 0 if it does not answer."""
+    """What is shown of one replica.
+
+    ``keys``: how many it has, 0 if it does not answer. ``alive``: addresses of the members that it sees alive.
+    """
 
     cells: tuple[str, ...]
     keys: int = 0
+    alive: frozenset[str] = frozenset()
 
 
 class StatusPrinter:
@@ -134,8 +141,8 @@ class StatusPrinter:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # see _row
         self._headers = {"Authorization": f"Bearer {tokens[0].token}"} if tokens else {}
 
-    def run(self) -> None:
-        """Print until a signal asks this process to stop."""
+    def run(self) -> list[str]:
+        """Print until a signal asks this process to stop. Return the addresses of replicas that go on after it."""
         count = len(self._cluster.addresses)
         stop = StopRequest()
         with ThreadPoolExecutor(count, "status") as pool:
@@ -144,12 +151,19 @@ class StatusPrinter:
                 rows = list(pool.map(self._row, range(count)))
                 self._draw_table([row.cells for row in rows]) if self._is_live else self._print_changes(rows)
                 if stop.wait(max(0.0, began + REFRESH_S - time.monotonic())):
-                    if self._may_stop(stop.signum, max(row.keys for row in rows)):
-                        return
+                    others = self._others(rows)
+                    if self._may_stop(stop.signum, 0 if others else max(row.keys for row in rows)):
+                        return others
                     stop.withdraw()
 
+    def _others(self, rows: Sequence[Row]) -> list[str]:
+        """Return the addresses of ready members that somebody else has started, or has restarted by hand."""
+        addresses = self._cluster.addresses
+        own = {address for i, address in enumerate(addresses) if self._cluster.is_running(i)}
+        return [other for other in sorted(_alive(rows) - own) if self._cluster.answers_ready(other)]
+
     def _may_stop(self, signum: int | None, keys: int) -> bool:
-        """Return whether to stop now. On a terminal, the first Ctrl-C only says that keys would be lost."""
+        """Return whether to stop now. On a terminal, the first Ctrl-C only says that ``keys`` keys would be lost."""
         now_s = time.monotonic()
         is_confirmed = now_s - self._asked_s < CONFIRM_S
         if signum != signal.SIGINT or not self._is_live or not keys or is_confirmed:
@@ -172,6 +186,7 @@ class StatusPrinter:
             )
             status: Status = response.json()
             states = [member["state"] for member in status["view"] if member["state"] != "left"]
+            alive = frozenset(member["address"] for member in status["view"] if member["state"] == "alive")
             rates = status["throughput"]
             cells = (
                 status["state"],
@@ -181,7 +196,7 @@ class StatusPrinter:
                 f"{rates['reads_per_s']:.0f}",
                 f"{rates['writes_per_s']:.0f}",
             )
-            return Row(cells, int(status["keys"]))
+            return Row(cells, int(status["keys"]), alive)
         except (requests.RequestException, KeyError, ValueError):
             # The request comes before this check, because a replica that was restarted by hand is not a child.
             return Row(("no answer" if self._cluster.is_running(i) else "ended", "", "", "", "", ""))
@@ -196,12 +211,25 @@ class StatusPrinter:
         self._drawn_lines = len(lines)
 
     def _print_changes(self, rows: Sequence[Row]) -> None:
-        for i, ((state, alive, *_), _) in enumerate(rows):
+        for i, ((state, alive, *_), *_) in enumerate(rows):
             text = f"{self._cluster.addresses[i]} {state}" + (f", alive {alive}" if alive else "")
             if self._printed.get(i) != text:
                 self._printed[i] = text
                 self._out.write(text)
         self._out.flush()
+
+
+def _alive(rows: Iterable[Row]) -> set[str]:
+    return {address for row in rows for address in row.alive}
+
+
+def farewell(others: Sequence[str]) -> str:
+    """Return what to print at the end. ``others``: addresses of replicas that go on."""
+    if not others:
+        return "Stopping. The data was in memory and is lost."
+    named = ", ".join(others[:MAX_NAMED])
+    more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
+    return f"Stopping. The data is still in the memory of {named}{more}, which this command has not started."
 
 
 def table_lines(table: Sequence[Sequence[str]], columns: int, lines: int) -> list[str]:
