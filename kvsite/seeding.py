@@ -26,7 +26,7 @@ from store.engine import Change
 from store.errors import PreconditionFailed, StoreError
 from store.export_file import BadExport
 from store.importing import Import, ImportFailed, KeyPresent, Mode, NotTaken, Progress
-from store.management.progress import progress_text
+from store.management.progress import counted, progress_text
 from store.values import store_bytes
 
 logger = logging.getLogger("causeway.seed")
@@ -150,11 +150,10 @@ class Seeder:
             logger.exception("KV_SEED_FILE: the import has failed")
             self._on_fatal("KV_SEED_FILE: the import has failed because of a fault of Causeway; the log says more")
             return False
-        logger.info("KV_SEED_FILE: imported %d keys; %d had expired", done.written, done.expired)
+        logger.info("KV_SEED_FILE: imported %s; %d had expired", counted(done.written, "key"), done.expired)
         if done.siblings or done.unwritable:
-            logger.warning(
-                "KV_SEED_FILE: %d siblings and %d keys could not be restored", done.siblings, done.unwritable
-            )
+            lost = f"{counted(done.siblings, 'sibling')} and {counted(done.unwritable, 'key')}"
+            logger.warning("KV_SEED_FILE: %s could not be restored", lost)
         return True
 
     def _report(self, key: str, what: str) -> None:

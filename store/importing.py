@@ -36,6 +36,8 @@ BATCH_BYTES: Final = 1024 * 1024
 SAMPLE_KEYS: Final = 3
 """How many of the keys that are there already an error names."""
 
+ADVICE: Final = "--if-absent leaves such keys as they are, --overwrite replaces them"
+
 _raw_items: Final = msgspec.json.Decoder(list[str | int | float])
 _raw_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encode: Final = msgspec.json.Encoder().encode
@@ -67,9 +69,10 @@ class TargetHasKeys(ImportFailed):
 
     def __init__(self, keys: Sequence[str], *, written: int) -> None:
         named = ", ".join(repr(key[:100]) for key in keys[:SAMPLE_KEYS])
-        more = "" if len(keys) <= SAMPLE_KEYS else f" and {len(keys) - SAMPLE_KEYS} more of its next keys"
-        done = f"{written} keys were written before" if written else "nothing was written"
-        super().__init__(f"the target has {named}{more} already; {done}")
+        more = "" if len(keys) <= SAMPLE_KEYS else f" and at least {len(keys) - SAMPLE_KEYS} more keys of the file"
+        count = "1 key was" if written == 1 else f"{written:,} keys were"
+        done = f"{count} written before" if written else "nothing was written"
+        super().__init__(f"the target already has {named}{more}; {done}. {ADVICE}")
 
 
 class KeyPresent(Exception):

@@ -72,10 +72,17 @@ def test_a_replica_that_is_alone_serves_when_it_has_imported_the_file(
     lines = [record.getMessage() for record in caplog.records if record.name == "causeway.seed"]
     assert lines[0] == f"KV_SEED_FILE: importing {tmp_path / 'f'}"
     assert lines[-2:] == [
-        "KV_SEED_FILE: imported 1200 keys; 0 had expired",
+        "KV_SEED_FILE: imported 1,200 keys; 0 had expired",
         "KV_SEED_FILE: 30 siblings and 0 keys could not be restored",
     ]
     assert sum("1 sibling was not restored" in line for line in lines) == seeding.MAX_NAMED
+
+
+def test_the_log_counts_one_sibling_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    Start(export(tmp_path / "f", 1, conflicts=1)).seeder.run()
+    assert "KV_SEED_FILE: imported 1 key; " in caplog.text
+    assert "KV_SEED_FILE: 1 sibling and 0 keys could not be restored" in caplog.text
 
 
 def test_a_replica_that_finds_data_imports_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

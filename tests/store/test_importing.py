@@ -300,7 +300,9 @@ def test_a_target_that_has_one_of_the_keys_is_refused_and_unchanged(monkeypatch:
     target.put("/kvs/other", 1)
     target.put("/kvs/p/set", "mine")
     before = target.state()
-    with pytest.raises(TargetHasKeys, match="the target has 'p/set' already; nothing was written"):
+    with pytest.raises(
+        TargetHasKeys, match=r"the target already has 'p/set'; nothing was written.*--if-absent.*--overwrite"
+    ):
         imported(export_of(source), target)
     assert target.state() == before
     target.delete("/kvs/p/set")
