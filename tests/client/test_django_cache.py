@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +35,7 @@ from tests.support.fake_replicas import (
     unavailable,
 )
 from tests.support.ports import free_ports
+from tools.paths import REPOSITORY
 
 ABSENT = json_response(404, {"error": "Key does not exist", "causal-metadata": {}}, ETag='"absent"')
 FAILED = json_response(412, {"error": "Precondition failed", "causal-metadata": {}}, ETag='"a@1:9"')
@@ -417,6 +420,17 @@ def test_the_middleware_serves_async_views(store: FakeReplica) -> None:
         return await CausalMiddleware(served_async)(RequestFactory().get("/"))  # type: ignore[misc]
 
     assert "causeway" in asyncio.run(run()).cookies
+
+
+def test_without_aiohttp_an_async_session_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client is not released, so the command names what any index has."""
+    project = tomllib.loads((REPOSITORY / "clients" / "python" / "pyproject.toml").read_text("utf-8"))["project"]
+    (needed,) = project["optional-dependencies"]["async"]
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.delitem(sys.modules, "causeway_client.async_session", raising=False)
+    with pytest.raises(ImportError) as raised:
+        importlib.import_module("causeway_client.async_session")
+    assert str(raised.value) == f"AsyncSession needs aiohttp: python -m pip install '{needed}'"
 
 
 def test_the_client_needs_neither_django_nor_aiohttp() -> None:

@@ -37,6 +37,7 @@ from tests.support.fake_replicas import (
     json_response,
     no_response,
     stored,
+    tls_alert,
     truncated_response,
     unavailable,
 )
@@ -475,6 +476,17 @@ def test_write_with_unknown_outcome_is_not_retried(
         assert s.metadata == {"a@1": 1}
     assert len(a.requests) == 1
     assert b.requests == []
+
+
+@pytest.mark.parametrize(("response", "is_tls"), [(tls_alert, True), (close_connection, False)])
+def test_an_answer_in_tls_to_plain_http_is_named(
+    replicas: list[FakeReplica], session: OpenSession, response: Responder, is_tls: bool
+) -> None:
+    a, *_ = replicas
+    a.respond_with(response)
+    with session(a) as s, pytest.raises(Uncertain, match="the connection broke") as caught:
+        s.put("k", 1)
+    assert ("the replica answers with TLS, so its URL begins with https://" in str(caught.value)) is is_tls
 
 
 def test_transaction_without_writes_is_retried_like_a_read(replicas: list[FakeReplica], session: OpenSession) -> None:

@@ -115,6 +115,12 @@ def close_connection(handler: Handler) -> None:
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
+def tls_alert(handler: Handler) -> None:
+    """Answer as a server with TLS answers plain HTTP."""
+    handler.wfile.write(b"\x15\x03\x03\x00\x02\x02\x32")
+    close_connection(handler)
+
+
 def truncated_response(handler: Handler) -> None:
     """Send the beginning of a response, then close the connection."""
     handler.send_response(200)

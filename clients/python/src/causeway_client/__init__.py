@@ -4,7 +4,7 @@
         session.put("greeting", {"en": "hello"})
         session.get("greeting").value                   # {"en": "hello"}, at any replica
 
-``AsyncSession`` is the same for asyncio; it needs ``aiohttp`` (``pip install causeway-client[async]``).
+``AsyncSession`` is the same for asyncio; it needs ``aiohttp`` (the extra ``async``).
 
 Module ``core`` says what a session promises and what it sends again. ``errors`` lists what a call can raise, and
 ``results`` what it returns. ``causeway_client.django`` has a cache, sessions and middleware for Django.

@@ -15,12 +15,12 @@ try:
     import aiohttp
     from yarl import URL
 except ImportError as exc:
-    raise ImportError("AsyncSession needs aiohttp: pip install causeway-client[async]") from exc
+    raise ImportError("AsyncSession needs aiohttp: python -m pip install 'aiohttp>=3.12,<4'") from exc
 
 from . import tokens
 from .addresses import parse_url
 from .core import Core, Options
-from .exchange import NO_RESPONSE, Ask, Command, Failure, Pause, Response, Send, Steps
+from .exchange import NO_RESPONSE, Ask, Command, Failure, Pause, Response, Send, Steps, broken
 from .operations import (
     UPDATE_TRIES,
     ChangesCursor,
@@ -427,8 +427,8 @@ class _Connections:
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             if isinstance(exc, TimeoutError) and progress.sent:
                 return Failure(NO_RESPONSE, maybe_sent=True)
-            what = "the connection broke" if progress.sent else "no connection"
-            return Failure(f"{what} ({type(exc).__name__})", maybe_sent=progress.sent)
+            reason = broken(exc) if progress.sent else f"no connection ({type(exc).__name__})"
+            return Failure(reason, maybe_sent=progress.sent)
         return Response(response.status, headers, content)
 
     def _session(self) -> aiohttp.ClientSession:
@@ -470,7 +470,7 @@ class _Stream:
         except TimeoutError:
             return Failure(NO_RESPONSE, maybe_sent=True)
         except (aiohttp.ClientError, OSError) as exc:
-            return Failure(f"the connection broke ({type(exc).__name__})", maybe_sent=True)
+            return Failure(broken(exc), maybe_sent=True)
 
 
 async def _note_sent(_: aiohttp.ClientSession, context: SimpleNamespace, __: Any) -> None:

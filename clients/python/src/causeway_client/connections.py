@@ -13,7 +13,7 @@ import urllib3.exceptions
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 
-from .exchange import NO_RESPONSE, Failure, Response, Send
+from .exchange import NO_RESPONSE, Failure, Response, Send, broken
 
 PART_BYTES: Final = 64 * 1024
 """Most bytes of a stream that are read at once."""
@@ -134,6 +134,4 @@ def _reason(exc: BaseException) -> str:
     cause = exc.args[0] if exc.args else None
     if isinstance(exc, requests.Timeout) or isinstance(cause, urllib3.exceptions.ReadTimeoutError):
         return NO_RESPONSE
-    return (
-        f"no connection ({type(exc).__name__})" if _never_sent(exc) else f"the connection broke ({type(exc).__name__})"
-    )
+    return f"no connection ({type(exc).__name__})" if _never_sent(exc) else broken(exc)

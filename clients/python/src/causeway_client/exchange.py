@@ -101,6 +101,9 @@ Steps: TypeAlias = Generator[Command, Any, T]
 
 NO_RESPONSE: Final = "no response in time"
 
+TLS_ALERT: Final = r"\x15\x03"
+"""How the answer of a server with TLS to plain HTTP begins, in the texts of the HTTP libraries' errors."""
+
 BUSY: Final = frozenset(
     {
         "Too many request bodies at once; try again",
@@ -151,3 +154,10 @@ def retry_after_s(header: str | None, wall_s: float) -> float:
         return max(0.0, parsedate_to_datetime(header).timestamp() - wall_s)
     except ValueError:
         return 0.0
+
+
+def broken(exc: BaseException) -> str:
+    """Return the reason of a ``Failure`` whose connection broke."""
+    text = str(exc).replace("\\\\", "\\")  # aiohttp quotes the answer twice.
+    advice = ": the replica answers with TLS, so its URL begins with https://" if TLS_ALERT in text else ""
+    return f"the connection broke ({type(exc).__name__}){advice}"
