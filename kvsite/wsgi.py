@@ -89,7 +89,10 @@ UNSIGNED: Final[Mapping[type, tuple[str, str]]] = {
 SPAN_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """Variables of OpenTelemetry, one of which turns spans on."""
 
-NO_SPANS: Final = "%s is set, but spans are not exported, because packages are missing: pip install 'causeway[otel]'"
+NO_SPANS: Final = (
+    "%s is set, but spans are not exported, because packages are missing: "
+    "install Causeway with its extra otel (docs/operations.md)"
+)
 
 LARGE_REQUEST_BYTES: Final = 16 * 1024
 """From this size on, the server's buffer of a connection stays large after the request."""

@@ -229,7 +229,7 @@ def test_without_the_packages_the_log_says_what_to_install(
     block_import(monkeypatch)
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:1")
     assert spans_for("a:1") is None
-    assert "pip install 'causeway[otel]'" in caplog.text
+    assert "install Causeway with its extra otel" in caplog.text
 
 
 @pytest.mark.parametrize("variable", ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"])
