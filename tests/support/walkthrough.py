@@ -80,6 +80,9 @@ class Terminal:
         programs.mkdir()
         (programs / "causeway").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{MANAGE}" "$@"\n')
         (programs / "causeway").chmod(0o755)
+        # The Python of the page, with the client installed.
+        (programs / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        (programs / "python3").chmod(0o755)
         # What a checkout has after `make run`.
         (directory / "manage.py").symlink_to(MANAGE)
         python = directory / ".venv" / "bin" / "python"
