@@ -16,6 +16,9 @@ from store.management.connection import Connection
 MAX_VALUE_CHARACTERS: Final = 200
 """Characters that are printed of a value."""
 
+MAX_PARTS_LISTED: Final = 100
+"""Parts of a value that merges that a replica lists (replication/explain.py)."""
+
 
 class NotExplained(Exception):
     """The replica has rejected the request, or has not answered it. ``replica``: its URL."""
@@ -64,10 +67,11 @@ def in_words(explanation: Mapping[str, Any]) -> Iterator[str]:
         yield _safe(explanation["note"])
     for version in versions:
         yield ""
-        yield f"{_dot(version['dot'])} wrote {_value(version)}"
+        yield _effect(version)
         expires = "" if version["expires"] is None else f", expires at {_time(version['expires'])}"
         yield f"  at {_time(version['timestamp'] / 1_000_000)}{expires}"
-        yield f"  causal past: {', '.join(_dot(entry) for entry in sorted(version['past'].items()))}"
+        yield from _parts(version)
+        yield f"  causal past, itself included: {', '.join(_dot(entry) for entry in sorted(version['past'].items()))}"
         yield f"  {', '.join(_member(member) for member in version['members'])}"
     for update in explanation["pending"]:
         yield ""
@@ -80,12 +84,48 @@ def _dot(dot: Any) -> str:
     return f"{_safe(origin)}:{counter}"
 
 
+def _effect(version: Mapping[str, Any]) -> str:
+    """Return what the update did. One of a value that merges has changed a part of it."""
+    dot = _dot(version["dot"])
+    if version["type"] not in {"counter", "set", "map"}:
+        return f"{dot} wrote {_value(version)}"
+    value = "too long to be listed" if version["value"] is None else _shortened(version["value"])
+    return f"After {dot}, the {version['type']} is {value}"
+
+
+def _parts(version: Mapping[str, Any]) -> Iterator[str]:
+    """Yield who added what to a value that merges."""
+    parts = version.get("parts", ())
+    for part in parts:
+        yield f"  {_part(part)}"
+    if len(parts) >= MAX_PARTS_LISTED:
+        yield f"  (the first {MAX_PARTS_LISTED} parts; there may be more)"
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    if "net" in part:
+        if part["ended"]:
+            return f"{part['net']:+d} by processes that have ended"
+        first, last = part["first"], part["last"]
+        updates = f"in its update {first}" if first == last else f"in its updates {first} to {last}"
+        return f"{part['net']:+d} by {_safe(part['replica'])}, {updates}"
+    if "element" in part:
+        return f"{_shortened(part['element'])}, added by {', '.join(_dot(dot) for dot in part['added_by'])}"
+    field = f"{_shortened(part['field'])}: {_shortened(part['value'])}"
+    return f"{field}, set by {_dot(part['set_by'])} at {_time(part['timestamp'] / 1_000_000)}"
+
+
 def _value(version: Mapping[str, Any]) -> str:
     if version["value"] is None and version.get("value_bytes") != len("null"):
         return "a value that is too long to be listed"
-    text = _safe(json.dumps(version["value"], ensure_ascii=False))
-    shortened = text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[:MAX_VALUE_CHARACTERS]}…"
+    shortened = _shortened(version["value"])
     return shortened if version["type"] == "json" else f"{shortened} ({version['type']})"
+
+
+def _shortened(value: Any) -> str:
+    """Return the beginning of ``value`` as JSON text, for a terminal."""
+    text = _safe(json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[:MAX_VALUE_CHARACTERS]}…"
 
 
 def _member(member: Mapping[str, Any]) -> str:

@@ -16,9 +16,11 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from kvsite.cli import MANAGE
+from replication.explain import MAX_PARTS_LISTED as LISTED_BY_A_REPLICA
 from store.client import ChangedKey, Changes, Session
 from store.management.commands.kvs import Command
 from store.management.connection import Connection
+from store.management.explanation import MAX_PARTS_LISTED
 from tests.support.fake_replicas import (
     FakeReplica,
     close_connection,
@@ -535,6 +537,11 @@ EXPLAINED: dict[str, Any] = {
             "value": 5,
             "value_bytes": 1,
             "type": "counter",
+            "parts": [
+                {"replica": ORIGIN, "first": 2, "last": 7, "net": 4, "ended": False},
+                {"replica": OTHER, "first": 3, "last": 3, "net": -1, "ended": False},
+                {"replica": "c:1@0000000000000003", "first": 4, "last": 4, "net": 2, "ended": True},
+            ],
             "past": {OTHER: 3, ORIGIN: 7},
             "timestamp": 1795391360636245,
             "expires": 1795391420.5,
@@ -556,9 +563,12 @@ def test_explain_says_why_a_key_reads_as_it_does(replica: FakeReplica) -> None:
         "They merge to 6 (counter).",
         f"Update {ORIGIN}:9 deleted this key.",
         "",
-        f"{OTHER}:3 wrote 5 (counter)",
+        f"After {OTHER}:3, the counter is 5",
         "  at 2026-11-22T23:49:20.636Z, expires at 2026-11-22T23:50:20.500Z",
-        f"  causal past: {ORIGIN}:7, {OTHER}:3",
+        f"  +4 by {ORIGIN}, in its updates 2 to 7",
+        f"  -1 by {OTHER}, in its update 3",
+        "  +2 by processes that have ended",
+        f"  causal past, itself included: {ORIGIN}:7, {OTHER}:3",
         "  a:1 has it, b:1 (down) has not yet got it, c:1 is not known to have it",
         "",
         f"{OTHER}:5 will delete it; it waits for {ORIGIN}:8 (1.5 s)",
@@ -570,6 +580,28 @@ def test_explain_says_why_a_key_reads_as_it_does(replica: FakeReplica) -> None:
     gone = EXPLAINED | {"version_count": 0, "merged": None, "versions": [], "pending": [], "note": "\x1b[31m"}
     replica.respond_with(json_response(200, gone))
     assert run("explain", "k") == f"At {ORIGIN}, the key is absent.\n'\\x1b[31m'\n"
+
+
+def test_explain_says_who_added_each_part_of_a_set_and_of_a_map(replica: FakeReplica) -> None:
+    version = EXPLAINED["versions"][0]
+    parts: list[dict[str, Any]] = [
+        {"element": "red\x1b", "added_by": [[ORIGIN, 7], [OTHER, 3]]},
+        {"field": "name", "set_by": [OTHER, 3], "timestamp": 1795391360636245, "value": {"first": "Ann"}},
+    ]
+    versions = [
+        version | {"type": "set", "value": ["red\x1b"], "parts": parts[:1] * MAX_PARTS_LISTED},
+        version | {"type": "map", "value": None, "value_bytes": 5_000_000, "parts": parts[1:]},
+    ]
+    replica.respond_with(json_response(200, EXPLAINED | {"merged": None, "versions": versions}))
+    lines = run("explain", "k").splitlines()
+    assert [line for line in lines if line.startswith("After")] == [
+        f'After {OTHER}:3, the set is ["red\\u001b"]',
+        f"After {OTHER}:3, the map is too long to be listed",
+    ]
+    assert lines.count(f'  "red\\u001b", added by {ORIGIN}:7, {OTHER}:3') == MAX_PARTS_LISTED
+    assert f"  (the first {MAX_PARTS_LISTED} parts; there may be more)" in lines
+    assert f'  "name": {{"first": "Ann"}}, set by {OTHER}:3 at 2026-11-22T23:49:20.636Z' in lines
+    assert MAX_PARTS_LISTED == LISTED_BY_A_REPLICA
 
 
 def test_explain_shortens_long_values_and_knows_those_that_are_left_out(replica: FakeReplica) -> None:
