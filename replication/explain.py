@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from replication.replica import Replica
-from store.clock import Clock, Dot, Instant
+from store.clock import Clock, Dot, Instant, incarnation_of, start_us_of
 from store.siblings import shown
 from store.table import KeyRange
 from store.values import (
@@ -58,7 +58,8 @@ def explain(replica: Replica, key: str, now: Instant, *, max_values_bytes: int =
     A version of a value that merges has its ``parts`` (``_parts``), and ``merged`` is what all of them are together;
     None if clients see several values, or a plain one.
     ``pending``: received updates of the key that wait for their causal past.
-    ``last_updates``, ``expired``, ``remembers_all``: what is remembered of updates that left no version (``_last``).
+    ``last_updates``, ``expired``, ``remembers_all``, ``started``: what is remembered of updates that left no version
+    (``_last``).
     ``deletes``: the delete clock. It covers every delete that was applied, so it is the past of every absent key.
     """
     store = replica.store
@@ -281,38 +282,42 @@ def _pending(replica: Replica, key: str, now: Instant) -> Iterator[dict[str, Any
 def _last(replica: Replica, key: str, stored: Versions, now: Instant) -> dict[str, Any]:
     """Return what is remembered of updates and expiries of ``key`` that left no version (store/recent.py).
 
-    ``last_updates``: the last updates of the key, without those that a version follows or is of. Such an update has
-    deleted the key; or its value was deleted or has expired since. ``deletes``: which of the two; None: not known.
+    ``last_updates``: the last updates of the key, without those that a version follows or is of. ``deletes``: whether
+    the update deleted the key. ``expired``: whether its value has expired; None: it was deleted or has expired since.
     ``wall_us``: when it was applied here; None if it is not one of the updates applied last.
     ``expired``: when a version of the key expired last, Unix seconds; None: no expiry is remembered.
-    ``remembers_all``: this replica has forgotten no update of any key, and got none in a snapshot.
+    ``remembers_all``: this replica has forgotten no update of any key, and got none in a snapshot. ``started``: when
+    its memory began, Unix seconds; None if its incarnation does not say, because it is ahead of the wall clock.
     """
     store = replica.store
     remembered = store.recent.of_key(key)
-    times_us = [each.expires for each in stored if each.expires is not None and each.expires <= now.wall_us]
+    is_over = [each.expires is not None and each.expires <= now.wall_us for each in stored]
+    times_us = [each.expires for each, over in zip(stored, is_over, strict=True) if over and each.expires is not None]
     expired_us = max([*times_us, *([] if remembered.expired_us is None else [remembered.expired_us])], default=None)
+    versions = [each for each, over in zip(stored, is_over, strict=True) if not over]
     # A version may name a marker in place of an update of an ended incarnation. So it cannot be told whether it follows
     # that update. It does not matter if there is no version.
-    dots = [dot for dot in remembered.dots if not stored or dot[0] in store.present_ids]
-    last = [dot for dot in dots if not any(each.past.get(dot[0], 0) >= dot[1] for each in stored)]
+    updates = [each for each in remembered.updates.items() if not versions or each[0][0] in store.present_ids]
+    last = [
+        (dot, deletes)
+        for dot, deletes in updates
+        if not any(version.past.get(dot[0], 0) >= dot[1] for version in versions)
+    ]
     applied = {(origin, counter): wall_us for wall_us, origin, counter in store.recent_updates}
-    # Nothing forgotten, nothing expired: then what the update wrote can only be absent because it is a delete.
-    is_certain = remembered.is_complete and expired_us is None
+    started_us = start_us_of(incarnation_of(replica.id))
     return {
         "last_updates": [
             {
                 "dot": list(dot),
-                "deletes": True if is_certain and dot[0] in store.present_ids else _deletes(replica, dot, key),
+                "deletes": deletes,
+                # Nothing is forgotten: a delete of this value would have taken the place of the update. A delete that
+                # names a marker in place of the update would not.
+                "expired": False if deletes else (remembered.is_complete and dot[0] in store.present_ids) or None,
                 "wall_us": applied.get(dot),
             }
-            for dot in last[:MAX_LAST_UPDATES_LISTED]
+            for dot, deletes in last[:MAX_LAST_UPDATES_LISTED]
         ],
         "expired": None if expired_us is None else expired_us / 1_000_000,
         "remembers_all": remembered.is_complete,
+        "started": started_us / 1_000_000 if started_us <= now.wall_us else None,
     }
-
-
-def _deletes(replica: Replica, dot: Dot, key: str) -> bool | None:
-    """Return whether the update ``dot`` deletes ``key``; None if the log does not have the update any more."""
-    update = replica.store.log.get(dot)
-    return None if update is None else any(each.key == key and each.value is None for each in update.writes)

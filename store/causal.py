@@ -503,7 +503,7 @@ class CausalStore:
         for write in update.writes:
             version = None if write.value is None else version_of(write, update, origin, deps)
             table.set(write.key, apply_write(table.get(write.key), write, version))
-            self.recent.applied(origin, update.counter, deps, write.key)
+            self.recent.applied(origin, update.counter, deps, write.key, deletes=version is None)
             if version is None:
                 # Counters of an origin only rise, so this is the highest deleting update of the origin.
                 self.delete_clock[origin] = update.counter

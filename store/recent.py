@@ -37,6 +37,12 @@ EXPIRED: Final = ""
 """Stands for the origin of expiries: no replica id is empty."""
 
 
+class DeletingCounter(int):
+    """The counter of an update that deleted the key. It compares like any other, and takes 16 bytes more."""
+
+    __slots__ = ()
+
+
 class ChangesOf(NamedTuple):
     """A copy of the recent changes of one origin. Those with a counter above ``known`` are wanted.
 
@@ -51,11 +57,11 @@ class ChangesOf(NamedTuple):
 class ChangesOfKey(NamedTuple):
     """What is remembered of one key.
 
-    ``dots``: its updates that no other remembered update follows. ``expired_us``: when a version of it expired last;
-    None: no expiry is remembered. ``is_complete``: nothing is forgotten, of any key.
+    ``updates``: its updates that no other remembered update follows, and whether each deleted it. ``expired_us``: when
+    a version of it expired last; None: no expiry is remembered. ``is_complete``: nothing is forgotten, of any key.
     """
 
-    dots: list[Dot]
+    updates: dict[Dot, bool]
     expired_us: int | None
     is_complete: bool
 
@@ -64,7 +70,8 @@ class RecentChanges:
     """The keys that the latest updates and expiries have touched. Not thread-safe.
 
     ``limit_bytes``: estimated size above which changes are forgotten. ``bytes``: the present size.
-    ``_by_origin``: origin -> key -> counter of its latest update of the key, rising; for expiries, their times.
+    ``_by_origin``: origin -> key -> counter of its latest update of the key, rising; for expiries, their times. The
+    counter of a delete is a ``DeletingCounter``.
     ``_floors``: origin -> the highest counter that is forgotten.
     """
 
@@ -77,15 +84,19 @@ class RecentChanges:
         self._floors: Clock = {}
         self._last_time = 0
 
-    def applied(self, origin: str, counter: int, deps: Mapping[str, int], key: str) -> None:
-        """Note that an update, the next one of its origin, has written ``key``. ``deps``: as in ``Update``."""
+    def applied(self, origin: str, counter: int, deps: Mapping[str, int], key: str, *, deletes: bool = False) -> None:
+        """Note that an update, the next one of its origin, has written ``key``. ``deps``: as in ``Update``.
+
+        ``deletes``: it deleted the key.
+        """
         changes = self._by_origin.get(origin)
         if changes is None:
             changes = self._by_origin[origin] = {}
         cost = ENTRY_BYTES + len(key)
         if changes.pop(key, None) is None:
             self.bytes += cost
-        changes[key] = counter  # A dict keeps the order of insertion.
+        # A dict keeps the order of insertion.
+        changes[key] = DeletingCounter(counter) if deletes else counter
         for other in deps:
             others = self._by_origin.get(other)
             if others and others.get(key, MAX_COUNTER) <= deps[other]:
@@ -164,7 +175,8 @@ class RecentChanges:
         """Return what is remembered of ``key``. The cost is proportional to the number of origins."""
         found = {origin: changes[key] for origin, changes in self._by_origin.items() if key in changes}
         expired_us = found.pop(EXPIRED, None)
-        return ChangesOfKey(list(found.items()), expired_us, not self._floors)
+        updates = {(origin, int(counter)): isinstance(counter, DeletingCounter) for origin, counter in found.items()}
+        return ChangesOfKey(updates, expired_us, not self._floors)
 
     def keys_of(self, dots: Collection[Dot], limit: int) -> dict[Dot, str]:
         """Return the first key that is remembered of each update in ``dots``; nothing of those that are forgotten.

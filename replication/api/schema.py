@@ -73,11 +73,32 @@ SCHEMAS: Final[dict[str, Object]] = {
             "last_updates": {
                 "type": "array",
                 "description": "Updates that no version follows: deletes, and writes whose value is gone.",
-                "items": {"type": "object"},
+                "items": object_schema(
+                    {
+                        "dot": {
+                            "type": "array",
+                            "items": {"type": ["string", "integer"]},
+                            "description": "Replica id and counter.",
+                        },
+                        "deletes": {"type": "boolean", "description": "Whether it deleted the key."},
+                        "expired": {
+                            "type": ["boolean", "null"],
+                            "description": "Whether its value has expired; null: deleted or expired, it is not known.",
+                        },
+                        "wall_us": {
+                            "type": ["integer", "null"],
+                            "description": "When it was applied here, microseconds; null: long ago.",
+                        },
+                    }
+                ),
             },
             "expired": {
                 "type": ["number", "null"],
                 "description": "When a value of the key expired last, Unix seconds; null: none is remembered.",
+            },
+            "started": {
+                "type": ["number", "null"],
+                "description": "When the replica started, Unix seconds: it remembers nothing from before.",
             },
             "note": {"type": "string", "description": "What became of the key, in words; may be empty."},
         }
@@ -255,6 +276,7 @@ EXPLAIN: Final = operation(
                     "last_updates": [],
                     "expired": None,
                     "remembers_all": False,
+                    "started": 1795391300.25,
                     "deletes": {},
                     "clock": NEXT,
                     "note": "",

@@ -22,7 +22,7 @@ from replication.explain import (
 from replication.explain_words import NEVER, UNKNOWN, note_on
 from replication.replica import Replica
 from store.api.rendering import json_response
-from store.clock import Instant
+from store.clock import Instant, incarnation_of, start_us_of
 from store.merging import Increment, MapChange, Operation, SetChange
 from store.values import store_bytes
 from store.versions import Change, Patch, Update, Write
@@ -175,7 +175,7 @@ def forget_something(replica: Replica) -> None:
     replica.store.recent.jumped("other@1", 5)
 
 
-def test_a_deleted_key_names_its_delete_until_something_is_forgotten() -> None:
+def test_a_delete_that_is_remembered_is_certain() -> None:
     wire = Wire()
     r1, r2 = wire.cluster("r1", "r2")
     wire.issue("r1", "k", b"1")
@@ -185,39 +185,77 @@ def test_a_deleted_key_names_its_delete_until_something_is_forgotten() -> None:
     wire.flow(3)
     assert r1.store.log.get(deleted.dot) is None, "every member has it"
     (last,) = explained(r1, "k", wire.now("r1"))["last_updates"]
-    assert (last["dot"], last["deletes"]) == ([*deleted.dot], True)
+    assert (last["dot"], last["deletes"], last["expired"]) == ([*deleted.dot], True, False)
     assert NOW.wall_us + at_s * 1e6 <= last["wall_us"] <= wire.now("r1").wall_us
-    assert re.fullmatch(rf"Update {r2.id}:1 \(applied here at 2023-11-14T[\d:.]+Z\) deleted this key\.", note(r1, "k"))
+    words = rf"Update {r2.id}:1 \(applied here at 2023-11-14T[\d:.]+Z\) deleted this key\."
+    assert re.fullmatch(words, note(r1, "k"))
     forget_something(r1)
-    assert explained(r1, "k")["last_updates"][0]["deletes"] is None
-    assert f"Update {r2.id}:1 (applied here at" in note(r1, "k")
-    assert "is the last update of this key that this replica remembers. It deleted the key, or what" in note(r1, "k")
+    assert re.fullmatch(words, note(r1, "k")), "what is forgotten concerns other updates"
 
 
-def test_a_delete_that_the_log_still_has_is_certain() -> None:
+def after(seconds: float) -> Instant:
+    return Instant(NOW.mono_s + seconds, NOW.wall_us + int(seconds * 1_000_000))
+
+
+def test_a_delete_after_an_expiry_is_called_a_delete_and_the_two_are_in_order() -> None:
     wire = Wire()
-    r1, _ = wire.cluster("r1", "r2")
-    wire.cut("r1", "r2")
+    (r1,) = wire.cluster("r1")
+    r1.store.put(Change("k", b"1", ttl_us=2_000_000), {}, NOW)
+    r1.store.put(Change("k", b"2"), {}, after(5))
+    r1.store.put(Change("k", None), {}, after(6))
+    assert [(each["dot"][1], each["deletes"]) for each in explained(r1, "k", after(7))["last_updates"]] == [(3, True)]
+    at = r"2023-11-14T22:13:2"
+    last = rf"Update {r1.id}:3 \(applied here at {at}6.000Z\) deleted this key\."
+    assert re.fullmatch(rf"{last} Before that, a value of this key expired at {at}2.000Z\.", note(r1, "k", after(7)))
+    r1.store.recent_updates.clear()
+    words = f"Update {r1.id}:3 deleted this key. A value of this key expired at 2023-11-14T22:13:22.000Z."
+    assert note(r1, "k", after(7)) == words, "when the delete was applied is not known any more"
+
+
+def test_a_value_that_expired_beside_a_delete_that_did_not_know_of_it_is_told_apart() -> None:
+    wire = Wire()
+    r1, r2 = wire.cluster("r1", "r2")
     wire.issue("r1", "k", b"1")
+    wire.flow()
+    wire.cut("r1", "r2")
+    r2.store.put(Change("k", b"2", ttl_us=60_000_000), {}, wire.now("r2"))
     wire.issue("r1", "k", None)
-    forget_something(r1)
-    assert note(r1, "k").endswith(" deleted this key.")
+    wire.heal()
+    wire.flow(3)
+    late = Instant(NOW.mono_s + 100, NOW.wall_us + 100_000_000)
+    deleted = rf"Update {r1.id}:2 \(.*\) deleted this key\."
+    expired = rf"What update {r2.id}:1 \(.*\) wrote has expired\. The last expiry of this key was at 2023-11-14T22:14:2"
+    assert re.match(f"{deleted} {expired}", note(r1, "k", late))
 
 
-def test_a_last_update_that_is_a_write_is_not_called_a_delete() -> None:
+def test_words_of_a_last_update_that_is_a_write() -> None:
     found = {"version_count": 0, "expired": None, "remembers_all": False}
-    update = {"dot": ["a:1@1", 5], "wall_us": None}
-    words = {deletes: note_on({**found, "last_updates": [{**update, "deletes": deletes}]}) for deletes in (False, None)}
+    write = {"dot": ["a:1@1", 5], "wall_us": None, "deletes": False, "expired": None}
+    deleted = {"dot": ["b:1@1", 2], "wall_us": None, "deletes": True, "expired": False}
+
+    def words(*last_updates: dict[str, Any], **more: Any) -> str:
+        return note_on({**found, "last_updates": [*last_updates], **more})
+
     last = "Update a:1@1:5 is the last update of this key that this replica remembers. "
-    assert words[False] == f"{last}What was written has been deleted or has expired since."
-    assert words[None] == f"{last}It deleted the key, or what was written has been deleted or has expired since."
+    assert words(write) == f"{last}What it wrote has been deleted or has expired since."
+    assert words(write | {"expired": True}) == "What update a:1@1:5 wrote has expired."
+    assert words(write, deleted) == (
+        "Update b:1@1:2 deleted this key. What update a:1@1:5 wrote has been deleted or has expired since."
+    )
+    unaware = "What is here was written without knowing of update a:1@1:5, whose value has "
+    assert words(write, version_count=1) == f"{unaware}been deleted or has expired since."
+    assert words(write | {"expired": True}, version_count=1) == f"{unaware}expired."
 
 
 def test_a_key_that_never_was_is_only_called_so_if_nothing_was_forgotten() -> None:
     wire = Wire()
     (r1,) = wire.cluster("r1")
     assert (explained(r1, "k")["last_updates"], explained(r1, "k")["expired"]) == ([], None)
-    assert note(r1, "k") == NEVER
+    assert explained(r1, "k")["started"] == start_us_of(incarnation_of(r1.id)) / 1e6
+    started = "2023-11-14T22:13:20.000Z"
+    assert note(r1, "k") == f"No update of this key has been applied at this replica since it started at {started}."
+    before = after(-1)
+    assert (explained(r1, "k", before)["started"], note(r1, "k", before)) == (None, NEVER.format(""))
     forget_something(r1)
     assert note(r1, "k") == UNKNOWN
 
@@ -230,9 +268,16 @@ def test_an_expired_key_has_the_time_before_and_after_its_version_is_removed() -
     later = Instant(NOW.mono_s + 3, NOW.wall_us + 3_000_000)
     for _ in range(2):
         assert explained(r1, "k", later)["expired"] == NOW.wall_us / 1e6 + 2
-        assert note(r1, "k", later).endswith("A value of this key expired at 2023-11-14T22:13:22.000Z.")
+        (last,) = explained(r1, "k", later)["last_updates"]
+        assert (last["dot"], last["deletes"], last["expired"]) == ([r1.id, 1], False, True)
+        words = rf"What update {r1.id}:1 \(applied here at .*\) wrote has expired\. The last expiry of this key was at "
+        assert re.fullmatch(rf"{words}2023-11-14T22:13:22\.000Z\.", note(r1, "k", later))
         assert "deleted" not in note(r1, "k", later)
         r1.store.expire(later)
+    forget_something(r1)
+    assert explained(r1, "k", later)["last_updates"][0]["expired"] is None
+    words = "of this key that this replica remembers. What it wrote has been deleted or has expired since. A value of"
+    assert words in note(r1, "k", later)
 
 
 def test_a_version_that_has_survived_a_delete_says_so() -> None:
@@ -250,8 +295,6 @@ def test_a_version_that_has_survived_a_delete_says_so() -> None:
         assert [each["dot"] for each in explained(replica, "k")["last_updates"]] == [[*deleted.dot]]
         assert note(replica, "k").startswith(f"Update {r1.id}:{deleted.counter} (applied here at")
         assert note(replica, "k").endswith("was written without knowing of that, so it has survived.")
-    forget_something(r1)
-    assert note(r1, "k").startswith(f"What is here was written without knowing of update {r1.id}:{deleted.counter}")
     patch(r2, "k", Increment(1))
     assert note(r2, "k") == "", "this write follows the delete"
 

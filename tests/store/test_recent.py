@@ -184,15 +184,32 @@ def test_forgotten_changes_are_not_copied() -> None:
 
 def test_the_changes_of_a_key_are_those_that_no_other_one_follows() -> None:
     recent = RecentChanges(PLENTY)
-    assert recent.of_key("x") == ([], None, True)
+    assert recent.of_key("x") == ({}, None, True)
     recent.applied(A, 1, {}, "x")
     recent.applied(B, 1, {}, "x")
-    assert recent.of_key("x").dots == [(A, 1), (B, 1)]
+    assert recent.of_key("x").updates == {(A, 1): False, (B, 1): False}
     recent.applied(B, 2, {A: 1}, "x")
     recent.expired(77, "x")
-    assert recent.of_key("x") == ([(B, 2)], 77, True)
+    assert recent.of_key("x") == ({(B, 2): False}, 77, True)
     recent.jumped(A, 9)
-    assert recent.of_key("x") == ([(B, 2)], 77, False)
+    assert recent.of_key("x") == ({(B, 2): False}, 77, False)
+
+
+def test_whether_an_update_deleted_the_key_is_remembered_without_another_entry() -> None:
+    recent = RecentChanges(PLENTY)
+    recent.applied(A, 1, {}, "x", deletes=True)
+    assert recent.of_key("x").updates == {(A, 1): True}
+    size = recent.bytes
+    recent.applied(A, 2, {}, "x")
+    assert recent.of_key("x").updates == {(A, 2): False}, "the last update of the key counts"
+    recent.applied(A, 3, {}, "x", deletes=True)
+    recent.applied(B, 1, {}, "x")
+    assert recent.of_key("x").updates == {(A, 3): True, (B, 1): False}
+    assert [type(counter) for _, counter in recent.of_key("x").updates] == [int, int]
+    recent.applied(B, 2, {A: 3}, "x", deletes=True)
+    assert (recent.of_key("x").updates, recent.bytes) == ({(B, 2): True}, size)
+    assert recent.touched({A: 3, B: 1}, 0) == {"x"}
+    assert recent.touched({A: 3, B: 2}, 0) == set()
 
 
 def test_the_keys_of_updates_are_found_within_a_limit() -> None:
