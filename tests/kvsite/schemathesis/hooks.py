@@ -49,7 +49,7 @@ def as_one_patch(write: Any) -> Any:
             write[name] = [min(each, 2**63 - 1) if isinstance(each, int) else each for each in write[name]]
     for name, other in (("add", "remove"), ("set", "unset")):
         if isinstance(write.get(name), list | dict) and isinstance(write.get(other), list):
-            write[other] = [each for each in write[other] if each not in write[name]]
+            write[other] = [each for each in write[other] if each not in list(write[name])]
     return write
 
 
