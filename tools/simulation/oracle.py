@@ -62,7 +62,7 @@ class Oracle:
         assert change.patch is not None
         [write] = [write for write in update.writes if write.key == change.key]
         if write.value is not None and merging_kind(write.value) is None:
-            if [write.value] != [version.value for version in current]:
+            if {write.value} != {version.value for version in current}:
                 self.violations.append(f"Patch: {update.dot} changed the plain value of {change.key!r}")
             return
         models = [self._models[change.key, version.dot] for version in current]
@@ -83,7 +83,8 @@ class Oracle:
         if not current:
             return isinstance(operation, Increment) or (operation is not None and bool(operation[0]))
         kinds = {merging_kind(version.value) for version in current}
-        if operation is None and len(current) == 1:
+        # Concurrent changes of the time to live of a plain value leave equal siblings, which the next one resolves.
+        if operation is None and (len(current) == 1 or (kinds == {None} and len({v.value for v in current}) == 1)):
             return True
         wanted = kinds if operation is None else {KINDS[type(operation)]}
         return kinds == wanted and len(kinds) == 1 and None not in kinds
