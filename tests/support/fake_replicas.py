@@ -142,6 +142,7 @@ def no_response(delay_s: float) -> Responder:
 
 class QuietServer(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # With the default, 5, the kernel drops connections that many tasks open at once.
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log nothing: tests break connections on purpose."""
