@@ -85,7 +85,7 @@ class Host:
     ``outcomes``: what its process was told: address -> the outcome of the last request there.
     ``known``: number of a process here -> the addresses that it can have heard of, its own included.
     ``was_serving``: whether its process has been seen to serve. ``was_trusted``: whether a replica has accepted a
-    message of this process and agreed with its wall clock.
+    message of this process and agreed with its wall clock, since it last had no other member in its table.
 
     ``last_reading``: what ``World.now`` returned last. ``retries``: called after every event at this host, for requests
     that wait. ``completing``: the serials of requests whose reply is being applied.
@@ -219,6 +219,8 @@ class World(Scheduler):
             return
         if self.now_s >= host.paused_until_s:
             host.replica.tick(self.now(host))
+            if not host.replica.membership.table.others:
+                host.was_trusted = False  # All others are removed. It follows its wall clock, whatever that shows.
             self._watch_state(host)
             self._wake_requests(host)
             self.pump(host)

@@ -26,7 +26,7 @@ DIRECTED_ONLY = {"omit_delete_clock"}
 CATCHING = {
     "add_removed_sender_back": (59,),
     "follow_every_jump_of_the_wall_clock": (54,),
-    "ignore_joined_snapshots_in_the_feed": (62,),
+    "ignore_joined_snapshots_in_the_feed": (103,),
     "let_the_earlier_set_win": (44,),
     "serve_before_enough_have_met": (10,),
     "serve_if_as_many_peers_refuse": (481,),
