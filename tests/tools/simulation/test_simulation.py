@@ -25,9 +25,13 @@ DIRECTED_ONLY = {"omit_delete_clock"}
 
 CATCHING = {
     "add_removed_sender_back": (59,),
-    "follow_every_jump_of_the_wall_clock": (54,),
+    "follow_every_jump_of_the_wall_clock": (12,),
+    "forget_the_own_entry": (16,),
+    "forget_what_was_removed_at_once": (14,),
     "ignore_joined_snapshots_in_the_feed": (103,),
-    "let_the_earlier_set_win": (44,),
+    "keep_acks_of_a_former_incarnation": (10,),
+    "let_removes_win": (14,),
+    "let_the_earlier_set_win": (20,),
     "serve_before_enough_have_met": (10,),
     "serve_if_as_many_peers_refuse": (481,),
     "take_every_removal_for_an_old_one": (59,),
