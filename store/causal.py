@@ -412,7 +412,7 @@ class CausalStore:
         """Raise ``PreconditionFailed`` unless the key, which has ``versions`` now, meets the change's conditions."""
         etag = state_etag(versions)
         if not change.condition_holds(etag):
-            raise PreconditionFailed(self.response_metadata(past, versions[:1]), etag)
+            raise PreconditionFailed(change.key, self.response_metadata(past, versions[:1]), etag)
 
     def _check_memory(self, writes: Sequence[Write]) -> None:
         """Raise ``OutOfMemory`` if ``writes`` would grow the data beyond the limit.

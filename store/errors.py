@@ -50,11 +50,13 @@ class DependenciesMissing(StoreError):
 class PreconditionFailed(StoreError):
     """A condition of a write does not hold.
 
-    ``metadata``: causal metadata of the response; it covers the current winner. ``etag``: entity tag of the key.
+    ``key``: the first one whose condition does not hold. ``etag``: its entity tag. ``metadata``: causal metadata of the
+    response; it covers the current winner.
     """
 
-    def __init__(self, metadata: Mapping[str, int], etag: str) -> None:
+    def __init__(self, key: str, metadata: Mapping[str, int], etag: str) -> None:
         super().__init__("Precondition failed")
+        self.key = key
         self.metadata = dict(metadata)
         self.etag = etag
 

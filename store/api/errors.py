@@ -146,7 +146,7 @@ def _store_error(exc: StoreError) -> ApiError:
         case NotServing():
             error = ApiError(503, exc.reason)
         case PreconditionFailed():
-            error = ApiError(412, "Precondition failed", {}, {"ETag": exc.etag}, exc.metadata, CHANGED)
+            error = ApiError(412, str(exc), {"key": exc.key}, {"ETag": exc.etag}, exc.metadata, CHANGED)
         case KeyAbsent():
             error = ApiError(404, str(exc), {"key": exc.key}, {"ETag": ABSENT_ETAG}, exc.metadata, CREATES_NOTHING)
         case WrongKind():

@@ -133,7 +133,7 @@ _OTHER_TYPE: Final = response(
 _MISMATCH: Final = response(
     "The precondition does not hold. The ETag and the metadata are those of the current version.",
     ref("Error"),
-    {"Mismatch": {"error": "Precondition failed", "causal-metadata": PAST}},
+    {"Mismatch": {"error": "Precondition failed", "key": "user/1", "causal-metadata": PAST}},
     headers=_VERSION_HEADERS,
 )
 

@@ -56,10 +56,17 @@ def test_a_write_of_a_transaction_may_name_the_tag_of_an_absent_key(api: Api) ->
     assert status(**{"if-none-match": '"absent"'}) == 200
 
 
+def test_a_rejected_transaction_names_the_key_whose_condition_does_not_hold(api: Api) -> None:
+    api.put("/kvs/b", 1)
+    writes = [{"key": "a", "value": 1, "if-none-match": "*"}, {"key": "b", "value": 2, "if-none-match": "*"}]
+    rejected = api.ask("POST", "/kvs", {"writes": writes})
+    assert (rejected.status, rejected.body["key"], rejected.headers["ETag"]) == (412, "b", OWN_ETAG)
+
+
 def test_if_match_replaces_only_that_version(api: Api) -> None:
     api.put("/kvs/a", 1)
     rejected = api.put("/kvs/a", 2, headers={"If-Match": '"other:1"'})
-    assert (rejected.status, rejected.body["error"]) == (412, "Precondition failed")
+    assert (rejected.status, rejected.body["error"], rejected.body["key"]) == (412, "Precondition failed", "a")
     assert rejected.metadata == {OWN_ID: 1}
     assert rejected.headers["ETag"] == OWN_ETAG
     assert api.delete("/kvs/a", headers={"If-Match": '"other:1"'}).status == 412
