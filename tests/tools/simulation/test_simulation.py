@@ -34,6 +34,7 @@ CATCHING = {
     "let_the_earlier_set_win": (20,),
     "serve_before_enough_have_met": (10,),
     "serve_if_as_many_peers_refuse": (481,),
+    "serve_while_peers_refuse": (26,),
     "take_every_removal_for_an_old_one": (59,),
     "take_parts_for_whole_clocks": (84,),
     "use_positions_under_other_tables": (45,),
