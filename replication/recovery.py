@@ -227,7 +227,7 @@ class Recovery:
     def is_alone(self, now_s: float) -> bool:
         """Return whether this replica has never met another one, and has nothing of another one.
 
-        One that was met and is silent now may have data.
+        A replica that this one has met, and that is silent now, may have data.
         """
         membership = self._membership
         return membership.met.most == 1 and not membership.reaches_others(now_s) and not self._store.clock

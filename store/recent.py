@@ -179,7 +179,7 @@ class RecentChanges:
         return ChangesOfKey(updates, expired_us, not self._floors)
 
     def keys_of(self, dots: Collection[Dot], limit: int) -> dict[Dot, str]:
-        """Return the first key that is remembered of each update in ``dots``; nothing of those that are forgotten.
+        """Return, for each update in ``dots``, the first of its keys that is remembered; no entry without one.
 
         ``limit``: how many of the latest changes of each origin are looked at.
         """

@@ -45,7 +45,7 @@ def test_a_narrow_terminal_hides_the_last_columns_first() -> None:
 
 
 class FakeCluster:
-    """``running``: the replicas that are processes of this cluster. ``ready``: what answers, whoever started it."""
+    """``running``: the replicas that are processes of this cluster. ``ready``: the addresses that answer."""
 
     addresses = ("127.0.0.1:1", "127.0.0.1:2")
     running = frozenset({0, 1})
