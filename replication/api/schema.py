@@ -98,7 +98,7 @@ SCHEMAS: Final[dict[str, Object]] = {
             },
             "started": {
                 "type": ["number", "null"],
-                "description": "When the replica started, Unix seconds; it remembers nothing from before. Null: not known.",
+                "description": "When the replica started, Unix seconds: it remembers nothing older. null: not known.",
             },
             "note": {"type": "string", "description": "What became of the key, in words; may be empty."},
         }
