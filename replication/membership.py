@@ -95,6 +95,12 @@ class Membership:
         self._forget_obsolete()
         return removed or was_seed
 
+    def leave(self, stamp: int, now_s: float) -> None:
+        """Make this replica, whose process ends by itself, not belong. ``stamp``: as for ``add_replica_from_view``."""
+        self.table.leave(stamp)
+        self._removed_s[self.address] = now_s
+        self._forget_obsolete()
+
     def merge(self, entries: Mapping[str, MembershipEntry], horizon: int = 0, now_s: float = 0.0) -> dict[str, Change]:
         """Merge another replica's table; return the changes (membership_table.py). Raises BadMessage if it is full.
 

@@ -6,12 +6,15 @@ an entry:
 * a process starts, or takes a higher incarnation: its own address, the new incarnation, belonging; the stamp is the
   start time in the incarnation;
 * DELETE /view: the known incarnation, 0 if none is known, not belonging;
+* a process ends by itself: its own address and incarnation, not belonging, with a mark in the stamp (``LEAVE_MARK``);
 * PUT /view: the known incarnation, 0 if none is known, belonging;
 * an address turns out to be an alias: the alias is removed, and the address that it stands for is added.
 
 **Two values for each address.** Of two entries for one address, every replica keeps the higher incarnation, and,
 independently of it, the later change (stamp, belongs). So a removal covers every incarnation that started before it,
-known or not: a process that comes back after it merges into an entry that does not belong.
+known or not: a process that comes back after it merges into an entry that does not belong. The removal of a process
+that ended by itself covers only that process and those before it. The next one at its address may start with a wall
+clock that is behind the stamp; it returns as soon as it learns of the removal (view_changes.py).
 
 **The horizon.** Addresses come and go without limit, so removed entries are forgotten, the oldest first. The horizon is
 the latest stamp that was forgotten anywhere. An address without an entry counts as removed at the horizon. So an entry
@@ -36,7 +39,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from replication.errors import TableFull
-from replication.messages import MembershipEntry, digest_of
+from replication.messages import LEAVE_MARK, MembershipEntry, digest_of, unmarked
 from store.clock import address_of, incarnation_of, replica_id, start_us_of
 
 Entries = dict[str, MembershipEntry]
@@ -112,6 +115,12 @@ class MembershipTable:
         self._write(address, MembershipEntry(incarnation, self._stamp_above(address, stamp), True))
         return True
 
+    def leave(self, stamp: int) -> None:
+        """Make this replica, whose process ends by itself, not belong. ``stamp``: as for ``add``."""
+        known = self.entries[self.address]
+        marked = self._stamp_above(self.address, stamp) | LEAVE_MARK
+        self._write(self.address, MembershipEntry(known.incarnation, marked, False))
+
     def remove(self, address: str, stamp: int) -> bool:
         """Make ``address`` not belong; return whether it belonged. Raises TableFull if it is full.
 
@@ -151,7 +160,8 @@ class MembershipTable:
             incarnation = 0 if start_us_of(entry.incarnation) > limit_us else entry.incarnation
             if address == self.address:
                 incarnation = own_incarnation
-            stamp = entry.stamp if entry.stamp <= limit_us else now_us
+            right_us = now_us | LEAVE_MARK if entry.has_left else unmarked(now_us)
+            stamp = entry.stamp if entry.stamp <= limit_us else right_us
             self.entries[address] = MembershipEntry(incarnation, stamp, entry.belongs)
         self._derive()
 
@@ -237,7 +247,7 @@ class MembershipTable:
         PUT /view adds it again.
 
         * Its address belongs, with another present incarnation, even a lower one: no other process is alive there.
-        * Its address was removed, and the incarnation is known, or started before the removal.
+        * Its address was removed, and the incarnation is known, or started before the removal by a command.
         * Its address has no entry, and the incarnation started before the horizon.
 
         Text that is no replica id names no incarnation.
@@ -248,7 +258,9 @@ class MembershipTable:
         entry = self.entries.get(address_of(replica))
         if entry is None:
             return start_us_of(incarnation) < self.horizon
-        return entry.belongs or incarnation <= entry.incarnation or start_us_of(incarnation) < entry.stamp
+        if entry.belongs or incarnation <= entry.incarnation:
+            return True
+        return not entry.has_left and start_us_of(incarnation) < entry.stamp
 
     def has_ended_for_good(self, replica: str) -> bool:
         """Return whether the incarnation ``replica`` has ended and can never return, not even by PUT /view.
@@ -263,9 +275,12 @@ class MembershipTable:
     # -- parts -----------------------------------------------------------------------------------------
 
     def _stamp_above(self, address: str, stamp: int) -> int:
-        """Return ``stamp``, or the lowest one that wins over what ``address`` has, with or without an entry."""
+        """Return ``stamp``, or the lowest one that wins over what ``address`` has, with or without an entry.
+
+        It has no mark of a process that left by itself.
+        """
         known = self.entries.get(address)
-        return max(stamp, known.stamp + 1 if known else 0, self.horizon + 1)
+        return unmarked(max(stamp, known.stamp + 1 if known else 0, self.horizon + 1))
 
     def _write(self, address: str, entry: MembershipEntry) -> None:
         self.entries[address] = entry

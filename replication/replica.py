@@ -509,7 +509,7 @@ class Replica:
         """
         self.leaving = True
         if not self.membership.duplicate_check.is_lost:
-            self.remove_replica_from_view(self.address, now)
+            self._view.leave(now)
         self._view.follow_table(now)
 
     def discovered(self, addresses: Iterable[str], now: Instant) -> None:

@@ -7,6 +7,8 @@ and the gate for clients.
 **The own entry.** A removal covers every incarnation that started before it, by the clocks of two machines. So a
 process may find itself removed although nobody has removed *it*:
 
+* A process at its address ended by itself (SIGTERM), and it was another one. It returns: such a removal covers no later
+  process, however far hybrid time is ahead of the clock with which that one has started.
 * It has just started, and its wall clock is behind the stamp of an old removal of its address. Until it is *settled*,
   it takes any removal for such an old one, and returns. It is settled once a peer has shown it a table in which it
   belongs, once it has served clients, or once it has removed itself by command. From then on, a removal is meant for
@@ -23,6 +25,7 @@ data, clock and log.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 from replication.event_log import EventLog
@@ -75,6 +78,7 @@ class ViewChanges:
         self._rng = rng
         self._is_settled = False
         """Whether a removal of this replica is meant for it; see the module."""
+        self._is_leaving = False
         self._is_removed = False
         """Whether this replica knows of its removal: it had one above the horizon."""
 
@@ -95,6 +99,12 @@ class ViewChanges:
         self._is_settled = self._is_settled or address == self._membership.address
         self._publish("removed", address, now)
         return removed
+
+    def leave(self, now: Instant) -> None:
+        """Remove this replica because its process ends."""
+        self._is_settled = self._is_leaving = True
+        self._membership.leave(self._store.hybrid_clock.read(now), now.mono_s)
+        self._publish("removed", self._membership.address, now)
 
     def meet_alias(self, asked: str, actual: str, now: Instant) -> None:
         """Note that the replica asked at ``asked`` calls itself ``actual``: that address is the one that counts."""
@@ -160,9 +170,11 @@ class ViewChanges:
         table = self._membership.table
         own = table.entries[table.address]
         if not own.belongs and own.stamp <= table.horizon and self._is_removed:
-            table.remove(table.address, self._store.hybrid_clock.read(now))
+            write_again = table.leave if self._is_leaving else partial(table.remove, table.address)
+            write_again(self._store.hybrid_clock.read(now))
             own = table.entries[table.address]
-        returns = not own.belongs and (not self._is_settled or own.stamp <= table.horizon)
+        another_left = own.has_left and not self._is_leaving
+        returns = not own.belongs and (not self._is_settled or another_left or own.stamp <= table.horizon)
         self._is_removed = not own.belongs and not returns
         if returns or own.incarnation > incarnation_of(self._store.replica_id):
             self._raise_incarnation(own, now)

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from replication.errors import BadMessage
 from replication.membership import Membership
-from replication.messages import MembershipEntry
+from replication.messages import LEAVE_MARK, MembershipEntry
 from replication.settings import ReplicationSettings
 from store.clock import replica_id
 
@@ -117,6 +117,14 @@ class MembershipMachine(RuleBasedStateMachine):
         belonged = self.memberships[at].table.belongs(address)
         assert self.memberships[at].remove_replica_from_view(address, stamp, self.now_s) is belonged
         self.record_entry(at, address)
+        assert not self.memberships[at].table.entries[address].has_left
+
+    @rule(at=replicas, stamp=st.one_of(stamps, st.integers(LEAVE_MARK - 60, LEAVE_MARK + 60)))
+    def leave(self, at: int, stamp: int) -> None:
+        membership = self.memberships[at]
+        membership.leave(stamp, self.now_s)
+        self.record_entry(at, membership.address)
+        assert membership.table.entries[membership.address].has_left
 
     @rule(source=replicas, at=replicas)
     def merge(self, source: int, at: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from replication.errors import BadMessage, TableFull
 from replication.membership_table import MembershipTable
-from replication.messages import MembershipEntry
+from replication.messages import LEAVE_MARK, MembershipEntry
 from store.clock import INCARNATION_RANDOM_BITS, replica_id, start_us_of
 
 ADDRESSES = tuple(f"r{number}:80" for number in range(5))
@@ -172,6 +172,34 @@ def test_a_removal_covers_an_incarnation_that_started_before_it_known_or_not(is_
     assert table.belongs("a:80")
     assert table.has_ended(replica_id("a:80", OLD))
     assert not table.has_ended(replica_id("a:80", NEW))
+
+
+def test_the_mark_of_a_process_that_left_stays_until_the_next_change_and_no_other_change_has_it() -> None:
+    table = MembershipTable("own:80", 100, 100)
+    table.start(incarnation(LEAVE_MARK), LEAVE_MARK)
+    table.leave(10)
+    left = table.entries["own:80"]
+    assert left.has_left
+    assert left.stamp > LEAVE_MARK
+    table.take_back_times(LEAVE_MARK, left.incarnation, LEAVE_MARK)
+    assert table.entries["own:80"].has_left
+    for stamp in (LEAVE_MARK, LEAVE_MARK - 1, 0, 1 << 50 | LEAVE_MARK):
+        table.remove("own:80", stamp)
+        assert not table.entries["own:80"].has_left
+    table.remove("other:80", 1 << 51)
+    table.take_back_times(1 << 50, left.incarnation, LEAVE_MARK)
+    assert not table.entries["other:80"].has_left
+    table.add("own:80", 1 << 52)
+    assert not table.entries["own:80"].has_left
+
+
+def test_the_removal_of_a_process_that_left_covers_it_and_those_before_it_only() -> None:
+    table = MembershipTable("r1:80", 100, 100)
+    table.start(incarnation(5_000_000), 5_000_000)
+    table.leave(100_000_000)
+    assert table.has_ended(replica_id("r1:80", incarnation(5_000_000)))
+    assert table.has_ended(replica_id("r1:80", incarnation(4_000_000)))
+    assert not table.has_ended(replica_id("r1:80", incarnation(6_000_000)))
 
 
 def test_an_address_without_entry_has_ended_incarnations_below_the_horizon_only() -> None:

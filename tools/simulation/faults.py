@@ -36,7 +36,8 @@ class Plan:
     well-formed messages. ``churn``: whether addresses come and go at which no process runs. ``disaster``: whether all
     processes are killed at once and only some hosts return. ``refusals``: whether live replicas refuse each other, for
     their secrets, for their versions, or for their clocks, which show any time between 1970 and 2100. ``expects``:
-    whether replicas wait until all of them have met, and one starts late.
+    whether replicas wait until all of them have met, and one starts late. ``leaves``: whether processes also leave by
+    themselves, and start again cut off from the others, whose clocks may be ahead.
     """
 
     replicas: int
@@ -48,6 +49,7 @@ class Plan:
     disaster: bool = False
     refusals: bool = False
     expects: bool = False
+    leaves: bool = False
 
 
 class Faults:
@@ -75,6 +77,8 @@ class Faults:
         if self._plan.refusals:
             kinds += [self._set_wrong_clock, self._set_wrong_clock, self._boot_with_wrong_clock]
             kinds += [self._boot_with_wrong_clock, self._enter_camp, self._boot_in_camp, self._boot_in_camp]
+        if self._plan.leaves:
+            kinds += [self._leave_together, self._leave_together, self._leave_together, self._jump_clock]
         for _ in range(self._plan.faults):
             world.at(world.now_s + rng.random() * self._plan.duration_s, rng.choice(kinds))
         for _ in range(STRANGER_MESSAGES if self._plan.stranger else 0):
@@ -177,6 +181,28 @@ class Faults:
         world.cuts.update(cuts)
         world.at(world.now_s + world.rng.uniform(0.1, 5.0), world.cuts.difference_update, cuts)
 
+    def _leave_together(self) -> None:
+        """Let one process, or two, leave as at SIGTERM, and start the next ones while they reach nobody else."""
+        world, rng = self._world, self._world.rng
+        group = rng.sample(self._addresses, rng.choice([1, 1, 2]))
+        drain_s, stopped_s, alone_s = rng.uniform(0.0, 1.0), rng.uniform(0.05, 1.0), rng.uniform(0.0, 6.0)
+        for address in group:
+            host = world.hosts[address]
+            if host.replica is not None and world.now_s >= host.paused_until_s:
+                host.replica.leave(world.now(host))
+                world.pump(host)
+                world.counts["leaves"] += 1
+                self._later(drain_s, self._end(host.boots), host)
+                self._later(drain_s + stopped_s, self.restart, host)
+        others = [address for address in self._addresses if address not in group]
+        cuts = [pair for one in group for other in others for pair in ((one, other), (other, one))]
+        world.at(world.now_s + drain_s, world.cuts.update, cuts)
+        world.at(world.now_s + drain_s + stopped_s + alone_s, world.cuts.difference_update, cuts)
+
+    def _end(self, boots: int) -> Callable[[Host], None]:
+        """Return what ends the process with the number ``boots`` at a host, unless it has ended already."""
+        return lambda host: self._world.crash(host.address) if host.boots == boots else None
+
     def _pause(self) -> None:
         self._world.pause(self._some_host().address, self._world.rng.uniform(0.1, 5.0))
 
@@ -244,6 +270,7 @@ class Faults:
         by, target = self._some_host(), self._some_host()
         if by.replica is None or world.now_s < by.paused_until_s:
             return
+        world.commanded.add(target.address)
         if by.replica.remove_replica_from_view(target.address, world.now(by)):
             world.pump(by)
             world.counts["removals"] += 1

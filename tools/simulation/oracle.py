@@ -266,7 +266,7 @@ class Oracle:
             return violations
         assert inside[0].replica is not None
         final = inside[0].replica.store.clock
-        violations += self._check_removed(inside)
+        violations += self._check_removed(inside) + self._check_outside(live)
         violations += self._check_forgotten(inside)
         for host in inside:
             assert host.replica is not None
@@ -291,6 +291,16 @@ class Oracle:
             if self.world.removed.get(host.address) == host.boots and not host.replica.membership.table.horizon:
                 violations.append(f"Returned: {host.replica.id} was removed and came back by itself")
         return violations
+
+    def _check_outside(self, live: list[Host]) -> list[str]:
+        """Return which live processes do not belong, although no command has ever removed their addresses."""
+        return [
+            f"Out: {host.replica.id} does not belong, and no command has removed it"
+            for host in live
+            if host.replica is not None
+            and host.address not in self.world.commanded
+            and not host.replica.membership.table.belongs(host.address)
+        ]
 
     def _check_forgotten(self, inside: list[Host]) -> list[str]:
         """Return what replicas remember of addresses that came and went, beyond the limit."""

@@ -90,7 +90,7 @@ def _draw_all(
     plan = replace(plan, disaster=seed % 6 == 1 and not plan.refusals and not plan.stranger)
     # A replica that is removed before all have met keeps the others waiting, as it should.
     others = plan.membership or plan.churn or plan.disaster or plan.stranger or plan.refusals
-    plan = replace(plan, expects=seed % 3 == 1 and not others)
+    plan = replace(plan, expects=seed % 3 == 1 and not others, leaves=seed % 11 == 3)
     if plan.churn:
         settings = replace(settings, kept_removed=2 + seed % 3, forget_after_s=0.5)
     large = next((number for divisor, rest, number in LARGE_WORLDS if seed % divisor == rest), None)

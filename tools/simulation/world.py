@@ -143,6 +143,8 @@ class World(Scheduler):
         self.removed: dict[str, int] = {}
         """Address -> the number of the process that was removed there by command while it served, if it was neither
         added back nor started again since."""
+        self.commanded: set[str] = set()
+        """Addresses that a command has removed."""
         self.at_crash: Callable[[Host], None] = lambda host: None
         self.at_serving: Callable[[Host], None] = lambda host: None
         addresses = tuple(addresses)

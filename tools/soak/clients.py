@@ -268,8 +268,11 @@ class Client:
         else:
             session.list(prefix=f"{self._context.prefix}{rng.randrange(3)}", values=True, wait_s=wait_s)
 
-    def check_served_everywhere(self, timeout_s: float) -> None:
-        """Record a problem unless each replica serves each session, also the stuck ones, within ``timeout_s``."""
+    def check_served_everywhere(self, timeout_s: float) -> bool:
+        """Return whether each replica serves each session, also the stuck ones, within ``timeout_s``.
+
+        If one does not, record a problem.
+        """
         for session in [self.session, *self.stuck_sessions]:
             for i, url in enumerate(session.replicas):
                 deadline = time.monotonic() + timeout_s
@@ -277,7 +280,8 @@ class Client:
                     if time.monotonic() > deadline:
                         name = session.name
                         self._context.problem(f"replica {i} does not serve session {name} after the heal: {problem}")
-                        return
+                        return False
+        return True
 
     def _rejection(self, session: CountingSession, url: str) -> ClientError | None:
         with session.fork_to(url) as only_here:

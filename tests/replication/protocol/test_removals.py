@@ -128,6 +128,135 @@ def test_a_process_whose_clock_is_behind_an_old_removal_of_its_address_joins_wit
     assert wire["r1"].membership.table.members == (address("r1"), address("r2"))
 
 
+LEFT = pytest.mark.parametrize("left", [("r3",), ("r3", "r4")])
+"""Two that start together tell each other that they belong."""
+
+
+def restart_alone(wire: Wire, *names: str, skew_s: float = 0.0) -> None:
+    """End processes as SIGTERM does, and start the next ones while they reach each other and nobody else."""
+    for name in names:
+        wire[name].leave(wire.now(name))
+    wire.flow(2.0)
+    for name in names:
+        assert wire[name].acks.unreplicated() == 0
+        wire.crash(name)
+    for name in names:
+        wire.start(name, "r1", "r2", "r3", "r4", skew_s=skew_s)
+    wire.cuts = {(a, b) for a in wire.processes for b in wire.processes if (a in names) != (b in names)}
+    wire.flow(20.0)
+    assert {wire.state(name) for name in names} == {"serving"}
+
+
+def lead(wire: Wire, name: str, by_s: float) -> None:
+    """Let the wall clock of a replica jump ahead, and the hybrid time of all others with it."""
+    wire.processes[name].skew_s += by_s
+    wire.issue(name, "lead", b"1")
+    wire.flow(2.0)
+
+
+@LEFT
+@pytest.mark.parametrize("ahead_s", [0.0, 120.0])
+def test_processes_that_left_and_started_cut_off_belong_again_however_far_hybrid_time_is_ahead(
+    wire: Wire, left: tuple[str, ...], ahead_s: float
+) -> None:
+    wire.cluster("r1", "r2", "r3", "r4")
+    lead(wire, "r2", ahead_s)
+    restart_alone(wire, *left)
+    update = wire.issue("r3", "x", b"1")
+    assert lost(wire, "r1", update.past) == {}, "the removal does not cover it"
+    wire.heal()
+    wire.flow(5.0)
+    assert {wire.state(name) for name in left} == {"serving"}
+    assert wire["r1"].membership.table.members == tuple(map(address, ("r1", "r2", "r3", "r4")))
+    assert wire.has("r1", update.dot)
+    assert wire["r3"].membership.table.digest == wire["r1"].membership.table.digest
+
+
+@LEFT
+def test_processes_that_left_and_started_cut_off_with_their_clocks_set_back_belong_again(
+    wire: Wire, left: tuple[str, ...]
+) -> None:
+    wire.cluster("r1", "r2", "r3", "r4")
+    restart_alone(wire, *left, skew_s=-3600.0)
+    wire.heal()
+    wire.flow(5.0)
+    assert {wire.state(name) for name in left} == {"serving"}
+
+
+def test_a_process_that_left_while_its_clock_was_hours_ahead_is_followed_by_one_that_belongs(wire: Wire) -> None:
+    wire.cluster("r1", "r2")
+    wire.start("r3", "r1", "r2", skew_s=20 * 3600)
+    wire.flow(2.0)
+    restart_alone(wire, "r3")
+    wire.heal()
+    wire.flow(3.0)
+    assert wire.state("r3") == "serving"
+
+
+def test_after_a_process_left_a_command_removes_the_next_one_that_it_has_not_heard_of(wire: Wire) -> None:
+    start_three(wire)
+    restart_alone(wire, "r3")
+    remove(wire, "r3", "r1")
+    wire.flow(1.0)
+    lead(wire, "r1", 600.0)
+    wire.heal()
+    wire.flow(3.0)
+    assert wire.state("r3") == "removed"
+
+
+def test_a_process_that_leaves_wins_over_a_command_that_it_has_not_heard_of(wire: Wire) -> None:
+    """DELETE and PUT of r3 reach only r1 and r2. Then r3 leaves, and r4 has all its updates."""
+    wire.cluster("r1", "r2", "r3", "r4")
+    wire.cuts = {(a, b) for a in wire.processes for b in wire.processes if (a in ("r3", "r4")) != (b in ("r3", "r4"))}
+    remove(wire, "r3", "r1")
+    wire.flow(1.0)
+    assert wire["r1"].add_replica_from_view(address("r3"), wire.now("r1"))
+    wire.flow(1.0)
+    wire["r3"].leave(wire.now("r3"))
+    wire.flow(1.0)
+    assert wire["r3"].acks.unreplicated() == 0
+    wire.crash("r3")
+    wire.heal()
+    wire.flow(3.0)
+    assert wire["r1"].membership.table.members == tuple(map(address, ("r1", "r2", "r4")))
+
+
+def test_a_process_that_leaves_takes_no_other_one_at_its_address_with_it(wire: Wire) -> None:
+    """The next process starts while the one before it still drains, and the two do not reach each other."""
+    start_three(wire)
+    wire.flow(5.0)
+    wire["r3"].leave(wire.now("r3"))
+    wire.flow(0.3)
+    wire.aliases[address("r3")] = "next"
+    wire.start("next", "r1", "r2", at=address("r3"))
+    wire.cut("r3", "next")
+    wire.flow(4.0)
+    wire.crash("r3")
+    wire.flow(20.0)
+    assert wire.state("next") == "serving"
+    assert wire["r1"].membership.table.present_id(address("r3")) == wire["next"].id
+
+
+def test_a_replica_that_leaves_hands_over_its_updates_although_its_removal_is_forgotten() -> None:
+    """r3 is removed and forgotten while it is cut off with an update. Then it leaves, and the network heals."""
+    wire = Wire(settings=FORGETFUL)
+    start_three(wire)
+    wire.isolate("r3")
+    update = wire.issue("r3", "x", b"1")
+    remove(wire, "r3", "r1")
+    churn(wire, "r1", 6)
+    wire.flow(5.0)
+    wire["r3"].leave(wire.now("r3"))
+    # Others have forgotten this removal, too: it is below their horizon.
+    wire["r1"].membership.table.horizon = wire["r1"].store.hybrid_clock.read(wire.now("r1")) + 1_000_000
+    wire.heal()
+    wire.flow(3.0)
+    assert wire.state("r3") == "leaving"
+    assert wire.has("r1", update.dot)
+    assert wire["r3"].acks.unreplicated() == 0
+    assert wire["r1"].membership.table.entries[address("r3")].has_left
+
+
 def test_a_process_that_belonged_once_takes_a_removal_as_meant_for_it_even_while_it_joins(wire: Wire) -> None:
     wire.start("r1")
     wire.flow(3.0)

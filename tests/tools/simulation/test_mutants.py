@@ -196,6 +196,25 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
     "take_every_removal_for_an_old_one": (
         test_removals.test_a_process_that_belonged_once_takes_a_removal_as_meant_for_it_even_while_it_joins
     ),
+    "leave_like_a_command": lambda wire: (
+        test_removals.test_processes_that_left_and_started_cut_off_belong_again_however_far_hybrid_time_is_ahead(
+            wire, ("r3",), 120.0
+        )
+    ),
+    "lose_what_the_next_process_wrote": lambda wire: (
+        test_removals.test_processes_that_left_and_started_cut_off_belong_again_however_far_hybrid_time_is_ahead(
+            wire, ("r3",), 120.0
+        )
+    ),
+    "forget_that_it_leaves": without_wire(
+        test_removals.test_a_replica_that_leaves_hands_over_its_updates_although_its_removal_is_forgotten
+    ),
+    "leave_with_the_lowest_stamp": (
+        test_removals.test_a_process_that_leaves_wins_over_a_command_that_it_has_not_heard_of
+    ),
+    "command_with_any_stamp": (
+        test_removals.test_after_a_process_left_a_command_removes_the_next_one_that_it_has_not_heard_of
+    ),
     "let_the_higher_incarnation_win_over_a_removal": (
         test_removals.test_a_process_unknown_to_those_who_removed_its_address_stays_out_and_hands_over_its_updates
     ),

@@ -10,7 +10,7 @@ from replication.duplicates import DuplicateCheck
 from replication.errors import DuplicateAddress
 from replication.membership import Membership
 from replication.membership_table import MembershipTable
-from replication.messages import Exchange, MembershipEntry, digest_of
+from replication.messages import LEAVE_MARK, Exchange, MembershipEntry, digest_of
 from replication.progress import PeerProgress, Peers
 from replication.recovery import Recovery
 from replication.replica import Replica
@@ -120,6 +120,60 @@ def forget_the_own_entry() -> Iterator[None]:
 def take_every_removal_for_an_old_one() -> Iterator[None]:
     """A replica returns by itself after every removal."""
     with patch.object(ViewChanges, "_is_settled", property(lambda self: False, lambda self, value: None), create=True):
+        yield
+
+
+@mutant
+def leave_like_a_command() -> Iterator[None]:
+    """The removal of a process that ended by itself covers the next one at its address."""
+    with patch.object(MembershipEntry, "has_left", False):
+        yield
+
+
+@directed
+def lose_what_the_next_process_wrote() -> Iterator[None]:
+    """While nobody has heard of the next process, it counts as ended because its predecessor left."""
+    has_ended = MembershipTable.has_ended
+
+    def ended(self: MembershipTable, replica: str) -> bool:
+        with patch.object(MembershipEntry, "has_left", False):
+            return has_ended(self, replica)
+
+    with patch.object(MembershipTable, "has_ended", ended):
+        yield
+
+
+@directed
+def forget_that_it_leaves() -> Iterator[None]:
+    """A process that is about to end writes its removal again as a command would."""
+
+    def leave(self: MembershipTable, stamp: int) -> None:
+        known = self.entries[self.address]
+        if known.belongs:
+            marked = self._stamp_above(self.address, stamp) | LEAVE_MARK
+            self._write(self.address, MembershipEntry(known.incarnation, marked, False))
+        else:
+            self.remove(self.address, stamp)
+
+    with patch.object(MembershipTable, "leave", leave):
+        yield
+
+
+@directed
+def leave_with_the_lowest_stamp() -> Iterator[None]:
+    """The removal of a process that ends by itself wins only over the entry that this process has."""
+    leave = MembershipTable.leave
+    with patch.object(MembershipTable, "leave", lambda self, stamp: leave(self, 0)):
+        yield
+
+
+@directed
+def command_with_any_stamp() -> Iterator[None]:
+    """A removal by a command may have the mark of a process that left by itself."""
+    stamp_above = MembershipTable._stamp_above
+    with patch.object(
+        MembershipTable, "_stamp_above", lambda self, address, stamp: stamp_above(self, address, stamp) | LEAVE_MARK
+    ):
         yield
 
 
