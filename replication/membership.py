@@ -95,9 +95,9 @@ class Membership:
         self._forget_obsolete()
         return removed or was_seed
 
-    def leave(self, stamp: int, now_s: float) -> None:
-        """Make this replica, whose process ends by itself, not belong. ``stamp``: as for ``add_replica_from_view``."""
-        self.table.leave(stamp)
+    def leave(self, now_s: float) -> None:
+        """Make this replica, whose process ends by itself, not belong."""
+        self.table.leave()
         self._removed_s[self.address] = now_s
         self._forget_obsolete()
 

@@ -115,10 +115,14 @@ class MembershipTable:
         self._write(address, MembershipEntry(incarnation, self._stamp_above(address, stamp), True))
         return True
 
-    def leave(self, stamp: int) -> None:
-        """Make this replica, whose process ends by itself, not belong. ``stamp``: as for ``add``."""
+    def leave(self) -> None:
+        """Make this replica, whose process ends by itself, not belong.
+
+        The entry gets the lowest stamp that wins: a command that removes the address elsewhere, which covers more, wins
+        over it.
+        """
         known = self.entries[self.address]
-        marked = self._stamp_above(self.address, stamp) | LEAVE_MARK
+        marked = self._stamp_above(self.address, 0) | LEAVE_MARK
         self._write(self.address, MembershipEntry(known.incarnation, marked, False))
 
     def remove(self, address: str, stamp: int) -> bool:
@@ -140,7 +144,7 @@ class MembershipTable:
             entry = self.entries.pop(address)
             assert not entry.belongs
             assert address != self.address
-            self.horizon = max(self.horizon, entry.stamp)
+            self.horizon = max(self.horizon, unmarked(entry.stamp))
         self._derive()
 
     def is_ahead(self, limit_us: int) -> bool:
@@ -209,7 +213,7 @@ class MembershipTable:
         if len(removed) < excess:
             raise TableFull(f"more than {self._max_entries} addresses in the membership table")
         count = max(excess, len(removed) - self._kept_removed)
-        horizon = max(horizon, entries[removed[count - 1]].stamp)
+        horizon = max(horizon, unmarked(entries[removed[count - 1]].stamp))
         forgotten = set(removed[:count])
         return {address: entry for address, entry in entries.items() if address not in forgotten}, horizon
 

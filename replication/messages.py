@@ -80,8 +80,8 @@ State = Literal["joining", "serving", "removed", "leaving"]
 LEAVE_MARK: Final = 0xFFF
 """If all these low bits of a removal's stamp are set, the process left by itself. Other stamps have not all of them.
 
-A field of its own would change the digests of tables, which members of an earlier release compare. Stamps of that
-release have these bits by accident, once in 4096 times.
+A field of its own would change the digests of tables, which members of an earlier release compare. That release reads
+a marked removal as one by command, and its own stamps have these bits by accident, once in 4096 times.
 """
 
 

@@ -505,11 +505,10 @@ class Replica:
     def leave(self, now: Instant) -> None:
         """Remove this replica for good: the process is about to end. ``acks.unreplicated`` says when it may.
 
-        If the address is another process's, that one stays: a removal would hold for it, too.
+        If the address is another process's, that one stays.
         """
         self.leaving = True
-        if not self.membership.duplicate_check.is_lost:
-            self._view.leave(now)
+        self._view.leave(now)
         self._view.follow_table(now)
 
     def discovered(self, addresses: Iterable[str], now: Instant) -> None:

@@ -4,11 +4,11 @@ Every change of the membership table, made here or received from a peer, ends in
 four things: this replica's own entry, the ids that the store counts as present, the possible holders of lost updates,
 and the gate for clients.
 
-**The own entry.** A removal covers every incarnation that started before it, by the clocks of two machines. So a
-process may find itself removed although nobody has removed *it*:
+**The own entry.** A removal by a command covers every incarnation that started before it, by the clocks of two
+machines. So a process may find itself removed although nobody has removed *it*:
 
-* A process at its address ended by itself (SIGTERM), and it was another one. It returns: such a removal covers no later
-  process, however far hybrid time is ahead of the clock with which that one has started.
+* It belonged until now, and another process at its address ended by itself (SIGTERM). It returns: such a removal covers
+  no later process, however far hybrid time is ahead of the clock with which that one has started.
 * It has just started, and its wall clock is behind the stamp of an old removal of its address. Until it is *settled*,
   it takes any removal for such an old one, and returns. It is settled once a peer has shown it a table in which it
   belongs, once it has served clients, or once it has removed itself by command. From then on, a removal is meant for
@@ -25,7 +25,6 @@ data, clock and log.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Protocol
 
 from replication.event_log import EventLog
@@ -101,9 +100,18 @@ class ViewChanges:
         return removed
 
     def leave(self, now: Instant) -> None:
-        """Remove this replica because its process ends."""
-        self._is_settled = self._is_leaving = True
-        self._membership.leave(self._store.hybrid_clock.read(now), now.mono_s)
+        """Remove this replica because its process ends.
+
+        If a command has removed it, its entry stays: that removal covers more. If the address is another process's,
+        that process stays.
+        """
+        self._is_leaving = True
+        membership = self._membership
+        if membership.duplicate_check.is_lost:
+            return
+        self._is_settled = True
+        if membership.table.belongs(membership.address):
+            membership.leave(now.mono_s)
         self._publish("removed", self._membership.address, now)
 
     def meet_alias(self, asked: str, actual: str, now: Instant) -> None:
@@ -170,10 +178,12 @@ class ViewChanges:
         table = self._membership.table
         own = table.entries[table.address]
         if not own.belongs and own.stamp <= table.horizon and self._is_removed:
-            write_again = table.leave if self._is_leaving else partial(table.remove, table.address)
-            write_again(self._store.hybrid_clock.read(now))
+            if self._is_leaving:
+                table.leave()
+            else:
+                table.remove(table.address, self._store.hybrid_clock.read(now))
             own = table.entries[table.address]
-        another_left = own.has_left and not self._is_leaving
+        another_left = own.has_left and not self._is_leaving and not self._is_removed
         returns = not own.belongs and (not self._is_settled or another_left or own.stamp <= table.horizon)
         self._is_removed = not own.belongs and not returns
         if returns or own.incarnation > incarnation_of(self._store.replica_id):

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from replication.errors import BadMessage
 from replication.membership import Membership
-from replication.messages import LEAVE_MARK, MembershipEntry
+from replication.messages import MembershipEntry
 from replication.settings import ReplicationSettings
 from store.clock import replica_id
 
@@ -119,10 +119,10 @@ class MembershipMachine(RuleBasedStateMachine):
         self.record_entry(at, address)
         assert not self.memberships[at].table.entries[address].has_left
 
-    @rule(at=replicas, stamp=st.one_of(stamps, st.integers(LEAVE_MARK - 60, LEAVE_MARK + 60)))
-    def leave(self, at: int, stamp: int) -> None:
+    @rule(at=replicas)
+    def leave(self, at: int) -> None:
         membership = self.memberships[at]
-        membership.leave(stamp, self.now_s)
+        membership.leave(self.now_s)
         self.record_entry(at, membership.address)
         assert membership.table.entries[membership.address].has_left
 

@@ -177,7 +177,7 @@ def test_a_removal_covers_an_incarnation_that_started_before_it_known_or_not(is_
 def test_the_mark_of_a_process_that_left_stays_until_the_next_change_and_no_other_change_has_it() -> None:
     table = MembershipTable("own:80", 100, 100)
     table.start(incarnation(LEAVE_MARK), LEAVE_MARK)
-    table.leave(10)
+    table.leave()
     left = table.entries["own:80"]
     assert left.has_left
     assert left.stamp > LEAVE_MARK
@@ -195,11 +195,23 @@ def test_the_mark_of_a_process_that_left_stays_until_the_next_change_and_no_othe
 
 def test_the_removal_of_a_process_that_left_covers_it_and_those_before_it_only() -> None:
     table = MembershipTable("r1:80", 100, 100)
-    table.start(incarnation(5_000_000), 5_000_000)
-    table.leave(100_000_000)
+    table.start(incarnation(5_000_000), 100_000_000)
+    table.leave()
     assert table.has_ended(replica_id("r1:80", incarnation(5_000_000)))
     assert table.has_ended(replica_id("r1:80", incarnation(4_000_000)))
     assert not table.has_ended(replica_id("r1:80", incarnation(6_000_000)))
+
+
+def test_a_horizon_has_no_mark_when_a_process_that_left_is_forgotten() -> None:
+    """Otherwise an older removal by a command, which a merge raises to the horizon, would have the mark."""
+    left = MembershipEntry(1, LEAVE_MARK, belongs=False)
+    table, full = MembershipTable("own:80", 100, 100), MembershipTable("own:80", 1, 0)
+    table.merge({"left:80": left})
+    table.forget(["left:80"])
+    full.merge({"left:80": left, "member:80": MembershipEntry(1, 1, belongs=True)})
+    assert table.horizon == full.horizon == LEAVE_MARK + 1
+    table.merge({"left:80": left})
+    assert "left:80" not in table.entries
 
 
 def test_an_address_without_entry_has_ended_incarnations_below_the_horizon_only() -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from replication.errors import BadMessage, TableFull
-from replication.messages import Exchange, encode
+from replication.messages import LEAVE_MARK, Exchange, MembershipEntry, encode
 from replication.settings import ReplicationSettings
 from store.clock import Clock, incarnation_of
 from store.errors import DependenciesMissing
@@ -132,19 +132,24 @@ LEFT = pytest.mark.parametrize("left", [("r3",), ("r3", "r4")])
 """Two that start together tell each other that they belong."""
 
 
+def start_alone(wire: Wire, *names: str, skew_s: float = 0.0) -> None:
+    """Start processes that reach each other and nobody else, and let them serve."""
+    for name in names:
+        wire.start(name, "r1", "r2", "r3", "r4", skew_s=skew_s)
+    wire.cuts |= {(a, b) for a in wire.processes for b in wire.processes if (a in names) != (b in names)}
+    wire.flow(20.0)
+    assert {wire.state(name) for name in names} == {"serving"}
+
+
 def restart_alone(wire: Wire, *names: str, skew_s: float = 0.0) -> None:
-    """End processes as SIGTERM does, and start the next ones while they reach each other and nobody else."""
+    """End processes as SIGTERM does, and start the next ones alone."""
     for name in names:
         wire[name].leave(wire.now(name))
     wire.flow(2.0)
     for name in names:
         assert wire[name].acks.unreplicated() == 0
         wire.crash(name)
-    for name in names:
-        wire.start(name, "r1", "r2", "r3", "r4", skew_s=skew_s)
-    wire.cuts = {(a, b) for a in wire.processes for b in wire.processes if (a in names) != (b in names)}
-    wire.flow(20.0)
-    assert {wire.state(name) for name in names} == {"serving"}
+    start_alone(wire, *names, skew_s=skew_s)
 
 
 def lead(wire: Wire, name: str, by_s: float) -> None:
@@ -170,6 +175,27 @@ def test_processes_that_left_and_started_cut_off_belong_again_however_far_hybrid
     assert wire["r1"].membership.table.members == tuple(map(address, ("r1", "r2", "r3", "r4")))
     assert wire.has("r1", update.dot)
     assert wire["r3"].membership.table.digest == wire["r1"].membership.table.digest
+
+
+@LEFT
+def test_processes_that_were_added_by_command_and_left_and_started_cut_off_belong_again(
+    wire: Wire, left: tuple[str, ...]
+) -> None:
+    """Their entries have a stamp of hybrid time, which is ahead of the clocks with which the next ones start."""
+    wire.cluster("r1", "r2", "r3", "r4")
+    lead(wire, "r2", 120.0)
+    for name in left:
+        assert remove(wire, name, "r1")
+        wire.flow(1.0)
+        assert wire["r1"].add_replica_from_view(address(name), wire.now("r1"))
+        wire.flow(1.0)
+    restart_alone(wire, *left)
+    update = wire.issue("r3", "x", b"1")
+    assert lost(wire, "r1", update.past) == {}, "the removal does not cover it"
+    wire.heal()
+    wire.flow(5.0)
+    assert {wire.state(name) for name in left} == {"serving"}
+    assert wire.has("r1", update.dot)
 
 
 @LEFT
@@ -204,21 +230,76 @@ def test_after_a_process_left_a_command_removes_the_next_one_that_it_has_not_hea
     assert wire.state("r3") == "removed"
 
 
-def test_a_process_that_leaves_wins_over_a_command_that_it_has_not_heard_of(wire: Wire) -> None:
-    """DELETE and PUT of r3 reach only r1 and r2. Then r3 leaves, and r4 has all its updates."""
-    wire.cluster("r1", "r2", "r3", "r4")
-    wire.cuts = {(a, b) for a in wire.processes for b in wire.processes if (a in ("r3", "r4")) != (b in ("r3", "r4"))}
-    remove(wire, "r3", "r1")
-    wire.flow(1.0)
-    assert wire["r1"].add_replica_from_view(address("r3"), wire.now("r1"))
-    wire.flow(1.0)
+def test_a_command_that_knows_less_than_a_process_that_left_still_covers_the_next_one(wire: Wire) -> None:
+    """r1 is cut off from the others, whose hybrid time is ahead. It does not know that r3 left and started again."""
+    start_three(wire)
+    wire.isolate("r1")
+    lead(wire, "r2", 600.0)
     wire["r3"].leave(wire.now("r3"))
     wire.flow(1.0)
-    assert wire["r3"].acks.unreplicated() == 0
     wire.crash("r3")
+    start_alone(wire, "r3")
+    update = wire.issue("r3", "x", b"1")
+    remove(wire, "r3", "r1")
     wire.heal()
     wire.flow(3.0)
-    assert wire["r1"].membership.table.members == tuple(map(address, ("r1", "r2", "r4")))
+    assert wire.state("r3") == "removed"
+    assert wire.has("r1", update.dot)
+    assert wire["r1"].membership.table.members == (address("r1"), address("r2"))
+
+
+def test_clients_of_a_process_that_a_command_removed_are_served_also_after_it_has_left() -> None:
+    """An unknown process at r3 had its clock ahead. The next one there is removed by command, and then leaves."""
+    wire = Wire()
+    start_three(wire)
+    wire.crash("r3")
+    start_alone(wire, "r3", skew_s=60.0)
+    past = wire.issue("r3", "x", b"1").past
+    wire.crash("r3")
+    wire.heal()
+    wire.start("r3", "r1", "r2")
+    wire.flow(120.0, step_s=1.0)
+    remove(wire, "r3", "r1")
+    wire.flow(1.0)
+    assert lost(wire, "r1", past) == past_range(past)
+    wire["r3"].leave(wire.now("r3"))
+    wire.flow(1.0)
+    wire.crash("r3")
+    assert lost(wire, "r1", past) == past_range(past)
+
+
+def test_a_process_that_was_removed_stays_out_when_a_later_one_at_its_address_leaves(wire: Wire) -> None:
+    start_three(wire)
+    wire.flow(3.0)
+    remove(wire, "r3", "r1")
+    wire.flow(1.0)
+    assert wire.state("r3") == "removed"
+    wire.isolate("r3")
+    wire.aliases[address("r3")] = "next"
+    wire.start("next", "r1", "r2", at=address("r3"))
+    wire.cut("r3", "next")
+    wire.flow(5.0)
+    assert wire.state("next") == "serving"
+    wire["next"].leave(wire.now("next"))
+    wire.flow(1.0)
+    wire.crash("next")
+    del wire.aliases[address("r3")]
+    wire.heal()
+    wire.flow(5.0)
+    assert wire.state("r3") == "removed"
+
+
+def test_a_process_that_has_lost_its_address_does_not_return_while_it_drains(wire: Wire) -> None:
+    start_three(wire)
+    wire["r3"].membership.duplicate_check.is_lost = True
+    wire["r3"].leave(wire.now("r3"))
+    wire["r1"].membership.table.entries[address("r3")] = MembershipEntry(
+        incarnation_of(wire["r3"].id), wire["r1"].store.hybrid_clock.read(wire.now("r1")) | LEAVE_MARK, belongs=False
+    )
+    wire["r1"].membership.table.merge({}, 1)  # It derives the rest anew.
+    wire.flow(3.0)
+    assert not wire["r1"].membership.table.belongs(address("r3"))
+    assert not wire["r3"].membership.table.belongs(address("r3"))
 
 
 def test_a_process_that_leaves_takes_no_other_one_at_its_address_with_it(wire: Wire) -> None:

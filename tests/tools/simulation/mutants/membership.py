@@ -124,8 +124,20 @@ def take_every_removal_for_an_old_one() -> Iterator[None]:
 
 
 @mutant
+def remove_the_address_when_leaving() -> Iterator[None]:
+    """A process that ends by itself removes its address as a command does."""
+
+    def leave(self: ViewChanges, now: Instant) -> None:
+        self._is_settled = self._is_leaving = True
+        self.remove(self._membership.address, now)
+
+    with patch.object(ViewChanges, "leave", leave):
+        yield
+
+
+@directed
 def leave_like_a_command() -> Iterator[None]:
-    """The removal of a process that ended by itself covers the next one at its address."""
+    """The removal of a process that ended by itself covers the next one if that one's clock is behind its stamp."""
     with patch.object(MembershipEntry, "has_left", False):
         yield
 
@@ -146,24 +158,71 @@ def lose_what_the_next_process_wrote() -> Iterator[None]:
 @directed
 def forget_that_it_leaves() -> Iterator[None]:
     """A process that is about to end writes its removal again as a command would."""
+    leave = MembershipTable.leave
 
-    def leave(self: MembershipTable, stamp: int) -> None:
-        known = self.entries[self.address]
-        if known.belongs:
-            marked = self._stamp_above(self.address, stamp) | LEAVE_MARK
-            self._write(self.address, MembershipEntry(known.incarnation, marked, False))
+    def leave_or_remove(self: MembershipTable) -> None:
+        if self.belongs(self.address):
+            leave(self)
         else:
-            self.remove(self.address, stamp)
+            self.remove(self.address, 0)
 
-    with patch.object(MembershipTable, "leave", leave):
+    with patch.object(MembershipTable, "leave", leave_or_remove):
         yield
 
 
 @directed
-def leave_with_the_lowest_stamp() -> Iterator[None]:
-    """The removal of a process that ends by itself wins only over the entry that this process has."""
-    leave = MembershipTable.leave
-    with patch.object(MembershipTable, "leave", lambda self, stamp: leave(self, 0)):
+def leave_above_every_command() -> Iterator[None]:
+    """The removal of a process that ends by itself wins over commands that it does not know."""
+
+    def leave(self: ViewChanges, now: Instant) -> None:
+        table = self._membership.table
+        stamp = (self._store.hybrid_clock.read(now) + LEAVE_MARK) | LEAVE_MARK
+        self._is_settled = self._is_leaving = True
+        table._write(table.address, MembershipEntry(table.entries[table.address].incarnation, stamp, False))
+        self._publish("removed", table.address, now)
+
+    with patch.object(ViewChanges, "leave", leave):
+        yield
+
+
+@directed
+def narrow_a_command() -> Iterator[None]:
+    """A process that a command has removed writes another removal when it leaves."""
+    leave = ViewChanges.leave
+
+    def leave_again(self: ViewChanges, now: Instant) -> None:
+        self._membership.leave(now.mono_s)
+        leave(self, now)
+
+    with patch.object(ViewChanges, "leave", leave_again):
+        yield
+
+
+@directed
+def return_although_removed() -> Iterator[None]:
+    """A removed process returns when another one at its address leaves."""
+    follow = ViewChanges._follow_own_entry
+
+    def forget(self: ViewChanges, now: Instant) -> None:
+        table = self._membership.table
+        if table.entries[table.address].stamp > table.horizon:
+            self._is_removed = False
+        follow(self, now)
+
+    with patch.object(ViewChanges, "_follow_own_entry", forget):
+        yield
+
+
+@directed
+def return_after_losing_the_address() -> Iterator[None]:
+    """A process that ends because its address is another one's returns when that one leaves."""
+    leave = ViewChanges.leave
+
+    def leave_unless_lost(self: ViewChanges, now: Instant) -> None:
+        if not self._membership.duplicate_check.is_lost:
+            leave(self, now)
+
+    with patch.object(ViewChanges, "leave", leave_unless_lost):
         yield
 
 
