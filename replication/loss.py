@@ -6,10 +6,10 @@ which this replica's clock does not cover, is *unrecoverable* when all four rule
 
 1. Incarnation i has *ended* (``MembershipTable.has_ended``). Either its address belongs and has another present
    incarnation; then no other process is alive there, because the present one has to report (rule 2). Or its address was
-   removed, and i is known, or started before the removal: then it merges into that removal when it comes back. Or its
-   address has no entry, and i started before the horizon: the removal was forgotten. Any other incarnation may be alive
-   without our having heard of it. The present incarnation of a member has not ended: it may be slow or cut off, and
-   return with the update.
+   removed, and i is known, or started before a command removed it: then it merges into that removal when it comes back.
+   Or its address has no entry, and i started before the horizon: the removal was forgotten. Any other incarnation may
+   be alive without our having heard of it. The present incarnation of a member has not ended: it may be slow or cut
+   off, and return with the update.
 2. Every member, **including members that are down**, has reported since the question was asked: its present
    incarnation, and under a membership table equal to ours. An older report may be from before the member received the
    update; under another table, a member may still accept the update from i itself. The report of a joining
