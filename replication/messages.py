@@ -85,9 +85,14 @@ a marked removal as one by command, and its own stamps have these bits by accide
 """
 
 
+def is_marked(stamp: int) -> bool:
+    """Return whether ``stamp`` has the mark of a process that left by itself."""
+    return stamp & LEAVE_MARK == LEAVE_MARK
+
+
 def unmarked(stamp: int) -> int:
-    """Return ``stamp``, or the next one if it has the mark of a process that left by itself."""
-    return stamp + (stamp & LEAVE_MARK == LEAVE_MARK)
+    """Return ``stamp``, or the next one if it has the mark."""
+    return stamp + 1 if is_marked(stamp) else stamp
 
 
 class MembershipEntry(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -105,7 +110,7 @@ class MembershipEntry(msgspec.Struct, frozen=True, gc=False, array_like=True):
     @property
     def has_left(self) -> bool:
         """Whether the address does not belong because its process ended by itself, and not by a command."""
-        return not self.belongs and self.stamp & LEAVE_MARK == LEAVE_MARK
+        return not self.belongs and is_marked(self.stamp)
 
     def join(self, other: MembershipEntry) -> MembershipEntry:
         """Return the higher incarnation with the later change; if the stamps are equal, the address belongs."""

@@ -108,7 +108,6 @@ class Replica:
         self.address = address
         self.settings = settings or ReplicationSettings()
         self.started_s = now.mono_s
-        self.leaving = False
         self.event_log = EventLog()
         self.pacing = Pacing(self.settings)
         asked = Seeds(address, seeds, discovers=discovers, now_s=now.mono_s)
@@ -156,7 +155,7 @@ class Replica:
     def state(self) -> State:
         """``joining``, ``serving``, ``removed``, or ``leaving`` (at its own request)."""
         if self.membership.duplicate_check.is_lost or not self.membership.table.belongs(self.address):
-            return "leaving" if self.leaving else "removed"
+            return "leaving" if self._view.is_leaving else "removed"
         return "joining" if self.recovery.joining else "serving"
 
     # -- requests of ours ------------------------------------------------------------------------------
@@ -507,7 +506,6 @@ class Replica:
 
         If the address is another process's, that one stays.
         """
-        self.leaving = True
         self._view.leave(now)
         self._view.follow_table(now)
 

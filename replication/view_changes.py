@@ -54,7 +54,10 @@ def new_incarnation(known: int, rng: RandomBits, now: Instant, above_us: int = 0
 
 
 class ViewChanges:
-    """Makes changes of membership, and merges those of other replicas. Not thread-safe."""
+    """Makes changes of membership, and merges those of other replicas. Not thread-safe.
+
+    ``is_leaving``: whether the process of this replica is about to end.
+    """
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class ViewChanges:
         self._rng = rng
         self._is_settled = False
         """Whether a removal of this replica is meant for it; see the module."""
-        self._is_leaving = False
+        self.is_leaving = False
         self._is_removed = False
         """Whether this replica knows of its removal: it had one above the horizon."""
 
@@ -105,7 +108,7 @@ class ViewChanges:
         If a command has removed it, its entry stays: that removal covers more. If the address is another process's,
         that process stays.
         """
-        self._is_leaving = True
+        self.is_leaving = True
         membership = self._membership
         if membership.duplicate_check.is_lost:
             return
@@ -178,12 +181,12 @@ class ViewChanges:
         table = self._membership.table
         own = table.entries[table.address]
         if not own.belongs and own.stamp <= table.horizon and self._is_removed:
-            if self._is_leaving:
+            if self.is_leaving:
                 table.leave()
             else:
                 table.remove(table.address, self._store.hybrid_clock.read(now))
             own = table.entries[table.address]
-        another_left = own.has_left and not self._is_leaving and not self._is_removed
+        another_left = own.has_left and not self.is_leaving and not self._is_removed
         returns = not own.belongs and (not self._is_settled or another_left or own.stamp <= table.horizon)
         self._is_removed = not own.belongs and not returns
         if returns or own.incarnation > incarnation_of(self._store.replica_id):

@@ -17,6 +17,7 @@ from tests.replication.protocol import (
     test_exchange,
     test_hostile_messages,
     test_joining,
+    test_leaving,
     test_loss,
     test_markers,
     test_merging,
@@ -197,35 +198,35 @@ DIRECTED_TESTS: dict[str, DirectedTest] = {
         test_removals.test_a_process_that_belonged_once_takes_a_removal_as_meant_for_it_even_while_it_joins
     ),
     "leave_like_a_command": lambda wire: (
-        test_removals.test_processes_that_left_and_started_cut_off_with_their_clocks_set_back_belong_again(
+        test_leaving.test_processes_that_left_and_started_cut_off_with_their_clocks_set_back_belong_again(
             wire, ("r3", "r4")
         )
     ),
     "lose_what_the_next_process_wrote": lambda wire: (
-        test_removals.test_processes_that_were_added_by_command_and_left_and_started_cut_off_belong_again(wire, ("r3",))
+        test_leaving.test_processes_that_were_added_by_command_and_left_and_started_cut_off_belong_again(wire, ("r3",))
     ),
     "remove_the_address_when_leaving": lambda wire: (
-        test_removals.test_processes_that_left_and_started_cut_off_belong_again_however_far_hybrid_time_is_ahead(
+        test_leaving.test_processes_that_left_and_started_cut_off_belong_again_however_far_hybrid_time_is_ahead(
             wire, ("r3",), 120.0
         )
     ),
     "forget_that_it_leaves": without_wire(
-        test_removals.test_a_replica_that_leaves_hands_over_its_updates_although_its_removal_is_forgotten
+        test_leaving.test_a_replica_that_leaves_hands_over_its_updates_although_its_removal_is_forgotten
     ),
     "leave_above_every_command": (
-        test_removals.test_a_command_that_knows_less_than_a_process_that_left_still_covers_the_next_one
+        test_leaving.test_a_command_that_knows_less_than_a_process_that_left_still_covers_the_next_one
     ),
     "narrow_a_command": without_wire(
-        test_removals.test_clients_of_a_process_that_a_command_removed_are_served_also_after_it_has_left
+        test_leaving.test_clients_of_a_process_that_a_command_removed_are_served_also_after_it_has_left
     ),
     "return_although_removed": (
-        test_removals.test_a_process_that_was_removed_stays_out_when_a_later_one_at_its_address_leaves
+        test_leaving.test_a_process_that_was_removed_stays_out_when_a_later_one_at_its_address_leaves
     ),
     "return_after_losing_the_address": (
-        test_removals.test_a_process_that_has_lost_its_address_does_not_return_while_it_drains
+        test_leaving.test_a_process_that_has_lost_its_address_does_not_return_while_it_drains
     ),
     "command_with_any_stamp": (
-        test_removals.test_after_a_process_left_a_command_removes_the_next_one_that_it_has_not_heard_of
+        test_leaving.test_after_a_process_left_a_command_removes_the_next_one_that_it_has_not_heard_of
     ),
     "let_the_higher_incarnation_win_over_a_removal": (
         test_removals.test_a_process_unknown_to_those_who_removed_its_address_stays_out_and_hands_over_its_updates

@@ -128,7 +128,7 @@ def remove_the_address_when_leaving() -> Iterator[None]:
     """A process that ends by itself removes its address as a command does."""
 
     def leave(self: ViewChanges, now: Instant) -> None:
-        self._is_settled = self._is_leaving = True
+        self._is_settled = self.is_leaving = True
         self.remove(self._membership.address, now)
 
     with patch.object(ViewChanges, "leave", leave):
@@ -177,7 +177,7 @@ def leave_above_every_command() -> Iterator[None]:
     def leave(self: ViewChanges, now: Instant) -> None:
         table = self._membership.table
         stamp = (self._store.hybrid_clock.read(now) + LEAVE_MARK) | LEAVE_MARK
-        self._is_settled = self._is_leaving = True
+        self._is_settled = self.is_leaving = True
         table._write(table.address, MembershipEntry(table.entries[table.address].incarnation, stamp, False))
         self._publish("removed", table.address, now)
 
