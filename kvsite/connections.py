@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from replication.rate_limit import LogRateLimiter
-from store.api.bodies import INTERRUPTED, RECEIVED, Bodies
+from store.api.bodies import COUNT_REQUESTS, INTERRUPTED, RECEIVED, Bodies
 from store.api.large_responses import LargeResponses
 
 MIN_PROGRESS_BYTES: Final = 1000
@@ -344,6 +344,7 @@ class ConnectionMonitor:
         self._marks: Marks = {}
         self._read_marks: ReadMarks = {}
         self._scanned_s = self._counted_s = -math.inf
+        self._is_full = False
         self._resident_bytes = 0
         self._wake = threading.Event()
         self._log_rate = LogRateLimiter()
@@ -377,22 +378,24 @@ class ConnectionMonitor:
         if self._responses is not None:
             self._watch_readers(self._responses)
         now, is_crowded = self._now(), self._bodies.is_crowded
+        self._count(now)
         silence_s = min(self._body_timeout_s, CROWDED_SILENCE_S) if is_crowded else self._body_timeout_s
         since_scan_s = now - self._scanned_s
         if since_scan_s < (CROWDED_TICK_S if is_crowded else TICK_S):
             return
         oldest_s = min((each.get(RECEIVED, now) for each in list(self._bodies.reading.values())), default=now)
-        is_full = self._is_full(now)
-        if is_full or since_scan_s >= SCAN_INTERVAL_S or now - oldest_s >= silence_s:
+        if self._is_full or since_scan_s >= SCAN_INTERVAL_S or now - oldest_s >= silence_s:
             self.scan(silence_s)
 
-    def _is_full(self, now: float) -> bool:
-        if now - self._counted_s < TICK_S:
-            return False
+    def _count(self, now: float) -> None:
+        """Count the open descriptors, if a second or ``COUNT_REQUESTS`` have passed since the last count."""
+        if now - self._counted_s < TICK_S and self._bodies.uncounted_requests < COUNT_REQUESTS:
+            return
         self._counted_s = now
+        self._bodies.uncounted_requests = 0
         descriptors = self._kernel.count_descriptors()
         self._bodies.has_many_connections = descriptors > MANY_CONNECTIONS
-        return descriptors > FULL * self._capacity
+        self._is_full = descriptors > FULL * self._capacity
 
     def scan(self, silence_s: float) -> None:
         """Look at all connections and close those that ``choose`` returns."""

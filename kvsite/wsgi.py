@@ -152,6 +152,7 @@ class Edge:
             trace = span.trace
         request_id = self._request_ids.assign(environ.get("HTTP_X_REQUEST_ID"), trace)
         added_headers = [("X-Request-ID", request_id), *self._common_headers]
+        self._bodies.note_request()
         if self._bodies.has_many_connections and _is_large(environ):
             added_headers.append(CLOSE)
 

@@ -45,6 +45,10 @@ BUDGET_BYTES: Final = 64 * 1024 * 1024
 ROOM_WAIT_S: Final = 1.5
 """How long a request waits for room. Bodies that block it lose their connections within that time."""
 
+COUNT_REQUESTS: Final = 64
+"""Requests after which connections are counted again, if there were few. Otherwise they are counted once a second, and
+in a second a thousand connections could be opened and kept."""
+
 WHOLE_BODY: Final = (
     "Send the whole body without long pauses: as many bytes as Content-Length says, or chunks up to the last, empty "
     "one."
@@ -80,9 +84,11 @@ class Bodies:
 
     ``in_progress``: thread -> environ of its request. ``reading``: thread -> environ of the request whose body it reads
     at this moment. ``reading_chunked``: those of them that have no length. The dicts are changed by single operations,
-    so they need no lock. ``on_change``: called when a body finds little or no room, and when the first chunked body is
-    read. ``end_waits``: ends waits of requests in progress; gets thread -> reserved bytes, and how many are wanted.
+    so they need no lock. ``on_change``: called when a body finds little or no room, when the first chunked body is
+    read, and when connections should be counted. ``end_waits``: ends waits of requests in progress; gets thread ->
+    reserved bytes, and how many are wanted.
     ``has_many_connections``: whether many connections are open, so that those with large requests should not be kept.
+    ``uncounted_requests``: requests since connections were counted last. Each may have been the first of a connection.
     """
 
     def __init__(self, budget_bytes: int = BUDGET_BYTES) -> None:
@@ -92,10 +98,17 @@ class Bodies:
         self.on_change: Callable[[], None] = lambda: None
         self.end_waits: Callable[[Mapping[int, int], int], None] = lambda reserved, wanted: None
         self.has_many_connections = False
+        self.uncounted_requests = 0
         self.reads_whole = False
         self._budget = self._free_bytes = budget_bytes
         self._waiting = 0
         self._room = threading.Condition()
+
+    def note_request(self) -> None:
+        """Count a request. Calls ``on_change`` if connections should be counted again."""
+        self.uncounted_requests += 1  # A thread may lose the count of another one; the next request makes up for it.
+        if self.uncounted_requests >= COUNT_REQUESTS and not self.has_many_connections:
+            self.on_change()
 
     @property
     def is_crowded(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kvsite.connections import (
+    MANY_CONNECTIONS,
     MIN_PROGRESS_BYTES,
     SLOW_READ_BYTES,
     Connection,
@@ -24,7 +25,7 @@ from kvsite.connections import (
     choose_slow,
     update_marks,
 )
-from store.api.bodies import INTERRUPTED, RECEIVED, Bodies
+from store.api.bodies import COUNT_REQUESTS, INTERRUPTED, RECEIVED, Bodies
 from tests.support.waiting import wait_until
 
 NOW = 1000.0
@@ -187,6 +188,35 @@ def test_the_monitor_interrupts_bodies_without_progress(pair: tuple[socket.socke
 
     wait_until(closed, timeout_s=5)
     assert accepted.recv(1) == b""
+
+
+def test_connections_are_counted_each_second_and_after_some_requests() -> None:
+    """A client that opens a thousand connections within a second would else keep them all, with their buffers."""
+
+    class Counts(Kernel):
+        descriptors = MANY_CONNECTIONS
+
+        def count_descriptors(self) -> int:
+            return self.descriptors
+
+    bodies, kernel, time_s, woken = Bodies(), Counts(1), [NOW], []
+    monitor = ConnectionMonitor(
+        bodies, kernel, capacity=10_000, max_body_bytes=1000, body_timeout_s=10, now=lambda: time_s[0]
+    )
+    bodies.on_change = lambda: woken.append(True)
+    monitor.tick()
+    kernel.descriptors += 1
+    for _ in range(COUNT_REQUESTS - 1):
+        bodies.note_request()
+    monitor.tick()
+    assert (bodies.has_many_connections, woken) == (False, [])
+    bodies.note_request()
+    monitor.tick()
+    assert (bodies.has_many_connections, woken) == (True, [True])
+    kernel.descriptors -= 1
+    time_s[0] += 1
+    monitor.tick()
+    assert not bodies.has_many_connections
 
 
 def test_slow_readers_are_those_that_take_little_for_two_seconds_although_bytes_are_ready() -> None:
