@@ -17,7 +17,7 @@ from replication.errors import BadMessage
 from replication.membership import Membership
 from replication.messages import MembershipEntry
 from replication.settings import ReplicationSettings
-from store.clock import replica_id
+from store.clock import address_of, replica_id
 
 ADDRESSES = tuple(f"r{number}:80" for number in range(4))
 REPLICAS = 3
@@ -38,12 +38,17 @@ class Model:
     """What one replica knows according to the model.
 
     ``entries``: address -> every entry received. ``signs``: replica id -> every (heartbeat, time in seconds) received.
+    Those of an address without an entry may be forgotten: they mean nothing before the entry arrives.
     ``added_s``: address -> when this replica added it.
     """
 
     entries: dict[str, set[MembershipEntry]] = field(default_factory=dict)
     signs: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     added_s: dict[str, float] = field(default_factory=dict)
+
+    def forget_unknown(self) -> None:
+        """Forget the signs of life of addresses without an entry, as a replica does when its table changes."""
+        self.signs = {replica: heard for replica, heard in self.signs.items() if address_of(replica) in self.entries}
 
     def table(self) -> dict[str, MembershipEntry]:
         """Return the membership table: the highest incarnation and the latest change of each address."""
@@ -103,6 +108,7 @@ class MembershipMachine(RuleBasedStateMachine):
         known = membership.table.entries.get(membership.address)
         membership.start((known.incarnation if known else 0) + 1 + above, stamp)
         self.record_entry(at, membership.address)
+        self.models[at].forget_unknown()
 
     @rule(at=replicas, address=addresses, stamp=stamps)
     def add(self, at: int, address: str, stamp: int) -> None:
@@ -117,6 +123,7 @@ class MembershipMachine(RuleBasedStateMachine):
         belonged = self.memberships[at].table.belongs(address)
         assert self.memberships[at].remove_replica_from_view(address, stamp, self.now_s) is belonged
         self.record_entry(at, address)
+        self.models[at].forget_unknown()
         assert not self.memberships[at].table.entries[address].has_left
 
     @rule(at=replicas)
@@ -124,6 +131,7 @@ class MembershipMachine(RuleBasedStateMachine):
         membership = self.memberships[at]
         membership.leave(self.now_s)
         self.record_entry(at, membership.address)
+        self.models[at].forget_unknown()
         assert membership.table.entries[membership.address].has_left
 
     @rule(source=replicas, at=replicas)
@@ -133,6 +141,8 @@ class MembershipMachine(RuleBasedStateMachine):
         changed = self.memberships[at].merge(table)
         for address, entry in table.items():
             self.models[at].entries.setdefault(address, set()).add(entry)
+        if changed:
+            self.models[at].forget_unknown()
         assert bool(changed) is (self.memberships[at].table.entries != before)
         assert self.memberships[at].merge(table) == {}
 
