@@ -11,6 +11,7 @@ import pytest
 from causeway_client import (
     ABSENT_ETAG,
     KEEP,
+    DependenciesMissing,
     Patch,
     PreconditionFailed,
     Put,
@@ -45,12 +46,18 @@ REPLICA_503 = [
     answer(503, b'{"error":"Too many request bodies at once; try again"}', retry_after="1"),
     answer(503, b'{"error":"Replica is not in the view"}', x_causal_metadata="{}"),
 ]
+DEFERRED = answer(503, {"error": "Causal dependencies not satisfied", "missing": {"r@1": [1, 1]}})
 GONE = Failure("the connection broke", maybe_sent=True)
 REFUSED = Failure("no connection", maybe_sent=False)
 
 
 class Transport:
-    """Plays outcomes to a call, and records what the call sends. Time passes only in pauses."""
+    """Plays outcomes to a call, and records what the call sends.
+
+    Time passes only in pauses, and ``attempt_s`` with each attempt.
+    """
+
+    attempt_s = 0.0
 
     def __init__(self, *outcomes: Response | Failure, **options: Any) -> None:
         self.now_s = 1000.0
@@ -76,6 +83,7 @@ class Transport:
             while True:
                 if isinstance(command, Send):
                     self.sent.append(command)
+                    self.now_s += self.attempt_s
                     command = steps.send(self.outcomes.pop(0))
                 elif isinstance(command, Pause):
                     self.now_s += command.seconds
@@ -99,6 +107,17 @@ class Transport:
 
     def update(self, function: Callable[[Read], Any], tries: int = 5) -> Any:
         return self.run(self.do.update("k", function, ttl_s=None, tries=tries, w=None, w_timeout_s=None, wait_s=None))
+
+
+@pytest.mark.parametrize("ack_wait_s", [None, 5.0])
+def test_a_write_is_not_sent_if_the_replica_may_answer_503_only_after_the_deadline(ack_wait_s: float | None) -> None:
+    """A replica waits a second for the write's causal past. Cut short, the write would have an unknown outcome."""
+    transport = Transport(*[DEFERRED] * 9, timeout_s=4.0)
+    transport.attempt_s = 1.0
+    with pytest.raises(DependenciesMissing):
+        transport.put(w=None if ack_wait_s is None else 2, w_timeout_s=ack_wait_s)
+    assert transport.replicas == [A, B, A]
+    assert min(send.timeout_s for send in transport.sent) > 1.25
 
 
 # -- a 503 of a proxy says nothing about the write --------------------------------------------------------------------

@@ -373,12 +373,20 @@ def test_clients_notice_no_crash_of_replicas_in_turn(tmp_path: Path) -> None:
             except BaseException as exc:  # noqa: BLE001  (checked below)
                 failures.append(exc)
 
-        def wait_for_progress() -> None:
-            """Wait until each client has made three more rounds, or one has failed."""
+        def has_progressed(goals: dict[int, int]) -> int:
+            return sum(counts[number] >= goal for number, goal in goals.items())
+
+        def wait_for_progress(*, by_all: bool = True) -> None:
+            """Wait until each client has made three more rounds, or one has failed.
+
+            Not ``by_all``: after ten seconds, one client is enough. Another one may have read, in its last moment, an
+            update that only the killed process had. It waits for that process, or for the next one at its address.
+            """
             goals = {number: count + 3 for number, count in counts.items()}
+            enough_s = time.monotonic() + (60 if by_all else 10)
             # A call may take its 10 s for acks, so three of them take 30 s before anything hangs.
             wait_until(
-                lambda: failures or all(counts[n] >= goal for n, goal in goals.items()),
+                lambda: failures or has_progressed(goals) >= (6 if time.monotonic() < enough_s else 1),
                 timeout_s=60,
                 what=lambda: (counts, goals, [cluster.log(i)[-600:] for i in range(3)]),
             )
@@ -389,7 +397,7 @@ def test_clients_notice_no_crash_of_replicas_in_turn(tmp_path: Path) -> None:
         for victim, end in ((1, cluster.kill), (2, cluster.terminate), (0, cluster.kill), (1, cluster.terminate)):
             wait_for_progress()
             end(victim)
-            wait_for_progress()
+            wait_for_progress(by_all=False)
             cluster.start_one(victim)
             cluster.wait_ready()
         wait_for_progress()

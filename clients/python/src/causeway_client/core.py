@@ -64,9 +64,6 @@ from .history import History
 from .recording import Pairs, dot_of, recorded_changes, recorded_pairs
 from .results import Attempt, AttemptHook, Changes, Json, Metadata, Recorder
 
-MIN_WRITE_S: Final = 0.05
-"""Do not start a write with less time left: it would probably end as Uncertain instead of Unavailable."""
-
 DEFAULT_ACK_WAIT_S: Final = 1.0
 """How long a replica waits for acks if the request does not say (docs/contract.md, section 2.7)."""
 
@@ -105,7 +102,8 @@ class Call:
     """One call. All its attempts send the same request, to different replicas.
 
     ``metadata``: what the request carries. ``writes``: what it writes, for the recorder. ``route``: which replicas to
-    try first. ``wait_s``: how long the request asks the replica to wait, for its causal past and for acks.
+    try first. ``wait_s``: how long the request asks the replica to wait, for its causal past and for acks;
+    ``ack_wait_s``: for acks alone.
     ``may_resend``: send a write with an unknown outcome again. ``begin``: see ``Begin``; None: read whole responses.
     """
 
@@ -118,6 +116,7 @@ class Call:
     writes: Pairs
     route: Route
     wait_s: float
+    ack_wait_s: float
     may_resend: bool
     begin: Begin | None
 
@@ -264,6 +263,7 @@ class Core:
             writes=writes,
             route=route,
             wait_s=(wait_s or 0.0) + ack_wait_s,
+            ack_wait_s=ack_wait_s,
             may_resend=options.retry_writes and is_repeatable,
             begin=begin,
         )
@@ -291,7 +291,7 @@ class Core:
         while True:
             delay_s = failover.delay_s()
             left_s = deadline - monotonic() - delay_s
-            if left_s <= (MIN_WRITE_S if call.is_write else 0.0):
+            if left_s <= (failover.least_write_s + call.ack_wait_s if call.is_write else 0.0):
                 # Raise now: no attempt is possible before the deadline, so waiting for it changes nothing.
                 raise failover.error()
             if delay_s > 0:
@@ -300,6 +300,7 @@ class Core:
             timeout_s = min(left_s, options.attempt_timeout_s + call.wait_s)
             is_stream = call.begin is not None
             send = Send(replica, call.method, call.path, call.headers, call.body, timeout_s, is_stream)
+            began_s = monotonic()
             response, body, failure = yield from self._attempt(send, call)
             if failure is not None:
                 if call.is_write and failure.maybe_sent:
@@ -311,7 +312,7 @@ class Core:
                 continue
             if response.status == 503:
                 delay_s = retry_after_s(response.headers.get("retry-after"), options.clock.wall())
-                failover.record_unavailable(replica, body, delay_s)
+                failover.record_unavailable(replica, body, delay_s, monotonic() - began_s)
                 continue
             if response.status == 412 and failover.maybe_applied:
                 # The version that fails the condition may be the one that our own earlier attempt wrote.

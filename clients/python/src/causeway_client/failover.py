@@ -14,6 +14,13 @@ MAX_RETRY_DELAY_S: Final = 1.0
 """Delay before a replica that failed is tried again: it doubles with each failure, from the first to the second."""
 
 
+MIN_WRITE_S: Final = 0.05
+"""Do not start a write with less time left: it would probably end as Uncertain instead of Unavailable."""
+
+REFUSAL_MARGIN: Final = 1.25
+"""A replica may take longer to refuse a write than it has taken before, at most by this factor."""
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """Indexes of two replicas of a session.
@@ -29,7 +36,8 @@ class Route:
 class Failover:
     """The state of one call: which replica to try next and when, and what the attempts so far have shown.
 
-    ``index``: the replica to try next. ``_not_before``: for each replica, the earliest time of the next attempt
+    ``index``: the replica to try next. ``least_write_s``: do not start a write with less time left until the deadline.
+    ``_not_before``: for each replica, the earliest time of the next attempt
     (seconds by ``monotonic``). ``_failures``: for each replica, attempts that got no response.
     ``_retried_same``: the one immediate retry of a write at the same replica was used.
     ``_missing``: the missing dependencies in the last 503 that named any.
@@ -39,6 +47,7 @@ class Failover:
     def __init__(self, count: int, route: Route, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self.index = route.preferred
+        self.least_write_s = MIN_WRITE_S
         self._last_answered = route.last_answered
         self._not_before = [0.0] * count
         self._failures = [0] * count
@@ -63,8 +72,15 @@ class Failover:
         self._failures[self.index] += 1
         self._select_next(delay_s)
 
-    def record_unavailable(self, replica: str, body: Mapping[str, Json], retry_after_s: float) -> None:
-        """The replica answered 503 and applied nothing: try another replica, and this one after ``Retry-After``."""
+    def record_unavailable(
+        self, replica: str, body: Mapping[str, Json], retry_after_s: float, elapsed_s: float
+    ) -> None:
+        """The replica answered 503 and applied nothing: try another replica, and this one after ``Retry-After``.
+
+        ``elapsed_s``: how long the attempt took. A replica waits for the causal past of a request. If the client waited
+        less for the next response, it would not know whether the write was applied.
+        """
+        self.least_write_s = max(self.least_write_s, REFUSAL_MARGIN * elapsed_s + MIN_WRITE_S)
         self._attempts.append((replica, str(body.get("error") or "503")))
         self._missing = body.get("missing") or self._missing
         self._select_next(max(retry_after_s, FIRST_RETRY_DELAY_S))

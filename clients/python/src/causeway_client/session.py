@@ -50,7 +50,8 @@ class Session:
     ``token``: API token, sent as ``Authorization: Bearer``.
     ``metadata``: start of the history: the ``metadata`` of an earlier session.
     ``timeout_s``: the most time that a call takes, with all attempts and delays. If a call asks the replica to wait
-    (``wait_s``, ``w_timeout_s``), that time is added.
+    (``wait_s``, ``w_timeout_s``), that time is added. A write is not sent again so late that a 503 might not arrive
+    in time.
     ``attempt_timeout_s``: how long to wait for one replica's response before trying the next one; the time for which a
     call asks the replica to wait is added. Must be longer than the replicas' ``KV_DEFER_TIMEOUT``. Otherwise a replica
     that defers a request looks dead.
