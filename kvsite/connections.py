@@ -388,13 +388,15 @@ class ConnectionMonitor:
             self.scan(silence_s)
 
     def _count(self, now: float) -> None:
-        """Count the open descriptors, if a second or ``COUNT_REQUESTS`` have passed since the last count."""
-        if now - self._counted_s < TICK_S and self._bodies.uncounted_requests < COUNT_REQUESTS:
+        """Count the open descriptors each second, and after ``COUNT_REQUESTS`` as long as they are few."""
+        bodies = self._bodies
+        is_due = bodies.uncounted_requests >= COUNT_REQUESTS and not bodies.has_many_connections
+        if now - self._counted_s < TICK_S and not is_due:
             return
         self._counted_s = now
-        self._bodies.uncounted_requests = 0
+        bodies.uncounted_requests = 0
         descriptors = self._kernel.count_descriptors()
-        self._bodies.has_many_connections = descriptors > MANY_CONNECTIONS
+        bodies.has_many_connections = descriptors > MANY_CONNECTIONS
         self._is_full = descriptors > FULL * self._capacity
 
     def scan(self, silence_s: float) -> None:

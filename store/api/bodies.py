@@ -105,9 +105,13 @@ class Bodies:
         self._room = threading.Condition()
 
     def note_request(self) -> None:
-        """Count a request. Calls ``on_change`` if connections should be counted again."""
-        self.uncounted_requests += 1  # A thread may lose the count of another one; the next request makes up for it.
-        if self.uncounted_requests >= COUNT_REQUESTS and not self.has_many_connections:
+        """Count a request. Calls ``on_change`` once for every ``COUNT_REQUESTS``, unless many connections are open.
+
+        Two threads may count the same number. That makes the next count a little later, and costs no lock.
+        """
+        count = self.uncounted_requests + 1
+        self.uncounted_requests = count
+        if count % COUNT_REQUESTS == 0 and not self.has_many_connections:
             self.on_change()
 
     @property
