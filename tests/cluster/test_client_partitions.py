@@ -16,7 +16,7 @@ pytestmark = pytest.mark.parametrize("kind", SESSIONS)
 def test_a_session_returns_its_own_write_or_nothing(trio: NetnsCluster, kind: str) -> None:
     """Contract P2: replicas on the other side answer from no older state, and the session looks for one that can."""
     key = f"own/{kind}"
-    with SESSIONS[kind](trio.addresses, timeout_s=3, attempt_timeout_s=1) as session:
+    with SESSIONS[kind](trio.addresses, timeout_s=20, attempt_timeout_s=5) as session:
         session.put(key, "before", w="all", w_timeout_s=10)
         alone = session.replicas[0]
         session.stick_to(alone)
@@ -25,8 +25,9 @@ def test_a_session_returns_its_own_write_or_nothing(trio: NetnsCluster, kind: st
         session.stick_to(session.replicas[1])
         assert session.get(key, wait_s=0.2).value == "alone"
         assert session.replica == alone
-        with trio.while_paused(0), pytest.raises(Unavailable):
-            session.get(key, wait_s=0.2)
+        hasty = SESSIONS[kind](trio.addresses, timeout_s=3, metadata=session.metadata)
+        with hasty, trio.while_paused(0), pytest.raises(Unavailable):
+            hasty.get(key, wait_s=0.2)
         trio.heal()
         session.stick_to(session.replicas[2])
         wait_until(lambda: has_converged(trio), timeout_s=20)

@@ -102,7 +102,7 @@ def test_a_replica_paused_for_longer_than_down_after_rejoins_by_itself(trio: Net
     wait_until_at(range(3), lambda i: view(trio, i) == {0, 1, 2}, timeout_s=DOWN_AFTER_S)
     assert max(took_s) < AT_ONCE_S
     put(trio, 1, "pause/after", "after")
-    wait_for_value(trio, "pause/after", "after", timeout_s=1)
+    wait_for_value(trio, "pause/after", "after")
     # It must not take the pause for a request to stop, also not a little later.
     assert_stays(lambda: trio.is_running(1) and trio.pid(1) == pid, for_s=1.2)
 
@@ -149,7 +149,7 @@ def test_no_dot_is_used_twice_after_crashes_and_clocks_that_go_back(trio: NetnsC
     assert len(set(dots)) == len(dots)
     assert len(set(seen)) == 4
     for restarts in range(4):
-        wait_for_value(trio, f"dots/{restarts}", 4, timeout_s=1)
+        wait_for_value(trio, f"dots/{restarts}", 4)
     incarnations = [int(replica.rpartition("@")[2], 16) for replica in seen]
     assert incarnations == sorted(incarnations), "a later process has the higher incarnation"
 
@@ -194,7 +194,7 @@ def test_if_all_but_one_crash_together_they_have_everything_after_their_restart(
     """Contract P5: one replica that has every update is alive."""
     for n in range(30):
         put(trio, n % 3, f"crash/{n}", n)
-    wait_until(lambda: all(get(trio, 1, f"crash/{n}").status == 200 for n in range(30)), timeout_s=2)
+    wait_until(lambda: all(get(trio, 1, f"crash/{n}").status == 200 for n in range(30)))
     trio.kill(0)
     trio.kill(2)
     trio.start_one(0)

@@ -114,7 +114,7 @@ def test_minority_and_majority_both_serve_and_converge_after_the_partition(five:
     five.partition([0, 1], [2, 3, 4])
     for n in range(20):
         put(five, n % 5, f"sides/{n % 7}/{n % 5}", n)
-    wait_until(lambda: get(five, 1, "sides/0/0").status == 200, timeout_s=2)
+    wait_until(lambda: get(five, 1, "sides/0/0").status == 200)
     wait_until_at((0, 1), lambda i: view(five, i) == {0, 1}, timeout_s=DOWN_AFTER_S + SLACK_S)
     wait_until_at((2, 3, 4), lambda i: view(five, i) == {2, 3, 4}, timeout_s=SLACK_S)
     five.heal()

@@ -61,7 +61,7 @@ def test_a_removed_replica_leaves_all_views_rejects_clients_and_rejoins_after_a_
     assert get(trio, 2, "view/of-2").value == "before"
     assert status(trio, 2)["replica_id"] == id_before, "the same process continues with its counters"
     put(trio, 2, "view/after", "a member again")
-    wait_for_value(trio, "view/after", "a member again", timeout_s=1)
+    wait_for_value(trio, "view/after", "a member again")
 
 
 def test_a_put_of_a_member_is_already_present_also_if_it_is_down_and_an_unknown_one_is_not_deleted(

@@ -194,7 +194,7 @@ def test_2_1_503_if_the_causal_past_does_not_arrive(api: Client, key: str) -> No
             },
         )
         assert int(response.headers["retry-after"]) >= 1
-        assert 0.9 < response.took_s < 2
+        assert 0.9 < response.took_s < 5
     assert api.get(0, key).status == 404
 
 
@@ -202,7 +202,7 @@ def test_2_1_defer_timeout_0_answers_at_once(limited: Client) -> None:
     """0: answer at once. "missing" states for each replica id which counter is here and which one is needed."""
     response = limited.get(0, "/kvs/none", {"nobody@0000000000000001": 1})
     assert (response.status, response.body["missing"]) == (503, {"nobody@0000000000000001": {"has": 0, "needs": 1}})
-    assert response.took_s < 0.5
+    assert response.took_s < 0.9
 
 
 def test_2_1_deferred_request_is_answered_when_its_past_arrives(api: Client, key: str) -> None:

@@ -95,5 +95,5 @@ def test_2_4_transaction_with_ttl_and_w(api: Client, key: str) -> None:
     done = api.transact(0, writes=writes, w="all")
     assert (done.status, done.body["acks"]) == (200, 3)
     assert api.get(1, key).status == 200
-    wait_until(lambda: api.get(1, key).status == 404, timeout_s=1)
+    wait_until(lambda: api.get(1, key).status == 404)
     assert [api.get(1, path).status for path in (key, key + "b")] == [404, 200]

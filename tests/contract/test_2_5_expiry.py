@@ -19,7 +19,7 @@ def test_2_5_expired_key_counts_as_deleted_everywhere(api: Client, key: str) -> 
     put = api.put(0, key, "short", ttl=0.5, w="all")
     assert put.body["acks"] == 3
     assert [api.get(n, key).body["value"] for n in range(3)] == ["short"] * 3
-    wait_until(lambda: all(api.get(n, key).status == 404 for n in range(3)), timeout_s=1)
+    wait_until(lambda: all(api.get(n, key).status == 404 for n in range(3)))
     name = key.removeprefix("/kvs/")
     for n in range(3):
         assert api.get(n, key, put.past).status == 404
@@ -32,7 +32,7 @@ def test_2_5_expired_version_never_comes_back(api: Client, key: str) -> None:
     """An expired version never comes back, not even from a replica that was cut off meanwhile."""
     with api.cut_off(2):
         put = api.put(0, key, "short", ttl=0.2)
-        wait_until(lambda: api.get(0, key).status == 404, timeout_s=1)
+        wait_until(lambda: api.get(0, key).status == 404)
     assert [api.get(n, key + "?wait=10", put.past).status for n in (2, 0, 1)] == [404] * 3
     assert api.put(1, key, "again", put.past).body["result"] == "created"
 

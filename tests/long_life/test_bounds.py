@@ -181,9 +181,9 @@ def test_above_the_limits_of_deferred_requests_and_watchers_the_longest_wait_end
 
     with ThreadPoolExecutor(6) as pool:
         longest = [pool.submit(call, 50) for call in (defer, watch)]
-        wait_until(lambda: waiting() == (1, 1), timeout_s=2)
+        wait_until(lambda: waiting() == (1, 1))
         others = [pool.submit(call, 3) for call in (defer, watch)]
-        wait_until(lambda: waiting() == (2, 2), timeout_s=2)
+        wait_until(lambda: waiting() == (2, 2))
         assert not any(one.done() for one in longest)
         others += [pool.submit(call, 3) for call in (defer, watch)]
         early = [one.result(timeout=10) for one in longest]
