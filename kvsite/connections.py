@@ -64,7 +64,7 @@ SLOW_READ_S: Final = 2.0
 SLOW_READ_BYTES: Final = 512 * 1024
 """A client for which bytes are ready, and which takes fewer than this in ``SLOW_READ_S``, reads slowly."""
 
-MANY_CONNECTIONS: Final = 512
+MANY_CONNECTIONS: Final = 384
 """From this number of open descriptors on, the server keeps no connection whose request was large: each would keep a
 buffer of up to 128 KiB."""
 
