@@ -11,7 +11,7 @@ FORGETFUL = ReplicationSettings(pace_s=0.0, kept_removed=2, forget_after_s=1.0)
 
 
 def lost(wire: Wire, name: str, past: Clock, seconds: float = 3.0) -> dict[str, tuple[int, int]]:
-    """Let a request with ``past`` wait at a replica; return what it is told of as lost."""
+    """Let a request with ``past`` wait at a replica for ``seconds``. Return the updates that the replica calls lost."""
     token = wire[name].loss.fetch(past)
     wire.flow(seconds)
     return wire[name].loss.unrecoverable(past, token)

@@ -103,8 +103,8 @@ class Call:
 
     ``metadata``: what the request carries. ``writes``: what it writes, for the recorder. ``route``: which replicas to
     try first. ``wait_s``: how long the request asks the replica to wait, for its causal past and for acks;
-    ``ack_wait_s``: for acks alone.
-    ``may_resend``: send a write with an unknown outcome again. ``begin``: see ``Begin``; None: read whole responses.
+    ``ack_wait_s``: for acks alone. ``may_resend``: send a write with an unknown outcome again. ``begin``: see
+    ``Begin``; None: read whole responses.
     """
 
     method: str

@@ -13,7 +13,6 @@ FIRST_RETRY_DELAY_S: Final = 0.05
 MAX_RETRY_DELAY_S: Final = 1.0
 """Delay before a replica that failed is tried again: it doubles with each failure, from the first to the second."""
 
-
 MIN_WRITE_S: Final = 0.05
 """Do not start a write with less time left: it would probably end as Uncertain instead of Unavailable."""
 
@@ -37,8 +36,8 @@ class Failover:
     """The state of one call: which replica to try next and when, and what the attempts so far have shown.
 
     ``index``: the replica to try next. ``least_write_s``: do not start a write with less time left until the deadline.
-    ``_not_before``: for each replica, the earliest time of the next attempt
-    (seconds by ``monotonic``). ``_failures``: for each replica, attempts that got no response.
+    ``_not_before``: for each replica, the earliest time of the next attempt (seconds by ``monotonic``).
+    ``_failures``: for each replica, attempts that got no response.
     ``_retried_same``: the one immediate retry of a write at the same replica was used.
     ``_missing``: the missing dependencies in the last 503 that named any.
     ``_unknown``: (replica, reason) of the last attempt of a write with an unknown outcome.
